@@ -1,0 +1,111 @@
+"""Sparse autoencoders for any Hugging Face language model: from text to activations to features to steering.
+
+    import saelens_lite as sl
+
+    store = sl.harvest_activations(model, dataset, ["blocks.3.hook_resid_post"], "store/", max_tokens=2_000_000)
+    sae = sl.train_sae(store, kind="topk", k=32, expansion=16)
+    top = sl.max_activating_tokens(sae, store, n=20)
+    with sl.ablate(model, sae, latents=[1234]):
+        model.generate(...)
+
+Public names are imported when they are first used, so this module costs nothing and a training machine needs no
+transformers.
+"""
+
+import importlib
+import sys
+from importlib.machinery import ModuleSpec
+from importlib.util import spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saelens_lite.analyze import (
+        ablate,
+        clamp,
+        dead_latents,
+        evaluate_sae,
+        feature_page,
+        latent_density,
+        logit_lens,
+        max_activating_tokens,
+        steer,
+    )
+    from saelens_lite.errors import CheckpointError, HookError, ShardError
+    from saelens_lite.harvest import harvest_activations
+    from saelens_lite.hooks import hook_points
+    from saelens_lite.sae import SAEConfig, SparseAutoencoder
+    from saelens_lite.sparse import SparseLatents
+    from saelens_lite.store import ActivationStore
+    from saelens_lite.train import TrainConfig, train_sae
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "harvest_activations",
+    "train_sae",
+    "max_activating_tokens",
+    "evaluate_sae",
+    "dead_latents",
+    "latent_density",
+    "logit_lens",
+    "ablate",
+    "steer",
+    "clamp",
+    "feature_page",
+    "hook_points",
+    "SparseAutoencoder",
+    "SAEConfig",
+    "TrainConfig",
+    "SparseLatents",
+    "ActivationStore",
+    "ShardError",
+    "HookError",
+    "CheckpointError",
+    "__version__",
+]
+
+_HOMES = {
+    "harvest": ["harvest_activations"],
+    "train": ["train_sae", "TrainConfig"],
+    "analyze": [
+        "max_activating_tokens", "evaluate_sae", "dead_latents", "latent_density", "logit_lens",
+        "ablate", "steer", "clamp", "feature_page",
+    ],
+    "hooks": ["hook_points"],
+    "sae": ["SparseAutoencoder", "SAEConfig"],
+    "sparse": ["SparseLatents"],
+    "store": ["ActivationStore"],
+    "errors": ["ShardError", "HookError", "CheckpointError"],
+}  # fmt: skip
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the module that defines it, once (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+class _CheckoutFinder:
+    """Finds the three rooms beside this package, where a plain checkout has them; an installation has them inside."""
+
+    @staticmethod
+    def find_spec(fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        package, _, room = fullname.rpartition(".")
+        if package != __name__ or room not in ("harvest", "train", "analyze"):
+            return None
+        folder = Path(__file__).parent.parent / room
+        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+
+
+# pyproject.toml lies beside this package only in a checkout. Last in the list: an installed room is found before.
+if (Path(__file__).parent.parent / "pyproject.toml").exists():
+    sys.meta_path.append(_CheckoutFinder)

@@ -1,0 +1,76 @@
+"""The source of the Python standard library as a corpus: real text that every installation already has.
+
+The embedded language model was trained on the "train" documents, the demo harvests from them, and everything that is
+called held out is measured on the "held_out" documents. A document is one module; a module belongs to one split for good,
+by a hash of its name, so the split does not move when Python adds or removes a file.
+"""
+
+import sysconfig
+import tokenize
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from typing import Literal, TypedDict
+
+HELD_OUT_PERCENT = 5
+
+_SKIPPED_FOLDERS = {
+    "site-packages", "dist-packages", "__pycache__", "lib-dynload",  # not the standard library, or not source
+    "test", "tests", "idle_test", "turtledemo",  # tests and showpieces
+    "pydoc_data", "encodings",  # generated help text and character tables
+}  # fmt: skip
+_SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "_bundled")  # written by the build of one particular interpreter
+_SKIPPED_FILES = {"html/entities.py"}  # a table of character names
+
+
+class Document(TypedDict):
+    """One module: `text` is its source, `name` its path below the standard library, e.g. "json/decoder.py"."""
+
+    text: str
+    name: str
+
+
+def is_held_out(name: str) -> bool:
+    """Whether the module of this relative name belongs to the held-out split (about 5 % of the names).
+
+    name: path below the standard library with forward slashes, e.g. "json/decoder.py"
+    """
+    digest = blake2b(name.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
+
+
+def stdlib_documents(split: Literal["train", "held_out", "all"] = "train") -> Iterator[Document]:
+    """The modules of the running interpreter's standard library, in the order of their names.
+
+    split: "train", "held_out" or "all"; the first two have no module in common
+    returns: an iterator of dict(text=…, name=…); line ends are "\\n", empty files are left out
+    raises: ValueError for another split, FileNotFoundError if this Python comes without its source
+    """
+    if split not in ("train", "held_out", "all"):
+        raise ValueError(f"stdlib_documents expected split 'train', 'held_out' or 'all', got {split!r}")
+    root = Path(sysconfig.get_paths()["stdlib"])
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
+    names = [name for name in names if _is_wanted(name)]
+    if not names:
+        raise FileNotFoundError(
+            f"expected the source of the Python standard library in {root}, found no module there: this interpreter "
+            "was installed without its source; use a regular CPython, or pass a corpus of your own"
+        )
+    return _read(root, [name for name in names if split == "all" or is_held_out(name) == (split == "held_out")])
+
+
+def _is_wanted(name: str) -> bool:
+    parts = name.split("/")
+    return (
+        _SKIPPED_FOLDERS.isdisjoint(parts)
+        and not any(part.startswith(_SKIPPED_PREFIXES) for part in parts)
+        and name not in _SKIPPED_FILES
+    )
+
+
+def _read(root: Path, names: list[str]) -> Iterator[Document]:
+    for name in names:
+        with tokenize.open(root / name) as file:  # honours the encoding line of the module
+            text = file.read()
+        if text.strip():
+            yield Document(text=text, name=name)

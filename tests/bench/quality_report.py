@@ -1,0 +1,127 @@
+"""The table and the verdicts of the quality benchmark, from its finished runs; for `quality.py --report`."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from typing import Any
+
+Line = dict[str, Any]
+"""One finished run, as quality.py files it."""
+
+
+def select(lines: list[Line], contestant: str, kind: str, steps: int | None) -> list[Line]:
+    wanted = (contestant, kind, steps)
+    return [line for line in lines if (line["contestant"], line["kind"], line["steps"]) == wanted]
+
+
+def table_order(line: Line) -> tuple[Any, ...]:
+    return (line["contestant"], line["kind"], line["steps"], line["l1_coeff"] or 0, line["lr"], line["seed"])
+
+
+def interpolate(lines: list[Line], l0: float) -> float | None:
+    """fvu at this l0, linear in log l0 between the two nearest runs; None outside their range."""
+    points = sorted((math.log(line["l0"]), line["fvu"]) for line in lines)
+    at = math.log(l0)
+    for (left, fvu_left), (right, fvu_right) in itertools.pairwise(points):
+        if left <= at <= right:
+            return (
+                fvu_left + (fvu_right - fvu_left) * (at - left) / (right - left) if right > left else fvu_left
+            )
+    return None
+
+
+def best_seeds(lines: list[Line]) -> list[Line]:
+    """All seeds at the learning rate with the least fvu on seed 0."""
+    first_seed = [line for line in lines if line["seed"] == 0]
+    if not first_seed:
+        return []
+    lr = min(first_seed, key=lambda line: line["fvu"])["lr"]
+    return [line for line in lines if line["lr"] == lr]
+
+
+def mean_of(lines: list[Line], name: str) -> float:
+    return statistics.fmean(line[name] for line in lines)
+
+
+def topk_verdict(label: str, ours: list[Line], saelens: list[Line], n_seeds: int) -> Line:
+    if not ours or not saelens:
+        return {"verdict": label, "missing": "runs of " + ("ours" if not ours else "saelens")}
+    sides = {
+        side: {
+            "lr": lines[0]["lr"],
+            "seeds": len(lines),
+            "steps": lines[0]["steps"],
+            "fvu": mean_of(lines, "fvu"),
+            "fvu_min": min(line["fvu"] for line in lines),
+            "fvu_max": max(line["fvu"] for line in lines),
+            "dead": mean_of(lines, "dead"),
+            "train_s": mean_of(lines, "train_s"),
+        }
+        for side, lines in (("ours", ours), ("saelens", saelens))
+    }
+    return {
+        "verdict": label,
+        **sides,
+        "complete": all(side["seeds"] == n_seeds for side in sides.values()),
+        "fvu_lower": sides["ours"]["fvu"] < sides["saelens"]["fvu"],
+        "dead_no_higher": sides["ours"]["dead"] <= sides["saelens"]["dead"],
+    }
+
+
+def l1_verdict(ours: list[Line], saelens: list[Line]) -> Line:
+    """Both curves at every l0 at which one side has a run and the other's range reaches."""
+    ours, saelens = l1_curve(ours), l1_curve(saelens)
+    l0s = sorted({line["l0"] for line in ours + saelens if line["l0"] > 0})
+    compared = [
+        {"l0": l0, "ours": ours_fvu, "saelens": saelens_fvu}
+        for l0 in l0s
+        if (ours_fvu := interpolate(ours, l0)) is not None
+        and (saelens_fvu := interpolate(saelens, l0)) is not None
+    ]
+    lower = all(point["ours"] < point["saelens"] for point in compared) if compared else None
+    return {
+        "verdict": "relu against standard, fvu at equal l0",
+        "compared": compared,
+        "fvu_lower_everywhere": lower,
+    }
+
+
+def l1_curve(lines: list[Line]) -> list[Line]:
+    """The runs of an L1 kind at the learning rate that was kept: the one with the most coefficients."""
+    by_lr: dict[float, list[Line]] = {}
+    for line in lines:
+        by_lr.setdefault(line["lr"], []).append(line)
+    return max(by_lr.values(), key=len, default=[])
+
+
+def report(
+    lines: list[Line], *, steps: int, longer_steps: int | None, step_time_ratio: float | None, n_seeds: int
+) -> None:
+    """A markdown table of every finished run, then one JSON verdict a line.
+
+    steps, longer_steps: of the comparison at equal steps, and of ours at equal wall-clock time (None before
+    the step was timed)
+    """
+    print("| trainer | lr | l1 | seed | steps | fvu | l0 | dead | training s |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for line in sorted(lines, key=table_order):
+        l1 = "" if line["l1_coeff"] is None else f"{line['l1_coeff']:g}"
+        print(
+            f"| {line['contestant']} {line['kind']} | {line['lr']:g} | {l1} | {line['seed']} "
+            f"| {line['steps']} | {line['fvu']:.4f} | {line['l0']:.1f} "
+            f"| {line['dead']:.3f} | {line['train_s']:.0f} |"
+        )
+    saelens = best_seeds(select(lines, "saelens", "topk", steps))
+    ours = best_seeds(select(lines, "ours", "topk", steps))
+    longer = select(lines, "ours", "topk", longer_steps)
+    print(json.dumps(topk_verdict("topk, equal steps", ours, saelens, n_seeds)))
+    verdict = topk_verdict("topk, equal wall-clock time", longer, saelens, n_seeds)
+    print(json.dumps({**verdict, "step_time_ratio": step_time_ratio}))
+    print(
+        json.dumps(
+            l1_verdict(select(lines, "ours", "relu", steps), select(lines, "saelens", "standard", steps))
+        )
+    )

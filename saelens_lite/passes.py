@@ -1,0 +1,228 @@
+"""What is known about the forward pass in progress: which tokens it holds, how many came before, and whether a generate call is behind it.
+
+A pass of length one is not a sign of generation: prompts have one token, prefills come in chunks, and without a cache every step runs the whole text.
+So positions are counted from the cache, and the prompt's length is taken from the generate call itself. Nothing here computes; edits read it (hooks.py).
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.decoder import decoder_layers, unwrap
+from saelens_lite.errors import HookError
+
+
+@dataclass(frozen=True, slots=True)
+class EditInfo:
+    """What an edit may know about the pass it runs in. Columns count tokens of the padded text, from 0, over all passes with one cache."""
+
+    columns: Tensor
+    """int64[seq], the column of each position: tokens in the cache + 0, 1, …"""
+    input_ids: Tensor | None
+    """int64[batch seq], or None when the pass got inputs_embeds"""
+    attention_mask: Tensor | None
+    """bool[batch seq], False on padding; None when the pass got no mask"""
+    position_ids: Tensor | None
+    """int64[batch seq] as the decoder got them, or None"""
+    past_tokens: int
+    """columns already in the cache"""
+    prompt_columns: int | None
+    """width of the prompt, padding included, when a generate call runs this pass; None in a plain forward"""
+    n_examples: int | None
+    """rows of that prompt; beam search and num_return_sequences make several rows of each, side by side"""
+    call: int
+    """passes since the watch began, this one excluded"""
+
+
+@dataclass(slots=True)
+class _Pass:
+    """What the modules from the model down to its decoder were called with, collected on the way in."""
+
+    outermost: nn.Module
+    call: int
+    seen: dict[str, Any] = field(default_factory=dict)
+    past_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    prompt_columns: int
+    n_examples: int
+
+
+class Watch:
+    """Watches a model's passes while at least one edit is on; leaves no trace after the last one."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = weakref.ref(unwrap(model))
+        self._users = 0
+        self._handles: list[Any] = []
+        self._pass: _Pass | None = None
+        self._calls = 0
+        self._generations: list[_Generation] = []
+        self._own_generate: Any = None
+
+    @contextmanager
+    def on(self) -> Iterator[Watch]:
+        """Watch inside; the contexts may nest."""
+        if self._users == 0:
+            self._start()
+        self._users += 1
+        try:
+            yield self
+        finally:
+            self._users -= 1
+            if self._users == 0:
+                self._stop()
+
+    def info(self, acts: Tensor) -> EditInfo:
+        """What is known for activations of this pass, float[batch seq d]."""
+        now = self._pass or _Pass(outermost=self._module, call=self._calls)
+        batch, seq = acts.shape[:2]
+        generation = self._generations[-1] if self._generations else None
+        ids = now.seen.get("input_ids")
+        return EditInfo(
+            columns=now.past_tokens + torch.arange(seq, device=acts.device),
+            input_ids=ids.to(acts.device) if isinstance(ids, Tensor) and ids.shape == (batch, seq) else None,
+            attention_mask=_current(now.seen.get("attention_mask"), batch, seq, now.past_tokens, acts.device),
+            position_ids=now.seen.get("position_ids"),
+            past_tokens=now.past_tokens,
+            prompt_columns=generation.prompt_columns if generation else None,
+            n_examples=generation.n_examples if generation else None,
+            call=now.call,
+        )
+
+    @property
+    def _module(self) -> nn.Module:
+        model = self._model()
+        assert model is not None, "an edit holds the model it watches"
+        return model
+
+    def _start(self) -> None:
+        model = self._module
+        self._pass, self._calls = None, 0
+        for module in _way_to_decoder(model):
+            self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._leave, always_call=True))
+        if hasattr(type(model), "generate"):
+            self._own_generate = vars(model).get("generate")
+            model.generate = self._watched(model.generate)
+
+    def _stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+        model = self._module
+        if hasattr(type(model), "generate"):
+            del model.generate
+            if self._own_generate is not None:
+                model.generate = self._own_generate
+        self._pass = self._own_generate = None
+
+    def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if self._pass is None:
+            self._pass = _Pass(outermost=module, call=self._calls)
+            self._calls += 1
+        given = _by_name(module, args, kwargs)
+        for name in ("input_ids", "attention_mask", "position_ids"):
+            if given.get(name) is not None:
+                self._pass.seen[name] = given[name]
+        cache = given.get("past_key_values")
+        self._pass.past_tokens = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+
+    def _leave(self, module: nn.Module, _args: tuple, _output: Any) -> None:
+        if self._pass is not None and self._pass.outermost is module:
+            self._pass = None
+
+    def _watched(self, generate: Any) -> Any:
+        def watched_generate(*args: Any, **kwargs: Any) -> Any:
+            self._generations.append(_read_prompt(self._module, args, kwargs))
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._generations.pop()
+
+        return watched_generate
+
+
+def watch(model: nn.Module) -> Watch:
+    """The model's watch: one for all edits on it."""
+    return _watches.setdefault(unwrap(model), Watch(model))
+
+
+def position_ids_from(attention_mask: Tensor) -> Tensor:
+    """Positions that count real tokens only: what a left-padded plain forward must be given (`model(..., position_ids=…)`); generate does so itself.
+
+    attention_mask: {bool|int}[batch seq], non-zero on real tokens
+    returns: int64[batch seq]; padding before the first token gets 0
+    """
+    return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+
+
+_watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()
+
+
+def _way_to_decoder(model: nn.Module) -> list[nn.Module]:
+    try:
+        path, _ = decoder_layers(model)
+    except HookError:  # a plain module path was asked for in a model that is no decoder
+        return [model]
+    names = path.split(".")[:-1]
+    return [model.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
+
+
+def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
+    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
+    return {**dict(zip(names, args, strict=False)), **kwargs}
+
+
+def _current(mask: Any, batch: int, seq: int, past_tokens: int, device: torch.device) -> Tensor | None:
+    """The part of an attention mask that belongs to the tokens of this pass, as bool[batch seq]."""
+    if isinstance(mask, dict):
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.ndim == 4:  # bool or additive, [batch 1 queries keys]: the last query sees every real token
+        mask = mask[:, 0, -1, :] if mask.dtype == torch.bool else mask[:, 0, -1, :] >= 0
+    if mask.shape[-1] >= past_tokens + seq:
+        mask = mask[:, past_tokens : past_tokens + seq]
+    if mask.shape[-1] != seq:
+        return None
+    return mask.to(device, torch.bool).expand(batch, seq)
+
+
+def _read_prompt(model: nn.Module, args: tuple, kwargs: dict) -> _Generation:
+    """Where the prompt of a generate call ends. Refuses right padding: transformers itself continues from the padding there.
+
+    raises: ValueError with the way out
+    """
+    given = {**({"inputs": args[0]} if args else {}), **{name: value for name, value in kwargs.items() if value is not None}}
+    ids = given.get("input_ids", given.get("inputs"))
+    prompt = given.get("inputs_embeds", ids)
+    if prompt is None:
+        return _Generation(prompt_columns=1, n_examples=1)  # generate starts from BOS
+    mask = given.get("attention_mask")
+    if mask is not None and mask.ndim == 2:
+        real = mask.bool()
+    elif ids is not None and mask is None:
+        settings = given.get("generation_config", getattr(model, "generation_config", None))
+        pad = given.get("pad_token_id", getattr(settings, "pad_token_id", None))
+        real = torch.ones_like(ids, dtype=torch.bool) if pad is None else ids != pad
+    else:
+        real = torch.ones(prompt.shape[:2], dtype=torch.bool)
+    ends_in_padding = ~real[:, -1]
+    if ends_in_padding.any():
+        row = int(ends_in_padding.nonzero()[0])
+        raise ValueError(
+            f"generate expected left padding, got a prompt whose row {row} ends in padding: the model would continue from the padding. "
+            "Tokenize with padding_side='left' (or pass attention_mask if that token is part of the text)"
+        )
+    return _Generation(prompt_columns=prompt.shape[1], n_examples=prompt.shape[0])

@@ -1,0 +1,102 @@
+"""What a harvest is asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestConfig:
+    """Run text through a model and keep the activations of some hook points in a store."""
+
+    model: str
+    """Hub id or local folder of a Hugging Face causal language model."""
+
+    dataset: tuple[str, ...]
+    """Hub ids or local files (txt, jsonl, json, csv, parquet; .gz too) or folders, read one after the other."""
+
+    hook_points: tuple[str, ...]
+    """Where to take activations, such as blocks.3.hook_resid_post or a module path; all share one forward pass."""
+
+    store: str
+    """Folder of the activation store; a harvest that was interrupted there goes on."""
+
+    max_tokens: int
+    """Rows to harvest: tokens with an activation, special tokens not counted. Fewer only if the dataset ends."""
+
+    model_revision: str | None = None
+    """Branch, tag or commit of the model on the hub; None is its main branch."""
+
+    dataset_config: str | None = None
+    """Configuration (subset) of a hub dataset, such as wikitext-2-raw-v1."""
+
+    dataset_revision: str | None = None
+    """Branch, tag or commit of the dataset on the hub; None is its main branch."""
+
+    split: str = "train"
+    """Split of the dataset. Plain local files have only train."""
+
+    text_column: str = "text"
+    """Column that holds a document's text. Plain text files have text."""
+
+    text_unit: Literal["line", "paragraph", "document"] = "line"
+    """What one document is in a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
+
+    tokenizer: str | None = None
+    """Hub id or local folder of the tokenizer; None takes the model's own."""
+
+    context_length: int = 256
+    """Tokens a context, BOS included. Longer contexts show the model more; attention costs grow with it."""
+
+    separator: Literal["bos", "eos", "none"] = "bos"
+    """Token before a document that starts inside a context. A tokenizer without a BOS uses its EOS for "bos"."""
+
+    keep_special_tokens: bool = False
+    """Give BOS, separators and other special tokens rows too. Their activations are often extreme and distort training."""
+
+    batch_size_seqs: int = 32
+    """Contexts a forward pass. Raising it fills an accelerator better and takes more memory."""
+
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Type of the stored rows. float32 takes twice the space; float16 is finer than bfloat16 but overflows at 65504."""
+
+    compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    """Type the model is loaded in. None: float32 on a CPU, elsewhere the type that its checkpoint states."""
+
+    documents_per_shard: int | None = None
+    """Documents a shard, the unit that is redone after an interruption. None: as many, by the mean of the first 64
+    documents, as give about max_tokens / 32 rows, at most 262,144; always a power of two."""
+
+    device: str | None = None
+    """Where to load the model: cuda, mps or cpu. None takes the first of these that is there."""
+
+    trust_remote_code: bool = False
+    """Allow the model's and tokenizer's repositories to run their own Python code on this machine."""
+
+    progress: bool = True
+    """Show a progress bar with tokens per second."""
+
+    def __post_init__(self) -> None:
+        for name in ("dataset", "hook_points"):
+            value = getattr(self, name)
+            if not value or isinstance(value, str):
+                raise ValueError(f"{name} expected a sequence of at least one name, got {value!r}")
+        if len(set(self.hook_points)) < len(self.hook_points):
+            raise ValueError(f"hook_points expected each name once, got {', '.join(self.hook_points)}")
+        for name, least in (("max_tokens", 1), ("context_length", 2), ("batch_size_seqs", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < least:
+                raise ValueError(f"{name} expected an integer of at least {least}, got {value!r}")
+        if self.documents_per_shard is not None and self.documents_per_shard < 1:
+            raise ValueError(
+                f"documents_per_shard expected at least 1, or None to choose it, got {self.documents_per_shard}"
+            )
+        for name, choices in (
+            ("dtype", ("bfloat16", "float16", "float32")),
+            ("compute_dtype", (None, "bfloat16", "float16", "float32")),
+            ("separator", ("bos", "eos", "none")),
+            ("text_unit", ("line", "paragraph", "document")),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} expected one of {choices}, got {getattr(self, name)!r}")

@@ -1,0 +1,146 @@
+"""The model and tokenizer of a harvest: loading them, naming what identifies them, holding the model still."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite import hooks
+
+_FINGERPRINT_VALUES = 256
+_VOLATILE_CONFIG = {
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "_attn_implementation_autoset",
+}
+
+
+def load_model(
+    name: str,
+    *,
+    compute_dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A causal language model from a hub id or local folder, ready for inference on one device."""
+    from transformers import AutoModelForCausalLM
+
+    device = device or default_device()
+    dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
+    if dtype != "auto":
+        dtype = getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
+    return model.to(device).eval()
+
+
+def default_device() -> str:
+    """cuda, mps or cpu: the first that is there."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer at a hub id or local folder. raises: ValueError if there is none"""
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"no tokenizer could be loaded from {name!r}: pass one as tokenizer= (an object, hub id or folder)"
+        ) from error
+
+
+def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
+    """Free the layers above the deepest hook point and the head, of a model that nobody else uses."""
+    if any(point.block is None for point in points):
+        return
+    _, layers = hooks.decoder_layers(model)
+    del layers[max(point.block for point in points) + 1 :]
+    if model.get_output_embeddings() is not None:
+        model.set_output_embeddings(nn.Identity())
+
+
+def positions_limit(model: nn.Module) -> int | None:
+    """Longest context the model has positions for, in tokens; None if its config states none."""
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Dropout off while the block runs; every module gets its own mode back."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def model_facts(model: nn.Module) -> dict[str, Any]:
+    """What identifies a model: its name, the hash of its configuration, its dtype and a fingerprint of its weights."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE_CONFIG}
+    return {
+        "name": model.config.name_or_path or type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)),
+        "weights_sha256": weights_fingerprint(model),
+        "compute_dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+    }
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """sha256 over name, shape, dtype and first 256 values of every parameter: cheap, and other weights give another."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.device.type != "meta":
+            digest.update(_first_bytes(parameter))
+    return digest.hexdigest()
+
+
+def _first_bytes(parameter: Tensor) -> bytes:
+    return (
+        parameter.detach()
+        .flatten()[:_FINGERPRINT_VALUES]
+        .cpu()
+        .contiguous()
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """What identifies a tokenizer: its name and the hash of its vocabulary and rules."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        rules = {
+            key: rules[key] for key in rules if key not in ("truncation", "padding")
+        }  # calls change these; unused here
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return {
+        "name": getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
+        "sha256": _sha256(json.dumps(rules, sort_keys=True)),
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,79 @@
+"""The plan: everything that determines a store's rows, and what may not change when a harvest goes on."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from saelens_lite.errors import ShardError
+from saelens_lite.shards import FORMAT, VERSION, encode_json, write_file
+from saelens_lite.store import check_version, read_json
+
+PACKING_RULE = "continuous"
+"""Name of the rule in `saelens_lite.tokens.pack`."""
+
+MOST_ROWS_PER_SHARD = 262_144
+LEAST_SHARDS = 32
+
+_NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
+"""Fields that say where something came from: the hashes beside them say what it is, so a moved folder is no new plan."""
+
+
+def documents_per_shard(mean_tokens: float, max_tokens: int) -> int:
+    """Documents a shard: the power of two nearest below the wanted number of rows over the mean document.
+
+    A shard is what an interruption can cost and, at the end, what may be computed beyond max_tokens, so a run has at
+    least about 32 of them; and no more rows than 2^18, which is 2 GiB in bfloat16 at width 4096. Web pages of 1,000
+    tokens make 256 documents a shard in a long run, children's stories of 210 tokens 1,024.
+
+    mean_tokens: mean length of a document, in tokens
+    """
+    rows = min(MOST_ROWS_PER_SHARD, max_tokens / LEAST_SHARDS)
+    documents = max(1, int(rows / max(1.0, mean_tokens)))
+    return 1 << (documents.bit_length() - 1)
+
+
+def make_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of plan.json for the given facts."""
+    return {"format": FORMAT, "version": VERSION, "packing": PACKING_RULE, **facts}
+
+
+def adopt_plan(plan: dict[str, Any], store: Path) -> dict[str, Any]:
+    """Write the plan to a new store, or find that the store's plan is the same. Returns the store's plan.
+
+    raises: ShardError if the store has another plan (names the differing fields), or the folder holds something else
+    """
+    path = store / "plan.json"
+    if not path.exists():
+        if store.is_dir() and any(name != "plan.json.tmp" for name in os.listdir(store)):
+            raise ShardError(
+                f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store"
+            )
+        write_file(path, encode_json(plan))
+        return plan
+    found = read_json(path)
+    check_version(found, path)
+    differing = [
+        f"{field} is {there!r} there, {here!r} here"
+        for field, there, here in _differences(found, plan)
+        if field not in _NAMES_ONLY
+    ]
+    if differing:
+        raise ShardError(
+            f"{store} was begun with another plan: {'; '.join(differing)}. Give the first settings to go on, or another folder"
+        )
+    return found
+
+
+def _differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, value in a, value in b) wherever two nested mappings differ."""
+    for key in dict.fromkeys([*a, *b]):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from _differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield f"{prefix}{key}", left, right

@@ -1,0 +1,317 @@
+"""The activation store, version 1: its format, and reading it.
+
+A store is a folder. Its unit is the shard: a fixed span of source documents, set by the plan. Packing restarts and
+forward batches end at a shard's edge, so a shard is a pure function of (plan, index). A row is one token's vector.
+
+    plan.json                              everything that determines the rows; written first
+    shards/00000/tokens.safetensors        input_ids int32[n_seqs context], attended uint8, kept uint8 (1 = has a row),
+                                           doc_id int32 relative to first_doc (-1 at padding), first_doc int64[1]
+    shards/00000/{hook point}.safetensors  acts {BF16|F16|F32}[n_rows d_model], then norm F32[n_rows]
+    shards/00000/{hook point}.json         the commit of that shard and hook point: rows, sequences, documents; bytes and
+                                           sha256 of its two files; float64 sums of the rows and of their squared norms
+    manifest.json                          written last: rows, bytes and commit hashes of every shard, totals, rows_used
+                                           of the last shard, hash of the plan and of the manifest itself
+    log.jsonl                              clock, speed, versions; no part of the store's identity
+
+Rows of a shard are its kept positions in (sequence, position) order. `norm` is the L2 norm of the row as stored. The
+rows of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON files are UTF-8
+with sorted keys; the manifest's own sha256 is taken over the file without that entry. Every file appears by fsync and
+rename, so a file that is there is whole; a shard without its commit does not count.
+
+Readers map files into memory and never unpickle. Writing is in shards.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from saelens_lite.errors import ShardError, nearest
+from saelens_lite.shards import (
+    FORMAT,
+    VERSION,
+    commit_path,
+    data_path,
+    manifest_sha256,
+    sha256_of_file,
+    tokens_path,
+)
+from saelens_lite.tokens import is_held_out
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShardTokens:
+    """The contexts of one shard as tensors.
+
+    input_ids: int32[n_seqs context]
+    attended:  uint8[n_seqs context], 0 at padding
+    kept:      uint8[n_seqs context], 1 where the token has one of the store's rows: kept.sum() is the shard's row count
+    doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
+    first_doc: global index of the shard's first document
+    """
+
+    input_ids: Tensor
+    attended: Tensor
+    kept: Tensor
+    doc_id: Tensor
+    first_doc: int
+
+
+class ActivationStore:
+    """A finished activation store, open for reading; all data is memory-mapped.
+
+    Where the store holds one hook point, the argument `hook_point` may be left out everywhere.
+
+    raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than recorded
+    """
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self.plan: dict[str, Any] = read_json(
+            self.path / "plan.json", missing="this folder is no activation store"
+        )
+        check_version(self.plan, self.path / "plan.json")
+        self._manifest = read_json(
+            self.path / "manifest.json",
+            missing="the harvest is unfinished; give the same command again and it goes on",
+        )
+        if manifest_sha256(self._manifest) != self._manifest.get("sha256"):
+            raise ShardError(
+                f"{self.path / 'manifest.json'} was altered: its content does not have the sha256 it states"
+            )
+        self._shards: list[dict[str, Any]] = self._manifest["shards"]
+        self._mapped: dict[tuple[int, str, str], Tensor] = {}
+        for file, size_bytes in self._files():
+            check_size(file, size_bytes)
+
+    @property
+    def hook_points(self) -> list[str]:
+        return list(self.plan["hook_points"])
+
+    @property
+    def context_length(self) -> int:
+        """Tokens a context, BOS included."""
+        return self.plan["context_length"]
+
+    @property
+    def n_shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of each shard; of the last one, those in use."""
+        rows = [shard["rows"] for shard in self._shards]
+        return rows[:-1] + [self._manifest["rows_used"]]
+
+    @property
+    def n_rows(self) -> int:
+        return sum(self.shard_rows)
+
+    @property
+    def model_name(self) -> str:
+        return self.plan["model"]["name"]
+
+    @property
+    def tokenizer_name(self) -> str:
+        return self.plan["tokenizer"]["name"]
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 that names the content: equal for stores whose files are equal, byte for byte."""
+        return self._manifest["sha256"]
+
+    def __repr__(self) -> str:
+        return f"ActivationStore({str(self.path)!r}, {self.n_rows:,} rows of {', '.join(self.hook_points)})"
+
+    def hook_point(self, name: str | None = None) -> str:
+        """The hook point meant by `name`; None means the only one.
+
+        raises: ValueError if the store lacks it, or None is ambiguous
+        """
+        if name is None:
+            if len(self.hook_points) > 1:
+                raise ValueError(
+                    f"{self.path} holds several hook points, name one of: {', '.join(self.hook_points)}"
+                )
+            return self.hook_points[0]
+        if name not in self.plan["hook_points"]:
+            hint = nearest(name, self.hook_points)
+            raise ValueError(
+                f"{self.path} has no hook point {name!r}{hint}; it holds {', '.join(self.hook_points)}"
+            )
+        return name
+
+    def d_model(self, hook_point: str | None = None) -> int:
+        return self.plan["hook_points"][self.hook_point(hook_point)]["d_model"]
+
+    def acts(self, shard: int, hook_point: str | None = None) -> Tensor:
+        """The rows of one shard in the store's dtype, memory-mapped: {bf16|f16|f32}[n_rows d_model]."""
+        return self._tensor(shard, hook_point, "acts")
+
+    def norms(self, shard: int, hook_point: str | None = None) -> Tensor:
+        """The L2 norm of each row of one shard: float32[n_rows]."""
+        return self._tensor(shard, hook_point, "norm")
+
+    def tokens(self, shard: int) -> ShardTokens:
+        """The contexts of one shard."""
+        path = tokens_path(self.path, self._index(shard))
+        with _open_safetensors(path, self._shards[shard]["tokens"]["bytes"]) as file:
+            arrays = {name: file.get_tensor(name) for name in ("input_ids", "attended", "kept", "doc_id")}
+            first_doc = int(file.get_tensor("first_doc"))
+        used = self.shard_rows[shard]
+        if used < self._shards[shard]["rows"]:
+            kept = arrays["kept"].flatten()
+            arrays["kept"] = (kept * (kept.cumsum(0) <= used)).view_as(arrays["kept"])
+        return ShardTokens(**arrays, first_doc=first_doc)
+
+    def row_positions(self, shard: int) -> tuple[Tensor, Tensor]:
+        """Where each row of one shard stands: (sequence int64[n_rows], position int64[n_rows])."""
+        sequence, position = self.tokens(shard).kept.nonzero(as_tuple=True)
+        return sequence, position
+
+    def row_docs(self, shard: int) -> Tensor:
+        """Global index of the document that each row of one shard comes from: int64[n_rows]."""
+        tokens = self.tokens(shard)
+        return tokens.doc_id[tokens.kept.bool()].long() + tokens.first_doc
+
+    def held_out_rows(self, fraction: float = 0.05, seed: int = 0) -> Tensor:
+        """Which rows belong to held-out documents (see `is_held_out`): bool[n_rows]."""
+        return torch.cat(
+            [is_held_out(self.row_docs(shard), fraction, seed) for shard in range(self.n_shards)]
+        )
+
+    def gather(
+        self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
+        """Rows by their index in the whole store, in the order asked for.
+
+        rows: int64[n], 0 <= row < n_rows
+        returns: dtype[n d_model]
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
+            raise ValueError(
+                f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}"
+            )
+        ends = torch.tensor(self.shard_rows).cumsum(0)
+        ascending, order = rows.sort()
+        edges = torch.searchsorted(ascending, ends).tolist()
+        gathered = torch.empty(len(rows), self.d_model(hook_point), dtype=dtype)
+        for shard, (start, stop) in enumerate(zip([0, *edges[:-1]], edges, strict=True)):
+            if start < stop:
+                first_row = int(ends[shard]) - self.shard_rows[shard]
+                local = ascending[start:stop] - first_row
+                gathered[order[start:stop]] = self.acts(shard, hook_point)[local].to(dtype)
+        return gathered
+
+    def mean(self, hook_point: str | None = None) -> Tensor:
+        """Mean row over the store: float64[d_model]."""
+        return torch.from_numpy(sum(total for total, _ in self._sums(hook_point)) / self.n_rows)
+
+    def mean_sq_norm(self, hook_point: str | None = None) -> float:
+        """Mean squared L2 norm of a row over the store."""
+        return sum(total for _, total in self._sums(hook_point)) / self.n_rows
+
+    def verify(self) -> list[str]:
+        """Check every byte against its recorded hash; the problems found, each naming its file. Reads all files."""
+        problems = []
+        if sha256_of_file(self.path / "plan.json") != self._manifest["plan_sha256"]:
+            problems.append(f"{self.path / 'plan.json'} has another sha256 than the manifest records")
+        for index, shard in enumerate(self._shards):
+            for hook_point in self.hook_points:
+                path = commit_path(self.path, index, hook_point)
+                if (
+                    not path.exists()
+                    or sha256_of_file(path) != shard["hook_points"][hook_point]["commit_sha256"]
+                ):
+                    problems.append(f"{path} is missing or has another sha256 than the manifest records")
+                    continue
+                for name, file in read_json(path)["files"].items():
+                    if sha256_of_file(path.with_name(name)) != file["sha256"]:
+                        problems.append(f"{path.with_name(name)} has another sha256 than {path.name} records")
+        return list(dict.fromkeys(problems))
+
+    def _index(self, shard: int) -> int:
+        if not 0 <= shard < self.n_shards:
+            raise IndexError(f"{self.path} has shards 0 to {self.n_shards - 1}, got {shard}")
+        return shard
+
+    def _files(self) -> Iterator[tuple[Path, int]]:
+        for index, shard in enumerate(self._shards):
+            yield tokens_path(self.path, index), shard["tokens"]["bytes"]
+            for hook_point in self.hook_points:
+                yield data_path(self.path, index, hook_point), shard["hook_points"][hook_point]["bytes"]
+
+    def _tensor(self, shard: int, hook_point: str | None, name: str) -> Tensor:
+        key = (self._index(shard), self.hook_point(hook_point), name)
+        if key not in self._mapped:
+            path = data_path(self.path, key[0], key[1])
+            with _open_safetensors(path, self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
+                self._mapped[key] = file.get_tensor(name)[: self.shard_rows[shard]]
+        return self._mapped[key]
+
+    def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:
+        """(float64[d_model] sum of rows, sum of squared norms) of each shard's used rows."""
+        hook_point = self.hook_point(hook_point)
+        for index, shard in enumerate(self._shards):
+            if self.shard_rows[index] < shard["rows"]:
+                acts, norms = self.acts(index, hook_point), self.norms(index, hook_point)
+                yield acts.sum(0, dtype=torch.float64).numpy(), float(norms.double().square().sum())
+            else:
+                record = read_json(commit_path(self.path, index, hook_point))
+                yield np.array(record["sum"]), record["sum_sq_norm"]
+
+
+def read_json(path: Path, missing: str = "it belongs to the store") -> dict[str, Any]:
+    """A JSON file of a store. raises: ShardError if it is missing or not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ShardError(f"{path} does not exist: {missing}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
+    if not isinstance(content, dict):
+        raise ShardError(
+            f"{path} should hold a JSON object, it holds a {type(content).__name__}: the file was altered"
+        )
+    return content
+
+
+def check_version(plan: dict[str, Any], path: Path) -> None:
+    """raises: ShardError unless `plan` is of the format and version that this code knows"""
+    if plan.get("format") != FORMAT:
+        raise ShardError(f"{path} should be a plan of format {FORMAT!r}, it states {plan.get('format')!r}")
+    if plan.get("version") != VERSION:
+        raise ShardError(
+            f"{path} is of version {plan.get('version')}, this saelens_lite reads version {VERSION}: "
+            "use the release that wrote it, or a newer one"
+        )
+
+
+def check_size(path: Path, size_bytes: int) -> None:
+    found = path.stat().st_size if path.exists() else None
+    if found != size_bytes:
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise ShardError(
+            f"{path} {state}, the store records {size_bytes} bytes: restore the file, or delete the shard's folder and "
+            "manifest.json and give the harvest command again, which recomputes only what is missing"
+        )
+
+
+def _open_safetensors(path: Path, size_bytes: int) -> Any:
+    check_size(path, size_bytes)
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ShardError(
+            f"{path} is not a readable safetensors file ({error}): the file was altered"
+        ) from error

@@ -1,0 +1,28 @@
+"""The errors of saelens_lite: each says what was expected, what came, and the way out."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SaelensLiteError(Exception):
+    """Base of every error that means something outside the caller's arguments is broken."""
+
+
+class ShardError(SaelensLiteError):
+    """An activation store cannot be read or written: a file is missing, short, altered or from another plan."""
+
+
+class HookError(SaelensLiteError):
+    """A model has no such hook point, or its structure is not one that hooks understand."""
+
+
+class CheckpointError(SaelensLiteError):
+    """An SAE folder or trainer state cannot be read or written."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """A hint such as " (did you mean 'k_aux'?)", or "" when nothing is close."""
+    found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)
+    return f" (did you mean {found[0]!r}?)" if found else ""

@@ -1,0 +1,39 @@
+"""Kernels of the sparse training step: reference.py defines them, bags.py and cpu.c are fast, this file chooses."""
+
+from __future__ import annotations
+
+from types import ModuleType
+
+from torch import Tensor
+
+from saelens_lite.kernels import bags, cpu
+from saelens_lite.kernels.reference import LatentPass, TokenPass, remove_parallel
+
+__all__ = ["LatentPass", "TokenPass", "decode", "latent_pass", "remove_parallel", "select_topk", "token_pass"]
+
+
+def _path(*tensors: Tensor) -> ModuleType:
+    return cpu if cpu.usable(*tensors) else bags
+
+
+def select_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of float[B n]: values float[B k], indices int64[B k]. See reference.py."""
+    return _path(pre_acts).select_topk(pre_acts, k)
+
+
+def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    """Weighted sums of rows of `table`, one a bag; differentiable. See reference.py."""
+    return bags.decode(values, indices, offsets, table)
+
+
+def token_pass(acts: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, scale: float) -> TokenPass:
+    """Decode, error and the gradient at each pair. See reference.py."""
+    return _path(acts, values, W_dec, b_dec).token_pass(acts, values, indices, W_dec, b_dec, scale)
+
+
+def latent_pass(
+    recons_grad: Tensor, inputs: Tensor, values: Tensor, pair_grads: Tensor, indices: Tensor, W_dec: Tensor
+) -> LatentPass:
+    """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py."""
+    path = _path(recons_grad, inputs, values, pair_grads, W_dec)
+    return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec)

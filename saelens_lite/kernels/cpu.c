@@ -1,0 +1,180 @@
+/* The kernels of reference.py for CPUs, in float32. Compiled once by the machine's own C compiler (see cpu.py).
+ *
+ * Every loop over rows is an OpenMP loop; the OpenMP runtime is the one that torch has loaded, so that both share
+ * one pool of threads. Results do not depend on the number of threads: each output row is written by one thread,
+ * in the order of its pairs.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define BLOCK 32
+
+static inline float block_max(const float *x, int64_t n) {
+    float m = -INFINITY;
+#pragma omp simd reduction(max : m)
+    for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    return m;
+}
+
+/* The k-th largest of x[0 .. n), by quickselect; x is reordered. */
+static float kth_largest(float *x, int64_t n, int64_t k) {
+    int64_t lo = 0, hi = n - 1, want = k - 1;
+    while (lo < hi) {
+        float pivot = x[lo + (hi - lo) / 2];
+        int64_t i = lo, j = hi;
+        while (i <= j) {
+            while (x[i] > pivot) i++;
+            while (x[j] < pivot) j--;
+            if (i <= j) {
+                float t = x[i];
+                x[i++] = x[j];
+                x[j--] = t;
+            }
+        }
+        if (want <= j) hi = j;
+        else if (want >= i) lo = i;
+        else break;
+    }
+    return x[want];
+}
+
+/* The k largest of each row, as ascending indices; of equal values the lower indices win.
+ * Whatever is at least the k-th largest block maximum is a candidate: at least k values are, seldom many more.
+ * Returns the number of rows that hold a NaN, where the caller must fall back. Rows of fewer than 4k blocks are
+ * cut by the caller to a smaller block. */
+int64_t select_topk(const float *pre, int64_t rows, int64_t n, int64_t k, float *values, int64_t *indices) {
+    int64_t n_blocks = (n + BLOCK - 1) / BLOCK, bad = 0;
+#pragma omp parallel reduction(+ : bad)
+    {
+        float *maxima = malloc(sizeof(float) * (n_blocks + 2 * n));
+        float *scratch = maxima + n_blocks, *found = scratch + n;
+        int64_t *places = malloc(sizeof(int64_t) * n);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < rows; r++) {
+            const float *x = pre + r * n;
+            int64_t count = 0;
+            for (int64_t b = 0; b < n_blocks; b++) {
+                int64_t width = b == n_blocks - 1 ? n - b * BLOCK : BLOCK;
+                maxima[b] = block_max(x + b * BLOCK, width);
+            }
+            float least = -INFINITY;
+            if (k <= n_blocks) {
+                memcpy(scratch, maxima, sizeof(float) * n_blocks);
+                least = kth_largest(scratch, n_blocks, k);
+            }
+            for (int64_t b = 0; b < n_blocks; b++) {
+                if (maxima[b] < least) continue;
+                int64_t end = b == n_blocks - 1 ? n : (b + 1) * BLOCK;
+                for (int64_t i = b * BLOCK; i < end; i++) {
+                    found[count] = x[i];
+                    places[count] = i;
+                    count += x[i] >= least;
+                }
+            }
+            if (count < k) {
+                bad++;
+                continue;
+            }
+            memcpy(scratch, found, sizeof(float) * count);
+            float kth = kth_largest(scratch, count, k);
+            int64_t above = 0, out = 0;
+            for (int64_t i = 0; i < count; i++) above += found[i] > kth;
+            int64_t equal = k - above;
+            for (int64_t i = 0; i < count; i++) {
+                int keep = found[i] > kth || (found[i] == kth && equal-- > 0);
+                if (keep) {
+                    values[r * k + out] = found[i];
+                    indices[r * k + out++] = places[i];
+                }
+            }
+        }
+        free(maxima);
+        free(places);
+    }
+    return bad;
+}
+
+void token_pass(const float *acts, const float *values, const int64_t *indices, const float *W_dec,
+                const float *b_dec, float scale, int64_t tokens, int64_t k, int64_t d, float *recons_grad,
+                float *pair_grads, float *sq_error) {
+#pragma omp parallel for schedule(static)
+    for (int64_t b = 0; b < tokens; b++) {
+        float *g = recons_grad + b * d;
+        const float *x = acts + b * d;
+#pragma omp simd
+        for (int64_t j = 0; j < d; j++) g[j] = b_dec[j] - x[j];
+        for (int64_t p = b * k; p < (b + 1) * k; p++) {
+            const float *w = W_dec + indices[p] * d;
+            float z = values[p];
+            if (p + 2 < (b + 1) * k)
+                for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(W_dec + indices[p + 2] * d + j);
+#pragma omp simd
+            for (int64_t j = 0; j < d; j++) g[j] += z * w[j];
+        }
+        float total = 0;
+#pragma omp simd reduction(+ : total)
+        for (int64_t j = 0; j < d; j++) total += g[j] * g[j];
+        sq_error[b] = total;
+#pragma omp simd
+        for (int64_t j = 0; j < d; j++) g[j] *= scale;
+        for (int64_t p = b * k; p < (b + 1) * k; p++) {
+            const float *w = W_dec + indices[p] * d;
+            float dot = 0;
+#pragma omp simd reduction(+ : dot)
+            for (int64_t j = 0; j < d; j++) dot += g[j] * w[j];
+            pair_grads[p] = dot;
+        }
+    }
+}
+
+/* Counting sort of the pairs by latent. offsets has n + 1 places, order one for each pair. */
+void regroup(const int64_t *indices, int64_t pairs, int64_t n, int64_t *order, int64_t *offsets) {
+    memset(offsets, 0, sizeof(int64_t) * (n + 1));
+    for (int64_t p = 0; p < pairs; p++) offsets[indices[p] + 1]++;
+    for (int64_t i = 0; i < n; i++) offsets[i + 1] += offsets[i];
+    int64_t *next = malloc(sizeof(int64_t) * n);
+    memcpy(next, offsets, sizeof(int64_t) * n);
+    for (int64_t p = 0; p < pairs; p++) order[next[indices[p]]++] = p;
+    free(next);
+}
+
+void latent_pass(const float *recons_grad, const float *inputs, const float *values, const float *pair_grads,
+                 const int64_t *order, const int64_t *offsets, const float *W_dec, int64_t n, int64_t k, int64_t d,
+                 float *dec_grad, float *enc_grad, float *bias_grad, uint8_t *fired) {
+#pragma omp parallel for schedule(dynamic, 64)
+    for (int64_t i = 0; i < n; i++) {
+        float *gd = dec_grad + i * d, *ge = enc_grad + i * d;
+        const float *w = W_dec + i * d;
+        float bias = 0;
+        memset(gd, 0, sizeof(float) * d);
+        memset(ge, 0, sizeof(float) * d);
+        fired[i] = 0;
+        for (int64_t q = offsets[i]; q < offsets[i + 1]; q++) {
+            float z = values[order[q]], pre = pair_grads[order[q]];
+            if (!(z > 0)) continue;
+            const float *g = recons_grad + (order[q] / k) * d, *x = inputs + (order[q] / k) * d;
+            if (q + 1 < offsets[i + 1]) {
+                int64_t ahead = (order[q + 1] / k) * d;
+                for (int64_t j = 0; j < d; j += 16) {
+                    __builtin_prefetch(recons_grad + ahead + j);
+                    __builtin_prefetch(inputs + ahead + j);
+                }
+            }
+            fired[i] = 1;
+            bias += pre;
+#pragma omp simd
+            for (int64_t j = 0; j < d; j++) {
+                gd[j] += z * g[j];
+                ge[j] += pre * x[j];
+            }
+        }
+        bias_grad[i] = bias;
+        float along = 0;
+#pragma omp simd reduction(+ : along)
+        for (int64_t j = 0; j < d; j++) along += gd[j] * w[j];
+#pragma omp simd
+        for (int64_t j = 0; j < d; j++) gd[j] -= along * w[j];
+    }
+}

@@ -1,0 +1,104 @@
+"""SparseLatents: the latents of a batch as (value, latent) pairs, token by token.
+
+The layout is that of an embedding bag: `values[offsets[b]:offsets[b+1]]` are token b's activations and `indices`
+at the same places name the latents. TopK is the uniform case, whose `[batch, k]` view costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SparseLatents:
+    """Latent activations of a batch, stored only where they may be non-zero.
+
+    values: float[nnz]; zeros may be stored (a TopK survivor that ReLU cut): a latent fires where its value is not 0
+    indices: int64[nnz], the latent of each value
+    offsets: int64[batch + 1], the span of each token in the two above
+    d_sae: number of latents
+    batch_shape: leading shape of what was encoded; prod(batch_shape) == batch
+    k: pairs stored for every token, or None where that differs between tokens
+    """
+
+    values: Tensor
+    indices: Tensor
+    offsets: Tensor
+    d_sae: int
+    batch_shape: tuple[int, ...]
+    k: int | None = None
+
+    @classmethod
+    def from_topk(
+        cls, values: Tensor, indices: Tensor, d_sae: int, batch_shape: tuple[int, ...] | None = None
+    ) -> SparseLatents:
+        """From float[batch k] and int64[batch k]; no copy when they are contiguous."""
+        batch, k = values.shape
+        offsets = torch.arange(0, batch * k + 1, k, device=values.device) if k else torch.zeros(batch + 1).long()
+        return cls(values.reshape(-1), indices.reshape(-1), offsets, d_sae, batch_shape or (batch,), k)
+
+    @classmethod
+    def from_dense(cls, latent_acts: Tensor) -> SparseLatents:
+        """From float[... d_sae]: keeps the non-zeros, in order of the latent's index."""
+        flat = latent_acts.reshape(-1, latent_acts.shape[-1])
+        rows, indices = flat.nonzero(as_tuple=True)
+        counts = torch.bincount(rows, minlength=flat.shape[0])
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return cls(flat[rows, indices], indices, offsets, flat.shape[1], tuple(latent_acts.shape[:-1]))
+
+    @classmethod
+    def cat(cls, parts: list[SparseLatents], batch_shape: tuple[int, ...]) -> SparseLatents:
+        """Consecutive parts of a batch as one."""
+        if len(parts) == 1:
+            return replace(parts[0], batch_shape=batch_shape)
+        offsets, end = [parts[0].offsets[:1]], 0
+        for part in parts:
+            offsets.append(part.offsets[1:] + end)
+            end += part.values.numel()
+        return cls(
+            torch.cat([part.values for part in parts]),
+            torch.cat([part.indices for part in parts]),
+            torch.cat(offsets),
+            parts[0].d_sae,
+            batch_shape,
+            parts[0].k if len({part.k for part in parts}) == 1 else None,
+        )
+
+    @property
+    def batch(self) -> int:
+        return prod(self.batch_shape)
+
+    def topk_view(self) -> tuple[Tensor, Tensor]:
+        """values float[batch k] and indices int64[batch k], without a copy.
+
+        raises: ValueError when tokens hold different numbers of pairs
+        """
+        if self.k is None:
+            raise ValueError("topk_view expected k pairs for every token, got ragged latents; use to_dense() or offsets")
+        return self.values.view(self.batch, self.k), self.indices.view(self.batch, self.k)
+
+    def row_ids(self) -> Tensor:
+        """int64[nnz]: the token of each pair, counted over the flattened batch."""
+        rows = torch.arange(self.batch, device=self.indices.device)
+        if self.k is not None:
+            return rows.repeat_interleave(self.k)
+        return rows.repeat_interleave(self.offsets.diff(), output_size=self.indices.numel())
+
+    def to_dense(self) -> Tensor:
+        """float[... d_sae] of the leading shape that was encoded."""
+        dense = self.values.new_zeros(self.batch, self.d_sae)
+        dense = dense.index_put((self.row_ids(), self.indices), self.values)
+        return dense.view(*self.batch_shape, self.d_sae)
+
+    def l0(self) -> Tensor:
+        """float32[...]: latents that fire, token by token."""
+        fires = (self.values != 0).to(torch.float32)
+        return fires.new_zeros(self.batch).index_add_(0, self.row_ids(), fires).view(self.batch_shape)
+
+    def with_values(self, values: Tensor) -> SparseLatents:
+        """The same pairs with other values, float[nnz]."""
+        return replace(self, values=values)

@@ -1,0 +1,89 @@
+"""Row order: which rows of the store make up step s, as a pure function of (seed, step).
+
+An epoch permutes short runs of consecutive rows over the whole store, cuts that order into buffers of about
+`buffer_rows`, and permutes the rows within each buffer. So memory holds one buffer, disk reads are runs, rows from
+everywhere meet in one batch, and a position is two integers: nothing about rows needs to be saved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_RUN_ROWS = 256
+
+
+class RowSource(Protocol):
+    """What training needs of an activation store."""
+
+    def gather(self, row_index: Tensor, hook_point: str | None = None, dtype: torch.dtype = ...) -> Tensor: ...
+
+
+class RowBuffer:
+    """Batches of rows of one hook point, mixed over the whole store.
+
+    rows: int64[n], the rows that may be used, in ascending order
+    raises: ValueError when there are fewer rows than one batch
+    """
+
+    def __init__(
+        self,
+        store: RowSource,
+        rows: Tensor,
+        *,
+        batch_size_rows: int,
+        buffer_rows: int,
+        seed: int,
+        hook_point: str | None = None,
+        dtype: torch.dtype = torch.bfloat16,
+    ) -> None:
+        if len(rows) < batch_size_rows:
+            raise ValueError(
+                f"training expected at least one batch of {batch_size_rows} rows, got {len(rows)} outside the held-out "
+                "documents: harvest more tokens or lower batch_size_rows"
+            )
+        self._store, self._rows, self._hook_point, self._dtype = store, rows, hook_point, dtype
+        self._batch, self._seed = batch_size_rows, seed
+        self._buffer_rows = max(batch_size_rows, buffer_rows - buffer_rows % batch_size_rows)
+        self.steps_per_epoch = len(rows) // batch_size_rows
+        self._held: tuple[int, int] | None = None
+        self._acts: Tensor | None = None
+
+    def _generator(self, *key: int) -> torch.Generator:
+        mixed = self._seed
+        for part in key:
+            mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
+        return torch.Generator().manual_seed(mixed)
+
+    def row_order(self, epoch: int, buffer: int) -> Tensor:
+        """int64[m]: the rows of one buffer of one epoch, in the order in which they are trained on."""
+        n_runs = -(-len(self._rows) // _RUN_ROWS)
+        runs = torch.randperm(n_runs, generator=self._generator(epoch))
+        places = (runs[:, None] * _RUN_ROWS + torch.arange(_RUN_ROWS)).flatten()
+        places = places[places < len(self._rows)]
+        start = buffer * self._buffer_rows
+        places = places[start : start + self._buffer_rows]
+        return self._rows[places[torch.randperm(len(places), generator=self._generator(epoch, buffer))]]
+
+    def _load(self, epoch: int, buffer: int) -> Tensor:
+        if self._held != (epoch, buffer):
+            self._acts = None  # before the next one, so that two never stand in memory
+            self._acts = self._store.gather(self.row_order(epoch, buffer), self._hook_point, self._dtype)
+            self._held = (epoch, buffer)
+        assert self._acts is not None
+        return self._acts
+
+    def batch(self, step: int) -> Tensor:
+        """float32[batch_size_rows d_model] of a step counted from 0."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        first = within * self._batch
+        buffer, offset = divmod(first, self._buffer_rows)
+        return self._load(epoch, buffer)[offset : offset + self._batch].float()
+
+    def batches(self, first_step: int, n_steps: int) -> Iterator[Tensor]:
+        """The batches of steps first_step … n_steps − 1."""
+        for step in range(first_step, n_steps):
+            yield self.batch(step)

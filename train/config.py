@@ -1,0 +1,108 @@
+"""What a training run is: every field, its unit, its default and where the default comes from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from saelens_lite.errors import nearest
+
+Kind = Literal["topk", "relu"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One SAE trained on one hook point of an activation store."""
+
+    store: str = ""
+    """Folder of the activation store."""
+    output: str = "runs/sae"
+    """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
+    hook_point: str | None = None
+    """Which hook point of the store; may be left out when it holds one."""
+    kind: Kind = "topk"
+    """topk (Gao et al. 2024) or relu with an L1 penalty (Bricken et al. 2023)."""
+    k: int = 32
+    """Latents kept a token; topk only. More explain more and say less."""
+    expansion: int = 16
+    """d_sae as a multiple of d_model; not used when d_sae is given."""
+    d_sae: int | None = None
+    """Number of latents."""
+    l1_coeff: float = 5.0
+    """Weight of the L1 penalty; relu only. In the scale of `scale_input`, so comparable between models and with
+    SAELens. More means fewer latents a token."""
+    aux_coeff: float = 1 / 32
+    """Weight of the AuxK loss that revives dead latents; topk only; 0 switches it off. Gao et al. 2024."""
+    k_aux: int | None = None
+    """Dead latents a token may use in the AuxK loss; None: d_model / 2."""
+    dead_after_tokens: int | None = None
+    """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run)."""
+    lr: float | None = None
+    """Peak learning rate of Adam; None: `optim.default_lr`, which grows for short runs and small dictionaries."""
+    adam_beta1: float = 0.9
+    """Decay of Adam's first moment a step."""
+    adam_beta2: float = 0.999
+    """Decay of Adam's second moment a step."""
+    batch_size_rows: int = 4096
+    """Rows (tokens) a step."""
+    n_steps: int | None = None
+    """Optimiser steps; None: what passes over the training rows take, see `n_epochs`."""
+    n_epochs: float = 1.0
+    """Passes over the training rows; not used when n_steps is given."""
+    warm_up_steps: int | None = None
+    """Steps of linear warm-up of the learning rate; None: min(1000, 5 % of the run)."""
+    decay_fraction: float = 1 / 3
+    """The last share of the run over which the learning rate falls linearly to 0."""
+    l1_warm_up_steps: int | None = None
+    """Steps over which the L1 coefficient rises from 0; relu only; None: 5 % of the run (Anthropic, April 2024)."""
+    scale_input: bool = True
+    """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on save."""
+    freeze_decoder: bool = False
+    """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat (arXiv:2602.14111)."""
+    seed: int = 0
+    """Of initialisation and row order. The same seed on the same store gives the same SAE."""
+    buffer_rows: int = 1_048_576
+    """Rows mixed in memory at a time (2 · d_model bytes each in bf16); more mix better across the store."""
+    held_out_fraction: float = 0.05
+    """Share of documents never trained on, chosen by hash; evaluation uses them."""
+    eval_every_steps: int | None = None
+    """Steps between evaluations on held-out rows; None: ten times a run."""
+    eval_rows: int = 16_384
+    """Held-out rows an evaluation reads, at most."""
+    log_every_steps: int = 10
+    """Steps between lines of metrics.jsonl; fetching the numbers is the only wait for the device."""
+    save_every_steps: int | None = None
+    """Steps between saves of the SAE as it stands; None: only at the end and on SIGTERM or Ctrl-C."""
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to as well; None: no wandb."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        def check(ok: bool, name: str, expected: str) -> None:
+            if not ok:
+                raise ValueError(f"TrainConfig.{name} expected {expected}, got {getattr(self, name)!r}")
+
+        kinds = ("topk", "relu")
+        check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
+        for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps"):
+            check(getattr(self, name) >= 1, name, "a positive number")
+        for name in (
+            "d_sae", "k_aux", "dead_after_tokens", "n_steps", "eval_every_steps", "save_every_steps", "lr",
+        ):  # fmt: skip
+            value = getattr(self, name)
+            check(value is None or value > 0, name, "a positive number or None")
+        for name in ("warm_up_steps", "l1_warm_up_steps"):
+            value = getattr(self, name)
+            check(value is None or value >= 0, name, "0 or more, or None")
+        for name in ("l1_coeff", "aux_coeff"):
+            check(getattr(self, name) >= 0, name, "0 or more")
+        for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
+            check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
+        check(0 <= self.decay_fraction <= 1, "decay_fraction", "a share in [0, 1]")
+        check(self.n_epochs > 0, "n_epochs", "a positive number")
+        check(Path(self.output).name != "", "output", "a folder to write to")
+        check(self.d_sae is None or self.kind != "topk" or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")

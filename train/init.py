@@ -1,0 +1,46 @@
+"""What training starts from: decoder rows, the encoder as their transpose, the bias at the geometric median."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saelens_lite.nonlinearity import geometric_median
+from saelens_lite.sae import SAEConfig, SparseAutoencoder
+
+
+def initial_sae(config: SAEConfig, sample: Tensor, seed: int) -> SparseAutoencoder:
+    """A fresh SAE for rows such as `sample`.
+
+    sample: float[n d_model], rows in the scale of training
+    W_dec rows are random unit vectors, W_enc = W_decᵀ (Gao et al. 2024, appendix A.1: few latents start dead),
+    b_enc is 0 and b_dec the geometric median of the sample.
+    """
+    sae = SparseAutoencoder(config)
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(config.d_sae, config.d_model, generator=generator)
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.nn.functional.normalize(rows, dim=1))
+        sae.W_enc.copy_(sae.W_dec.T)
+        sae.b_dec.copy_(geometric_median(sample))
+    return sae
+
+
+def input_scale(mean_sq_norm: float, d_model: int) -> float:
+    """The factor that brings rows of that mean squared norm to d_model; source: Bricken et al., April 2024 update."""
+    if not mean_sq_norm > 0:
+        raise ValueError(f"input scale expected activations that are not all zero, got mean squared norm {mean_sq_norm}")
+    return (d_model / mean_sq_norm) ** 0.5
+
+
+def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
+    """The SAE that does to x what `sae` does to scale · x, in x's own units.
+
+    Activations are homogeneous in (x, biases, thresholds), so only those are divided; directions stay unit norm.
+    """
+    folded = SparseAutoencoder(sae.config).to(sae.device)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            is_weight = name in ("W_enc", "W_dec")
+            folded.get_parameter(name).copy_(parameter if is_weight else parameter / scale)
+    return folded

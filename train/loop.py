@@ -1,0 +1,271 @@
+"""train_sae: an activation store in, a saved SAE out. Reads from top to bottom."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import saelens_lite
+from saelens_lite.config import to_mapping
+from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.store import ActivationStore
+from saelens_lite.tracker import Tracker
+
+from .buffer import RowBuffer
+from .config import TrainConfig
+from .init import fold_scale, initial_sae, input_scale
+from .optim import default_lr, lr_factor
+from .step import DeadTracker, StepStats, relu_step, topk_step, unit_rows_
+
+log = logging.getLogger(__name__)
+
+_INIT_ROWS = 32_768
+
+
+def train_sae(
+    store: ActivationStore | str | Path, config: TrainConfig | None = None, **fields: Any
+) -> SparseAutoencoder:
+    """Train a sparse autoencoder on the rows of an activation store and save it.
+
+        sae = train_sae("store/", kind="topk", k=32, expansion=16, output="runs/topk")
+
+    store: an open store or its folder
+    config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each
+    returns: the SAE, in the units of the store's activations, on the training device; also saved to config.output
+    raises: ValueError for a wrong field or too few rows; FloatingPointError when the loss is no longer finite, with
+        the step; KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once the SAE as it stands was saved
+    """
+    config = _configured(config, fields, store)
+    store = store if isinstance(store, ActivationStore) else ActivationStore(store)
+    run = _Run(store, config)
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "train_config.json").write_text(json.dumps(to_mapping(config), indent=1), encoding="utf-8")
+
+    with Tracker(output, to_mapping(config), config.wandb_project) as tracker, _stop_signals() as stopped:
+        started = time.perf_counter()
+        for step in _steps(run.n_steps, config):
+            stats = run.step(step)
+            done, last = step + 1, step + 1 == run.n_steps
+            if done % config.log_every_steps == 0 or last:
+                tracker.log(done, run.training_metrics(stats, done, time.perf_counter() - started))
+            if done % run.eval_every_steps == 0 or last:
+                tracker.log(done, run.held_out_metrics())
+            if config.save_every_steps and done % config.save_every_steps == 0:
+                run.save(output, done)
+            if stopped.signal is not None:
+                break
+        sae = run.save(output, done)
+    if stopped.signal is not None:
+        log.warning("stopped at step %d of %d; the SAE as it stands is in %s", done, run.n_steps, output)
+        raise KeyboardInterrupt if stopped.signal == signal.SIGINT else SystemExit(128 + stopped.signal)
+    return sae
+
+
+class _Run:
+    """The state of one training run and what each step does to it."""
+
+    def __init__(self, store: ActivationStore, config: TrainConfig) -> None:
+        self.store, self.config = store, config
+        self.hook_point = store.hook_point(config.hook_point)
+        self.device = torch.device(config.device or _best_device())
+        held_out = store.held_out_rows(config.held_out_fraction)
+        train_rows = (~held_out).nonzero().view(-1)
+        self.held_out_rows = _spread(held_out.nonzero().view(-1), config.eval_rows)
+        self.buffer = RowBuffer(
+            store,
+            train_rows,
+            batch_size_rows=config.batch_size_rows,
+            buffer_rows=config.buffer_rows,
+            seed=config.seed,
+            hook_point=self.hook_point,
+        )
+        self.n_steps = config.n_steps or max(1, int(config.n_epochs * self.buffer.steps_per_epoch))
+        self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
+        self.scale = 1.0
+        if config.scale_input:
+            self.scale = input_scale(store.mean_sq_norm(self.hook_point), store.d_model(self.hook_point))
+
+        sample = store.gather(_spread(train_rows, _INIT_ROWS), self.hook_point).mul_(self.scale)
+        self.sae = initial_sae(self._sae_config(), sample, config.seed).to(self.device)
+        trained = [p for p in self.sae.parameters() if not (config.freeze_decoder and p is self.sae.W_dec)]
+        d_sae = self.sae.d_sae
+        self.lr = config.lr or default_lr(d_sae, self.n_steps)
+        self.adam = torch.optim.Adam(
+            trained,
+            lr=self.lr,
+            betas=(config.adam_beta1, config.adam_beta2),
+            fused=self.device.type in ("cpu", "cuda"),
+        )
+        n_tokens = self.n_steps * config.batch_size_rows
+        dead_after = config.dead_after_tokens or max(1, min(10_000_000, n_tokens // 10))
+        self.tracker = DeadTracker(d_sae, dead_after, self.device)
+        self.n_fired = torch.zeros(d_sae, dtype=torch.int64, device=self.device)
+
+    def _sae_config(self) -> SAEConfig:
+        config, store = self.config, self.store
+        d_model = store.d_model(self.hook_point)
+        return SAEConfig(
+            d_model=d_model,
+            d_sae=config.d_sae or config.expansion * d_model,
+            kind=config.kind,
+            k=config.k if config.kind == "topk" else None,
+            hook_point=self.hook_point,
+            hf_module=store.plan["hook_points"][self.hook_point]["module_path"],
+            model_name=store.model_name,
+            metadata={"saelens_lite": {"version": saelens_lite.__version__, "store": store.fingerprint}},
+        )
+
+    def step(self, step: int) -> StepStats:
+        """One optimiser step, counted from 0."""
+        config = self.config
+        acts = self.buffer.batch(step).to(self.device).mul_(self.scale)
+        with torch.no_grad():
+            if config.kind == "topk":
+                dead = self.tracker.dead() if config.aux_coeff else self.n_fired[:0]
+                stats, fired = topk_step(
+                    self.sae,
+                    acts,
+                    dead,
+                    k_aux=config.k_aux or max(1, self.sae.d_model // 2),
+                    aux_coeff=config.aux_coeff,
+                    train_decoder=not config.freeze_decoder,
+                )
+            else:
+                warm_up = _share(config.l1_warm_up_steps, 0.05, self.n_steps)
+                ramp = min(1.0, (step + 1) / max(1, warm_up))
+                stats, fired = relu_step(
+                    self.sae, acts, l1_coeff=config.l1_coeff * ramp, train_decoder=not config.freeze_decoder
+                )
+        factor = lr_factor(
+            step,
+            self.n_steps,
+            _share(config.warm_up_steps, 0.05, self.n_steps, most=1000),
+            round(config.decay_fraction * self.n_steps),
+        )
+        for group in self.adam.param_groups:
+            group["lr"] = self.lr * factor
+        self.adam.step()
+        if not config.freeze_decoder:
+            unit_rows_(self.sae.W_dec)
+        self.tracker.update(fired, len(acts))
+        return stats
+
+    def training_metrics(self, stats: StepStats, done: int, seconds: float) -> dict[str, float | int]:
+        """What a training line of metrics.jsonl holds; raises FloatingPointError when the loss is not finite."""
+        loss = float(stats.reconstruction)
+        if not torch.isfinite(stats.reconstruction):
+            raise FloatingPointError(
+                f"the reconstruction loss is {loss} at step {done}: check the store for NaN or infinite rows, or lower lr "
+                f"(now {self.lr:g})"
+            )
+        name = "l1" if self.config.kind == "relu" else "auxk"
+        return {
+            "tokens": done * self.config.batch_size_rows,
+            "reconstruction": loss,
+            name: float(stats.sparsity),
+            "l0": float(stats.l0),
+            f"dead@{self.tracker.dead_after_tokens}": len(self.tracker.dead()) / self.sae.d_sae,
+            "lr": self.adam.param_groups[0]["lr"],
+            "tokens_per_s": done * self.config.batch_size_rows / seconds,
+        }
+
+    def held_out_metrics(self) -> dict[str, float | None]:
+        """fvu and l0 on rows of held-out documents; None when there are none."""
+        if not len(self.held_out_rows):
+            return {"held_out_fvu": None, "held_out_l0": None}
+        acts = self.store.gather(self.held_out_rows, self.hook_point)
+        errors = variance = latents = 0.0
+        mean = acts.mean(0, dtype=torch.float64)
+        with torch.no_grad():
+            for rows in acts.split(self.config.batch_size_rows):
+                out = self.sae((rows * self.scale).to(self.device))
+                errors += float((out.recons.cpu() / self.scale - rows).double().square().sum())
+                variance += float((rows - mean).square().sum())
+                latents += float(out.latents.l0().sum())
+        return {"held_out_fvu": errors / variance, "held_out_l0": latents / len(acts)}
+
+    def save(self, output: Path, done: int) -> SparseAutoencoder:
+        """The SAE in the units of the store, written to `output`."""
+        sae = fold_scale(self.sae, self.scale)
+        facts = {
+            **sae.config.metadata["saelens_lite"],
+            "train": to_mapping(self.config),
+            "lr": self.lr,
+            "steps": done,
+            "tokens": done * self.config.batch_size_rows,
+            **self.held_out_metrics(),
+        }
+        metadata = {**sae.config.metadata, "saelens_lite": facts, "context_size": self.store.context_length}
+        sae.config = dataclasses.replace(sae.config, metadata=metadata)
+        sae.save(output)
+        return sae
+
+
+class _Stopped:
+    signal: int | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stopped]:
+    """Note SIGTERM and Ctrl-C instead of dying, so that the step ends and the SAE is saved; a second one kills."""
+    stopped = _Stopped()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        if stopped.signal is not None:
+            raise KeyboardInterrupt
+        stopped.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _configured(config: TrainConfig | None, fields: dict[str, Any], store: Any) -> TrainConfig:
+    from saelens_lite.config import from_mapping
+
+    base = to_mapping(config) if config else {}
+    path = store.path if isinstance(store, ActivationStore) else store
+    return from_mapping(TrainConfig, {**base, **fields, "store": str(path)}, "train_sae")
+
+
+def _steps(n_steps: int, config: TrainConfig) -> Iterator[int]:
+    from tqdm import tqdm
+
+    return iter(tqdm(range(n_steps), desc=f"train {config.kind}", unit="step", disable=not config.progress))
+
+
+def _best_device() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _share(given: int | None, share: float, n_steps: int, most: int | None = None) -> int:
+    if given is not None:
+        return given
+    steps = round(share * n_steps)
+    return steps if most is None else min(most, steps)
+
+
+def _spread(rows: Tensor, n: int) -> Tensor:
+    """At most n of the rows, evenly spread over them."""
+    return rows if len(rows) <= n else rows[torch.linspace(0, len(rows) - 1, n).long()]

@@ -1,0 +1,158 @@
+"""One training step's gradients, written into `.grad` by hand: what autograd would give, without its dense tensors.
+
+`topk_step` never builds a second [B, d_sae] tensor and takes no gradient of the input; `relu_step` is the dense case.
+Each is tested against autograd on the losses of losses.py.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saelens_lite import kernels
+from saelens_lite.sae import SparseAutoencoder
+
+_CHUNK_BYTES = 32 * 2**20
+
+
+class StepStats(NamedTuple):
+    """Device scalars of one step, in the scale of training: no wait for the device until they are read.
+
+    reconstruction: mean ‖x − x̂‖²; sparsity: Σ latents a token (relu) or the AuxK loss (topk); l0: latents a token
+    """
+
+    reconstruction: Tensor
+    sparsity: Tensor
+    l0: Tensor
+
+
+def topk_step(
+    sae: SparseAutoencoder, acts: Tensor, dead: Tensor, *, k_aux: int, aux_coeff: float, train_decoder: bool = True
+) -> tuple[StepStats, Tensor]:
+    """Gradients of reconstruction + aux_coeff · AuxK for a batch.
+
+    acts: float[B d_model]; dead: int64[m], latents that AuxK may use
+    returns: the stats and fired bool[d_sae]
+    """
+    assert sae.config.k is not None and sae.config.apply_b_dec_to_input
+    n_tokens, scale = acts.shape[0], 2.0 / acts.shape[0]
+    inputs = acts - sae.b_dec
+    values, indices, dead_pre_acts = _select(sae, inputs, sae.config.k, dead)
+
+    recons_grad, pair_grads, sq_error = kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale)
+    dec_grad, enc_grad, bias_grad, fired = kernels.latent_pass(
+        recons_grad, inputs, values.view(-1), pair_grads, indices.view(-1), sae.W_dec
+    )
+    aux = acts.new_zeros(())
+    if dead.numel():
+        error = recons_grad / -scale
+        aux, aux_dec, aux_enc, aux_bias = _auxk(sae, inputs, error, dead, dead_pre_acts, k_aux, aux_coeff)
+        dec_grad.index_add_(0, dead, kernels.remove_parallel(aux_dec, sae.W_dec[dead]))
+        enc_grad.index_add_(0, dead, aux_enc)
+        bias_grad.index_add_(0, dead, aux_bias)
+
+    sae.W_dec.grad = dec_grad if train_decoder else None
+    sae.W_enc.grad = enc_grad.T
+    sae.b_enc.grad = bias_grad
+    sae.b_dec.grad = recons_grad.sum(0) - sae.W_enc @ bias_grad  # the second part: b_dec is subtracted from the input
+    l0 = (values > 0).sum() / n_tokens
+    return StepStats(sq_error.mean(), aux, l0), fired
+
+
+def _select(sae: SparseAutoencoder, inputs: Tensor, k: int, dead: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Encode chunk by chunk: latents float[B k] after ReLU, their indices, pre-activations of the dead float[B m]."""
+    n_tokens, d_sae = inputs.shape[0], sae.d_sae
+    values, indices = inputs.new_empty(n_tokens, k), torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
+    dead_pre_acts = inputs.new_empty(n_tokens, dead.numel())
+    chunk_rows = max(1, min(n_tokens, _CHUNK_BYTES // (d_sae * inputs.element_size())))
+    workspace = inputs.new_empty(chunk_rows, d_sae)
+    for start in range(0, n_tokens, chunk_rows):
+        rows = slice(start, min(start + chunk_rows, n_tokens))
+        pre_acts = workspace[: rows.stop - start]
+        torch.addmm(sae.b_enc, inputs[rows], sae.W_enc, out=pre_acts)
+        values[rows], indices[rows] = kernels.select_topk(pre_acts, k)
+        if dead.numel():
+            torch.index_select(pre_acts, 1, dead, out=dead_pre_acts[rows])
+    return values.relu_(), indices, dead_pre_acts
+
+
+def _auxk(
+    sae: SparseAutoencoder,
+    inputs: Tensor,
+    error: Tensor,
+    dead: Tensor,
+    pre_acts: Tensor,
+    k_aux: int,
+    aux_coeff: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """AuxK over the dead latents: loss float[""], gradients of W_dec[dead], W_enc[:, dead]ᵀ float[m d], b_enc[dead].
+
+    The gradient reaches the encoder as well as the decoder: without that a dead latent never learns to fire.
+    Gao et al. 2024, section 2.4; dense over the dead, since k_aux is a large part of them.
+    """
+    m = dead.numel()
+    latent_acts = pre_acts.relu()
+    if m > k_aux:
+        kept = torch.topk(latent_acts, k_aux, dim=1, sorted=False)
+        latent_acts = torch.zeros_like(latent_acts).scatter_(1, kept.indices, kept.values)
+    rows = sae.W_dec[dead]
+    residual = torch.addmm(error, latent_acts, rows, beta=-1)
+    loss = residual.square().sum(1).mean()
+    residual_grad = residual.mul_(2.0 * aux_coeff / error.shape[0])
+    pre_grad = (residual_grad @ rows.T).mul_(latent_acts > 0)
+    return loss, latent_acts.T @ residual_grad, pre_grad.T @ inputs, pre_grad.sum(0)
+
+
+def relu_step(
+    sae: SparseAutoencoder, acts: Tensor, *, l1_coeff: float, train_decoder: bool = True
+) -> tuple[StepStats, Tensor]:
+    """Gradients of reconstruction + l1_coeff · L1 for a batch; five products, none for the input.
+
+    acts: float[B d_model]
+    returns: the stats and fired bool[d_sae]
+    """
+    assert sae.config.apply_b_dec_to_input
+    n_tokens = acts.shape[0]
+    inputs = acts - sae.b_dec
+    latent_acts = torch.addmm(sae.b_enc, inputs, sae.W_enc).relu_()
+    error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
+    reconstruction = torch.linalg.vecdot(error, error).mean()
+    recons_grad = error.mul_(2.0 / n_tokens)
+
+    # Signs are 0 or 1: they count firings and cut the gradient, and become that gradient in place.
+    l1 = latent_acts.sum() / n_tokens
+    dec_grad = latent_acts.T @ recons_grad
+    signs = latent_acts.sign_()
+    n_fired = signs.sum(0)
+    pre_grad = (recons_grad @ sae.W_dec.T).add_(l1_coeff / n_tokens).mul_(signs)
+
+    sae.W_dec.grad = kernels.remove_parallel(dec_grad, sae.W_dec) if train_decoder else None
+    sae.W_enc.grad = (pre_grad.T @ inputs).T
+    sae.b_enc.grad = pre_grad.sum(0)
+    sae.b_dec.grad = recons_grad.sum(0) - sae.W_enc @ sae.b_enc.grad
+    return StepStats(reconstruction, l1, n_fired.sum() / n_tokens), n_fired > 0
+
+
+class DeadTracker:
+    """Training tokens since each latent last fired; int64[d_sae]."""
+
+    def __init__(self, d_sae: int, dead_after_tokens: int, device: torch.device) -> None:
+        self.tokens_since_fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
+        self.dead_after_tokens = dead_after_tokens
+
+    def update(self, fired: Tensor, n_tokens: int) -> None:
+        """fired: bool[d_sae], for a batch of n_tokens."""
+        self.tokens_since_fired += n_tokens
+        self.tokens_since_fired.masked_fill_(fired, 0)
+
+    def dead(self) -> Tensor:
+        """int64[m]: latents silent for at least dead_after_tokens."""
+        return (self.tokens_since_fired >= self.dead_after_tokens).nonzero().view(-1)
+
+
+@torch.no_grad()
+def unit_rows_(W_dec: Tensor) -> None:
+    """Rescale each decoder row to norm 1, in place; float[d_sae d_model]."""
+    W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))

@@ -1,0 +1,1 @@
+"""Foreign SAE formats, one file each: names, tensor layouts and traps, kept out of the SAE itself."""

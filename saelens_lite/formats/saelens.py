@@ -1,0 +1,241 @@
+"""The SAELens inference folder, versions 6 and before, as a mapping to and from ours; it touches no file.
+
+cfg.json            d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations, reshape_activations, [k,
+                    rescale_acts_by_decoder_norm for topk], metadata {...}, architecture
+sae_weights         W_enc [d_in, d_sae]  b_enc [d_sae]  W_dec [d_sae, d_in]  b_dec [d_in]; jumprelu adds threshold [d_sae];
+                    gated has b_gate, b_mag, r_mag [d_sae] in place of b_enc; row vectors: acts @ W_enc
+
+Two facts of SAELens 6.54.12 shape the writer. `metadata.sae_lens_version` must be 6 or later, or the reader takes the
+file for an old one and drops the nested metadata. Batch-wise kinds are training-only there: what they learnt is saved
+as jumprelu. One shapes the reader: topk may select by pre_acts · ‖W_dec row‖ and divide by it when decoding
+(`rescale_acts_by_decoder_norm`); that is folded into the weights here, exactly.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelens_lite.errors import CheckpointError, nearest
+from saelens_lite.sae import SAEConfig
+
+SAELENS_VERSION = "6.54.12"
+"""The version whose folder this file writes and is tested against."""
+
+KIND_OF_ARCHITECTURE = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
+ARCHITECTURE_OF_KIND = {kind: architecture for architecture, kind in KIND_OF_ARCHITECTURE.items()}
+DTYPES = ("float32", "float64", "float16", "bfloat16")
+NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+
+_FOLD_FIRST = "fold it in SAELens, `sae.{method}(...)`, save the SAE again with `sae.save_model` and load that folder"
+_NORMALISATION_WAY_OUT = {
+    "expected_average_only_in": "the scale it needs is not in the folder: "
+    + _FOLD_FIRST.format(method="fold_activation_norm_scaling_factor"),
+    "covariance_whitening": "the whitening it needs is not in the weights: "
+    + _FOLD_FIRST.format(method="fold_activation_whitening"),
+    "constant_scalar_rescale": "it belongs to temporal SAEs, which have no counterpart here",
+}
+_TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
+_PLACE = {"hook_name": "hook_point", "hf_hook_name": "hf_module", "model_name": "model_name"}
+"""metadata key -> SAEConfig field, for where the SAE reads."""
+
+_OLD_NAMES = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+_OLD_METADATA = (
+    "model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens "
+    "neuronpedia_id context_size seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out "
+    "hook_head_index_out hf_hook_name hf_hook_name_out"
+).split()
+
+
+def to_cfg(config: SAEConfig) -> dict[str, Any]:
+    """The cfg.json of an SAE, keys in the order that SAELens' own `save_model` has.
+
+    `config.metadata` becomes `metadata` unchanged (our own facts lie under its key "saelens_lite"), with the hook point,
+    module path and model name added in SAELens' names; numbers that JSON lacks (nan, inf) become null.
+    """
+    metadata = dict(config.metadata)
+    if not _is_v6(metadata.get("sae_lens_version")):
+        metadata["sae_lens_version"] = SAELENS_VERSION
+    metadata.setdefault("sae_lens_training_version", None)
+    for key, field in _PLACE.items():
+        metadata[key] = getattr(config, field)
+    cfg: dict[str, Any] = {
+        "d_in": config.d_model,
+        "d_sae": config.d_sae,
+        "dtype": config.dtype,
+        "device": "cpu",
+        "apply_b_dec_to_input": config.apply_b_dec_to_input,
+        "normalize_activations": config.normalize_activations,
+        "reshape_activations": "none",
+        "metadata": _plain(metadata),
+    }
+    if config.kind == "topk":
+        cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
+    return cfg | {"architecture": ARCHITECTURE_OF_KIND[config.kind]}
+
+
+def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SAEConfig:
+    """The SAEConfig that a cfg.json describes, of SAELens 6 or before; other top-level keys are ignored, as there.
+
+    where: names the file in errors
+    dtype: overrides the file's
+    raises: ValueError for an architecture, activation, normalisation, reshape or dtype that has no counterpart here;
+        CheckpointError for a key that is missing or has the wrong type
+    """
+    if not isinstance(cfg, Mapping):
+        raise CheckpointError(f"{where}: expected a JSON object, got {type(cfg).__name__}; this is no SAE configuration")
+    metadata = cfg.get("metadata") or {}
+    if not isinstance(metadata, Mapping):
+        raise CheckpointError(f"{where}: expected metadata to be a JSON object, got {type(metadata).__name__}")
+    if not _is_v6(cfg.get("sae_lens_version") or metadata.get("sae_lens_version")):
+        cfg = _modernised(cfg, where)
+        metadata = cfg["metadata"]
+
+    architecture = _required(cfg, "architecture", str, where)
+    if architecture in _TRAINING_ONLY:
+        raise ValueError(
+            f"{where}: architecture {architecture!r} is a training form without a fixed threshold; "
+            "save it with SAELens' `save_inference_model`, which writes jumprelu, and load that folder"
+        )
+    if architecture not in KIND_OF_ARCHITECTURE:
+        raise ValueError(
+            f"{where}: expected architecture {', '.join(KIND_OF_ARCHITECTURE)}, got {architecture!r}"
+            f"{nearest(architecture, KIND_OF_ARCHITECTURE)}; sae_lens itself opens transcoders and others"
+        )
+    reshape = cfg.get("reshape_activations", "none")
+    if reshape not in ("none", None):
+        raise ValueError(
+            f"{where}: reshape_activations {reshape!r} is not supported: the SAE reads attention heads side by side, "
+            "which are no hook point here; choose one trained on hook_resid_pre, hook_resid_post, hook_attn_out or hook_mlp_out"
+        )
+    normalisation = cfg.get("normalize_activations", "none")
+    if normalisation not in NORMALISATIONS:
+        way_out = _NORMALISATION_WAY_OUT.get(str(normalisation), "open it with sae_lens and fold its scale into the weights")
+        raise ValueError(
+            f"{where}: normalize_activations {normalisation!r} is not supported (expected "
+            f"{', '.join(NORMALISATIONS)}): {way_out}"
+        )
+    kind = KIND_OF_ARCHITECTURE[architecture]
+    place = {field: metadata[key] for key, field in _PLACE.items() if metadata.get(key) is not None}
+    return SAEConfig(
+        d_model=_required(cfg, "d_in", int, where),
+        d_sae=_required(cfg, "d_sae", int, where),
+        kind=kind,
+        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
+        normalize_activations=normalisation,
+        dtype=dtype or dtype_name(_required(cfg, "dtype", str, where), where),
+        metadata={key: value for key, value in metadata.items() if key not in _PLACE},
+        k=_required(cfg, "k", int, where) if kind == "topk" else None,
+        **place,
+    )
+
+
+def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor in sae_weights.safetensors."""
+    d_model, d_sae = config.d_model, config.d_sae
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_model, d_sae), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
+    per_latent = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(config.kind, ("b_enc",))
+    return shapes | dict.fromkeys(per_latent, (d_sae,))
+
+
+def from_tensors(
+    tensors: Mapping[str, Tensor], config: SAEConfig, where: str, rescaled_by_decoder_norm: bool = False
+) -> dict[str, Tensor]:
+    """The state dict for `SparseAutoencoder(config)`, every name and shape checked.
+
+    Older files differ in two ways that are read here: JumpReLU's `log_threshold`, and a `scaling_factor` of ones.
+    rescaled_by_decoder_norm: cfg.json's `rescale_acts_by_decoder_norm`; the latents stay those that SAELens gives
+    raises: CheckpointError naming the tensor, the shape expected from cfg.json and the one received
+    """
+    tensors = dict(tensors)
+    if "log_threshold" in tensors:
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    if (scale := tensors.pop("scaling_factor", None)) is not None and not torch.allclose(scale, torch.ones_like(scale)):
+        raise CheckpointError(
+            f"{where}: the tensor scaling_factor is not all ones: this SAE was finetuned with per-latent scales; "
+            "open it with sae_lens < 6 and multiply them into the rows of W_dec"
+        )
+    expected = tensor_shapes(config)
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise CheckpointError(
+                f"{where}: expected a tensor {name} {list(shape)} for an SAE of kind {config.kind!r}, "
+                f"got only {', '.join(sorted(tensors)) or 'none'}; the weights are not those of the cfg.json beside them"
+            )
+        if tuple(tensors[name].shape) != shape:
+            raise CheckpointError(
+                f"{where}: expected {name} {list(shape)} (cfg.json: d_in={config.d_model}, d_sae={config.d_sae}), "
+                f"got {list(tensors[name].shape)}; the weights are not those of the cfg.json beside them"
+            )
+    if unknown := sorted(set(tensors) - set(expected)):
+        raise CheckpointError(
+            f"{where}: {', '.join(unknown)} not known for an SAE of kind {config.kind!r} (expected {', '.join(expected)}); "
+            "ignoring it could change what the SAE computes, so the folder is refused"
+        )
+    return _with_norms_folded(tensors) if rescaled_by_decoder_norm else tensors
+
+
+def _with_norms_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Encoder columns and biases times the norm of their decoder row, rows to norm 1; in float32 at least."""
+    exact = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
+    norms = exact["W_dec"].norm(dim=1).clamp_min(1e-8)
+    return exact | {
+        "W_enc": exact["W_enc"] * norms,
+        "b_enc": exact["b_enc"] * norms,
+        "W_dec": exact["W_dec"] / norms[:, None],
+    }
+
+
+def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """A configuration written before SAELens 6, in the words of version 6."""
+    new = {_OLD_NAMES.get(key, key): value for key, value in cfg.items()}
+    new.setdefault("architecture", "standard")
+    new.setdefault("prepend_bos", True)
+    new.setdefault("reshape_activations", "hook_z" if "hook_z" in (new.get("hook_name") or "") else "none")
+    normalised = new.get("normalize_activations") or "none"
+    new["normalize_activations"] = "expected_average_only_in" if normalised is True else normalised
+    activation, arguments = new.get("activation_fn", "relu"), new.get("activation_fn_kwargs") or {}
+    if activation == "topk":
+        new |= {"architecture": "topk", "k": arguments.get("k", new.get("k"))}
+    elif activation != "relu":
+        raise ValueError(f"{where}: expected activation_fn relu or topk, got {activation!r}; it has no counterpart here")
+    new["metadata"] = {key: new[key] for key in _OLD_METADATA if key in new}
+    return new
+
+
+def _is_v6(version: Any) -> bool:
+    """Whether a version string is 6 or later, as far as the first number says it."""
+    major = str(version or "").split(".")[0]
+    return major.isdigit() and int(major) >= 6
+
+
+def _required(cfg: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
+    if cfg.get(key) is None:
+        raise CheckpointError(
+            f"{where}: expected a key {key!r}, got only {', '.join(cfg) or 'nothing'}; this is no SAELens cfg.json"
+        )
+    if not isinstance(cfg[key], kind) or isinstance(cfg[key], bool):
+        raise CheckpointError(f"{where}: expected {key} to be {kind.__name__}, got {cfg[key]!r}")
+    return cfg[key]
+
+
+def dtype_name(name: str, where: str) -> str:
+    bare = name.removeprefix("torch.")
+    if bare not in DTYPES:
+        raise ValueError(f"{where}: expected dtype {', '.join(DTYPES)}, got {name!r}; pass dtype= to choose one")
+    return bare
+
+
+def _plain(value: Any) -> Any:
+    """`value` in what JSON knows: a metric that is nan must not be the reason that an SAE is not saved."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, (str, int, bool, type(None))) else str(value)

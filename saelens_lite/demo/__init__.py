@@ -1,4 +1,4 @@
-"""The embedded language model: three million parameters, trained on the Python standard library, shipped with the package.
+"""The embedded language model: 2.4 million parameters, trained on Python's standard library.
 
 `MODEL_DIR` holds it as an ordinary Hugging Face folder (see its README.md for what it is and how well it predicts),
 `corpus` reads the text that it was trained on, `train_lm` is the script that made it.

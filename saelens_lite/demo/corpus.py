@@ -19,7 +19,11 @@ _SKIPPED_FOLDERS = {
     "test", "tests", "idle_test", "turtledemo",  # tests and showpieces
     "pydoc_data", "encodings",  # generated help text and character tables
 }  # fmt: skip
-_SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "_bundled")  # written by the build of one particular interpreter
+_SKIPPED_PREFIXES = (
+    "_sysconfigdata",
+    "config-",
+    "_bundled",
+)  # written by the build of one particular interpreter
 _SKIPPED_FILES = {"html/entities.py"}  # a table of character names
 
 

@@ -10,18 +10,20 @@ import math
 import os
 import platform
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .corpus import Document, stdlib_documents
+from .corpus import HELD_OUT_PERCENT, Document, stdlib_documents
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"  # ids 0, 1, 2
 SCORED_PER_WINDOW = 255
@@ -34,7 +36,7 @@ class LMConfig:
 
     out: Path
     """Folder of the finished model; checkpoints lie in `<out>.checkpoint/` beside it."""
-    n_steps: int = 2400
+    n_steps: int = 2000
     """Optimizer steps; the learning rate falls to zero at the last one."""
     batch_tokens: int = 4096
     """Tokens per step, a multiple of 512."""
@@ -63,7 +65,9 @@ class LMConfig:
 
     def lr_at(self, step: int) -> float:
         """Learning rate of this step: linear up, then linear down to zero."""
-        return self.lr * min((step + 1) / (self.warmup_steps + 1), (self.n_steps - step) / (self.n_steps - self.warmup_steps))
+        return self.lr * min(
+            (step + 1) / (self.warmup_steps + 1), (self.n_steps - step) / (self.n_steps - self.warmup_steps)
+        )
 
 
 def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
@@ -93,7 +97,7 @@ def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of 2.7 million parameters: width 192, 4 layers, 6 heads over 2 key-value heads, tied embeddings."""
+    """An untrained Llama of 2.4 million parameters: width 192, 4 layers, 6 heads over 2 key-value heads, tied embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=4096,
@@ -193,8 +197,6 @@ def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
 
 def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
     """Put back what `save_checkpoint` wrote; returns the step to go on with, 0 where there is no checkpoint."""
-    from safetensors import safe_open
-
     file = folder / "state.safetensors"
     if not file.exists():
         return 0
@@ -219,33 +221,21 @@ def save_model(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenize
     bf16.save_pretrained(out)
 
 
-def train(config: LMConfig) -> None:
-    """Train, evaluate and write the model; prints its progress and keeps it in `<out>.checkpoint/log.jsonl`."""
-    torch.set_num_threads(config.n_threads)
-    checkpoint = config.out.with_name(config.out.name + ".checkpoint")
-    checkpoint.mkdir(parents=True, exist_ok=True)
-    documents = {split: list(stdlib_documents(split)) for split in ("train", "held_out")}
-    if (checkpoint / "tokenizer.json").exists():
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(checkpoint)
-    else:
-        tokenizer = train_tokenizer(documents["train"])
-        tokenizer.save_pretrained(checkpoint)
-    bos = tokenizer.bos_token_id
-    encoded = {split: tokenizer([d["text"] for d in docs], verbose=False)["input_ids"] for split, docs in documents.items()}
-    stream = Stream(encoded["train"], bos, config.seed)
-    windows = held_out_windows([ids[1:] for ids in encoded["held_out"]], bos)
-    sample = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:64]]
-
-    model = new_model(config.seed)
+def new_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
+    """AdamW with weight decay on matrices only; the learning rate is set anew at every step."""
     matrices = [p for p in model.parameters() if p.ndim == 2]
     gains = [p for p in model.parameters() if p.ndim < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}], betas=(0.9, 0.95), fused=True
-    )
-    first_step = load_checkpoint(checkpoint, model, optimizer)
-    n_parameters = sum(p.numel() for p in model.parameters())
-    print(f"{n_parameters:,} parameters; {sum(map(len, encoded['train'])):,} training tokens; from step {first_step}", flush=True)
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": gains, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
 
+
+def fit(model: LlamaForCausalLM, stream: Stream, sample: Tensor, config: LMConfig, checkpoint: Path) -> None:
+    """Train the model in place, from the checkpoint if there is one; progress goes to its log.jsonl and is printed.
+
+    sample: int64[n_windows, 256], the held-out windows that are scored at each checkpoint
+    """
+    optimizer = new_optimizer(model)
+    first_step = load_checkpoint(checkpoint, model, optimizer)
     losses, started = [], time.perf_counter()
     for step in range(first_step, config.n_steps):
         for group in optimizer.param_groups:
@@ -260,22 +250,42 @@ def train(config: LMConfig) -> None:
         losses.append(loss.item())
         if (step + 1) % 20 == 0:
             speed = (step + 1 - first_step) * config.batch_tokens / (time.perf_counter() - started)
-            print(f"step {step + 1}/{config.n_steps}  loss {sum(losses[-20:]) / 20:.4f}  {speed:,.0f} tokens/s", flush=True)
+            print(f"step {step + 1}  loss {sum(losses[-20:]) / len(losses[-20:]):.4f}  {speed:,.0f} tokens/s", flush=True)
         if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.n_steps:
             save_checkpoint(checkpoint, model, optimizer, step + 1)
             nats, n_tokens = nats_and_tokens(model, sample)
-            record = {"step": step + 1, "train_loss": sum(losses) / len(losses), "held_out_sample_loss": nats / n_tokens}
+            record = {
+                "step": step + 1,
+                "train_loss": sum(losses) / len(losses),
+                "held_out_sample_loss": nats / n_tokens,
+                "elapsed_s": round(time.perf_counter() - started, 1),
+            }
             losses.clear()
             print(record, flush=True)
             with (checkpoint / "log.jsonl").open("a") as log:
-                log.write(json.dumps(record | {"elapsed_s": round(time.perf_counter() - started, 1)}) + "\n")
+                log.write(json.dumps(record) + "\n")
+
+
+def train(config: LMConfig) -> None:
+    """Train the tokenizer and the model, write their folder, and score what was written on all held-out modules."""
+    torch.set_num_threads(config.n_threads)
+    checkpoint = config.out.with_name(config.out.name + ".checkpoint")
+    checkpoint.mkdir(parents=True, exist_ok=True)
+    documents = {split: list(stdlib_documents(split)) for split in ("train", "held_out")}
+    tokenizer = train_tokenizer(documents["train"])
+    bos = tokenizer.bos_token_id
+    encoded = {split: tokenizer([d["text"] for d in docs], verbose=False)["input_ids"] for split, docs in documents.items()}
+    windows = held_out_windows([ids[1:] for ids in encoded["held_out"]], bos)
+    sample = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:64]]
+    model = new_model(config.seed)
+    fit(model, Stream(encoded["train"], bos, config.seed), sample, config, checkpoint)
 
     save_model(config.out, model, tokenizer)
     shipped = LlamaForCausalLM.from_pretrained(config.out, dtype=torch.float32).eval()
     nats, n_tokens = nats_and_tokens(shipped, windows)
     n_characters = sum(len(document["text"]) for document in documents["held_out"])
     facts = {
-        "parameters": n_parameters,
+        "parameters": sum(p.numel() for p in model.parameters()),
         "train_modules": len(documents["train"]),
         "train_tokens": sum(map(len, encoded["train"])),
         "held_out_modules": len(documents["held_out"]),
@@ -286,8 +296,66 @@ def train(config: LMConfig) -> None:
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
-    (checkpoint / "facts.json").write_text(json.dumps(facts | {k: str(v) for k, v in asdict(config).items()}, indent=1))
+    log = [json.loads(line) for line in (checkpoint / "log.jsonl").read_text().splitlines()]
+    (config.out / "README.md").write_text(model_card(config, facts, log))
     print(json.dumps(facts, indent=1))
+
+
+def model_card(config: LMConfig, facts: dict[str, Any], log: list[dict[str, float]]) -> str:
+    """The README.md of the model's folder.
+
+    facts: what `train` counted and measured
+    log: the records of log.jsonl, one a checkpoint
+    """
+    command = f"python -m saelens_lite.demo.train_lm --out {config.out.name}" + "".join(
+        f" --{field.name.replace('_', '-')} {getattr(config, field.name)}"
+        for field in fields(config)
+        if field.name != "out" and getattr(config, field.name) != field.default
+    )
+    curve = "\n".join(f"| {row['step']:.0f} | {row['train_loss']:.4f} | {row['held_out_sample_loss']:.4f} |" for row in log)
+    seen = config.n_steps * config.batch_tokens
+    return f"""---
+language: code
+license: apache-2.0
+---
+# A small language model of Python's standard library
+
+A Llama of {facts["parameters"]:,} parameters (width 192, 4 layers, 6 heads over 2 key-value heads, MLP 512, tied
+embeddings, 512 positions) with a byte-level BPE tokenizer of 4096 tokens of its own, made so that a project about the
+insides of language models has a real one at hand without a download. It continues Python source and knows nothing
+else: do not use it to write code.
+
+## Data
+The source of the standard library of CPython {facts["python"]} as `saelens_lite/demo/corpus.py` reads it, without tests
+and generated tables: {facts["train_modules"]} modules, {facts["train_tokens"]:,} tokens. Training read {seen:,} of them
+({seen / facts["train_tokens"]:.1f} epochs). Documents are joined, each begins with `<|bos|>`, and so does every row.
+Whole modules are held out, about {HELD_OUT_PERCENT} % by a hash of their names: {facts["held_out_modules"]} modules,
+{facts["held_out_characters"]:,} characters. The library repeats itself between modules, so some held-out text
+resembles training text.
+
+## Held-out loss
+**{facts["held_out_nats_per_token"]} nats per token, {facts["held_out_bits_per_character"]} bits per character**, on all
+{facts["held_out_tokens"]:,} held-out tokens, with these bfloat16 weights computed in float32. Each module is cut into
+windows of {SCORED_PER_WINDOW} tokens, each after a `<|bos|>`; every token but that one is scored.
+
+While training (mean training loss since the last row; loss on a fixed sample of 64 held-out windows), nats per token:
+
+| step | training | held out |
+| ---: | ---: | ---: |
+{curve}
+
+## How it was made
+```
+{command}
+```
+with torch {facts["torch"]} on CPU ({config.n_threads} threads), {log[-1]["elapsed_s"] / 60:.0f} minutes. AdamW, peak learning
+rate {config.lr:g}, {config.warmup_steps} steps of warm-up, then linearly to zero; {config.n_steps} steps of
+{config.batch_tokens} tokens, in contexts of 256 and, for the last {config.long_share:.0%} of the steps, of 512 tokens.
+
+## Licence
+The weights are under the Apache License 2.0. The corpus is part of CPython, under the PSF License Version 2, and is not
+contained here.
+"""
 
 
 if __name__ == "__main__":

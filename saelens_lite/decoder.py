@@ -1,7 +1,8 @@
 """Where the residual stream of a Hugging Face decoder runs: its layers, its width, and what each block adds to it.
 
-Everything is found by structure. The layers are the ModuleList beside the token embedding; what a block adds is found by running a few tokens through it
-once and looking which two of its parts sum to the change of the stream. There is no table of model families here.
+Everything is found by structure. The layers are the ModuleList beside the token embedding. What a block adds is
+found by running three tokens through it once and looking which two of its parts sum to the change of the stream.
+There is no table of model families here.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,16 +23,16 @@ from saelens_lite.errors import HookError
 
 @dataclass(frozen=True, slots=True)
 class BlockParts:
-    """The parts of a block whose outputs are added to the stream: resid_pre + attn_out + mlp_out = resid_post."""
+    """The parts of a block whose outputs are what it adds: resid_pre + attn + mlp = resid_post."""
 
     attn: str
-    """name of the part inside the block, e.g. "self_attn", or "post_attention_layernorm" where a post-norm follows (Gemma 2/3)"""
+    """name inside the block: "self_attn", or "post_attention_layernorm" where a post-norm follows (Gemma 2/3)"""
     mlp: str
     """likewise for the MLP or the experts"""
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside PEFT, torch.compile and data-parallel wrappers: the one whose module paths a reader would write."""
+    """The model inside PEFT, torch.compile and data-parallel wrappers: the one whose module paths people write."""
     while True:
         if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
             model = model.get_base_model()
@@ -44,66 +45,75 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def text_config(model: nn.Module) -> Any:
-    """The configuration of the language model (the text part of a multimodal one), or None when the module has none."""
+    """The language model's configuration (the text part of a multimodal one); None when there is none."""
     config = getattr(unwrap(model), "config", None)
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The path and the list of the decoder's blocks, e.g. ("model.layers", ModuleList of 22).
+    """Path and list of the decoder's blocks, e.g. ("model.layers", ModuleList of 22).
 
     raises: HookError for an encoder-decoder, and where no list of blocks stands beside the token embedding
     """
     model = unwrap(model)
+    name = type(model).__name__
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         raise HookError(
-            f"{type(model).__name__} is an encoder-decoder: blocks.{{i}} would be ambiguous. Name the module by its path instead, e.g. 'decoder.block.3'"
+            f"{name} is an encoder-decoder, in which blocks.{{i}} would be ambiguous: "
+            "name the module by its path, such as 'decoder.block.3'"
         )
-    embedding = _token_embedding(model)
+    embedding = token_embedding(model)
     found = []
     for path, owner in model.named_modules():
-        lists = [(name, child) for name, child in owner.named_children() if isinstance(child, nn.ModuleList) and len(child)]
-        beside = [child for child in owner.children() if not isinstance(child, nn.ModuleList)]
-        if lists and any(_holds(child, embedding) for child in beside):
-            name, layers = max(lists, key=lambda item: len(item[1]))
-            found.append((f"{path}.{name}" if path else name, layers))
+        children = dict(owner.named_children())
+        lists = {key: child for key, child in children.items() if isinstance(child, nn.ModuleList) and len(child)}
+        beside = [child for key, child in children.items() if key not in lists]
+        if lists and embedding is not None and any(part is embedding for child in beside for part in child.modules()):
+            key = max(lists, key=lambda key: len(lists[key]))
+            found.append((f"{path}.{key}" if path else key, lists[key]))
     if not found:
         raise HookError(
-            f"no decoder found in {type(model).__name__}: expected a ModuleList of blocks beside the token embedding. Name a module by its path instead; "
-            f"its first parts are {[name for name, _ in model.named_modules() if name][:12]}"
+            f"no decoder found in {name}: expected a ModuleList of blocks beside the token embedding. Name a module "
+            f"by its path; the first are {[path for path, _ in model.named_modules() if path][:8]}"
         )
     return max(found, key=lambda item: item[0].count("."))
 
 
 def d_model(model: nn.Module) -> int:
-    """Width of the residual stream. It is the text model's hidden size, or else the width of the token embedding."""
+    """Width of the residual stream: the text model's hidden size, or else the width of its token embedding."""
     width = getattr(text_config(model), "hidden_size", None)
     if isinstance(width, int):
         return width
-    embedding = _token_embedding(unwrap(model))
+    embedding = token_embedding(unwrap(model))
     if embedding is None:
-        raise HookError(f"the width of {type(model).__name__} is unknown: it has neither config.hidden_size nor a token embedding")
+        raise HookError(f"the width of {type(model).__name__} is unknown: no config.hidden_size, no token embedding")
     return embedding.embedding_dim
 
 
-def block_parts(model: nn.Module, block: int) -> BlockParts | None:
-    """The parts of a block that are added to the stream, or None where the block offers no such two (scaled branches, other arithmetic).
+def token_embedding(model: nn.Module) -> Any:
+    """The module that embeds tokens, or None."""
+    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    return found or next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
 
-    Blocks of the same make share one answer; the first of them is run once on three tokens, everything after it is skipped.
-    The model is in evaluation mode meanwhile and gets its training flags back.
+
+def block_parts(model: nn.Module, block: int) -> BlockParts | None:
+    """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised stream).
+
+    Blocks of one make share an answer: the first of them is run once on three tokens, nothing after it is. The
+    model is in evaluation mode meanwhile, then every module has its own training flag back.
     """
     _, layers = decoder_layers(model)
     make = _make(layers[block])
     known = _parts_by_make.setdefault(layers, {})
     if make not in known:
-        first = next(i for i, layer in enumerate(layers) if _make(layer) == make)
-        known[make] = _observe(model, layers[first])
+        first = next(layer for layer in layers if _make(layer) == make)
+        known[make] = _adding_parts(_observe(model, first), dict(first.named_children()))
     return known[make]
 
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout off inside; every module's own training flag comes back after."""
+    """No dropout inside; every module's own training flag comes back after."""
     flags = {module: module.training for module in model.modules()}
     try:
         for module in flags:
@@ -114,108 +124,105 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def accepts(module: nn.Module, argument: str) -> bool:
+    """Does the forward name this argument? The class is asked, since accelerate replaces the instance's forward."""
+    return argument in inspect.signature(type(module).forward).parameters
+
+
 def main_tensor(output: Any) -> Any:
     """The activations in what a module returned: the tensor itself, or the first of a tuple or list."""
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 
-def accepts(module: nn.Module, argument: str) -> bool:
-    """Does the module's forward name this argument? (The class is asked: accelerate replaces the instance's forward.)"""
-    return argument in inspect.signature(type(module).forward).parameters
-
-
-class _Enough(Exception):
-    """Ends an observation: never leaves this file."""
-
-
 _parts_by_make: weakref.WeakKeyDictionary[nn.ModuleList, dict[str, BlockParts | None]] = weakref.WeakKeyDictionary()
 
 
+class _Observed(Exception):
+    """Ends an observation: never leaves this file."""
+
+
+@dataclass(slots=True)
+class _Observation:
+    """What passed through a block in one forward."""
+
+    stream: list[Tensor] = field(default_factory=list)
+    """before and after the block"""
+    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
+    """of each part, call by call"""
+    follows: dict[str, str] = field(default_factory=dict)
+    """part → the part whose output it was called on"""
+
+
 def _make(layer: nn.Module) -> str:
-    return ",".join([type(layer).__name__, *(f"{name}:{type(child).__name__}" for name, child in layer.named_children())])
+    return ",".join([type(layer).__name__, *(f"{key}:{type(child).__name__}" for key, child in layer.named_children())])
 
 
-def _token_embedding(model: nn.Module) -> nn.Module | None:
-    if hasattr(model, "get_input_embeddings"):
-        embedding = model.get_input_embeddings()
-        if embedding is not None:
-            return embedding
-    return next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
-
-
-def _holds(module: nn.Module, part: nn.Module | None) -> bool:
-    return part is not None and any(inner is part for inner in module.modules())
-
-
-def _mixes_positions(module: nn.Module) -> bool:
-    return accepts(module, "attention_mask")
-
-
-def _adds_itself(module: nn.Module) -> bool:
-    return accepts(module, "residual")  # Bloom and MPT hand the stream in and get the sum back
-
-
-def _observe(model: nn.Module, layer: nn.Module) -> BlockParts | None:
-    """Run three tokens into `layer` and find the two parts whose outputs sum to the change of the stream."""
-    stream: dict[str, Tensor] = {}
-    outputs: dict[str, Tensor] = {}
-    calls: dict[str, int] = {}
-    follows: dict[str, str] = {}
+def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
+    model = unwrap(model)
+    seen = _Observation()
     live: list[tuple[str, Tensor]] = []
 
     def on_entry(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        stream["pre"] = (args[0] if args else kwargs["hidden_states"]).clone()
+        seen.stream.append((args[0] if args else kwargs["hidden_states"]).clone())
 
     def on_exit(_module: nn.Module, _args: tuple, output: Any) -> None:
-        stream["post"] = main_tensor(output).clone()
-        raise _Enough
+        seen.stream.append(main_tensor(output).clone())
+        raise _Observed
 
-    def on_part(name: str):
+    def on_part(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple, output: Any) -> None:
             value = main_tensor(output)
-            calls[name] = calls.get(name, 0) + 1
-            if not isinstance(value, Tensor):
-                return
-            for source, tensor in live:
-                if args and args[0] is tensor:
-                    follows[name] = source
-            outputs[name] = value.clone()  # a clone: Falcon adds the attention into the MLP's output in place
-            live.append((name, value))
+            if isinstance(value, Tensor) and value.is_floating_point():
+                for source, tensor in live:
+                    if args and args[0] is tensor:
+                        seen.follows[name] = source
+                # a clone, because Falcon adds the attention into the MLP's output in place
+                seen.outputs.setdefault(name, []).append(value.clone())
+                live.append((name, value))
 
         return hook
 
-    parts = dict(layer.named_children())
     handles = [layer.register_forward_pre_hook(on_entry, with_kwargs=True), layer.register_forward_hook(on_exit)]
-    handles += [part.register_forward_hook(on_part(name)) for name, part in parts.items()]
-    embedding = _token_embedding(unwrap(model))
-    vocabulary = getattr(embedding, "num_embeddings", 3)
-    tokens = torch.arange(3, device=embedding.weight.device if embedding is not None and embedding.weight.device.type != "meta" else None) % vocabulary
+    handles += [part.register_forward_hook(on_part(name)) for name, part in layer.named_children()]
+    embedding = token_embedding(model)
+    device = embedding.weight.device if embedding.weight.device.type != "meta" else torch.device("cpu")
+    ids = (torch.arange(3, device=device) % embedding.weight.shape[0])[None]
+    masked = {"attention_mask": torch.ones_like(ids)} if accepts(model, "attention_mask") else {}
     try:
         with evaluation_mode(model), torch.no_grad():
-            unwrap(model)(input_ids=tokens[None], **({"attention_mask": torch.ones_like(tokens[None])} if accepts(unwrap(model), "attention_mask") else {}))
-    except _Enough:
+            model(input_ids=ids, **masked)
+    except _Observed:
         pass
     finally:
         for handle in handles:
             handle.remove()
+    return seen
 
-    pre, post = stream["pre"].float(), stream["post"].float()
-    usable = {
-        name: value.float().to(pre.device).reshape(pre.shape)
-        for name, value in outputs.items()
-        if value.numel() == pre.numel() and value.shape[-1] == pre.shape[-1] and calls[name] == 1 and not isinstance(parts[name], nn.Dropout)
+
+def _adding_parts(seen: _Observation, parts: dict[str, nn.Module]) -> BlockParts | None:
+    """The attention, or the norm right after it, and the other part that with it makes up the change of the stream."""
+    before, after = seen.stream
+    once = {
+        name: outputs[0]
+        for name, outputs in seen.outputs.items()
+        if len(outputs) == 1
+        and outputs[0].numel() == before.numel()
+        and outputs[0].shape[-1] == before.shape[-1]
+        and not isinstance(parts[name], nn.Dropout)  # looked through: hook points lie before it
     }
-    mixers = [name for name in parts if name in usable and _mixes_positions(parts[name])]
-    attn_side = [name for name in usable if name in mixers or follows.get(name) in mixers]
-    # two rounded additions: each is off by at most half a unit in the last place of what it adds
-    slack = 4 * max(torch.finfo(tensor.dtype).eps for tensor in (stream["post"], *(outputs[name] for name in usable)))
+    # Bloom and MPT hand the stream to a part as `residual` and get the sum back: what is added is never seen
+    once = {name: output for name, output in once.items() if not accepts(parts[name], "residual")}
+    mixers = [name for name in once if accepts(parts[name], "attention_mask")]
+    attn_side = [name for name in once if name in mixers or seen.follows.get(name) in mixers]
+    # the sum has two rounded additions, each off by half a unit in the last place at most
+    slack = 4 * max(torch.finfo(tensor.dtype).eps for tensor in (after, *once.values()))
+    values = {name: output.float().to(before.device).reshape(before.shape) for name, output in once.items()}
+    before, after = before.float(), after.float().to(before.device)
     best, smallest = None, math.inf
     for attn in attn_side:
-        for mlp in usable:
-            if mlp in attn_side or _adds_itself(parts[attn]) or _adds_itself(parts[mlp]):
-                continue
-            a, m = usable[attn], usable[mlp]
-            gap = ((pre + a + m - post).abs() / (pre.abs() + a.abs() + m.abs()).clamp_min(1e-6)).max().item()
-            if gap <= slack and gap < smallest:
-                best, smallest = BlockParts(attn=attn, mlp=mlp), gap
+        for mlp in (name for name in once if name not in attn_side):
+            size = before.abs() + values[attn].abs() + values[mlp].abs()
+            gap = (before + values[attn] + values[mlp] - after).abs() / size.clamp_min(1e-6)
+            if gap.max() <= slack and gap.max() < smallest:
+                best, smallest = BlockParts(attn=attn, mlp=mlp), float(gap.max())
     return best

@@ -1,7 +1,8 @@
-"""What is known about the forward pass in progress: which tokens it holds, how many came before, and whether a generate call is behind it.
+"""What is known of the forward pass in progress: which tokens it holds, how many came before, whose prompt they are.
 
-A pass of length one is not a sign of generation: prompts have one token, prefills come in chunks, and without a cache every step runs the whole text.
-So positions are counted from the cache, and the prompt's length is taken from the generate call itself. Nothing here computes; edits read it (hooks.py).
+A pass of length one is no sign of generation: prompts have one token, prefills come in chunks, and without a cache
+every step runs the whole text. So positions are counted from the cache, and the prompt's length is taken from the
+generate call itself. Nothing here computes; edits read it (hooks.py, positions.py).
 """
 
 from __future__ import annotations
@@ -16,20 +17,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.decoder import decoder_layers, unwrap
+from saelens_lite.decoder import accepts, decoder_layers, unwrap
 from saelens_lite.errors import HookError
 
 
 @dataclass(frozen=True, slots=True)
 class EditInfo:
-    """What an edit may know about the pass it runs in. Columns count tokens of the padded text, from 0, over all passes with one cache."""
+    """What an edit may know of the pass it runs in.
+
+    Columns count the tokens of the padded text from 0, over all the passes that share a cache.
+    """
 
     columns: Tensor
-    """int64[seq], the column of each position: tokens in the cache + 0, 1, …"""
+    """int64[seq]: columns in the cache + 0, 1, …"""
+    token_index: Tensor
+    """int64[batch seq]: which real token of its text a position holds, from 0, the same under any padding; -1 on
+    padding before the text"""
     input_ids: Tensor | None
     """int64[batch seq], or None when the pass got inputs_embeds"""
-    attention_mask: Tensor | None
-    """bool[batch seq], False on padding; None when the pass got no mask"""
+    attention_mask: Tensor
+    """bool[batch seq], False on padding; all True when the pass got no mask"""
     position_ids: Tensor | None
     """int64[batch seq] as the decoder got them, or None"""
     past_tokens: int
@@ -59,7 +66,10 @@ class _Generation:
 
 
 class Watch:
-    """Watches a model's passes while at least one edit is on; leaves no trace after the last one."""
+    """Watches a model's passes while at least one edit is on; leaves no trace after the last one.
+
+    Meanwhile the model object has a `generate` of its own that notes the prompt and then calls the real one.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model = weakref.ref(unwrap(model))
@@ -67,7 +77,7 @@ class Watch:
         self._handles: list[Any] = []
         self._pass: _Pass | None = None
         self._calls = 0
-        self._generations: list[_Generation] = []
+        self._generation: _Generation | None = None
         self._own_generate: Any = None
 
     @contextmanager
@@ -87,14 +97,18 @@ class Watch:
         """What is known for activations of this pass, float[batch seq d]."""
         now = self._pass or _Pass(outermost=self._module, call=self._calls)
         batch, seq = acts.shape[:2]
-        generation = self._generations[-1] if self._generations else None
-        ids = now.seen.get("input_ids")
+        past, generation = now.past_tokens, self._generation
+        columns = past + torch.arange(seq, device=acts.device)
+        whole = _key_mask(now.seen.get("attention_mask"), batch, past + seq, acts.device)
+        counted = columns.expand(batch, seq) if whole is None else whole.long().cumsum(-1)[:, past:] - 1
+        ids, position_ids = now.seen.get("input_ids"), now.seen.get("position_ids")
         return EditInfo(
-            columns=now.past_tokens + torch.arange(seq, device=acts.device),
+            columns=columns,
+            token_index=counted,
             input_ids=ids.to(acts.device) if isinstance(ids, Tensor) and ids.shape == (batch, seq) else None,
-            attention_mask=_current(now.seen.get("attention_mask"), batch, seq, now.past_tokens, acts.device),
-            position_ids=now.seen.get("position_ids"),
-            past_tokens=now.past_tokens,
+            attention_mask=torch.ones_like(counted, dtype=torch.bool) if whole is None else whole[:, past:],
+            position_ids=position_ids.to(acts.device) if isinstance(position_ids, Tensor) else None,
+            past_tokens=past,
             prompt_columns=generation.prompt_columns if generation else None,
             n_examples=generation.n_examples if generation else None,
             call=now.call,
@@ -144,11 +158,13 @@ class Watch:
 
     def _watched(self, generate: Any) -> Any:
         def watched_generate(*args: Any, **kwargs: Any) -> Any:
-            self._generations.append(_read_prompt(self._module, args, kwargs))
+            if self._generation is not None:  # self-assisted decoding drafts with the model itself: same prompt
+                return generate(*args, **kwargs)
+            self._generation = _read_prompt(self._module, args, kwargs)
             try:
                 return generate(*args, **kwargs)
             finally:
-                self._generations.pop()
+                self._generation = None
 
         return watched_generate
 
@@ -159,12 +175,27 @@ def watch(model: nn.Module) -> Watch:
 
 
 def position_ids_from(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only: what a left-padded plain forward must be given (`model(..., position_ids=…)`); generate does so itself.
+    """Positions that count real tokens only: what a left-padded plain forward must be given.
+
+    Hugging Face counts columns unless told otherwise, so call `model(..., position_ids=position_ids_from(mask))`.
+    `generate` does this itself, and so do our own forwards (run_to, token_losses).
 
     attention_mask: {bool|int}[batch seq], non-zero on real tokens
     returns: int64[batch seq]; padding before the first token gets 0
     """
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
+
+
+def prepared_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs for a plain forward of ours: no cache, and positions counted from a left-padded mask unless given."""
+    inputs = dict(model_inputs)
+    if accepts(unwrap(model), "use_cache"):
+        inputs["use_cache"] = False
+    mask = inputs.get("attention_mask")
+    left_padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all())
+    if left_padded and "position_ids" not in inputs and accepts(unwrap(model), "position_ids"):
+        inputs["position_ids"] = position_ids_from(mask)
+    return inputs
 
 
 _watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()
@@ -181,48 +212,41 @@ def _way_to_decoder(model: nn.Module) -> list[nn.Module]:
 
 def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
     names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    return {**dict(zip(names, args, strict=False)), **kwargs}
+    return {**dict(zip(names, args)), **kwargs}
 
 
-def _current(mask: Any, batch: int, seq: int, past_tokens: int, device: torch.device) -> Tensor | None:
-    """The part of an attention mask that belongs to the tokens of this pass, as bool[batch seq]."""
-    if isinstance(mask, dict):
-        mask = mask.get("full_attention", next(iter(mask.values()), None))
+def _key_mask(mask: Any, batch: int, width: int, device: torch.device) -> Tensor | None:
+    """bool[batch width], True on the real tokens of the text so far; None where the pass got no mask to tell."""
+    if isinstance(mask, dict):  # one mask a kind of layer: the full one sees everything
+        mask = mask.get("full_attention")
     if not isinstance(mask, Tensor):
         return None
-    if mask.ndim == 4:  # bool or additive, [batch 1 queries keys]: the last query sees every real token
+    if mask.ndim == 4:  # bool or additive [batch 1 queries keys]: the last query of this pass sees every real token
         mask = mask[:, 0, -1, :] if mask.dtype == torch.bool else mask[:, 0, -1, :] >= 0
-    if mask.shape[-1] >= past_tokens + seq:
-        mask = mask[:, past_tokens : past_tokens + seq]
-    if mask.shape[-1] != seq:
+    if mask.ndim != 2 or mask.shape[1] < width:
         return None
-    return mask.to(device, torch.bool).expand(batch, seq)
+    return mask[:, :width].to(device, torch.bool).expand(batch, width)
 
 
 def _read_prompt(model: nn.Module, args: tuple, kwargs: dict) -> _Generation:
-    """Where the prompt of a generate call ends. Refuses right padding: transformers itself continues from the padding there.
+    """Where the prompt of a generate call ends.
 
-    raises: ValueError with the way out
+    raises: ValueError when a row ends in padding: transformers itself continues from the padding there
     """
-    given = {**({"inputs": args[0]} if args else {}), **{name: value for name, value in kwargs.items() if value is not None}}
-    ids = given.get("input_ids", given.get("inputs"))
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    ids = given.get("input_ids", given.get("inputs", args[0] if args else None))
     prompt = given.get("inputs_embeds", ids)
     if prompt is None:
         return _Generation(prompt_columns=1, n_examples=1)  # generate starts from BOS
-    mask = given.get("attention_mask")
-    if mask is not None and mask.ndim == 2:
-        real = mask.bool()
-    elif ids is not None and mask is None:
+    real = given.get("attention_mask")
+    if real is None and ids is not None:
         settings = given.get("generation_config", getattr(model, "generation_config", None))
         pad = given.get("pad_token_id", getattr(settings, "pad_token_id", None))
-        real = torch.ones_like(ids, dtype=torch.bool) if pad is None else ids != pad
-    else:
-        real = torch.ones(prompt.shape[:2], dtype=torch.bool)
-    ends_in_padding = ~real[:, -1]
-    if ends_in_padding.any():
-        row = int(ends_in_padding.nonzero()[0])
+        real = None if pad is None else ids != pad
+    if real is not None and real.ndim == 2 and not bool(real[:, -1].all()):
+        row = int((~real[:, -1].bool()).nonzero()[0])
         raise ValueError(
-            f"generate expected left padding, got a prompt whose row {row} ends in padding: the model would continue from the padding. "
-            "Tokenize with padding_side='left' (or pass attention_mask if that token is part of the text)"
+            f"generate expected left padding, got a prompt whose row {row} ends in padding: the model would continue "
+            "from the padding. Tokenize with padding_side='left'; if that last token is text, pass attention_mask"
         )
     return _Generation(prompt_columns=prompt.shape[1], n_examples=prompt.shape[0])

@@ -39,9 +39,7 @@ def load_model(
     dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
     if dtype != "auto":
         dtype = getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     return model.to(device).eval()
 
 
@@ -93,13 +91,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:
-    """What identifies a model: its name, the hash of its configuration, its dtype and a fingerprint of its weights."""
+    """What identifies a model: its name, hashes of its configuration and weights, and how it computes."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE_CONFIG}
     return {
         "name": model.config.name_or_path or type(model).__name__,
         "revision": getattr(model.config, "_commit_hash", None),
         "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)),
         "weights_sha256": weights_fingerprint(model),
+        "attention": getattr(model.config, "_attn_implementation", None),
         "compute_dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
     }
 
@@ -115,15 +114,7 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _first_bytes(parameter: Tensor) -> bytes:
-    return (
-        parameter.detach()
-        .flatten()[:_FINGERPRINT_VALUES]
-        .cpu()
-        .contiguous()
-        .view(torch.uint8)
-        .numpy()
-        .tobytes()
-    )
+    return parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
@@ -131,9 +122,7 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
-        rules = {
-            key: rules[key] for key in rules if key not in ("truncation", "padding")
-        }  # calls change these; unused here
+        rules = {key: rules[key] for key in rules if key not in ("truncation", "padding")}  # calls change these; unused here
     else:
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return {

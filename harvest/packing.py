@@ -30,7 +30,7 @@ def packed_shards(
 
     raises: ValueError for a token id that the model has no embedding for
     """
-    documents = source.documents()
+    documents = enumerate(source.texts)
     for index in itertools.count():
         span = list(itertools.islice(documents, plan["documents_per_shard"]))
         if not span:
@@ -58,9 +58,7 @@ def packed_shards(
 def _tokenized(span: list[tuple[int, str]], tokenizer: Any) -> Iterator[tuple[int, list[int]]]:
     for start in range(0, len(span), _TOKENIZE_DOCUMENTS):
         part = span[start : start + _TOKENIZE_DOCUMENTS]
-        yield from zip(
-            (index for index, _ in part), token_ids(tokenizer, [text for _, text in part]), strict=True
-        )
+        yield from zip((index for index, _ in part), token_ids(tokenizer, [text for _, text in part]), strict=True)
 
 
 def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:

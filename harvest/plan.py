@@ -8,29 +8,30 @@ from pathlib import Path
 from typing import Any
 
 from saelens_lite.errors import ShardError
-from saelens_lite.shards import FORMAT, VERSION, encode_json, write_file
-from saelens_lite.store import check_version, read_json
+from saelens_lite.shards import FORMAT, VERSION, check_version, encode_json, read_json, write_file
 
 PACKING_RULE = "continuous"
 """Name of the rule in `saelens_lite.tokens.pack`."""
 
 MOST_ROWS_PER_SHARD = 262_144
-LEAST_SHARDS = 32
+SHARDS_PER_RUN = 32
 
 _NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
 """Fields that say where something came from: the hashes beside them say what it is, so a moved folder is no new plan."""
 
 
-def documents_per_shard(mean_tokens: float, max_tokens: int) -> int:
-    """Documents a shard: the power of two nearest below the wanted number of rows over the mean document.
+def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) -> int:
+    """Documents a shard where the user names none: the power of two at or below the wanted rows over the mean document.
 
-    A shard is what an interruption can cost and, at the end, what may be computed beyond max_tokens, so a run has at
-    least about 32 of them; and no more rows than 2^18, which is 2 GiB in bfloat16 at width 4096. Web pages of 1,000
-    tokens make 256 documents a shard in a long run, children's stories of 210 tokens 1,024.
+    A shard is what an interruption costs, and about half of one is computed beyond max_tokens at the end: so a run
+    has about 32 of them, as far as each still fills two forward batches, and none is wanted above 2^18 rows (2 GiB
+    in bfloat16 at width 4096). In a long run children's stories of 210 tokens make 1,024 documents a shard, web
+    pages of 1,000 tokens 256.
 
     mean_tokens: mean length of a document, in tokens
+    batch_tokens: tokens of a forward batch
     """
-    rows = min(MOST_ROWS_PER_SHARD, max_tokens / LEAST_SHARDS)
+    rows = min(MOST_ROWS_PER_SHARD, max(max_tokens / SHARDS_PER_RUN, 2 * batch_tokens))
     documents = max(1, int(rows / max(1.0, mean_tokens)))
     return 1 << (documents.bit_length() - 1)
 
@@ -48,9 +49,7 @@ def adopt_plan(plan: dict[str, Any], store: Path) -> dict[str, Any]:
     path = store / "plan.json"
     if not path.exists():
         if store.is_dir() and any(name != "plan.json.tmp" for name in os.listdir(store)):
-            raise ShardError(
-                f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store"
-            )
+            raise ShardError(f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store")
         write_file(path, encode_json(plan))
         return plan
     found = read_json(path)
@@ -62,14 +61,13 @@ def adopt_plan(plan: dict[str, Any], store: Path) -> dict[str, Any]:
     ]
     if differing:
         raise ShardError(
-            f"{store} was begun with another plan: {'; '.join(differing)}. Give the first settings to go on, or another folder"
+            f"{store} was begun with another plan: {'; '.join(differing)}. "
+            "Give the first settings to go on, or another folder"
         )
     return found
 
 
-def _differences(
-    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
     """(dotted field, value in a, value in b) wherever two nested mappings differ."""
     for key in dict.fromkeys([*a, *b]):
         left, right = a.get(key), b.get(key)

@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,24 +31,34 @@ _PROBE_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Source:
-    """A stream of documents.
+    """A stream of documents, to be read once.
 
     facts: what identifies it, for the plan
     first: its first documents, at most 64, read to look before anything is done
-    open: gives the stream from its start; a one-time iterator can be opened once
+    texts: all documents, the first ones included
     """
 
     facts: dict[str, Any]
     first: list[str]
-    open: Callable[[], Iterator[str]]
-
-    def documents(self, start: int = 0) -> Iterator[tuple[int, str]]:
-        """(index, text) of the documents from index `start` on."""
-        return itertools.islice(enumerate(self.open()), start, None)
+    texts: Iterator[str]
 
 
-def open_source(
-    dataset: Any,
+def as_names(dataset: Any) -> list[str] | None:
+    """The datasets that a string, a path or a list of these names; None if `dataset` holds the documents itself.
+
+    A list of strings is one of names if each could be one: an existing path, a data file's name, or owner/name.
+    """
+    if isinstance(dataset, str | Path):
+        return [str(dataset)]
+    if isinstance(dataset, list | tuple) and dataset and all(isinstance(item, str | Path) for item in dataset):
+        names = [str(item) for item in dataset]
+        if all(_looks_like_dataset(name) for name in names):
+            return names
+    return None
+
+
+def open_named(
+    names: Sequence[str],
     *,
     split: str = "train",
     text_column: str = "text",
@@ -56,92 +66,83 @@ def open_source(
     config: str | None = None,
     revision: str | None = None,
 ) -> Source:
-    """The documents of `dataset`.
+    """The documents of datasets on the hub or on disk, one dataset after the other; see HarvestConfig for the rest.
 
-    dataset: hub id, local file or folder; a sequence of these; a `datasets` object; an iterable of strings or of
-        mappings with a text column. A one-time iterator can be read once per process.
     raises: ValueError if there is no document, no such split or no such column; FileNotFoundError for a missing file
     """
-    names = _as_names(dataset)
-    if names is not None:
-        parts = [_named(name, split, text_unit, config, revision) for name in names]
-        streams = [stream for _, stream in parts]
-        facts: dict[str, Any] = {"sources": [part for part, _ in parts], "split": split}
-        described = ", ".join(names)
-    else:
-        stream, facts = _given(dataset, split)
-        streams, described = [stream], facts["kind"]
+    parts = [_named(name, split, text_unit, config, revision) for name in names]
+    facts = {"sources": [facts for facts, _ in parts], "split": split}
 
-    def texts(rows: Iterable[Any]) -> Iterator[str]:
-        return (_text_of(row, index, text_column, described) for index, row in enumerate(rows))
+    texts = itertools.chain.from_iterable(_texts(rows, text_column, name) for name, (_, rows) in zip(names, parts))
+    return _probed(facts, text_column, texts, ", ".join(names))
 
-    def open_stream() -> Iterator[str]:
-        return itertools.chain.from_iterable(texts(stream()) for stream in streams)
 
-    probe = open_stream()
-    first = list(itertools.islice(probe, _PROBE_DOCUMENTS))
+def open_given(dataset: Any, *, split: str = "train", text_column: str = "text") -> Source:
+    """The documents that the caller holds.
+
+    dataset: a `datasets` object; any iterable of strings, or of mappings with a text column; a mapping of these by split.
+        A one-time iterator is read where it stands: to go on with a harvest, pass a fresh one.
+    raises: ValueError if there is no document, no such split or no such column
+    """
+    if isinstance(dataset, Mapping):
+        dataset = _split_of(dataset, split, "the dataset")
+    if not isinstance(dataset, Iterable):
+        raise ValueError(f"dataset expected names, texts or rows, got {type(dataset).__name__}")
+    described = f"{type(dataset).__name__} of documents"
+    facts = {"sources": [{"kind": described, "documents": len(dataset) if isinstance(dataset, Sequence) else None}]}
+    return _probed(facts, text_column, _texts(dataset, text_column, described), described)
+
+
+def _probed(facts: dict[str, Any], text_column: str, texts: Iterator[str], described: str) -> Source:
+    """Read the first documents, so that what is wrong shows at once; their hash joins the facts."""
+    first = list(itertools.islice(texts, _PROBE_DOCUMENTS))
     if not first:
         raise ValueError(f"{described} holds no documents: there is nothing to harvest")
-    facts |= {
-        "text_column": text_column,
-        "first_documents_sha256": hashlib.sha256(
-            "\0".join(first).encode("utf-8", "surrogatepass")
-        ).hexdigest(),
-    }
-    if isinstance(dataset, Iterator):
-        probe = itertools.chain(first, probe)
-        return Source(facts, first, lambda: probe)
-    return Source(facts, first, open_stream)
+    digest = hashlib.sha256("\0".join(first).encode("utf-8", "surrogatepass")).hexdigest()
+    facts = facts | {"text_column": text_column, "first_documents_sha256": digest}
+    return Source(facts, first, itertools.chain(first, texts))
 
 
-def _as_names(dataset: Any) -> list[str] | None:
-    """The datasets that a string, path or sequence of these names; None if `dataset` holds the documents itself."""
-    if isinstance(dataset, str | Path):
-        return [str(dataset)]
-    if (
-        isinstance(dataset, list | tuple)
-        and dataset
-        and all(isinstance(item, str | Path) for item in dataset)
-    ):
-        names = [str(item) for item in dataset]
-        if all(_looks_like_dataset(name) for name in names):
-            return names
-    return None
+def _texts(rows: Iterable[Any], text_column: str, described: str) -> Iterator[str]:
+    """The text of each row: a string, or a mapping's text column; a missing text is an empty document."""
+    for index, row in enumerate(rows):
+        text = row
+        if isinstance(row, Mapping):
+            if text_column not in row:
+                raise ValueError(
+                    f"{described} has no column {text_column!r}{nearest(text_column, row)}; "
+                    f"its columns are {', '.join(map(str, row))}: name one with text_column"
+                )
+            text = row[text_column]
+        if text is not None and not isinstance(text, str):
+            raise ValueError(
+                f"{described}: document {index} expected text, got {type(text).__name__}; name another text_column"
+            )
+        yield text or ""
 
 
 def _looks_like_dataset(name: str) -> bool:
-    """A file or folder, a data file's name, or a hub id of the form owner/name."""
-    if len(name) > 1000 or "\n" in name:
-        return False
-    return (
-        _format_of(name) is not None
-        or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
-        or Path(name).exists()
-    )
+    if re.search(r"\s", name):
+        return len(name) < 1000 and Path(name).exists()
+    return _format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None or Path(name).exists()
 
 
 def _format_of(name: str) -> str | None:
+    """The `datasets` loader for a file of that name, a compression's suffix aside; None if it is no data file's name."""
     suffixes = [suffix for suffix in Path(name).suffixes if suffix not in _COMPRESSED]
-    return _FORMATS.get(suffixes[-1]) if suffixes and " " not in suffixes[-1] else None
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
 def _named(
     name: str, split: str, text_unit: str, config: str | None, revision: str | None
-) -> tuple[dict[str, Any], Callable[[], Iterable[Any]]]:
-    """(facts for the plan, opener) of a dataset on the hub or on disk."""
+) -> tuple[dict[str, Any], Iterable[Any]]:
+    """(facts for the plan, rows) of a dataset on the hub or on disk."""
     import datasets
 
-    path = Path(name)
-    if path.is_file() or (_format_of(name) and not re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"dataset {name} expected an existing file: there is none at {path.resolve()}"
-            )
-        kind = _format_of(name)
-        if kind is None:
-            raise ValueError(
-                f"dataset {name} expected a file of type {', '.join(_FORMATS)} (or compressed), got {path.name}"
-            )
+    path, kind = Path(name), _format_of(name)
+    if path.is_file() and kind is None:
+        raise ValueError(f"dataset {name} expected a file of type {', '.join(_FORMATS)} (compressed too), got {path.name}")
+    if path.is_file():
         options = {"sample_by": text_unit} if kind == "text" else {}
         arguments: dict[str, Any] = {"path": kind, "data_files": str(path), **options}
         facts = {"file": path.name, "fingerprint": _file_fingerprint(path)} | options
@@ -150,6 +151,13 @@ def _named(
             return _saved_to_disk(path, split)
         arguments = {"path": str(path), "name": config}
         facts = {"folder": path.name, "config": config}
+    elif kind is not None:
+        raise FileNotFoundError(f"dataset {name} expected an existing file: there is none at {path.absolute()}")
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None:
+        raise ValueError(
+            f"dataset expected a hub id or an existing file or folder, got {name[:80]!r}: "
+            "to harvest texts, pass a list of them"
+        )
     else:
         arguments = {"path": name, "name": config, "revision": revision}
         facts = {"hub": name, "config": config, "revision": revision}
@@ -164,54 +172,23 @@ def _named(
     if "hub" in facts:
         commit = re.search("@([0-9a-f]{40})", str(builder.config.data_files))
         facts["fingerprint"] = commit[1] if commit else None
-    return facts, lambda: stream
+    return facts, stream
 
 
-def _saved_to_disk(path: Path, split: str) -> tuple[dict[str, Any], Callable[[], Iterable[Any]]]:
+def _saved_to_disk(path: Path, split: str) -> tuple[dict[str, Any], Iterable[Any]]:
     import datasets
 
     found = datasets.load_from_disk(str(path))
     if isinstance(found, datasets.DatasetDict):
-        if split not in found:
-            raise ValueError(
-                f"dataset {path} has no split {split!r}{nearest(split, found)}; it has {', '.join(found)}"
-            )
-        found = found[split]
-    return {"folder": path.name, "fingerprint": found._fingerprint}, lambda: found
+        found = _split_of(found, split, f"dataset {path}")
+    return {"folder": path.name, "fingerprint": found._fingerprint}, found
 
 
-def _given(dataset: Any, split: str) -> tuple[Callable[[], Iterable[Any]], dict[str, Any]]:
-    """(opener, facts for the plan) of documents that the caller passed as an object."""
-    if isinstance(dataset, Mapping):
-        if split not in dataset:
-            raise ValueError(
-                f"dataset has no split {split!r}{nearest(split, dataset)}; it has {', '.join(dataset)}"
-            )
-        dataset = dataset[split]
-    if not isinstance(dataset, Iterable):
-        raise ValueError(f"dataset expected names, texts or rows, got {type(dataset).__name__}")
-    facts: dict[str, Any] = {"kind": f"{type(dataset).__name__} of documents"}
-    if isinstance(dataset, Sequence):
-        facts["n_documents"] = len(dataset)
-    return lambda: dataset, facts
-
-
-def _text_of(row: Any, index: int, text_column: str, described: str) -> str:
-    if isinstance(row, Mapping):
-        if text_column not in row:
-            hint = nearest(text_column, row)
-            raise ValueError(
-                f"{described} has no column {text_column!r}{hint}; its columns are {', '.join(map(str, row))}: "
-                "name one with text_column"
-            )
-        row = row[text_column]
-    if row is None:
-        return ""
-    if not isinstance(row, str):
-        raise ValueError(
-            f"{described}: document {index} expected text, got {type(row).__name__}; name another text_column"
-        )
-    return row
+def _split_of(splits: Mapping[str, Any], split: str, described: str) -> Any:
+    if split not in splits:
+        hint = nearest(split, splits)
+        raise ValueError(f"{described} has no split {split!r}{hint}; it has {', '.join(splits)}")
+    return splits[split]
 
 
 def _file_fingerprint(path: Path) -> str:

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,8 +47,62 @@ def commit_path(store: Path, shard: int, hook_point: str) -> Path:
     return shard_folder(store, shard) / f"{hook_point}.json"
 
 
+@contextlib.contextmanager
+def writing_shard(
+    store: Path, shard: int, contexts: PackedContexts, n_documents: int, d_models: dict[str, int], dtype: torch.dtype
+) -> Iterator[dict[str, RowWriter]]:
+    """Write one shard: its tokens at once, its rows as they come, its commits when the block ends without an error.
+
+    n_documents: source documents in the shard's span
+    d_models: width of the rows, by hook point
+    yields: a writer by hook point; each expects one row for every kept token of `contexts`, in order
+    """
+    n_rows = contexts.n_rows
+    tokens = _encode_tokens(contexts)
+    write_file(tokens_path(store, shard), tokens)
+    with contextlib.ExitStack() as files:
+        writers = {}
+        for hook_point, d_model in d_models.items():
+            file = files.enter_context(appearing(data_path(store, shard, hook_point)))
+            writers[hook_point] = RowWriter(file, hook_point, n_rows, d_model, dtype)
+        yield writers
+        finished = {hook_point: writer.finish() for hook_point, writer in writers.items()}
+    for hook_point, facts in finished.items():
+        record = {
+            "shard": shard,
+            "hook_point": hook_point,
+            "rows": n_rows,
+            "sequences": contexts.n_seqs,
+            "first_document": contexts.first_doc,
+            "documents": n_documents,
+            "files": {
+                "tokens.safetensors": {"bytes": len(tokens), "sha256": hashlib.sha256(tokens).hexdigest()},
+                f"{hook_point}.safetensors": {"bytes": facts["bytes"], "sha256": facts["sha256"]},
+            },
+            "sum": facts["sum"],
+            "sum_sq_norm": facts["sum_sq_norm"],
+        }
+        write_file(commit_path(store, shard, hook_point), encode_json(record))
+
+
+def finished_shards(store: Path, hook_points: Collection[str]) -> dict[int, int]:
+    """Rows of each shard that is committed for every one of these hook points, by index.
+
+    raises: ShardError if a committed file is missing or has another size than its commit records
+    """
+    finished = {}
+    for folder in (store / "shards").glob("[0-9]*"):
+        commits = [commit_path(store, int(folder.name), hook_point) for hook_point in hook_points]
+        if all(commit.exists() for commit in commits):
+            for record in map(read_json, commits):
+                for name, file in record["files"].items():
+                    check_size(folder / name, file["bytes"])
+            finished[int(folder.name)] = record["rows"]
+    return finished
+
+
 class RowWriter:
-    """Writes the rows of one shard and hook point as they come; `finish` makes the file appear and returns its facts.
+    """Writes the rows of one shard and hook point as they come; `finish` completes the file.
 
     file: open binary file, written from its start
     hook_point: where the rows come from, for errors
@@ -70,7 +124,7 @@ class RowWriter:
 
     def append(self, rows: Tensor) -> None:
         """Write rows[n d_model], of any float dtype and on any device."""
-        stored = rows.to("cpu", self._dtype).contiguous()
+        stored = rows.to(self._dtype).cpu().contiguous()
         stop = self._n_written + len(stored)
         torch.linalg.vector_norm(
             stored, dim=1, dtype=torch.float32, out=torch.from_numpy(self._norms[self._n_written : stop])
@@ -86,8 +140,8 @@ class RowWriter:
         if not np.isfinite(self._norms).all():
             count = int((~np.isfinite(self._norms)).sum())
             raise ShardError(
-                f"{count} of {self._n_rows} rows of {self._hook_point} are not finite as {str(self._dtype).removeprefix('torch.')}: the model's "
-                "activations exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or compute in float32"
+                f"{count} of {self._n_rows} rows of {self._hook_point} are not finite as {self._dtype}: the activations "
+                "exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or compute in float32"
             )
         return {
             "bytes": self._bytes,
@@ -119,7 +173,7 @@ def _acts_header(n_rows: int, d_model: int, dtype: torch.dtype) -> bytes:
     return struct.pack("<Q", len(text)) + text
 
 
-def encode_tokens(contexts: PackedContexts) -> bytes:
+def _encode_tokens(contexts: PackedContexts) -> bytes:
     """The content of a shard's tokens.safetensors."""
     return safetensors.numpy.save(
         {
@@ -170,9 +224,7 @@ def write_manifest(store: Path, plan: dict[str, Any], n_shards: int, ended_by: s
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
     """sha256 of the manifest without its own "sha256" entry."""
-    return hashlib.sha256(
-        encode_json({key: manifest[key] for key in manifest if key != "sha256"})
-    ).hexdigest()
+    return hashlib.sha256(encode_json({key: manifest[key] for key in manifest if key != "sha256"})).hexdigest()
 
 
 def encode_json(content: dict[str, Any]) -> bytes:
@@ -183,6 +235,40 @@ def encode_json(content: dict[str, Any]) -> bytes:
 def sha256_of_file(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_json(path: Path, missing: str = "it belongs to the store") -> dict[str, Any]:
+    """A JSON file of a store. raises: ShardError if it is missing or not a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ShardError(f"{path} does not exist: {missing}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
+    if not isinstance(content, dict):
+        raise ShardError(f"{path} should hold a JSON object, it holds a {type(content).__name__}: the file was altered")
+    return content
+
+
+def check_version(plan: dict[str, Any], path: Path) -> None:
+    """raises: ShardError unless `plan` is of the format and version that this code knows"""
+    if plan.get("format") != FORMAT:
+        raise ShardError(f"{path} should be a plan of format {FORMAT!r}, it states {plan.get('format')!r}")
+    if plan.get("version") != VERSION:
+        raise ShardError(
+            f"{path} is of version {plan.get('version')}, this saelens_lite reads version {VERSION}: "
+            "use the release that wrote it, or a newer one"
+        )
+
+
+def check_size(path: Path, size_bytes: int) -> None:
+    found = path.stat().st_size if path.exists() else None
+    if found != size_bytes:
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise ShardError(
+            f"{path} {state}, the store records {size_bytes} bytes: restore the file, or delete the shard's folder and "
+            "manifest.json and give the harvest command again, which recomputes only what is missing"
+        )
 
 
 @contextlib.contextmanager

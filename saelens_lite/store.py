@@ -24,7 +24,6 @@ Readers map files into memory and never unpickle. Writing is in shards.py.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,11 +36,12 @@ from torch import Tensor
 
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.shards import (
-    FORMAT,
-    VERSION,
+    check_size,
+    check_version,
     commit_path,
     data_path,
     manifest_sha256,
+    read_json,
     sha256_of_file,
     tokens_path,
 )
@@ -76,18 +76,16 @@ class ActivationStore:
 
     def __init__(self, path: str | os.PathLike[str]):
         self.path = Path(path)
-        self.plan: dict[str, Any] = read_json(
-            self.path / "plan.json", missing="this folder is no activation store"
-        )
+        self.plan: dict[str, Any] = read_json(self.path / "plan.json", missing="this folder is no activation store")
         check_version(self.plan, self.path / "plan.json")
         self._manifest = read_json(
             self.path / "manifest.json",
             missing="the harvest is unfinished; give the same command again and it goes on",
         )
         if manifest_sha256(self._manifest) != self._manifest.get("sha256"):
-            raise ShardError(
-                f"{self.path / 'manifest.json'} was altered: its content does not have the sha256 it states"
-            )
+            raise ShardError(f"{self.path / 'manifest.json'} was altered: its content does not have the sha256 it states")
+        if sha256_of_file(self.path / "plan.json") != self._manifest["plan_sha256"]:
+            raise ShardError(f"{self.path / 'plan.json'} was altered: it has another sha256 than the manifest records")
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
         self._mapped: dict[tuple[int, str, str], Tensor] = {}
         for file, size_bytes in self._files():
@@ -110,7 +108,7 @@ class ActivationStore:
     def shard_rows(self) -> list[int]:
         """Rows of each shard; of the last one, those in use."""
         rows = [shard["rows"] for shard in self._shards]
-        return rows[:-1] + [self._manifest["rows_used"]]
+        return [*rows[:-1], self._manifest["rows_used"]]
 
     @property
     def n_rows(self) -> int:
@@ -139,15 +137,11 @@ class ActivationStore:
         """
         if name is None:
             if len(self.hook_points) > 1:
-                raise ValueError(
-                    f"{self.path} holds several hook points, name one of: {', '.join(self.hook_points)}"
-                )
+                raise ValueError(f"{self.path} holds several hook points, name one of: {', '.join(self.hook_points)}")
             return self.hook_points[0]
         if name not in self.plan["hook_points"]:
             hint = nearest(name, self.hook_points)
-            raise ValueError(
-                f"{self.path} has no hook point {name!r}{hint}; it holds {', '.join(self.hook_points)}"
-            )
+            raise ValueError(f"{self.path} has no hook point {name!r}{hint}; it holds {', '.join(self.hook_points)}")
         return name
 
     def d_model(self, hook_point: str | None = None) -> int:
@@ -185,13 +179,9 @@ class ActivationStore:
 
     def held_out_rows(self, fraction: float = 0.05, seed: int = 0) -> Tensor:
         """Which rows belong to held-out documents (see `is_held_out`): bool[n_rows]."""
-        return torch.cat(
-            [is_held_out(self.row_docs(shard), fraction, seed) for shard in range(self.n_shards)]
-        )
+        return torch.cat([is_held_out(self.row_docs(shard), fraction, seed) for shard in range(self.n_shards)])
 
-    def gather(
-        self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
-    ) -> Tensor:
+    def gather(self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
         """Rows by their index in the whole store, in the order asked for.
 
         rows: int64[n], 0 <= row < n_rows
@@ -199,9 +189,7 @@ class ActivationStore:
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
-            raise ValueError(
-                f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}"
-            )
+            raise ValueError(f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}")
         ends = torch.tensor(self.shard_rows).cumsum(0)
         ascending, order = rows.sort()
         edges = torch.searchsorted(ascending, ends).tolist()
@@ -222,17 +210,15 @@ class ActivationStore:
         return sum(total for _, total in self._sums(hook_point)) / self.n_rows
 
     def verify(self) -> list[str]:
-        """Check every byte against its recorded hash; the problems found, each naming its file. Reads all files."""
+        """Check every byte of the shards against its recorded hash: reads all files. Opening has checked the rest.
+
+        returns: the problems found, each naming its file; empty if all is well
+        """
         problems = []
-        if sha256_of_file(self.path / "plan.json") != self._manifest["plan_sha256"]:
-            problems.append(f"{self.path / 'plan.json'} has another sha256 than the manifest records")
         for index, shard in enumerate(self._shards):
             for hook_point in self.hook_points:
                 path = commit_path(self.path, index, hook_point)
-                if (
-                    not path.exists()
-                    or sha256_of_file(path) != shard["hook_points"][hook_point]["commit_sha256"]
-                ):
+                if not path.exists() or sha256_of_file(path) != shard["hook_points"][hook_point]["commit_sha256"]:
                     problems.append(f"{path} is missing or has another sha256 than the manifest records")
                     continue
                 for name, file in read_json(path)["files"].items():
@@ -271,47 +257,9 @@ class ActivationStore:
                 yield np.array(record["sum"]), record["sum_sq_norm"]
 
 
-def read_json(path: Path, missing: str = "it belongs to the store") -> dict[str, Any]:
-    """A JSON file of a store. raises: ShardError if it is missing or not a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ShardError(f"{path} does not exist: {missing}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
-    if not isinstance(content, dict):
-        raise ShardError(
-            f"{path} should hold a JSON object, it holds a {type(content).__name__}: the file was altered"
-        )
-    return content
-
-
-def check_version(plan: dict[str, Any], path: Path) -> None:
-    """raises: ShardError unless `plan` is of the format and version that this code knows"""
-    if plan.get("format") != FORMAT:
-        raise ShardError(f"{path} should be a plan of format {FORMAT!r}, it states {plan.get('format')!r}")
-    if plan.get("version") != VERSION:
-        raise ShardError(
-            f"{path} is of version {plan.get('version')}, this saelens_lite reads version {VERSION}: "
-            "use the release that wrote it, or a newer one"
-        )
-
-
-def check_size(path: Path, size_bytes: int) -> None:
-    found = path.stat().st_size if path.exists() else None
-    if found != size_bytes:
-        state = "is missing" if found is None else f"has {found} bytes"
-        raise ShardError(
-            f"{path} {state}, the store records {size_bytes} bytes: restore the file, or delete the shard's folder and "
-            "manifest.json and give the harvest command again, which recomputes only what is missing"
-        )
-
-
 def _open_safetensors(path: Path, size_bytes: int) -> Any:
     check_size(path, size_bytes)
     try:
         return safe_open(path, framework="pt")
     except SafetensorError as error:
-        raise ShardError(
-            f"{path} is not a readable safetensors file ({error}): the file was altered"
-        ) from error
+        raise ShardError(f"{path} is not a readable safetensors file ({error}): the file was altered") from error

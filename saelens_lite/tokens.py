@@ -173,9 +173,7 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         if new.endswith("�") and end - start < LONGEST_RUN_TOKENS and end < len(ids):
             pending = new
             continue
-        if (
-            pending and new.startswith(pending) and end - start > 1
-        ):  # the last token repaired nothing: it stands alone
+        if pending and new.startswith(pending) and end - start > 1:  # the last token repaired nothing: it stands alone
             pieces[start], pieces[end - 1] = pending, new[len(pending) :]
         else:
             pieces[start] = new

@@ -348,8 +348,8 @@ While training (mean training loss since the last row; loss on a fixed sample of
 ```
 {command}
 ```
-with torch {facts["torch"]} on CPU ({config.n_threads} threads), {log[-1]["elapsed_s"] / 60:.0f} minutes. AdamW, peak learning
-rate {config.lr:g}, {config.warmup_steps} steps of warm-up, then linearly to zero; {config.n_steps} steps of
+with torch {facts["torch"]} on CPU ({config.n_threads} threads), {log[-1]["elapsed_s"] / 60:.0f} minutes. AdamW, peak
+learning rate {config.lr:g}, {config.warmup_steps} steps of warm-up, then linearly to zero; {config.n_steps} steps of
 {config.batch_tokens} tokens, in contexts of 256 and, for the last {config.long_share:.0%} of the steps, of 512 tokens.
 
 ## Licence

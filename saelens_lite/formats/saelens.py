@@ -110,7 +110,7 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
     if reshape not in ("none", None):
         raise ValueError(
             f"{where}: reshape_activations {reshape!r} is not supported: the SAE reads attention heads side by side, "
-            "which are no hook point here; choose one trained on hook_resid_pre, hook_resid_post, hook_attn_out or hook_mlp_out"
+            "which are no hook point here; choose an SAE of hook_resid_pre, hook_resid_post, hook_attn_out or hook_mlp_out"
         )
     normalisation = cfg.get("normalize_activations", "none")
     if normalisation not in NORMALISATIONS:

@@ -1,0 +1,154 @@
+"""The metrics have the properties their definitions promise, on cases worked by hand."""
+
+import math
+
+import pytest
+import torch
+
+from saelens_lite.metrics import FiringSums, ReconstructionSums, ce_score, window_name
+from saelens_lite.sparse import SparseLatents
+
+
+def sums(acts, recons, split=None) -> ReconstructionSums:
+    total = ReconstructionSums(acts.shape[-1])
+    for a, r in zip(acts.split(split or len(acts)), recons.split(split or len(acts))):
+        total.update(a, r)
+    return total
+
+
+@pytest.fixture
+def acts():
+    """Rows with an offset and with norms that differ a hundredfold, as real streams have."""
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.exp(torch.randn(500, 1, generator=generator) * 2)
+    return torch.randn(500, 8, generator=generator) * scale + torch.arange(8.0) * 10
+
+
+def test_by_hand():
+    # x̄ = (2, 0); deviations (-1, 0), (1, 0): Σ = 2. Errors (1, 0), (0, 1): Σ = 2.
+    stats = sums(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([[2.0, 0.0], [3.0, 1.0]]))
+    assert stats.fvu == 1.0
+    assert stats.mse == 1.0
+    assert stats.norm_ratio == pytest.approx((2 / 1 + math.sqrt(10) / 3) / 2)
+    assert stats.cosine == pytest.approx((1 + 3 / math.sqrt(10)) / 2)
+
+
+def test_predicting_the_mean_explains_nothing(acts):
+    for offset in (0, 1, 5, 30, 1e4):
+        x = acts.double() + offset
+        assert sums(x, x.mean(0).expand_as(x)).fvu == pytest.approx(1.0, abs=1e-12)
+
+
+def test_perfect_and_zero_reconstruction(acts):
+    assert sums(acts, acts).fvu == 0.0
+    assert sums(acts, acts).cosine == pytest.approx(1.0)
+    centred = acts.double() - acts.double().mean(0)
+    assert sums(centred, torch.zeros_like(centred)).fvu == pytest.approx(1.0)
+
+
+def test_a_constant_shift_changes_nothing(acts):
+    recons = acts + torch.randn(acts.shape, generator=torch.Generator().manual_seed(1))
+    for offset in (1.0, 1e3, 1e6):
+        shifted = sums(acts.double() + offset, recons.double() + offset)
+        assert shifted.fvu == pytest.approx(sums(acts, recons).fvu, rel=1e-9)
+
+
+def test_a_constant_error_is_seen(acts):
+    assert sums(acts, acts + 3).mse == pytest.approx(8 * 9, rel=1e-5)
+    assert sums(acts, acts + 3).fvu > 0
+
+
+@pytest.mark.parametrize("split", [1, 7, 64, 499, 500])
+def test_batches_do_not_matter(acts, split):
+    recons = acts * 0.9
+    whole, parts = sums(acts, recons), sums(acts, recons, split)
+    for name in ("fvu", "explained_variance", "mse", "cosine", "norm_ratio"):
+        assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-12)
+    torch.testing.assert_close(parts.mean, acts.double().mean(0))
+
+
+def test_merged_equals_one(acts):
+    recons = acts * 0.9
+    first, second = sums(acts[:123], recons[:123]), sums(acts[123:], recons[123:])
+    first.merge(second)
+    first.merge(ReconstructionSums(8))
+    assert first.n_tokens == 500
+    assert first.fvu == pytest.approx(sums(acts, recons).fvu, rel=1e-12)
+
+
+def test_tokens_of_norm_zero_do_not_poison_the_means():
+    stats = sums(torch.tensor([[0.0, 0.0], [3.0, 4.0]]), torch.tensor([[1.0, 0.0], [3.0, 4.0]]))
+    assert (stats.cosine, stats.norm_ratio) == (1.0, 1.0)
+
+
+def test_nothing_seen_is_not_a_number():
+    empty = ReconstructionSums(4)
+    assert math.isnan(empty.fvu) and math.isnan(empty.mse) and math.isnan(empty.cosine)
+    empty.update(torch.zeros(0, 4), torch.zeros(0, 4))
+    assert empty.n_tokens == 0
+
+
+def test_shapes_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"d_model=4.*\[2, 4\] and \[2, 3\]"):
+        ReconstructionSums(4).update(torch.zeros(2, 4), torch.zeros(2, 3))
+
+
+FIRING = torch.tensor(
+    [
+        [1.0, 0.0, 0.0, 0.5],
+        [2.0, 0.0, 0.0, 0.0],
+        [0.0, 0.0, 3.0, 0.0],
+        [0.0, 0.0, 4.0, 0.0],
+        [0.0, 0.0, 5.0, 0.5],
+    ]
+)
+
+
+def firing(dense, split=5) -> FiringSums:
+    stats = FiringSums(dense.shape[1])
+    for part in dense.split(split):
+        stats.update(SparseLatents.from_dense(part))
+    return stats
+
+
+@pytest.mark.parametrize("split", [1, 2, 5])
+def test_firing_by_hand(split):
+    stats = firing(FIRING, split)
+    assert stats.counts.tolist() == [2, 0, 3, 2]
+    assert stats.last_fired.tolist() == [1, -1, 4, 4]
+    assert stats.silent_tokens.tolist() == [3, 5, 0, 0]
+    assert stats.l0 == 7 / 5
+    assert stats.l1 == 16 / 5
+    assert stats.density.tolist() == [0.4, 0.0, 0.6, 0.4]
+    assert stats.dead_shares([1, 3, 4, 5, 6]) == {1: 0.5, 3: 0.5, 4: 0.25, 5: 0.25, 6: None}
+
+
+def test_stored_zeros_do_not_fire():
+    stats = FiringSums(3)
+    stats.update(SparseLatents.from_topk(torch.tensor([[1.0, 0.0]]), torch.tensor([[2, 0]]), 3))
+    assert stats.counts.tolist() == [0, 0, 1]
+    assert stats.l0 == 1
+
+
+def test_firing_merged_equals_one():
+    first, second = firing(FIRING[:2]), firing(FIRING[2:])
+    first.merge(second)
+    whole = firing(FIRING)
+    assert torch.equal(first.counts, whole.counts) and torch.equal(first.last_fired, whole.last_fired)
+    assert (first.n_tokens, first.l0, first.l1) == (5, whole.l0, whole.l1)
+
+
+def test_a_window_has_a_token():
+    with pytest.raises(ValueError, match="at least 1 token, got 0"):
+        firing(FIRING).dead(0)
+
+
+def test_ce_score():
+    assert ce_score(clean=4.0, spliced=4.0, ablated=8.0) == 1.0
+    assert ce_score(clean=4.0, spliced=8.0, ablated=8.0) == 0.0
+    assert ce_score(clean=4.0, spliced=5.0, ablated=8.0) == 0.75
+    assert math.isnan(ce_score(4.0, 4.0, 4.0))
+
+
+def test_window_names():
+    assert [window_name(w) for w in (500, 1_500, 10_000, 1_000_000, 2_000_000_000)] == ["500", "1500", "10k", "1M", "2B"]

@@ -1,5 +1,6 @@
 """Importing is cheap and without effects: at most 1.25 times `import torch`, and nothing heavy comes along."""
 
+import math
 import statistics
 import subprocess
 import sys
@@ -29,11 +30,9 @@ def test_importing_prints_nothing():
 
 def test_import_takes_at_most_a_quarter_longer_than_torch():
     timed = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
-    ours, torchs = [], []
-    for _ in range(5):  # interleaved, so that other work on the machine meets both
-        torchs.append(float(run(timed.format("import torch"))))
+    ours, torchs, ratio = [], [], math.inf
+    while len(ours) < 3 or (ratio > 1.25 and len(ours) < 9):  # more rounds only on a busy machine
+        torchs.append(float(run(timed.format("import torch"))))  # interleaved, so that other work meets both
         ours.append(float(run(timed.format(CORE))))
-    ratio = statistics.median(ours) / statistics.median(torchs)
-    if ratio > 1.25:  # a busy machine: the best of each is what the work itself takes
-        ratio = min(ours) / min(torchs)
+        ratio = statistics.median(ours) / statistics.median(torchs)
     assert ratio <= 1.25, f"import saelens_lite takes {ratio:.2f} times import torch: {ours} against {torchs} s"

@@ -5,7 +5,6 @@ Adding a kind is a function pair here, its parameters in sae.py and its name in 
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from saelens_lite import kernels

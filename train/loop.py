@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 import saelens_lite
-from saelens_lite.config import to_mapping
+from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.store import ActivationStore
 from saelens_lite.tracker import Tracker
@@ -26,8 +27,8 @@ from saelens_lite.tracker import Tracker
 from .buffer import RowBuffer
 from .config import TrainConfig
 from .init import fold_scale, initial_sae, input_scale
-from .optim import default_lr, lr_factor
-from .step import DeadTracker, StepStats, relu_step, topk_step, unit_rows_
+from .step import StepStats
+from .trainer import Trainer
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,7 @@ def train_sae(
 
 
 class _Run:
-    """The state of one training run and what each step does to it."""
+    """A training run on a store: rows in, numbers and folders out."""
 
     def __init__(self, store: ActivationStore, config: TrainConfig) -> None:
         self.store, self.config = store, config
@@ -99,20 +100,8 @@ class _Run:
             self.scale = input_scale(store.mean_sq_norm(self.hook_point), store.d_model(self.hook_point))
 
         sample = store.gather(_spread(train_rows, _INIT_ROWS), self.hook_point).mul_(self.scale)
-        self.sae = initial_sae(self._sae_config(), sample, config.seed).to(self.device)
-        trained = [p for p in self.sae.parameters() if not (config.freeze_decoder and p is self.sae.W_dec)]
-        d_sae = self.sae.d_sae
-        self.lr = config.lr or default_lr(d_sae, self.n_steps)
-        self.adam = torch.optim.Adam(
-            trained,
-            lr=self.lr,
-            betas=(config.adam_beta1, config.adam_beta2),
-            fused=self.device.type in ("cpu", "cuda"),
-        )
-        n_tokens = self.n_steps * config.batch_size_rows
-        dead_after = config.dead_after_tokens or max(1, min(10_000_000, n_tokens // 10))
-        self.tracker = DeadTracker(d_sae, dead_after, self.device)
-        self.n_fired = torch.zeros(d_sae, dtype=torch.int64, device=self.device)
+        sae = initial_sae(self._sae_config(), sample, config.seed).to(self.device)
+        self.trainer = Trainer(sae, config, self.n_steps)
 
     def _sae_config(self) -> SAEConfig:
         config, store = self.config, self.store
@@ -130,56 +119,25 @@ class _Run:
 
     def step(self, step: int) -> StepStats:
         """One optimiser step, counted from 0."""
-        config = self.config
-        acts = self.buffer.batch(step).to(self.device).mul_(self.scale)
-        with torch.no_grad():
-            if config.kind == "topk":
-                dead = self.tracker.dead() if config.aux_coeff else self.n_fired[:0]
-                stats, fired = topk_step(
-                    self.sae,
-                    acts,
-                    dead,
-                    k_aux=config.k_aux or max(1, self.sae.d_model // 2),
-                    aux_coeff=config.aux_coeff,
-                    train_decoder=not config.freeze_decoder,
-                )
-            else:
-                warm_up = _share(config.l1_warm_up_steps, 0.05, self.n_steps)
-                ramp = min(1.0, (step + 1) / max(1, warm_up))
-                stats, fired = relu_step(
-                    self.sae, acts, l1_coeff=config.l1_coeff * ramp, train_decoder=not config.freeze_decoder
-                )
-        factor = lr_factor(
-            step,
-            self.n_steps,
-            _share(config.warm_up_steps, 0.05, self.n_steps, most=1000),
-            round(config.decay_fraction * self.n_steps),
-        )
-        for group in self.adam.param_groups:
-            group["lr"] = self.lr * factor
-        self.adam.step()
-        if not config.freeze_decoder:
-            unit_rows_(self.sae.W_dec)
-        self.tracker.update(fired, len(acts))
-        return stats
+        return self.trainer.update(self.buffer.batch(step).to(self.device).mul_(self.scale))
 
     def training_metrics(self, stats: StepStats, done: int, seconds: float) -> dict[str, float | int]:
         """What a training line of metrics.jsonl holds; raises FloatingPointError when the loss is not finite."""
-        loss = float(stats.reconstruction)
-        if not torch.isfinite(stats.reconstruction):
+        loss, trainer = float(stats.reconstruction), self.trainer
+        if not math.isfinite(loss):
             raise FloatingPointError(
                 f"the reconstruction loss is {loss} at step {done}: check the store for NaN or infinite rows, or lower lr "
-                f"(now {self.lr:g})"
+                f"(now {trainer.lr:g})"
             )
-        name = "l1" if self.config.kind == "relu" else "auxk"
+        tokens = done * self.config.batch_size_rows
         return {
-            "tokens": done * self.config.batch_size_rows,
+            "tokens": tokens,
             "reconstruction": loss,
-            name: float(stats.sparsity),
+            "l1" if self.config.kind == "relu" else "auxk": float(stats.sparsity),
             "l0": float(stats.l0),
-            f"dead@{self.tracker.dead_after_tokens}": len(self.tracker.dead()) / self.sae.d_sae,
-            "lr": self.adam.param_groups[0]["lr"],
-            "tokens_per_s": done * self.config.batch_size_rows / seconds,
+            f"dead@{trainer.dead_tracker.dead_after_tokens}": len(trainer.dead_tracker.dead()) / trainer.sae.d_sae,
+            "lr": trainer.adam.param_groups[0]["lr"],
+            "tokens_per_s": tokens / seconds,
         }
 
     def held_out_metrics(self) -> dict[str, float | None]:
@@ -191,7 +149,7 @@ class _Run:
         mean = acts.mean(0, dtype=torch.float64)
         with torch.no_grad():
             for rows in acts.split(self.config.batch_size_rows):
-                out = self.sae((rows * self.scale).to(self.device))
+                out = self.trainer.sae((rows * self.scale).to(self.device))
                 errors += float((out.recons.cpu() / self.scale - rows).double().square().sum())
                 variance += float((rows - mean).square().sum())
                 latents += float(out.latents.l0().sum())
@@ -199,11 +157,11 @@ class _Run:
 
     def save(self, output: Path, done: int) -> SparseAutoencoder:
         """The SAE in the units of the store, written to `output`."""
-        sae = fold_scale(self.sae, self.scale)
+        sae = fold_scale(self.trainer.sae, self.scale)
         facts = {
             **sae.config.metadata["saelens_lite"],
             "train": to_mapping(self.config),
-            "lr": self.lr,
+            "lr": self.trainer.lr,
             "steps": done,
             "tokens": done * self.config.batch_size_rows,
             **self.held_out_metrics(),
@@ -240,8 +198,6 @@ def _stop_signals() -> Iterator[_Stopped]:
 
 
 def _configured(config: TrainConfig | None, fields: dict[str, Any], store: Any) -> TrainConfig:
-    from saelens_lite.config import from_mapping
-
     base = to_mapping(config) if config else {}
     path = store.path if isinstance(store, ActivationStore) else store
     return from_mapping(TrainConfig, {**base, **fields, "store": str(path)}, "train_sae")
@@ -257,13 +213,6 @@ def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _share(given: int | None, share: float, n_steps: int, most: int | None = None) -> int:
-    if given is not None:
-        return given
-    steps = round(share * n_steps)
-    return steps if most is None else min(most, steps)
 
 
 def _spread(rows: Tensor, n: int) -> Tensor:

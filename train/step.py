@@ -29,14 +29,16 @@ class StepStats(NamedTuple):
 
 
 def topk_step(
-    sae: SparseAutoencoder, acts: Tensor, dead: Tensor, *, k_aux: int, aux_coeff: float, train_decoder: bool = True
+    sae: SparseAutoencoder, acts: Tensor, dead: Tensor | None, *, k_aux: int, aux_coeff: float, train_decoder: bool = True
 ) -> tuple[StepStats, Tensor]:
     """Gradients of reconstruction + aux_coeff · AuxK for a batch.
 
-    acts: float[B d_model]; dead: int64[m], latents that AuxK may use
+    acts: float[B d_model]; dead: int64[m], latents that AuxK may use, or None for no AuxK
     returns: the stats and fired bool[d_sae]
     """
     assert sae.config.k is not None and sae.config.apply_b_dec_to_input
+    if dead is None:
+        dead = torch.empty(0, dtype=torch.int64, device=acts.device)
     n_tokens, scale = acts.shape[0], 2.0 / acts.shape[0]
     inputs = acts - sae.b_dec
     values, indices, dead_pre_acts = _select(sae, inputs, sae.config.k, dead)

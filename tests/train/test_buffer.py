@@ -1,0 +1,57 @@
+"""Row order is a pure function of (seed, step)."""
+
+import pytest
+import torch
+
+from saelens_lite.train.buffer import RowBuffer
+
+
+class Rows:
+    """A store whose row r is [r, r]."""
+
+    def gather(self, row_index, hook_point=None, dtype=torch.float32):
+        return row_index[:, None].repeat(1, 2).to(dtype)
+
+
+def buffer(rows=None, **fields):
+    rows = torch.arange(1000) if rows is None else rows
+    return RowBuffer(Rows(), rows, dtype=torch.float32, **{"batch_size_rows": 30, "buffer_rows": 300, "seed": 0, **fields})
+
+
+def test_an_epoch_shows_every_row_at_most_once_and_leaves_out_less_than_a_batch():
+    b = buffer()
+    seen = torch.cat([b.batch(s)[:, 0] for s in range(b.steps_per_epoch)])
+    assert b.steps_per_epoch == 33
+    assert len(seen.unique()) == len(seen) == 990
+
+
+def test_only_the_given_rows_are_used():
+    rows = torch.arange(0, 1000, 3)
+    seen = torch.cat([buffer(rows).batch(s)[:, 0] for s in range(20)])
+    assert set(seen.long().tolist()) <= set(rows.tolist())
+
+
+def test_a_batch_does_not_depend_on_what_was_read_before():
+    b = buffer()
+    forwards = [b.batch(s) for s in range(70)]
+    fresh = buffer()
+    for step in (69, 3, 40, 0, 34):
+        assert torch.equal(fresh.batch(step), forwards[step])
+    assert torch.equal(torch.stack(list(buffer().batches(5, 8))), torch.stack(forwards[5:8]))
+
+
+def test_seed_and_epoch_change_the_order():
+    b = buffer()
+    assert not torch.equal(b.batch(0), buffer(seed=1).batch(0))
+    assert not torch.equal(b.batch(0), b.batch(b.steps_per_epoch))
+
+
+def test_a_buffer_mixes_rows_from_everywhere():
+    b = buffer(torch.arange(100_000), buffer_rows=10_000, batch_size_rows=1000)
+    halves = (b.batch(0)[:, 0] < 50_000).float().mean()
+    assert 0.2 < halves < 0.8
+
+
+def test_too_few_rows_is_a_clear_error():
+    with pytest.raises(ValueError, match="at least one batch of 30 rows, got 12"):
+        buffer(torch.arange(12))

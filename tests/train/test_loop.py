@@ -1,0 +1,144 @@
+"""train_sae on a small harvested store: what it writes, what it repeats, how it stops."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import saelens_lite as sl
+from saelens_lite.train.loop import _spread
+
+HOOK_POINT = "blocks.0.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, byte_tokenizer):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+    texts = [f"document {i} speaks of {i * i} things, and of {chr(97 + i % 26) * 5}" for i in range(200)]
+    return sl.harvest_activations(
+        GPT2LMHeadModel(config).eval(),
+        texts,
+        [HOOK_POINT],
+        tmp_path_factory.mktemp("store"),
+        max_tokens=6000,
+        context_length=64,
+        dtype="float32",
+        tokenizer=byte_tokenizer,
+        progress=False,
+    )
+
+
+def train(store, output, **fields):
+    defaults = {"kind": "topk", "k": 4, "d_sae": 64, "n_steps": 30, "batch_size_rows": 256, "device": "cpu"}
+    return sl.train_sae(store, output=str(output), progress=False, **{**defaults, **fields})
+
+
+def lines(output):
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("fields", [{}, {"kind": "relu", "l1_coeff": 0.5}, {"freeze_decoder": True}])
+def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_path, fields):
+    sae = train(store, tmp_path, n_steps=60, **fields)
+    loaded = sl.SparseAutoencoder.load(tmp_path)
+    acts = store.gather(torch.arange(500))
+    assert_close(loaded(acts).recons, sae(acts).recons)
+    assert_close(loaded.W_dec.norm(dim=1), torch.ones(64))
+    assert loaded.config.hook_point == HOOK_POINT
+    fvu = (sae(acts).recons.detach() - acts).square().sum() / (acts - acts.mean(0)).square().sum()
+    assert fvu < 0.8
+    assert lines(tmp_path)[-1]["held_out_fvu"] == pytest.approx(float(fvu), abs=0.25)
+
+
+def test_metrics_name_the_window_of_the_dead_and_the_held_out_rows(store, tmp_path):
+    train(store, tmp_path, log_every_steps=5, eval_every_steps=15, dead_after_tokens=512)
+    training = [line for line in lines(tmp_path) if "reconstruction" in line]
+    assert [line["step"] for line in training] == [5, 10, 15, 20, 25, 30]
+    assert all("dead@512" in line and line["tokens"] == 256 * line["step"] for line in training)
+    assert training[-1]["reconstruction"] < training[0]["reconstruction"]
+    assert [line["step"] for line in lines(tmp_path) if "held_out_fvu" in line] == [15, 30]
+
+
+def test_the_same_seed_gives_the_same_sae_and_another_seed_another(store, tmp_path):
+    weights = [train(store, tmp_path / str(i), seed=seed).W_dec for i, seed in enumerate((0, 0, 1))]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+
+
+def test_held_out_documents_are_never_trained_on(store, tmp_path, monkeypatch):
+    from saelens_lite.train.buffer import RowBuffer
+
+    seen, order = [], RowBuffer.row_order
+    monkeypatch.setattr(RowBuffer, "row_order", lambda self, *key: seen.append(order(self, *key)) or seen[-1])
+    train(store, tmp_path, held_out_fraction=0.3)
+    held_out = store.held_out_rows(0.3).nonzero().view(-1)
+    assert len(held_out) > 500
+    assert not set(held_out.tolist()) & set(torch.cat(seen).tolist())
+
+
+def test_the_input_scale_is_optional(store, tmp_path):
+    assert not torch.equal(train(store, tmp_path / "a").W_dec, train(store, tmp_path / "b", scale_input=False).W_dec)
+
+
+def test_epochs_give_the_number_of_steps(store, tmp_path):
+    train(store, tmp_path, n_steps=None, n_epochs=2.0, expansion=2, d_sae=None, log_every_steps=1)
+    n_train_rows = int((~store.held_out_rows()).sum())
+    assert lines(tmp_path)[-1]["step"] == 2 * (n_train_rows // 256)
+    assert sl.SparseAutoencoder.load(tmp_path).d_sae == 64
+
+
+def test_an_unknown_field_names_the_nearest(store, tmp_path):
+    with pytest.raises(ValueError, match=r"unknown key 'expanson' \(did you mean 'expansion'\?\)"):
+        train(store, tmp_path, expanson=8)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_path, monkeypatch):
+    acts = store.gather(torch.arange(len(_spread(torch.arange(store.n_rows), 10**9))))
+    acts[7] = float("nan")
+    monkeypatch.setattr(
+        type(store), "gather", lambda self, rows, hook_point=None, dtype=torch.float32: acts[rows].to(dtype)
+    )
+    with pytest.raises(FloatingPointError, match="at step .*: check the store"):
+        train(store, tmp_path, held_out_fraction=0.0, n_steps=60)
+
+
+def test_saves_on_the_way(store, tmp_path):
+    train(store, tmp_path, save_every_steps=10, n_steps=15)
+    facts = json.loads((tmp_path / "cfg.json").read_text())["metadata"]["saelens_lite"]
+    assert (facts["steps"], facts["tokens"]) == (15, 15 * 256)
+    assert facts["store"] == store.fingerprint
+
+
+def test_wandb_offline_writes_a_run(store, tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(store, tmp_path, wandb_project="saelens_lite_test")
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, number):
+    code = (
+        "import sys, saelens_lite as sl\n"
+        "sl.train_sae(sys.argv[1], output=sys.argv[2], k=4, d_sae=64, n_steps=10**6, batch_size_rows=256,"
+        " device='cpu', progress=False)"
+    )
+    command = [sys.executable, "-c", code, str(store.path), str(tmp_path)]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    metrics = tmp_path / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
+    facts = sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]
+    assert 0 < facts["steps"] < 10**6

@@ -1,0 +1,101 @@
+"""Schedules, and what each field of a run does to the update."""
+
+import torch
+from pytest import approx
+
+from saelens_lite.sae import SAEConfig
+from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.init import fold_scale, initial_sae, input_scale
+from saelens_lite.train.optim import default_lr, lr_factor
+from saelens_lite.train.trainer import Trainer
+
+D, N = 8, 32
+
+
+def trainer_of(n_steps=40, d_sae=N, **fields):
+    config = TrainConfig(store="", k=4, **{"lr": 1e-3, "batch_size_rows": 64, **fields})
+    rows = planted()
+    kind = SAEConfig(d_model=D, d_sae=d_sae, kind=config.kind, k=4 if config.kind == "topk" else None)
+    return Trainer(initial_sae(kind, rows, seed=0), config, n_steps)
+
+
+def planted(n=64, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    return torch.rand(n, 16, generator=gen).mul_(torch.rand(n, 16, generator=gen) < 0.1) @ torch.randn(16, D, generator=gen)
+
+
+def test_lr_by_hand():
+    # 10 steps, 2 of warm-up, 4 of decay: 1/2, 1, 1, 1, 1, 1, 1, then 3/4, 1/2, 1/4
+    assert [lr_factor(s, 10, 2, 4) for s in range(10)] == approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
+
+
+def test_default_lr_follows_the_square_root_law_and_grows_for_short_runs():
+    assert default_lr(2**14, 250_000) == approx(2e-4)
+    assert default_lr(2**16, 10**6) == approx(1e-4)
+    assert default_lr(3072, 1200) == approx(1e-2)
+    assert default_lr(2**14, 10_000) > default_lr(2**14, 100_000)
+
+
+def test_decoder_rows_stay_unit_norm_and_the_loss_falls():
+    for kind in ("topk", "relu"):
+        trainer = trainer_of(kind=kind, l1_coeff=0.01, lr=1e-2)
+        losses = [float(trainer.update(planted(seed=s)).reconstruction) for s in range(40)]
+        torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.ones(N))
+        assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_a_frozen_decoder_does_not_move_and_everything_else_does():
+    trainer = trainer_of(freeze_decoder=True)
+    before = {name: p.clone() for name, p in trainer.sae.named_parameters()}
+    trainer.update(planted())
+    moved = {name: not torch.equal(p, before[name]) for name, p in trainer.sae.named_parameters()}
+    assert moved == {"W_enc": True, "W_dec": False, "b_dec": True, "b_enc": True}
+
+
+def test_auxk_revives_dead_latents_and_no_auxk_leaves_their_encoder_alone():
+    for aux_coeff, expected in ((1 / 32, True), (0.0, False)):
+        trainer = trainer_of(aux_coeff=aux_coeff, dead_after_tokens=64)
+        with torch.no_grad():
+            trainer.sae.b_enc[:8] = -100.0  # these cannot be selected; with a pre-activation below 0 nor can AuxK
+            trainer.sae.b_enc[8:16] = -0.01
+            trainer.sae.W_enc[:, 8:16] *= 1e-3  # weak: never in the top k, but above 0 for some tokens
+            trainer.sae.b_enc[8:16] = 1e-3
+        before = trainer.sae.W_enc.clone()
+        for seed in range(3):
+            trainer.update(planted(seed=seed))
+        moved = (trainer.sae.W_enc != before).any(0)
+        assert moved[8:16].any().item() is expected
+        assert not moved[:8].any()
+
+
+def test_fields_that_change_the_update():
+    def weights(**fields):
+        trainer = trainer_of(**fields)
+        for seed in range(3):
+            trainer.update(planted(seed=seed))
+        return torch.cat([p.flatten() for p in trainer.sae.parameters()])
+
+    plain, relu = weights(), weights(kind="relu")
+    for fields in (
+        {"lr": 2e-3}, {"adam_beta1": 0.5}, {"adam_beta2": 0.9}, {"warm_up_steps": 30}, {"decay_fraction": 1.0},
+        {"freeze_decoder": True}, {"n_steps": 3}, {"dead_after_tokens": 1}, {"kind": "relu"},
+    ):  # fmt: skip
+        assert not torch.equal(plain, weights(**fields)), fields
+    for fields in ({"l1_coeff": 1.0}, {"l1_warm_up_steps": 30}):
+        assert not torch.equal(relu, weights(kind="relu", **fields)), fields
+    wide = {"dead_after_tokens": 1, "d_sae": 512}  # most latents are silent in a batch of 64 rows
+    dead = weights(**wide)
+    for fields in ({"k_aux": 1}, {"aux_coeff": 1.0}):
+        assert not torch.equal(dead, weights(**wide, **fields)), fields
+
+
+def test_input_scale_and_folding():
+    rows = planted(512) * 7
+    scale = input_scale(rows.square().sum(1).mean().item(), D)
+    assert (scale * rows).square().sum(1).mean().item() == approx(D, rel=1e-5)
+    sae = trainer_of().sae
+    folded = fold_scale(sae, scale)
+    scaled, plain = sae(rows * scale), folded(rows)
+    torch.testing.assert_close(plain.recons, scaled.recons / scale)
+    torch.testing.assert_close(plain.latents.to_dense(), scaled.latents.to_dense() / scale)
+    torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(N))

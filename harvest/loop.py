@@ -66,7 +66,8 @@ def _loop(
 
     n_rows, max_tokens = 0, plan["max_tokens"]
     todo = packed_shards(source, tokenizer, plan, finished, model.get_input_embeddings().num_embeddings)
-    bar = tqdm(total=max_tokens, unit=" tokens", unit_scale=True, disable=not progress, desc="harvest")
+    done = min(sum(finished.values()), max_tokens)
+    bar = tqdm(total=max_tokens, initial=done, unit=" tokens", unit_scale=True, disable=not progress, desc="harvest")
 
     def show(rows: int) -> None:
         bar.update(min(rows, max_tokens - bar.n))
@@ -74,8 +75,6 @@ def _loop(
     with bar, ahead(todo, _SHARDS_AHEAD) as shards:
         for index in itertools.count():
             if index in finished:
-                bar.initial += finished[index]
-                show(finished[index])
                 n_rows += finished[index]
             else:
                 began = time.perf_counter()

@@ -122,8 +122,8 @@ def _texts(rows: Iterable[Any], text_column: str, described: str) -> Iterator[st
 
 
 def _looks_like_dataset(name: str) -> bool:
-    if re.search(r"\s", name):
-        return len(name) < 1000 and Path(name).exists()
+    if not name or re.search(r"\s", name):
+        return 0 < len(name) < 1000 and Path(name).exists()
     return _format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None or Path(name).exists()
 
 

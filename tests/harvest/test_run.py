@@ -1,0 +1,416 @@
+"""A harvest against the model run by hand; what goes wrong, and what is kept then."""
+
+import dataclasses
+import errno
+import gzip
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from saelens_lite import hooks, shards
+from saelens_lite.errors import HookError, ShardError
+from saelens_lite.harvest import HarvestConfig, harvest_activations, loop, run_harvest
+from saelens_lite.store import ActivationStore
+
+ROOT = Path(__file__).parents[2]
+BOTH = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """Every file of a store but its log."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != "log.jsonl")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+# rows and the model
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2**-10), ("bfloat16", 2**-7)], ids=lambda value: str(value)
+)
+def test_rows_are_the_models_hidden_states(harvest, gpt2, dtype, tolerance):
+    """hidden_states[1] is the stream after block 0, at the positions that row_positions names.
+
+    The tolerance is the type's rounding: float16 has 11 bits of mantissa, bfloat16 has 8.
+    """
+    store = harvest(dtype=dtype)
+    for shard in range(store.n_shards):
+        ids = store.tokens(shard).input_ids.long()
+        with torch.no_grad():
+            hidden = gpt2(input_ids=ids, output_hidden_states=True).hidden_states[1]
+        sequence, position = store.row_positions(shard)
+        rows = store.acts(shard, "blocks.0.hook_resid_post")
+        assert rows.dtype == getattr(torch, dtype)
+        torch.testing.assert_close(rows.float(), hidden[sequence, position], rtol=tolerance, atol=tolerance)
+
+
+def test_rows_of_a_second_hook_point_come_from_the_same_tokens(harvest, gpt2):
+    store = harvest()
+    ids = store.tokens(1).input_ids.long()
+    with torch.no_grad():
+        acts = hooks.run_to(gpt2, ["blocks.1.hook_mlp_out"], input_ids=ids)["blocks.1.hook_mlp_out"]
+    torch.testing.assert_close(store.acts(1, "blocks.1.hook_mlp_out"), acts[store.row_positions(1)], rtol=1e-5, atol=1e-5)
+
+
+def test_documents_are_found_again_from_the_rows(harvest, texts):
+    """The kept tokens of each document, decoded, are its text; BOS and separators have no row."""
+    store = harvest(max_tokens=100_000)
+    found = {}
+    for shard in range(store.n_shards):
+        tokens = store.tokens(shard)
+        rows = tokens.input_ids[store.row_positions(shard)]
+        for document, token in zip(store.row_docs(shard).tolist(), rows.tolist(), strict=True):
+            found.setdefault(document, []).append(token)
+    spelled = {i: list(text.encode()) for i, text in enumerate(texts)}
+    assert {document: len(ids) for document, ids in found.items()} == {i: len(b) for i, b in spelled.items()}
+    assert len({(byte, token) for i in found for byte, token in zip(spelled[i], found[i], strict=True)}) == len(
+        {byte for spelling in spelled.values() for byte in spelling}
+    )
+
+
+def test_max_tokens_is_met_exactly_and_counts_rows(harvest):
+    store = harvest(max_tokens=777)
+    assert store.n_rows == sum(store.shard_rows) == len(store.gather(torch.arange(777), "blocks.0.hook_resid_post")) == 777
+    last = store.n_shards - 1
+    assert store.tokens(last).kept.sum() == len(store.row_docs(last)) == len(store.acts(last, "blocks.1.hook_mlp_out"))
+    longer = harvest(max_tokens=1000, store="longer")
+    for row in (0, 400, 776):
+        both = [s.gather(torch.tensor([row]), "blocks.0.hook_resid_post") for s in (store, longer)]
+        torch.testing.assert_close(*both, rtol=0, atol=0)
+
+
+def test_a_dataset_that_ends_early_is_said(harvest, caplog):
+    store = harvest(max_tokens=10**6)
+    assert store.n_rows == sum(len(store.row_docs(shard)) for shard in range(store.n_shards)) < 10**6
+    assert "the dataset ended after" in caplog.text
+
+
+def test_the_callers_model_is_left_as_it_was(harvest, gpt2):
+    """In training mode, whose dropout must not touch the rows."""
+    quiet = content(harvest(store="quiet").path)
+    gpt2.train()
+    gpt2.transformer.h[1].eval()
+    before = {name: value.clone() for name, value in gpt2.state_dict().items()}
+    assert content(harvest(store="noisy").path) == quiet
+    assert gpt2.training and not gpt2.transformer.h[1].training
+    assert len(gpt2.transformer.h) == 2
+    assert all(torch.equal(value, before[name]) for name, value in gpt2.state_dict().items())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.modules())
+
+
+def test_special_tokens_get_rows_when_asked(harvest, texts):
+    store = harvest(keep_special_tokens=True, max_tokens=100_000)
+    tokens = store.tokens(0)
+    assert torch.equal(tokens.kept, tokens.attended)
+    n_text = sum(len(text.encode()) for text in texts)
+    n_bos = sum(store.tokens(shard).input_ids.eq(1).sum() for shard in range(store.n_shards))
+    assert store.n_rows == n_text + n_bos
+
+
+def test_a_model_by_folder_gives_the_same_rows(harvest, gpt2, byte_tokenizer, tmp_path):
+    """Loaded by us, its unused layers are dropped; on a CPU it is loaded in float32."""
+    gpt2.save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    options = {"hook_points": ["blocks.0.hook_resid_post"], "tokenizer": None}
+    by_folder = harvest(model=str(tmp_path / "model"), store="by_folder", **options)
+    by_object = harvest(store="by_object", hook_points=options["hook_points"])
+    torch.testing.assert_close(by_folder.acts(0), by_object.acts(0), rtol=1e-6, atol=1e-6)
+    assert by_folder.model_name == by_folder.tokenizer_name == str(tmp_path / "model")
+
+
+def test_the_command_is_the_function(harvest, gpt2, byte_tokenizer, texts, tmp_path):
+    gpt2.save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    with gzip.open(tmp_path / "texts.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"body": text}) + "\n" for text in texts)
+    config = HarvestConfig(
+        model=str(tmp_path / "model"),
+        dataset=(str(tmp_path / "texts.jsonl.gz"),),
+        hook_points=("blocks.0.hook_resid_post",),
+        store=str(tmp_path / "by_names"),
+        max_tokens=1000,
+        text_column="body",
+        context_length=32,
+        batch_size_seqs=4,
+        documents_per_shard=8,
+        dtype="float32",
+        progress=False,
+    )
+    by_names = run_harvest(config)
+    by_objects = harvest(hook_points=config.hook_points)
+    assert torch.equal(by_names.tokens(1).input_ids, by_objects.tokens(1).input_ids)
+    torch.testing.assert_close(by_names.acts(1), by_objects.acts(1), rtol=1e-6, atol=1e-6)
+
+
+# going on
+
+
+@pytest.mark.parametrize("after_batches", [0, 1, 7, 11])
+def test_stopped_and_run_again_gives_the_same_bytes(harvest, monkeypatch, after_batches):
+    whole = content(harvest(store="whole").path)
+    left = iter(range(after_batches))
+    run_to = hooks.run_to
+
+    def stop(model, names, **inputs):
+        if inputs["input_ids"].shape[1] > 1 and next(left, None) is None:  # one token alone is the look at the widths
+            raise KeyboardInterrupt
+        return run_to(model, names, **inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks, "run_to", stop)
+        with pytest.raises(KeyboardInterrupt):
+            harvest(store="stopped")
+    assert content(harvest(store="stopped").path) == whole
+
+
+def test_finished_shards_are_not_made_again(harvest, monkeypatch):
+    made = []
+    inner = loop._harvest_shard
+
+    def note(model, shard, *rest):
+        made.append(shard.index)
+        if len(made) == 3:
+            raise KeyboardInterrupt
+        inner(model, shard, *rest)
+
+    monkeypatch.setattr(loop, "_harvest_shard", note)
+    with pytest.raises(KeyboardInterrupt):
+        harvest()
+    harvest()
+    assert made == [0, 1, 2, *range(2, len(made) - 1)]
+
+
+def test_a_finished_harvest_does_nothing_and_says_so(harvest, monkeypatch, caplog):
+    before = content(harvest().path)
+    monkeypatch.setattr(loop, "_harvest_shard", None)
+    with caplog.at_level(logging.INFO):
+        again = harvest()
+    assert "is finished (1,000 rows): nothing to do" in caplog.text
+    assert content(again.path) == before
+
+
+KILLED = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from saelens_lite.harvest import HarvestConfig, run_harvest
+options = json.loads(sys.argv[2])
+run_harvest(HarvestConfig(**options))
+"""
+
+
+def test_killed_and_run_again_gives_the_same_bytes(gpt2, byte_tokenizer, tmp_path):
+    """A real SIGKILL of another process, once the third shard is begun, at whatever instant of it."""
+    gpt2.save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text(
+        "".join(f"Story {i}: {'the sun and the moon. ' * (1 + i % 7)}\n" for i in range(600))
+    )
+    options = {
+        "model": str(tmp_path / "model"),
+        "dataset": [str(tmp_path / "texts.txt")],
+        "hook_points": BOTH,
+        "max_tokens": 15_000,
+        "context_length": 64,
+        "batch_size_seqs": 2,
+        "documents_per_shard": 32,
+        "progress": False,
+    }
+    whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "whole"), **options)).path)
+
+    killed = options | {"store": str(tmp_path / "killed")}
+    process = subprocess.Popen([sys.executable, "-c", KILLED, str(ROOT), json.dumps(killed)], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (tmp_path / "killed/shards/00002").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    with pytest.raises(ShardError, match="unfinished"):
+        ActivationStore(tmp_path / "killed")
+    assert content(run_harvest(HarvestConfig(**killed)).path) == whole
+
+
+def test_another_plan_is_refused_and_its_difference_named(harvest):
+    before = content(harvest().path)
+    with pytest.raises(ShardError, match="another plan: context_length is 32 there, 16 here"):
+        harvest(context_length=16)
+    with pytest.raises(ShardError, match=r"hook_points.blocks.1.hook_mlp_out is .* there, None here"):
+        harvest(hook_points=["blocks.0.hook_resid_post"])
+    with pytest.raises(ShardError, match="dataset.first_documents_sha256"):
+        harvest(dataset=["another text"] * 40)
+    assert content(harvest().path) == before
+
+
+def test_other_weights_are_another_plan(harvest, gpt2):
+    harvest()
+    with torch.no_grad():
+        gpt2.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
+    with pytest.raises(ShardError, match="model.weights_sha256"):
+        harvest()
+
+
+PLAIN = {"hook_points": ["blocks.0.hook_resid_post"], "max_tokens": 300}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"max_tokens": 200},
+        {"context_length": 16},
+        {"batch_size_seqs": 3},
+        {"documents_per_shard": 4},
+        {"documents_per_shard": None},
+        {"dtype": "bfloat16"},
+        {"separator": "eos"},
+        {"separator": "none"},
+        {"keep_special_tokens": True},
+    ],
+    ids=lambda change: "-".join(f"{k}={v}" for k, v in change.items()),
+)
+def test_every_setting_of_the_rows_is_in_the_plan(harvest, change):
+    harvest(**PLAIN)
+    with pytest.raises(ShardError, match="another plan"):
+        harvest(**(PLAIN | change))
+    assert content(harvest(store="other", **(PLAIN | change)).path) != content(harvest(**PLAIN).path)
+
+
+# what goes wrong
+
+
+def test_full_disk_leaves_a_store_that_goes_on(harvest, monkeypatch, tmp_path):
+    whole = content(harvest(store="whole").path)
+    writer = shards.RowWriter
+
+    class Full(writer):
+        n_appended = 0
+
+        def append(self, rows):
+            Full.n_appended += 1
+            if Full.n_appended == 12:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            super().append(rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "RowWriter", Full)
+        with pytest.raises(ShardError, match="could not be written: No space left on device .* finished shards are kept"):
+            harvest(store="full")
+    left = content(tmp_path / "full")
+    assert left and not any(name.endswith(".tmp") for name in left)
+    assert all(whole[name] == data for name, data in left.items())
+    assert content(harvest(store="full").path) == whole
+
+
+def test_a_truncated_shard_is_named_and_made_again(harvest):
+    store = harvest()
+    whole = content(store.path)
+    file = store.path / "shards/00001/blocks.0.hook_resid_post.safetensors"
+    size = file.stat().st_size
+    with open(file, "r+b") as handle:
+        handle.truncate(size - 5)
+    with pytest.raises(
+        ShardError, match=rf"00001/blocks.0.hook_resid_post.safetensors has {size - 5} bytes, .* {size} bytes"
+    ):
+        harvest()
+    for damaged in (store.path / "shards/00001").iterdir():
+        damaged.unlink()
+    (store.path / "manifest.json").unlink()
+    assert content(harvest().path) == whole
+
+
+def test_two_harvests_of_one_store_at_once_are_refused(harvest, monkeypatch):
+    inner = loop._harvest_shard
+
+    def again(*args):
+        monkeypatch.setattr(loop, "_harvest_shard", inner)
+        with pytest.raises(ShardError, match="another harvest is writing"):
+            harvest()
+        inner(*args)
+
+    monkeypatch.setattr(loop, "_harvest_shard", again)
+    assert harvest().n_rows == 1000
+
+
+def test_rows_beyond_float16_are_refused(harvest, gpt2):
+    with torch.no_grad():
+        gpt2.transformer.wte.weight.mul_(1e7)
+    with pytest.raises(ShardError, match="not finite as torch.float16"):
+        harvest(dtype="float16", hook_points=["blocks.0.hook_resid_post"])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"hook_points": ["blocks.7.hook_resid_post"]}, HookError, r"blocks\.7\.hook_resid_post.*blocks\.1"),
+        ({"context_length": 65}, ValueError, "beyond the model's 64 positions: choose at most 64"),
+        ({"dataset": []}, ValueError, "holds no documents"),
+        ({"dataset": ["", ""]}, ValueError, "hold no tokens"),
+        ({"dataset": [{"txt": "a"}]}, ValueError, "no column 'text' .did you mean 'txt'.*columns are txt"),
+        ({"dataset": [{"text": 3}]}, ValueError, "document 0 expected text, got int"),
+        ({"dataset": {"train": ["a"]}, "split": "tran"}, ValueError, "no split 'tran' .did you mean 'train'"),
+        ({"dataset": 3}, ValueError, "dataset expected names, texts or rows, got int"),
+        ({"dataset": "One text, not a name."}, ValueError, "to harvest texts, pass a list"),
+        ({"dataset": "missing/file.jsonl"}, FileNotFoundError, "there is none at"),
+        ({"tokenizer": None}, ValueError, "no tokenizer could be loaded"),
+        ({"device": "cpu"}, ValueError, "leave device out"),
+        ({"batch_size": 4}, ValueError, "unknown key 'batch_size' .did you mean 'batch_size_seqs'"),
+        ({"max_tokens": 0}, ValueError, "max_tokens expected an integer of at least 1"),
+        ({"dtype": "int4"}, ValueError, "dtype expected one of"),
+        ({"hook_points": []}, ValueError, "hook_points expected a sequence of at least one name"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else None,
+)
+def test_wrong_input_is_refused_before_anything_is_written(harvest, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        harvest(**options)
+    assert not (tmp_path / "store/shards/00000/blocks.0.hook_resid_post.json").exists() or options["dataset"] == ["", ""]
+
+
+def test_a_folder_with_other_files_is_not_used(harvest, tmp_path):
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store/thesis.tex").write_text("mine")
+    with pytest.raises(ShardError, match="is not empty and holds no plan.json"):
+        harvest()
+    assert [path.name for path in (tmp_path / "store").iterdir()] == ["thesis.tex"]
+
+
+def test_a_store_that_cannot_be_made_is_named(harvest, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShardError, match=r"store/plan.json could not be written: File exists"):
+        harvest(store="file/store")
+
+
+def test_a_tokenizer_of_another_model_is_refused(harvest, byte_tokenizer):
+    tokenizer = type(byte_tokenizer)(tokenizer_object=byte_tokenizer.backend_tokenizer, bos_token="<|bos|>")
+    tokenizer.add_tokens(["elsewhere"])
+    with pytest.raises(ValueError, match="gave id 259, the model has embeddings for 0 to 258"):
+        harvest(dataset=["to elsewhere"], tokenizer=tokenizer)
+
+
+def test_config_is_frozen_and_complete(tmp_path):
+    config = HarvestConfig(model="m", dataset=("d",), hook_points=("h",), store="s", max_tokens=1)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.max_tokens = 2
+    with pytest.raises(ValueError, match="dataset expected a sequence"):
+        dataclasses.replace(config, dataset="d")
+
+
+def test_real_model_twin(shared_data, tmp_path):
+    """The tests above on real weights and text: rows equal hidden_states[4] of the 3M-parameter model."""
+    from transformers import AutoModelForCausalLM
+
+    folder = str(shared_data / "models/stories3m-llama")
+    sources = [shared_data / "corpora/tinystories/train_v1.jsonl.gz", shared_data / "corpora/fairytaleqa/stories.jsonl.gz"]
+    store = harvest_activations(
+        folder, sources, "blocks.3.hook_resid_post", tmp_path / "store", max_tokens=3000, dtype="float32", progress=False
+    )
+    assert (store.n_rows, store.d_model(), store.context_length) == (3000, 192, 256)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with torch.no_grad():
+        hidden = model(input_ids=store.tokens(0).input_ids.long(), output_hidden_states=True).hidden_states[4]
+    torch.testing.assert_close(store.acts(0), hidden[store.row_positions(0)], rtol=1e-4, atol=1e-4)

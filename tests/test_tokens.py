@@ -1,0 +1,140 @@
+"""Packing worked by hand, the held-out split, and token pieces."""
+
+import numpy as np
+import pytest
+import torch
+
+from saelens_lite.tokens import _splitmix64, is_held_out, pack, token_strings
+
+BOS, SEP = 1, 2
+
+
+def test_packing_by_hand():
+    """Documents 10: 5 6 7 | 11: empty | 12: 8 9 3 4 in contexts of 4 that start with BOS.
+
+    Document 10 fills the first context. Document 12 starts one, so it needs no separator; its last token goes on in the
+    next, which padding fills.
+    """
+    packed = pack(
+        [(10, [5, 6, 7]), (11, []), (12, [8, 9, 3, 4])], 4, BOS, separator_id=SEP, special_ids=[1, 2], first_doc=10
+    )
+    np.testing.assert_array_equal(packed.input_ids, [[1, 5, 6, 7], [1, 8, 9, 3], [1, 4, 0, 0]])
+    np.testing.assert_array_equal(packed.attended, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(packed.kept, [[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 0, 0]])
+    np.testing.assert_array_equal(packed.doc_id, [[0, 0, 0, 0], [2, 2, 2, 2], [2, 2, -1, -1]])
+    assert (packed.n_seqs, packed.n_rows, packed.first_doc) == (3, 7, 10)
+    assert packed.input_ids.dtype == packed.doc_id.dtype == np.int32
+    assert packed.attended.dtype == packed.kept.dtype == np.uint8
+
+
+def test_a_document_inside_a_context_follows_a_separator():
+    packed = pack([(0, [5]), (1, [6, 7])], 5, BOS, separator_id=SEP, special_ids=[1, 2])
+    np.testing.assert_array_equal(packed.input_ids, [[1, 5, 2, 6, 7]])
+    np.testing.assert_array_equal(packed.doc_id, [[0, 0, 1, 1, 1]])  # the separator belongs to what it opens
+    np.testing.assert_array_equal(packed.kept, [[0, 1, 0, 1, 1]])
+
+
+def test_a_separator_may_take_the_last_position():
+    packed = pack([(0, [5, 6]), (1, [7])], 4, BOS, separator_id=SEP)
+    np.testing.assert_array_equal(packed.input_ids, [[1, 5, 6, 2], [1, 7, 0, 0]])
+
+
+def test_without_bos_and_separator_text_runs_on():
+    packed = pack([(0, [5, 6, 7]), (1, [8])], 3, None)
+    np.testing.assert_array_equal(packed.input_ids, [[5, 6, 7], [8, 0, 0]])
+    np.testing.assert_array_equal(packed.kept, [[1, 1, 1], [1, 0, 0]])
+
+
+def test_special_tokens_in_text_have_no_row_unless_asked():
+    documents = [(0, [5, 9, 6])]
+    assert pack(documents, 4, BOS, special_ids=[1, 9]).kept.tolist() == [[0, 1, 0, 1]]
+    assert pack(documents, 4, BOS).kept.tolist() == [[1, 1, 1, 1]]
+
+
+def test_max_rows_begins_no_context_too_many():
+    """Contexts of 4 hold 3 rows: 4 rows take two, although the document has 45 tokens; no further document is read."""
+
+    def documents():
+        yield 0, list(range(5, 50))
+        raise AssertionError("read on")
+
+    packed = pack(documents(), 4, BOS, special_ids=[1], max_rows=4)
+    np.testing.assert_array_equal(packed.input_ids, [[1, 5, 6, 7], [1, 8, 9, 10]])
+
+
+def test_nothing_packs_to_nothing():
+    packed = pack([(0, [])], 4, BOS)
+    assert packed.input_ids.shape == packed.doc_id.shape == (0, 4)
+    assert packed.n_rows == 0
+
+
+def test_every_token_is_packed_once():
+    rng = np.random.default_rng(0)
+    documents = [(i, rng.integers(3, 99, rng.integers(0, 40)).tolist()) for i in range(50)]
+    packed = pack(documents, 16, BOS, separator_id=SEP, special_ids=[1, 2])
+    kept = packed.kept.astype(bool)
+    assert packed.input_ids[kept].tolist() == [token for _, tokens in documents for token in tokens]
+    assert packed.doc_id[kept].tolist() == [i for i, tokens in documents for _ in tokens]
+    assert (packed.input_ids[:, 0] == BOS).all()
+
+
+def test_the_mixer_is_splitmix64():
+    """The first output of the published generator seeded with 0."""
+    assert int(_splitmix64(np.array([0], dtype=np.uint64))[0]) == 0xE220A8397B1DCDAF
+
+
+def test_held_out_split_is_pinned_and_even():
+    """Written down: another value would move documents between training and evaluation in every existing store."""
+    assert is_held_out(np.arange(60), 0.05).nonzero()[0].tolist() == [1, 18, 27, 43, 47, 58]
+    shares = [is_held_out(np.arange(100_000), 0.05, seed).mean() for seed in range(4)]
+    np.testing.assert_allclose(shares, 0.05, atol=4 * (0.05 * 0.95 / 100_000) ** 0.5)
+
+
+def test_held_out_is_a_function_of_the_document_alone():
+    everything = is_held_out(torch.arange(1000), 0.3)
+    assert everything.dtype == torch.bool
+    assert torch.equal(everything[500:510], is_held_out(torch.arange(500, 510), 0.3))
+    assert not torch.equal(everything, is_held_out(torch.arange(1000), 0.3, seed=1))
+    assert not is_held_out(torch.arange(1000), 0.0).any()
+    assert is_held_out(torch.arange(1000), 1.0).all()
+    assert (is_held_out(torch.arange(1000), 0.1) <= everything).all()  # a larger share contains a smaller one
+
+
+def test_held_out_fraction_is_a_share():
+    with pytest.raises(ValueError, match="share of documents from 0 to 1, got 5"):
+        is_held_out(np.arange(3), 5)
+
+
+@pytest.mark.parametrize("text", ["plain text", "é漢字 and 😀!", "👩‍👩‍👧", "a\n\n b  c", ""])
+def test_pieces_joined_are_the_text(byte_tokenizer, text):
+    """With one token a byte, every other character is spread over tokens: the first one has it, the others are empty."""
+    ids = byte_tokenizer(text, add_special_tokens=False)["input_ids"]
+    pieces = token_strings(byte_tokenizer, ids)
+    assert len(pieces) == len(ids) == len(text.encode())
+    assert "".join(pieces) == text
+    assert [piece for piece in pieces if piece] == list(text)
+
+
+def test_an_emoji_is_the_piece_of_its_first_token(byte_tokenizer):
+    ids = byte_tokenizer("a😀b")["input_ids"]
+    assert token_strings(byte_tokenizer, ids) == ["<|bos|>", "a", "😀", "", "", "", "b"]
+
+
+def test_a_window_cut_inside_a_character(byte_tokenizer):
+    ids = byte_tokenizer("😀bc", add_special_tokens=False)["input_ids"]
+    pieces = token_strings(byte_tokenizer, ids[2:])
+    assert "".join(pieces[:2]).strip("\N{REPLACEMENT CHARACTER}") == ""
+    assert pieces[2:] == ["b", "c"]
+    assert token_strings(byte_tokenizer, ids[:2])[0] == "\N{REPLACEMENT CHARACTER}"
+
+
+def test_pieces_with_a_byte_fallback_vocabulary(shared_data):
+    """A real SentencePiece-like vocabulary hides leading spaces and spells unknown characters by bytes."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(shared_data / "models/stories260k-llama")
+    ids = tokenizer("Once 😀 漢字 time")["input_ids"]
+    pieces = token_strings(tokenizer, ids)
+    assert "".join(pieces) == tokenizer.decode(ids)
+    assert {"<s>", "😀", "漢", "字"} <= set(pieces)
+    assert "".join(token_strings(tokenizer, ids[2:])) == tokenizer.decode(ids[2:])

@@ -1,0 +1,50 @@
+"""What an SAE learnt and what its latents do: features with their tokens, quality with controls, edits of the live model.
+
+Names are imported when they are first used; edits need hooks only, tables need a store only.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .dead import dead_latents, latent_density
+    from .evaluate import evaluate_sae
+    from .index import max_activating_tokens
+    from .intervene import ablate, clamp, steer
+    from .lens import logit_lens
+    from .page import feature_page
+
+__all__ = [
+    "max_activating_tokens",
+    "dead_latents",
+    "latent_density",
+    "logit_lens",
+    "evaluate_sae",
+    "ablate",
+    "steer",
+    "clamp",
+    "feature_page",
+]
+
+_HOMES = {
+    "index": ["max_activating_tokens"],
+    "dead": ["dead_latents", "latent_density"],
+    "lens": ["logit_lens"],
+    "evaluate": ["evaluate_sae"],
+    "intervene": ["ablate", "steer", "clamp"],
+    "page": ["feature_page"],
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from the file that defines it (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

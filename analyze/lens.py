@@ -1,0 +1,132 @@
+"""The logit lens of a latent: which tokens its direction argues for and against, straight through the unembedding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.decoder import decoder_layers
+from saelens_lite.errors import HookError
+from saelens_lite.sae import SparseAutoencoder
+
+from .stream import checked_latents
+
+_CHUNK_LATENTS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LogitLens:
+    """Top and bottom tokens of latents' directions.
+
+    latents: int64[m]
+    top_ids, bottom_ids: int64[m n], strongest first at either end
+    top_logits, bottom_logits: float32[m n], minus the mean over the vocabulary; per unit of latent activation
+    tokenizer: for the text of the tokens, or None
+    """
+
+    latents: Tensor
+    top_ids: Tensor
+    top_logits: Tensor
+    bottom_ids: Tensor
+    bottom_logits: Tensor
+    tokenizer: Any = None
+
+    def top(self, latent: int) -> list[tuple[str, float]]:
+        """(token, logit) that the direction raises most; the id in angle brackets when there is no tokenizer."""
+        row = self._row(latent)
+        return self._pairs(self.top_ids[row], self.top_logits[row])
+
+    def bottom(self, latent: int) -> list[tuple[str, float]]:
+        """(token, logit) that the direction lowers most."""
+        row = self._row(latent)
+        return self._pairs(self.bottom_ids[row], self.bottom_logits[row])
+
+    def __repr__(self) -> str:
+        lines = [f"LogitLens of {len(self.latents):,} latents"]
+        for latent in self.latents[:5].tolist():
+            ends = (" ".join(repr(token) for token, _ in end(latent)[:5]) for end in (self.top, self.bottom))
+            lines.append(f"  {latent:>6}  + {next(ends)}   − {next(ends)}")
+        return "\n".join(lines + ["  …"] * (len(self.latents) > 5))
+
+    def _row(self, latent: int) -> int:
+        found = (self.latents == latent).nonzero()
+        if not len(found):
+            raise ValueError(f"latent {latent} is not in this lens of {len(self.latents)} latents; ask logit_lens for it")
+        return int(found[0])
+
+    def _pairs(self, ids: Tensor, logits: Tensor) -> list[tuple[str, float]]:
+        text = [f"<{i}>" if self.tokenizer is None else self.tokenizer.decode([i]) for i in ids.tolist()]
+        return list(zip(text, logits.tolist()))
+
+
+def logit_lens(
+    sae: SparseAutoencoder,
+    model: nn.Module,
+    latents: Sequence[int] | Tensor | None = None,
+    n: int = 10,
+    tokenizer: Any = None,
+    final_norm: bool = False,
+) -> LogitLens:
+    """The n tokens that each latent's direction raises and lowers most.
+
+    logits = W_dec[i] @ unembedding − mean over the vocabulary: what SAEDashboard and Neuronpedia show. It is the direct path
+    only, without later blocks, and without the final norm's division, which has one scale for all tokens.
+    latents: None for all
+    final_norm: also multiply the direction by the final norm's weight, and centre it where that norm does
+    raises: ValueError for a latent out of range, a width that is not the model's, or a model without an output embedding;
+        HookError when final_norm is wanted and none is found
+    source: nostalgebraist 2020, "interpreting GPT: the logit lens"
+    """
+    chosen = checked_latents(sae, latents)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    if head is None:
+        raise ValueError(
+            f"logit_lens expected a model with an output embedding, got {type(model).__name__}; use a …ForCausalLM"
+        )
+    width = getattr(head, "in_features", sae.d_model)
+    if width != sae.d_model:
+        raise ValueError(f"logit_lens expected an SAE of the model's width {width}, got d_model={sae.d_model}")
+
+    parameter = next(head.parameters())
+    device, dtype = parameter.device, parameter.dtype if parameter.dtype.is_floating_point else torch.float32
+    norm = _final_norm(model, sae.d_model) if final_norm else None
+    ends = []
+    with torch.no_grad():
+        bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
+        for part in chosen.split(_CHUNK_LATENTS):
+            directions = sae.W_dec[part.to(sae.device)].to(device, dtype)
+            if norm is not None:
+                directions = _through(norm, directions)
+            logits = head(directions).float() - bias
+            logits = logits - logits.mean(-1, keepdim=True)
+            n_shown = min(n, logits.shape[-1])
+            ends.append([*logits.topk(n_shown), *logits.topk(n_shown, largest=False)])
+    top_logits, top_ids, bottom_logits, bottom_ids = (torch.cat([end[i] for end in ends]).cpu() for i in range(4))
+    return LogitLens(chosen, top_ids, top_logits, bottom_ids, bottom_logits, tokenizer)
+
+
+def _final_norm(model: nn.Module, d_model: int) -> nn.Module:
+    """The norm behind the last block: the last module beside the blocks that has a weight[d_model]."""
+    path, _ = decoder_layers(model)
+    parent = model.get_submodule(path.rpartition(".")[0])
+    norms = [child for child in parent.children() if getattr(getattr(child, "weight", None), "shape", None) == (d_model,)]
+    if not norms:
+        raise HookError(f"expected a final norm beside {path}, found none with a weight [{d_model}]; use final_norm=False")
+    return norms[-1]
+
+
+def _through(norm: nn.Module, directions: Tensor) -> Tensor:
+    """Directions times the norm's effective weight; its scale, which depends on the token, is left out.
+
+    The weight is read off the norm's effect on ±1, for some norms multiply by 1 + weight.
+    """
+    signs = torch.ones_like(directions[:1])
+    signs[:, 1::2] = -1
+    weight = (norm(signs) - norm(-signs)) / 2 / signs
+    if isinstance(norm, nn.LayerNorm):
+        directions = directions - directions.mean(-1, keepdim=True)
+    return directions * weight

@@ -1,0 +1,107 @@
+"""The rows of a store in order, block by block, through an SAE that is checked to belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saelens_lite.sae import SparseAutoencoder
+from saelens_lite.sparse import SparseLatents
+from saelens_lite.store import ActivationStore
+
+BLOCK_ROWS = 4096
+
+_OTHER_NAMES = {"gpt2-small": "gpt2"}
+"""Names of one model that differ beyond the owner: SAELens writes those of TransformerLens."""
+
+
+class Block(NamedTuple):
+    """first_row: row of the store that the block begins with; acts: float[n d_model] on the SAE's device."""
+
+    first_row: int
+    acts: Tensor
+
+
+def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None) -> str:
+    """The hook point of the store that the SAE reads.
+
+    hook_point: None takes the one that the SAE was trained on, and checks that it is of the store's model; a name is the
+        caller's word that the SAE reads this one, and only the width is checked
+    raises: ValueError naming both sides when they do not fit
+    """
+    trained = f"the SAE was trained on {sae.config.model_name or 'a model it does not name'} {sae.config.hook_point}".strip()
+    if hook_point is None:
+        if sae.config.hook_point and sae.config.hook_point not in store.hook_points:
+            raise ValueError(
+                f"{trained}, but {store.path} holds {', '.join(store.hook_points)} of {store.model_name}; "
+                "harvest that hook point, or pass hook_point= to use the SAE on another one"
+            )
+        if sae.config.model_name and store.model_name and _bare(sae.config.model_name) != _bare(store.model_name):
+            raise ValueError(
+                f"{trained}, but {store.path} holds activations of {store.model_name}; harvest the SAE's model, or pass "
+                f"hook_point= ({', '.join(store.hook_points)}) if the two are one model or the SAE is to be transferred"
+            )
+    point = store.hook_point(hook_point or sae.config.hook_point or None)
+    if store.d_model(point) != sae.d_model:
+        raise ValueError(
+            f"{trained} with d_model={sae.d_model}, but {point} in {store.path} ({store.model_name}) has width "
+            f"{store.d_model(point)}; choose the SAE of this model, or another hook point"
+        )
+    return point
+
+
+def blocks(sae: SparseAutoencoder, store: ActivationStore, hook_point: str, start_row: int = 0) -> Iterator[Block]:
+    """The rows of the store in order, from start_row on. Blocks end at the edges of shards.
+
+    raises: ValueError when a row holds nan or infinity, naming it
+    """
+    shard_row = 0
+    for shard, n_rows in enumerate(store.shard_rows):
+        first_row = max(shard_row, start_row)
+        rows = store.acts(shard, hook_point)[first_row - shard_row :]
+        shard_row += n_rows
+        for acts in rows.split(BLOCK_ROWS) if len(rows) else ():
+            if not acts.isfinite().all():
+                row = first_row + int((~acts.isfinite().all(1)).nonzero()[0])
+                raise ValueError(f"{store.path} {hook_point}: row {row} holds nan or infinity; harvest that store again")
+            yield Block(first_row, acts.to(sae.device, sae.dtype))
+            first_row += len(acts)
+
+
+def latent_blocks(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str, start_row: int = 0
+) -> Iterator[tuple[int, SparseLatents]]:
+    """(first row, latents) of every block from start_row on, without gradients, on the CPU."""
+    for first_row, acts in blocks(sae, store, hook_point, start_row):
+        with torch.no_grad():
+            latents = sae.encode(acts)
+        yield first_row, to_cpu(latents)
+
+
+def to_cpu(latents: SparseLatents) -> SparseLatents:
+    """The same latents in host memory; values that are not float64 become float32, which holds them exactly."""
+    if latents.values.device.type == "cpu" and latents.values.dtype == torch.float32:
+        return latents
+    values = latents.values if latents.values.dtype == torch.float64 else latents.values.float()
+    return SparseLatents(
+        values.cpu(), latents.indices.cpu(), latents.offsets.cpu(), latents.d_sae, latents.batch_shape, latents.k
+    )
+
+
+def checked_latents(sae: SparseAutoencoder, latents: Sequence[int] | Tensor | None) -> Tensor:
+    """int64[m] of valid latents; None gives all. raises: ValueError for one out of range."""
+    if latents is None:
+        return torch.arange(sae.d_sae)
+    chosen = torch.as_tensor(latents, dtype=torch.int64).reshape(-1).cpu()
+    if len(chosen) and (int(chosen.min()) < 0 or int(chosen.max()) >= sae.d_sae):
+        raise ValueError(f"expected latents from 0 to {sae.d_sae - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    return chosen
+
+
+def _bare(model_name: str) -> str:
+    """A model's name without owner or folder."""
+    name = model_name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].lower()
+    return _OTHER_NAMES.get(name, name)

@@ -1,0 +1,45 @@
+"""A small store, and SAEs that belong to it."""
+
+import pytest
+import torch
+
+from saelens_lite.harvest import harvest_activations
+from saelens_lite.sae import SAEConfig, SparseAutoencoder
+
+HOOK_POINT = "blocks.0.hook_resid_post"
+WORDS = ["sun", "moon", "star", "é", "😀", "</script>", "\n", "<b>"]
+TEXTS = [f"Story {i}: " + "".join(f"{WORDS[(i * j) % 8]} " for j in range(3 + i % 9)) for i in range(60)]
+
+
+@pytest.fixture
+def store(gpt2, byte_tokenizer, tmp_path):
+    """1,500 rows of width 32 from the small GPT-2, in several shards, of at most 60 documents."""
+    return harvest_activations(
+        gpt2,
+        TEXTS,
+        [HOOK_POINT],
+        tmp_path / "store",
+        max_tokens=1500,
+        tokenizer=byte_tokenizer,
+        context_length=32,
+        batch_size_seqs=4,
+        documents_per_shard=16,
+        dtype="float32",
+        progress=False,
+    )
+
+
+def make_sae(kind="topk", d_model=32, d_sae=48, **fields) -> SparseAutoencoder:
+    """An SAE with random weights for the store's hook point."""
+    generator = torch.Generator().manual_seed(0)
+    fields = {"hook_point": HOOK_POINT, "model_name": "GPT2LMHeadModel", "k": 4 if kind == "topk" else None} | fields
+    sae = SparseAutoencoder(SAEConfig(d_model=d_model, d_sae=d_sae, kind=kind, **fields))
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if name.startswith("b_") else 0.3))
+    return sae
+
+
+@pytest.fixture
+def sae() -> SparseAutoencoder:
+    return make_sae()

@@ -1,0 +1,91 @@
+"""A row leads to its token and the text around it, and every summary of it is inert."""
+
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from saelens_lite.analyze import max_activating_tokens
+from saelens_lite.analyze.context import Contexts, visible
+
+from .conftest import TEXTS
+
+
+def test_windows_are_the_text_around_the_row(store, byte_tokenizer):
+    contexts = Contexts(store, byte_tokenizer, before_tokens=5, after_tokens=3)
+    row = 0
+    for shard in range(store.n_shards):
+        tokens = store.tokens(shard)
+        for sequence, position in tokens.kept.nonzero().tolist()[:40]:
+            found = contexts.at(row)
+            assert (found.shard, found.sequence, found.position) == (shard, sequence, position)
+            assert found.document == int(tokens.doc_id[sequence, position]) + tokens.first_doc
+            start = max(0, position - 5)
+            stop = min(int(tokens.attended[sequence].sum()), position + 4)
+            assert found.positions == tuple(range(start, stop))
+            assert found.positions[found.at] == position
+            ids = tokens.input_ids[sequence, start:stop].tolist()
+            if all(i >= 3 for i in ids) and "�" not in (text := byte_tokenizer.decode(ids)):
+                assert found.before + found.token + found.after == text
+                assert text.split("Story")[0] in TEXTS[found.document] or "Story" in text
+            row += 1
+        row = sum(store.shard_rows[: shard + 1])
+    with pytest.raises(ValueError, match="rows 0 to 1499, got 1500"):
+        contexts.at(1500)
+
+
+def test_rows_of_a_window(store, byte_tokenizer):
+    contexts = Contexts(store, byte_tokenizer, before_tokens=40, after_tokens=40)
+    for row in (0, 31, 700, 1499):
+        found = contexts.at(row)
+        rows = contexts.rows_of(found)
+        assert rows[found.at] == row
+        assert rows[0] == -1, "BOS has no row"
+        kept = [r for r in rows if r >= 0]
+        assert kept == list(range(kept[0], kept[0] + len(kept)))
+
+
+def test_without_a_tokenizer_ids_are_shown_and_it_is_said(store, caplog):
+    found = Contexts(store).at(3)
+    assert found.token.startswith("<") and found.token.endswith(">")
+    assert "pass tokenizer=" in caplog.text
+
+
+def test_without_tokens_there_is_no_text(store, sae, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(Contexts, "has_tokens", False)
+    view = max_activating_tokens(sae, store, n=2, tokenizer=byte_tokenizer)
+    view = view.latent(int(view.n_fired.argmax()))
+    assert [firing.token for firing in view] == ["", ""]
+    assert f"row {view[0].row}" in repr(view)
+
+
+def test_visible():
+    assert visible("a b\n\tc\r") == "a b↵⇥c␍"
+    assert visible("\u202eabc\x00\u2028\ud800") == "⟨U+202E⟩abc⟨U+0000⟩⟨U+2028⟩⟨U+D800⟩"
+    assert visible("می\u200cخواهم 👩\u200d🚀") == "می\u200cخواهم 👩\u200d🚀", "joiners belong to the text"
+
+
+class Elements(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.tags, self.text = [], []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_summaries_are_readable_and_inert(store, sae, byte_tokenizer):
+    table = max_activating_tokens(sae, store, n=20, tokenizer=byte_tokenizer)
+    assert repr(table).startswith("FeatureTable: top 20 firings of 48 latents over 1,500 tokens")
+    assert len(repr(table).splitlines()) == 12
+    script = next(i for i, text in enumerate(TEXTS) if "</script>" in text)
+    row = int(torch.cat([store.row_docs(s) for s in range(store.n_shards)]).eq(script).nonzero()[20])
+    table.rows[0, 0], table.values[0, 0] = row, 9.0
+    for summary in (table.latent(0)._repr_html_(), table._repr_html_()):
+        page = Elements()
+        page.feed(summary)
+        assert set(page.tags) <= {"p", "table", "tr", "th", "td", "b", "bdi", "code"}
+    assert "⟦" in repr(table.latent(0)) and "fires on" in repr(table.latent(0))

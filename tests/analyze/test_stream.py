@@ -1,0 +1,55 @@
+"""An SAE that does not belong to a store is refused with both named."""
+
+import pytest
+import torch
+
+from saelens_lite.analyze.stream import blocks, matching_hook_point
+
+from .conftest import HOOK_POINT, make_sae
+
+
+def test_rows_come_in_order_from_any_start(store, sae, monkeypatch):
+    monkeypatch.setattr("saelens_lite.analyze.stream.BLOCK_ROWS", 64)
+    everything = store.gather(torch.arange(store.n_rows))
+    for start in (0, 1, store.shard_rows[0], 1499):
+        seen = list(blocks(sae, store, HOOK_POINT, start))
+        assert seen[0].first_row == start
+        assert torch.equal(torch.cat([block.acts for block in seen]), everything[start:])
+
+
+def test_the_sae_of_the_store_is_accepted(store, sae):
+    assert matching_hook_point(sae, store, None) == HOOK_POINT
+    assert matching_hook_point(make_sae(hook_point="", model_name=""), store, None) == HOOK_POINT
+    assert matching_hook_point(make_sae(model_name="someone/GPT2LMHeadModel"), store, None) == HOOK_POINT
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"d_model": 16}, ["d_model=16", "width 32"]),
+        ({"hook_point": "blocks.1.hook_resid_post"}, ["blocks.1.hook_resid_post", HOOK_POINT, "hook_point="]),
+        ({"model_name": "pythia-70m"}, ["pythia-70m", "GPT2LMHeadModel", "hook_point="]),
+    ],
+)
+def test_another_sae_is_refused_with_both_named(store, fields, named):
+    with pytest.raises(ValueError) as refusal:
+        matching_hook_point(make_sae(**fields), store, None)
+    for part in named:
+        assert part in str(refusal.value)
+
+
+def test_a_named_hook_point_is_the_callers_word(store):
+    assert matching_hook_point(make_sae(model_name="pythia-70m"), store, HOOK_POINT) == HOOK_POINT
+    with pytest.raises(ValueError, match="has no hook point 'blocks.0.hook_resid_pst'.*did you mean"):
+        matching_hook_point(make_sae(), store, "blocks.0.hook_resid_pst")
+
+
+def test_rows_that_are_not_finite_are_named(store, sae):
+    class Broken:
+        path, shard_rows = store.path, [3]
+
+        def acts(self, shard, hook_point):
+            return torch.tensor([[0.0], [float("nan")], [1.0]])
+
+    with pytest.raises(ValueError, match="row 1 holds nan or infinity"):
+        list(blocks(sae, Broken(), HOOK_POINT))

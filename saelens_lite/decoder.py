@@ -100,7 +100,8 @@ def block_parts(model: nn.Module, block: int) -> BlockParts | None:
     """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised stream).
 
     Blocks of one make share an answer: the first of them is run once on three tokens, nothing after it is. The
-    model is in evaluation mode meanwhile, then every module has its own training flag back.
+    model is in evaluation mode meanwhile, then every module has its own training flag back; edits that are on
+    do not act on those tokens.
     """
     _, layers = decoder_layers(model)
     make = _make(layers[block])
@@ -129,12 +130,19 @@ def accepts(module: nn.Module, argument: str) -> bool:
     return argument in inspect.signature(type(module).forward).parameters
 
 
+def being_observed(model: nn.Module) -> bool:
+    """Is the forward in progress one of ours, to find a block's parts? Edits and captures keep out of it."""
+    return unwrap(model) in _observed
+
+
 def main_tensor(output: Any) -> Any:
     """The activations in what a module returned: the tensor itself, or the first of a tuple or list."""
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 
 _parts_by_make: weakref.WeakKeyDictionary[nn.ModuleList, dict[str, BlockParts | None]] = weakref.WeakKeyDictionary()
+
+_observed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class _Observed(Exception):
@@ -188,12 +196,14 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
     device = embedding.weight.device if embedding.weight.device.type != "meta" else torch.device("cpu")
     ids = (torch.arange(3, device=device) % embedding.weight.shape[0])[None]
     masked = {"attention_mask": torch.ones_like(ids)} if accepts(model, "attention_mask") else {}
+    _observed.add(model)
     try:
         with evaluation_mode(model), torch.no_grad():
             model(input_ids=ids, **masked)
     except _Observed:
         pass
     finally:
+        _observed.discard(model)
         for handle in handles:
             handle.remove()
     return seen
@@ -210,8 +220,6 @@ def _adding_parts(seen: _Observation, parts: dict[str, nn.Module]) -> BlockParts
         and outputs[0].shape[-1] == before.shape[-1]
         and not isinstance(parts[name], nn.Dropout)  # looked through: hook points lie before it
     }
-    # Bloom and MPT hand the stream to a part as `residual` and get the sum back: what is added is never seen
-    once = {name: output for name, output in once.items() if not accepts(parts[name], "residual")}
     mixers = [name for name in once if accepts(parts[name], "attention_mask")]
     attn_side = [name for name in once if name in mixers or seen.follows.get(name) in mixers]
     # the sum has two rounded additions, each off by half a unit in the last place at most

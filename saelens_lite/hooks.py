@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.decoder import block_parts, d_model, decoder_layers, main_tensor, unwrap
+from saelens_lite.decoder import being_observed, block_parts, d_model, decoder_layers, main_tensor, unwrap
 from saelens_lite.errors import HookError, nearest
 from saelens_lite.passes import EditInfo, position_ids_from, prepared_inputs, watch
 
@@ -199,6 +199,8 @@ def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
         stream_shape[:] = _stream(args, kwargs).shape
 
     def changed(acts: Any) -> Tensor | None:
+        if being_observed(model):
+            return None
         if not isinstance(acts, Tensor):
             raise HookError(f"{point.name!r} expected {point.module_path} to give a tensor, got {type(acts).__name__}")
         viewed = acts.view(stream_shape) if stream_shape and acts.ndim == 2 else acts
@@ -231,7 +233,20 @@ def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
             stack.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
         else:
             stack.callback(module.register_forward_hook(on_output).remove)
+            _put_first(module, on_output)
         yield
+
+
+def _put_first(module: nn.Module, hook: Callable) -> None:
+    """Let our hooks on a module's output run before others, still in their own order.
+
+    transformers leaves hooks of its own on the blocks once output_hidden_states was asked for; they should report
+    what the model goes on with.
+    """
+    hook.is_ours = True
+    ours = [key for key, other in module._forward_hooks.items() if hasattr(other, "is_ours")]
+    for key in reversed(ours):
+        module._forward_hooks.move_to_end(key, last=False)
 
 
 def _stream(args: tuple, kwargs: dict) -> Tensor:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.decoder import accepts, decoder_layers, unwrap
+from saelens_lite.decoder import accepts, being_observed, decoder_layers, unwrap
 from saelens_lite.errors import HookError
 
 
@@ -142,6 +142,8 @@ class Watch:
         self._pass = self._own_generate = None
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
+        if being_observed(self._module):
+            return
         if self._pass is None:
             self._pass = _Pass(outermost=module, call=self._calls)
             self._calls += 1

@@ -258,6 +258,27 @@ def test_nested_edits_act_in_order_of_entry():
     torch.testing.assert_close(found["blocks.2.hook_resid_pre"], (start + 1.0) * 2.0)
 
 
+def test_finding_a_block_s_parts_disturbs_no_edit_that_is_on():
+    model, calls = llama(), []
+    with torch.no_grad():
+        parts = run_to(llama(), ["blocks.0.hook_attn_out"], input_ids=IDS)
+        with edit(model, "blocks.0.hook_resid_pre", lambda acts, info: calls.append((info.call, acts.shape)) or acts):
+            found = run_to(model, ["blocks.0.hook_attn_out"], input_ids=IDS)  # the first to ask for a part
+    assert torch.equal(found["blocks.0.hook_attn_out"], parts["blocks.0.hook_attn_out"])
+    assert calls == [(0, (2, 5, 16))]
+
+
+def test_hidden_states_that_the_model_reports_are_the_edited_ones():
+    model, name = llama(), "blocks.1.hook_resid_post"
+    with torch.no_grad():
+        clean = model(IDS, output_hidden_states=True).hidden_states
+        with edit(model, name, lambda acts, info: acts + 1.0):
+            edited = model(IDS, output_hidden_states=True).hidden_states
+    assert torch.equal(edited[1], clean[1])
+    torch.testing.assert_close(edited[2], clean[2] + 1.0)
+    assert model.model.layers[1]._forward_hooks  # transformers' own, which stay where they were
+
+
 def test_nothing_is_left_after_an_exception():
     model = llama()
     run_to(model, ["blocks.0.hook_attn_out"], input_ids=IDS)
@@ -302,6 +323,12 @@ def test_an_unknown_point_names_those_there_are():
         )
     with pytest.raises(HookError, match="no decoder found in Linear"):
         resolve(nn.Linear(2, 2), "blocks.0.hook_resid_pre")
+
+
+def test_blocks_are_those_beside_the_embedding_itself():
+    model = llama()
+    model.more_heads = nn.ModuleList(nn.Linear(16, 40) for _ in range(9))  # as for multi-token prediction
+    assert decoder_layers(model)[0] == "model.layers"
 
 
 def test_a_plain_module_path_is_a_hook_point():

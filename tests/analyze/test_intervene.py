@@ -319,15 +319,17 @@ def test_beams_follow_their_example():
         torch.testing.assert_close(result.sequences_scores[row], score, rtol=1e-4, atol=1e-4)
 
 
-def test_drafted_tokens_count_as_generated():
+@pytest.mark.parametrize("draft", [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}])
+def test_drafted_tokens_count_as_generated(draft):
+    """Several tokens a pass, some taken back; with early exit the model drafts for itself, by a generate call in this one."""
     model, sae = model_of("llama"), sae_of()
-    text = [1, 5, 9, 5, 9, 5, 9]
+    ids = torch.tensor([[1, 5, 9, 5, 9, 5, 9]])
     for where in ("prompt", "generated"):
         context = steer(model, sae, LATENTS, 1.0, where=where)
         with context:
-            tokens = model.generate(torch.tensor([text]), max_new_tokens=NEW, do_sample=False, prompt_lookup_num_tokens=3)
+            tokens = model.generate(ids, max_new_tokens=NEW, do_sample=False, **draft)
         with steer(model, sae, LATENTS, 1.0, where=where):
-            assert torch.equal(model.generate(torch.tensor([text]), max_new_tokens=NEW, do_sample=False), tokens)
+            assert torch.equal(model.generate(ids, max_new_tokens=NEW, do_sample=False), tokens)
 
 
 def test_a_loop_of_ones_own_says_where_its_prompt_ends():
@@ -438,6 +440,17 @@ def test_hooks_are_gone_after_an_exception(mode):
         model(torch.tensor([[1, 999]]))
     assert n_hooks(model) == hooks and "generate" not in vars(model)
     assert torch.equal(model(torch.tensor([TEXTS[0]])).logits, clean)
+
+
+def test_a_forward_that_failed_leaves_no_mask_behind():
+    model, sae = model_of("llama"), sae_of()
+    ids = torch.tensor([TEXTS[0]])
+    with ablate(model, sae, LATENTS):
+        expected = model(ids).logits
+    with ablate(model, sae, LATENTS):
+        with pytest.raises(IndexError):
+            model(ids + 999, attention_mask=torch.zeros_like(ids))
+        assert torch.equal(model(ids).logits, expected)
 
 
 def test_the_callers_own_generate_comes_back():

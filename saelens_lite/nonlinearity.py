@@ -5,28 +5,31 @@ Adding a kind is a function pair here, its parameters in sae.py and its name in 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from saelens_lite import kernels
 from saelens_lite.sparse import SparseLatents
 
 
-def topk(pre_acts: Tensor, k: int) -> SparseLatents:
-    """Keep the k largest pre-activations of each token, then apply ReLU.
+def topk(products: Tensor, bias: Tensor, k: int) -> SparseLatents:
+    """Keep the k largest pre-activations, products + bias, of each token, then apply ReLU.
 
-    pre_acts: float[batch d_sae]
+    products: float[batch d_sae], may be overwritten; bias: float[d_sae]
     k: latents kept per token, 1 <= k <= d_sae
     raises: ValueError if k is out of range
     source: Gao et al. 2024, arXiv:2406.04093. Negative survivors become zero, so l0 may be below k.
     """
-    if not 1 <= k <= pre_acts.shape[-1]:
-        raise ValueError(f"topk expected 1 <= k <= d_sae={pre_acts.shape[-1]}, got k={k}")
-    if pre_acts.requires_grad:
-        indices = kernels.select_topk(pre_acts.detach(), k)[1]
+    d_sae = products.shape[-1]
+    if not 1 <= k <= d_sae:
+        raise ValueError(f"topk expected 1 <= k <= d_sae={d_sae}, got k={k}")
+    if products.requires_grad or bias.requires_grad:
+        pre_acts = products + bias
+        indices = kernels.select_topk(pre_acts.detach().clone(), torch.zeros_like(bias), k)[1]
         values = pre_acts.gather(1, indices)
     else:
-        values, indices = kernels.select_topk(pre_acts, k)
-    return SparseLatents.from_topk(values.relu(), indices, pre_acts.shape[-1])
+        values, indices = kernels.select_topk(products, bias, k)
+    return SparseLatents.from_topk(values.relu(), indices, d_sae)
 
 
 def relu(pre_acts: Tensor) -> Tensor:

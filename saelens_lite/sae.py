@@ -200,7 +200,7 @@ class SparseAutoencoder(nn.Module):
     def _encode_rows(self, normalized: Tensor) -> SparseLatents:
         if self.kind == "topk":
             assert self.config.k is not None
-            return nonlinearity.topk(self.pre_acts(normalized), self.config.k)
+            return nonlinearity.topk(self._project(normalized, None), self.b_enc, self.config.k)
         return SparseLatents.from_dense(self.latent_acts(normalized))
 
     def encode(self, acts: Tensor) -> SparseLatents:

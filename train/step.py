@@ -73,8 +73,8 @@ def _select(sae: SparseAutoencoder, inputs: Tensor, k: int, dead: Tensor) -> tup
     for start in range(0, n_tokens, chunk_rows):
         rows = slice(start, min(start + chunk_rows, n_tokens))
         pre_acts = workspace[: rows.stop - start]
-        torch.addmm(sae.b_enc, inputs[rows], sae.W_enc, out=pre_acts)
-        values[rows], indices[rows] = kernels.select_topk(pre_acts, k)
+        torch.mm(inputs[rows], sae.W_enc, out=pre_acts)
+        values[rows], indices[rows] = kernels.select_topk(pre_acts, sae.b_enc, k)  # adds the bias on its way
         if dead.numel():
             torch.index_select(pre_acts, 1, dead, out=dead_pre_acts[rows])
     return values.relu_(), indices, dead_pre_acts

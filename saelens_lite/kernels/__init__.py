@@ -16,9 +16,12 @@ def _path(*tensors: Tensor) -> ModuleType:
     return cpu if cpu.usable(*tensors) else bags
 
 
-def select_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of float[B n]: values float[B k], indices int64[B k]. See reference.py."""
-    return _path(pre_acts).select_topk(pre_acts, k)
+def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of products + bias: values float[B k], indices int64[B k]. See reference.py.
+
+    products: float[B n], overwritten with the sum
+    """
+    return _path(products, bias).select_topk(products, bias, k)
 
 
 def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:

@@ -14,15 +14,17 @@ from saelens_lite.kernels.reference import LatentPass, TokenPass, regroup, remov
 _BLOCK = 16
 
 
-def select_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As reference.select_topk, looking only into the k blocks of latents with the largest maxima.
+def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As reference.select_topk, looking only into the k blocks of latents with the largest maxima. Adds bias in place.
 
     That is exact: each of those k blocks holds a value at least as large as the k-th largest maximum, and nothing
     outside them is larger than that.
     """
-    B, n = pre_acts.shape
+    B, n = products.shape
+    pre_acts = products.add_(bias)
     if n % _BLOCK or n < 4 * k * _BLOCK:
-        return torch.topk(pre_acts, k, dim=-1, sorted=False)
+        values, indices = torch.topk(pre_acts, k, dim=-1, sorted=False)
+        return values, indices
     n_blocks = n // _BLOCK
     maxima = pre_acts.view(B, _BLOCK, n_blocks).amax(1)
     blocks = torch.topk(maxima, k, dim=-1, sorted=False).indices

@@ -11,10 +11,14 @@
 
 #define BLOCK 32
 
-static inline float block_max(const float *x, int64_t n) {
+/* x += bias over one block; gives its maximum. */
+static inline float add_and_max(float *restrict x, const float *restrict bias, int64_t n) {
     float m = -INFINITY;
 #pragma omp simd reduction(max : m)
-    for (int64_t i = 0; i < n; i++) m = x[i] > m ? x[i] : m;
+    for (int64_t i = 0; i < n; i++) {
+        x[i] += bias[i];
+        m = x[i] > m ? x[i] : m;
+    }
     return m;
 }
 
@@ -40,11 +44,10 @@ static float kth_largest(float *x, int64_t n, int64_t k) {
     return x[want];
 }
 
-/* The k largest of each row, as ascending indices; of equal values the lower indices win.
+/* Adds the bias to each row, then gives its k largest as ascending indices; of equal values the lower indices win.
  * Whatever is at least the k-th largest block maximum is a candidate: at least k values are, seldom many more.
- * Returns the number of rows that hold a NaN, where the caller must fall back. Rows of fewer than 4k blocks are
- * cut by the caller to a smaller block. */
-int64_t select_topk(const float *pre, int64_t rows, int64_t n, int64_t k, float *values, int64_t *indices) {
+ * Returns the number of rows with fewer than k values that compare at all (NaN), which it leaves to the caller. */
+int64_t select_topk(float *pre, const float *bias, int64_t rows, int64_t n, int64_t k, float *values, int64_t *indices) {
     int64_t n_blocks = (n + BLOCK - 1) / BLOCK, bad = 0;
 #pragma omp parallel reduction(+ : bad)
     {
@@ -53,11 +56,11 @@ int64_t select_topk(const float *pre, int64_t rows, int64_t n, int64_t k, float 
         int64_t *places = malloc(sizeof(int64_t) * n);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
-            const float *x = pre + r * n;
+            float *x = pre + r * n;
             int64_t count = 0;
             for (int64_t b = 0; b < n_blocks; b++) {
                 int64_t width = b == n_blocks - 1 ? n - b * BLOCK : BLOCK;
-                maxima[b] = block_max(x + b * BLOCK, width);
+                maxima[b] = add_and_max(x + b * BLOCK, bias + b * BLOCK, width);
             }
             float least = -INFINITY;
             if (k <= n_blocks) {

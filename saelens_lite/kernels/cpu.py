@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from saelens_lite.kernels import reference
 from saelens_lite.kernels.reference import LatentPass, TokenPass
 
 log = logging.getLogger(__name__)
@@ -90,12 +91,12 @@ def _call(name: str, *args: Tensor | int | float) -> int:
     return getattr(library(), name)(*as_c)
 
 
-def select_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As reference.select_topk; indices ascend, and of equal values the lower indices win."""
-    B, n = pre_acts.shape
-    values, indices = pre_acts.new_empty(B, k), torch.empty(B, k, dtype=torch.int64)
-    if _call("select_topk", pre_acts, B, n, k, values, indices):  # NaN somewhere: let torch say where it sorts
-        return torch.topk(pre_acts, k, dim=-1, sorted=False)
+def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """As reference.select_topk; indices ascend, and of equal values the lower indices win. Adds bias in place."""
+    B, n = products.shape
+    values, indices = products.new_empty(B, k), torch.empty(B, k, dtype=torch.int64)
+    if _call("select_topk", products, bias, B, n, k, values, indices):
+        return reference.select_topk(products, torch.zeros_like(bias), k)  # rows full of NaN: let torch sort those
     return values, indices
 
 

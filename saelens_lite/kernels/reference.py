@@ -30,13 +30,14 @@ class LatentPass(NamedTuple):
     fired: Tensor
 
 
-def select_topk(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, before any ReLU; the order within a row is free.
+def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of products + bias, before any ReLU; the order within a row is free.
 
-    pre_acts: float[B n]
+    products: float[B n]; bias: float[n]
     returns: values float[B k], indices int64[B k]
     """
-    return torch.topk(pre_acts, k, dim=-1, sorted=False)
+    values, indices = torch.topk(products + bias, k, dim=-1, sorted=False)
+    return values, indices
 
 
 def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ def pairs(B=37, n=1000, d=24, k=8, seed=0):
     gen = torch.Generator().manual_seed(seed)
     acts = torch.randn(B, d, generator=gen)
     W_dec = torch.nn.functional.normalize(torch.randn(n, d, generator=gen), dim=1)
-    values, indices = reference.select_topk(torch.randn(B, n, generator=gen) - 2.5, k)
+    values, indices = reference.select_topk(torch.randn(B, n, generator=gen), torch.full((n,), -2.5), k)
     return acts, values.relu(), indices, W_dec, torch.randn(d, generator=gen)
 
 
@@ -26,8 +26,11 @@ def by_index(values, indices):
 @pytest.mark.parametrize(("n", "k"), [(1024, 4), (4096, 32), (1000, 8), (64, 64), (33, 1), (7, 3)])
 def test_select_topk_equals_reference(path, n, k):
     pre_acts = torch.randn(19, n, generator=torch.Generator().manual_seed(n))
-    values, indices = by_index(*path.select_topk(pre_acts, k))
-    expected_values, expected_indices = by_index(*reference.select_topk(pre_acts, k))
+    bias = torch.randn(n, generator=torch.Generator().manual_seed(1))
+    expected_values, expected_indices = by_index(*reference.select_topk(pre_acts, bias, k))
+    sums = pre_acts + bias
+    values, indices = by_index(*path.select_topk(pre_acts, bias, k))
+    assert_close(pre_acts, sums, rtol=0, atol=0)
     assert_close(indices, expected_indices)
     assert_close(values, expected_values, rtol=0, atol=0)
 
@@ -35,7 +38,7 @@ def test_select_topk_equals_reference(path, n, k):
 @pytest.mark.parametrize("path", PATHS)
 def test_select_topk_with_ties_keeps_k_values_that_are_there(path):
     pre_acts = torch.tensor([1.0, 0.0, -1.0])[torch.randint(0, 3, (11, 2048), generator=torch.Generator().manual_seed(1))]
-    values, indices = path.select_topk(pre_acts, 16)
+    values, indices = path.select_topk(pre_acts, torch.zeros(2048), 16)
     assert_close(values, torch.ones(11, 16))
     assert_close(pre_acts.gather(1, indices), values)
     assert all(len(set(row.tolist())) == 16 for row in indices)
@@ -47,7 +50,7 @@ def test_select_topk_with_infinities_and_nan(path):
     pre_acts[0] = float("-inf")
     pre_acts[1, 7] = float("inf")
     pre_acts[2, 9] = float("nan")
-    values, indices = path.select_topk(pre_acts, 4)
+    values, indices = path.select_topk(pre_acts, torch.zeros(2048), 4)
     assert all(len(set(row.tolist())) == 4 for row in indices)
     assert 7 in indices[1] and values[1].max() == float("inf")
 

@@ -23,9 +23,11 @@ import gzip
 import itertools
 import json
 import os
+import platform
 import subprocess
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +35,12 @@ import torch
 from safetensors.torch import save_file
 
 from quality_report import report
+from score import load_rows, score
 
 ROOT = Path(__file__).resolve().parents[2]
 HOOK_POINT = "blocks.3.hook_resid_post"
 N_VALIDATION_DOCUMENTS = 300
+HELD_OUT_FRACTION = 0.05
 WARM_UP_STEPS = 100
 LRS = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1, 2)
@@ -142,7 +146,7 @@ def part_data(args: argparse.Namespace) -> None:
             continue
         sl.harvest_activations(
             str(args.shared / "models/stories3m-llama"),
-            documents,
+            [{"text": document} for document in documents],
             [HOOK_POINT],
             args.output / f"{split}_store",
             max_tokens=100_000_000,  # more than there is: the whole text
@@ -154,7 +158,7 @@ def part_data(args: argparse.Namespace) -> None:
         # What our training holds out for its own evaluation is withheld from the peers too:
         # both sides learn from the same rows.
         kept = (
-            ~torch.as_tensor(store.held_out_rows())
+            ~torch.as_tensor(store.held_out_rows(HELD_OUT_FRACTION))
             if split == "train"
             else torch.ones(len(acts), dtype=torch.bool)
         )
@@ -222,7 +226,58 @@ def run_saelens(args: argparse.Namespace, run: Run) -> dict[str, Any]:
 
 def run_ours(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     """Train by the public face, reload the saved folder, score."""
-    raise NotImplementedError
+    import saelens_lite as sl
+
+    store = sl.ActivationStore(args.output / "train_store")
+    folder = args.output / "saes" / run.name
+    started_cpu_s = time.process_time()
+    sl.train_sae(
+        store,
+        kind=run.kind,
+        k=args.k,
+        d_sae=args.d_sae,
+        **({} if run.l1_coeff is None else {"l1_coeff": run.l1_coeff}),
+        lr=run.lr,
+        n_steps=run.steps,
+        batch_size_rows=args.batch,
+        warm_up_steps=args.warm_up_steps,
+        decay_fraction=1 / 3,
+        seed=run.seed,
+        held_out_fraction=HELD_OUT_FRACTION,
+        eval_every_steps=run.steps,  # only at the end, after the last training line
+        device="cpu",
+        output=str(folder),
+        progress=False,
+    )
+    train_cpu_s = time.process_time() - started_cpu_s
+    lines = [json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines()]
+    last = [line for line in lines if "tokens_per_s" in line][-1]
+
+    sae = sl.SparseAutoencoder.load(folder)
+    validation = load_rows(args.data / "validation.safetensors")
+
+    def reconstruct(acts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = sae(acts)
+        return out.recons, out.latents.to_dense()
+
+    norms = sae.W_dec.detach().norm(dim=1)
+    result = score(reconstruct, validation, load_rows(args.data / "train.safetensors"), decoder_norms=norms)
+    return {
+        **asdict(run),
+        "batch_size_rows": args.batch,
+        "d_sae": args.d_sae,
+        "k": args.k if run.kind == "topk" else None,
+        "train_s": last["tokens"] / last["tokens_per_s"],  # steps and reading rows, without set-up and evaluation
+        "train_cpu_s": train_cpu_s,  # of all threads, with set-up and evaluation
+        "input_scale": (store.d_model() / store.mean_sq_norm()) ** 0.5,
+        **result.to_dict(),
+        "versions": {
+            "saelens_lite": sl.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "threads": args.threads,
+    }
 
 
 RUNNERS = {"saelens": run_saelens, "ours": run_ours}
@@ -242,18 +297,13 @@ def finish(args: argparse.Namespace, results: Results, run: Run) -> dict[str, An
 
 def part_topk(args: argparse.Namespace, results: Results, contestant: str) -> None:
     """Four learning rates on seed 0, the other seeds at the best of them."""
-    runs = [
-        Run(contestant=contestant, kind="topk", lr=lr, l1_coeff=None, seed=0, steps=args.steps)
-        for lr in args.lrs
-    ]
+    runs = [Run(contestant=contestant, kind="topk", lr=lr, l1_coeff=None, seed=0, steps=args.steps) for lr in args.lrs]
     best = min((finish(args, results, run) for run in runs), key=lambda line: line["fvu"])
     for seed in args.seeds[1:]:
         finish(
             args,
             results,
-            Run(
-                contestant=contestant, kind="topk", lr=best["lr"], l1_coeff=None, seed=seed, steps=args.steps
-            ),
+            Run(contestant=contestant, kind="topk", lr=best["lr"], l1_coeff=None, seed=seed, steps=args.steps),
         )
 
 
@@ -266,15 +316,10 @@ def objective(line: dict[str, Any]) -> float:
     return scale**2 * line["mse"] + line["l1_coeff"] * scale * line["l1"]
 
 
-def part_l1(
-    args: argparse.Namespace, results: Results, contestant: str, kind: str, l1_coeffs: list[float]
-) -> None:
+def part_l1(args: argparse.Namespace, results: Results, contestant: str, kind: str, l1_coeffs: list[float]) -> None:
     """Four learning rates at the middle coefficient, the other coefficients at the best of them."""
     middle = sorted(l1_coeffs)[len(l1_coeffs) // 2]
-    runs = [
-        Run(contestant=contestant, kind=kind, lr=lr, l1_coeff=middle, seed=0, steps=args.steps)
-        for lr in args.lrs
-    ]
+    runs = [Run(contestant=contestant, kind=kind, lr=lr, l1_coeff=middle, seed=0, steps=args.steps) for lr in args.lrs]
     best = min((finish(args, results, run) for run in runs), key=objective)
     for l1_coeff in l1_coeffs:
         finish(
@@ -330,9 +375,7 @@ def step_time_ratio(args: argparse.Namespace) -> float | None:
         return args.step_time_ratio
     if not path.exists():
         return None
-    return min(
-        json.loads(line)["speedup_of_ours_topk"]["saelens-topk"] for line in path.read_text().splitlines()
-    )
+    return min(json.loads(line)["speedup_of_ours_topk"]["saelens-topk"] for line in path.read_text().splitlines())
 
 
 def equal_time_steps(args: argparse.Namespace) -> int | None:
@@ -348,9 +391,7 @@ def part_equal_time(args: argparse.Namespace, results: Results) -> None:
         raise SystemExit("ours-topk-equal-time needs the parts ours-topk and step-time first")
     lr = min(finished, key=lambda line: line["fvu"])["lr"]
     for seed in args.seeds:
-        finish(
-            args, results, Run(contestant="ours", kind="topk", lr=lr, l1_coeff=None, seed=seed, steps=steps)
-        )
+        finish(args, results, Run(contestant="ours", kind="topk", lr=lr, l1_coeff=None, seed=seed, steps=steps))
 
 
 def run_part(part: str, args: argparse.Namespace, results: Results) -> None:
@@ -369,9 +410,7 @@ def run_part(part: str, args: argparse.Namespace, results: Results) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--only",
         nargs="+",
@@ -379,9 +418,7 @@ def main() -> None:
         default=list(PARTS),
         help="parts to run, in this order; finished runs are skipped",
     )
-    parser.add_argument(
-        "--report", action="store_true", help="run nothing; table and verdicts of the finished runs"
-    )
+    parser.add_argument("--report", action="store_true", help="run nothing; table and verdicts of the finished runs")
     parser.add_argument(
         "--output",
         type=Path,
@@ -389,9 +426,7 @@ def main() -> None:
         help="stores, exported rows, saved SAEs, results",
     )
     parser.add_argument("--results", type=Path, help="default: OUTPUT/results.jsonl")
-    parser.add_argument(
-        "--shared", type=Path, default=ROOT.parent / "shared/data", help="folder with models/ and corpora/"
-    )
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data", help="folder with models/ and corpora/")
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
     parser.add_argument("--lrs", type=float, nargs="+", default=list(LRS))
     parser.add_argument(
@@ -408,9 +443,7 @@ def main() -> None:
         default=[2.5, 5.0, 10.0],
         help="l1_coefficient of SAELens' standard",
     )
-    parser.add_argument(
-        "--l1-ours", type=float, nargs="+", default=[2.5, 5.0, 10.0], help="l1_coeff of our relu"
-    )
+    parser.add_argument("--l1-ours", type=float, nargs="+", default=[2.5, 5.0, 10.0], help="l1_coeff of our relu")
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=2048, help="rows a step")
     parser.add_argument("--d-sae", type=int, default=3072)
@@ -422,9 +455,7 @@ def main() -> None:
         help="SAELens' seconds a step over ours, instead of the part step-time",
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument(
-        "--max-documents", type=int, help="documents read of each file; for trying the script out"
-    )
+    parser.add_argument("--max-documents", type=int, help="documents read of each file; for trying the script out")
     args = parser.parse_args()
     if args.seeds[0] != 0:
         parser.error(f"expected --seeds to begin with 0, got {args.seeds}")

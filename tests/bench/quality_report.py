@@ -27,9 +27,7 @@ def interpolate(lines: list[Line], l0: float) -> float | None:
     at = math.log(l0)
     for (left, fvu_left), (right, fvu_right) in itertools.pairwise(points):
         if left <= at <= right:
-            return (
-                fvu_left + (fvu_right - fvu_left) * (at - left) / (right - left) if right > left else fvu_left
-            )
+            return fvu_left + (fvu_right - fvu_left) * (at - left) / (right - left) if right > left else fvu_left
     return None
 
 
@@ -78,8 +76,7 @@ def l1_verdict(ours: list[Line], saelens: list[Line]) -> Line:
     compared = [
         {"l0": l0, "ours": ours_fvu, "saelens": saelens_fvu}
         for l0 in l0s
-        if (ours_fvu := interpolate(ours, l0)) is not None
-        and (saelens_fvu := interpolate(saelens, l0)) is not None
+        if (ours_fvu := interpolate(ours, l0)) is not None and (saelens_fvu := interpolate(saelens, l0)) is not None
     ]
     lower = all(point["ours"] < point["saelens"] for point in compared) if compared else None
     return {
@@ -97,22 +94,20 @@ def l1_curve(lines: list[Line]) -> list[Line]:
     return max(by_lr.values(), key=len, default=[])
 
 
-def report(
-    lines: list[Line], *, steps: int, longer_steps: int | None, step_time_ratio: float | None, n_seeds: int
-) -> None:
+def report(lines: list[Line], *, steps: int, longer_steps: int | None, step_time_ratio: float | None, n_seeds: int) -> None:
     """A markdown table of every finished run, then one JSON verdict a line.
 
     steps, longer_steps: of the comparison at equal steps, and of ours at equal wall-clock time (None before
     the step was timed)
     """
-    print("| trainer | lr | l1 | seed | steps | fvu | l0 | dead | training s |")
-    print("|---|---|---|---|---|---|---|---|---|")
+    print("| trainer | lr | l1 | seed | steps | fvu | l0 | dead | training s | CPU s |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for line in sorted(lines, key=table_order):
         l1 = "" if line["l1_coeff"] is None else f"{line['l1_coeff']:g}"
         print(
             f"| {line['contestant']} {line['kind']} | {line['lr']:g} | {l1} | {line['seed']} "
             f"| {line['steps']} | {line['fvu']:.4f} | {line['l0']:.1f} "
-            f"| {line['dead']:.3f} | {line['train_s']:.0f} |"
+            f"| {line['dead']:.3f} | {line['train_s']:.0f} | {line.get('train_cpu_s', math.nan):.0f} |"
         )
     saelens = best_seeds(select(lines, "saelens", "topk", steps))
     ours = best_seeds(select(lines, "ours", "topk", steps))
@@ -120,8 +115,4 @@ def report(
     print(json.dumps(topk_verdict("topk, equal steps", ours, saelens, n_seeds)))
     verdict = topk_verdict("topk, equal wall-clock time", longer, saelens, n_seeds)
     print(json.dumps({**verdict, "step_time_ratio": step_time_ratio}))
-    print(
-        json.dumps(
-            l1_verdict(select(lines, "ours", "relu", steps), select(lines, "saelens", "standard", steps))
-        )
-    )
+    print(json.dumps(l1_verdict(select(lines, "ours", "relu", steps), select(lines, "saelens", "standard", steps))))

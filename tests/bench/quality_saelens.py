@@ -61,9 +61,7 @@ def build_sae(args: argparse.Namespace, d_in: int) -> TopKTrainingSAE | Standard
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data",
         type=Path,
@@ -96,8 +94,7 @@ def main() -> None:
             total_training_samples=args.steps * args.batch,
             train_batch_size_samples=args.batch,
             lr=args.lr,
-            lr_end=args.lr
-            / 10,  # its runner's default; the constant scheduler decays from lr to 0 all the same
+            lr_end=args.lr / 10,  # its runner's default; the constant scheduler decays from lr to 0 all the same
             lr_warm_up_steps=args.warm_up_steps,
             lr_decay_steps=args.steps // 3 if args.decay_steps is None else args.decay_steps,
             dead_feature_window=DEAD_FEATURE_WINDOW_STEPS,
@@ -106,13 +103,11 @@ def main() -> None:
         batches,
     )
     # fit() would estimate the factor itself; done before the clock starts, train_s holds training steps only.
-    trainer.activation_scaler.estimate_scaling_factor(
-        train.shape[1], batches, trainer.cfg.n_batches_for_norm_estimate
-    )
+    trainer.activation_scaler.estimate_scaling_factor(train.shape[1], batches, trainer.cfg.n_batches_for_norm_estimate)
     input_scale = trainer.activation_scaler.scaling_factor
-    started_s = time.perf_counter()
+    started_s, started_cpu_s = time.perf_counter(), time.process_time()
     trainer.fit()  # folds the factor into the weights at its end
-    train_s = time.perf_counter() - started_s
+    train_s, train_cpu_s = time.perf_counter() - started_s, time.process_time() - started_cpu_s
     sae.save_inference_model(args.output)
 
     loaded = SAE.load_from_disk(args.output)
@@ -134,6 +129,7 @@ def main() -> None:
         "d_sae": args.d_sae,
         "k": args.k if args.kind == "topk" else None,
         "train_s": train_s,
+        "train_cpu_s": train_cpu_s,  # of all threads: unlike train_s not changed by what else ran on the machine
         "input_scale": input_scale,
         **result.to_dict(),
         "versions": {

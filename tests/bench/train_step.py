@@ -78,9 +78,7 @@ class Contestant:
 # ---- data and start ------------------------------------------------------------------------------
 
 
-def superposed_batches(
-    n_batches: int, batch_size_rows: int, d_model: int, generator: torch.Generator
-) -> list[Tensor]:
+def superposed_batches(n_batches: int, batch_size_rows: int, d_model: int, generator: torch.Generator) -> list[Tensor]:
     """Batches of sparse Zipf-distributed sums of 16,384 random directions, mean squared norm d_model."""
     n_directions, n_active = 16_384, 24
     directions = torch.nn.functional.normalize(torch.randn(n_directions, d_model, generator=generator), dim=1)
@@ -88,9 +86,9 @@ def superposed_batches(
     offset = 0.5 * torch.nn.functional.normalize(torch.randn(d_model, generator=generator), dim=0)
     batches = []
     for _ in range(n_batches):
-        chosen = torch.multinomial(
-            frequency, batch_size_rows * n_active, replacement=True, generator=generator
-        ).view(batch_size_rows, n_active)
+        chosen = torch.multinomial(frequency, batch_size_rows * n_active, replacement=True, generator=generator).view(
+            batch_size_rows, n_active
+        )
         strength = -torch.rand(batch_size_rows, n_active, generator=generator).clamp(min=1e-6).log()
         acts = torch.nn.functional.embedding_bag(chosen, directions, per_sample_weights=strength, mode="sum")
         batches.append(acts + offset + 0.05 * torch.randn(batch_size_rows, d_model, generator=generator))
@@ -158,9 +156,7 @@ def saelens(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
         sae.W_enc.copy_(start.W_dec.T)  # stays contiguous [d_model d_sae], as SAELens keeps it
         sae.b_enc.copy_(start.b_enc)
         sae.b_dec.copy_(start.b_dec)
-    config = SAETrainerConfig(
-        total_training_samples=10**9, train_batch_size_samples=args.batch, lr=LR, lr_end=LR / 10
-    )
+    config = SAETrainerConfig(total_training_samples=10**9, train_batch_size_samples=args.batch, lr=LR, lr_end=LR / 10)
     trainer = SAETrainer(config, sae, data_provider=iter(()))
     trainer.n_forward_passes_since_fired[start.dead] = config.dead_feature_window + 1
 
@@ -239,7 +235,41 @@ def gemm(layout: str, start: Start, args: argparse.Namespace) -> Contestant:
 
 
 def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
-    raise NotImplementedError
+    """Our Trainer.update: gradients, fused Adam, unit-norm rows, dead tracking; schedules flat."""
+    from saelens_lite.sae import SAEConfig, SparseAutoencoder
+    from saelens_lite.train.config import TrainConfig
+    from saelens_lite.train.trainer import Trainer
+
+    k = args.k if kind == "topk" else None
+    sae = SparseAutoencoder(SAEConfig(d_model=args.d, d_sae=args.d_sae, kind=kind, k=k))
+    with torch.no_grad():
+        sae.W_dec.copy_(start.W_dec)
+        sae.W_enc.copy_(start.W_dec.T)  # keeps its latent-major storage
+        sae.b_enc.copy_(start.b_enc)
+        sae.b_dec.copy_(start.b_dec)
+    config = TrainConfig(
+        kind=kind,
+        k=args.k,
+        l1_coeff=L1_COEFF,
+        lr=LR,
+        batch_size_rows=args.batch,
+        dead_after_tokens=LONG_SILENT_TOKENS,
+        warm_up_steps=0,
+        l1_warm_up_steps=0,
+        decay_fraction=0.0,
+    )
+    trainer = Trainer(sae, config, n_steps=10**6)
+    trainer.dead_tracker.tokens_since_fired[start.dead] = LONG_SILENT_TOKENS
+
+    def step(acts: Tensor) -> Tensor:
+        return trainer.update(acts).reconstruction
+
+    return Contestant(
+        f"ours-{kind}",
+        step,
+        lambda loss, acts: loss.item() / total_variance(acts),
+        lambda: len(trainer.dead_tracker.dead()),
+    )
 
 
 def build(name: str, starts: dict[str, Start], args: argparse.Namespace) -> Contestant:
@@ -263,18 +293,14 @@ def check_first_losses(first_fvu: dict[str, float]) -> None:
     """Contestants of a kind must have computed the same thing."""
     for kinds in (("topk",), ("relu", "standard")):
         of_kind = {name: fvu for name, fvu in first_fvu.items() if name.rpartition("-")[2] in kinds}
-        if of_kind and max(of_kind.values()) - min(of_kind.values()) > FIRST_LOSS_TOLERANCE * min(
-            of_kind.values()
-        ):
+        if of_kind and max(of_kind.values()) - min(of_kind.values()) > FIRST_LOSS_TOLERANCE * min(of_kind.values()):
             raise SystemExit(
                 f"expected first losses equal to {FIRST_LOSS_TOLERANCE:g}, got fvu {of_kind}: "
                 "the contestants do not do the same work"
             )
 
 
-def time_rounds(
-    contestants: list[Contestant], batches: Iterator[list[Tensor]], rounds: int
-) -> dict[str, list[float]]:
+def time_rounds(contestants: list[Contestant], batches: Iterator[list[Tensor]], rounds: int) -> dict[str, list[float]]:
     """Seconds a step of each contestant, by round: the median of the steps it takes in that round."""
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for round_ in range(rounds):
@@ -300,9 +326,7 @@ def cpu_name() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--d", type=int, default=512, help="d_model")
     parser.add_argument("--d-sae", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
@@ -386,9 +410,7 @@ def main() -> None:
         "setting": vars(args),
         "n_dead_at_start": int(starts["topk"].dead.sum()),
         "gemm_ms": None if gemm_s is None else 1e3 * gemm_s,
-        "share_of_gemm_limit": None
-        if gemm_s is None
-        else {name: gemm_s / median_s[name] for name in args.contestants},
+        "share_of_gemm_limit": None if gemm_s is None else {name: gemm_s / median_s[name] for name in args.contestants},
         "speedup_of_ours_topk": speedups(median_s, "ours-topk", ("saelens-topk", "sparsify-topk")),
         "speedup_of_ours_relu": speedups(median_s, "ours-relu", ("saelens-standard",)),
         "cpu": cpu_name(),

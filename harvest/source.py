@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def open_given(dataset: Any, *, split: str = "train", text_column: str = "text")
     if not isinstance(dataset, Iterable):
         raise ValueError(f"dataset expected names, texts or rows, got {type(dataset).__name__}")
     described = f"{type(dataset).__name__} of documents"
-    facts = {"sources": [{"kind": described, "documents": len(dataset) if isinstance(dataset, Sequence) else None}]}
+    facts = {"sources": [{"kind": described, "documents": len(dataset) if isinstance(dataset, Sized) else None}]}
     return _probed(facts, text_column, _texts(dataset, text_column, described), described)
 
 

@@ -57,16 +57,17 @@ def writing_shard(
     d_models: width of the rows, by hook point
     yields: a writer by hook point; each expects one row for every kept token of `contexts`, in order
     """
-    n_rows = contexts.n_rows
+    n_rows, folder = contexts.n_rows, shard_folder(store, shard)
     tokens = _encode_tokens(contexts)
-    write_file(tokens_path(store, shard), tokens)
+    write_file(tokens_path(store, shard), tokens, sync_name=False)
     with contextlib.ExitStack() as files:
         writers = {}
         for hook_point, d_model in d_models.items():
-            file = files.enter_context(appearing(data_path(store, shard, hook_point)))
+            file = files.enter_context(appearing(data_path(store, shard, hook_point), sync_name=False))
             writers[hook_point] = RowWriter(file, hook_point, n_rows, d_model, dtype)
         yield writers
         finished = {hook_point: writer.finish() for hook_point, writer in writers.items()}
+    _sync_folder(folder)  # all data is on disk under its name before a commit can be
     for hook_point, facts in finished.items():
         record = {
             "shard": shard,
@@ -82,7 +83,8 @@ def writing_shard(
             "sum": facts["sum"],
             "sum_sq_norm": facts["sum_sq_norm"],
         }
-        write_file(commit_path(store, shard, hook_point), encode_json(record))
+        write_file(commit_path(store, shard, hook_point), encode_json(record), sync_name=False)
+    _sync_folder(folder)
 
 
 def finished_shards(store: Path, hook_points: Collection[str]) -> dict[int, int]:
@@ -272,35 +274,45 @@ def check_size(path: Path, size_bytes: int) -> None:
 
 
 @contextlib.contextmanager
-def appearing(path: Path) -> Iterator[IO[bytes]]:
+def appearing(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
     """A binary file to write that appears under `path` when the block ends, whole and on disk, or not at all.
 
+    sync_name: also make the name durable before leaving; False where the caller syncs the folder for several files
     raises: ShardError for what the file system refuses, such as a full disk
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
-        _make_folder(path.parent)
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except BaseException as error:
+        with _refusals_named(path):
+            _make_folder(path.parent)
+            with open(temporary, "wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise ShardError(
-                f"{path} could not be written: {error.strerror or error}{_free_space(path)}; finished shards are kept: "
-                "make room or mend the cause, then give the same command again"
-            ) from error
         raise
+    if sync_name:
+        _sync_folder(path.parent)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes, *, sync_name: bool = True) -> None:
     """Write a whole file as `appearing` does."""
-    with appearing(path) as file:
+    with appearing(path, sync_name=sync_name) as file:
         file.write(content)
+
+
+@contextlib.contextmanager
+def _refusals_named(path: Path) -> Iterator[None]:
+    """Turn what the file system refuses into an error that names the path and the way out."""
+    try:
+        yield
+    except OSError as error:
+        raise ShardError(
+            f"{path} could not be written: {error.strerror or error}{_free_space(path)}; finished shards are kept: "
+            "make room or mend the cause, then give the same command again"
+        ) from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -314,11 +326,12 @@ def _make_folder(folder: Path) -> None:
 def _sync_folder(folder: Path) -> None:
     """Make the names in `folder` durable, where the system knows folders as files (POSIX)."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with _refusals_named(folder):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _free_space(path: Path) -> str:

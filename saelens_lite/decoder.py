@@ -31,17 +31,23 @@ class BlockParts:
     """likewise for the MLP or the experts"""
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside PEFT, torch.compile and data-parallel wrappers: the one whose module paths people write."""
+def undistributed(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile and data-parallel wrappers; PEFT stays, since its forward may add tokens."""
     while True:
-        if hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-            model = model.get_base_model()
-        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod
         elif isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
             model = model.module
         else:
             return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside all wrappers, PEFT's too: the one whose module paths people write."""
+    model = undistributed(model)
+    while hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
+        model = undistributed(model.get_base_model())
+    return model
 
 
 def text_config(model: nn.Module) -> Any:
@@ -135,6 +141,17 @@ def being_observed(model: nn.Module) -> bool:
     return unwrap(model) in _observed
 
 
+def stream_into(args: tuple, kwargs: dict[str, Any]) -> Tensor:
+    """The residual stream in what a block was called with: by position, or as hidden_states.
+
+    raises: HookError where it is neither
+    """
+    stream = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(stream, Tensor):
+        raise HookError(f"a block expected the stream first or as hidden_states, got keywords {sorted(kwargs)}")
+    return stream
+
+
 def main_tensor(output: Any) -> Any:
     """The activations in what a module returned: the tensor itself, or the first of a tuple or list."""
     return output[0] if isinstance(output, tuple | list) and len(output) else output
@@ -171,7 +188,7 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
     live: list[tuple[str, Tensor]] = []
 
     def on_entry(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.stream.append((args[0] if args else kwargs["hidden_states"]).clone())
+        seen.stream.append(stream_into(args, kwargs).clone())
 
     def on_exit(_module: nn.Module, _args: tuple, output: Any) -> None:
         seen.stream.append(main_tensor(output).clone())
@@ -202,6 +219,11 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
             model(input_ids=ids, **masked)
     except _Observed:
         pass
+    except Exception as error:
+        raise HookError(
+            f"what the blocks of {type(model).__name__} add to the stream is unknown, since three tokens would not run "
+            f"through it ({type(error).__name__}: {error}). Name a module by its path instead"
+        ) from error
     finally:
         _observed.discard(model)
         for handle in handles:
@@ -211,6 +233,8 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
 
 def _adding_parts(seen: _Observation, parts: dict[str, nn.Module]) -> BlockParts | None:
     """The attention, or the norm right after it, and the other part that with it makes up the change of the stream."""
+    if len(seen.stream) != 2:  # a forward that leaves this block out
+        return None
     before, after = seen.stream
     once = {
         name: outputs[0]

@@ -20,7 +20,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.decoder import being_observed, block_parts, d_model, decoder_layers, main_tensor, unwrap
+from saelens_lite.decoder import (
+    being_observed,
+    block_parts,
+    d_model,
+    decoder_layers,
+    main_tensor,
+    stream_into,
+    undistributed,
+    unwrap,
+)
 from saelens_lite.errors import HookError, nearest
 from saelens_lite.passes import EditInfo, position_ids_from, prepared_inputs, watch
 
@@ -112,8 +121,10 @@ def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[
         the model's device. With a left-padded attention_mask and no position_ids, positions come from the mask
     returns: {name: float[batch seq d_model]} in the model's dtype, on each block's device; with gradients if the
         caller's grad mode says so
-    raises: HookError for an unknown name, or a module that this forward does not run
+    raises: HookError for an unknown name, or a module that this forward does not run; ValueError for no name at all
     """
+    if not names:
+        raise ValueError("run_to expected at least one hook point, got none")
     points = {name: resolve(model, name) for name in names}
     device = model_device(model)
     inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()}
@@ -138,7 +149,7 @@ def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[
             if holder is not None:
                 stack.callback(holder.register_forward_hook(stop_when_complete).remove)
         try:
-            _uncompiled(model)(**prepared_inputs(model, inputs))
+            undistributed(model)(**prepared_inputs(model, inputs))
         except _Finished as reached:
             if reached is not finished:
                 raise
@@ -196,7 +207,7 @@ def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
     stream_shape: list[int] = []  # of what enters the block: OPT's MLP works on [batch·seq d_model]
 
     def note_shape(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        stream_shape[:] = _stream(args, kwargs).shape
+        stream_shape[:] = stream_into(args, kwargs).shape
 
     def changed(acts: Any) -> Tensor | None:
         if being_observed(model):
@@ -209,10 +220,10 @@ def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
             return None
         if new.shape != viewed.shape:
             raise HookError(f"an edit at {point.name!r} expected {list(viewed.shape)} back, got {list(new.shape)}")
-        return new.to(acts.dtype).view(acts.shape)
+        return new.to(acts.dtype).reshape(acts.shape)
 
     def on_input(_module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
-        new = changed(_stream(args, kwargs))
+        new = changed(stream_into(args, kwargs))
         if new is None:
             return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
@@ -249,16 +260,8 @@ def _put_first(module: nn.Module, hook: Callable) -> None:
         module._forward_hooks.move_to_end(key, last=False)
 
 
-def _stream(args: tuple, kwargs: dict) -> Tensor:
-    return args[0] if args else kwargs["hidden_states"]
-
-
-def _uncompiled(model: nn.Module) -> nn.Module:
-    return getattr(model, "_orig_mod", model)
-
-
 def _check_hooks_are_seen(model: nn.Module) -> None:
-    if _uncompiled(model) is not model:
+    if hasattr(model, "_orig_mod"):
         raise HookError(
             "expected a model as it was before torch.compile, which may not see hooks set after compiling: "
             "pass the uncompiled model, and call that one inside"

@@ -321,8 +321,19 @@ def test_an_unknown_point_names_those_there_are():
             ),
             "blocks.0.hook_resid_pre",
         )
+    with pytest.raises(ValueError, match="at least one hook point"):
+        run_to(model, [], input_ids=IDS)
     with pytest.raises(HookError, match="no decoder found in Linear"):
         resolve(nn.Linear(2, 2), "blocks.0.hook_resid_pre")
+
+
+def test_a_model_that_three_tokens_cannot_run_through_says_so():
+    model = llama()
+    model.model.layers[0].register_forward_pre_hook(lambda *_: 1 / 0)
+    before = state_of(model)
+    with pytest.raises(HookError, match="would not run through it .ZeroDivisionError"):
+        resolve(model, "blocks.0.hook_attn_out")
+    assert state_of(model) == before
 
 
 def test_blocks_are_those_beside_the_embedding_itself():
@@ -464,3 +475,27 @@ def test_a_compiled_model_is_run_uncompiled_and_refused_for_edits():
         edit(compiled, "blocks.0.hook_resid_post", lambda a, i: a),
     ):
         pass
+
+
+def test_a_data_parallel_model_is_the_one_inside():
+    model = llama()
+    wrapped = nn.DataParallel(model)
+    assert resolve(wrapped, "blocks.1.hook_mlp_out").module_path == "model.layers.1.mlp"
+    assert torch.equal(
+        run_to(wrapped, ["blocks.0.hook_resid_post"], input_ids=IDS)["blocks.0.hook_resid_post"],
+        run_to(model, ["blocks.0.hook_resid_post"], input_ids=IDS)["blocks.0.hook_resid_post"],
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")  # torch.ao's own
+def test_a_quantised_model():
+    """torch's int8 linears stand in for bitsandbytes and the like: modules without parameters, whose outputs are floats."""
+    model = torch.ao.quantization.quantize_dynamic(llama(), {nn.Linear}, dtype=torch.qint8)
+    names = [f"blocks.1.hook_{kind}" for kind in KINDS]
+    with torch.no_grad():
+        resid_pre, attn_out, mlp_out, resid_post = run_to(model, names, input_ids=IDS).values()
+        torch.testing.assert_close(resid_pre + attn_out + mlp_out, resid_post)
+        clean = model(IDS).logits
+        with edit(model, "blocks.1.hook_mlp_out", lambda acts, info: acts * 2.0):
+            assert not torch.equal(model(IDS).logits, clean)
+    assert n_hooks(model) == 0 and d_model(model) == 16

@@ -321,7 +321,7 @@ def test_beams_follow_their_example():
 
 @pytest.mark.parametrize("draft", [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}])
 def test_drafted_tokens_count_as_generated(draft):
-    """Several tokens a pass, some taken back; with early exit the model drafts for itself, by a generate call in this one."""
+    """Several tokens a pass, some taken back; with early exit the model drafts for itself, in a call within the call."""
     model, sae = model_of("llama"), sae_of()
     ids = torch.tensor([[1, 5, 9, 5, 9, 5, 9]])
     for where in ("prompt", "generated"):

@@ -260,8 +260,8 @@ def _checked(sae: SparseAutoencoder, latents: Latents) -> Tensor:
 
 
 def _amounts(value: PerLatent, chosen: Tensor, name: str) -> Tensor:
-    """float[n] from one number or one a latent."""
-    amounts = torch.as_tensor(value)
+    """float[n] on the CPU, from one number or one a latent."""
+    amounts = torch.as_tensor(value).cpu()
     amounts = amounts if amounts.is_floating_point() else amounts.float()
     if amounts.numel() != 1 and amounts.shape != chosen.shape:
         raise ValueError(f"{name} expected one number or one for each of {len(chosen)} latents, got {list(amounts.shape)}")
@@ -271,6 +271,6 @@ def _amounts(value: PerLatent, chosen: Tensor, name: str) -> Tensor:
 def _of_latents(values: PerLatent | None, chosen: Tensor, sae: SparseAutoencoder, name: str) -> Tensor:
     """float[n] from values of all d_sae latents, or as `_amounts`."""
     if isinstance(values, Tensor) and values.shape == (sae.d_sae,):
-        return values[chosen.to(values.device)]
+        return values.cpu()[chosen]
     assert values is not None, "the callers have checked"
     return _amounts(values, chosen, name)

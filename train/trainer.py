@@ -30,8 +30,12 @@ class Trainer:
         n_tokens = n_steps * config.batch_size_rows
         dead_after_tokens = config.dead_after_tokens or max(1, min(10_000_000, n_tokens // 10))
         self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
+        # Adam sees W_enc as its storage is, [d_sae d_model]: torch's fused kernel copies strided parameters, and is
+        # silently wrong where a gradient's strides differ from its parameter's.
+        self._encoder_rows = torch.nn.Parameter(sae.W_enc.detach().T)
+        trained = [p for p in sae.parameters() if not (p is sae.W_enc or (config.freeze_decoder and p is sae.W_dec))]
         self.adam = torch.optim.Adam(
-            [p for p in sae.parameters() if not (config.freeze_decoder and p is sae.W_dec)],
+            [self._encoder_rows, *trained],
             lr=self.lr,
             betas=(config.adam_beta1, config.adam_beta2),
             fused=sae.device.type in ("cpu", "cuda"),
@@ -44,6 +48,8 @@ class Trainer:
         factor = lr_factor(self.steps_done, self.n_steps, self.warm_up_steps, self.decay_steps)
         for group in self.adam.param_groups:
             group["lr"] = self.lr * factor
+        assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), "the SAE was moved after its Trainer was made"
+        self._encoder_rows.grad = self.sae.W_enc.grad.T
         self.adam.step()
         if not self.config.freeze_decoder:
             unit_rows_(self.sae.W_dec)

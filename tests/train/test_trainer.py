@@ -7,6 +7,7 @@ from saelens_lite.sae import SAEConfig
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.init import fold_scale, initial_sae, input_scale
 from saelens_lite.train.optim import default_lr, lr_factor
+from saelens_lite.train.step import topk_step, unit_rows_
 from saelens_lite.train.trainer import Trainer
 
 D, N = 8, 32
@@ -42,6 +43,20 @@ def test_decoder_rows_stay_unit_norm_and_the_loss_falls():
         losses = [float(trainer.update(planted(seed=s)).reconstruction) for s in range(40)]
         torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.ones(N))
         assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+
+
+def test_the_fused_optimiser_does_what_plain_adam_does_to_every_parameter():
+    trainer = trainer_of(warm_up_steps=0, decay_fraction=0.0)
+    plain = trainer_of().sae
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-3, foreach=False)
+    for seed in range(4):
+        with torch.no_grad():
+            topk_step(plain, planted(seed=seed), None, k_aux=1, aux_coeff=0.0)
+        adam.step()
+        unit_rows_(plain.W_dec)
+        trainer.update(planted(seed=seed))
+    for (name, ours), theirs in zip(trainer.sae.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_a_frozen_decoder_does_not_move_and_everything_else_does():

@@ -2,6 +2,7 @@
 
 import subprocess
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -42,3 +43,12 @@ def test_rooms_are_flat_and_nothing_is_called_utils():
             assert not file.endswith(("utils.py", "util.py", "helpers.py")), file
             if file.startswith(("harvest/", "train/", "analyze/")):
                 assert file.count("/") == 1, file
+
+
+def test_every_data_file_of_the_source_is_installed():
+    data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packages = installed_packages()
+    patterns = [f"{packages[package]}/{pattern}" for package, globs in data.items() for pattern in globs]
+    for file in tracked_files():
+        if file.split("/")[0] in SOURCE and not file.endswith(".py"):
+            assert any(fnmatch(file, pattern) for pattern in patterns), f"{file} would be missing from an installation"

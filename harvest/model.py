@@ -54,12 +54,15 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     """The tokenizer at a hub id or local folder. raises: ValueError if there is none"""
     from transformers import AutoTokenizer
 
+    missing = f"no tokenizer could be loaded from {name!r}: pass one as tokenizer= (an object, hub id or folder)"
     try:
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"no tokenizer could be loaded from {name!r}: pass one as tokenizer= (an object, hub id or folder)"
-        ) from error
+        raise ValueError(missing) from error
+    # transformers 5 answers a folder without tokenizer files with an empty tokenizer of the model's kind
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:
+        raise ValueError(missing)
+    return tokenizer
 
 
 def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:

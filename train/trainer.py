@@ -9,7 +9,7 @@ from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
 from .optim import default_lr, lr_factor
-from .step import DeadTracker, StepStats, relu_step, topk_step, unit_rows_
+from .step import DeadTracker, StepStats, Workspace, relu_step, topk_step, unit_rows_
 
 
 class Trainer:
@@ -22,6 +22,7 @@ class Trainer:
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, n_steps: int) -> None:
         self.sae, self.config, self.n_steps = sae, config, n_steps
         self.steps_done = 0
+        self._workspace = Workspace()
         self.lr = config.lr or default_lr(sae.d_sae, n_steps)
         self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
         self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(0.05 * n_steps))
@@ -64,7 +65,13 @@ class Trainer:
             return relu_step(self.sae, acts, l1_coeff=config.l1_coeff * ramp, train_decoder=train_decoder)
         dead = self.dead_tracker.dead() if config.aux_coeff else None
         return topk_step(
-            self.sae, acts, dead, k_aux=self.k_aux, aux_coeff=config.aux_coeff, train_decoder=train_decoder
+            self.sae,
+            acts,
+            dead,
+            k_aux=self.k_aux,
+            aux_coeff=config.aux_coeff,
+            train_decoder=train_decoder,
+            workspace=self._workspace,
         )
 
 

@@ -19,7 +19,7 @@ def _path(*tensors: Tensor) -> ModuleType:
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k largest of each row of products + bias: values float[B k], indices int64[B k]. See reference.py.
 
-    products: float[B n], overwritten with the sum
+    products: float[B n], may be overwritten
     """
     return _path(products, bias).select_topk(products, bias, k)
 
@@ -29,14 +29,37 @@ def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> T
     return bags.decode(values, indices, offsets, table)
 
 
-def token_pass(acts: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, scale: float) -> TokenPass:
-    """Decode, error and the gradient at each pair. See reference.py."""
-    return _path(acts, values, W_dec, b_dec).token_pass(acts, values, indices, W_dec, b_dec, scale)
+def token_pass(
+    acts: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    scale: float,
+    out: TokenPass | None = None,
+) -> TokenPass:
+    """Decode, error and the gradient at each pair. See reference.py.
+
+    out: an earlier result of these shapes, whose memory may be used again
+    """
+    if _path(acts, values, W_dec, b_dec) is cpu:
+        return cpu.token_pass(acts, values, indices, W_dec, b_dec, scale, out)
+    return bags.token_pass(acts, values, indices, W_dec, b_dec, scale)
 
 
 def latent_pass(
-    recons_grad: Tensor, inputs: Tensor, values: Tensor, pair_grads: Tensor, indices: Tensor, W_dec: Tensor
+    recons_grad: Tensor,
+    inputs: Tensor,
+    values: Tensor,
+    pair_grads: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    out: LatentPass | None = None,
 ) -> LatentPass:
-    """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py."""
-    path = _path(recons_grad, inputs, values, pair_grads, W_dec)
-    return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec)
+    """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py.
+
+    out: an earlier result of these shapes, whose memory may be used again
+    """
+    if _path(recons_grad, inputs, values, pair_grads, W_dec) is cpu:
+        return cpu.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out)
+    return bags.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec)

@@ -9,19 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BLOCK 32
-
-/* x += bias over one block; gives its maximum. */
-static inline float add_and_max(float *restrict x, const float *restrict bias, int64_t n) {
-    float m = -INFINITY;
-#pragma omp simd reduction(max : m)
-    for (int64_t i = 0; i < n; i++) {
-        x[i] += bias[i];
-        m = x[i] > m ? x[i] : m;
-    }
-    return m;
-}
-
 /* The k-th largest of x[0 .. n), by quickselect; x is reordered. */
 static float kth_largest(float *x, int64_t n, int64_t k) {
     int64_t lo = 0, hi = n - 1, want = k - 1;
@@ -44,36 +31,60 @@ static float kth_largest(float *x, int64_t n, int64_t k) {
     return x[want];
 }
 
-/* Adds the bias to each row, then gives its k largest as ascending indices; of equal values the lower indices win.
- * Whatever is at least the k-th largest block maximum is a candidate: at least k values are, seldom many more.
+/* A value that at least k of x[0 .. n) reach, and seldom many more: bisection, without a branch that depends on x. */
+static float reached_by_k(const float *x, int64_t n, int64_t k) {
+    float low = INFINITY, high = -INFINITY;
+#pragma omp simd reduction(min : low) reduction(max : high)
+    for (int64_t i = 0; i < n; i++) {
+        low = x[i] < low ? x[i] : low;
+        high = x[i] > high ? x[i] : high;
+    }
+    for (int step = 0; step < 16; step++) {
+        float middle = low + (high - low) / 2;
+        int count = 0;
+#pragma omp simd reduction(+ : count)
+        for (int64_t i = 0; i < n; i++) count += x[i] >= middle;
+        if (count >= k) low = middle;
+        else high = middle;
+        if (count >= k && count <= k + k / 8) break;
+    }
+    return low; /* with infinities `middle` may be NaN, which nothing reaches: low stays a value that all reach */
+}
+
+/* The k largest of each row of x + bias; of equal values the lower indices win; the order within a row is free.
+ *
+ * Column j of a row belongs to block j mod n_blocks. What at least k block maxima reach, at least k values reach, and
+ * blocks whose maximum does not reach it hold none of those: only the few others are searched.
  * Returns the number of rows with fewer than k values that compare at all (NaN), which it leaves to the caller. */
-int64_t select_topk(float *pre, const float *bias, int64_t rows, int64_t n, int64_t k, float *values, int64_t *indices) {
-    int64_t n_blocks = (n + BLOCK - 1) / BLOCK, bad = 0;
+int64_t select_topk(const float *products, const float *bias, int64_t rows, int64_t n, int64_t k, float *values,
+                    int64_t *indices) {
+    int64_t n_blocks = (n + 15) / 16, bad = 0;
 #pragma omp parallel reduction(+ : bad)
     {
         float *maxima = malloc(sizeof(float) * (n_blocks + 2 * n));
-        float *scratch = maxima + n_blocks, *found = scratch + n;
+        float *found = maxima + n_blocks, *scratch = found + n;
         int64_t *places = malloc(sizeof(int64_t) * n);
 #pragma omp for schedule(static)
         for (int64_t r = 0; r < rows; r++) {
-            float *x = pre + r * n;
+            const float *x = products + r * n;
+            for (int64_t j = 0; j < n_blocks; j++) maxima[j] = -INFINITY;
+            for (int64_t start = 0; start < n; start += n_blocks) {
+                int64_t width = start + n_blocks <= n ? n_blocks : n - start;
+#pragma omp simd
+                for (int64_t j = 0; j < width; j++) {
+                    float sum = x[start + j] + bias[start + j];
+                    maxima[j] = sum > maxima[j] ? sum : maxima[j];
+                }
+            }
+            float least = k <= n_blocks ? reached_by_k(maxima, n_blocks, k) : -INFINITY;
             int64_t count = 0;
-            for (int64_t b = 0; b < n_blocks; b++) {
-                int64_t width = b == n_blocks - 1 ? n - b * BLOCK : BLOCK;
-                maxima[b] = add_and_max(x + b * BLOCK, bias + b * BLOCK, width);
-            }
-            float least = -INFINITY;
-            if (k <= n_blocks) {
-                memcpy(scratch, maxima, sizeof(float) * n_blocks);
-                least = kth_largest(scratch, n_blocks, k);
-            }
-            for (int64_t b = 0; b < n_blocks; b++) {
-                if (maxima[b] < least) continue;
-                int64_t end = b == n_blocks - 1 ? n : (b + 1) * BLOCK;
-                for (int64_t i = b * BLOCK; i < end; i++) {
-                    found[count] = x[i];
+            for (int64_t j = 0; j < n_blocks; j++) {
+                if (maxima[j] < least) continue;
+                for (int64_t i = j; i < n; i += n_blocks) {
+                    float sum = x[i] + bias[i];
+                    found[count] = sum;
                     places[count] = i;
-                    count += x[i] >= least;
+                    count += sum >= least;
                 }
             }
             if (count < k) {
@@ -82,15 +93,19 @@ int64_t select_topk(float *pre, const float *bias, int64_t rows, int64_t n, int6
             }
             memcpy(scratch, found, sizeof(float) * count);
             float kth = kth_largest(scratch, count, k);
-            int64_t above = 0, out = 0;
-            for (int64_t i = 0; i < count; i++) above += found[i] > kth;
-            int64_t equal = k - above;
+            int64_t out = r * k, end = out + k;
             for (int64_t i = 0; i < count; i++) {
-                int keep = found[i] > kth || (found[i] == kth && equal-- > 0);
-                if (keep) {
-                    values[r * k + out] = found[i];
-                    indices[r * k + out++] = places[i];
+                if (found[i] > kth) {
+                    values[out] = found[i];
+                    indices[out++] = places[i];
                 }
+            }
+            for (int64_t last = -1; out < end; out++) { /* equal to the k-th: the lowest indices first */
+                int64_t next = n;
+                for (int64_t i = 0; i < count; i++)
+                    if (found[i] == kth && places[i] > last && places[i] < next) next = places[i];
+                values[out] = kth;
+                indices[out] = last = next;
             }
         }
         free(maxima);

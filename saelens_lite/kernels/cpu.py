@@ -92,17 +92,25 @@ def _call(name: str, *args: Tensor | int | float) -> int:
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As reference.select_topk; indices ascend, and of equal values the lower indices win. Adds bias in place."""
+    """As reference.select_topk; of equal values the lower indices win."""
     B, n = products.shape
     values, indices = products.new_empty(B, k), torch.empty(B, k, dtype=torch.int64)
     if _call("select_topk", products, bias, B, n, k, values, indices):
-        return reference.select_topk(products, torch.zeros_like(bias), k)  # rows full of NaN: let torch sort those
+        return reference.select_topk(products, bias, k)  # rows full of NaN: let torch sort those
     return values, indices
 
 
-def token_pass(acts: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, scale: float) -> TokenPass:
+def token_pass(
+    acts: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    scale: float,
+    out: TokenPass | None = None,
+) -> TokenPass:
     B, k = values.shape
-    out = TokenPass(torch.empty_like(acts), acts.new_empty(B * k), acts.new_empty(B))
+    out = out or TokenPass(torch.empty_like(acts), acts.new_empty(B * k), acts.new_empty(B))
     _call("token_pass", acts, values, indices.contiguous(), W_dec, b_dec, float(scale), B, k, acts.shape[1], *out)
     return out
 
@@ -114,12 +122,18 @@ def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def latent_pass(
-    recons_grad: Tensor, inputs: Tensor, values: Tensor, pair_grads: Tensor, indices: Tensor, W_dec: Tensor
+    recons_grad: Tensor,
+    inputs: Tensor,
+    values: Tensor,
+    pair_grads: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    out: LatentPass | None = None,
 ) -> LatentPass:
     n, d = W_dec.shape
     k = values.numel() // recons_grad.shape[0]
     order, offsets = regroup(indices, n)
-    out = LatentPass(
+    out = out or LatentPass(
         torch.empty_like(W_dec), torch.empty_like(W_dec), W_dec.new_empty(n), torch.empty(n, dtype=torch.bool)
     )
     _call("latent_pass", recons_grad, inputs, values, pair_grads, order, offsets, W_dec, n, k, d, *out)

@@ -122,9 +122,12 @@ def _texts(rows: Iterable[Any], text_column: str, described: str) -> Iterator[st
 
 
 def _looks_like_dataset(name: str) -> bool:
-    if not name or re.search(r"\s", name):
-        return 0 < len(name) < 1000 and Path(name).exists()
-    return _format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None or Path(name).exists()
+    if not re.search(r"\s", name) and (_format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+        return True
+    try:
+        return bool(name) and Path(name).exists()
+    except (OSError, ValueError):  # no file system takes a name like this text
+        return False
 
 
 def _format_of(name: str) -> str | None:

@@ -115,6 +115,10 @@ def test_names_or_texts(tmp_path):
     assert as_names(ROWS) is None
 
 
+def test_texts_too_long_for_a_file_name_are_texts():
+    assert as_names(["a story " * 100, "x" * 900, "null \0 byte"]) is None
+
+
 def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"body": "x", "title": "y"}))
     with pytest.raises(ValueError, match=r"a\.jsonl has no column 'text'; its columns are body, title: name one"):

@@ -1,0 +1,359 @@
+"""The command line: `saelens-lite demo | harvest | train | evaluate | analyze`.
+
+Commands are the configuration dataclasses, turned into flags by tyro, and what they print: what was made, where, and
+what to type next. Rooms load when their command runs, so that --help costs nothing. What the user can put right is one
+line on stderr and exit code 2; --traceback or SAELENS_LITE_TRACEBACK=1 shows where it came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from saelens_lite.config import from_mapping, to_mapping
+from saelens_lite.errors import SaelensLiteError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from saelens_lite.harvest import HarvestConfig
+    from saelens_lite.store import ActivationStore
+
+T = TypeVar("T")
+
+EMBEDDED = "demo"
+"""As a --model the embedded language model, as a --dataset the source of Python's standard library."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning."""
+
+    sae: str
+    """Folder of the SAE, ours or SAELens', or a hub repository."""
+
+    store: str
+    """Folder of the activation store."""
+
+    baseline: str | None = None
+    """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
+
+    model: str | None = None
+    """The model that was harvested, for what the reconstruction costs in cross-entropy; "demo" is the embedded one."""
+
+    hook_point: str | None = None
+    """Hook point of the store; None takes the one that the SAE was trained on."""
+
+    held_out: bool = True
+    """Score documents that training held out. Without it rows are scored that training has seen."""
+
+    held_out_fraction: float = 0.05
+    """The share of documents that training held out."""
+
+    max_tokens: int | None = 100_000
+    """Rows to score, and as many predicted tokens; None for all."""
+
+    windows_tokens: tuple[int, ...] = (10_000, 100_000, 1_000_000)
+    """A latent is dead that was silent during so many last tokens of the store: one column for each window."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is."""
+
+    output: str | None = None
+    """File that receives the numbers as JSON."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AnalyzeConfig:
+    """Find the tokens on which each latent fires most, and write them as one HTML page that needs no network."""
+
+    sae: str
+    """Folder of the SAE, ours or SAELens', or a hub repository."""
+
+    store: str
+    """Folder of the activation store."""
+
+    output: str = "features.html"
+    """The page to write."""
+
+    model: str | None = None
+    """The model that was harvested, for the tokens that a latent argues for and against; "demo" is the embedded one."""
+
+    n_latents: int = 200
+    """Latents on the page."""
+
+    hook_point: str | None = None
+    """Hook point of the store; None takes the one that the SAE was trained on."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is."""
+
+
+def demo(argv: Sequence[str]) -> None:
+    """The whole way on a small embedded model, in three minutes"""
+    from saelens_lite.demo.run import DemoConfig, run_demo
+
+    run_demo(_configured(DemoConfig, "demo", argv))
+
+
+def harvest(argv: Sequence[str]) -> None:
+    """Text through a language model: its activations into a store"""
+    from saelens_lite.harvest import HarvestConfig, run_harvest
+
+    config = _configured(HarvestConfig, "harvest", argv)
+    if EMBEDDED in (config.model, *config.dataset):
+        store = _harvest_embedded(config)
+    else:
+        store = run_harvest(config)
+    widths = ", ".join(f"{name} (width {store.d_model(name)})" for name in store.hook_points)
+    print(f"{config.store}: {store.n_rows:,} rows of {widths} in {store.n_shards} shards")
+    choice = f" --hook-point {store.hook_points[0]}" if len(store.hook_points) > 1 else ""
+    _print_next(f"saelens-lite train --store {config.store}{choice} --output runs/topk")
+
+
+def train(argv: Sequence[str]) -> None:
+    """A sparse autoencoder from the rows of a store"""
+    from saelens_lite.train import TrainConfig, train_sae
+
+    config = _configured(TrainConfig, "train", argv)
+    if not config.store:
+        raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
+    sae = train_sae(config.store, config)
+    facts = sae.config.metadata["saelens_lite"]
+    print(f"{config.output}: {sae.kind} SAE of {sae.d_sae:,} latents on {sae.config.hook_point}")
+    print(f"  {facts['steps']:,} steps, {facts['tokens']:,} rows, peak lr {facts['lr']:.2g}")
+    if facts["held_out_fvu"] is not None:
+        print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}")
+    print(f"  opens with SparseAutoencoder.load({config.output!r}) and sae_lens.SAE.load_from_disk({config.output!r})")
+    if not config.freeze_decoder:
+        print("  its baseline: the same command with --freeze-decoder and another --output")
+    _print_next(f"saelens-lite evaluate --sae {config.output} --store {config.store} --model {_model_of(config.store)}")
+
+
+def evaluate(argv: Sequence[str]) -> None:
+    """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
+    config = _configured(EvaluateConfig, "evaluate", argv)
+    from saelens_lite import ActivationStore, SparseAutoencoder, evaluate_sae
+
+    store, device = ActivationStore(config.store), _device(config.device)
+    result = evaluate_sae(
+        SparseAutoencoder.load(config.sae, device=device),
+        store,
+        _load_model(config.model, device),
+        SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
+        held_out=config.held_out,
+        held_out_fraction=config.held_out_fraction,
+        max_tokens=config.max_tokens,
+        windows_tokens=config.windows_tokens,
+        hook_point=config.hook_point,
+    )
+    print(_with_short_names(result.table()))
+    if config.output is not None:
+        Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        print(f"numbers: {config.output}")
+    if config.model is None:
+        print(f"for the cost in cross-entropy: --model {_model_of(config.store)}")
+    _print_next(f"saelens-lite analyze --sae {config.sae} --store {config.store} --model {_model_of(config.store)}")
+
+
+def analyze(argv: Sequence[str]) -> None:
+    """The tokens on which each latent fires, as one HTML page"""
+    config = _configured(AnalyzeConfig, "analyze", argv)
+    from saelens_lite import ActivationStore, SparseAutoencoder, feature_page, latent_density
+
+    store, device = ActivationStore(config.store), _device(config.device)
+    sae = SparseAutoencoder.load(config.sae, device=device)
+    page = feature_page(
+        sae,
+        store,
+        config.output,
+        model=_load_model(config.model, device),
+        n_latents=config.n_latents,
+        hook_point=config.hook_point,
+    )
+    print(latent_density(sae, store, config.hook_point))
+    print(f"page: {page}")
+    _print_next(f"with saelens_lite.ablate(model, SparseAutoencoder.load({config.sae!r}), latents=[…]): model.generate(…)")
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "demo": demo,
+    "harvest": harvest,
+    "train": train,
+    "evaluate": evaluate,
+    "analyze": analyze,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for what the user can put right, 130 after Ctrl-C."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    traceback = "--traceback" in args or os.environ.get("SAELENS_LITE_TRACEBACK", "0") not in ("", "0")
+    args = [arg for arg in args if arg != "--traceback"]
+    if not args or args[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if args[0] == "--version":
+        from saelens_lite import __version__
+
+        print(f"saelens-lite {__version__}")
+        return 0
+    try:
+        if args[0] not in COMMANDS:
+            raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+        with _logging():
+            COMMANDS[args[0]](args[1:])
+    except KeyboardInterrupt:
+        print("saelens-lite: interrupted", file=sys.stderr)
+        if traceback:
+            raise
+        return 130
+    except (SaelensLiteError, ValueError, OSError, FloatingPointError) as error:
+        if traceback:
+            raise
+        print(f"saelens-lite: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: saelens-lite COMMAND [flags]      saelens-lite COMMAND --help lists the flags",
+            "",
+            "Sparse autoencoders for any Hugging Face language model: from text to activations to features.",
+            "",
+            *lines,
+            "",
+            "  --config FILE  defaults from a JSON file, such as the train_config.json of a run; flags come on top",
+            "  --traceback    show where an error came from (or SAELENS_LITE_TRACEBACK=1)",
+            "  --model demo   the embedded language model;  --dataset demo  the source of Python's standard library",
+        ]
+    )
+
+
+def _configured(cls: type[T], command: str, argv: Sequence[str]) -> T:
+    """The configuration of a command from its flags, with --config FILE as defaults."""
+    import tyro
+
+    args, file = _without_config(argv)
+    default: dict[str, Any] = {}
+    if file is not None:
+        mapping = _read_json(file)
+        if not isinstance(mapping, dict):
+            raise ValueError(f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}")
+        mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
+        default["default"] = from_mapping(cls, mapping, where=file)
+    return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, **default)
+
+
+def _read_json(file: str) -> Any:
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} expected JSON: {error}") from error
+
+
+def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
+    """The arguments without `--config FILE` or `--config=FILE`, and the file."""
+    args, file = list(argv), None
+    for i, arg in enumerate(args):
+        if arg.startswith("--config="):
+            file = args.pop(i).removeprefix("--config=")
+            break
+        if arg == "--config":
+            if i + 1 == len(args):
+                raise ValueError("--config expected a JSON file after it, got nothing")
+            file = args[i + 1]
+            del args[i : i + 2]
+            break
+    return args, file
+
+
+def _harvest_embedded(config: HarvestConfig) -> ActivationStore:
+    """A harvest in which the word "demo" stands for the embedded model, its corpus, or both."""
+    from saelens_lite.demo import MODEL_DIR
+    from saelens_lite.demo.run import documents
+    from saelens_lite.harvest import harvest_activations
+
+    if EMBEDDED in config.dataset and len(config.dataset) > 1:
+        raise ValueError(f"--dataset {EMBEDDED} stands alone, got {' '.join(config.dataset)}")
+    options = to_mapping(config)
+    model, dataset = options.pop("model"), options.pop("dataset")
+    if model == EMBEDDED:
+        _quiet_loading()
+        model = str(MODEL_DIR)
+    return harvest_activations(model, documents() if dataset == (EMBEDDED,) else list(dataset), **options)
+
+
+def _load_model(name: str | None, device: str) -> nn.Module | None:
+    from saelens_lite.harvest.model import load_model
+
+    if name is None:
+        return None
+    if name == EMBEDDED:
+        from saelens_lite.demo import MODEL_DIR
+
+        _quiet_loading()
+        name = str(MODEL_DIR)
+    return load_model(name, device=device)
+
+
+def _device(name: str | None) -> str:
+    from saelens_lite.harvest.model import default_device
+
+    return name or default_device()
+
+
+def _model_of(store: str) -> str:
+    """What to type as --model for the model of a store."""
+    from saelens_lite import ActivationStore
+    from saelens_lite.demo import MODEL_DIR
+
+    name = ActivationStore(store).model_name
+    return EMBEDDED if name == str(MODEL_DIR) else name
+
+
+def _with_short_names(text: str) -> str:
+    from saelens_lite.demo import MODEL_DIR
+
+    return text.replace(str(MODEL_DIR), "the embedded model")
+
+
+def _quiet_loading() -> None:
+    """No bar for the 38 tensors of the embedded model; models that are downloaded keep theirs."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def _logging() -> Iterator[None]:
+    """What the library says goes to stderr, one line each; other libraries keep their own way."""
+    logger, handler = logging.getLogger("saelens_lite"), logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
+def _print_next(command: str) -> None:
+    print(f"next: {command}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

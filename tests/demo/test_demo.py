@@ -1,0 +1,68 @@
+"""The demo, with tiny settings: it runs, prints what it promises within 100 columns, and again on what it left."""
+
+import pytest
+import torch
+
+from saelens_lite.demo.run import COLUMNS, DemoConfig, documents, run_demo
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+@pytest.fixture(scope="module")
+def config(output):
+    return DemoConfig(output=str(output), max_tokens=30_000, d_sae=128, k=8, n_steps=20, progress=False)
+
+
+@pytest.fixture(scope="module")
+def found(config):
+    return run_demo(config)
+
+
+def test_it_leaves_a_store_two_saes_and_a_page(found, output):
+    assert found["page"] == output / "features.html" and found["page"].stat().st_size > 10_000
+    assert (output / "topk" / "cfg.json").exists() and (output / "frozen" / "cfg.json").exists()
+    names = [row.name for row in found["evaluation"].rows]
+    assert names == ["trained", "baseline", "zero ablation", "mean ablation"]
+    assert all(row.given and row.delta_ce is not None for row in found["evaluation"].rows)
+
+
+def test_run_again_it_prints_the_same_within_the_terminal(found, config, capsys):
+    again = run_demo(config)
+    out = capsys.readouterr().out
+    assert max(len(line) for line in out.splitlines() if config.output not in line) <= COLUMNS
+    assert "trained SAE" in out and "frozen decoder" in out and "mean ablation" in out
+    assert all(f"latent {latent}, fires on" in out for latent in found["latents"]) and len(found["latents"]) == 5
+    assert again["latents"] == found["latents"]
+    assert again["evaluation"].rows == found["evaluation"].rows
+
+
+def test_the_ablation_comes_with_its_control(found):
+    ablation = found["ablation"]
+    assert ablation is not None
+    assert ablation.latent in found["latents"] and ablation.control != ablation.latent
+    assert ablation.value > 0 and ablation.kl >= 0 and len(ablation.control_kls) >= 50
+    for probabilities in (ablation.clean, ablation.ablated, ablation.controlled):
+        assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_control_is_pushed_as_far_as_the_ablation_pushes(found, embedded):
+    """Ablation subtracts value · W_dec[latent] and the control value · W_dec[control]: rows of unit norm."""
+    from saelens_lite import SparseAutoencoder
+
+    model, _ = embedded
+    ablation = found["ablation"]
+    sae = SparseAutoencoder.load(found["page"].parent / "topk")
+    torch.testing.assert_close(sae.W_dec[[ablation.latent, ablation.control]].norm(dim=1), torch.ones(2))
+    with torch.no_grad():
+        clean = model(input_ids=ablation.input_ids).logits[0, -1].softmax(-1)
+    torch.testing.assert_close(clean, ablation.clean, atol=1e-5, rtol=1e-4)
+
+
+def test_documents_are_all_modules_in_an_order_of_the_seed():
+    first, again, other = documents(0), documents(0), documents(1)
+    names = [[document["name"] for document in some] for some in (first, again, other)]
+    assert names[0] == names[1] != names[2]
+    assert sorted(names[0]) == sorted(names[2])

@@ -1,0 +1,168 @@
+"""The command line: every command on the embedded model, and errors that are one line."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from saelens_lite.cli import COMMANDS, main
+
+POINT = "blocks.2.hook_resid_post"
+HARVEST = ["harvest", "--model", "demo", "--hook-points", POINT, "--no-progress", "--max-tokens"]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a store, an SAE and its baseline, made by the commands on a text of many small documents."""
+    folder = tmp_path_factory.mktemp("cli")
+    text = folder / "data.jsonl"
+    lines = [{"text": f"def f{i}(x):\n    return x + {i}\n\nclass C{i}:\n    pass\n"} for i in range(400)]
+    text.write_text("\n".join(map(json.dumps, lines)))
+    store = str(folder / "store")
+    assert main([*HARVEST, "6000", "--dataset", str(text), "--store", store, "--context-length", "64"]) == 0
+    training = ["train", "--store", store, "--k", "4", "--d-sae", "64", "--n-steps", "20", "--batch-size-rows", "256"]
+    assert main([*training, "--no-progress", "--output", str(folder / "topk")]) == 0
+    assert main([*training, "--no-progress", "--freeze-decoder", "--output", str(folder / "frozen")]) == 0
+    return folder
+
+
+def fails(capsys, *argv):
+    """The line on stderr of a command that must end with exit code 2, with one line and no traceback."""
+    capsys.readouterr()
+    assert main([str(arg) for arg in argv]) == 2
+    err = capsys.readouterr().err
+    assert "Traceback" not in err
+    lines = [line for line in err.splitlines() if line.startswith("saelens-lite: ")]
+    assert len(lines) == 1, err
+    return lines[0]
+
+
+# The commands ---------------------------------------------------------------------------------------------------
+
+
+def test_harvest_and_train_say_what_they_made_and_what_comes_next(made, capsys):
+    main([*HARVEST, "6000", "--dataset", str(made / "data.jsonl"), "--store", str(made / "store"), "--context-length", "64"])
+    out = capsys.readouterr().out
+    assert f"6,000 rows of {POINT} (width 192)" in out
+    assert f"next: saelens-lite train --store {made / 'store'} --output runs/topk" in out
+
+
+def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
+    argv = ["train", "--config", made / "topk" / "train_config.json", "--n-steps", "2", "--output", made / "again"]
+    assert main(list(map(str, argv))) == 0
+    out = capsys.readouterr().out
+    assert "topk SAE of 64 latents" in out and "2 steps, 512 rows" in out
+    assert f"--sae {made / 'again'} --store {made / 'store'} --model demo" in out
+    assert json.loads((made / "again" / "train_config.json").read_text())["k"] == 4
+
+
+def test_evaluate_prints_the_table_with_controls_and_writes_it(made, capsys):
+    argv = ["evaluate", "--sae", made / "topk", "--store", made / "store", "--baseline", made / "frozen", "--model", "demo"]
+    assert main([*map(str, argv), "--windows-tokens", "1000", "--output", str(made / "numbers.json")]) == 0
+    out = capsys.readouterr().out
+    for expected in ("trained", "baseline", "zero ablation", "mean ablation", "dead@1k", "ΔCE", "the embedded model"):
+        assert expected in out
+    rows = {row["name"]: row for row in json.loads((made / "numbers.json").read_text())["rows"]}
+    assert rows["mean ablation"]["fvu"] == pytest.approx(1, abs=0.05)
+    assert 0 < rows["trained"]["l0"] <= 4
+
+
+def test_analyze_writes_a_page(made, capsys):
+    page = made / "features.html"
+    argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--n-latents", "3"]
+    assert main(list(map(str, argv))) == 0
+    assert f"page: {page}" in capsys.readouterr().out
+    assert page.read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: saelens-lite {command}" in capsys.readouterr().out
+
+
+def test_the_overview_loads_neither_torch_nor_tyro():
+    code = "import sys; from saelens_lite.cli import main; main(['--help']); assert not {'torch', 'tyro'} & set(sys.modules)"
+    began = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in COMMANDS)
+    assert time.perf_counter() - began < 10
+
+
+# What the user can put right ------------------------------------------------------------------------------------
+
+
+def test_a_missing_hook_point_names_those_the_model_has(made, tmp_path, capsys):
+    text = made / "data.jsonl"
+    argv = ["harvest", "--model", "demo", "--dataset", text, "--store", tmp_path / "s", "--max-tokens", "100"]
+    line = fails(capsys, *argv, "--hook-points", "blocks.2.hook_resid_pots")
+    assert "did you mean 'blocks.2.hook_resid_post'" in line
+    line = fails(capsys, *argv, "--hook-points", "blocks.9.hook_mlp_out")
+    assert "it has blocks.0 to blocks.3 with .hook_resid_pre, .hook_attn_out, .hook_mlp_out, .hook_resid_post" in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_dataset_without_the_text_column_names_its_columns(tmp_path, capsys):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"title": "a", "story": "once"}\n')
+    line = fails(capsys, *HARVEST, "100", "--dataset", data, "--store", tmp_path / "s")
+    assert "has no column 'text'" in line and "title, story" in line
+
+
+def test_an_sae_of_another_width_names_both(made, tmp_path, capsys):
+    from saelens_lite import SAEConfig, SparseAutoencoder
+
+    SparseAutoencoder(SAEConfig(d_model=32, d_sae=64, kind="topk", k=4, hook_point=POINT)).save(tmp_path / "narrow")
+    line = fails(capsys, "evaluate", "--sae", tmp_path / "narrow", "--store", made / "store")
+    assert "d_model=32" in line and "width 192" in line
+
+
+def test_an_unknown_config_key_suggests_the_nearest(tmp_path, capsys):
+    config = tmp_path / "config.json"
+    config.write_text('{"store": "store", "expantion": 8}')
+    line = fails(capsys, "train", "--config", config)
+    assert "unknown key 'expantion' (did you mean 'expansion'?)" in line and str(config) in line
+
+
+def test_a_config_file_that_is_no_json_is_named(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("lr: 3")
+    assert "config.json" in fails(capsys, "train", "--config", tmp_path / "config.json")
+    assert "No such file" in fails(capsys, "train", "--config", tmp_path / "none.json")
+
+
+def test_missing_things_are_named(made, tmp_path, capsys):
+    assert "train needs --store" in fails(capsys, "train")
+    assert "activation store" in fails(capsys, "train", "--store", tmp_path)
+    assert str(tmp_path) in fails(capsys, "evaluate", "--sae", tmp_path, "--store", made / "store")
+    line = fails(capsys, *HARVEST, "100", "--dataset", tmp_path / "none.jsonl", "--store", tmp_path / "s")
+    assert "none.jsonl" in line
+
+
+def test_an_unknown_command_or_flag_suggests_the_nearest(capsys):
+    assert "did you mean 'harvest'" in fails(capsys, "harvst")
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--expantion", "8"])
+    assert stop.value.code == 2
+    assert "--expansion" in capsys.readouterr().err
+
+
+def test_traceback_on_request(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="train needs --store"):
+        main(["train", "--traceback"])
+    monkeypatch.setenv("SAELENS_LITE_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="train needs --store"):
+        main(["train"])
+
+
+def test_ctrl_c_is_130_and_one_line(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(COMMANDS, "train", interrupted)
+    assert main(["train"]) == 130
+    assert capsys.readouterr().err == "saelens-lite: interrupted\n"

@@ -75,7 +75,7 @@ class Contexts:
         self.before_tokens, self.after_tokens = before_tokens, after_tokens
         self._given = tokenizer
         self._first_rows = [0, *accumulate(store.shard_rows)]
-        self._shard = lru_cache(maxsize=4)(self._read_shard)
+        self._shard = lru_cache(maxsize=64)(self._read_shard)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -126,13 +126,18 @@ class Contexts:
     def _read_shard(self, shard: int) -> tuple:
         """(tokens, sequence of each row, position of each row, row of each position or -1)."""
         tokens = self.store.tokens(shard)
-        sequences, positions = self.store.row_positions(shard)
+        sequences, positions = tokens.kept.nonzero(as_tuple=True)
         row_at = torch.full(tokens.input_ids.shape, -1, dtype=torch.int64)
         row_at[sequences, positions] = torch.arange(len(sequences))
         return tokens, sequences, positions, row_at
 
     def _strings(self, ids: Sequence[int]) -> list[str]:
         return [f"<{i}>" for i in ids] if self.tokenizer is None else token_strings(self.tokenizer, ids)
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """The text of one token as it reads inside a text; a tokenizer may hide a leading space from a token alone."""
+    return f"<{token_id}>" if tokenizer is None else token_strings(tokenizer, [token_id, token_id])[1]
 
 
 def visible(text: str) -> str:

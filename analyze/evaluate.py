@@ -219,7 +219,7 @@ def _scored_rows(store: ActivationStore, point: str, fraction: float | None, max
         acts = store.acts(shard, point)
         if fraction is not None:
             acts = acts[is_held_out(store.row_docs(shard), fraction)]
-        for block in acts[:left].split(BLOCK_ROWS):
+        for block in acts[:left].split(BLOCK_ROWS) if len(acts) else ():
             yield block.float()
         left -= min(left, len(acts))
         if left == 0:
@@ -310,7 +310,8 @@ def _scored_contexts(
         kept = tokens.kept.bool()
         scored = kept if fraction is None else kept & is_held_out(tokens.doc_id.long() + tokens.first_doc, fraction)
         targets = scored[:, 1:]
-        for sequences in targets.any(1).nonzero().flatten().split(batch_size_seqs):
+        with_targets = targets.any(1).nonzero().flatten()
+        for sequences in with_targets.split(batch_size_seqs) if len(with_targets) else ():
             if left <= 0:
                 return
             yield _ContextBatch(

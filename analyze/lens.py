@@ -13,6 +13,7 @@ from saelens_lite.decoder import decoder_layers
 from saelens_lite.errors import HookError
 from saelens_lite.sae import SparseAutoencoder
 
+from .context import token_text
 from .stream import checked_latents
 
 _CHUNK_LATENTS = 256
@@ -59,8 +60,7 @@ class LogitLens:
         return int(found[0])
 
     def _pairs(self, ids: Tensor, logits: Tensor) -> list[tuple[str, float]]:
-        text = [f"<{i}>" if self.tokenizer is None else self.tokenizer.decode([i]) for i in ids.tolist()]
-        return list(zip(text, logits.tolist()))
+        return [(token_text(self.tokenizer, i), logit) for i, logit in zip(ids.tolist(), logits.tolist())]
 
 
 def logit_lens(

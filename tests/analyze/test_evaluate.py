@@ -135,6 +135,12 @@ def test_table_and_dictionary(store, gpt2, sae):
     assert plain["rows"][0]["dead@10k"] is None
 
 
+def test_shards_without_a_held_out_document_are_passed_over(store, gpt2, sae):
+    by_shard = [rows.any() for rows in store.held_out_rows(0.05).split(store.shard_rows)]
+    assert any(by_shard) and not all(by_shard), "what this test needs of the split"
+    assert evaluate_sae(sae, store, gpt2, held_out_fraction=0.05).n_ce_tokens > 0
+
+
 def test_max_tokens_is_kept(store, gpt2, sae):
     found = evaluate_sae(sae, store, gpt2, held_out=False, max_tokens=100, batch_size_seqs=2)
     assert found.n_tokens == 100

@@ -60,7 +60,7 @@ def test_without_tokens_there_is_no_text(store, sae, byte_tokenizer, monkeypatch
 
 
 def test_visible():
-    assert visible("a b\n\tc\r") == "a b↵⇥c␍"
+    assert visible("a b\n\tc\r") == "a b↵⇥c⇤"
     assert visible("\u202eabc\x00\u2028\ud800") == "⟨U+202E⟩abc⟨U+0000⟩⟨U+2028⟩⟨U+D800⟩"
     assert visible("می\u200cخواهم 👩\u200d🚀") == "می\u200cخواهم 👩\u200d🚀", "joiners belong to the text"
 

@@ -1,7 +1,7 @@
-"""What we save opens in SAELens itself and encodes the same there."""
+"""What we save opens in SAELens itself and computes the same there."""
 
+import json
 import subprocess
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,60 +9,58 @@ from safetensors.torch import load_file, save_file
 
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 
-PEERS = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
-pytestmark = [
-    pytest.mark.peer,
-    pytest.mark.skipif(not PEERS.exists(), reason="the peers' environment is not installed (make peers)"),
-]
+pytestmark = pytest.mark.peer
 
+KINDS = ["relu", "topk", "jumprelu", "gated"]
 READ_WITH_SAELENS = """
 import json, sys
+from pathlib import Path
 from safetensors.torch import load_file, save_file
 from sae_lens import SAE
-folder, acts, answer = sys.argv[1:]
-sae = SAE.load_from_disk(folder)
-x = load_file(acts)["acts"]
-save_file({"latents": sae.encode(x).detach().contiguous(), "recons": sae(x).detach().contiguous()}, answer)
-print(json.dumps({"architecture": sae.cfg.architecture(), **sae.cfg.metadata.to_dict()}))
+x = load_file("acts.safetensors")["acts"]
+for folder in sys.argv[1:]:
+    sae = SAE.load_from_disk(folder)
+    answer = {"latents": sae.encode(x).detach().contiguous(), "recons": sae(x).detach().contiguous()}
+    save_file(answer, Path(folder) / "answer.safetensors")
+    said = {"architecture": sae.cfg.architecture(), **sae.cfg.metadata.to_dict()}
+    (Path(folder) / "answer.json").write_text(json.dumps(said))
 """
 
 
-@pytest.mark.parametrize("kind", ["relu", "topk", "jumprelu", "gated"])
-def test_saved_folder_opens_in_saelens(kind, tmp_path):
+def random_sae(kind):
     torch.manual_seed(0)
-    config = SAEConfig(
-        d_model=32,
-        d_sae=128,
-        kind=kind,
-        k=8 if kind == "topk" else None,
-        hook_point="blocks.3.hook_resid_post",
-        hf_module="model.layers.3",
-        model_name="tiny",
-        metadata={"saelens_lite": {"fvu": 0.1}},
+    place = {"hook_point": "blocks.3.hook_resid_post", "hf_module": "model.layers.3", "model_name": "tiny"}
+    facts = {"saelens_lite": {"fvu": 0.1}}
+    sae = SparseAutoencoder(
+        SAEConfig(d_model=32, d_sae=128, kind=kind, k=8 if kind == "topk" else None, metadata=facts, **place)
     )
-    sae = SparseAutoencoder(config)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
             parameter.copy_(torch.rand_like(parameter) if name == "threshold" else torch.randn_like(parameter) * 0.2)
-    acts = torch.randn(64, 32)
-    sae.save(tmp_path / "sae")
-    save_file({"acts": acts}, tmp_path / "acts.safetensors")
-    (tmp_path / "read.py").write_text(READ_WITH_SAELENS)
-    arguments = [
-        PEERS,
-        tmp_path / "read.py",
-        tmp_path / "sae",
-        tmp_path / "acts.safetensors",
-        tmp_path / "answer.safetensors",
-    ]
-    done = subprocess.run([str(part) for part in arguments], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    return sae
 
-    theirs = load_file(tmp_path / "answer.safetensors")
+
+@pytest.fixture(scope="module")
+def opened(peer_python, tmp_path_factory):
+    """A folder with an SAE of each kind, each beside what SAELens computed from it, and the input."""
+    folder = tmp_path_factory.mktemp("saes")
+    for kind in KINDS:
+        random_sae(kind).save(folder / kind)
+    save_file({"acts": torch.randn(64, 32)}, folder / "acts.safetensors")
+    done = subprocess.run([str(peer_python), "-c", READ_WITH_SAELENS, *KINDS], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_folder_opens_in_saelens(kind, opened):
+    sae, acts = random_sae(kind), load_file(opened / "acts.safetensors")["acts"]
+    theirs = load_file(opened / kind / "answer.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(sae.encode(acts).to_dense(), theirs["latents"], atol=1e-5, rtol=0)
         torch.testing.assert_close(sae(acts).recons, theirs["recons"], atol=1e-5, rtol=1e-5)
     assert (theirs["latents"] != 0).any()
-    said = done.stdout.strip().splitlines()[-1]
-    for fact in ('"blocks.3.hook_resid_post"', '"model.layers.3"', '"tiny"', '{"fvu": 0.1}'):
-        assert fact in said, "the nested metadata survives"
+    said = json.loads((opened / kind / "answer.json").read_text())
+    assert said["architecture"] == {"relu": "standard"}.get(kind, kind)
+    assert (said["hook_name"], said["hf_hook_name"]) == ("blocks.3.hook_resid_post", "model.layers.3")
+    assert (said["model_name"], said["saelens_lite"]) == ("tiny", {"fvu": 0.1})

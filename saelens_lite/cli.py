@@ -132,9 +132,12 @@ def train(argv: Sequence[str]) -> None:
     if facts["held_out_fvu"] is not None:
         print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}")
     print(f"  opens with SparseAutoencoder.load({config.output!r}) and sae_lens.SAE.load_from_disk({config.output!r})")
-    if not config.freeze_decoder:
+    if config.freeze_decoder:
+        which = f"--sae TRAINED --baseline {config.output}"
+    else:
+        which = f"--sae {config.output}"
         print("  its baseline: the same command with --freeze-decoder and another --output")
-    _print_next(f"saelens-lite evaluate --sae {config.output} --store {config.store} --model {_model_of(config.store)}")
+    _print_next(f"saelens-lite evaluate {which} --store {config.store} --model {_model_of(config.store)}")
 
 
 def evaluate(argv: Sequence[str]) -> None:

@@ -53,21 +53,20 @@ class TopFirings:
         block_rows = self.rows.new_full((len(touched), n), -1)
         block_values[group[best], rank[best]] = values[best]
         block_rows[group[best], rank[best]] = rows[best]
-        self._join(touched, block_values, block_rows)
+        values = torch.cat([self.values[touched], block_values], dim=1)
+        rows = torch.cat([self.rows[touched], block_rows], dim=1)
+        self.values[touched], self.rows[touched] = self._best(values, rows)
 
     def merge(self, other: TopFirings) -> None:
         """Add what another one saw, of any other rows, with the same n."""
-        self._join(torch.arange(len(self.values)), other.values, other.rows)
+        rows, by_row = torch.cat([self.rows, other.rows], dim=1).sort(dim=1, stable=True)
+        values = torch.cat([self.values, other.values], dim=1).gather(1, by_row)
+        self.values, self.rows = self._best(values, rows)
 
-    def _join(self, latents: Tensor, values: Tensor, rows: Tensor) -> None:
-        """Best n of the kept and the given firings of `latents`: int64[m], float[m n], int64[m n]."""
-        n = self.values.shape[1]
-        values = torch.cat([self.values[latents], values], dim=1)
-        rows = torch.cat([self.rows[latents], rows], dim=1)
-        by_row = rows.argsort(dim=1, stable=True)
-        values, rows = values.gather(1, by_row), rows.gather(1, by_row)
-        best = values.argsort(dim=1, descending=True, stable=True)[:, :n]
-        self.values[latents], self.rows[latents] = values.gather(1, best), rows.gather(1, best)
+    def _best(self, values: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The best n of firings [m, more than n] whose equal values stand in the order of their rows."""
+        best = values.argsort(dim=1, descending=True, stable=True)[:, : self.values.shape[1]]
+        return values.gather(1, best), rows.gather(1, best)
 
 
 class ActivationHistogram:

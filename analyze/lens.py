@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saelens_lite.decoder import decoder_layers
 from saelens_lite.errors import HookError
+from saelens_lite.hooks import model_device
 from saelens_lite.sae import SparseAutoencoder
 
 from .context import token_text
@@ -92,7 +93,8 @@ def logit_lens(
         raise ValueError(f"logit_lens expected an SAE of the model's width {width}, got d_model={sae.d_model}")
 
     parameter = next(head.parameters())
-    device, dtype = parameter.device, parameter.dtype if parameter.dtype.is_floating_point else torch.float32
+    device = model_device(model) if parameter.is_meta else parameter.device  # offloaded weights come when the head is called
+    dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
     norm = _final_norm(model, sae.d_model) if final_norm else None
     ends = []
     with torch.no_grad():
@@ -122,7 +124,7 @@ def _final_norm(model: nn.Module, d_model: int) -> nn.Module:
 def _through(norm: nn.Module, directions: Tensor) -> Tensor:
     """Directions times the norm's effective weight; its scale, which depends on the token, is left out.
 
-    The weight is read off the norm's effect on ±1, for some norms multiply by 1 + weight.
+    The weight is read off the norm's effect on ±1, since some norms multiply by 1 + weight.
     """
     signs = torch.ones_like(directions[:1])
     signs[:, 1::2] = -1

@@ -137,7 +137,7 @@ def evaluate_sae(
     baseline: SparseAutoencoder | None = None,
     *,
     held_out: bool = True,
-    held_out_fraction: float = 0.05,
+    held_out_fraction: float | None = None,
     max_tokens: int | None = 100_000,
     windows_tokens: Sequence[int] = WINDOWS_TOKENS,
     hook_point: str | None = None,
@@ -148,7 +148,7 @@ def evaluate_sae(
     model: the one that was harvested; without it there are no CE columns. Needs no tokenizer: the store has the tokens
     baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
     held_out: score rows and tokens of held-out documents only (saelens_lite.tokens.is_held_out)
-    held_out_fraction: the share of documents that training held out
+    held_out_fraction: the share of documents that training held out; None takes what the SAEs record, else 0.05
     max_tokens: stop after about so many rows, and as many predicted tokens; None for all
     windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of
     hook_point: None takes the one that the SAE was trained on
@@ -159,7 +159,7 @@ def evaluate_sae(
     if baseline is not None:
         matching_hook_point(baseline, store, hook_point)
         saes[BASELINE] = baseline
-    fraction = held_out_fraction if held_out else None
+    fraction = (held_out_fraction or _recorded_fraction(saes)) if held_out else None
 
     sums, l0 = _reconstruction(saes, store, point, fraction, max_tokens)
     dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}
@@ -187,6 +187,12 @@ def evaluate_sae(
         ce_clean=ce.get("clean"),
         rows=tuple(row(name) for name in (TRAINED, BASELINE, ZERO, MEAN)),
     )
+
+
+def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
+    """The share of documents that none of the SAEs was trained on, by their own records: a smaller share is part of a larger."""
+    records = [one.config.metadata.get("saelens_lite", {}) for one in saes.values()]
+    return min((record["train"]["held_out_fraction"] for record in records if "train" in record), default=0.05)
 
 
 def _reconstruction(

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,6 +55,8 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, log_sparsity: Tensor | 
             if log_sparsity is not None:
                 save_file({"sparsity": log_sparsity.detach().cpu().float().contiguous()}, staged / SPARSITY)
             (staged / CFG).write_text(json.dumps(cfg), encoding="utf-8")
+            for file in staged.glob("*.safetensors"):  # safetensors makes files that their owner alone may read
+                shutil.copymode(staged / CFG, file)
             for file in staged.iterdir():
                 _sync(file)
             _move_in(staged, folder, cfg)

@@ -54,8 +54,8 @@ class EvaluateConfig:
     held_out: bool = True
     """Score documents that training held out. Without it rows are scored that training has seen."""
 
-    held_out_fraction: float = 0.05
-    """The share of documents that training held out."""
+    held_out_fraction: float | None = None
+    """The share of documents that training held out; None takes what the SAE records."""
 
     max_tokens: int | None = 100_000
     """Rows to score, and as many predicted tokens; None for all."""

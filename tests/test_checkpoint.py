@@ -109,6 +109,11 @@ def test_cfg_json_is_the_saelens_inference_form(tmp_path):
     assert load_file(tmp_path / "sae" / "sae_weights.safetensors")["W_enc"].shape == (8, 16)
 
 
+def test_weights_can_be_read_by_whoever_can_read_the_configuration(tmp_path):
+    folder = random_sae().save(tmp_path / "sae")
+    assert (folder / "sae_weights.safetensors").stat().st_mode == (folder / "cfg.json").stat().st_mode
+
+
 def test_same_sae_gives_the_same_bytes(tmp_path):
     for name in "ab":
         save_sae(random_sae(), tmp_path / name)

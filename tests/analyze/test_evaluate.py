@@ -42,6 +42,15 @@ def test_reconstruction_is_that_of_the_held_out_rows(store, sae):
     assert (trained.ce, found.ce_clean) == (None, None)
 
 
+def test_the_split_is_the_one_that_training_recorded(store, sae):
+    import dataclasses
+
+    trained = {"saelens_lite": {"train": {"held_out_fraction": 0.3}}}
+    sae.config = dataclasses.replace(sae.config, metadata=trained)
+    assert evaluate_sae(sae, store).n_tokens == int(store.held_out_rows(0.3).sum())
+    assert evaluate_sae(sae, store, held_out_fraction=0.6).n_tokens == int(store.held_out_rows(0.6).sum())
+
+
 def test_ablation_rows_by_their_definition(store, sae):
     rows = store.gather(torch.arange(store.n_rows)).double()
     found = evaluate_sae(sae, store, held_out=False)

@@ -159,7 +159,9 @@ def evaluate_sae(
     if baseline is not None:
         matching_hook_point(baseline, store, hook_point)
         saes[BASELINE] = baseline
-    fraction = (held_out_fraction or _recorded_fraction(saes)) if held_out else None
+    if held_out_fraction is None:
+        held_out_fraction = _recorded_fraction(saes)
+    fraction = held_out_fraction if held_out else None
 
     sums, l0 = _reconstruction(saes, store, point, fraction, max_tokens)
     dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}

@@ -21,6 +21,7 @@ from saelens_lite.shards import STORE_DTYPES, finished_shards, write_manifest, w
 
 from .ahead import ahead
 from .packing import PackedShard, packed_shards
+from .plan import adopt_plan
 from .source import Source
 
 try:
@@ -36,6 +37,7 @@ _SHARDS_AHEAD = 2
 def make_shards(model: nn.Module, tokenizer: Any, source: Source, plan: dict[str, Any], store: Path, progress: bool) -> None:
     """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal the store."""
     with _only_writer(store):
+        adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
         finished = finished_shards(store, plan["hook_points"])
         _log_start(store, model, len(finished))
         try:
@@ -120,6 +122,8 @@ def _only_writer(store: Path) -> Iterator[None]:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 raise ShardError(f"another harvest is writing {store}: wait for it, or choose another folder") from error
+            except OSError as error:  # some network file systems have no locks
+                logger.warning("%s cannot be locked (%s): nothing keeps a second harvest of it apart", store, error)
         yield
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite import hooks
+from saelens_lite.device import best_device
 
 _FINGERPRINT_VALUES = 256
 _VOLATILE_CONFIG = {
@@ -35,19 +36,12 @@ def load_model(
     """A causal language model from a hub id or local folder, ready for inference on one device."""
     from transformers import AutoModelForCausalLM
 
-    device = device or default_device()
+    device = device or best_device()
     dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
     if dtype != "auto":
         dtype = getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     return model.to(device).eval()
-
-
-def default_device() -> str:
-    """cuda, mps or cpu: the first that is there."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

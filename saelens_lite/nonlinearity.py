@@ -23,7 +23,7 @@ def topk(products: Tensor, bias: Tensor, k: int) -> SparseLatents:
     d_sae = products.shape[-1]
     if not 1 <= k <= d_sae:
         raise ValueError(f"topk expected 1 <= k <= d_sae={d_sae}, got k={k}")
-    if products.requires_grad or bias.requires_grad:
+    if torch.is_grad_enabled() and (products.requires_grad or bias.requires_grad):
         pre_acts = products + bias
         indices = kernels.select_topk(pre_acts.detach().clone(), torch.zeros_like(bias), k)[1]
         values = pre_acts.gather(1, indices)

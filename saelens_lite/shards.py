@@ -94,6 +94,8 @@ def finished_shards(store: Path, hook_points: Collection[str]) -> dict[int, int]
     """
     finished = {}
     for folder in (store / "shards").glob("[0-9]*"):
+        if not (folder.name.isdecimal() and folder.is_dir()):  # such as a shard that someone moved aside
+            continue
         commits = [commit_path(store, int(folder.name), hook_point) for hook_point in hook_points]
         if all(commit.exists() for commit in commits):
             for record in map(read_json, commits):

@@ -76,6 +76,16 @@ def test_chunks_of_rows_do_not_matter(monkeypatch):
     assert_close(sae.encode(acts).to_dense(), whole)  # up to the rounding of a product of another shape
 
 
+def test_without_gradients_selection_adds_the_bias_itself(monkeypatch):
+    sae, biases = sae_of("topk", 3), []
+    monkeypatch.setattr(
+        "saelens_lite.kernels.select_topk", lambda p, bias, k: biases.append(bias) or torch.topk(p + bias, k)
+    )
+    with torch.no_grad():
+        sae.encode(torch.randn(4, 6))
+    assert biases[0] is sae.b_enc
+
+
 @pytest.mark.parametrize("kind", ["relu", "topk"])
 def test_gradients_flow_through_encode_and_decode(kind):
     sae, acts = sae_of(kind, 3 if kind == "topk" else None), torch.randn(4, 6, requires_grad=True)

@@ -19,6 +19,8 @@ class TrainConfig:
     """Folder of the activation store."""
     output: str = "runs/sae"
     """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
+    overwrite: bool = False
+    """Replace the SAE of an earlier run in `output`; without it such a folder is refused."""
     hook_point: str | None = None
     """Which hook point of the store; may be left out when it holds one."""
     kind: Kind = "topk"

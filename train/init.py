@@ -41,6 +41,6 @@ def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
     folded = SparseAutoencoder(sae.config).to(sae.device)
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
-            is_weight = name in ("W_enc", "W_dec")
-            folded.get_parameter(name).copy_(parameter if is_weight else parameter / scale)
+            in_units_of_acts = name in ("b_enc", "b_dec", "threshold", "b_gate", "b_mag")
+            folded.get_parameter(name).copy_(parameter / scale if in_units_of_acts else parameter)
     return folded

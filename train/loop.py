@@ -20,7 +20,9 @@ from torch import Tensor
 
 import saelens_lite
 from saelens_lite.config import from_mapping, to_mapping
+from saelens_lite.device import best_device
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.shards import STORE_DTYPES
 from saelens_lite.store import ActivationStore
 from saelens_lite.tracker import Tracker
 
@@ -50,25 +52,34 @@ def train_sae(
     """
     config = _configured(config, fields, store)
     store = store if isinstance(store, ActivationStore) else ActivationStore(store)
-    run = _Run(store, config)
     output = Path(config.output)
+    if (output / "cfg.json").exists() and not config.overwrite:
+        raise ValueError(f"{output} holds an SAE already: choose another output, or overwrite=True to replace it")
+    run = _Run(store, config)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "train_config.json").write_text(json.dumps(to_mapping(config), indent=1), encoding="utf-8")
-
     with Tracker(output, to_mapping(config), config.wandb_project) as tracker, _stop_signals() as stopped:
         started = time.perf_counter()
-        for step in _steps(run.n_steps, config):
-            stats = run.step(step)
-            done, last = step + 1, step + 1 == run.n_steps
-            if done % config.log_every_steps == 0 or last:
-                tracker.log(done, run.training_metrics(stats, done, time.perf_counter() - started))
-            if done % run.eval_every_steps == 0 or last:
-                tracker.log(done, run.held_out_metrics())
-            if config.save_every_steps and done % config.save_every_steps == 0:
-                run.save(output, done)
-            if stopped.signal is not None:
-                break
-        sae = run.save(output, done)
+        try:
+            for step in _steps(run.n_steps, config):
+                stats = run.step(step)
+                done, last = step + 1, step + 1 == run.n_steps
+                if done % config.log_every_steps == 0 or last:
+                    tracker.log(done, run.training_metrics(stats, done, time.perf_counter() - started))
+                if done % run.eval_every_steps == 0 and not last:
+                    tracker.log(done, run.held_out_metrics())
+                if config.save_every_steps and done % config.save_every_steps == 0 and not last:
+                    run.save(output)
+                if stopped.signal is not None:
+                    break
+        except FloatingPointError:
+            raise
+        except Exception:
+            if run.trainer.steps_done:
+                run.save(output)
+                log.error("failed after step %d of %d; the SAE as it stands is in %s", done, run.n_steps, output)
+            raise
+        sae = run.save(output)
+        tracker.log(done, run.scores)
     if stopped.signal is not None:
         log.warning("stopped at step %d of %d; the SAE as it stands is in %s", done, run.n_steps, output)
         raise KeyboardInterrupt if stopped.signal == signal.SIGINT else SystemExit(128 + stopped.signal)
@@ -81,7 +92,7 @@ class _Run:
     def __init__(self, store: ActivationStore, config: TrainConfig) -> None:
         self.store, self.config = store, config
         self.hook_point = store.hook_point(config.hook_point)
-        self.device = torch.device(config.device or _best_device())
+        self.device = torch.device(config.device or best_device())
         held_out = store.held_out_rows(config.held_out_fraction)
         train_rows = (~held_out).nonzero().view(-1)
         self.held_out_rows = _spread(held_out.nonzero().view(-1), config.eval_rows)
@@ -92,6 +103,7 @@ class _Run:
             buffer_rows=config.buffer_rows,
             seed=config.seed,
             hook_point=self.hook_point,
+            dtype=STORE_DTYPES[store.plan["dtype"]],
         )
         self.n_steps = config.n_steps or max(1, int(config.n_epochs * self.buffer.steps_per_epoch))
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
@@ -102,6 +114,7 @@ class _Run:
         sample = store.gather(_spread(train_rows, _INIT_ROWS), self.hook_point).mul_(self.scale)
         sae = initial_sae(self._sae_config(), sample, config.seed).to(self.device)
         self.trainer = Trainer(sae, config, self.n_steps)
+        self.scores: dict[str, float | None] = {}
 
     def _sae_config(self) -> SAEConfig:
         config, store = self.config, self.store
@@ -119,9 +132,9 @@ class _Run:
 
     def step(self, step: int) -> StepStats:
         """One optimiser step, counted from 0."""
-        return self.trainer.update(self.buffer.batch(step).to(self.device).mul_(self.scale))
+        return self.trainer.update(self.buffer.batch(step).to(self.device) * self.scale)
 
-    def training_metrics(self, stats: StepStats, done: int, seconds: float) -> dict[str, float | int]:
+    def training_metrics(self, stats: StepStats, done: int, seconds: float) -> dict[str, float | int | None]:
         """What a training line of metrics.jsonl holds; raises FloatingPointError when the loss is not finite."""
         loss, trainer = float(stats.reconstruction), self.trainer
         if not math.isfinite(loss):
@@ -129,13 +142,14 @@ class _Run:
                 f"the reconstruction loss is {loss} at step {done}: check the store for NaN or infinite rows, or lower lr "
                 f"(now {trainer.lr:g})"
             )
-        tokens = done * self.config.batch_size_rows
+        tokens, window = done * self.config.batch_size_rows, trainer.dead_tracker.dead_after_tokens
+        dead = len(trainer.dead_tracker.dead()) / trainer.sae.d_sae if tokens >= window else None
         return {
             "tokens": tokens,
             "reconstruction": loss,
             "l1" if self.config.kind == "relu" else "auxk": float(stats.sparsity),
             "l0": float(stats.l0),
-            f"dead@{trainer.dead_tracker.dead_after_tokens}": len(trainer.dead_tracker.dead()) / trainer.sae.d_sae,
+            f"dead@{window}": dead,
             "lr": trainer.adam.param_groups[0]["lr"],
             "tokens_per_s": tokens / seconds,
         }
@@ -153,22 +167,26 @@ class _Run:
                 errors += float((out.recons.cpu() / self.scale - rows).double().square().sum())
                 variance += float((rows - mean).square().sum())
                 latents += float(out.latents.l0().sum())
-        return {"held_out_fvu": errors / variance, "held_out_l0": latents / len(acts)}
+        return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": latents / len(acts)}
 
-    def save(self, output: Path, done: int) -> SparseAutoencoder:
-        """The SAE in the units of the store, written to `output`."""
-        sae = fold_scale(self.trainer.sae, self.scale)
+    def save(self, output: Path) -> SparseAutoencoder:
+        """The SAE in the units of the store, written to `output`; never one that is not finite."""
+        done, sae = self.trainer.steps_done, fold_scale(self.trainer.sae, self.scale)
+        if not all(bool(parameter.isfinite().all()) for parameter in sae.parameters()):
+            raise FloatingPointError(f"weights are not finite after step {done}; what {output} held before is untouched")
+        self.scores = self.held_out_metrics()
         facts = {
             **sae.config.metadata["saelens_lite"],
             "train": to_mapping(self.config),
             "lr": self.trainer.lr,
             "steps": done,
             "tokens": done * self.config.batch_size_rows,
-            **self.held_out_metrics(),
+            **self.scores,
         }
         metadata = {**sae.config.metadata, "saelens_lite": facts, "context_size": self.store.context_length}
         sae.config = dataclasses.replace(sae.config, metadata=metadata)
         sae.save(output)
+        (output / "train_config.json").write_text(json.dumps(to_mapping(self.config), indent=1), encoding="utf-8")
         return sae
 
 
@@ -209,12 +227,6 @@ def _steps(n_steps: int, config: TrainConfig) -> Iterator[int]:
     return iter(tqdm(range(n_steps), desc=f"train {config.kind}", unit="step", disable=not config.progress))
 
 
-def _best_device() -> str:
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def _spread(rows: Tensor, n: int) -> Tensor:
     """At most n of the rows, evenly spread over them."""
-    return rows if len(rows) <= n else rows[torch.linspace(0, len(rows) - 1, n).long()]
+    return rows if len(rows) <= n else rows[torch.arange(n) * (len(rows) - 1) // max(1, n - 1)]

@@ -64,7 +64,7 @@ def topk_step(
     work = workspace or Workspace()
     work.fit(acts, sae)
     inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
-    values, indices, dead_pre_acts = _select(sae, inputs, sae.config.k, dead, work.products)
+    values, indices = _select(sae, inputs, sae.config.k, work.products)
 
     work.tokens = kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, work.tokens)
     recons_grad, pair_grads, sq_error = work.tokens
@@ -75,7 +75,7 @@ def topk_step(
     aux = acts.new_zeros(())
     if dead.numel():
         error = recons_grad / -scale
-        aux, aux_dec, aux_enc, aux_bias = _auxk(sae, inputs, error, dead, dead_pre_acts, k_aux, aux_coeff)
+        aux, aux_dec, aux_enc, aux_bias = _auxk(sae, inputs, error, dead, k_aux, aux_coeff)
         dec_grad.index_add_(0, dead, kernels.remove_parallel(aux_dec, sae.W_dec[dead]))
         enc_grad.index_add_(0, dead, aux_enc)
         bias_grad.index_add_(0, dead, aux_bias)
@@ -88,50 +88,46 @@ def topk_step(
     return StepStats(sq_error.mean(), aux, l0), fired
 
 
-def _select(
-    sae: SparseAutoencoder, inputs: Tensor, k: int, dead: Tensor, workspace: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Encode chunk by chunk: latents float[B k] after ReLU, their indices, pre-activations of the dead float[B m].
+def _select(sae: SparseAutoencoder, inputs: Tensor, k: int, workspace: Tensor) -> tuple[Tensor, Tensor]:
+    """Encode chunk by chunk: latents float[B k] after ReLU, and their indices.
 
     workspace: float[chunk d_sae]
     """
     n_tokens, chunk_rows = inputs.shape[0], workspace.shape[0]
     values, indices = inputs.new_empty(n_tokens, k), torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
-    dead_pre_acts = inputs.new_empty(n_tokens, dead.numel())
     for start in range(0, n_tokens, chunk_rows):
         rows = slice(start, min(start + chunk_rows, n_tokens))
         products = torch.mm(inputs[rows], sae.W_enc, out=workspace[: rows.stop - start])
-        if dead.numel():
-            torch.index_select(products, 1, dead, out=dead_pre_acts[rows])
         values[rows], indices[rows] = kernels.select_topk(products, sae.b_enc, k)
-    return values.relu_(), indices, dead_pre_acts.add_(sae.b_enc[dead])
+    return values.relu_(), indices
 
 
 def _auxk(
-    sae: SparseAutoencoder,
-    inputs: Tensor,
-    error: Tensor,
-    dead: Tensor,
-    pre_acts: Tensor,
-    k_aux: int,
-    aux_coeff: float,
+    sae: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, k_aux: int, aux_coeff: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """AuxK over the dead latents: loss float[""], gradients of W_dec[dead], W_enc[:, dead]ᵀ float[m d], b_enc[dead].
 
     The gradient reaches the encoder as well as the decoder: without that a dead latent never learns to fire.
-    Gao et al. 2024, section 2.4; dense over the dead, since k_aux is a large part of them.
+    Gao et al. 2024, section 2.4. Dense over the dead, since k_aux is a large part of them, by chunks of tokens.
     """
-    m = dead.numel()
-    latent_acts = pre_acts.relu()
-    if m > k_aux:
-        kept = torch.topk(latent_acts, k_aux, dim=1, sorted=False)
-        latent_acts = torch.zeros_like(latent_acts).scatter_(1, kept.indices, kept.values)
-    rows = sae.W_dec[dead]
-    residual = torch.addmm(error, latent_acts, rows, beta=-1)
-    loss = residual.square().sum(1).mean()
-    residual_grad = residual.mul_(2.0 * aux_coeff / error.shape[0])
-    pre_grad = (residual_grad @ rows.T).mul_(latent_acts > 0)
-    return loss, latent_acts.T @ residual_grad, pre_grad.T @ inputs, pre_grad.sum(0)
+    m, n_tokens = dead.numel(), inputs.shape[0]
+    dec_rows, enc_rows, bias = sae.W_dec[dead], sae.W_enc.T[dead], sae.b_enc[dead]
+    loss, bias_grad = error.new_zeros(()), torch.zeros_like(bias)
+    dec_grad, enc_grad = torch.zeros_like(dec_rows), torch.zeros_like(enc_rows)
+    chunk_rows = max(1, _CHUNK_BYTES // (m * inputs.element_size()))
+    for x, e in zip(inputs.split(chunk_rows), error.split(chunk_rows), strict=True):
+        latent_acts = torch.addmm(bias, x, enc_rows.T).relu_()
+        if m > k_aux:
+            kept = torch.topk(latent_acts, k_aux, dim=1, sorted=False)
+            latent_acts = torch.zeros_like(latent_acts).scatter_(1, kept.indices, kept.values)
+        residual = torch.addmm(e, latent_acts, dec_rows, beta=-1)
+        loss += residual.square().sum()
+        residual_grad = residual.mul_(2.0 * aux_coeff / n_tokens)
+        pre_grad = (residual_grad @ dec_rows.T).mul_(latent_acts > 0)
+        dec_grad.addmm_(latent_acts.T, residual_grad)
+        enc_grad.addmm_(pre_grad.T, x)
+        bias_grad += pre_grad.sum(0)
+    return loss / n_tokens, dec_grad, enc_grad, bias_grad
 
 
 def relu_step(

@@ -136,6 +136,7 @@ def _trained(store: ActivationStore, config: DemoConfig, output: Path, frozen: b
         freeze_decoder=frozen,
         seed=config.seed,
         output=str(output),
+        overwrite=True,
         progress=config.progress,
         device="cpu",
     )

@@ -65,5 +65,5 @@ def latent_pass(
     dec_grad = remove_parallel(decode(dec_weights, rows, offsets, recons_grad), W_dec)
     enc_grad = decode(enc_weights, rows, offsets, inputs)
     bias_grad = values.new_zeros(n).index_add_(0, indices, pair_grads * alive)
-    fired = torch.zeros(n, dtype=torch.bool, device=values.device).index_fill_(0, indices[alive], True)
+    fired = values.new_zeros(n).index_add_(0, indices, alive.to(values.dtype)) > 0
     return LatentPass(dec_grad, enc_grad, bias_grad, fired)

@@ -29,7 +29,8 @@ _COMPILE = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-st
 
 
 def _cache_folder() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "saelens_lite"
+    given = os.environ.get("XDG_CACHE_HOME")
+    return (Path(given) if given else Path.home() / ".cache") / "saelens_lite"
 
 
 def _host() -> str:
@@ -66,7 +67,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         loaded = ctypes.CDLL(str(_build(compiler)), mode=os.RTLD_NOW)
-    except (OSError, subprocess.CalledProcessError) as error:
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder
         log.info("kernels: %s cannot be used here (%s); stock torch operators do the work", _SOURCE.name, error)
         return None
     loaded.select_topk.restype = ctypes.c_int64

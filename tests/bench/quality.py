@@ -32,9 +32,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
-
 from quality_report import report
+from safetensors.torch import save_file
 from score import load_rows, score
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,6 +232,7 @@ def run_ours(args: argparse.Namespace, run: Run) -> dict[str, Any]:
     started_cpu_s = time.process_time()
     sl.train_sae(
         store,
+        overwrite=True,
         kind=run.kind,
         k=args.k,
         d_sae=args.d_sae,

@@ -26,7 +26,6 @@ from sae_lens.config import SAETrainerConfig
 from sae_lens.saes.standard_sae import StandardTrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
-
 from score import load_rows, score
 
 DEAD_FEATURE_WINDOW_STEPS = 300

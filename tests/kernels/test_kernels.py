@@ -78,16 +78,34 @@ def test_regroup_by_hand(path):
     assert offsets.tolist() == [0, 2, 2, 4, 5, 5]
 
 
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
 def test_cpu_kernels_do_not_depend_on_the_number_of_threads():
     acts, values, indices, W_dec, b_dec = pairs(B=64)
-    results = []
+    before, results = torch.get_num_threads(), []
     for threads in (1, 2):
-        before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            tokens = cpu.token_pass(acts, values, indices, W_dec, b_dec, 1.0) if cpu.library() else ()
+            selected = cpu.select_topk(acts @ W_dec.T, torch.zeros(1000), 8)
+            tokens = cpu.token_pass(acts, values, indices, W_dec, b_dec, 1.0)
+            args = (tokens.recons_grad, acts, values.view(-1), tokens.pair_grads, indices.view(-1), W_dec)
+            results.append((*selected, *tokens, *cpu.latent_pass(*args)))
         finally:
             torch.set_num_threads(before)
-        results.append(tokens)
     for one, two in zip(*results, strict=True):
         assert_close(one, two, rtol=0, atol=0)
+
+
+def test_decode_equals_reference_for_bags_of_any_length():
+    offsets = torch.tensor([0, 2, 2, 5])
+    indices, values, table = torch.tensor([3, 1, 0, 0, 2]), torch.tensor([1.0, -2.0, 0.5, 0.5, 0.0]), torch.randn(4, 6)
+    assert_close(bags.decode(values, indices, offsets, table), reference.decode(values, indices, offsets, table))
+    assert_close(reference.decode(values, indices, offsets, table)[0], table[3] - 2 * table[1])
+
+
+def test_without_a_home_folder_the_bags_do_the_work(monkeypatch):
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(cpu.Path, "home", staticmethod(no_home))
+    assert cpu.library.__wrapped__() is None

@@ -64,8 +64,15 @@ def test_metrics_name_the_window_of_the_dead_and_the_held_out_rows(store, tmp_pa
     training = [line for line in lines(tmp_path) if "reconstruction" in line]
     assert [line["step"] for line in training] == [5, 10, 15, 20, 25, 30]
     assert all("dead@512" in line and line["tokens"] == 256 * line["step"] for line in training)
+    assert all(isinstance(line["dead@512"], float) for line in training)
     assert training[-1]["reconstruction"] < training[0]["reconstruction"]
     assert [line["step"] for line in lines(tmp_path) if "held_out_fvu" in line] == [15, 30]
+
+
+def test_a_dead_share_needs_as_many_tokens_as_its_window(store, tmp_path):
+    train(store, tmp_path, log_every_steps=10, dead_after_tokens=20 * 256)
+    shares = [line["dead@5120"] for line in lines(tmp_path) if "dead@5120" in line]
+    assert shares[0] is None and shares[1] is not None
 
 
 def test_the_same_seed_gives_the_same_sae_and_another_seed_another(store, tmp_path):
@@ -96,19 +103,63 @@ def test_epochs_give_the_number_of_steps(store, tmp_path):
     assert sl.SparseAutoencoder.load(tmp_path).d_sae == 64
 
 
+def test_an_earlier_sae_is_not_replaced_unasked(store, tmp_path):
+    first = train(store, tmp_path).W_dec
+    with pytest.raises(ValueError, match="holds an SAE already: choose another output, or overwrite=True"):
+        train(store, tmp_path, seed=1)
+    assert torch.equal(sl.SparseAutoencoder.load(tmp_path).W_dec, first)
+    assert not torch.equal(train(store, tmp_path, seed=1, overwrite=True).W_dec, first)
+
+
+def test_a_failure_on_the_way_leaves_the_sae_as_it_stands(store, tmp_path, monkeypatch):
+    def full_disk(self, step, metrics):
+        if step >= 20:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("saelens_lite.tracker.Tracker.log", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(store, tmp_path)
+    assert sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]["steps"] == 20
+
+
+def test_rows_spread_over_very_large_stores_stay_inside():
+    class Rows:
+        def __len__(self):
+            return 33_554_436
+
+        def __getitem__(self, index):
+            return index
+
+    spread = _spread(Rows(), 32_768)
+    assert (spread[0], spread[-1], len(spread)) == (0, 33_554_435, 32_768)
+    assert bool((spread.diff() > 0).all())
+
+
+def test_float32_stores_are_trained_on_in_float32(store, tmp_path, monkeypatch):
+    from saelens_lite.train.buffer import RowBuffer
+
+    dtypes, load = set(), RowBuffer._load
+    monkeypatch.setattr(RowBuffer, "_load", lambda self, *key: (a := load(self, *key), dtypes.add(a.dtype))[0])
+    train(store, tmp_path)
+    assert dtypes == {torch.float32}
+
+
 def test_an_unknown_field_names_the_nearest(store, tmp_path):
     with pytest.raises(ValueError, match=r"unknown key 'expanson' \(did you mean 'expansion'\?\)"):
         train(store, tmp_path, expanson=8)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_path, monkeypatch):
-    acts = store.gather(torch.arange(len(_spread(torch.arange(store.n_rows), 10**9))))
+    acts = store.gather(torch.arange(store.n_rows))
     acts[7] = float("nan")
     monkeypatch.setattr(
         type(store), "gather", lambda self, rows, hook_point=None, dtype=torch.float32: acts[rows].to(dtype)
     )
     with pytest.raises(FloatingPointError, match="at step .*: check the store"):
         train(store, tmp_path, held_out_fraction=0.0, n_steps=60)
+    with pytest.raises(FloatingPointError, match="not finite after step"):
+        train(store, tmp_path, held_out_fraction=0.0, n_steps=60, log_every_steps=60, save_every_steps=40)
+    assert not (tmp_path / "cfg.json").exists()
 
 
 def test_saves_on_the_way(store, tmp_path):

@@ -192,7 +192,7 @@ def evaluate_sae(
 
 
 def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
-    """The share of documents that none of the SAEs was trained on, by their own records: a smaller share is part of a larger."""
+    """The share of documents that no SAE was trained on, by their records: a smaller share is part of a larger one."""
     records = [one.config.metadata.get("saelens_lite", {}) for one in saes.values()]
     return min((record["train"]["held_out_fraction"] for record in records if "train" in record), default=0.05)
 

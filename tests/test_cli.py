@@ -1,6 +1,7 @@
 """The command line: every command on the embedded model, and errors that are one line."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -83,6 +84,20 @@ def test_every_command_has_help(command, capsys):
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"usage: saelens-lite {command}" in capsys.readouterr().out
+
+
+def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
+    argv = ["train", "--store", made / "store", "--n-steps", "2", "--output", made / "topk"]
+    assert "holds an SAE already" in fails(capsys, *argv)
+    assert main(["evaluate", "--sae", str(made / "topk"), "--store", str(made / "store")]) == 0
+
+
+def test_threads_wait_asleep_unless_the_user_says_otherwise():
+    code = "import os; from saelens_lite.cli import main; main(['no-such']); print(os.environ['OMP_WAIT_POLICY'])"
+    for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
+        env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.stdout.strip() == expected, done.stderr
 
 
 def test_the_overview_loads_neither_torch_nor_tyro():

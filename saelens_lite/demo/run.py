@@ -112,7 +112,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
         _print_features(table, shown, corpus)
     with _phase("5  ablate one of them"):
         ablation = _ablation(model, sae, store, table, shown, config.seed)
-        if ablation is not None:
+        if ablation is None:
+            _say("None of them has one of its strongest firings in a module of training and another in a held-out one.")
+        else:
             _print_ablation(ablation, tokenizer)
     with _phase("6  write the page"):
         page = sl.feature_page(sae, store, output / "features.html", model, evaluation=evaluation, tokenizer=tokenizer)

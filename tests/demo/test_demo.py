@@ -13,7 +13,7 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(output):
-    return DemoConfig(output=str(output), max_tokens=30_000, d_sae=128, k=8, n_steps=20, progress=False)
+    return DemoConfig(output=str(output), max_tokens=30_000, d_sae=768, k=4, n_steps=40, progress=False)
 
 
 @pytest.fixture(scope="module")

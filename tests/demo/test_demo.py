@@ -59,9 +59,10 @@ def test_a_control_is_pushed_as_far_as_the_ablation_pushes(found, embedded):
     latents = [ablation.latent, ablation.control]
     torch.testing.assert_close(sae.W_dec[latents].norm(dim=1), torch.ones(2), atol=1e-4, rtol=0)
 
-    for latent, expected in zip(latents, (ablation.ablated, ablation.controlled)):
+    directions = sae.W_dec[latents].detach()
+    for direction, expected in zip(directions, (ablation.ablated, ablation.controlled)):
 
-        def push(acts, info, direction=sae.W_dec[latent].detach()):
+        def push(acts, info, direction=direction):
             pushed = acts.clone()
             pushed[0, -1] -= ablation.value * direction
             return pushed

@@ -75,6 +75,8 @@ int64_t select_topk(const float *products, const float *bias, int64_t rows, int6
                     float sum = x[start + j] + bias[start + j];
                     maxima[j] = sum > maxima[j] ? sum : maxima[j];
                 }
+                if (r + 1 < rows) /* the next row comes while this one is searched */
+                    for (int64_t j = 0; j < width; j += 16) __builtin_prefetch(x + n + start + j, 0, 2);
             }
             float least = k <= n_blocks ? reached_by_k(maxima, n_blocks, k) : -INFINITY;
             int64_t count = 0;
@@ -126,8 +128,8 @@ void token_pass(const float *acts, const float *values, const int64_t *indices, 
         for (int64_t p = b * k; p < (b + 1) * k; p++) {
             const float *w = W_dec + indices[p] * d;
             float z = values[p];
-            if (p + 2 < (b + 1) * k)
-                for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(W_dec + indices[p + 2] * d + j);
+            if (p + 4 < tokens * k)
+                for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(W_dec + indices[p + 4] * d + j, 0, 2);
 #pragma omp simd
             for (int64_t j = 0; j < d; j++) g[j] += z * w[j];
         }
@@ -173,11 +175,11 @@ void latent_pass(const float *recons_grad, const float *inputs, const float *val
             float z = values[order[q]], pre = pair_grads[order[q]];
             if (!(z > 0)) continue;
             const float *g = recons_grad + (order[q] / k) * d, *x = inputs + (order[q] / k) * d;
-            if (q + 1 < offsets[i + 1]) {
-                int64_t ahead = (order[q + 1] / k) * d;
+            if (q + 3 < offsets[n]) {
+                int64_t ahead = (order[q + 3] / k) * d;
                 for (int64_t j = 0; j < d; j += 16) {
-                    __builtin_prefetch(recons_grad + ahead + j);
-                    __builtin_prefetch(inputs + ahead + j);
+                    __builtin_prefetch(recons_grad + ahead + j, 0, 2);
+                    __builtin_prefetch(inputs + ahead + j, 0, 2);
                 }
             }
             fired[i] = 1;

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from .dead import dead_latents, latent_density
     from .evaluate import evaluate_sae
     from .index import max_activating_tokens
-    from .intervene import ablate, clamp, steer
+    from .intervene import ablate, clamp, latent_stats, scale, steer
     from .lens import logit_lens
     from .page import feature_page
 
@@ -23,6 +23,8 @@ __all__ = [
     "ablate",
     "steer",
     "clamp",
+    "scale",
+    "latent_stats",
     "feature_page",
 ]
 
@@ -31,7 +33,7 @@ _HOMES = {
     "dead": ["dead_latents", "latent_density"],
     "lens": ["logit_lens"],
     "evaluate": ["evaluate_sae"],
-    "intervene": ["ablate", "steer", "clamp"],
+    "intervene": ["ablate", "steer", "clamp", "scale", "latent_stats"],
     "page": ["feature_page"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

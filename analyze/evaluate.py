@@ -71,6 +71,8 @@ class Evaluation:
     hook_point: str
     store: str
     held_out: bool
+    same_store: bool
+    """Whether every SAE records that it was trained on this very store; else "held out" is only a sample of documents."""
     n_tokens: int
     n_ce_tokens: int
     n_contexts: int
@@ -125,6 +127,8 @@ class Evaluation:
                 f"CE in nats over {self.n_ce_tokens:,} predicted tokens of {rows_of} in {self.n_contexts:,} contexts; "
                 f"clean {self.ce_clean:.4f}"
             )
+        if self.held_out and not self.same_store:
+            text.append("not every SAE records this store as its own: it may have been trained on documents held out here")
         return "\n".join(text)
 
     __str__ = table
@@ -157,7 +161,8 @@ def evaluate_sae(
     point = matching_hook_point(sae, store, hook_point)
     saes = {TRAINED: sae}
     if baseline is not None:
-        matching_hook_point(baseline, store, hook_point)
+        if (point_there := matching_hook_point(baseline, store, hook_point)) != point:
+            raise ValueError(f"the baseline is of {point_there} and the SAE of {point}: compare SAEs of one hook point")
         saes[BASELINE] = baseline
     if held_out_fraction is None:
         held_out_fraction = _recorded_fraction(saes)
@@ -183,6 +188,7 @@ def evaluate_sae(
         hook_point=point,
         store=store.model_name,
         held_out=held_out,
+        same_store=all(_record(one).get("store") == store.fingerprint for one in saes.values()),
         n_tokens=sums[TRAINED].n_tokens,
         n_ce_tokens=n_ce_tokens,
         n_contexts=n_contexts,
@@ -193,8 +199,13 @@ def evaluate_sae(
 
 def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
     """The share of documents that no SAE was trained on, by their records: a smaller share is part of a larger one."""
-    records = [one.config.metadata.get("saelens_lite", {}) for one in saes.values()]
+    records = map(_record, saes.values())
     return min((record["train"]["held_out_fraction"] for record in records if "train" in record), default=0.05)
+
+
+def _record(sae: SparseAutoencoder) -> dict[str, Any]:
+    """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
+    return sae.config.metadata.get("saelens_lite", {})
 
 
 def _reconstruction(
@@ -276,7 +287,7 @@ def _cross_entropies(
 
             def total(batch: _ContextBatch = batch) -> float:
                 losses = token_losses(model, batch.input_ids.to(device), batch.attended.to(device))
-                return losses[batch.targets.to(losses.device)].double().sum().item()
+                return losses[batch.targets.to(losses.device)].cpu().double().sum().item()
 
             totals["clean"] += total()
             for name, how in replacements.items():

@@ -173,18 +173,18 @@ def latent_stats(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> LatentSta
     For a store: `latent_stats(sae, (store.acts(shard) for shard in range(store.n_shards)))`.
     raises: ValueError when there are no tokens
     """
-    total = torch.zeros(sae.d_sae, dtype=torch.float64, device=sae.device)
+    total = torch.zeros(sae.d_sae, dtype=torch.float64)  # on the CPU: mps has no float64
     largest = torch.zeros(sae.d_sae, dtype=torch.float32, device=sae.device)
     n_tokens = 0
     with torch.no_grad():
         for acts in batches:
             latents = sae.encode(acts.to(sae.device))
-            total.index_add_(0, latents.indices, latents.values.double())
+            total.index_add_(0, latents.indices.cpu(), latents.values.cpu().double())
             largest.scatter_reduce_(0, latents.indices, latents.values.float(), "amax")
             n_tokens += latents.batch
     if not n_tokens:
         raise ValueError("latent_stats expected activations, got no tokens")
-    return LatentStats((total / n_tokens).float(), largest, n_tokens)
+    return LatentStats((total / n_tokens).float().to(sae.device), largest, n_tokens)
 
 
 @contextmanager
@@ -215,7 +215,9 @@ def _edited(
         delta = change(wide)
         # where delta is 0 the stream is kept and not added to: −0.0 + 0.0 would lose its sign
         touched = positions(info)[..., None].to(sae.device) & (delta != 0)
-        return torch.where(touched.to(acts.device), (wide + delta).to(acts.device, acts.dtype), acts)
+        wider = torch.promote_types(acts.dtype, delta.dtype)  # an SAE of fewer bits must not round the stream
+        moved = (acts.to(wider) + delta.to(acts.device, wider)).to(acts.dtype)
+        return torch.where(touched.to(acts.device), moved, acts)
 
     with edit(model, name, edited):
         yield

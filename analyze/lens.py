@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.decoder import decoder_layers
+from saelens_lite.decoder import decoder_layers, unwrap
 from saelens_lite.errors import HookError
 from saelens_lite.hooks import model_device
 from saelens_lite.sae import SparseAutoencoder
@@ -82,7 +82,7 @@ def logit_lens(
         HookError when final_norm is wanted and none is found
     source: nostalgebraist 2020, "interpreting GPT: the logit lens"
     """
-    chosen = checked_latents(sae, latents)
+    chosen, model = checked_latents(sae, latents), unwrap(model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         raise ValueError(

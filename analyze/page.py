@@ -27,7 +27,7 @@ from .context import Contexts, visible
 from .evaluate import Evaluation
 from .index import ActivationHistogram, LatentIndex, feature_table, index_latents
 from .lens import logit_lens
-from .stream import BLOCK_ROWS, checked_latents, matching_hook_point
+from .stream import BLOCK_ROWS, checked_latents, matching_hook_point, to_cpu
 
 DENSITY_RANGE = (1e-5, 5e-2)
 MIN_FIRINGS = 10
@@ -166,7 +166,7 @@ def _features(
     edges = ActivationHistogram.edges()
     norms = sae.W_dec[latents.to(sae.device)].detach().float().norm(dim=1).tolist()
     features = []
-    for column, (view, norm) in enumerate(zip(views, norms)):
+    for view, norm in zip(views, norms):
         examples = [
             {
                 "value": _short(firing.value),
@@ -175,7 +175,7 @@ def _features(
                 "position": firing.position,
                 "at": firing.context.at,
                 "tokens": [visible(token) for token in firing.context.tokens],
-                "acts": [None if row < 0 else _short(values[row][column]) for row in rows_of[firing.row]],
+                "acts": [None if row < 0 else _short(values.get((row, view.latent), 0.0)) for row in rows_of[firing.row]],
             }
             for firing in view
         ]
@@ -198,14 +198,17 @@ def _features(
 
 def _values_around(
     sae: SparseAutoencoder, store: ActivationStore, point: str, latents: Tensor, rows: list[int]
-) -> dict[int, list[float]]:
-    """row → activation of each of `latents` on it, for the rows of all shown windows."""
-    values: dict[int, list[float]] = {}
+) -> dict[tuple[int, int], float]:
+    """(row, latent) → activation, for the rows of all shown windows and those of `latents` that fire there."""
+    shown = torch.zeros(sae.d_sae, dtype=torch.bool)
+    shown[latents] = True
+    values: dict[tuple[int, int], float] = {}
     for part in torch.tensor(rows, dtype=torch.int64).split(BLOCK_ROWS):
         with torch.no_grad():
-            normalized = sae.normalize(store.gather(part, point).to(sae.device))[0]
-            acts = sae.latent_acts(normalized, latents.to(sae.device)).float().cpu()
-        values.update(zip(part.tolist(), acts.tolist()))
+            found = to_cpu(sae.encode(store.gather(part, point).to(sae.device)))
+        wanted = shown[found.indices] & (found.values != 0)
+        keys = zip(part[found.row_ids()[wanted]].tolist(), found.indices[wanted].tolist())
+        values.update(zip(keys, found.values[wanted].float().tolist()))
     return values
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -72,19 +71,6 @@ def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
 def positions_limit(model: nn.Module) -> int | None:
     """Longest context the model has positions for, in tokens; None if its config states none."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout off while the block runs; every module gets its own mode back."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from torch import nn
 
 from saelens_lite import hooks
 from saelens_lite.config import from_mapping
+from saelens_lite.decoder import evaluation_mode
 from saelens_lite.store import ActivationStore
 
 from .config import HarvestConfig
 from .loop import make_shards
 from .model import (
     drop_unused,
-    evaluating,
     load_model,
     load_tokenizer,
     model_facts,
@@ -123,7 +123,7 @@ def _harvest(config: HarvestConfig, source: Source, model: nn.Module | None, tok
         )
     points = [hooks.resolve(model, name) for name in config.hook_points]
 
-    with evaluating(model), torch.inference_mode():
+    with evaluation_mode(model), torch.inference_mode():
         store = Path(config.store)
         plan = adopt_plan(_plan(config, model, tokenizer, source, points), store)
         if (store / "manifest.json").exists():

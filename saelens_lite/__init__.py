@@ -27,8 +27,10 @@ if TYPE_CHECKING:
         evaluate_sae,
         feature_page,
         latent_density,
+        latent_stats,
         logit_lens,
         max_activating_tokens,
+        scale,
         steer,
     )
     from saelens_lite.errors import CheckpointError, HookError, ShardError
@@ -52,6 +54,8 @@ __all__ = [
     "ablate",
     "steer",
     "clamp",
+    "scale",
+    "latent_stats",
     "feature_page",
     "hook_points",
     "SparseAutoencoder",
@@ -70,7 +74,7 @@ _HOMES = {
     "train": ["train_sae", "TrainConfig"],
     "analyze": [
         "max_activating_tokens", "evaluate_sae", "dead_latents", "latent_density", "logit_lens",
-        "ablate", "steer", "clamp", "feature_page",
+        "ablate", "steer", "clamp", "scale", "latent_stats", "feature_page",
     ],
     "hooks": ["hook_points"],
     "sae": ["SparseAutoencoder", "SAEConfig"],

@@ -149,7 +149,7 @@ def evaluate(argv: Sequence[str]) -> None:
     result = evaluate_sae(
         SparseAutoencoder.load(config.sae, device=device),
         store,
-        _load_model(config.model, device),
+        _load_model(config.model, device, store),
         SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
         held_out=config.held_out,
         held_out_fraction=config.held_out_fraction,
@@ -177,7 +177,7 @@ def analyze(argv: Sequence[str]) -> None:
         sae,
         store,
         config.output,
-        model=_load_model(config.model, device),
+        model=_load_model(config.model, device, store),
         n_latents=config.n_latents,
         hook_point=config.hook_point,
     )
@@ -308,7 +308,8 @@ def _harvest_embedded(config: HarvestConfig) -> ActivationStore:
     return harvest_activations(model, documents() if dataset == (EMBEDDED,) else list(dataset), **options)
 
 
-def _load_model(name: str | None, device: str) -> nn.Module | None:
+def _load_model(name: str | None, device: str, store: ActivationStore) -> nn.Module | None:
+    """The model of that name, in the revision that was harvested where the store records one."""
     from saelens_lite.harvest.model import load_model
 
     if name is None:
@@ -318,7 +319,7 @@ def _load_model(name: str | None, device: str) -> nn.Module | None:
 
         _quiet_loading()
         name = str(MODEL_DIR)
-    return load_model(name, device=device)
+    return load_model(name, device=device, revision=store.plan["model"]["revision"])
 
 
 def _device(name: str | None) -> str:

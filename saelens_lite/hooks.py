@@ -31,7 +31,7 @@ from saelens_lite.decoder import (
     unwrap,
 )
 from saelens_lite.errors import HookError, nearest
-from saelens_lite.passes import EditInfo, position_ids_from, prepared_inputs, watch
+from saelens_lite.passes import EditInfo, position_ids_from, prepared_inputs, watch, way_to_decoder
 
 __all__ = [
     "EditInfo", "HookPoint", "capture", "d_model", "decoder_layers", "edit", "hook_points", "model_device",
@@ -261,7 +261,16 @@ def _put_first(module: nn.Module, hook: Callable) -> None:
 
 
 def _check_hooks_are_seen(model: nn.Module) -> None:
-    if hasattr(model, "_orig_mod"):
+    """raises: HookError for a model whose call was compiled, in any of the three ways: such a call skips later hooks"""
+
+    def compiled(module: nn.Module) -> bool:
+        return (
+            hasattr(module, "_orig_mod")
+            or getattr(module, "_compiled_call_impl", None) is not None
+            or hasattr(module.forward, "_torchdynamo_orig_callable")
+        )
+
+    if compiled(model) or any(map(compiled, way_to_decoder(unwrap(model)))):
         raise HookError(
             "expected a model as it was before torch.compile, which may not see hooks set after compiling: "
             "pass the uncompiled model, and call that one inside"

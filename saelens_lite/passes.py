@@ -123,7 +123,7 @@ class Watch:
     def _start(self) -> None:
         model = self._module
         self._pass, self._calls = None, 0
-        for module in _way_to_decoder(model):
+        for module in way_to_decoder(model):
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         if hasattr(type(model), "generate"):
@@ -163,6 +163,8 @@ class Watch:
             if self._generation is not None:  # self-assisted decoding drafts with the model itself: same prompt
                 return generate(*args, **kwargs)
             self._generation = _read_prompt(self._module, args, kwargs)
+            if hasattr(getattr(self._module, "generation_config", None), "disable_compile"):
+                kwargs["disable_compile"] = True  # transformers compiles static caches, and would not see the hooks
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -203,7 +205,8 @@ def prepared_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str,
 _watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()
 
 
-def _way_to_decoder(model: nn.Module) -> list[nn.Module]:
+def way_to_decoder(model: nn.Module) -> list[nn.Module]:
+    """The model and what stands between it and its blocks, from the outside in."""
     try:
         path, _ = decoder_layers(model)
     except HookError:  # a plain module path was asked for in a model that is no decoder

@@ -463,6 +463,19 @@ def test_offloaded_weights_go_back_where_they_were():
     assert model_device(model, resolve(model, "blocks.0.hook_resid_post")) == torch.device("cpu")
 
 
+@pytest.mark.parametrize("how", ["model.compile()", "model.forward = torch.compile(model.forward)"])
+def test_a_model_compiled_in_place_is_refused_for_edits(how, gpt2):
+    if how == "model.compile()":
+        gpt2.compile(backend="eager")
+    else:
+        gpt2.forward = torch.compile(gpt2.forward, backend="eager")
+    with (
+        pytest.raises(HookError, match=r"before torch\.compile"),
+        edit(gpt2, "blocks.0.hook_resid_post", lambda a, i: a),
+    ):
+        pass
+
+
 def test_a_compiled_model_is_run_uncompiled_and_refused_for_edits():
     model = llama()
     compiled = torch.compile(model, backend="eager")

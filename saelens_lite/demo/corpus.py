@@ -1,8 +1,9 @@
 """The source of the Python standard library as a corpus: real text that every installation already has.
 
-The embedded language model was trained on the "train" documents, the demo harvests from them, and everything that is
-called held out is measured on the "held_out" documents. A document is one module; a module belongs to one split for good,
-by a hash of its name, so the split does not move when Python adds or removes a file.
+The embedded language model was trained on the "train" documents, and its model card's loss is that of the "held_out"
+ones. The demo harvests from both; what it calls held out was held out from its SAEs, not from the language model. A
+document is one module; a module belongs to one split for good, by a hash of its name, so the split does not move when
+Python adds or removes a file.
 """
 
 import sysconfig

@@ -51,6 +51,15 @@ def test_the_split_is_the_one_that_training_recorded(store, sae):
     assert evaluate_sae(sae, store, held_out_fraction=0.6).n_tokens == int(store.held_out_rows(0.6).sum())
 
 
+def test_a_baseline_of_another_hook_point_is_refused(store, sae, monkeypatch):
+    baseline = make_sae("topk")
+    monkeypatch.setattr(
+        "saelens_lite.analyze.evaluate.matching_hook_point", lambda one, *_: "there" if one is baseline else "here"
+    )
+    with pytest.raises(ValueError, match="the baseline is of there and the SAE of here"):
+        evaluate_sae(sae, store, baseline=baseline)
+
+
 def test_ablation_rows_by_their_definition(store, sae):
     rows = store.gather(torch.arange(store.n_rows)).double()
     found = evaluate_sae(sae, store, held_out=False)
@@ -138,6 +147,7 @@ def test_table_and_dictionary(store, gpt2, sae):
     assert len(lines[0]) == len(lines[1]), "aligned"
     assert f"over {found.n_tokens:,} tokens of held-out documents" in lines[6]
     assert f"CE in nats over {found.n_ce_tokens:,} predicted tokens" in lines[7]
+    assert "not every SAE records this store" in lines[8] and not found.same_store
     plain = found.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["rows"][0]["fvu"] == found.row("trained").fvu

@@ -519,3 +519,25 @@ def test_latent_stats_by_hand():
     assert stats.max.tolist() == [3.0, 2.0] and stats.n_tokens == 3
     with pytest.raises(ValueError, match="no tokens"):
         latent_stats(sae, [])
+
+
+def test_an_sae_of_fewer_bits_does_not_round_the_stream():
+    model, ids = model_of("llama"), torch.tensor([TEXTS[0]])
+    sae = sae_of().to(torch.bfloat16)
+    with capture(model, [POINT]) as clean:
+        model(input_ids=ids)
+    with steer(model, sae, LATENTS, 1e-4, skip_ids=()), capture(model, [POINT]) as moved:
+        model(input_ids=ids)
+    wanted = (torch.full((3,), 1e-4, dtype=torch.bfloat16) @ sae.W_dec[LATENTS]).float()
+    got = moved[POINT] - clean[POINT]
+    torch.testing.assert_close(got, wanted.expand_as(got), rtol=0, atol=2e-6)
+
+
+def test_generate_with_a_static_cache_is_edited_like_any_other():
+    model, ids = model_of("llama"), torch.tensor([TEXTS[0]])
+    how = {"max_new_tokens": NEW, "do_sample": False, "eos_token_id": None}
+    with steer(model, sae_of(), LATENTS, [3.0, 2.0, 1.0]):
+        dynamic = model.generate(ids, **how)
+        static = model.generate(ids, cache_implementation="static", **how)
+    assert torch.equal(dynamic, static)
+    assert not torch.equal(dynamic, model.generate(ids, **how))

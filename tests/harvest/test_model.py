@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from saelens_lite import hooks
-from saelens_lite.harvest.model import drop_unused, evaluating, load_model, load_tokenizer, model_facts, tokenizer_facts
+from saelens_lite.decoder import evaluation_mode
+from saelens_lite.harvest.model import drop_unused, load_model, load_tokenizer, model_facts, tokenizer_facts
 
 
 def test_unused_layers_and_head_are_freed_without_a_change_of_rows(gpt2):
@@ -47,7 +48,7 @@ def test_modes_come_back_after_an_error(gpt2):
     gpt2.train()
     gpt2.transformer.h[0].eval()
     before = [module.training for module in gpt2.modules()]
-    with pytest.raises(KeyError), evaluating(gpt2):
+    with pytest.raises(KeyError), evaluation_mode(gpt2):
         assert not any(module.training for module in gpt2.modules())
         raise KeyError
     assert [module.training for module in gpt2.modules()] == before

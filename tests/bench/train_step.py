@@ -332,7 +332,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--batch", type=int, default=4096, help="rows a step")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--steps-per-round", type=int, default=3)
+    parser.add_argument("--steps-per-round", type=int, default=5)
     parser.add_argument(
         "--warm-up-steps",
         type=int,

@@ -38,7 +38,7 @@ class SparseLatents:
     ) -> SparseLatents:
         """From float[batch k] and int64[batch k]; no copy when they are contiguous."""
         batch, k = values.shape
-        offsets = torch.arange(0, batch * k + 1, k, device=values.device) if k else torch.zeros(batch + 1).long()
+        offsets = torch.arange(batch + 1, device=values.device) * k
         return cls(values.reshape(-1), indices.reshape(-1), offsets, d_sae, batch_shape or (batch,), k)
 
     @classmethod

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
+import os
+import types
+import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
@@ -15,7 +19,8 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configu
     """Build the dataclass `cls` from `mapping`.
 
     where: names the source in errors, e.g. a file's path
-    raises: ValueError for a key that `cls` lacks (suggests the nearest) or a required one that is missing
+    raises: ValueError for a key that `cls` lacks (suggests the nearest), a required one that is missing, or a value of
+        another type than the field's; paths become strings
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in mapping:
@@ -30,7 +35,28 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configu
     ]
     if missing:
         raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}, got only {', '.join(mapping) or 'nothing'}")
-    return cls(**mapping)
+    values = {key: _plain(value) for key, value in mapping.items()}
+    for name, hint in typing.get_type_hints(cls).items():
+        if name in values and not _fits(values[name], hint):
+            expected = getattr(fields[name].type, "__name__", fields[name].type)
+            raise ValueError(f"{where}: {name} expected {expected}, got {type(values[name]).__name__} {values[name]!r}")
+    return cls(**values)
+
+
+def _plain(value: Any) -> Any:
+    """Paths as strings and numpy's scalars as Python's, so that a configuration can be written as JSON."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Is the value of the hinted type, as far as configurations use types? Literals are left to the class's own check."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, part) for part in typing.get_args(hint))
+    if hint in (int, float):
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
 
 
 def to_mapping(config: Any) -> dict[str, Any]:

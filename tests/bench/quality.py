@@ -295,16 +295,17 @@ def finish(args: argparse.Namespace, results: Results, run: Run) -> dict[str, An
 # ---- parts: which runs ---------------------------------------------------------------------------
 
 
-def part_topk(args: argparse.Namespace, results: Results, contestant: str) -> None:
-    """Four learning rates on seed 0, the other seeds at the best of them."""
-    runs = [Run(contestant=contestant, kind="topk", lr=lr, l1_coeff=None, seed=0, steps=args.steps) for lr in args.lrs]
-    best = min((finish(args, results, run) for run in runs), key=lambda line: line["fvu"])
-    for seed in args.seeds[1:]:
-        finish(
-            args,
-            results,
-            Run(contestant=contestant, kind="topk", lr=best["lr"], l1_coeff=None, seed=seed, steps=args.steps),
+def part_topk(args: argparse.Namespace, results: Results, contestant: str, steps: int) -> None:
+    """Every learning rate on the first seed, the other seeds at the best of them."""
+
+    def run(lr: float, seed: int) -> dict[str, Any]:
+        return finish(
+            args, results, Run(contestant=contestant, kind="topk", lr=lr, l1_coeff=None, seed=seed, steps=steps)
         )
+
+    best = min((run(lr, args.seeds[0]) for lr in args.lrs), key=lambda line: line["fvu"])
+    for seed in args.seeds[1:]:
+        run(best["lr"], seed)
 
 
 def objective(line: dict[str, Any]) -> float:
@@ -384,14 +385,11 @@ def equal_time_steps(args: argparse.Namespace) -> int | None:
 
 
 def part_equal_time(args: argparse.Namespace, results: Results) -> None:
-    """Our seeds with the steps that SAELens' wall-clock time buys, at the short run's best learning rate."""
+    """Our runs with the steps that SAELens' wall-clock time buys; a longer run wants a lower rate, so it is chosen anew."""
     steps = equal_time_steps(args)
-    finished = results.select("ours", "topk", seed=0, steps=args.steps)
-    if steps is None or not finished:
-        raise SystemExit("ours-topk-equal-time needs the parts ours-topk and step-time first")
-    lr = min(finished, key=lambda line: line["fvu"])["lr"]
-    for seed in args.seeds:
-        finish(args, results, Run(contestant="ours", kind="topk", lr=lr, l1_coeff=None, seed=seed, steps=steps))
+    if steps is None:
+        raise SystemExit("ours-topk-equal-time needs the part step-time first, or --step-time-ratio")
+    part_topk(args, results, "ours", steps)
 
 
 def run_part(part: str, args: argparse.Namespace, results: Results) -> None:
@@ -406,7 +404,7 @@ def run_part(part: str, args: argparse.Namespace, results: Results) -> None:
     elif part == "ours-relu":
         part_l1(args, results, "ours", "relu", args.l1_ours)
     else:
-        part_topk(args, results, part.removesuffix("-topk"))
+        part_topk(args, results, part.removesuffix("-topk"), args.steps)
 
 
 def main() -> None:

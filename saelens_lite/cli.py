@@ -295,7 +295,7 @@ def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
 def _harvest_embedded(config: HarvestConfig) -> ActivationStore:
     """A harvest in which the word "demo" stands for the embedded model, its corpus, or both."""
     from saelens_lite.demo import MODEL_DIR
-    from saelens_lite.demo.run import documents
+    from saelens_lite.demo.run import documents, quiet_loading
     from saelens_lite.harvest import harvest_activations
 
     if EMBEDDED in config.dataset and len(config.dataset) > 1:
@@ -303,7 +303,7 @@ def _harvest_embedded(config: HarvestConfig) -> ActivationStore:
     options = to_mapping(config)
     model, dataset = options.pop("model"), options.pop("dataset")
     if model == EMBEDDED:
-        _quiet_loading()
+        quiet_loading()
         model = str(MODEL_DIR)
     return harvest_activations(model, documents() if dataset == (EMBEDDED,) else list(dataset), **options)
 
@@ -316,8 +316,9 @@ def _load_model(name: str | None, device: str, store: ActivationStore) -> nn.Mod
         return None
     if name == EMBEDDED:
         from saelens_lite.demo import MODEL_DIR
+        from saelens_lite.demo.run import quiet_loading
 
-        _quiet_loading()
+        quiet_loading()
         name = str(MODEL_DIR)
     return load_model(name, device=device, revision=store.plan["model"]["revision"])
 
@@ -341,13 +342,6 @@ def _with_short_names(text: str) -> str:
     from saelens_lite.demo import MODEL_DIR
 
     return text.replace(str(MODEL_DIR), "the embedded model")
-
-
-def _quiet_loading() -> None:
-    """No bar for the 38 tensors of the embedded model; models that are downloaded keep theirs."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
 
 
 @contextmanager

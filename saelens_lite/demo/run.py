@@ -78,7 +78,7 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     import saelens_lite as sl
 
     output, began = Path(config.output), time.perf_counter()
-    _quiet_loading()
+    quiet_loading()
     model, tokenizer = load_model()
     corpus = documents(config.seed)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -387,7 +387,7 @@ def _say(text: str) -> None:
     print(_wrapped(text))
 
 
-def _quiet_loading() -> None:
+def quiet_loading() -> None:
     """No bar for the 38 tensors of the embedded model."""
     from transformers.utils import logging
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saelens_lite.shards import tokens_path
+from saelens_lite.shards import tokens_name
 from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import token_strings
 
@@ -95,7 +95,7 @@ class Contexts:
 
     @cached_property
     def has_tokens(self) -> bool:
-        return tokens_path(self.store.path, 0).exists()
+        return self.store.folder.size(tokens_name(0)) is not None
 
     def at(self, row: int) -> Context:
         """The context of one row of the store."""

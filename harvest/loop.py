@@ -9,7 +9,6 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from torch import nn
 
 from saelens_lite import hooks
 from saelens_lite.errors import ShardError
+from saelens_lite.files import Folder
 from saelens_lite.shards import STORE_DTYPES, finished_shards, write_manifest, writing_shard
 
 from .ahead import ahead
@@ -24,17 +24,14 @@ from .packing import PackedShard, packed_shards
 from .plan import adopt_plan
 from .source import Source
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there, nothing keeps two harvests apart
-    fcntl = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
 
 _SHARDS_AHEAD = 2
 
 
-def make_shards(model: nn.Module, tokenizer: Any, source: Source, plan: dict[str, Any], store: Path, progress: bool) -> None:
+def make_shards(
+    model: nn.Module, tokenizer: Any, source: Source, plan: dict[str, Any], store: Folder, progress: bool
+) -> None:
     """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal the store."""
     with _only_writer(store):
         adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
@@ -59,7 +56,7 @@ def _loop(
     tokenizer: Any,
     source: Source,
     plan: dict[str, Any],
-    store: Path,
+    store: Folder,
     finished: dict[int, int],
     progress: bool,
 ) -> tuple[int, int]:
@@ -93,7 +90,7 @@ def _loop(
 
 
 def _harvest_shard(
-    model: nn.Module, shard: PackedShard, plan: dict[str, Any], store: Path, show: Callable[[int], None]
+    model: nn.Module, shard: PackedShard, plan: dict[str, Any], store: Folder, show: Callable[[int], None]
 ) -> None:
     """Run one shard through the model and commit it. Batches hold its contexts in order and end with it.
 
@@ -114,30 +111,24 @@ def _harvest_shard(
 
 
 @contextlib.contextmanager
-def _only_writer(store: Path) -> Iterator[None]:
+def _only_writer(store: Folder) -> Iterator[None]:
     """Hold the store's log locked, so that a second harvest of the same store is refused (where the system can)."""
-    with open(store / "log.jsonl", "a", encoding="utf-8") as log:
-        if fcntl is not None:
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ShardError(f"another harvest is writing {store}: wait for it, or choose another folder") from error
-            except OSError as error:  # some network file systems have no locks
-                logger.warning("%s cannot be locked (%s): nothing keeps a second harvest of it apart", store, error)
+    with store.locked("log.jsonl") as ours:
+        if not ours:
+            raise ShardError(f"another harvest is writing {store}: wait for it, or choose another folder")
         yield
 
 
-def _log(store: Path, **entry: Any) -> None:
+def _log(store: Folder, **entry: Any) -> None:
     """Append a line to the store's log. Its loss is no loss of data, so what the file system refuses is only reported."""
     line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}) + "\n"
     try:
-        with open(store / "log.jsonl", "a", encoding="utf-8") as log:
-            log.write(line)
-    except OSError as error:
-        logger.warning("the log of %s could not be written: %s", store, error)
+        store.append_line("log.jsonl", line.encode())
+    except ShardError as error:
+        logger.warning("the log could not be written: %s", error)
 
 
-def _log_start(store: Path, model: nn.Module, n_finished: int) -> None:
+def _log_start(store: Folder, model: nn.Module, n_finished: int) -> None:
     """Record the circumstances that bytes can depend on; say so if they changed since the harvest began."""
     from transformers import __version__ as transformers_version
 
@@ -157,9 +148,9 @@ def _log_start(store: Path, model: nn.Module, n_finished: int) -> None:
     _log(store, event="start", finished_shards=n_finished, environment=now)
 
 
-def _last_environment(store: Path) -> dict[str, Any]:
+def _last_environment(store: Folder) -> dict[str, Any]:
     environment = {}
-    for line in (store / "log.jsonl").read_text(encoding="utf-8").splitlines():
+    for line in store.read("log.jsonl").decode(errors="replace").splitlines():
         with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
             environment = json.loads(line).get("environment", environment)
     return environment

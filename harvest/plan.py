@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from saelens_lite.errors import ShardError
-from saelens_lite.shards import FORMAT, VERSION, check_version, encode_json, read_json, write_file
+from saelens_lite.files import Folder
+from saelens_lite.shards import FORMAT, VERSION, check_version, encode_json, read_json
 
 PACKING_RULE = "continuous"
 """Name of the rule in `saelens_lite.tokens.pack`."""
@@ -41,19 +40,18 @@ def make_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "packing": PACKING_RULE, **facts}
 
 
-def adopt_plan(plan: dict[str, Any], store: Path) -> dict[str, Any]:
+def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
     """Write the plan to a new store, or find that the store's plan is the same. Returns the store's plan.
 
     raises: ShardError if the store has another plan (names the differing fields), or the folder holds something else
     """
-    path = store / "plan.json"
-    if not path.exists():
-        if store.is_dir() and any(name != "plan.json.tmp" for name in os.listdir(store)):
+    if store.size("plan.json") is None:
+        if not store.is_empty(but_for=("plan.json.tmp",)):
             raise ShardError(f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store")
-        write_file(path, encode_json(plan))
+        store.write("plan.json", encode_json(plan))
         return plan
-    found = read_json(path)
-    check_version(found, path)
+    found = read_json(store, "plan.json")
+    check_version(found, store.describe("plan.json"))
     differing = [
         f"{field} is {there!r} there, {here!r} here"
         for field, there, here in _differences(found, plan)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch import nn
 from saelens_lite import hooks
 from saelens_lite.config import from_mapping
 from saelens_lite.decoder import evaluation_mode
+from saelens_lite.files import open_folder
 from saelens_lite.store import ActivationStore
 
 from .config import HarvestConfig
@@ -124,9 +124,9 @@ def _harvest(config: HarvestConfig, source: Source, model: nn.Module | None, tok
     points = [hooks.resolve(model, name) for name in config.hook_points]
 
     with evaluation_mode(model), torch.inference_mode():
-        store = Path(config.store)
+        store = open_folder(config.store)
         plan = adopt_plan(_plan(config, model, tokenizer, source, points), store)
-        if (store / "manifest.json").exists():
+        if store.size("manifest.json") is not None:
             finished = ActivationStore(store)
             logger.info("%s is finished (%s rows): nothing to do", store, f"{finished.n_rows:,}")
             return finished

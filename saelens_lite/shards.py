@@ -9,11 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import shutil
 import struct
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -22,6 +19,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import ShardError
+from saelens_lite.files import Folder
 from saelens_lite.tokens import PackedContexts
 
 FORMAT = "saelens_lite activation store"
@@ -31,25 +29,25 @@ STORE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32":
 _SAFETENSORS_NAMES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
-def shard_folder(store: Path, shard: int) -> Path:
-    return store / "shards" / f"{shard:05d}"
+def shard_name(shard: int) -> str:
+    return f"shards/{shard:05d}"
 
 
-def tokens_path(store: Path, shard: int) -> Path:
-    return shard_folder(store, shard) / "tokens.safetensors"
+def tokens_name(shard: int) -> str:
+    return f"{shard_name(shard)}/tokens.safetensors"
 
 
-def data_path(store: Path, shard: int, hook_point: str) -> Path:
-    return shard_folder(store, shard) / f"{hook_point}.safetensors"
+def data_name(shard: int, hook_point: str) -> str:
+    return f"{shard_name(shard)}/{hook_point}.safetensors"
 
 
-def commit_path(store: Path, shard: int, hook_point: str) -> Path:
-    return shard_folder(store, shard) / f"{hook_point}.json"
+def commit_name(shard: int, hook_point: str) -> str:
+    return f"{shard_name(shard)}/{hook_point}.json"
 
 
 @contextlib.contextmanager
 def writing_shard(
-    store: Path, shard: int, contexts: PackedContexts, n_documents: int, d_models: dict[str, int], dtype: torch.dtype
+    store: Folder, shard: int, contexts: PackedContexts, n_documents: int, d_models: dict[str, int], dtype: torch.dtype
 ) -> Iterator[dict[str, RowWriter]]:
     """Write one shard: its tokens at once, its rows as they come, its commits when the block ends without an error.
 
@@ -57,17 +55,16 @@ def writing_shard(
     d_models: width of the rows, by hook point
     yields: a writer by hook point; each expects one row for every kept token of `contexts`, in order
     """
-    n_rows, folder = contexts.n_rows, shard_folder(store, shard)
-    tokens = _encode_tokens(contexts)
-    write_file(tokens_path(store, shard), tokens, sync_name=False)
+    n_rows, tokens = contexts.n_rows, _encode_tokens(contexts)
+    store.write(tokens_name(shard), tokens, sync_name=False)
     with contextlib.ExitStack() as files:
         writers = {}
         for hook_point, d_model in d_models.items():
-            file = files.enter_context(appearing(data_path(store, shard, hook_point), sync_name=False))
+            file = files.enter_context(store.appearing(data_name(shard, hook_point), sync_name=False))
             writers[hook_point] = RowWriter(file, hook_point, n_rows, d_model, dtype)
         yield writers
         finished = {hook_point: writer.finish() for hook_point, writer in writers.items()}
-    _sync_folder(folder)  # all data is on disk under its name before a commit can be
+    store.sync_names(shard_name(shard))  # all data is on disk under its name before a commit can be
     for hook_point, facts in finished.items():
         record = {
             "shard": shard,
@@ -83,25 +80,25 @@ def writing_shard(
             "sum": facts["sum"],
             "sum_sq_norm": facts["sum_sq_norm"],
         }
-        write_file(commit_path(store, shard, hook_point), encode_json(record), sync_name=False)
-    _sync_folder(folder)
+        store.write(commit_name(shard, hook_point), encode_json(record), sync_name=False)
+    store.sync_names(shard_name(shard))
 
 
-def finished_shards(store: Path, hook_points: Collection[str]) -> dict[int, int]:
-    """Rows of each shard that is committed for every one of these hook points, by index.
+def finished_shards(store: Folder, hook_points: Collection[str]) -> dict[int, int]:
+    """Rows of each shard that is committed for every one of these hook points, by index, in order.
 
     raises: ShardError if a committed file is missing or has another size than its commit records
     """
-    finished = {}
-    for folder in (store / "shards").glob("[0-9]*"):
-        if not (folder.name.isdecimal() and folder.is_dir()):  # such as a shard that someone moved aside
-            continue
-        commits = [commit_path(store, int(folder.name), hook_point) for hook_point in hook_points]
-        if all(commit.exists() for commit in commits):
-            for record in map(read_json, commits):
-                for name, file in record["files"].items():
-                    check_size(folder / name, file["bytes"])
-            finished[int(folder.name)] = record["rows"]
+    sizes, finished = store.sizes("shards"), {}
+    numbers = {name.split("/")[1] for name in sizes}
+    for shard in sorted(int(number) for number in numbers if number.isdecimal()):
+        commits = [commit_name(shard, hook_point) for hook_point in hook_points]
+        if all(commit in sizes for commit in commits):
+            for record in (read_json(store, commit) for commit in commits):
+                for file, facts in record["files"].items():
+                    name = f"{shard_name(shard)}/{file}"
+                    check_size(store, name, sizes.get(name), facts["bytes"])
+            finished[shard] = record["rows"]
     return finished
 
 
@@ -190,7 +187,7 @@ def _encode_tokens(contexts: PackedContexts) -> bytes:
     )
 
 
-def write_manifest(store: Path, plan: dict[str, Any], n_shards: int, ended_by: str) -> None:
+def write_manifest(store: Folder, plan: dict[str, Any], n_shards: int, ended_by: str) -> None:
     """Seal a store whose shards are all committed.
 
     ended_by: "max_tokens" or "dataset", whichever came first
@@ -199,7 +196,7 @@ def write_manifest(store: Path, plan: dict[str, Any], n_shards: int, ended_by: s
     for index in range(n_shards):
         shard: dict[str, Any] = {"hook_points": {}}
         for hook_point in plan["hook_points"]:
-            content = commit_path(store, index, hook_point).read_bytes()
+            content = store.read(commit_name(index, hook_point))
             record = json.loads(content)
             files = record["files"]
             shard["rows"], shard["tokens"] = record["rows"], {"bytes": files["tokens.safetensors"]["bytes"]}
@@ -216,14 +213,14 @@ def write_manifest(store: Path, plan: dict[str, Any], n_shards: int, ended_by: s
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "plan_sha256": sha256_of_file(store / "plan.json"),
+        "plan_sha256": store.sha256("plan.json"),
         "shards": shards,
         "totals": totals,
         "rows_used": shards[-1]["rows"] - surplus_rows,
         "ended_by": ended_by,
     }
     manifest["sha256"] = manifest_sha256(manifest)
-    write_file(store / "manifest.json", encode_json(manifest))
+    store.write("manifest.json", encode_json(manifest))
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
@@ -236,16 +233,12 @@ def encode_json(content: dict[str, Any]) -> bytes:
     return (json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def sha256_of_file(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_json(path: Path, missing: str = "it belongs to the store") -> dict[str, Any]:
+def read_json(store: Folder, name: str, missing: str = "it belongs to the store") -> dict[str, Any]:
     """A JSON file of a store. raises: ShardError if it is missing or not a JSON object."""
+    path = store.describe(name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+        content = json.loads(store.read(name).decode())
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ShardError(f"{path} does not exist: {missing}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
@@ -254,7 +247,7 @@ def read_json(path: Path, missing: str = "it belongs to the store") -> dict[str,
     return content
 
 
-def check_version(plan: dict[str, Any], path: Path) -> None:
+def check_version(plan: dict[str, Any], path: str) -> None:
     """raises: ShardError unless `plan` is of the format and version that this code knows"""
     if plan.get("format") != FORMAT:
         raise ShardError(f"{path} should be a plan of format {FORMAT!r}, it states {plan.get('format')!r}")
@@ -265,79 +258,11 @@ def check_version(plan: dict[str, Any], path: Path) -> None:
         )
 
 
-def check_size(path: Path, size_bytes: int) -> None:
-    found = path.stat().st_size if path.exists() else None
-    if found != size_bytes:
+def check_size(store: Folder, name: str, found: int | None, recorded: int) -> None:
+    """raises: ShardError unless a file has the bytes recorded for it"""
+    if found != recorded:
         state = "is missing" if found is None else f"has {found} bytes"
         raise ShardError(
-            f"{path} {state}, the store records {size_bytes} bytes: restore the file, or delete the shard's folder and "
-            "manifest.json and give the harvest command again, which recomputes only what is missing"
+            f"{store.describe(name)} {state}, the store records {recorded} bytes: restore the file, or let "
+            f"`saelens-lite verify {store} --repair` recompute the shard"
         )
-
-
-@contextlib.contextmanager
-def appearing(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
-    """A binary file to write that appears under `path` when the block ends, whole and on disk, or not at all.
-
-    sync_name: also make the name durable before leaving; False where the caller syncs the folder for several files
-    raises: ShardError for what the file system refuses, such as a full disk
-    """
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with _refusals_named(path):
-            _make_folder(path.parent)
-            with open(temporary, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
-    if sync_name:
-        _sync_folder(path.parent)
-
-
-def write_file(path: Path, content: bytes, *, sync_name: bool = True) -> None:
-    """Write a whole file as `appearing` does."""
-    with appearing(path, sync_name=sync_name) as file:
-        file.write(content)
-
-
-@contextlib.contextmanager
-def _refusals_named(path: Path) -> Iterator[None]:
-    """Turn what the file system refuses into an error that names the path and the way out."""
-    try:
-        yield
-    except OSError as error:
-        raise ShardError(
-            f"{path} could not be written: {error.strerror or error}{_free_space(path)}; finished shards are kept: "
-            "make room or mend the cause, then give the same command again"
-        ) from error
-
-
-def _make_folder(folder: Path) -> None:
-    """Create `folder` and its parents, each durable in its own parent."""
-    if not folder.is_dir():
-        _make_folder(folder.parent)
-        folder.mkdir(exist_ok=True)
-        _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the names in `folder` durable, where the system knows folders as files (POSIX)."""
-    if os.name == "posix":
-        with _refusals_named(folder):
-            descriptor = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-
-
-def _free_space(path: Path) -> str:
-    try:
-        return f" ({shutil.disk_usage(path.parent).free:,} bytes are free there)"
-    except OSError:
-        return ""

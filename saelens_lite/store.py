@@ -1,7 +1,8 @@
 """The activation store, version 1: its format, and reading it.
 
-A store is a folder. Its unit is the shard: a fixed span of source documents, set by the plan. Packing restarts and
-forward batches end at a shard's edge, so a shard is a pure function of (plan, index). A row is one token's vector.
+A store is a folder, local or at any URL that fsspec opens (files.py). Its unit is the shard: a fixed span of source
+documents, set by the plan. Packing restarts and forward batches end at a shard's edge, so a shard is a pure function
+of (plan, index). A row is one token's vector.
 
     plan.json                              everything that determines the rows; written first
     shards/00000/tokens.safetensors        input_ids int32[n_seqs context], attended uint8, kept uint8 (1 = has a row),
@@ -35,15 +36,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saelens_lite.errors import ShardError, nearest
+from saelens_lite.files import LocalFolder, open_folder
 from saelens_lite.shards import (
     check_size,
     check_version,
-    commit_path,
-    data_path,
+    commit_name,
+    data_name,
+    encode_json,
     manifest_sha256,
     read_json,
-    sha256_of_file,
-    tokens_path,
+    shard_name,
+    tokens_name,
 )
 from saelens_lite.tokens import is_held_out
 
@@ -69,27 +72,37 @@ class ShardTokens:
 class ActivationStore:
     """A finished activation store, open for reading; all data is memory-mapped.
 
+    path: a local folder, or any URL that fsspec opens (s3://…); files of a remote store are copied into a local cache
+        (see `RemoteFolder`) when they are first read
+
     Where the store holds one hook point, the argument `hook_point` may be left out everywhere.
 
     raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than recorded
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path = Path(path)
-        self.plan: dict[str, Any] = read_json(self.path / "plan.json", missing="this folder is no activation store")
-        check_version(self.plan, self.path / "plan.json")
+        self.folder = folder = open_folder(path)
+        self.plan: dict[str, Any] = read_json(folder, "plan.json", missing="this folder is no activation store")
+        check_version(self.plan, folder.describe("plan.json"))
         self._manifest = read_json(
-            self.path / "manifest.json",
-            missing="the harvest is unfinished; give the same command again and it goes on",
+            folder, "manifest.json", missing="the harvest is unfinished; give the same command again and it goes on"
         )
-        if manifest_sha256(self._manifest) != self._manifest.get("sha256"):
-            raise ShardError(f"{self.path / 'manifest.json'} was altered: its content does not have the sha256 it states")
-        if sha256_of_file(self.path / "plan.json") != self._manifest["plan_sha256"]:
-            raise ShardError(f"{self.path / 'plan.json'} was altered: it has another sha256 than the manifest records")
+        if encode_json(self._manifest) != folder.read("manifest.json") or (
+            manifest_sha256(self._manifest) != self._manifest.get("sha256")
+        ):
+            raise ShardError(f"{folder}/manifest.json was altered: its content does not have the sha256 it states")
+        if folder.sha256("plan.json") != self._manifest["plan_sha256"]:
+            raise ShardError(f"{folder}/plan.json was altered: it has another sha256 than the manifest records")
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
         self._mapped: dict[tuple[int, str, str], Tensor] = {}
-        for file, size_bytes in self._files():
-            check_size(file, size_bytes)
+        sizes = folder.sizes("shards")
+        for name, size_bytes in self._files():
+            check_size(folder, name, sizes.get(name), size_bytes)
+
+    @property
+    def path(self) -> Path | str:
+        """The store's folder: a path, or the URL of a remote one."""
+        return self.folder.root if isinstance(self.folder, LocalFolder) else str(self.folder)
 
     @property
     def hook_points(self) -> list[str]:
@@ -157,8 +170,8 @@ class ActivationStore:
 
     def tokens(self, shard: int) -> ShardTokens:
         """The contexts of one shard."""
-        path = tokens_path(self.path, self._index(shard))
-        with _open_safetensors(path, self._shards[shard]["tokens"]["bytes"]) as file:
+        name = tokens_name(self._index(shard))
+        with self._open(name, self._shards[shard]["tokens"]["bytes"]) as file:
             arrays = {name: file.get_tensor(name) for name in ("input_ids", "attended", "kept", "doc_id")}
             first_doc = int(file.get_tensor("first_doc"))
         used = self.shard_rows[shard]
@@ -217,13 +230,13 @@ class ActivationStore:
         problems = []
         for index, shard in enumerate(self._shards):
             for hook_point in self.hook_points:
-                path = commit_path(self.path, index, hook_point)
-                if not path.exists() or sha256_of_file(path) != shard["hook_points"][hook_point]["commit_sha256"]:
-                    problems.append(f"{path} is missing or has another sha256 than the manifest records")
+                name = commit_name(index, hook_point)
+                if self.folder.sha256(name) != shard["hook_points"][hook_point]["commit_sha256"]:
+                    problems.append(f"{self.folder}/{name} has another sha256 than the manifest records")
                     continue
-                for name, file in read_json(path)["files"].items():
-                    if sha256_of_file(path.with_name(name)) != file["sha256"]:
-                        problems.append(f"{path.with_name(name)} has another sha256 than {path.name} records")
+                for file, facts in read_json(self.folder, name)["files"].items():
+                    if self.folder.sha256(f"{shard_name(index)}/{file}") != facts["sha256"]:
+                        problems.append(f"{self.folder}/{shard_name(index)}/{file} has another sha256 than {name} records")
         return list(dict.fromkeys(problems))
 
     def _index(self, shard: int) -> int:
@@ -231,17 +244,25 @@ class ActivationStore:
             raise IndexError(f"{self.path} has shards 0 to {self.n_shards - 1}, got {shard}")
         return shard
 
-    def _files(self) -> Iterator[tuple[Path, int]]:
+    def _files(self) -> Iterator[tuple[str, int]]:
         for index, shard in enumerate(self._shards):
-            yield tokens_path(self.path, index), shard["tokens"]["bytes"]
+            yield tokens_name(index), shard["tokens"]["bytes"]
             for hook_point in self.hook_points:
-                yield data_path(self.path, index, hook_point), shard["hook_points"][hook_point]["bytes"]
+                yield data_name(index, hook_point), shard["hook_points"][hook_point]["bytes"]
+
+    def _open(self, name: str, size_bytes: int) -> Any:
+        """A safetensors file of the store, mapped into memory."""
+        path = self.folder.local(name, cache_key=self.fingerprint)
+        check_size(self.folder, name, path.stat().st_size if path.exists() else None, size_bytes)
+        try:
+            return safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ShardError(f"{path} is not a readable safetensors file ({error}): the file was altered") from error
 
     def _tensor(self, shard: int, hook_point: str | None, name: str) -> Tensor:
         key = (self._index(shard), self.hook_point(hook_point), name)
         if key not in self._mapped:
-            path = data_path(self.path, key[0], key[1])
-            with _open_safetensors(path, self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
+            with self._open(data_name(key[0], key[1]), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
                 self._mapped[key] = file.get_tensor(name)[: self.shard_rows[shard]]
         return self._mapped[key]
 
@@ -253,13 +274,5 @@ class ActivationStore:
                 acts, norms = self.acts(index, hook_point), self.norms(index, hook_point)
                 yield acts.sum(0, dtype=torch.float64).numpy(), float(norms.double().square().sum())
             else:
-                record = read_json(commit_path(self.path, index, hook_point))
+                record = read_json(self.folder, commit_name(index, hook_point))
                 yield np.array(record["sum"]), record["sum_sq_norm"]
-
-
-def _open_safetensors(path: Path, size_bytes: int) -> Any:
-    check_size(path, size_bytes)
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ShardError(f"{path} is not a readable safetensors file ({error}): the file was altered") from error

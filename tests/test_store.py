@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from saelens_lite.errors import ShardError
-from saelens_lite.shards import FORMAT, STORE_DTYPES, encode_json, write_file, write_manifest, writing_shard
+from saelens_lite.files import open_folder
+from saelens_lite.shards import FORMAT, STORE_DTYPES, encode_json, write_manifest, writing_shard
 from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import PackedContexts, is_held_out, pack
 
@@ -34,18 +35,19 @@ def write_store(
         "max_tokens": max_tokens,
         "dtype": dtype,
     }
-    write_file(folder / "plan.json", encode_json(plan))
+    store = open_folder(folder)
+    store.write("plan.json", encode_json(plan))
     generator = torch.Generator().manual_seed(0)
     written: dict[str, list[torch.Tensor]] = {name: [] for name in d_models}
     for index, shard in enumerate(documents):
         contexts = pack(shard, 4, 1, special_ids=[1], first_doc=2 * index)
-        with writing_shard(folder, index, contexts, 2, d_models, STORE_DTYPES[dtype]) as writers:
+        with writing_shard(store, index, contexts, 2, d_models, STORE_DTYPES[dtype]) as writers:
             for name, writer in writers.items():
                 rows = torch.randn(contexts.n_rows, d_models[name], generator=generator).to(STORE_DTYPES[dtype])
                 for part in rows.split(3):
                     writer.append(part)
                 written[name].append(rows)
-    write_manifest(folder, plan, len(documents), "dataset")
+    write_manifest(store, plan, len(documents), "dataset")
     return written
 
 
@@ -55,7 +57,7 @@ def write_store(
 def test_acts_file_is_pinned(tmp_path):
     """One row (3, 4) in bfloat16: 0x4040 and 0x4080; its norm 5.0 in float32 is 0x40a00000. All little-endian."""
     contexts = PackedContexts(*(np.ones((1, 1), dtype=t) for t in (np.int32, np.uint8, np.uint8, np.int32)), first_doc=0)
-    with writing_shard(tmp_path, 7, contexts, 1, {HOOK: 2}, torch.bfloat16) as writers:
+    with writing_shard(open_folder(tmp_path), 7, contexts, 1, {HOOK: 2}, torch.bfloat16) as writers:
         writers[HOOK].append(torch.tensor([[3.0, 4.0]]))
     header = b'{"acts":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]},'
     header += b'"norm":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}'
@@ -177,11 +179,12 @@ def test_acts_are_mapped_not_read(tmp_path):
         0,
     )
     plan = {"format": FORMAT, "version": 1, "hook_points": {HOOK: {"d_model": 128}}, "max_tokens": 200_000}
-    write_file(tmp_path / "plan.json", encode_json(plan))
-    with writing_shard(tmp_path, 0, contexts, 1, {HOOK: 128}, torch.float32) as writers:
+    folder = open_folder(tmp_path)
+    folder.write("plan.json", encode_json(plan))
+    with writing_shard(folder, 0, contexts, 1, {HOOK: 128}, torch.float32) as writers:
         for _ in range(100):
             writers[HOOK].append(torch.zeros(2000, 128))
-    write_manifest(tmp_path, plan, 1, "dataset")
+    write_manifest(folder, plan, 1, "dataset")
     store = ActivationStore(tmp_path)
     before = _resident_bytes()
     acts = store.acts(0)

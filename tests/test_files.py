@@ -1,0 +1,106 @@
+"""Folders: local, and behind fsspec's memory and local protocols; every operation the same on each."""
+
+import errno
+import os
+import uuid
+
+import pytest
+
+from saelens_lite.errors import ShardError
+from saelens_lite.files import LocalFolder, RemoteFolder, open_folder
+
+
+@pytest.fixture(params=["local", "file", "memory"])
+def folder(request, tmp_path, monkeypatch):
+    monkeypatch.setenv("SAELENS_LITE_CACHE", str(tmp_path / "cache"))
+    return open_folder(
+        {
+            "local": str(tmp_path / "a store"),
+            "file": f"file://{tmp_path}/a%20store",
+            "memory": f"memory://{uuid.uuid4().hex}/store/",
+        }[request.param]
+    )
+
+
+def test_files_are_written_read_and_listed(folder):
+    assert (folder.is_empty(), folder.sizes(), folder.size("a.json")) == (True, {}, None)
+    folder.write("a.json", b"one")
+    with folder.appearing("shards/00000/b.bin", sync_name=False) as file:
+        file.write(b"tw")
+        assert folder.size("shards/00000/b.bin") is None
+        file.write(b"o2")
+    folder.sync_names("shards/00000")
+    assert folder.sizes() == {"a.json": 3, "shards/00000/b.bin": 4}
+    assert folder.sizes("shards") == {"shards/00000/b.bin": 4}
+    with folder.opened("shards/00000/b.bin") as file:
+        assert (folder.read("a.json"), file.read()) == (b"one", b"two2")
+    assert folder.sha256("a.json") == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    assert folder.local("a.json", "key").read_bytes() == b"one"
+    assert not folder.is_empty(but_for=["a.json"])
+    folder.write("a.json", b"three")
+    assert folder.read("a.json") == b"three"
+
+
+def test_files_are_moved_and_removed(folder):
+    folder.write("a/b.bin", b"1")
+    folder.move("a/b.bin", "damaged/a/b.bin")
+    assert folder.sizes() == {"damaged/a/b.bin": 1}
+    folder.remove("damaged/a/b.bin")
+    folder.remove("damaged/a/b.bin")
+    assert folder.sizes() == {}
+    with pytest.raises(FileNotFoundError):
+        folder.read("damaged/a/b.bin")
+
+
+def test_lines_are_appended(folder):
+    folder.write("plan.json", b"{}")
+    folder.append_line("log.jsonl", b"1\n")
+    folder.append_line("log.jsonl", b"2\n")
+    assert folder.read("log.jsonl") == b"1\n2\n"
+
+
+def test_a_line_cut_short_does_not_swallow_the_next(tmp_path):
+    (tmp_path / "log.jsonl").write_bytes(b"1\n2")
+    open_folder(tmp_path).append_line("log.jsonl", b"3\n")
+    assert (tmp_path / "log.jsonl").read_bytes() == b"1\n2\n3\n"
+
+
+def test_a_block_that_fails_leaves_nothing(folder):
+    folder.write("a.bin", b"before")
+    with pytest.raises(KeyError), folder.appearing("a.bin") as file:
+        file.write(b"after")
+        raise KeyError
+    assert (folder.sizes(), folder.read("a.bin")) == ({"a.bin": 6}, b"before")
+
+
+def test_what_the_system_refuses_names_the_file_and_the_way_out(folder):
+    with pytest.raises(ShardError, match=r"store/x/a.bin could not be written: .*No space left.* same command again"):
+        with folder.appearing("x/a.bin"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert folder.sizes() == {}
+
+
+def test_copies_are_kept_under_the_key_of_their_content(folder):
+    folder.write("a.bin", b"old")
+    assert folder.local("a.bin", "old key").read_bytes() == b"old"
+    folder.write("a.bin", b"new")
+    assert folder.local("a.bin", "new key").read_bytes() == b"new"
+    if isinstance(folder, RemoteFolder):
+        assert folder.local("a.bin", "old key").read_bytes() == b"old"
+
+
+def test_one_of_two_holds_the_lock(tmp_path):
+    one, other = open_folder(tmp_path), LocalFolder(tmp_path)
+    with one.locked("log.jsonl") as ours, other.locked("log.jsonl") as theirs:
+        assert (ours, theirs) == (True, False)
+    with other.locked("log.jsonl") as theirs:
+        assert theirs
+
+
+def test_an_unknown_protocol_is_refused():
+    with pytest.raises(ValueError, match="nowhere://a expected a folder or a URL that fsspec can open"):
+        open_folder("nowhere://a")
+
+
+def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path):
+    assert open_folder(tmp_path / "a/b").free_bytes() > 0

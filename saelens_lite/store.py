@@ -7,15 +7,20 @@ of (plan, index). A row is one token's vector.
     plan.json                              everything that determines the rows; written first
     shards/00000/tokens.safetensors        input_ids int32[n_seqs context], attended uint8, kept uint8 (1 = has a row),
                                            doc_id int32 relative to first_doc (-1 at padding), first_doc int64[1]
-    shards/00000/{hook point}.safetensors  acts {BF16|F16|F32}[n_rows d_model], then norm F32[n_rows]
+    shards/00000/{hook point}.safetensors  the rows as the plan's dtype keeps them (codecs.py: acts {BF16|F16|F32}[n_rows
+                                           d_model], or the tensors of int8), then norm F32[n_rows]
     shards/00000/{hook point}.json         the commit of that shard and hook point: rows, sequences, documents; bytes and
                                            sha256 of its two files; float64 sums of the rows and of their squared norms
     manifest.json                          written last: rows, bytes and commit hashes of every shard, totals, rows_used
                                            of the last shard, hash of the plan and of the manifest itself
     log.jsonl                              clock, speed, versions; no part of the store's identity
 
-Rows of a shard are its kept positions in (sequence, position) order. `norm` is the L2 norm of the row as stored. The
-rows of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON files are UTF-8
+Rows of a shard are its kept positions in (sequence, position) order. A store of rows that did not come from text has, in
+place of every tokens.safetensors,
+
+    shards/00000/documents.safetensors     doc_id int64[n_rows], the global document index of each row
+
+and its commits name no sequences and documents. `norm` and the sums are of the rows as a reader gets them. The rows of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON files are UTF-8
 with sorted keys; the manifest's own sha256 is taken over the file without that entry. Every file appears by fsync and
 rename, so a file that is there is whole; a shard without its commit does not count.
 
@@ -35,6 +40,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from saelens_lite.codecs import decode
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.files import LocalFolder, open_folder
 from saelens_lite.shards import (
@@ -42,6 +48,7 @@ from saelens_lite.shards import (
     check_version,
     commit_name,
     data_name,
+    documents_name,
     encode_json,
     manifest_sha256,
     read_json,
@@ -94,7 +101,7 @@ class ActivationStore:
         if folder.sha256("plan.json") != self._manifest["plan_sha256"]:
             raise ShardError(f"{folder}/plan.json was altered: it has another sha256 than the manifest records")
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
-        self._mapped: dict[tuple[int, str, str], Tensor] = {}
+        self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
         sizes = folder.sizes("shards")
         for name, size_bytes in self._files():
             check_size(folder, name, sizes.get(name), size_bytes)
@@ -109,8 +116,14 @@ class ActivationStore:
         return list(self.plan["hook_points"])
 
     @property
+    def has_tokens(self) -> bool:
+        """Whether the rows come from text that the store keeps."""
+        return "tokens" in self._shards[0]
+
+    @property
     def context_length(self) -> int:
-        """Tokens a context, BOS included."""
+        """Tokens a context, BOS included. raises: ShardError if the store has no tokens"""
+        self._need_tokens()
         return self.plan["context_length"]
 
     @property
@@ -129,11 +142,13 @@ class ActivationStore:
 
     @property
     def model_name(self) -> str:
-        return self.plan["model"]["name"]
+        """Name or folder of the model that the rows come from; "" if the store does not know."""
+        return self.plan.get("model", {}).get("name", "")
 
     @property
     def tokenizer_name(self) -> str:
-        return self.plan["tokenizer"]["name"]
+        """Name or folder of the tokenizer of the store's tokens; "" if the store does not know."""
+        return self.plan.get("tokenizer", {}).get("name", "")
 
     @property
     def fingerprint(self) -> str:
@@ -160,16 +175,25 @@ class ActivationStore:
     def d_model(self, hook_point: str | None = None) -> int:
         return self.plan["hook_points"][self.hook_point(hook_point)]["d_model"]
 
-    def acts(self, shard: int, hook_point: str | None = None) -> Tensor:
-        """The rows of one shard in the store's dtype, memory-mapped: {bf16|f16|f32}[n_rows d_model]."""
-        return self._tensor(shard, hook_point, "acts")
+    def acts(self, shard: int, hook_point: str | None = None, rows: slice = slice(None)) -> Tensor:
+        """Rows of one shard, all or those in a slice: {bf16|f16|f32}[n_rows d_model].
+
+        In a float store they are memory-mapped, in the store's dtype; an int8 store decodes those asked for, to float32.
+        """
+        tensors = self._tensors(shard, hook_point)
+        return decode(tensors, slice(*rows.indices(self.shard_rows[shard])))
 
     def norms(self, shard: int, hook_point: str | None = None) -> Tensor:
         """The L2 norm of each row of one shard: float32[n_rows]."""
-        return self._tensor(shard, hook_point, "norm")
+        return self._tensors(shard, hook_point)["norm"][: self.shard_rows[shard]]
+
+    def median_norm(self, hook_point: str | None = None) -> float:
+        """Median L2 norm of a row over the store; of two in the middle the lower."""
+        return float(torch.cat([self.norms(shard, hook_point) for shard in range(self.n_shards)]).median())
 
     def tokens(self, shard: int) -> ShardTokens:
-        """The contexts of one shard."""
+        """The contexts of one shard. raises: ShardError if the store has no tokens"""
+        self._need_tokens()
         name = tokens_name(self._index(shard))
         with self._open(name, self._shards[shard]["tokens"]["bytes"]) as file:
             arrays = {name: file.get_tensor(name) for name in ("input_ids", "attended", "kept", "doc_id")}
@@ -187,6 +211,10 @@ class ActivationStore:
 
     def row_docs(self, shard: int) -> Tensor:
         """Global index of the document that each row of one shard comes from: int64[n_rows]."""
+        if not self.has_tokens:
+            name = documents_name(self._index(shard))
+            with self._open(name, self._shards[shard]["documents"]["bytes"]) as file:
+                return file.get_tensor("doc_id")[: self.shard_rows[shard]]
         tokens = self.tokens(shard)
         return tokens.doc_id[tokens.kept.bool()].long() + tokens.first_doc
 
@@ -211,7 +239,7 @@ class ActivationStore:
             if start < stop:
                 first_row = int(ends[shard]) - self.shard_rows[shard]
                 local = ascending[start:stop] - first_row
-                gathered[order[start:stop]] = self.acts(shard, hook_point)[local].to(dtype)
+                gathered[order[start:stop]] = decode(self._tensors(shard, hook_point), local, dtype)
         return gathered
 
     def mean(self, hook_point: str | None = None) -> Tensor:
@@ -246,7 +274,10 @@ class ActivationStore:
 
     def _files(self) -> Iterator[tuple[str, int]]:
         for index, shard in enumerate(self._shards):
-            yield tokens_name(index), shard["tokens"]["bytes"]
+            if self.has_tokens:
+                yield tokens_name(index), shard["tokens"]["bytes"]
+            else:
+                yield documents_name(index), shard["documents"]["bytes"]
             for hook_point in self.hook_points:
                 yield data_name(index, hook_point), shard["hook_points"][hook_point]["bytes"]
 
@@ -259,11 +290,19 @@ class ActivationStore:
         except SafetensorError as error:
             raise ShardError(f"{path} is not a readable safetensors file ({error}): the file was altered") from error
 
-    def _tensor(self, shard: int, hook_point: str | None, name: str) -> Tensor:
-        key = (self._index(shard), self.hook_point(hook_point), name)
+    def _need_tokens(self) -> None:
+        if not self.has_tokens:
+            raise ShardError(
+                f"{self.path} holds rows without text, so it has no tokens, contexts or positions: use row_docs and gather, "
+                "or harvest the text itself with harvest_activations"
+            )
+
+    def _tensors(self, shard: int, hook_point: str | None) -> dict[str, Tensor]:
+        """The tensors of one shard's data file, memory-mapped, with the rows that are not in use."""
+        key = (self._index(shard), self.hook_point(hook_point))
         if key not in self._mapped:
-            with self._open(data_name(key[0], key[1]), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
-                self._mapped[key] = file.get_tensor(name)[: self.shard_rows[shard]]
+            with self._open(data_name(*key), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
+                self._mapped[key] = {name: file.get_tensor(name) for name in file.keys()}
         return self._mapped[key]
 
     def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:

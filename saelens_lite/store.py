@@ -20,8 +20,9 @@ place of every tokens.safetensors,
 
     shards/00000/documents.safetensors     doc_id int64[n_rows], the global document index of each row
 
-and its commits name no sequences and documents. `norm` and the sums are of the rows as a reader gets them. The rows of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON files are UTF-8
-with sorted keys; the manifest's own sha256 is taken over the file without that entry. Every file appears by fsync and
+and its commits name no sequences and documents. `norm` and the sums are of the rows as a reader gets them. The rows
+of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON files are UTF-8 with
+sorted keys; the manifest's own sha256 is taken over the file without that entry. Every file appears by fsync and
 rename, so a file that is there is whole; a shard without its commit does not count.
 
 Readers map files into memory and never unpickle. Writing is in shards.py.
@@ -55,7 +56,7 @@ from saelens_lite.shards import (
     shard_name,
     tokens_name,
 )
-from saelens_lite.tokens import is_held_out
+from saelens_lite.tokens import PackedContexts, is_held_out
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,16 +194,21 @@ class ActivationStore:
 
     def tokens(self, shard: int) -> ShardTokens:
         """The contexts of one shard. raises: ShardError if the store has no tokens"""
-        self._need_tokens()
-        name = tokens_name(self._index(shard))
-        with self._open(name, self._shards[shard]["tokens"]["bytes"]) as file:
-            arrays = {name: file.get_tensor(name) for name in ("input_ids", "attended", "kept", "doc_id")}
-            first_doc = int(file.get_tensor("first_doc"))
+        contexts = self.contexts(shard)
+        arrays = {f.name: torch.from_numpy(getattr(contexts, f.name)) for f in dataclasses.fields(contexts)[:4]}
         used = self.shard_rows[shard]
         if used < self._shards[shard]["rows"]:
             kept = arrays["kept"].flatten()
             arrays["kept"] = (kept * (kept.cumsum(0) <= used)).view_as(arrays["kept"])
-        return ShardTokens(**arrays, first_doc=first_doc)
+        return ShardTokens(**arrays, first_doc=contexts.first_doc)
+
+    def contexts(self, shard: int) -> PackedContexts:
+        """The contexts of one shard as they were packed, with what lies behind max_tokens in the last one."""
+        self._need_tokens()
+        with self._open(tokens_name(self._index(shard)), self._shards[shard]["tokens"]["bytes"]) as file:
+            names = ("input_ids", "attended", "kept", "doc_id")
+            arrays = {name: file.get_tensor(name).numpy() for name in names}
+            return PackedContexts(**arrays, first_doc=int(file.get_tensor("first_doc")))
 
     def row_positions(self, shard: int) -> tuple[Tensor, Tensor]:
         """Where each row of one shard stands: (sequence int64[n_rows], position int64[n_rows])."""

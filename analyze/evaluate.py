@@ -234,13 +234,15 @@ def _reconstruction(
 def _scored_rows(store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None) -> Iterator[Tensor]:
     """Blocks float32[n d_model] of the rows to score, at most max_tokens of them."""
     left = store.n_rows if max_tokens is None else max_tokens
-    for shard in range(store.n_shards):
-        acts = store.acts(shard, point)
+    first_row = 0
+    for shard, n_rows in enumerate(store.shard_rows):
+        rows = torch.arange(first_row, first_row + n_rows)
         if fraction is not None:
-            acts = acts[is_held_out(store.row_docs(shard), fraction)]
-        for block in acts[:left].split(BLOCK_ROWS) if len(acts) else ():
-            yield block.float()
-        left -= min(left, len(acts))
+            rows = rows[is_held_out(store.row_docs(shard), fraction)]
+        for block in rows[:left].split(BLOCK_ROWS) if len(rows) else ():
+            yield store.gather(block, point)
+        first_row += n_rows
+        left -= min(left, len(rows))
         if left == 0:
             return
 
@@ -347,7 +349,8 @@ def _scored_contexts(
 def _check_model(model: nn.Module, store: ActivationStore, point: str, batch: _ContextBatch) -> None:
     """raises: ValueError when the model's activations on these contexts are not the rows of the store; names can lie."""
     sequences, _ = store.row_positions(batch.shard)
-    rows = store.acts(batch.shard, point)[torch.isin(sequences, batch.sequences)].float()
+    places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])
+    rows = store.gather(places, point)
     acts = run_to(model, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point].float().cpu()[batch.kept]
     difference = ((acts - rows).norm() / rows.norm()).item()
     if not difference < _SAME_MODEL_TOLERANCE:

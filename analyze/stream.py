@@ -61,14 +61,14 @@ def blocks(sae: SparseAutoencoder, store: ActivationStore, hook_point: str, star
     shard_row = 0
     for shard, n_rows in enumerate(store.shard_rows):
         first_row = max(shard_row, start_row)
-        rows = store.acts(shard, hook_point)[first_row - shard_row :]
-        shard_row += n_rows
-        for acts in rows.split(BLOCK_ROWS) if len(rows) else ():
+        for start in range(first_row - shard_row, n_rows, BLOCK_ROWS):
+            acts = store.acts(shard, hook_point, slice(start, start + BLOCK_ROWS))
             if not acts.isfinite().all():
                 row = first_row + int((~acts.isfinite().all(1)).nonzero()[0])
                 raise ValueError(f"{store.path} {hook_point}: row {row} holds nan or infinity; harvest that store again")
             yield Block(first_row, acts.to(sae.device, sae.dtype))
             first_row += len(acts)
+        shard_row += n_rows
 
 
 def latent_blocks(

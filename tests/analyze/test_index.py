@@ -101,8 +101,8 @@ class RoundedStore:
     def __getattr__(self, name):
         return getattr(self._store, name)
 
-    def acts(self, shard, hook_point=None):
-        return (self._store.acts(shard, hook_point) * 20).round()
+    def acts(self, shard, hook_point=None, rows=slice(None)):
+        return (self._store.acts(shard, hook_point, rows) * 20).round()
 
 
 @pytest.mark.parametrize("kind", ["relu", "topk"])

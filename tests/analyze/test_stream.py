@@ -48,8 +48,8 @@ def test_rows_that_are_not_finite_are_named(store, sae):
     class Broken:
         path, shard_rows = store.path, [3]
 
-        def acts(self, shard, hook_point):
-            return torch.tensor([[0.0], [float("nan")], [1.0]])
+        def acts(self, shard, hook_point, rows):
+            return torch.tensor([[0.0], [float("nan")], [1.0]])[rows]
 
     with pytest.raises(ValueError, match="row 1 holds nan or infinity"):
         list(blocks(sae, Broken(), HOOK_POINT))

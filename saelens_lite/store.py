@@ -308,7 +308,8 @@ class ActivationStore:
         key = (self._index(shard), self.hook_point(hook_point))
         if key not in self._mapped:
             with self._open(data_name(*key), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
-                self._mapped[key] = {name: file.get_tensor(name) for name in file.keys()}
+                names = file.keys()
+                self._mapped[key] = {name: file.get_tensor(name) for name in names}
         return self._mapped[key]
 
     def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:

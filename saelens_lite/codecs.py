@@ -1,0 +1,214 @@
+"""How a shard keeps its rows: the codecs float32, float16, bfloat16 and int8.
+
+A codec says which tensors of a shard's data file hold the rows, here in file order; the shard appends `norm`. n_rows and
+d_model alone determine their shapes, so a file's head and size are known before its first row. All is little-endian.
+
+    float32, float16, bfloat16      acts  {F32|F16|BF16}[n_rows d_model]       the rows, rounded to nearest even
+
+    int8, m = n_outliers(d_model)   q             I8[n_rows d_model − m]       quantised entries of the plain columns
+                                    center        F32[d_model]                 a value near each column's mean
+                                    column_scale  F32[d_model − m]             a value near each plain column's spread
+                                    outlier_cols  I32[m]                       ascending; the other columns are plain
+                                    scale         F16[n_rows]                  step of each row, in column_scale
+                                    outliers      BF16[n_rows m]               entries of the outlier columns less center
+
+A row of int8 is center + q · (scale · column_scale) in the plain columns and center + outliers in the others, computed
+in float32 in this order. scale is the row's largest |entry − center| / column_scale, divided by 127 and rounded up, so
+that |q| ≤ 127. Residual streams have a large mean, columns of very different spread and a few extreme ones: the center
+takes away the first, column_scale evens out the second, and the m columns of largest spread, where extreme entries
+are, stand apart so that they cannot coarsen the step of their rows. center, column_scale and outlier_cols come from the
+first rows of the shard (mean, standard deviation, largest standard deviation), so rows are written as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+STORE_DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "int8": torch.int8,
+}
+"""Codecs by name; the dtype of the tensor that holds most of the rows stands for the codec."""
+
+_CALIBRATION_ROWS = 4096
+_LEAST_COLUMN_SCALE = 1 / 8
+"""Of the root mean square over the plain columns. It costs at most 1/64 of the error, and bounds what an entry does to
+its row where a column that was constant in the first rows moves later."""
+
+_DTYPE_NAMES = {
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.int32: "I32",
+}
+
+Layout = list[tuple[str, torch.dtype, tuple[int, ...]]]
+"""Name, dtype and shape of each tensor in file order; the first one grows with the rows, the others follow at the end."""
+
+
+class Encoder(Protocol):
+    """Turns the rows of one shard and hook point, which come in order and in any portions, into tensors of a file."""
+
+    layout: Layout
+
+    def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The next rows. Returns what they add to the layout's first tensor, and the rows as a reader will see them.
+
+        rows: float[n d_model], on any device
+        returns: ([n …], float[n d_model]), both contiguous on the CPU; rows that the codec cannot hold, or that are not
+            finite themselves, come back not finite
+        """
+
+    def tail(self) -> list[Tensor]:
+        """The other tensors of the layout, once all rows have come."""
+
+
+def encoder(dtype: torch.dtype, n_rows: int, d_model: int) -> Encoder:
+    """An encoder for n_rows rows of width d_model. dtype: one of STORE_DTYPES"""
+    return Int8Encoder(n_rows, d_model) if dtype == torch.int8 else FloatEncoder(n_rows, d_model, dtype)
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name that safetensors has for a dtype of a layout."""
+    return _DTYPE_NAMES[dtype]
+
+
+def decode(tensors: Mapping[str, Tensor], rows: slice | Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Some rows of a shard, from the tensors of its data file; only what these rows need is read.
+
+    tensors: as in the layout, memory-mapped or not
+    rows: a slice of the shard's rows, or int64[n] row numbers
+    dtype: None gives the rows as they are kept: the float type of a float codec, without a copy for a slice; float32 of
+        int8
+    returns: dtype[n d_model]
+    """
+    if "acts" in tensors:
+        acts = tensors["acts"][rows]
+        return acts if dtype is None else acts.to(dtype)
+    decoded = _decode_int8(
+        tensors["q"][rows],
+        tensors["center"],
+        tensors["column_scale"],
+        tensors["outlier_cols"].long(),
+        tensors["scale"][rows],
+        tensors["outliers"][rows],
+    )
+    return decoded if dtype is None else decoded.to(dtype)
+
+
+def row_bytes(dtype: torch.dtype, d_model: int) -> int:
+    """Bytes that a row takes in the data file, its norm included. dtype: one of STORE_DTYPES"""
+    extra = 2 + n_outliers(d_model) if dtype == torch.int8 else 0
+    return d_model * dtype.itemsize + extra + 4
+
+
+def n_outliers(d_model: int) -> int:
+    """Outlier columns of an int8 shard: as many as keep a row, its norm included, within 0.52 of its bytes in bfloat16.
+
+    d_model + m + 6 ≤ 0.52 · (2 · d_model + 4) gives 3 at width 192, 26 at 768, 159 at 4096, and none below 123. A row
+    of fewer than 98 columns takes more.
+    """
+    return max(0, (4 * d_model - 392) // 100)
+
+
+class FloatEncoder:
+    """Rows in one of torch's float types."""
+
+    def __init__(self, n_rows: int, d_model: int, dtype: torch.dtype):
+        self.layout: Layout = [("acts", dtype, (n_rows, d_model))]
+        self._dtype = dtype
+
+    def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        stored = rows.to(self._dtype).cpu().contiguous()
+        return stored, stored
+
+    def tail(self) -> list[Tensor]:
+        return []
+
+
+class Int8Encoder:
+    """Rows of 8-bit integers with a step for each row and column; extreme columns apart. See the top of this file."""
+
+    def __init__(self, n_rows: int, d_model: int):
+        m = n_outliers(d_model)
+        self.layout: Layout = [
+            ("q", torch.int8, (n_rows, d_model - m)),
+            ("center", torch.float32, (d_model,)),
+            ("column_scale", torch.float32, (d_model - m,)),
+            ("outlier_cols", torch.int32, (m,)),
+            ("scale", torch.float16, (n_rows,)),
+            ("outliers", torch.bfloat16, (n_rows, m)),
+        ]
+        self._center = torch.zeros(d_model)
+        self._column_scale = torch.ones(d_model - m)
+        self._outlier_cols = torch.arange(m)
+        self._scale = torch.empty(n_rows, dtype=torch.float16)
+        self._outliers = torch.empty(n_rows, m, dtype=torch.bfloat16)
+        self._n_rows = 0
+
+    def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        rows = rows.cpu().float()
+        if self._n_rows == 0 and len(rows):
+            self._calibrate(rows[:_CALIBRATION_ROWS])
+        here = slice(self._n_rows, self._n_rows + len(rows))
+        self._n_rows = here.stop
+
+        centered = rows - self._center
+        self._outliers[here] = centered[:, self._outlier_cols]
+        plain = centered.index_select(1, _others(self._outlier_cols, rows.shape[1])).div_(self._column_scale)
+        scale = _half_rounded_up(plain.abs().amax(1) / 127)
+        self._scale[here] = scale
+        q = plain.div_(scale.float().where(scale > 0, 1)[:, None]).round_().to(torch.int8)
+        stored = _decode_int8(q, self._center, self._column_scale, self._outlier_cols, scale, self._outliers[here])
+        return q, stored
+
+    def tail(self) -> list[Tensor]:
+        return [self._center, self._column_scale, self._outlier_cols.int(), self._scale, self._outliers]
+
+    def _calibrate(self, rows: Tensor) -> None:
+        """Choose center, column scales and outlier columns by the finite ones of these rows: float32[n d_model]."""
+        rows = rows[rows.isfinite().all(1)].double()
+        if not len(rows):
+            return
+        self._center = rows.mean(0).float()
+        spread = rows.sub_(self._center).square_().mean(0).sqrt_()
+        self._outlier_cols = spread.topk(len(self._outlier_cols)).indices.sort().values
+        spread = spread[_others(self._outlier_cols, len(spread))]
+        least = _LEAST_COLUMN_SCALE * spread.square().mean().sqrt()
+        if least > 0:
+            self._column_scale = spread.clamp_min_(least).float()
+
+
+def _decode_int8(
+    q: Tensor, center: Tensor, column_scale: Tensor, outlier_cols: Tensor, scale: Tensor, outliers: Tensor
+) -> Tensor:
+    """float32[n d_model] from the tensors of int8 at n rows. One order of operations, so that writer and reader agree."""
+    plain = scale.float()[:, None] * column_scale
+    plain *= q
+    if len(outlier_cols):
+        rows = plain.new_empty(len(q), len(center))
+        rows.index_copy_(1, _others(outlier_cols, len(center)), plain)
+        rows.index_copy_(1, outlier_cols, outliers.float())
+    else:
+        rows = plain
+    return rows.add_(center)
+
+
+def _others(columns: Tensor, d_model: int) -> Tensor:
+    """int64[d_model − m]: the columns that are not among these, ascending."""
+    other = torch.ones(d_model, dtype=torch.bool)
+    other[columns] = False
+    return other.nonzero().view(-1)
+
+
+def _half_rounded_up(x: Tensor) -> Tensor:
+    """The least float16 not below x ≥ 0; beyond its range infinity, for nan nan. float32[n] → float16[n]"""
+    half = x.half()
+    return torch.where(half.float() < x, (half.view(torch.int16) + 1).view(torch.float16), half)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from .mixture import check_weights
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class HarvestConfig:
@@ -14,7 +16,8 @@ class HarvestConfig:
     """Hub id or local folder of a Hugging Face causal language model."""
 
     dataset: tuple[str, ...]
-    """Hub ids or local files (txt, jsonl, json, csv, parquet; .gz too) or folders, read one after the other."""
+    """Hub ids or local files (txt, jsonl, json, csv, parquet; .gz too) or folders, read one after the other, or mixed by
+    dataset_weights."""
 
     hook_points: tuple[str, ...]
     """Where to take activations, such as blocks.3.hook_resid_post or a module path; all share one forward pass."""
@@ -38,10 +41,18 @@ class HarvestConfig:
     """Split of the dataset. Plain local files have only train."""
 
     text_column: str = "text"
-    """Column that holds a document's text. Plain text files have text."""
+    """Column that holds a document: a text, a chat (messages with role and content, for the tokenizer's chat template), or
+    token ids, such as messages or input_ids. Plain text files have text."""
 
     text_unit: Literal["line", "paragraph", "document"] = "line"
     """What one document is in a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
+
+    dataset_weights: tuple[float, ...] | None = None
+    """A weight for each dataset: about this share of the documents comes from it, mixed throughout, until it ends. None
+    reads one dataset after the other."""
+
+    seed: int = 0
+    """Draws which dataset of a mixture gives which document; without dataset_weights it changes nothing."""
 
     tokenizer: str | None = None
     """Hub id or local folder of the tokenizer; None takes the model's own."""
@@ -93,6 +104,8 @@ class HarvestConfig:
             raise ValueError(
                 f"documents_per_shard expected at least 1, or None to choose it, got {self.documents_per_shard}"
             )
+        if self.dataset_weights is not None:
+            check_weights(self.dataset_weights, len(self.dataset))
         for name, choices in (
             ("dtype", ("bfloat16", "float16", "float32", "int8")),
             ("compute_dtype", (None, "bfloat16", "float16", "float32")),

@@ -64,7 +64,8 @@ def _loop(
     from tqdm.auto import tqdm
 
     n_rows, max_tokens = 0, plan["max_tokens"]
-    todo = packed_shards(source, tokenizer, plan, finished, model.get_input_embeddings().num_embeddings)
+    claims = (i for i in itertools.count() if i not in finished)
+    todo = packed_shards(source, tokenizer, plan, claims, model.get_input_embeddings().num_embeddings)
     done = min(sum(finished.values()), max_tokens)
     bar = tqdm(total=max_tokens, initial=done, unit=" tokens", unit_scale=True, disable=not progress, desc="harvest")
 

@@ -3,48 +3,71 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from saelens_lite.tokens import PackedContexts, pack
 
-from .source import Source
+from .documents import Cursor, Document, Source
 
 _TOKENIZE_DOCUMENTS = 64
+
+_TODAY = datetime.datetime(2024, 7, 26)
+"""What a chat template is told when it asks for the date: rows depend on the plan, not on the day. It is the date that
+templates which have a default (Llama 3.2) take."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedShard:
-    """What one shard needs before the model: its contexts, and how many documents its span has."""
+    """What one shard needs before the model: its contexts, how many documents its span has, and where that began.
+
+    cursor: for `Source.open(index * documents_per_shard, cursor)`; None where the source has no positions
+    """
 
     index: int
     contexts: PackedContexts
     n_documents: int
+    cursor: Cursor | None
 
 
 def packed_shards(
-    source: Source, tokenizer: Any, plan: dict[str, Any], finished: Collection[int], n_embeddings: int
+    source: Source,
+    tokenizer: Any,
+    plan: dict[str, Any],
+    claims: Iterable[int],
+    n_embeddings: int,
+    start: int = 0,
+    cursor: Cursor | None = None,
 ) -> Iterator[PackedShard]:
-    """The shards that are not finished, in order; the documents of finished ones are read past, not tokenised.
+    """The claimed shards, up to the first that has no documents; what lies between them is read past, not tokenised.
 
-    raises: ValueError for a token id that the model has no embedding for
+    claims: indices of shards, ascending; each is taken only when its turn comes, so there may be infinitely many
+    n_embeddings: token ids from 0 to n_embeddings - 1 are the model's
+    start, cursor: a shard not behind the first claim, and the source's cursor before it, from an earlier run
+    raises: ValueError for a token id that the model has no embedding for, or claims that do not ascend from `start`
     """
-    documents = enumerate(source.texts)
-    for index in itertools.count():
-        span = list(itertools.islice(documents, plan["documents_per_shard"]))
+    per_shard = plan["documents_per_shard"]
+    documents = source.open(start * per_shard, cursor)
+    at = start
+    for index in claims:
+        if index < at:
+            raise ValueError(f"claims expected ascending shards from {at} on, got {index}")
+        documents.skip((index - at) * per_shard)
+        position = documents.cursor()
+        span = list(itertools.islice(documents, per_shard))
         if not span:
             return
-        if index in finished:
-            continue
+        at, first_doc = index + 1, index * per_shard
         contexts = pack(
-            _tokenized(span, tokenizer),
+            _tokenized(span, first_doc, tokenizer, n_embeddings),
             plan["context_length"],
             plan["bos_id"],
             separator_id=plan["separator_id"],
             special_ids=plan["special_ids"],
             max_rows=plan["max_tokens"],
-            first_doc=span[0][0],
+            first_doc=first_doc,
         )
         largest = int(contexts.input_ids.max(initial=0))
         if largest >= n_embeddings:
@@ -52,18 +75,74 @@ def packed_shards(
                 f"the tokenizer gave id {largest}, the model has embeddings for 0 to {n_embeddings - 1}: "
                 "they do not belong together"
             )
-        yield PackedShard(index, contexts, len(span))
+        yield PackedShard(index, contexts, len(span), position)
 
 
-def _tokenized(span: list[tuple[int, str]], tokenizer: Any) -> Iterator[tuple[int, list[int]]]:
+def _tokenized(span: list[Document], first_doc: int, tokenizer: Any, n_embeddings: int) -> Iterator[tuple[int, list[int]]]:
     for start in range(0, len(span), _TOKENIZE_DOCUMENTS):
         part = span[start : start + _TOKENIZE_DOCUMENTS]
-        yield from zip((index for index, _ in part), token_ids(tokenizer, [text for _, text in part]), strict=True)
+        for index, (document, ids) in enumerate(zip(part, token_ids(tokenizer, part), strict=True), first_doc + start):
+            if not isinstance(document, str) and ids and not 0 <= min(ids) <= max(ids) < n_embeddings:
+                wrong = min(ids) if min(ids) < 0 else max(ids)
+                raise ValueError(
+                    f"document {index} holds id {wrong}, the model has embeddings for 0 to {n_embeddings - 1}: "
+                    "they do not belong together"
+                )
+            yield index, ids
 
 
-def token_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The ids of each text, without added special tokens; `verbose` would warn of texts longer than a context."""
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+def token_ids(tokenizer: Any, documents: Sequence[Document]) -> list[list[int]]:
+    """The ids of each document, without added special tokens.
+
+    A chat goes through the tokenizer's chat template. A BOS that a template or the ids of a tokenised document begin with
+    is left out, as packing puts its own.
+
+    raises: ValueError for a chat that the tokenizer has no template for, or that its template refuses
+    """
+    texts = [document if isinstance(document, str) else _chat_text(tokenizer, document) for document in documents]
+    tokenized = iter(_encoded(tokenizer, [text for text in texts if text is not None]))
+    ids = [document if text is None else next(tokenized) for document, text in zip(documents, texts, strict=True)]
+    return [
+        each[1:] if each and each[0] == tokenizer.bos_token_id and not isinstance(document, str) else each
+        for document, each in zip(documents, ids, strict=True)
+    ]
+
+
+def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """The ids of texts: straight from a fast tokenizer's own batch call, as building a BatchEncoding takes a third of the
+    time. `verbose` would warn of texts longer than a context.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    as_it_stands = (
+        backend is not None
+        and backend.truncation is None
+        and backend.padding is None
+        and backend.encode_special_tokens == tokenizer.split_special_tokens
+    )
+    try:
+        if as_it_stands:
+            return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    except (TypeError, UnicodeEncodeError):  # half of a surrogate pair, as cut JSON escapes leave it, is no character
+        whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
+        if whole == texts:
+            raise
+        return _encoded(tokenizer, whole)
+
+
+def _chat_text(tokenizer: Any, document: list[dict[str, Any]] | list[int]) -> str | None:
+    """The text of a chat; None for a document of token ids."""
+    if not document or isinstance(document[0], int):
+        return None
+    if getattr(tokenizer, "chat_template", None) is None:
+        raise ValueError(
+            f"a document is a chat of {len(document)} messages, and the tokenizer has no chat template: take the "
+            "tokenizer of a chat model, set tokenizer.chat_template, or name another text_column"
+        )
+    try:
+        return tokenizer.apply_chat_template(document, tokenize=False, strftime_now=_TODAY.strftime)
+    except Exception as error:  # a template is a program of its own, and raises what it likes
+        raise ValueError(f"the tokenizer's chat template refuses a chat, {str(document)[:200]}: {error}") from error
 
 
 def special_ids(tokenizer: Any) -> list[int]:

@@ -1,19 +1,21 @@
-"""Documents: from the hub, local files, `datasets` objects or any iterable, as a stream of texts in a fixed order.
-
-A document's index in this stream is its identity everywhere: in shards, in the held-out split, in provenance.
-"""
+"""Sources of documents: the hub, local files, `datasets` objects or any iterable, by name or as an object."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
-import itertools
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
 from saelens_lite.errors import nearest
+
+from .documents import FIRST_DOCUMENTS, Source, no_column, probed, sha256_of
+from .lines import OPENERS, JsonLines, TextFile, columns
+from .mixture import chained
+from .rows import row_streams
 
 _FORMATS = {
     ".txt": "text",
@@ -25,22 +27,9 @@ _FORMATS = {
     ".parquet": "parquet",
 }
 _COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
-_PROBE_DOCUMENTS = 64
 _PROBE_BYTES = 1 << 20
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Source:
-    """A stream of documents, to be read once.
-
-    facts: what identifies it, for the plan
-    first: its first documents, at most 64, read to look before anything is done
-    texts: all documents, the first ones included
-    """
-
-    facts: dict[str, Any]
-    first: list[str]
-    texts: Iterator[str]
+_MOST_COMPRESSED = 8
+"""How many times its size a compressed file's text is taken to have, at most."""
 
 
 def as_names(dataset: Any) -> list[str] | None:
@@ -70,55 +59,36 @@ def open_named(
 
     raises: ValueError if there is no document, no such split or no such column; FileNotFoundError for a missing file
     """
-    parts = [_named(name, split, text_unit, config, revision) for name in names]
-    facts = {"sources": [facts for facts, _ in parts], "split": split}
-
-    texts = itertools.chain.from_iterable(_texts(rows, text_column, name) for name, (_, rows) in zip(names, parts))
-    return _probed(facts, text_column, texts, ", ".join(names))
+    parts = [_named(name, split, text_column, text_unit, config, revision) for name in names]
+    facts = {"sources": [part.facts for part in parts], "split": split}
+    return _looked_at(chained(parts, facts), text_column, ", ".join(names))
 
 
 def open_given(dataset: Any, *, split: str = "train", text_column: str = "text") -> Source:
     """The documents that the caller holds.
 
-    dataset: a `datasets` object; any iterable of strings, or of mappings with a text column; a mapping of these by split.
+    dataset: a `datasets` object; any iterable of strings, of chats (lists of messages), of lists of token ids, or of
+        mappings with a text column; a mapping of these by split.
         A one-time iterator is read where it stands: to go on with a harvest, pass a fresh one.
-    raises: ValueError if there is no document, no such split or no such column
+    raises: ValueError if there is no document, no such split or no such column, or a stream is shuffled through a buffer
     """
     if isinstance(dataset, Mapping):
         dataset = _split_of(dataset, split, "the dataset")
     if not isinstance(dataset, Iterable):
         raise ValueError(f"dataset expected names, texts or rows, got {type(dataset).__name__}")
     described = f"{type(dataset).__name__} of documents"
-    facts = {"sources": [{"kind": described, "documents": len(dataset) if isinstance(dataset, Sized) else None}]}
-    return _probed(facts, text_column, _texts(dataset, text_column, described), described)
+    n_documents = len(dataset) if isinstance(dataset, Sized) else None
+    facts = {"sources": [{"kind": described, "documents": n_documents}]}
+    source = probed(facts, row_streams(dataset, text_column, described), n_documents=n_documents)
+    return _looked_at(source, text_column, described)
 
 
-def _probed(facts: dict[str, Any], text_column: str, texts: Iterator[str], described: str) -> Source:
-    """Read the first documents, so that what is wrong shows at once; their hash joins the facts."""
-    first = list(itertools.islice(texts, _PROBE_DOCUMENTS))
-    if not first:
+def _looked_at(source: Source, text_column: str, described: str) -> Source:
+    """The source, with the hash of its first documents among its facts."""
+    if not source.first:
         raise ValueError(f"{described} holds no documents: there is nothing to harvest")
-    digest = hashlib.sha256("\0".join(first).encode("utf-8", "surrogatepass")).hexdigest()
-    facts = facts | {"text_column": text_column, "first_documents_sha256": digest}
-    return Source(facts, first, itertools.chain(first, texts))
-
-
-def _texts(rows: Iterable[Any], text_column: str, described: str) -> Iterator[str]:
-    """The text of each row: a string, or a mapping's text column; a missing text is an empty document."""
-    for index, row in enumerate(rows):
-        text = row
-        if isinstance(row, Mapping):
-            if text_column not in row:
-                raise ValueError(
-                    f"{described} has no column {text_column!r}{nearest(text_column, row)}; "
-                    f"its columns are {', '.join(map(str, row))}: name one with text_column"
-                )
-            text = row[text_column]
-        if text is not None and not isinstance(text, str):
-            raise ValueError(
-                f"{described}: document {index} expected text, got {type(text).__name__}; name another text_column"
-            )
-        yield text or ""
+    facts = source.facts | {"text_column": text_column, "first_documents_sha256": sha256_of(source.first)}
+    return dataclasses.replace(source, facts=facts)
 
 
 def _looks_like_dataset(name: str) -> bool:
@@ -136,12 +106,8 @@ def _format_of(name: str) -> str | None:
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _named(
-    name: str, split: str, text_unit: str, config: str | None, revision: str | None
-) -> tuple[dict[str, Any], Iterable[Any]]:
-    """(facts for the plan, rows) of a dataset on the hub or on disk."""
-    import datasets
-
+def _named(name: str, split: str, text_column: str, text_unit: str, config: str | None, revision: str | None) -> Source:
+    """One dataset on the hub or on disk; it may turn out to be empty."""
     path, kind = Path(name), _format_of(name)
     if path.is_file() and kind is None:
         raise ValueError(f"dataset {name} expected a file of type {', '.join(_FORMATS)} (compressed too), got {path.name}")
@@ -149,9 +115,11 @@ def _named(
         options = {"sample_by": text_unit} if kind == "text" else {}
         arguments: dict[str, Any] = {"path": kind, "data_files": str(path), **options}
         facts = {"file": path.name, "fingerprint": _file_fingerprint(path)} | options
+        if (suffix := _read_here(path)) is not None:
+            return _lines_of(path, suffix, facts, split, text_column, text_unit)
     elif path.is_dir():
         if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
-            return _saved_to_disk(path, split)
+            return _saved_to_disk(path, split, text_column)
         arguments = {"path": str(path), "name": config}
         facts = {"folder": path.name, "config": config}
     elif kind is not None:
@@ -165,6 +133,8 @@ def _named(
         arguments = {"path": name, "name": config, "revision": revision}
         facts = {"hub": name, "config": config, "revision": revision}
 
+    import datasets
+
     builder = datasets.load_dataset_builder(**arguments)
     try:
         stream = builder.as_streaming_dataset(split=split)
@@ -175,16 +145,47 @@ def _named(
     if "hub" in facts:
         commit = re.search("@([0-9a-f]{40})", str(builder.config.data_files))
         facts["fingerprint"] = commit[1] if commit else None
-    return facts, stream
+    return probed(facts, row_streams(stream, text_column, name), approximate_bytes=_text_bytes(path))
 
 
-def _saved_to_disk(path: Path, split: str) -> tuple[dict[str, Any], Iterable[Any]]:
+def _read_here(path: Path) -> str | None:
+    """The suffix, compression aside, of a file that is read line by line here; None for what `datasets` reads."""
+    suffix = path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
+    return suffix if suffix == ".jsonl" or _FORMATS.get(suffix) == "text" else None
+
+
+def _lines_of(path: Path, suffix: str, facts: dict[str, Any], split: str, text_column: str, text_unit: str) -> Source:
+    if split != "train":
+        raise ValueError(f"dataset {path} has no split {split!r}: a file of its own has only train")
+    stream: Any
+    if suffix == ".jsonl":
+        found, stream = columns(path, FIRST_DOCUMENTS), functools.partial(JsonLines, path, text_column)
+    else:
+        found, stream = ["text"], functools.partial(TextFile, path, text_unit)
+    if found and text_column not in found:
+        no_column(str(path), text_column, found)
+    return probed(facts, lambda start, cursor: stream(cursor), approximate_bytes=_text_bytes(path))
+
+
+def _saved_to_disk(path: Path, split: str, text_column: str) -> Source:
     import datasets
 
     found = datasets.load_from_disk(str(path))
     if isinstance(found, datasets.DatasetDict):
         found = _split_of(found, split, f"dataset {path}")
-    return {"folder": path.name, "fingerprint": found._fingerprint}, found
+    facts = {"folder": path.name, "fingerprint": found._fingerprint}
+    size = sum(_text_bytes(Path(part["filename"])) or 0 for part in found.cache_files)
+    return probed(facts, row_streams(found, text_column, str(path)), n_documents=len(found), approximate_bytes=size)
+
+
+def _text_bytes(path: Path) -> int | None:
+    """An upper estimate of the bytes of text in a file or folder; None where there is none (a hub dataset)."""
+    if path.is_dir():
+        return sum(_text_bytes(file) or 0 for file in path.rglob("*") if file.is_file())
+    if not path.is_file():
+        return None
+    compressed = path.suffix in _COMPRESSED | {".parquet"}
+    return path.stat().st_size * (_MOST_COMPRESSED if compressed else 1)
 
 
 def _split_of(splits: Mapping[str, Any], split: str, described: str) -> Any:

@@ -128,16 +128,26 @@ def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -
     fraction: expected share of documents held out, 0 to 1
     seed: another seed draws another split
     returns: bool[...], the same kind as doc_ids
-    source: the mixer is splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is a share of documents from 0 to 1, got {fraction}")
     if isinstance(doc_ids, Tensor):
         return torch.from_numpy(is_held_out(doc_ids.cpu().numpy(), fraction, seed)).to(doc_ids.device)
-    documents = np.asarray(doc_ids).astype(np.uint64)
-    stream = _splitmix64(np.array([seed], dtype=np.int64).astype(np.uint64))
-    uniform = (_splitmix64(documents ^ stream) >> np.uint64(11)) * 2.0**-53
-    return uniform < fraction
+    return hashed_uniform(np.asarray(doc_ids), seed) < fraction
+
+
+def hashed_uniform(indices: np.ndarray, *keys: int) -> np.ndarray:
+    """A number for each index, uniform in [0, 1): a stateless hash of the index and the keys.
+
+    indices: int64[...]
+    keys: integers; other keys, and other numbers of keys, give independent numbers
+    returns: float64[...], multiples of 2^-53
+    source: the mixer is splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)
+    """
+    stream = np.zeros(1, dtype=np.uint64)
+    for key in keys:
+        stream = _splitmix64(stream ^ np.array([key], dtype=np.int64).astype(np.uint64))
+    return (_splitmix64(indices.astype(np.uint64) ^ stream) >> np.uint64(11)) * 2.0**-53
 
 
 def _splitmix64(x: np.ndarray) -> np.ndarray:

@@ -1,0 +1,153 @@
+"""Documents of local text and jsonl files, found again by byte offset.
+
+The cursor is [byte, line]: the offset of the next document in the decompressed file, and how many lines lie before it.
+A plain file is entered there; a compressed one is decompressed up to there, but nothing of it is parsed.
+
+Text is UTF-8 with any line ends (CR, LF, CRLF), cut as the `text` loader of `datasets` cuts it: a line, empty ones
+included; a paragraph, which ends before two line ends, empty ones left out; or the whole file.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .documents import Cursor, Document, DocumentStream, as_document
+
+OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+"""Compressions that are read here, by suffix."""
+
+_BUFFER_BYTES = 1 << 18
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
+
+
+class _FileStream(DocumentStream):
+    """The pieces of a file, each with the position behind it; a subclass says what is a piece and what it holds."""
+
+    def __init__(self, path: Path, cursor: Cursor | None) -> None:
+        self.path = path
+        self.byte, self.line = cursor or (0, 0)
+        self.pieces = self._guarded()
+
+    def __next__(self) -> Document:
+        piece = next(self.pieces)
+        try:
+            return self._document(piece)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path}, line {self.line}: expected UTF-8 text, got byte {piece[error.start]:#04x}: convert the "
+                "file, or give it the suffix of its compression"
+            ) from error
+
+    def cursor(self) -> list[int]:
+        return [self.byte, self.line]
+
+    def skip(self, n: int) -> int:
+        return sum(1 for _ in zip(range(n), self.pieces))
+
+    def _guarded(self) -> Iterator[bytes]:
+        with OPENERS.get(self.path.suffix, open)(self.path, "rb") as raw, io.BufferedReader(raw, _BUFFER_BYTES) as file:
+            try:
+                file.seek(self.byte)
+                yield from self._pieces(file)
+            except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
+                raise ValueError(f"{self.path} cannot be read beyond line {self.line}, it is damaged: {error}") from error
+
+    def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
+        raise NotImplementedError
+
+    def _document(self, piece: bytes) -> Document:
+        raise NotImplementedError
+
+
+class JsonLines(_FileStream):
+    """A column of a jsonl file; blank lines are passed over, and a row without the column is an empty document.
+
+    raises: ValueError for a line that is no JSON object (names file and line), or whose column holds no document
+    """
+
+    def __init__(self, path: Path, text_column: str, cursor: Cursor | None = None) -> None:
+        super().__init__(path, cursor)
+        self.text_column = text_column
+
+    def row(self, piece: bytes) -> dict[str, Any]:
+        try:
+            row = json.loads(piece)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{self.path}, line {self.line}: expected one JSON object a line, got {piece[:60]!r}: {error}"
+            ) from error
+        if not isinstance(row, dict):
+            raise ValueError(
+                f"{self.path}, line {self.line}: expected one JSON object a line, such as "
+                f'{{"{self.text_column}": …}}, got {type(row).__name__}; one array over many lines is a .json file'
+            )
+        return row
+
+    def _document(self, piece: bytes) -> Document:
+        return as_document(self.row(piece).get(self.text_column), f"{self.path}, line {self.line}")
+
+    def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
+        for line in file:
+            self.byte += len(line)
+            self.line += 1
+            if not line.isspace():
+                yield line
+
+
+def columns(path: Path, n_rows: int) -> list[str]:
+    """The columns in the first rows of a jsonl file, in the order in which they appear."""
+    stream = JsonLines(path, "text")
+    return list(dict.fromkeys(name for _, piece in zip(range(n_rows), stream.pieces) for name in stream.row(piece)))
+
+
+class TextFile(_FileStream):
+    """The lines of a text file, its paragraphs, or all of it, by `unit`.
+
+    raises: ValueError for bytes that are not UTF-8 (names file and line)
+    """
+
+    def __init__(self, path: Path, unit: str, cursor: Cursor | None = None) -> None:
+        super().__init__(path, cursor)
+        self.unit = unit
+
+    def _document(self, piece: bytes) -> str:
+        return piece.decode("utf-8")
+
+    def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
+        if self.unit == "document":
+            if self.line == 0:
+                whole = b"".join(self._lines(file))
+                self.line = max(1, self.line)  # behind an empty file, too, is another place than before it
+                yield whole
+            return
+        if self.unit == "line":
+            for line in self._lines(file):
+                yield line.removesuffix(b"\n")
+            return
+        paragraph: list[bytes] = []
+        for line in self._lines(file):
+            if line != b"\n" or not paragraph:
+                paragraph.append(line)
+                continue
+            if ended := b"".join(paragraph)[:-1]:
+                yield ended
+            paragraph = []
+        if paragraph:
+            yield b"".join(paragraph)
+
+    def _lines(self, file: io.BufferedReader) -> Iterator[bytes]:
+        """Each line with its end as \\n; the position is behind it once it is given."""
+        for upto_newline in file:
+            for line in _LINE.findall(upto_newline) if b"\r" in upto_newline else [upto_newline]:
+                self.byte += len(line)
+                self.line += 1
+                yield line.rstrip(b"\r\n") + b"\n" if line.endswith((b"\r", b"\n")) else line

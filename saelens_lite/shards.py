@@ -29,7 +29,6 @@ FORMAT = "saelens_lite activation store"
 VERSION = 1
 
 
-
 def shard_name(shard: int) -> str:
     return f"shards/{shard:05d}"
 

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from saelens_lite.codecs import decode
 from saelens_lite.errors import ShardError, nearest
-from saelens_lite.files import LocalFolder, open_folder
+from saelens_lite.files import Folder, LocalFolder, open_folder
 from saelens_lite.shards import (
     check_size,
     check_version,
@@ -88,7 +88,7 @@ class ActivationStore:
     raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than recorded
     """
 
-    def __init__(self, path: str | os.PathLike[str]):
+    def __init__(self, path: str | os.PathLike[str] | Folder):
         self.folder = folder = open_folder(path)
         self.plan: dict[str, Any] = read_json(folder, "plan.json", missing="this folder is no activation store")
         check_version(self.plan, folder.describe("plan.json"))
@@ -106,6 +106,40 @@ class ActivationStore:
         sizes = folder.sizes("shards")
         for name, size_bytes in self._files():
             check_size(folder, name, sizes.get(name), size_bytes)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        path: str | os.PathLike[str],
+        arrays: Any,
+        *,
+        hook_point: str = "acts",
+        dtype: str = "float32",
+        rows_per_shard: int = 65_536,
+        documents: np.ndarray | Tensor | None = None,
+    ) -> ActivationStore:
+        """Keep rows that come from elsewhere, such as an image encoder: training and analysis work on them as on text.
+
+            store = ActivationStore.from_arrays("store/", embeddings, documents=image_ids)
+
+        path: new or empty folder, or URL
+        arrays: [n_rows, d_model] as numpy array or tensor, or an iterable of chunks of it; or a mapping from hook point to
+            either. Iterables are read once, a shard at a time
+        hook_point: the rows' name where arrays is no mapping
+        dtype: how rows are kept: float32, float16, bfloat16 or int8
+        rows_per_shard: rows of a file; memory holds one such shard while writing
+        documents: int[n_rows], ids of 0 or more: what belongs together, so that held-out rows are of other documents than
+            the training rows. None makes every row its own document
+        returns: the store, which has no tokens, contexts or positions
+
+        raises: ValueError for other shapes, a row that is not finite (by number), or unequal numbers of rows; ShardError
+            if the folder is not empty or cannot be written, or a row exceeds the dtype
+        """
+        from saelens_lite.arrays import write_arrays
+
+        folder = open_folder(path)
+        write_arrays(folder, arrays, hook_point=hook_point, dtype=dtype, rows_per_shard=rows_per_shard, documents=documents)
+        return cls(folder)
 
     @property
     def path(self) -> Path | str:

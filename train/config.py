@@ -68,6 +68,9 @@ class TrainConfig:
     """Rows mixed in memory at a time (2 · d_model bytes each in bf16); more mix better across the store."""
     held_out_fraction: float = 0.05
     """Share of documents never trained on, chosen by hash; evaluation uses them."""
+    max_norm_ratio: float | None = None
+    """Train without rows whose norm exceeds this multiple of the store's median row norm: 10 leaves out attention sinks and
+    the like, whose squared error would outweigh everything else. None trains on all rows; evaluation always reads all."""
     eval_every_steps: int | None = None
     """Steps between evaluations on held-out rows; None: ten times a run."""
     eval_rows: int = 16_384
@@ -93,7 +96,7 @@ class TrainConfig:
         for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps"):
             check(getattr(self, name) >= 1, name, "a positive number")
         for name in (
-            "d_sae", "k_aux", "dead_after_tokens", "n_steps", "eval_every_steps", "save_every_steps", "lr",
+            "d_sae", "k_aux", "dead_after_tokens", "n_steps", "eval_every_steps", "save_every_steps", "lr", "max_norm_ratio",
         ):  # fmt: skip
             value = getattr(self, name)
             check(value is None or value > 0, name, "a positive number or None")

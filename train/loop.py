@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 import saelens_lite
+from saelens_lite.codecs import STORE_DTYPES
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.device import best_device
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.shards import STORE_DTYPES
 from saelens_lite.store import ActivationStore
 from saelens_lite.tracker import Tracker
 
@@ -35,6 +35,9 @@ from .trainer import Trainer
 log = logging.getLogger(__name__)
 
 _INIT_ROWS = 32_768
+
+_BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
+"""How the buffer keeps rows, by the store's dtype."""
 
 
 def train_sae(
@@ -94,7 +97,7 @@ class _Run:
         self.hook_point = store.hook_point(config.hook_point)
         self.device = torch.device(config.device or best_device())
         held_out = store.held_out_rows(config.held_out_fraction)
-        train_rows = (~held_out).nonzero().view(-1)
+        train_rows, self.left_out_share = self._train_rows(held_out)
         self.held_out_rows = _spread(held_out.nonzero().view(-1), config.eval_rows)
         self.buffer = RowBuffer(
             store,
@@ -103,18 +106,43 @@ class _Run:
             buffer_rows=config.buffer_rows,
             seed=config.seed,
             hook_point=self.hook_point,
-            dtype=STORE_DTYPES[store.plan["dtype"]],
+            dtype=_BUFFER_DTYPES[store.plan["dtype"]],
         )
         self.n_steps = config.n_steps or max(1, int(config.n_epochs * self.buffer.steps_per_epoch))
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
         self.scale = 1.0
         if config.scale_input:
-            self.scale = input_scale(store.mean_sq_norm(self.hook_point), store.d_model(self.hook_point))
+            self.scale = input_scale(self._mean_sq_norm(train_rows), store.d_model(self.hook_point))
 
         sample = store.gather(_spread(train_rows, _INIT_ROWS), self.hook_point).mul_(self.scale)
         sae = initial_sae(self._sae_config(), sample, config.seed).to(self.device)
         self.trainer = Trainer(sae, config, self.n_steps)
         self.scores: dict[str, float | None] = {}
+
+    def _train_rows(self, held_out: Tensor) -> tuple[Tensor, float | None]:
+        """int64[n] rows to train on, and the share that max_norm_ratio leaves out; None where it is off."""
+        ratio, rows = self.config.max_norm_ratio, (~held_out).nonzero().view(-1)
+        if ratio is None:
+            return rows, None
+        median = self.store.median_norm(self.hook_point)
+        kept = rows[self._norms()[rows] <= ratio * median]
+        share = 1 - len(kept) / max(1, len(rows))
+        log.info("%.4f%% of the training rows are left out: norm above %g × the median %.4g", 100 * share, ratio, median)
+        return kept, share
+
+    def _mean_sq_norm(self, train_rows: Tensor) -> float:
+        """Of the rows trained on where some are left out, else of the store, which has it ready."""
+        if self.left_out_share is None:
+            return self.store.mean_sq_norm(self.hook_point)
+        return float(self._norms()[train_rows].double().square().mean())
+
+    def _norms(self) -> Tensor:
+        """float32[n_rows] of the store"""
+        return torch.cat([self.store.norms(shard, self.hook_point) for shard in range(self.store.n_shards)])
+
+    def _left_out(self) -> dict[str, float]:
+        """The share of training rows left out, for logs and metadata, where that was asked for."""
+        return {} if self.left_out_share is None else {"left_out_share": self.left_out_share}
 
     def _sae_config(self) -> SAEConfig:
         config, store = self.config, self.store
@@ -125,7 +153,7 @@ class _Run:
             kind=config.kind,
             k=config.k if config.kind == "topk" else None,
             hook_point=self.hook_point,
-            hf_module=store.plan["hook_points"][self.hook_point]["module_path"],
+            hf_module=store.plan["hook_points"][self.hook_point].get("module_path", ""),
             model_name=store.model_name,
             metadata={"saelens_lite": {"version": saelens_lite.__version__, "store": store.fingerprint}},
         )
@@ -152,6 +180,7 @@ class _Run:
             f"dead@{window}": dead,
             "lr": trainer.adam.param_groups[0]["lr"],
             "tokens_per_s": tokens / seconds,
+            **self._left_out(),
         }
 
     def held_out_metrics(self) -> dict[str, float | None]:
@@ -181,9 +210,12 @@ class _Run:
             "lr": self.trainer.lr,
             "steps": done,
             "tokens": done * self.config.batch_size_rows,
+            **self._left_out(),
             **self.scores,
         }
-        metadata = {**sae.config.metadata, "saelens_lite": facts, "context_size": self.store.context_length}
+        metadata = {**sae.config.metadata, "saelens_lite": facts}
+        if self.store.has_tokens:
+            metadata["context_size"] = self.store.context_length
         sae.config = dataclasses.replace(sae.config, metadata=metadata)
         sae.save(output)
         (output / "train_config.json").write_text(json.dumps(to_mapping(self.config), indent=1), encoding="utf-8")

@@ -14,9 +14,11 @@ from .documents import Cursor, Document, Source
 
 _TOKENIZE_DOCUMENTS = 64
 
-_TODAY = datetime.datetime(2024, 7, 26)
+_DATE = datetime.datetime(2024, 7, 26)
 """What a chat template is told when it asks for the date: rows depend on the plan, not on the day. It is the date that
-templates which have a default (Llama 3.2) take."""
+Llama's templates take where none is given."""
+
+_DATE_FORMATS = ("a", "A", "b", "B", "d", "-d", "H", "I", "j", "m", "-m", "M", "p", "S", "y", "Y")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -134,15 +136,25 @@ def _chat_text(tokenizer: Any, document: list[dict[str, Any]] | list[int]) -> st
     """The text of a chat; None for a document of token ids."""
     if not document or isinstance(document[0], int):
         return None
-    if getattr(tokenizer, "chat_template", None) is None:
+    if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
             f"a document is a chat of {len(document)} messages, and the tokenizer has no chat template: take the "
             "tokenizer of a chat model, set tokenizer.chat_template, or name another text_column"
         )
     try:
-        return tokenizer.apply_chat_template(document, tokenize=False, strftime_now=_TODAY.strftime)
+        template = _dated(tokenizer.get_chat_template())
+        return tokenizer.apply_chat_template(document, chat_template=template, tokenize=False)
     except Exception as error:  # a template is a program of its own, and raises what it likes
         raise ValueError(f"the tokenizer's chat template refuses a chat, {str(document)[:200]}: {error}") from error
+
+
+def _dated(template: str) -> str:
+    """The template, with the function by which it would ask for today's date shadowed by one that gives `_DATE`."""
+    if "strftime_now" not in template:
+        return template
+    filters = "".join(f"|replace('%{name}', '{_DATE.strftime('%' + name)}')" for name in _DATE_FORMATS)
+    # behind an expression, unlike behind a block, the line end that a template may begin with is kept
+    return "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}{{ '' }}" + template
 
 
 def special_ids(tokenizer: Any) -> list[int]:

@@ -4,7 +4,6 @@ import bz2
 import gzip
 import json
 import lzma
-import shutil
 
 import datasets
 import numpy as np
@@ -195,7 +194,7 @@ def given_sources():
         "picked rows": datasets.Dataset.from_dict({"text": LONG[::-1]}).select(range(89, -1, -1)),
         "stream": dataset.to_iterable_dataset(num_shards=3),
         "mapped stream": dataset.to_iterable_dataset().map(lambda row: {"text": row["text"] + "!"}).filter(lambda row: True),
-        "iterable": {text: None for text in LONG}.keys(),
+        "iterable": dict.fromkeys(LONG).keys(),
     }
 
 
@@ -236,3 +235,140 @@ def test_every_position_of_named_datasets(tmp_path, kind):
 @pytest.mark.parametrize("kind", list(given_sources()))
 def test_every_position_of_given_datasets(kind):
     check_positions(open_given(given_sources()[kind]), open_given(given_sources()[kind]))
+
+
+def test_a_stream_that_went_on_elsewhere_leaves_the_callers_object_alone():
+    stream = datasets.Dataset.from_dict({"text": LONG}).to_iterable_dataset(num_shards=3)
+    source = open_given(stream)
+    one, other = source.open(0, None), source.open(0, None)
+    one.skip(70)
+    assert next(other) == LONG[0]
+    assert documents(source, 70, one.cursor()) == LONG[70:]
+    assert [row["text"] for row in stream] == LONG
+
+
+def test_a_stream_shuffled_through_a_buffer_is_refused():
+    stream = datasets.Dataset.from_dict({"text": LONG}).to_iterable_dataset(num_shards=3)
+    shuffled = stream.shuffle(seed=0, buffer_size=10)
+    for given in (
+        shuffled,
+        shuffled.map(lambda row: row).take(3),
+        datasets.concatenate_datasets([stream, shuffled]),
+        datasets.IterableDatasetDict({"train": shuffled}),
+    ):
+        with pytest.raises(ValueError, match=r"is shuffled through a buffer, .*pass it without shuffle\(\)"):
+            open_given(given)
+    check_positions(open_given(datasets.interleave_datasets([stream, stream])), open_given(stream_of_two(stream)))
+
+
+def stream_of_two(stream):
+    return datasets.interleave_datasets([stream, stream])
+
+
+def test_an_iterator_is_opened_once():
+    source = open_given(iter(LONG))
+    stream = source.open(70, None)
+    assert stream.cursor() is None and list(stream) == LONG[70:]
+    with pytest.raises(ValueError, match="list_iterator of documents can be read only once: pass a fresh one, or a list"):
+        source.open(0, None)
+
+
+def test_an_iterable_that_changes_is_refused():
+    class Rest:
+        def __init__(self):
+            self.texts = iter(LONG)
+
+        def __iter__(self):
+            yield from self.texts
+
+    source = open_given(Rest())
+    assert documents(source) == LONG
+    with pytest.raises(ValueError, match="gave other documents when it was read again"):
+        source.open(0, None)
+
+
+def test_what_is_known_of_the_size(tmp_path):
+    kinds = named_sources(tmp_path)
+
+    def known(names):
+        source = open_named(names)
+        return source.n_documents, source.approximate_bytes
+
+    size = {path: path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()}
+    assert known(kinds["txt"]) == (None, size[tmp_path / "plain.txt"])
+    assert known(kinds["gz"]) == (None, 8 * size[tmp_path / "a.jsonl.gz"])
+    assert known(kinds["jsonl files"]) == (None, sum(size[tmp_path / f"{i}.jsonl"] for i in range(2)))
+    assert known(kinds["folder"]) == (None, 8 * sum(size[tmp_path / f"many/{i}.parquet"] for i in range(2)))
+    n_documents, size_of_saved = known(kinds["saved"])
+    assert n_documents == 90 and size_of_saved > sum(len(text) for text in LONG)
+    assert (open_given(LONG).n_documents, open_given(LONG).approximate_bytes) == (90, None)
+    assert open_given(iter(LONG)).n_documents is None
+
+
+def test_chats_and_token_ids_are_told_by_their_value(tmp_path):
+    rows = [{"messages": CHAT, "input_ids": [1, 5, 6]}, {"messages": CHAT[:1], "input_ids": []}]
+    dataset = datasets.Dataset.from_list(rows)
+    dataset.to_parquet(tmp_path / "a.parquet")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("a.parquet", "a.jsonl"):
+        path = str(tmp_path / name)
+        assert documents(open_named([path], text_column="messages")) == [CHAT, CHAT[:1]]
+        assert documents(open_named([path], text_column="input_ids")) == [[1, 5, 6], []]
+        with pytest.raises(ValueError, match="no column 'text'.*text_column='messages' for its chats or .*='input_ids' for"):
+            open_named([path])
+    for given in (
+        dataset,
+        dataset.with_format("numpy"),
+        dataset.with_format("torch"),
+        dataset.to_iterable_dataset(),
+        dataset.to_iterable_dataset().with_format("torch"),
+    ):
+        assert documents(open_given(given, text_column="input_ids")) == [[1, 5, 6], []]
+    assert documents(open_given([CHAT, [3, np.int64(4)], np.array([5]), torch.tensor([6]), ("7",)[0], None])) == [
+        CHAT,
+        [3, 4],
+        [5],
+        [6],
+        "7",
+        "",
+    ]
+    assert documents(open_given(torch.tensor([[1, 2], [3, 4]]))) == [[1, 2], [3, 4]]
+
+
+def test_tables_of_messages_carry_no_empty_keys():
+    messages = [{"role": "user", "content": "Hi", "tools": None}, {"role": "tool", "content": None, "tools": ["a"]}]
+    (document,) = open_given([messages]).first
+    assert document == [{"role": "user", "content": "Hi"}, {"role": "tool", "tools": ["a"]}]
+
+
+@pytest.mark.parametrize(
+    ("value", "got"),
+    [
+        (3.5, "float"),
+        ([1.5, 2], "list of float, int"),
+        ([True], "list of bool"),
+        (["a", "b"], "list of str"),
+        (np.zeros((2, 3), dtype=np.int64), r"an array of shape \[2, 3\] and type int64"),
+        (b"bytes", "bytes"),
+    ],
+)
+def test_values_that_are_no_documents(value, got):
+    with pytest.raises(ValueError, match=f"document 1 expected text, got {got}; .* name another text_column"):
+        open_given([{"text": "a"}, {"text": value}])
+
+
+def test_messages_without_role_are_no_chat():
+    with pytest.raises(ValueError, match="document 0 expected chat messages .*, got one with from, value"):
+        open_given([[{"from": "human", "value": "Hi"}]])
+
+
+def test_real_twin(shared_data):
+    name = str(shared_data / "corpora/tinystories/train_v1.jsonl.gz")
+    source = open_named([name])
+    stories = documents(source)
+    reference = datasets.load_dataset("json", data_files=name, split="train", streaming=True)
+    assert stories == [row["text"] for row in reference] and len(stories) == 1000
+    for start in (1, 63, 64, 65, 500, 999, 1000):
+        stream = source.open(0, None)
+        stream.skip(start)
+        assert documents(open_named([name]), start, stream.cursor()) == stories[start:]

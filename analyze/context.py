@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from saelens_lite.shards import tokens_name
 from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import token_strings
 
@@ -95,7 +94,7 @@ class Contexts:
 
     @cached_property
     def has_tokens(self) -> bool:
-        return self.store.folder.size(tokens_name(0)) is not None
+        return self.store.has_tokens
 
     def at(self, row: int) -> Context:
         """The context of one row of the store."""
@@ -103,7 +102,7 @@ class Contexts:
             raise ValueError(f"{self.store.path} has rows 0 to {self._first_rows[-1] - 1}, got {row}")
         shard = int(torch.searchsorted(torch.tensor(self._first_rows), row, right=True)) - 1
         if not self.has_tokens:
-            return Context(row, -1, shard, -1, -1)
+            return Context(row, int(self.store.row_docs(shard)[row - self._first_rows[shard]]), shard, -1, -1)
         tokens, sequences, positions, _ = self._shard(shard)
         local = row - self._first_rows[shard]
         sequence, position = int(sequences[local]), int(positions[local])

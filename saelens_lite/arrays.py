@@ -127,7 +127,7 @@ def _as_rows(hook_point: str, rows: Any) -> np.ndarray | Tensor:
     shape = list(rows.shape) if isinstance(rows, np.ndarray | Tensor) else f"a {type(rows).__name__}"
     if not isinstance(shape, list) or len(shape) != 2 or shape[1] < 1:
         raise ValueError(
-            f"arrays expected [n_rows, d_model], an array or tensor or chunks of one, got {shape} for {hook_point}"
+            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks of one, got {shape}"
         )
     return rows
 

@@ -12,7 +12,9 @@ import torch
 from torch.testing import assert_close
 
 import saelens_lite as sl
-from saelens_lite.train.loop import _spread
+from saelens_lite.train.buffer import RowBuffer
+from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.loop import _Run, _spread
 
 HOOK_POINT = "blocks.0.hook_resid_post"
 
@@ -82,8 +84,6 @@ def test_the_same_seed_gives_the_same_sae_and_another_seed_another(store, tmp_pa
 
 
 def test_held_out_documents_are_never_trained_on(store, tmp_path, monkeypatch):
-    from saelens_lite.train.buffer import RowBuffer
-
     seen, order = [], RowBuffer.row_order
     monkeypatch.setattr(RowBuffer, "row_order", lambda self, *key: seen.append(order(self, *key)) or seen[-1])
     train(store, tmp_path, held_out_fraction=0.3)
@@ -136,8 +136,6 @@ def test_rows_spread_over_very_large_stores_stay_inside():
 
 
 def test_float32_stores_are_trained_on_in_float32(store, tmp_path, monkeypatch):
-    from saelens_lite.train.buffer import RowBuffer
-
     dtypes, load = set(), RowBuffer._load
     monkeypatch.setattr(RowBuffer, "_load", lambda self, *key: (a := load(self, *key), dtypes.add(a.dtype))[0])
     train(store, tmp_path)
@@ -193,3 +191,51 @@ def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, number):
     assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
     facts = sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]
     assert 0 < facts["steps"] < 10**6
+
+
+def test_rows_of_extreme_norm_are_left_out_of_training_when_asked_for(planted, tmp_path, monkeypatch, caplog):
+    """Rows of norm about 2.8, of which every hundredth is made 50 times as long; their documents are held out as ever."""
+    acts = planted.acts.clone()
+    acts[::100] *= 50
+    store = sl.ActivationStore.from_arrays(tmp_path / "store", acts, rows_per_shard=3000)
+    norms = acts.norm(dim=1)
+    assert store.median_norm() == pytest.approx(float(norms.median()))
+    allowed = norms <= 10 * norms.median()
+    train_rows = ~store.held_out_rows()
+    share = 1 - float((allowed & train_rows).sum() / train_rows.sum())
+    assert 0.005 < share < 0.015
+
+    seen, order = [], RowBuffer.row_order
+    monkeypatch.setattr(RowBuffer, "row_order", lambda self, *key: seen.append(order(self, *key)) or seen[-1])
+    scored, gather = [], sl.ActivationStore.gather
+    monkeypatch.setattr(sl.ActivationStore, "gather", lambda self, rows, *a: scored.append(rows) or gather(self, rows, *a))
+    with caplog.at_level("INFO", logger="saelens_lite.train.loop"):
+        sae = train(store, tmp_path / "sae", max_norm_ratio=10.0, n_epochs=1.0, n_steps=None)
+    assert sorted(torch.cat(seen).tolist()) == (allowed & train_rows).nonzero().flatten().tolist()
+    assert torch.equal(scored[-1], (~train_rows).nonzero().flatten())  # evaluation reads every held-out row
+    assert f"{100 * share:.4f}% of the training rows are left out: norm above 10 × the median" in caplog.text
+    assert sae.config.metadata["saelens_lite"]["left_out_share"] == pytest.approx(share)
+    assert [line["left_out_share"] for line in lines(tmp_path / "sae") if "l0" in line] == [pytest.approx(share)] * 3
+
+    seen.clear()
+    sae = train(store, tmp_path / "all", n_epochs=1.0, n_steps=None)
+    assert sorted(torch.cat(seen).tolist()) == train_rows.nonzero().flatten().tolist()
+    assert "left_out_share" not in sae.config.metadata["saelens_lite"]
+
+
+def test_the_scale_is_that_of_the_rows_trained_on(planted, tmp_path):
+    """The rows left out are 2500 times the others in squared norm: they would make the scale five times too small."""
+    acts = planted.acts.clone()
+    acts[::100] *= 50
+    spoilt = sl.ActivationStore.from_arrays(tmp_path / "spoilt", acts)
+    clean = sl.ActivationStore.from_arrays(tmp_path / "clean", planted.acts)
+    scales = [
+        _Run(store, TrainConfig(max_norm_ratio=10.0, batch_size_rows=256, device="cpu")).scale for store in (spoilt, clean)
+    ]
+    assert scales[0] == pytest.approx(scales[1], rel=0.01)
+    assert _Run(spoilt, TrainConfig(batch_size_rows=256, device="cpu")).scale < 0.3 * scales[0]
+
+
+def test_a_wrong_norm_ratio_is_refused():
+    with pytest.raises(ValueError, match="max_norm_ratio expected a positive number or None, got 0"):
+        TrainConfig(max_norm_ratio=0)

@@ -1,6 +1,8 @@
 """Harvest: run text through a language model and store the activations of its hook points."""
 
+from .add import add_hook_points
 from .config import HarvestConfig
-from .run import harvest_activations, run_harvest
+from .estimate import Estimate
+from .run import estimate_harvest, harvest_activations, run_harvest
 
-__all__ = ["HarvestConfig", "harvest_activations", "run_harvest"]
+__all__ = ["Estimate", "HarvestConfig", "add_hook_points", "estimate_harvest", "harvest_activations", "run_harvest"]

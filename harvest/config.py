@@ -83,6 +83,13 @@ class HarvestConfig:
     device: str | None = None
     """Where to load the model: cuda, mps or cpu. None takes the first of these that is there."""
 
+    compile: bool = False
+    """Compile the model's blocks with torch.compile: faster in a long run, after a start of a minute or more. Rows differ
+    in their last bits from uncompiled ones, so it is part of the plan."""
+
+    check_space: bool = True
+    """Refuse to start where the disk has less room than the rows will take."""
+
     trust_remote_code: bool = False
     """Allow the model's and tokenizer's repositories to run their own Python code on this machine."""
 

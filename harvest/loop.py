@@ -1,14 +1,16 @@
-"""The loop of a harvest: packed shards through the model into the store, up to max_tokens rows, then the manifest."""
+"""The loop of a harvest: packed shards through the model into the store, up to max_tokens rows, then the manifest.
+
+Three stages overlap: packing in one thread, the forward passes in another, copying to the host and writing in the
+caller's. Between them are queues of a few shards and a few batches, so memory does not grow with the harvest.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import logging
 import platform
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -20,116 +22,143 @@ from saelens_lite.files import Folder
 from saelens_lite.shards import STORE_DTYPES, finished_shards, write_manifest, writing_shard
 
 from .ahead import ahead
+from .claims import Claims, SharedClaims, rank, several_processes
+from .documents import Source
+from .forward import Batch, forward_batches
+from .log import events, log_name, write_event
 from .packing import PackedShard, packed_shards
 from .plan import adopt_plan
-from .source import Source
+from .progress import Progress
 
 logger = logging.getLogger(__name__)
 
 _SHARDS_AHEAD = 2
+_BATCHES_AHEAD = 2
 
 
 def make_shards(
-    model: nn.Module, tokenizer: Any, source: Source, plan: dict[str, Any], store: Folder, progress: bool
-) -> None:
-    """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal the store."""
-    with _only_writer(store):
-        adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
-        finished = finished_shards(store, plan["hook_points"])
-        _log_start(store, model, len(finished))
-        try:
-            n_shards, n_rows = _loop(model, tokenizer, source, plan, store, finished, progress)
-        except KeyboardInterrupt:
-            logger.warning("interrupted: %s keeps its finished shards, and the same command goes on", store)
-            raise
-        if n_rows == 0:
-            raise ValueError("the dataset's documents hold no tokens: there is nothing to harvest")
-        if n_rows < plan["max_tokens"]:
-            logger.warning("the dataset ended after %d rows, %d were asked for", n_rows, plan["max_tokens"])
-        ended_by = "dataset" if n_rows < plan["max_tokens"] else "max_tokens"
-        write_manifest(store, plan, n_shards, ended_by)
-        _log(store, event="end", rows=min(n_rows, plan["max_tokens"]), ended_by=ended_by)
-
-
-def _loop(
     model: nn.Module,
     tokenizer: Any,
     source: Source,
     plan: dict[str, Any],
     store: Folder,
-    finished: dict[int, int],
-    progress: bool,
-) -> tuple[int, int]:
-    """Returns the numbers of shards and rows, surplus rows of the last shard included."""
-    from tqdm.auto import tqdm
-
-    n_rows, max_tokens = 0, plan["max_tokens"]
-    claims = (i for i in itertools.count() if i not in finished)
-    todo = packed_shards(source, tokenizer, plan, claims, model.get_input_embeddings().num_embeddings)
-    done = min(sum(finished.values()), max_tokens)
-    bar = tqdm(total=max_tokens, initial=done, unit=" tokens", unit_scale=True, disable=not progress, desc="harvest")
-
-    def show(rows: int) -> None:
-        bar.update(min(rows, max_tokens - bar.n))
-
-    with bar, ahead(todo, _SHARDS_AHEAD) as shards:
-        for index in itertools.count():
-            if index in finished:
-                n_rows += finished[index]
-            else:
-                began = time.perf_counter()
-                shard = next(shards, None)
-                if shard is None:
-                    return index, n_rows
-                assert shard.index == index, "packed shards come in order"
-                _harvest_shard(model, shard, plan, store, show)
-                seconds = round(time.perf_counter() - began, 3)
-                _log(store, event="shard", shard=index, rows=shard.contexts.n_rows, seconds=seconds)
-                n_rows += shard.contexts.n_rows
-            if n_rows >= max_tokens:
-                return index + 1, n_rows
-
-
-def _harvest_shard(
-    model: nn.Module, shard: PackedShard, plan: dict[str, Any], store: Folder, show: Callable[[int], None]
+    *,
+    progress: bool = True,
+    settings: dict[str, Any] | None = None,
 ) -> None:
-    """Run one shard through the model and commit it. Batches hold its contexts in order and end with it.
+    """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal the store.
 
-    No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
+    settings: what the user asked for, for the log
     """
-    contexts, device = shard.contexts, hooks.model_device(model)
-    d_models = {name: facts["d_model"] for name, facts in plan["hook_points"].items()}
-    dtype = STORE_DTYPES[plan["dtype"]]
-    with writing_shard(store, shard.index, contexts, shard.n_documents, d_models, dtype) as writers:
-        for start in range(0, contexts.n_seqs, plan["batch_size_seqs"]):
-            batch = slice(start, start + plan["batch_size_seqs"])
-            input_ids = torch.from_numpy(contexts.input_ids[batch]).to(device, torch.int64)
-            kept = torch.from_numpy(contexts.kept[batch]).bool()
-            acts = hooks.run_to(model, list(writers), input_ids=input_ids)
-            for name, writer in writers.items():
-                writer.append(acts[name][kept.to(acts[name].device)])
-            show(int(kept.sum()))
+    with only_writer(store):
+        if rank() == 0:
+            adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
+        claims = claims_of(store, plan, list(plan["hook_points"]))
+        log_start(store, model, claims, settings=settings)
+        start, cursor = _last_cursor(store, claims)
+        n_embeddings = model.get_input_embeddings().num_embeddings
+        packed = packed_shards(source, tokenizer, plan, iter(claims), n_embeddings, start, cursor)
+        write_shards(model, packed, plan, list(plan["hook_points"]), store, claims, progress)
+        claims.wait_for_all()
+        if claims.rank == 0:
+            seal(store, plan, claims)
+        claims.seal()
+
+
+def write_shards(
+    model: nn.Module,
+    packed: Iterable[PackedShard],
+    plan: dict[str, Any],
+    hook_points: list[str],
+    store: Folder,
+    claims: Claims,
+    progress: bool,
+    *,
+    also: tuple[str, ...] = (),
+    check: Callable[[Batch], None] = lambda batch: None,
+) -> None:
+    """Write the rows of these hook points for every shard that comes, until max_tokens rows are there.
+
+    also: hook points whose rows are only for `check`, which sees every batch before it is written
+    """
+    share = plan["max_tokens"] // claims.world_size
+    here = f" (process {claims.rank} of {claims.world_size})" if claims.world_size > 1 else ""
+    n_before = sum(claims.finished.values()) // claims.world_size
+    try:
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(Progress(share, n_before, f"harvest{here}", progress))
+            needed = claims.needed(bar.timed_items("pack", packed))
+            shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD))
+            forward = forward_batches(model, shards, [*hook_points, *also], plan["batch_size_seqs"], plan["dtype"])
+            batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD))
+            stack.callback(claims.stop)
+            for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):
+                shard = _write_shard(of_shard, plan, hook_points, store, bar, check)
+                write_event(store, claims.rank, event="shard", **bar.shard_done(shard))
+    except KeyboardInterrupt:
+        logger.warning("interrupted: %s keeps its finished shards, and the same command goes on", store)
+        raise
+
+
+def _write_shard(
+    batches: Iterator[Batch],
+    plan: dict[str, Any],
+    hook_points: list[str],
+    store: Folder,
+    bar: Progress,
+    check: Callable[[Batch], None],
+) -> PackedShard:
+    """Write and commit the shard that all these batches belong to."""
+    first = next(batches)
+    shard, d_models = first.shard, {name: plan["hook_points"][name]["d_model"] for name in hook_points}
+    writing = writing_shard(store, shard.index, shard.contexts, shard.n_documents, d_models, STORE_DTYPES[plan["dtype"]])
+    with bar.timed_exit("write", writing) as writers:
+        for batch in itertools.chain([first], batches):
+            check(batch)
+            for name in batch.rows.keys() & writers.keys():
+                rows = bar.timed("copy", batch.rows[name].wait)
+                bar.timed("write", lambda name=name, rows=rows: writers[name].append(rows))
+            bar.advance(batch)
+    return shard
+
+
+def claims_of(store: Folder, plan: dict[str, Any], hook_points: list[str]) -> Claims:
+    """What there is to make at these hook points, for this process."""
+    if several_processes():
+        return SharedClaims(store, hook_points, plan["max_tokens"])
+    return Claims(finished_shards(store, hook_points), plan["max_tokens"])
+
+
+def seal(store: Folder, plan: dict[str, Any], claims: Claims) -> None:
+    """Write the manifest of a store whose shards are all there."""
+    n_shards, n_rows = claims.totals()
+    if n_rows == 0:
+        raise ValueError("the dataset's documents hold no tokens: there is nothing to harvest")
+    if n_rows < plan["max_tokens"]:
+        logger.warning("the dataset ended after %d rows, %d were asked for", n_rows, plan["max_tokens"])
+    ended_by = "dataset" if n_rows < plan["max_tokens"] else "max_tokens"
+    write_manifest(store, plan, n_shards, ended_by)
+    write_event(store, event="end", rows=min(n_rows, plan["max_tokens"]), ended_by=ended_by)
 
 
 @contextlib.contextmanager
-def _only_writer(store: Folder) -> Iterator[None]:
-    """Hold the store's log locked, so that a second harvest of the same store is refused (where the system can)."""
-    with store.locked("log.jsonl") as ours:
+def only_writer(store: Folder) -> Iterator[None]:
+    """Hold this process's log locked, so that a second harvest of the same store is refused (where the system can)."""
+    with store.locked(log_name(rank())) as ours:
         if not ours:
             raise ShardError(f"another harvest is writing {store}: wait for it, or choose another folder")
         yield
 
 
-def _log(store: Folder, **entry: Any) -> None:
-    """Append a line to the store's log. Its loss is no loss of data, so what the file system refuses is only reported."""
-    line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry}) + "\n"
-    try:
-        store.append_line("log.jsonl", line.encode())
-    except ShardError as error:
-        logger.warning("the log could not be written: %s", error)
+def _last_cursor(store: Folder, claims: Claims) -> tuple[int, Any]:
+    """(shard, position in the source where it begins) of the last logged shard before the first one that is missing."""
+    missing = next(index for index in itertools.count() if index not in claims.finished)
+    cursors = {event["shard"]: event["cursor"] for event in events(store, "shard") if event["shard"] <= missing}
+    start = max((shard for shard, cursor in cursors.items() if cursor is not None), default=0)
+    return start, cursors.get(start)
 
 
-def _log_start(store: Folder, model: nn.Module, n_finished: int) -> None:
+def log_start(store: Folder, model: nn.Module, claims: Claims, **entry: Any) -> None:
     """Record the circumstances that bytes can depend on; say so if they changed since the harvest began."""
     from transformers import __version__ as transformers_version
 
@@ -140,18 +169,12 @@ def _log_start(store: Folder, model: nn.Module, n_finished: int) -> None:
         "transformers": transformers_version,
         "machine": platform.machine(),
     }
-    if n_finished:
-        before = _last_environment(store)
+    if claims.finished:
+        before: dict[str, Any] = {}
+        for event in events(store, "start"):
+            before = event["environment"]
         changed = [f"{key} {before[key]} then, {now[key]} now" for key in now if before.get(key, now[key]) != now[key]]
-        logger.info("%s has %d finished shards: going on", store, n_finished)
+        logger.info("%s has %d finished shards: going on", store, len(claims.finished))
         if changed:
             logger.warning("other circumstances than before, rows may differ in their last bits: %s", "; ".join(changed))
-    _log(store, event="start", finished_shards=n_finished, environment=now)
-
-
-def _last_environment(store: Folder) -> dict[str, Any]:
-    environment = {}
-    for line in store.read("log.jsonl").decode(errors="replace").splitlines():
-        with contextlib.suppress(json.JSONDecodeError):  # a line that a kill cut short
-            environment = json.loads(line).get("environment", environment)
-    return environment
+    write_event(store, claims.rank, event="start", finished_shards=len(claims.finished), environment=now, **entry)

@@ -68,6 +68,18 @@ def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
         model.set_output_embeddings(nn.Identity())
 
 
+def compile_blocks(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
+    """Compile the blocks of a model that nobody else uses; what a hook point lies inside of stays as it is.
+
+    Only `forward` is compiled: hooks on the block itself still see what goes in and out.
+    """
+    path, layers = hooks.decoder_layers(model)
+    for index, block in enumerate(layers):
+        name = f"{path}.{index}"
+        if not any(point.module_path.startswith(f"{name}.") for point in points):
+            block.forward = torch.compile(block.forward, dynamic=False)
+
+
 def positions_limit(model: nn.Module) -> int | None:
     """Longest context the model has positions for, in tokens; None if its config states none."""
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)

@@ -52,17 +52,18 @@ def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
         return plan
     found = read_json(store, "plan.json")
     check_version(found, store.describe("plan.json"))
-    differing = [
-        f"{field} is {there!r} there, {here!r} here"
-        for field, there, here in _differences(found, plan)
-        if field not in _NAMES_ONLY
-    ]
+    differing = differing_fields(found, plan)
     if differing:
         raise ShardError(
             f"{store} was begun with another plan: {'; '.join(differing)}. "
             "Give the first settings to go on, or another folder"
         )
     return found
+
+
+def differing_fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What is not the same in two plans, "field is 1 there, 2 here"; names of things whose hashes agree may differ."""
+    return [f"{field} is {a!r} there, {b!r} here" for field, a, b in _differences(there, here) if field not in _NAMES_ONLY]
 
 
 def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:

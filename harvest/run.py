@@ -1,24 +1,32 @@
-"""The harvest itself: text through the model, rows into shards, going on where an earlier run stopped."""
+"""The harvest itself: what can be wrong looked at, the plan agreed with the store, then text through the model."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from saelens_lite import hooks
-from saelens_lite.config import from_mapping
+from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.decoder import evaluation_mode
 from saelens_lite.files import open_folder
+from saelens_lite.shards import finished_shards
 from saelens_lite.store import ActivationStore
 
+from .claims import rank
 from .config import HarvestConfig
+from .documents import Source
+from .estimate import Estimate, check_fits, estimate, forward_seconds
 from .loop import make_shards
+from .mixture import open_mixture
 from .model import (
+    compile_blocks,
     drop_unused,
     load_model,
     load_tokenizer,
@@ -28,7 +36,7 @@ from .model import (
 )
 from .packing import special_ids, token_ids
 from .plan import adopt_plan, documents_per_shard, make_plan
-from .source import Source, as_names, open_given, open_named
+from .source import as_names, open_given, open_named
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +58,10 @@ def harvest_activations(
 
     model: hub id, local folder, or a Hugging Face causal language model, which is not altered
     dataset: hub id (streamed); local txt, jsonl, json, csv or parquet file, compressed too; folder; a list of these; a
-        `datasets` object; an iterable of strings, or of mappings with a text column
+        `datasets` object; an iterable of documents, or of mappings with a column of them. A document is a text, a chat
+        (messages with role and content) or a list of token ids. With `dataset_weights`, a list of any of these
     hook_points: such as "blocks.3.hook_resid_post", or a module path; all share one forward pass
-    store: folder of the store
+    store: folder of the store, or any URL that fsspec opens
     max_tokens: rows to harvest, met exactly unless the dataset ends before
     tokenizer: object, hub id or folder; None takes the model's own
     options: fields of HarvestConfig, such as context_length, batch_size_seqs, dtype, text_column, split
@@ -61,17 +70,103 @@ def harvest_activations(
         is damaged, or cannot be written; ValueError for a dataset without documents, split or text column, a context
         longer than the model's positions, or a wrong option
     """
+    return _harvest(_request(model, dataset, hook_points, store, max_tokens, tokenizer, options))
+
+
+def run_harvest(config: HarvestConfig) -> ActivationStore:
+    """Carry out a harvest that is described by names alone, as on the command line; see `harvest_activations`."""
+    return _harvest(_Request(config, _open_named(config, config.dataset)))
+
+
+def estimate_harvest(
+    model: str | nn.Module,
+    dataset: Any,
+    hook_points: str | Sequence[str],
+    store: str | os.PathLike[str],
+    *,
+    max_tokens: int,
+    tokenizer: Any = None,
+    **options: Any,
+) -> Estimate:
+    """What the same call of `harvest_activations` would still take; nothing is written.
+
+    Everything that can be wrong is looked at, and the forward pass is timed on one batch.
+    """
+    with _prepared(_request(model, dataset, hook_points, store, max_tokens, tokenizer, options)) as prepared:
+        found = prepared.estimate()
+        if prepared.ours:
+            drop_unused(prepared.model, prepared.points)
+        seconds = forward_seconds(prepared.model, list(prepared.plan["hook_points"]), prepared.plan, found.rows)
+        return dataclasses.replace(found, seconds=seconds)
+
+
+def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dict[str, Any]:
+    """What a plan says of hook points; their widths are seen by running one token."""
+    input_ids = torch.zeros(1, 1, dtype=torch.int64, device=hooks.model_device(model))
+    acts = hooks.run_to(model, [point.name for point in points], input_ids=input_ids)
+    return {
+        point.name: {"module_path": point.module_path, "side": point.side, "d_model": acts[point.name].shape[-1]}
+        for point in points
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Request:
+    """What a caller asked for; a model or tokenizer that came by name is None."""
+
+    config: HarvestConfig
+    source: Source
+    model: nn.Module | None = None
+    tokenizer: Any = None
+    by_names: bool = True
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Prepared:
+    """A harvest of which everything that can be wrong was looked at.
+
+    ours: whether the model was loaded here, so that it may be cut and compiled
+    """
+
+    config: HarvestConfig
+    source: Source
+    model: nn.Module
+    ours: bool
+    tokenizer: Any
+    points: list[hooks.HookPoint]
+    plan: dict[str, Any]
+
+    def estimate(self) -> Estimate:
+        """What is still to be done, without its time."""
+        store, first = open_folder(self.config.store), self.source.first
+        n_bytes = sum(len(str(document).encode("utf-8", "surrogatepass")) for document in first)
+        rows_there = sum(finished_shards(store, list(self.plan["hook_points"])).values())
+        mean_tokens = _mean_tokens(self.tokenizer, self.source)
+        return estimate(self.plan, self.source, mean_tokens, n_bytes / len(first), store, rows_there)
+
+
+def _request(
+    model: str | nn.Module,
+    dataset: Any,
+    hook_points: str | Sequence[str],
+    store: str | os.PathLike[str],
+    max_tokens: int,
+    tokenizer: Any,
+    options: dict[str, Any],
+) -> _Request:
     named = isinstance(model, str | os.PathLike)
     if not named:
-        for field in ("model_revision", "compute_dtype", "device"):
+        for field in ("model_revision", "compute_dtype", "device", "compile"):
             if options.get(field):
                 raise ValueError(f"{field} says how to load a model; this one is given as an object: leave {field} out")
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
+    mixed = options.get("dataset_weights") is not None
     dataset_names = as_names(dataset)
+    described = dataset_names or [type(part).__name__ for part in (dataset if mixed else [dataset])]
     settings = options | {
         "model": os.fspath(model) if named else type(model).__name__,
-        "dataset": tuple(dataset_names or (type(dataset).__name__,)),
+        "dataset": tuple(described),
         "hook_points": (hook_points,) if isinstance(hook_points, str) else tuple(hook_points),
         "store": os.fspath(store),
         "max_tokens": max_tokens,
@@ -80,17 +175,25 @@ def harvest_activations(
     config = from_mapping(HarvestConfig, settings, where="harvest_activations")
     if dataset_names is not None:
         source = _open_named(config, dataset_names)
+    elif mixed:
+        source = open_mixture([_open_part(config, part) for part in dataset], config.dataset_weights, config.seed)
     else:
         source = open_given(dataset, split=config.split, text_column=config.text_column)
-    return _harvest(config, source, None if named else model, None if isinstance(tokenizer, str) else tokenizer)
+    tokenizer = None if isinstance(tokenizer, str) else tokenizer
+    by_names = named and dataset_names is not None and tokenizer is None
+    return _Request(config, source, None if named else model, tokenizer, by_names)
 
 
-def run_harvest(config: HarvestConfig) -> ActivationStore:
-    """Carry out a harvest that is described by names alone, as on the command line; see `harvest_activations`."""
-    return _harvest(config, _open_named(config, config.dataset), None, None)
+def _open_part(config: HarvestConfig, part: Any) -> Source:
+    """One dataset of a mixture: a name, or the documents themselves."""
+    if (names := as_names(part)) is not None:
+        return _open_named(dataclasses.replace(config, dataset=tuple(names), dataset_weights=None), names)
+    return open_given(part, split=config.split, text_column=config.text_column)
 
 
 def _open_named(config: HarvestConfig, names: Sequence[str]) -> Source:
+    if config.dataset_weights is not None:
+        return open_mixture([_open_part(config, name) for name in names], config.dataset_weights, config.seed)
     return open_named(
         names,
         split=config.split,
@@ -101,9 +204,10 @@ def _open_named(config: HarvestConfig, names: Sequence[str]) -> Source:
     )
 
 
-def _harvest(config: HarvestConfig, source: Source, model: nn.Module | None, tokenizer: Any) -> ActivationStore:
-    """Look at everything that can be wrong, agree with the store on the plan, then run."""
-    ours = model is None
+@contextlib.contextmanager
+def _prepared(request: _Request) -> Iterator[_Prepared]:
+    """Load what came by name and look at everything that can be wrong; the model is held still inside."""
+    config, model, tokenizer = request.config, request.model, request.tokenizer
     if model is None:
         model = load_model(
             config.model,
@@ -113,7 +217,7 @@ def _harvest(config: HarvestConfig, source: Source, model: nn.Module | None, tok
             trust_remote_code=config.trust_remote_code,
         )
     if tokenizer is None:
-        name = config.tokenizer or (config.model if ours else model.config.name_or_path)
+        name = config.tokenizer or (config.model if request.model is None else model.config.name_or_path)
         revision = config.model_revision if config.tokenizer is None else None
         tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
     limit = positions_limit(model)
@@ -122,17 +226,31 @@ def _harvest(config: HarvestConfig, source: Source, model: nn.Module | None, tok
             f"context_length {config.context_length} is beyond the model's {limit} positions: choose at most {limit}"
         )
     points = [hooks.resolve(model, name) for name in config.hook_points]
-
     with evaluation_mode(model), torch.inference_mode():
-        store = open_folder(config.store)
-        plan = adopt_plan(_plan(config, model, tokenizer, source, points), store)
+        plan = _plan(config, model, tokenizer, request.source, points)
+        yield _Prepared(config, request.source, model, request.model is None, tokenizer, points, plan)
+
+
+def _harvest(request: _Request) -> ActivationStore:
+    store = open_folder(request.config.store)
+    with _prepared(request) as prepared:
+        if rank() == 0:
+            adopt_plan(prepared.plan, store)
         if store.size("manifest.json") is not None:
             finished = ActivationStore(store)
             logger.info("%s is finished (%s rows): nothing to do", store, f"{finished.n_rows:,}")
             return finished
-        if ours:
-            drop_unused(model, points)
-        make_shards(model, tokenizer, source, plan, store, config.progress)
+        if prepared.config.check_space:
+            check_fits(prepared.estimate(), store)
+        if prepared.ours:
+            drop_unused(prepared.model, prepared.points)
+            if prepared.config.compile:
+                compile_blocks(prepared.model, prepared.points)
+        settings = to_mapping(request.config) if request.by_names else None
+        progress = prepared.config.progress and rank() == 0
+        make_shards(
+            prepared.model, prepared.tokenizer, prepared.source, prepared.plan, store, progress=progress, settings=settings
+        )
     return ActivationStore(store)
 
 
@@ -142,21 +260,15 @@ def _plan(
     """Everything that determines the rows, found out from the objects at hand."""
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     separator_id = {"bos": eos_id if bos_id is None else bos_id, "eos": eos_id, "none": None}[config.separator]
-    widths = _widths(model, config.hook_points)
     n_documents = config.documents_per_shard
     if n_documents is None:
-        lengths = [len(ids) for ids in token_ids(tokenizer, source.first)]
-        mean_tokens = sum(lengths) / len(lengths)
         batch_tokens = config.batch_size_seqs * config.context_length
-        n_documents = documents_per_shard(mean_tokens, config.max_tokens, batch_tokens)
+        n_documents = documents_per_shard(_mean_tokens(tokenizer, source), config.max_tokens, batch_tokens)
     return make_plan(
         {
-            "model": model_facts(model),
+            "model": model_facts(model) | ({"compiled": True} if config.compile else {}),
             "tokenizer": tokenizer_facts(tokenizer),
-            "hook_points": {
-                name: {"module_path": point.module_path, "side": point.side, "d_model": widths[name]}
-                for name, point in zip(config.hook_points, points, strict=True)
-            },
+            "hook_points": hook_point_facts(model, points),
             "dataset": source.facts,
             "context_length": config.context_length,
             "bos_id": bos_id,
@@ -170,7 +282,7 @@ def _plan(
     )
 
 
-def _widths(model: nn.Module, names: Sequence[str]) -> dict[str, int]:
-    """The width at each hook point, seen by running one token."""
-    acts = hooks.run_to(model, names, input_ids=torch.zeros(1, 1, dtype=torch.int64, device=hooks.model_device(model)))
-    return {name: acts[name].shape[-1] for name in names}
+def _mean_tokens(tokenizer: Any, source: Source) -> float:
+    """Mean length of the source's first documents, in tokens."""
+    lengths = [len(ids) for ids in token_ids(tokenizer, source.first)]
+    return sum(lengths) / len(lengths)

@@ -69,15 +69,15 @@ def test_a_folder_without_a_tokenizer(gpt2, tmp_path):
 def test_other_circumstances_are_said(harvest, monkeypatch, caplog):
     from saelens_lite.harvest import loop
 
-    inner = loop._harvest_shard
+    inner = loop.writing_shard
 
-    def stop_at_two(model, shard, *rest):
-        if shard.index == 2:
+    def stop_at_two(store, shard, *rest):
+        if shard == 2:
             raise KeyboardInterrupt
-        inner(model, shard, *rest)
+        return inner(store, shard, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_harvest_shard", stop_at_two)
+        patch.setattr(loop, "writing_shard", stop_at_two)
         patch.setattr(torch, "get_num_threads", lambda: 99)
         with pytest.raises(KeyboardInterrupt):
             harvest()

@@ -173,15 +173,15 @@ def test_stopped_and_run_again_gives_the_same_bytes(harvest, monkeypatch, after_
 
 def test_finished_shards_are_not_made_again(harvest, monkeypatch):
     made = []
-    inner = loop._harvest_shard
+    inner = loop.writing_shard
 
-    def note(model, shard, *rest):
-        made.append(shard.index)
+    def note(store, shard, *rest):
+        made.append(shard)
         if len(made) == 3:
             raise KeyboardInterrupt
-        inner(model, shard, *rest)
+        return inner(store, shard, *rest)
 
-    monkeypatch.setattr(loop, "_harvest_shard", note)
+    monkeypatch.setattr(loop, "writing_shard", note)
     with pytest.raises(KeyboardInterrupt):
         harvest()
     harvest()
@@ -190,7 +190,7 @@ def test_finished_shards_are_not_made_again(harvest, monkeypatch):
 
 def test_a_finished_harvest_does_nothing_and_says_so(harvest, monkeypatch, caplog):
     before = content(harvest().path)
-    monkeypatch.setattr(loop, "_harvest_shard", None)
+    monkeypatch.setattr(loop, "writing_shard", None)
     with caplog.at_level(logging.INFO):
         again = harvest()
     assert "is finished (1,000 rows): nothing to do" in caplog.text
@@ -324,15 +324,15 @@ def test_a_truncated_shard_is_named_and_made_again(harvest):
 
 
 def test_two_harvests_of_one_store_at_once_are_refused(harvest, monkeypatch):
-    inner = loop._harvest_shard
+    inner = loop.writing_shard
 
     def again(*args):
-        monkeypatch.setattr(loop, "_harvest_shard", inner)
+        monkeypatch.setattr(loop, "writing_shard", inner)
         with pytest.raises(ShardError, match="another harvest is writing"):
             harvest()
-        inner(*args)
+        return inner(*args)
 
-    monkeypatch.setattr(loop, "_harvest_shard", again)
+    monkeypatch.setattr(loop, "writing_shard", again)
     assert harvest().n_rows == 1000
 
 

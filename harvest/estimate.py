@@ -1,0 +1,113 @@
+"""What a harvest will take: rows, bytes and time, told before it starts; one that cannot fit is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from saelens_lite import hooks
+from saelens_lite.errors import ShardError
+from saelens_lite.files import Folder
+from saelens_lite.shards import STORE_DTYPES
+
+from .documents import Source
+
+_BYTES_PER_POSITION = 10
+"""Of a tokens file: input_ids and doc_id int32, attended and kept uint8."""
+
+_NORM_BYTES = 4
+_INT8_OVERHEAD_BYTES = 2
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Estimate:
+    """What is still to be done for a store.
+
+    rows:        rows to harvest
+    size_bytes:  room they take in the store
+    free_bytes:  room on its disk; None where nobody says
+    seconds:     time of the forward passes; None where it was not measured
+    of_dataset:  whether rows is limited by the dataset's length, guessed from its first documents
+    """
+
+    rows: int
+    size_bytes: int
+    free_bytes: int | None
+    seconds: float | None = None
+    of_dataset: bool = False
+
+    @property
+    def fits(self) -> bool:
+        return self.free_bytes is None or self.size_bytes <= self.free_bytes
+
+    def __str__(self) -> str:
+        guess = " (the dataset's length, guessed from its first documents)" if self.of_dataset else ""
+        free = "" if self.free_bytes is None else f"; {_size(self.free_bytes)} are free"
+        eta = "" if self.seconds is None else f"; about {_duration(self.seconds)} of forward passes"
+        return f"{self.rows:,} rows{guess}, {_size(self.size_bytes)}{free}{eta}"
+
+
+def estimate(
+    plan: dict[str, Any], source: Source, mean_tokens: float, mean_bytes: float, store: Folder, rows_there: int
+) -> Estimate:
+    """Rows and bytes that a plan will still take.
+
+    mean_tokens, mean_bytes: of the source's first documents
+    rows_there: rows of finished shards
+    """
+    n_documents: float | None = source.n_documents
+    if n_documents is None and source.approximate_bytes is not None:
+        n_documents = source.approximate_bytes / max(1.0, mean_bytes)
+    of_dataset = n_documents is not None and n_documents * mean_tokens < plan["max_tokens"]
+    wanted = int(n_documents * mean_tokens) if of_dataset and n_documents is not None else plan["max_tokens"]
+    rows = max(0, wanted - rows_there)
+    size = rows * (_BYTES_PER_POSITION + sum(_row_bytes(plan["dtype"], f["d_model"]) for f in plan["hook_points"].values()))
+    return Estimate(rows, size, store.free_bytes(), of_dataset=of_dataset)
+
+
+def check_fits(found: Estimate, store: Folder) -> None:
+    """raises: ShardError if the disk has less room than the harvest takes"""
+    if not found.fits:
+        raise ShardError(
+            f"{store} expected room for {found}: make room, lower max_tokens, choose a smaller dtype such as int8 or "
+            "another disk, or pass check_space=False if you know better"
+        )
+
+
+def forward_seconds(model: nn.Module, hook_points: Sequence[str], plan: dict[str, Any], rows: int) -> float:
+    """Time of the forward passes for so many rows, measured on one batch after a first one; no row is kept."""
+    shape = (plan["batch_size_seqs"], plan["context_length"])
+    input_ids = torch.zeros(shape, dtype=torch.int64, device=hooks.model_device(model))
+    with torch.inference_mode():
+        for _ in range(2):
+            began = time.perf_counter()
+            acts = hooks.run_to(model, hook_points, input_ids=input_ids)
+            acts[hook_points[-1]].flatten()[0].item()  # waits for the device
+            seconds = time.perf_counter() - began
+    return seconds * rows / input_ids.numel()
+
+
+def _row_bytes(dtype: str, d_model: int) -> int:
+    if dtype == "int8":
+        return d_model + _INT8_OVERHEAD_BYTES + _NORM_BYTES
+    return d_model * STORE_DTYPES[dtype].itemsize + _NORM_BYTES
+
+
+def _size(n_bytes: int) -> str:
+    size = float(n_bytes)
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:,.3g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

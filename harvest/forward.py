@@ -1,0 +1,103 @@
+"""The forward pass of a harvest: packed contexts in; rows at the hook points out, on their way to the host."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelens_lite import hooks
+from saelens_lite.shards import STORE_DTYPES
+
+from .packing import PackedShard
+
+
+@dataclasses.dataclass(slots=True)
+class Rows:
+    """Rows of one batch at one hook point, perhaps still in flight from the device."""
+
+    tensor: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    def wait(self) -> Tensor:
+        """The rows on the host: dtype[n_rows d_model]."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """What one forward pass gave for a shard; a shard without contexts has one batch without rows.
+
+    rows:      by hook point
+    n_rows:    rows at each of them
+    forward_s: seconds of the pass; on an accelerator those until it was queued
+    """
+
+    shard: PackedShard
+    rows: dict[str, Rows]
+    n_rows: int
+    forward_s: float
+
+
+def forward_batches(
+    model: nn.Module, shards: Iterable[PackedShard], hook_points: Sequence[str], batch_size_seqs: int, dtype: str
+) -> Iterator[Batch]:
+    """Run packed shards through the model. Batches hold contexts of one shard, in order.
+
+    No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
+
+    dtype: as which the rows will be stored; they are converted before they travel where that makes them no wider
+    """
+    host, stored = _Host(model), STORE_DTYPES.get(dtype)
+    for shard in shards:
+        contexts = shard.contexts
+        for start in range(0, max(1, contexts.n_seqs), batch_size_seqs):
+            began = time.perf_counter()
+            seqs = slice(start, start + batch_size_seqs)
+            kept = np.flatnonzero(contexts.kept[seqs])
+            rows = {}
+            if len(kept):
+                with torch.inference_mode():
+                    input_ids = torch.from_numpy(contexts.input_ids[seqs].astype(np.int64))
+                    acts = hooks.run_to(model, hook_points, input_ids=host.upload(input_ids))
+                    for name in hook_points:
+                        rows[name] = host.download(acts.pop(name), kept, stored)
+            yield Batch(shard, rows, len(kept), time.perf_counter() - began)
+
+
+class _Host:
+    """Transfers between the host and the model's device; on CUDA through pinned memory, beside the computation."""
+
+    def __init__(self, model: nn.Module):
+        self._device = hooks.model_device(model)
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def upload(self, input_ids: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            return input_ids.pin_memory().to(self._device, non_blocking=True)
+        return input_ids.to(self._device)
+
+    def download(self, acts: Tensor, kept: np.ndarray, dtype: torch.dtype | None) -> Rows:
+        """The kept rows of acts[batch seq d_model]; `kept` are their indices among batch · seq."""
+        device = acts.device
+        acts = acts.flatten(0, 1)
+        if dtype is not None and dtype.itemsize <= acts.dtype.itemsize:
+            acts = acts.to(dtype)
+        if device.type != "cuda":
+            return Rows(acts.index_select(0, torch.from_numpy(kept).to(device)).cpu())
+        rows = acts.index_select(0, torch.from_numpy(kept).pin_memory().to(device, non_blocking=True))
+        side = self._streams.setdefault(device, torch.cuda.Stream(device))
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            arrived = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            arrived.copy_(rows, non_blocking=True)
+            rows.record_stream(side)
+            event = torch.cuda.Event()
+            event.record(side)
+        return Rows(arrived, event)

@@ -143,8 +143,14 @@ def seal(store: Folder, plan: dict[str, Any], claims: Claims) -> None:
 
 @contextlib.contextmanager
 def only_writer(store: Folder) -> Iterator[None]:
-    """Hold this process's log locked, so that a second harvest of the same store is refused (where the system can)."""
-    with store.locked(log_name(rank())) as ours:
+    """Hold the store's log locked, so that a second harvest of it is refused (where the system can lock).
+
+    Of several processes of one harvest the first holds it for all.
+    """
+    if rank() > 0:
+        yield
+        return
+    with store.locked(log_name()) as ours:
         if not ours:
             raise ShardError(f"another harvest is writing {store}: wait for it, or choose another folder")
         yield

@@ -136,6 +136,7 @@ def probed(
 
     def open_at(start: int, cursor: Cursor | None) -> DocumentStream:
         if cursor is not None:
+            unread.clear()  # closes its file or connection
             return reopen(start, cursor)
         stream = unread.pop() if unread else begin()
         if stream.first != first:

@@ -10,7 +10,7 @@ from typing import Any
 
 from saelens_lite.tokens import PackedContexts, pack
 
-from .documents import Cursor, Document, Source
+from .documents import Cursor, Document, Source, sha256_of
 
 _TOKENIZE_DOCUMENTS = 64
 
@@ -101,11 +101,15 @@ def token_ids(tokenizer: Any, documents: Sequence[Document]) -> list[list[int]]:
 
     raises: ValueError for a chat that the tokenizer has no template for, or that its template refuses
     """
-    texts = [document if isinstance(document, str) else _chat_text(tokenizer, document) for document in documents]
-    tokenized = iter(_encoded(tokenizer, [text for text in texts if text is not None]))
-    ids = [document if text is None else next(tokenized) for document, text in zip(documents, texts, strict=True)]
+    texts = {
+        i: _chat_text(tokenizer, document) if _is_chat(document) else document
+        for i, document in enumerate(documents)
+        if isinstance(document, str) or _is_chat(document)
+    }
+    tokenized = dict(zip(texts, _encoded(tokenizer, list(texts.values())), strict=True))
+    ids = [tokenized.get(i, document) for i, document in enumerate(documents)]
     return [
-        each[1:] if each and each[0] == tokenizer.bos_token_id and not isinstance(document, str) else each
+        each[1:] if not isinstance(document, str) and each[:1] == [tokenizer.bos_token_id] else each
         for document, each in zip(documents, ids, strict=True)
     ]
 
@@ -114,6 +118,8 @@ def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """The ids of texts: straight from a fast tokenizer's own batch call, as building a BatchEncoding takes a third of the
     time. `verbose` would warn of texts longer than a context.
     """
+    if not texts:
+        return []
     backend = getattr(tokenizer, "backend_tokenizer", None)
     as_it_stands = (
         backend is not None
@@ -132,20 +138,32 @@ def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         return _encoded(tokenizer, whole)
 
 
-def _chat_text(tokenizer: Any, document: list[dict[str, Any]] | list[int]) -> str | None:
-    """The text of a chat; None for a document of token ids."""
-    if not document or isinstance(document[0], int):
-        return None
+def chat_facts(tokenizer: Any, documents: Sequence[Document]) -> dict[str, str]:
+    """What a plan says of the chat template: its hash if a chat is among the documents, as rows then depend on it."""
+    if not any(map(_is_chat, documents)):
+        return {}
+    return {"chat_template_sha256": sha256_of([_chat_template(tokenizer)])}
+
+
+def _is_chat(document: Document) -> bool:
+    return not isinstance(document, str) and len(document) > 0 and not isinstance(document[0], int)
+
+
+def _chat_text(tokenizer: Any, messages: list[dict[str, Any]]) -> str:
+    template = _dated(_chat_template(tokenizer))
+    try:
+        return tokenizer.apply_chat_template(messages, chat_template=template, tokenize=False)
+    except Exception as error:  # a template is a program of its own, and raises what it likes
+        raise ValueError(f"the tokenizer's chat template refuses a chat, {str(messages)[:200]}: {error}") from error
+
+
+def _chat_template(tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            f"a document is a chat of {len(document)} messages, and the tokenizer has no chat template: take the "
-            "tokenizer of a chat model, set tokenizer.chat_template, or name another text_column"
+            "the documents are chats, and the tokenizer has no chat template: take the tokenizer of a chat model, set "
+            "tokenizer.chat_template, or name another text_column"
         )
-    try:
-        template = _dated(tokenizer.get_chat_template())
-        return tokenizer.apply_chat_template(document, chat_template=template, tokenize=False)
-    except Exception as error:  # a template is a program of its own, and raises what it likes
-        raise ValueError(f"the tokenizer's chat template refuses a chat, {str(document)[:200]}: {error}") from error
+    return tokenizer.get_chat_template()
 
 
 def _dated(template: str) -> str:

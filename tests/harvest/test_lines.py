@@ -2,11 +2,12 @@
 
 import gzip
 import json
+import sys
 
 import datasets
 import pytest
 
-from saelens_lite.harvest.source import open_named
+from saelens_lite.harvest.source import open_given, open_named
 
 TRICKY = [
     "a b\nc\n\nd\n",
@@ -57,6 +58,14 @@ def test_jsonl_rows_are_those_of_datasets(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(text.replace("\n", "\n \n\n", 1).encode())
     stream = datasets.load_dataset("json", data_files=str(tmp_path / "a.jsonl"), split="train", streaming=True)
     assert documents(tmp_path / "a.jsonl") == [row["text"] or "" for row in stream] == ["a\nb\u2028", "", "", "é", ""]
+
+
+def test_text_and_jsonl_need_no_datasets(tmp_path, monkeypatch):
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}')
+    (tmp_path / "a.txt").write_text("b")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert list(open_named([str(tmp_path / "a.jsonl"), str(tmp_path / "a.txt")]).open(0, None)) == ["a", "b"]
+    assert open_given(["a"]).first == ["a"]
 
 
 def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path):

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from saelens_lite.harvest.packing import packed_shards, special_ids, token_ids
+from saelens_lite.harvest.packing import chat_facts, packed_shards, special_ids, token_ids
 from saelens_lite.harvest.source import open_given, open_named
 
 PLAN = {
@@ -136,8 +136,16 @@ def test_a_template_that_asks_for_the_date_gets_the_same_on_every_day(chat_token
     assert token_ids(chat_tokenizer, [CHAT]) == token_ids(chat_tokenizer, ["\n26 Jul 2024"])
 
 
+def test_the_template_is_a_fact_where_there_are_chats(chat_tokenizer):
+    assert chat_facts(chat_tokenizer, ["text", [1, 2], []]) == {}
+    facts = chat_facts(chat_tokenizer, ["text", CHAT])
+    assert facts == chat_facts(chat_tokenizer, [CHAT[:1]])
+    chat_tokenizer.chat_template += " "
+    assert facts != chat_facts(chat_tokenizer, [CHAT])
+
+
 def test_chats_that_cannot_be_templated(byte_tokenizer, chat_tokenizer):
-    with pytest.raises(ValueError, match="a chat of 2 messages, and the tokenizer has no chat template: take the"):
+    with pytest.raises(ValueError, match="are chats, and the tokenizer has no chat template: take the"):
         token_ids(byte_tokenizer, [CHAT])
     chat_tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(ValueError, match="template refuses a chat, .*'Hi'.*: roles must alternate"):

@@ -53,4 +53,6 @@ def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
         yield consume()
     finally:
         stopped.set()
+        with contextlib.suppress(queue.Empty):
+            ready.get_nowait()  # room for the item that the thread may be holding, so that it looks up at once
         thread.join()

@@ -153,6 +153,7 @@ def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[
         except _Finished as reached:
             if reached is not finished:
                 raise
+            reached.__traceback__ = None  # its frames hold the activations, and would until the next garbage collection
     absent = [f"{name} ({points[name].module_path})" for name in points if name not in found]
     if absent:
         raise HookError(f"the forward of {type(unwrap(model)).__name__} with {sorted(inputs)} never ran {absent}")

@@ -11,17 +11,14 @@ import torch
 from torch import nn
 
 from saelens_lite import hooks
+from saelens_lite.codecs import STORE_DTYPES, row_bytes
 from saelens_lite.errors import ShardError
 from saelens_lite.files import Folder
-from saelens_lite.shards import STORE_DTYPES
 
 from .documents import Source
 
 _BYTES_PER_POSITION = 10
 """Of a tokens file: input_ids and doc_id int32, attended and kept uint8."""
-
-_NORM_BYTES = 4
-_INT8_OVERHEAD_BYTES = 2
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,7 +63,8 @@ def estimate(
     of_dataset = n_documents is not None and n_documents * mean_tokens < plan["max_tokens"]
     wanted = int(n_documents * mean_tokens) if of_dataset and n_documents is not None else plan["max_tokens"]
     rows = max(0, wanted - rows_there)
-    size = rows * (_BYTES_PER_POSITION + sum(_row_bytes(plan["dtype"], f["d_model"]) for f in plan["hook_points"].values()))
+    dtype = STORE_DTYPES[plan["dtype"]]
+    size = rows * (_BYTES_PER_POSITION + sum(row_bytes(dtype, f["d_model"]) for f in plan["hook_points"].values()))
     return Estimate(rows, size, store.free_bytes(), of_dataset=of_dataset)
 
 
@@ -90,12 +88,6 @@ def forward_seconds(model: nn.Module, hook_points: Sequence[str], plan: dict[str
             acts[hook_points[-1]].flatten()[0].item()  # waits for the device
             seconds = time.perf_counter() - began
     return seconds * rows / input_ids.numel()
-
-
-def _row_bytes(dtype: str, d_model: int) -> int:
-    if dtype == "int8":
-        return d_model + _INT8_OVERHEAD_BYTES + _NORM_BYTES
-    return d_model * STORE_DTYPES[dtype].itemsize + _NORM_BYTES
 
 
 def _size(n_bytes: int) -> str:

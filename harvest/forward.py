@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite import hooks
-from saelens_lite.shards import STORE_DTYPES
+from saelens_lite.codecs import STORE_DTYPES
 
 from .packing import PackedShard
 
@@ -54,7 +54,7 @@ def forward_batches(
 
     dtype: as which the rows will be stored; they are converted before they travel where that makes them no wider
     """
-    host, stored = _Host(model), STORE_DTYPES.get(dtype)
+    host, stored = _Host(model), STORE_DTYPES[dtype]
     for shard in shards:
         contexts = shard.contexts
         for start in range(0, max(1, contexts.n_seqs), batch_size_seqs):
@@ -83,11 +83,11 @@ class _Host:
             return input_ids.pin_memory().to(self._device, non_blocking=True)
         return input_ids.to(self._device)
 
-    def download(self, acts: Tensor, kept: np.ndarray, dtype: torch.dtype | None) -> Rows:
+    def download(self, acts: Tensor, kept: np.ndarray, dtype: torch.dtype) -> Rows:
         """The kept rows of acts[batch seq d_model]; `kept` are their indices among batch · seq."""
         device = acts.device
         acts = acts.flatten(0, 1)
-        if dtype is not None and dtype.itemsize <= acts.dtype.itemsize:
+        if dtype.is_floating_point and dtype.itemsize <= acts.dtype.itemsize:
             acts = acts.to(dtype)
         if device.type != "cuda":
             return Rows(acts.index_select(0, torch.from_numpy(kept).to(device)).cpu())

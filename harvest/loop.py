@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from saelens_lite import hooks
+from saelens_lite.codecs import STORE_DTYPES
 from saelens_lite.errors import ShardError
 from saelens_lite.files import Folder
-from saelens_lite.shards import STORE_DTYPES, finished_shards, write_manifest, writing_shard
+from saelens_lite.shards import finished_shards, write_manifest, writing_shard
 
 from .ahead import ahead
 from .claims import Claims, SharedClaims, rank, several_processes

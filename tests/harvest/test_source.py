@@ -258,11 +258,16 @@ def test_a_stream_shuffled_through_a_buffer_is_refused():
     ):
         with pytest.raises(ValueError, match=r"is shuffled through a buffer, .*pass it without shuffle\(\)"):
             open_given(given)
-    check_positions(open_given(datasets.interleave_datasets([stream, stream])), open_given(stream_of_two(stream)))
 
 
-def stream_of_two(stream):
-    return datasets.interleave_datasets([stream, stream])
+def test_interleaved_streams_go_on_too():
+    stream = datasets.Dataset.from_dict({"text": LONG}).to_iterable_dataset(num_shards=3)
+    both = open_given(datasets.interleave_datasets([stream, stream], probabilities=[0.5, 0.5], seed=0))
+    everything = documents(both)
+    for start in (1, 70, len(everything)):
+        skipped = both.open(0, None)
+        assert skipped.skip(start) == start
+        assert documents(both, start, json.loads(json.dumps(skipped.cursor()))) == everything[start:]
 
 
 def test_an_iterator_is_opened_once():

@@ -34,7 +34,7 @@ from .model import (
     positions_limit,
     tokenizer_facts,
 )
-from .packing import special_ids, token_ids
+from .packing import chat_facts, special_ids, token_ids
 from .plan import adopt_plan, documents_per_shard, make_plan
 from .source import as_names, open_given, open_named
 
@@ -267,7 +267,7 @@ def _plan(
     return make_plan(
         {
             "model": model_facts(model) | ({"compiled": True} if config.compile else {}),
-            "tokenizer": tokenizer_facts(tokenizer),
+            "tokenizer": tokenizer_facts(tokenizer) | chat_facts(tokenizer, source.first),
             "hook_points": hook_point_facts(model, points),
             "dataset": source.facts,
             "context_length": config.context_length,

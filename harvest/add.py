@@ -103,7 +103,7 @@ def _add(model: nn.Module, store: ActivationStore, plan: dict[str, Any], new: li
 
     with only_writer(folder):
         claims = claims_of(folder, plan, new)
-        log_start(folder, model, claims, added=new)
+        log_start(folder, model, claims, plan, added=new)
         packed = _stored_shards(store, claims)
         write_shards(model, packed, plan, new, folder, claims, progress, also=(known,), check=check)
         claims.wait_for_all()

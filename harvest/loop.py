@@ -20,15 +20,15 @@ from saelens_lite import hooks
 from saelens_lite.codecs import STORE_DTYPES
 from saelens_lite.errors import ShardError
 from saelens_lite.files import Folder
+from saelens_lite.log import events, log_name, write_event
 from saelens_lite.shards import finished_shards, write_manifest, writing_shard
 
 from .ahead import ahead
 from .claims import Claims, SharedClaims, rank, several_processes
 from .documents import Source
 from .forward import Batch, forward_batches
-from .log import events, log_name, write_event
 from .packing import PackedShard, packed_shards
-from .plan import adopt_plan
+from .plan import adopt_plan, plan_sha256
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def make_shards(
         if rank() == 0:
             adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
         claims = claims_of(store, plan, list(plan["hook_points"]))
-        log_start(store, model, claims, settings=settings)
+        log_start(store, model, claims, plan, settings=settings)
         start, cursor = _last_cursor(store, claims)
         n_embeddings = model.get_input_embeddings().num_embeddings
         packed = packed_shards(source, tokenizer, plan, iter(claims), n_embeddings, start, cursor)
@@ -165,8 +165,11 @@ def _last_cursor(store: Folder, claims: Claims) -> tuple[int, Any]:
     return start, cursors.get(start)
 
 
-def log_start(store: Folder, model: nn.Module, claims: Claims, **entry: Any) -> None:
-    """Record the circumstances that bytes can depend on; say so if they changed since the harvest began."""
+def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, Any], **entry: Any) -> None:
+    """Record the circumstances that bytes can depend on; say so if they changed since the harvest began.
+
+    plan: of the store as it will be; its hash in the log lets a damaged plan.json be found out and made anew
+    """
     from transformers import __version__ as transformers_version
 
     now = {
@@ -184,4 +187,5 @@ def log_start(store: Folder, model: nn.Module, claims: Claims, **entry: Any) -> 
         logger.info("%s has %d finished shards: going on", store, len(claims.finished))
         if changed:
             logger.warning("other circumstances than before, rows may differ in their last bits: %s", "; ".join(changed))
-    write_event(store, claims.rank, event="start", finished_shards=len(claims.finished), environment=now, **entry)
+    entry |= {"finished_shards": len(claims.finished), "plan_sha256": plan_sha256(plan), "environment": now}
+    write_event(store, claims.rank, event="start", **entry)

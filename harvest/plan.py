@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from saelens_lite.errors import ShardError
 from saelens_lite.files import Folder
 from saelens_lite.shards import FORMAT, VERSION, check_version, encode_json, read_json
+from saelens_lite.verify import recorded_plans
 
 PACKING_RULE = "continuous"
 """Name of the rule in `saelens_lite.tokens.pack`."""
@@ -40,13 +42,25 @@ def make_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
     return {"format": FORMAT, "version": VERSION, "packing": PACKING_RULE, **facts}
 
 
+def plan_sha256(plan: dict[str, Any]) -> str:
+    """sha256 of plan.json for this plan."""
+    return hashlib.sha256(encode_json(plan)).hexdigest()
+
+
 def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
     """Write the plan to a new store, or find that the store's plan is the same. Returns the store's plan.
+
+    A store that lost its plan.json gets it again if its manifest, or its log, records the hash of this one.
 
     raises: ShardError if the store has another plan (names the differing fields), or the folder holds something else
     """
     if store.size("plan.json") is None:
-        if not store.is_empty(but_for=("plan.json.tmp",)):
+        if not store.is_empty(but_for=("plan.json.tmp",)) and plan_sha256(plan) not in (recorded := recorded_plans(store)):
+            if recorded:
+                raise ShardError(
+                    f"{store} lost its plan.json, and this harvest's plan is not the one it was begun with: "
+                    "give the first settings, with model and dataset under the same names"
+                )
             raise ShardError(f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store")
         store.write("plan.json", encode_json(plan))
         return plan

@@ -53,7 +53,6 @@ from saelens_lite.shards import (
     encode_json,
     manifest_sha256,
     read_json,
-    shard_name,
     tokens_name,
 )
 from saelens_lite.tokens import PackedContexts, is_held_out
@@ -291,21 +290,13 @@ class ActivationStore:
         return sum(total for _, total in self._sums(hook_point)) / self.n_rows
 
     def verify(self) -> list[str]:
-        """Check every byte of the shards against its recorded hash: reads all files. Opening has checked the rest.
+        """Check every byte of the store: reads all files; see `verify_store`.
 
         returns: the problems found, each naming its file; empty if all is well
         """
-        problems = []
-        for index, shard in enumerate(self._shards):
-            for hook_point in self.hook_points:
-                name = commit_name(index, hook_point)
-                if self.folder.sha256(name) != shard["hook_points"][hook_point]["commit_sha256"]:
-                    problems.append(f"{self.folder}/{name} has another sha256 than the manifest records")
-                    continue
-                for file, facts in read_json(self.folder, name)["files"].items():
-                    if self.folder.sha256(f"{shard_name(index)}/{file}") != facts["sha256"]:
-                        problems.append(f"{self.folder}/{shard_name(index)}/{file} has another sha256 than {name} records")
-        return list(dict.fromkeys(problems))
+        from saelens_lite.verify import verify_store
+
+        return [f"{self.folder}/{problem}" for problem in verify_store(self.folder)]
 
     def _index(self, shard: int) -> int:
         if not 0 <= shard < self.n_shards:

@@ -58,11 +58,11 @@ def checked_lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]
         lines.pop()
     for number, line in enumerate(lines, 1):
         entry = None
-        with contextlib.suppress(ValueError, AttributeError):
+        with contextlib.suppress(ValueError, RecursionError):
             found = json.loads(line)
-            found.pop("crc32", None)
-            if _encoded(found) == line:
-                entry = found
+            if isinstance(found, dict):
+                found.pop("crc32", None)
+                entry = found if _encoded(found) == line else None
         yield number, entry
 
 

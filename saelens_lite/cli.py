@@ -320,7 +320,7 @@ def _load_model(name: str | None, device: str, store: ActivationStore) -> nn.Mod
 
         quiet_loading()
         name = str(MODEL_DIR)
-    return load_model(name, device=device, revision=store.plan["model"]["revision"])
+    return load_model(name, device=device, revision=store.plan.get("model", {}).get("revision"))
 
 
 def _device(name: str | None) -> str:

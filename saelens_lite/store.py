@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +139,70 @@ class ActivationStore:
         folder = open_folder(path)
         write_arrays(folder, arrays, hook_point=hook_point, dtype=dtype, rows_per_shard=rows_per_shard, documents=documents)
         return cls(folder)
+
+    @classmethod
+    def from_saelens(
+        cls,
+        source: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        hook_points: Sequence[str] | None = None,
+        dtype: str = "float32",
+        rows_per_shard: int = 65_536,
+        model_name: str = "",
+        tokenizer_name: str = "",
+    ) -> ActivationStore:
+        """Import the cached activations of SAELens: the dataset folder that its CacheActivationsRunner writes.
+
+        Every position of every context has a row, BOS too (see `TrainConfig.max_norm_ratio`). The folder does not say
+        where documents end, so each context counts as one document.
+
+        source: the dataset folder, local
+        path: new or empty folder, or URL, of the store
+        hook_points: columns to import; None takes all
+        model_name, tokenizer_name: hub ids or folders, which such a folder does not name; they let analysis show text and
+            check that SAE and store belong together
+        returns: the store; without tokens where the folder has none (SAELens kept none in early releases)
+
+        raises: ValueError if the source is no such folder; ShardError if the store's folder is not empty
+        """
+        from saelens_lite.formats.saelens_acts import read_saelens_activations
+
+        folder = open_folder(path)
+        read_saelens_activations(
+            source,
+            folder,
+            hook_points=hook_points,
+            dtype=dtype,
+            rows_per_shard=rows_per_shard,
+            model_name=model_name,
+            tokenizer_name=tokenizer_name,
+        )
+        return cls(folder)
+
+    def to_saelens(
+        self,
+        folder: str | os.PathLike[str],
+        hook_point: str | None = None,
+        *,
+        context_size: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        """Export one hook point as cached activations of SAELens, for its `use_cached_activations`.
+
+        SAELens expects an activation at every position. So the rows and their tokens, in order, are cut into contexts of
+        context_size rows, which are those of the store only where it has a row at every position; rows at the end that
+        fill no context are left out. SAELens mixes rows in training, so nothing else depends on it. Set its `context_size`
+        to the same number, `d_in` to the width and `hook_name` to the hook point.
+
+        folder: new or empty, local
+        context_size: rows a context; None takes the store's context_length
+        dtype: float32 or float16
+        raises: ValueError for another dtype, a folder that is not empty, or a store without contexts and no context_size
+        """
+        from saelens_lite.formats.saelens_acts import write_saelens_activations
+
+        write_saelens_activations(self, folder, hook_point, context_size=context_size, dtype=dtype)
 
     @property
     def path(self) -> Path | str:

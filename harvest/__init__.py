@@ -3,6 +3,14 @@
 from .add import add_hook_points
 from .config import HarvestConfig
 from .estimate import Estimate
-from .run import estimate_harvest, harvest_activations, run_harvest
+from .run import estimate_harvest, estimate_run, harvest_activations, run_harvest
 
-__all__ = ["Estimate", "HarvestConfig", "add_hook_points", "estimate_harvest", "harvest_activations", "run_harvest"]
+__all__ = [
+    "Estimate",
+    "HarvestConfig",
+    "add_hook_points",
+    "estimate_harvest",
+    "estimate_run",
+    "harvest_activations",
+    "run_harvest",
+]

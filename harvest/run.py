@@ -92,12 +92,12 @@ def estimate_harvest(
 
     Everything that can be wrong is looked at, and the forward pass is timed on one batch.
     """
-    with _prepared(_request(model, dataset, hook_points, store, max_tokens, tokenizer, options)) as prepared:
-        found = prepared.estimate()
-        if prepared.ours:
-            drop_unused(prepared.model, prepared.points)
-        seconds = forward_seconds(prepared.model, list(prepared.plan["hook_points"]), prepared.plan, found.rows)
-        return dataclasses.replace(found, seconds=seconds)
+    return _estimate(_request(model, dataset, hook_points, store, max_tokens, tokenizer, options))
+
+
+def estimate_run(config: HarvestConfig) -> Estimate:
+    """What `run_harvest` would still take; see `estimate_harvest`."""
+    return _estimate(_Request(config, _open_named(config, config.dataset)))
 
 
 def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dict[str, Any]:
@@ -229,6 +229,15 @@ def _prepared(request: _Request) -> Iterator[_Prepared]:
     with evaluation_mode(model), torch.inference_mode():
         plan = _plan(config, model, tokenizer, request.source, points)
         yield _Prepared(config, request.source, model, request.model is None, tokenizer, points, plan)
+
+
+def _estimate(request: _Request) -> Estimate:
+    with _prepared(request) as prepared:
+        found = prepared.estimate()
+        if prepared.ours:
+            drop_unused(prepared.model, prepared.points)
+        seconds = forward_seconds(prepared.model, list(prepared.plan["hook_points"]), prepared.plan, found.rows)
+        return dataclasses.replace(found, seconds=seconds)
 
 
 def _harvest(request: _Request) -> ActivationStore:

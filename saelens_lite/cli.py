@@ -1,4 +1,4 @@
-"""The command line: `saelens-lite demo | harvest | train | evaluate | analyze`.
+"""The command line: `saelens-lite demo | harvest | add-hook-points | verify | train | evaluate | analyze`.
 
 Commands are the configuration dataclasses, turned into flags by tyro, and what they print: what was made, where, and
 what to type next. Rooms load when their command runs, so that --help costs nothing. What the user can put right is one
@@ -28,8 +28,45 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+HARVEST_AGAIN = "give the harvest call of this store again: it makes what is missing"
+
 EMBEDDED = "demo"
 """As a --model the embedded language model, as a --dataset the source of Python's standard library."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class AddHookPointsConfig:
+    """Harvest further hook points for a finished store, from the tokens that it holds."""
+
+    store: str
+    """Folder or URL of the activation store."""
+
+    hook_points: tuple[str, ...]
+    """Such as blocks.3.hook_mlp_out; those that are there already cost nothing."""
+
+    model: str | None = None
+    """The model that was harvested, where it is no longer found under the name that the store records; "demo" is the
+    embedded one."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is."""
+
+    trust_remote_code: bool = False
+    """Allow the model's repository to run its own Python code on this machine."""
+
+    progress: bool = True
+    """Show a progress bar with tokens per second."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """Read every byte of a store, finished or not, and list what is altered, short or missing (exit code 1)."""
+
+    store: str
+    """Folder or URL of the activation store."""
+
+    repair: bool = False
+    """Move damaged files to damaged/ inside the store, and make exactly those shards anew."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,19 +140,101 @@ def demo(argv: Sequence[str]) -> None:
     run_demo(_configured(DemoConfig, "demo", argv))
 
 
-def harvest(argv: Sequence[str]) -> None:
+def harvest(argv: Sequence[str]) -> int:
     """Text through a language model: its activations into a store"""
-    from saelens_lite.harvest import HarvestConfig, run_harvest
+    from saelens_lite.harvest import HarvestConfig
 
-    config = _configured(HarvestConfig, "harvest", argv)
-    if EMBEDDED in (config.model, *config.dataset):
-        store = _harvest_embedded(config)
-    else:
-        store = run_harvest(config)
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class Harvest(HarvestConfig):
+        """Run text through a model and keep the activations of some hook points in a store."""
+
+        dry_run: bool = False
+        """Look at everything that can be wrong, time the forward pass, and print rows, bytes, free space and duration;
+        nothing is written."""
+
+    given = to_mapping(_configured(Harvest, "harvest", argv))
+    dry_run = given.pop("dry_run")
+    config = HarvestConfig(**given)
+    result = _carry_out(config, dry_run)
+    if not _is_first_process():
+        return 0
+    if dry_run:
+        print(f"{config.store}: would take {result}")
+        if not result.fits:
+            print("that is more than there is room for: a harvest of this size is refused")
+            return 1
+        _print_next("the same command without --dry-run")
+        return 0
+    store = result
     widths = ", ".join(f"{name} (width {store.d_model(name)})" for name in store.hook_points)
     print(f"{config.store}: {store.n_rows:,} rows of {widths} in {store.n_shards} shards")
     choice = f" --hook-point {store.hook_points[0]}" if len(store.hook_points) > 1 else ""
     _print_next(f"saelens-lite train --store {config.store}{choice} --output runs/topk")
+    return 0
+
+
+def add_hook_points(argv: Sequence[str]) -> None:
+    """Further hook points for a store, from its stored tokens"""
+    from saelens_lite import ActivationStore
+    from saelens_lite.harvest import add_hook_points
+
+    config = _configured(AddHookPointsConfig, "add-hook-points", argv)
+    store = ActivationStore(config.store)
+    model = None
+    if config.model is not None:
+        compute_dtype = store.plan.get("model", {}).get("compute_dtype")
+        model = _load_model(config.model, _device(config.device), store, compute_dtype, config.trust_remote_code)
+    store = add_hook_points(
+        store,
+        config.hook_points,
+        model=model,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        progress=config.progress,
+    )
+    if _is_first_process():
+        print(f"{config.store}: {store.n_rows:,} rows each of {', '.join(store.hook_points)}")
+        _print_next(f"saelens-lite train --store {config.store} --hook-point {config.hook_points[0]} --output runs/topk")
+
+
+def verify(argv: Sequence[str]) -> int:
+    """Whether every bit of a store is as it was written; mends what is not"""
+    config = _configured(VerifyConfig, "verify", argv)
+    from saelens_lite.files import open_folder
+    from saelens_lite.verify import repair_store, verify_store
+
+    folder = open_folder(config.store)
+    before = folder.read("manifest.json") if folder.size("manifest.json") is not None else None
+    problems = verify_store(folder)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{folder}: every file is as it was written")
+        if before is None:
+            print("the store is unfinished")
+            _print_next(HARVEST_AGAIN)
+        return 0
+    print(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    if not config.repair:
+        _print_next(f"saelens-lite verify {config.store} --repair")
+        return 1
+    moved = repair_store(folder, problems)
+    print(f"moved to {folder}/damaged: {', '.join(moved) or 'nothing, all of it is missing'}")
+    if before is None:
+        print("the store is unfinished")
+        _print_next(HARVEST_AGAIN)
+        return 0
+    if folder.size("plan.json") is None or folder.size("manifest.json") is None:
+        if not _harvest_again(config.store):
+            return 1
+        if "manifest.json" not in {problem.file for problem in problems} and folder.read("manifest.json") != before:
+            print("rows made anew differ from those before: another machine, number of threads, or version")
+    problems = verify_store(folder)
+    for problem in problems:
+        print(f"still: {problem}")
+    if not problems:
+        print(f"{folder}: every file is as it was written")
+    return 1 if problems else 0
 
 
 def train(argv: Sequence[str]) -> None:
@@ -186,9 +305,11 @@ def analyze(argv: Sequence[str]) -> None:
     _print_next(f"with saelens_lite.ablate(model, SparseAutoencoder.load({config.sae!r}), latents=[…]): model.generate(…)")
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "demo": demo,
     "harvest": harvest,
+    "add-hook-points": add_hook_points,
+    "verify": verify,
     "train": train,
     "evaluate": evaluate,
     "analyze": analyze,
@@ -196,7 +317,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for what the user can put right, 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for a store with problems or without room, 2 for what the user can put
+    right, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in args or os.environ.get("SAELENS_LITE_TRACEBACK", "0") not in ("", "0")
     args = [arg for arg in args if arg != "--traceback"]
@@ -213,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args[0] not in COMMANDS:
             raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
         with _logging():
-            COMMANDS[args[0]](args[1:])
+            return COMMANDS[args[0]](args[1:]) or 0
     except KeyboardInterrupt:
         print("saelens-lite: interrupted", file=sys.stderr)
         if traceback:
@@ -224,7 +346,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"saelens-lite: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _share_the_cores() -> None:
@@ -266,7 +387,8 @@ def _configured(cls: type[T], command: str, argv: Sequence[str]) -> T:
             raise ValueError(f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}")
         mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
         default["default"] = from_mapping(cls, mapping, where=file)
-    return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, **default)
+    positional = (tyro.conf.PositionalRequiredArgs,) if cls in (AddHookPointsConfig, VerifyConfig) else ()
+    return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=positional, **default)
 
 
 def _read_json(file: str) -> Any:
@@ -292,11 +414,14 @@ def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
     return args, file
 
 
-def _harvest_embedded(config: HarvestConfig) -> ActivationStore:
-    """A harvest in which the word "demo" stands for the embedded model, its corpus, or both."""
+def _carry_out(config: HarvestConfig, dry_run: bool) -> Any:
+    """The harvest, or its estimate. The word "demo" stands for the embedded model, its corpus, or both."""
+    from saelens_lite.harvest import estimate_harvest, estimate_run, harvest_activations, run_harvest
+
+    if EMBEDDED not in (config.model, *config.dataset):
+        return estimate_run(config) if dry_run else run_harvest(config)
     from saelens_lite.demo import MODEL_DIR
     from saelens_lite.demo.run import documents, quiet_loading
-    from saelens_lite.harvest import harvest_activations
 
     if EMBEDDED in config.dataset and len(config.dataset) > 1:
         raise ValueError(f"--dataset {EMBEDDED} stands alone, got {' '.join(config.dataset)}")
@@ -305,10 +430,48 @@ def _harvest_embedded(config: HarvestConfig) -> ActivationStore:
     if model == EMBEDDED:
         quiet_loading()
         model = str(MODEL_DIR)
-    return harvest_activations(model, documents() if dataset == (EMBEDDED,) else list(dataset), **options)
+    dataset = documents() if dataset == (EMBEDDED,) else list(dataset)
+    return (estimate_harvest if dry_run else harvest_activations)(model, dataset, **options)
 
 
-def _load_model(name: str | None, device: str, store: ActivationStore) -> nn.Module | None:
+def _harvest_again(store: str) -> bool:
+    """Make what a repair moved aside, with the settings in the store's log; says why if they are not there."""
+    from saelens_lite.files import open_folder
+    from saelens_lite.harvest import HarvestConfig, run_harvest
+    from saelens_lite.log import events
+    from saelens_lite.shards import read_json
+    from saelens_lite.verify import intact_manifests
+
+    folder = open_folder(store)
+    starts = list(events(folder, "start"))
+    settings = next((event["settings"] for event in reversed(starts) if event.get("settings")), None)
+    plan = None if folder.size("plan.json") is None else read_json(folder, "plan.json")
+    if plan is not None and "source" in plan:
+        print("this store was made from arrays or another format, which cannot be harvested: write it anew")
+        return False
+    if settings is None:
+        print("the log does not say how this store was harvested, or not by names alone")
+        _print_next(HARVEST_AGAIN)
+        return False
+    if plan is not None:
+        hook_points = list(plan["hook_points"])
+    else:
+        manifests = intact_manifests(folder)
+        hook_points = list(manifests[0]["shards"][0]["hook_points"]) if manifests else settings["hook_points"]
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    run_harvest(
+        from_mapping(HarvestConfig, given | {"store": store, "hook_points": tuple(hook_points)}, f"{store}/log.jsonl")
+    )
+    return True
+
+
+def _load_model(
+    name: str | None,
+    device: str,
+    store: ActivationStore,
+    compute_dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module | None:
     """The model of that name, in the revision that was harvested where the store records one."""
     from saelens_lite.harvest.model import load_model
 
@@ -320,7 +483,17 @@ def _load_model(name: str | None, device: str, store: ActivationStore) -> nn.Mod
 
         quiet_loading()
         name = str(MODEL_DIR)
-    return load_model(name, device=device, revision=store.plan.get("model", {}).get("revision"))
+    revision = store.plan.get("model", {}).get("revision")
+    return load_model(
+        name, compute_dtype=compute_dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+    )
+
+
+def _is_first_process() -> bool:
+    """Whether this process speaks: of several that torchrun started, the first."""
+    from saelens_lite.harvest.claims import rank
+
+    return rank() == 0
 
 
 def _device(name: str | None) -> str:

@@ -171,3 +171,42 @@ def test_bytes_of_a_row():
         grows = sum(kind.itemsize * torch.Size(shape).numel() for _, kind, shape in layout if shape[0] == 10) + 4 * 10
         assert grows == 10 * row_bytes(dtype, 192), name
         assert all(dtype_name(kind) for _, kind, _ in layout)
+
+
+POINTS = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.3.hook_resid_post", "blocks.3.hook_mlp_out"]
+
+
+def harvested_fvu(model, tokenizer, texts, folder):
+    """Codec fvu by hook point of 8000 rows, harvested in float32 and in int8."""
+    import saelens_lite as sl
+
+    exact, small = (
+        sl.harvest_activations(
+            model, texts, POINTS, folder / dtype, max_tokens=8000, tokenizer=tokenizer, dtype=dtype, progress=False
+        )
+        for dtype in ("float32", "int8")
+    )
+    rows = torch.arange(8000)
+    return {point: codec_fvu(exact.gather(rows, point), small.gather(rows, point)) for point in POINTS}
+
+
+def test_int8_keeps_the_rows_of_the_embedded_model(embedded, tmp_path):
+    from saelens_lite.demo.corpus import stdlib_documents
+
+    texts = [document["text"] for document, _ in zip(stdlib_documents("held_out"), range(5))]
+    for point, fvu in harvested_fvu(*embedded, texts, tmp_path).items():
+        assert fvu < 1e-4, point
+
+
+def test_int8_keeps_the_rows_of_a_real_model(shared_data, tmp_path):
+    import gzip
+    import json
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with gzip.open(shared_data / "corpora/tinystories/validation_v1.jsonl.gz", "rt") as file:
+        texts = [json.loads(line)["text"] for line, _ in zip(file, range(80))]
+    folder = shared_data / "models/stories3m-llama"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    for point, fvu in harvested_fvu(model, tokenizer, texts, tmp_path).items():
+        assert fvu < 1e-4, point

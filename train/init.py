@@ -9,19 +9,26 @@ from saelens_lite.nonlinearity import geometric_median
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 
 
-def initial_sae(config: SAEConfig, sample: Tensor, seed: int) -> SparseAutoencoder:
+L1_ENCODER_SCALE = 0.01
+"""Half of a ReLU SAE's latents are on at the start, and at full strength an L1 penalty drives them out before they have found
+a direction. Anthropic's April 2024 update starts decoder rows at norm 0.1 and the encoder as their transpose; with the rows
+brought to norm 1, the encoder that gives the same reconstruction is 0.1² of it."""
+
+
+def initial_sae(config: SAEConfig, sample: Tensor, seed: int, encoder_scale: float = 1.0) -> SparseAutoencoder:
     """A fresh SAE for rows such as `sample`.
 
     sample: float[n d_model], rows in the scale of training
-    W_dec rows are random unit vectors, W_enc = W_decᵀ (Gao et al. 2024, appendix A.1: few latents start dead),
-    b_enc is 0 and b_dec the geometric median of the sample.
+    encoder_scale: of W_enc; 1 where few latents are on at a time, L1_ENCODER_SCALE under an L1 penalty
+    W_dec rows are random unit vectors, W_enc = encoder_scale · W_decᵀ (Gao et al. 2024, appendix A.1: few latents start
+    dead), b_enc is 0 and b_dec the geometric median of the sample.
     """
     sae = SparseAutoencoder(config)
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randn(config.d_sae, config.d_model, generator=generator)
     with torch.no_grad():
         sae.W_dec.copy_(torch.nn.functional.normalize(rows, dim=1))
-        sae.W_enc.copy_(sae.W_dec.T)
+        sae.W_enc.copy_(encoder_scale * sae.W_dec.T)
         sae.b_dec.copy_(geometric_median(sample))
     return sae
 

@@ -28,7 +28,7 @@ from saelens_lite.tracker import Tracker
 
 from .buffer import RowBuffer
 from .config import TrainConfig
-from .init import fold_scale, initial_sae, input_scale
+from .init import L1_ENCODER_SCALE, fold_scale, initial_sae, input_scale
 from .step import StepStats
 from .trainer import Trainer
 
@@ -115,7 +115,8 @@ class _Run:
             self.scale = input_scale(self._mean_sq_norm(train_rows), store.d_model(self.hook_point))
 
         sample = store.gather(_spread(train_rows, _INIT_ROWS), self.hook_point).mul_(self.scale)
-        sae = initial_sae(self._sae_config(), sample, config.seed).to(self.device)
+        encoder_scale = L1_ENCODER_SCALE if config.kind == "relu" else 1.0
+        sae = initial_sae(self._sae_config(), sample, config.seed, encoder_scale).to(self.device)
         self.trainer = Trainer(sae, config, self.n_steps)
         self.scores: dict[str, float | None] = {}
 

@@ -114,3 +114,10 @@ def test_input_scale_and_folding():
     torch.testing.assert_close(plain.recons, scaled.recons / scale)
     torch.testing.assert_close(plain.latents.to_dense(), scaled.latents.to_dense() / scale)
     torch.testing.assert_close(folded.W_dec.norm(dim=1), torch.ones(N))
+
+
+@pytest.mark.parametrize("encoder_scale", [1.0, 0.01])
+def test_the_encoder_starts_along_the_decoder(planted, encoder_scale):
+    sae = initial_sae(SAEConfig(d_model=16, d_sae=64, kind="relu"), planted.acts, 0, encoder_scale)
+    torch.testing.assert_close(sae.W_enc, encoder_scale * sae.W_dec.T)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))

@@ -1,5 +1,6 @@
 """Schedules, and what each field of a run does to the update."""
 
+import pytest
 import torch
 from pytest import approx
 

@@ -19,7 +19,7 @@ Rows = np.ndarray | Tensor | Iterable[np.ndarray | Tensor]
 """float[n d_model], or chunks of it, one after the other."""
 
 CHUNK_ROWS = 4096
-"""Rows encoded at a time. Fixed, so that a store's bytes do not depend on the chunks that its rows came in."""
+"""Rows read and encoded at a time. A shard is whole before that, so its bytes do not depend on the chunks that came."""
 
 
 def write_arrays(

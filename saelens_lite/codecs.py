@@ -155,7 +155,7 @@ class Int8Encoder:
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows = rows.cpu().float()
-        if self._n_rows == 0 and len(rows):
+        if self._n_rows == 0:
             self._calibrate(rows[:_CALIBRATION_ROWS])
         here = slice(self._n_rows, self._n_rows + len(rows))
         self._n_rows = here.stop

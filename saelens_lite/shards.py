@@ -19,7 +19,6 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from saelens_lite.codecs import STORE_DTYPES as STORE_DTYPES
 from saelens_lite.codecs import Layout, dtype_name, encoder
 from saelens_lite.errors import ShardError
 from saelens_lite.files import Folder

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from saelens_lite.codecs import STORE_DTYPES
 from saelens_lite.errors import ShardError
 from saelens_lite.files import open_folder
-from saelens_lite.shards import FORMAT, STORE_DTYPES, encode_json, write_manifest, writing_shard
+from saelens_lite.shards import FORMAT, encode_json, write_manifest, writing_shard
 from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import PackedContexts, is_held_out, pack
 

@@ -78,7 +78,7 @@ def read_saelens_activations(
         here = dataset.select(range(first, first + len(input_ids)))
         with writing_shard(folder, shard, contexts, len(input_ids), d_models, STORE_DTYPES[dtype]) as writers:
             for name, writer in writers.items():
-                for chunk in regrouped(_chunks(here, name, d_models[name]), CHUNK_ROWS):
+                for chunk in _chunks(here, name, d_models[name]):
                     writer.append(chunk)
     write_manifest(folder, plan, len(starts), "dataset")
 

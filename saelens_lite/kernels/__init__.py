@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from types import ModuleType
 
 from torch import Tensor
@@ -9,7 +10,16 @@ from torch import Tensor
 from saelens_lite.kernels import bags, cpu
 from saelens_lite.kernels.reference import LatentPass, TokenPass, remove_parallel
 
-__all__ = ["LatentPass", "TokenPass", "decode", "latent_pass", "remove_parallel", "select_topk", "token_pass"]
+__all__ = [
+    "LatentPass",
+    "TokenPass",
+    "decode",
+    "latent_pass",
+    "remove_parallel",
+    "select_batch_topk",
+    "select_topk",
+    "token_pass",
+]
 
 
 def _path(*tensors: Tensor) -> ModuleType:
@@ -22,6 +32,19 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     products: float[B n], may be overwritten
     """
     return _path(products, bias).select_topk(products, bias, k)
+
+
+def select_batch_topk(
+    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The n_pairs largest positive values of a whole batch: values float[P], indices int64[P], offsets int64[B + 1].
+
+    product_chunks: float[rows n], the rows of the batch in order; looked at once, before the next one is asked for
+    guess: a value that about n_pairs or more exceed, such as a little less than the least value of the batch before.
+        It saves time and never changes the result; product_chunks must then be iterable a second time.
+    See reference.py.
+    """
+    return _path(bias).select_batch_topk(product_chunks, bias, n_pairs, guess)
 
 
 def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
@@ -37,14 +60,16 @@ def token_pass(
     b_dec: Tensor,
     scale: float,
     out: TokenPass | None = None,
+    offsets: Tensor | None = None,
 ) -> TokenPass:
     """Decode, error and the gradient at each pair. See reference.py.
 
     out: an earlier result of these shapes, whose memory may be used again
+    offsets: int64[B + 1] where the pairs are ragged
     """
     if _path(acts, values, W_dec, b_dec) is cpu:
-        return cpu.token_pass(acts, values, indices, W_dec, b_dec, scale, out)
-    return bags.token_pass(acts, values, indices, W_dec, b_dec, scale)
+        return cpu.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
+    return bags.token_pass(acts, values, indices, W_dec, b_dec, scale, offsets)
 
 
 def latent_pass(
@@ -55,11 +80,13 @@ def latent_pass(
     indices: Tensor,
     W_dec: Tensor,
     out: LatentPass | None = None,
+    offsets: Tensor | None = None,
 ) -> LatentPass:
     """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py.
 
     out: an earlier result of these shapes, whose memory may be used again
+    offsets: int64[B + 1] where the pairs are ragged
     """
     if _path(recons_grad, inputs, values, pair_grads, W_dec) is cpu:
-        return cpu.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out)
-    return bags.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec)
+        return cpu.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)
+    return bags.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, offsets)

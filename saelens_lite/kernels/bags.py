@@ -5,11 +5,15 @@ Definitions and shapes are in reference.py.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelens_lite.kernels.reference import LatentPass, TokenPass, regroup, remove_parallel
+from saelens_lite.kernels.reference import LatentPass, TokenPass, regroup, remove_parallel, token_ids, uniform_offsets
 
 _BLOCK = 16
 
@@ -35,35 +39,109 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    return F.embedding_bag(
-        indices, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
-    )
+    return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
-def token_pass(acts: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, scale: float) -> TokenPass:
-    B, k = values.shape
-    offsets = torch.arange(0, B * k + 1, k, device=acts.device)
-    error = decode(values.reshape(-1), indices.reshape(-1), offsets, W_dec).add_(b_dec).sub_(acts)
+def select_batch_topk(
+    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As reference.select_batch_topk, keeping candidates only: what reaches a bound that rises with what was seen."""
+    return select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
+
+
+class Candidates(NamedTuple):
+    """values float[m] and places int64[m] = row · n + column, ascending in places."""
+
+    values: Tensor
+    places: Tensor
+
+    def largest(self, n: int) -> Candidates:
+        """The n largest of them; of equal ones the lower places."""
+        if len(self.values) <= n:
+            return self
+        nth = self.values.kthvalue(len(self.values) - n + 1).values
+        above, equal = self.values > nth, self.values == nth
+        kept = above | (equal & (equal.cumsum(0) <= n - above.sum()))
+        return Candidates(self.values[kept], self.places[kept])
+
+
+Collect = Callable[[Tensor, Tensor, float, int, int], Candidates]
+"""(products float[rows n], bias, bound, first place, n_pairs) → all that reach the bound, or the n_pairs largest of them."""
+
+
+def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int) -> Candidates:
+    pre_acts = (products + bias).view(-1)
+    places = (pre_acts >= bound).nonzero().view(-1)
+    return Candidates(pre_acts[places], places + first_place)
+
+
+def select_by_bound(
+    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float, collect: Collect
+) -> tuple[Tensor, Tensor, Tensor]:
+    """reference.select_batch_topk, by any way to collect what reaches a bound.
+
+    guess: where the bound starts. When fewer than n_pairs reach it, the chunks are gone through again from 0.
+    """
+    least = smallest_above_zero(bias.dtype)
+    bound, rows, n = max(guess, least), 0, len(bias)
+    found = Candidates(bias.new_empty(0), torch.empty(0, dtype=torch.int64, device=bias.device))
+    for products in product_chunks:
+        more = collect(products, bias, bound, rows * n, n_pairs)
+        found = Candidates(*(torch.cat(both) for both in zip(found, more, strict=True)))
+        rows += len(products)
+        if len(found.values) >= 2 * n_pairs:
+            found = found.largest(n_pairs)
+            bound = max(bound, float(found.values.min()))
+    if len(found.values) < n_pairs and guess > least:
+        return select_by_bound(product_chunks, bias, n_pairs, 0.0, collect)
+    values, places = found.largest(n_pairs)
+    offsets = torch.searchsorted(places, n * torch.arange(rows + 1, device=places.device))
+    return values, places % n, offsets
+
+
+@functools.cache
+def smallest_above_zero(dtype: torch.dtype) -> float:
+    return float(torch.nextafter(torch.zeros((), dtype=dtype), torch.ones((), dtype=dtype)))
+
+
+def token_pass(
+    acts: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    scale: float,
+    offsets: Tensor | None = None,
+) -> TokenPass:
+    values, indices = values.reshape(-1), indices.reshape(-1)
+    offsets = uniform_offsets(len(acts), len(values), acts.device) if offsets is None else offsets
+    error = decode(values, indices, offsets, W_dec).add_(b_dec).sub_(acts)
     sq_error = torch.linalg.vecdot(error, error)
     recons_grad = error.mul_(scale)
-    bags = torch.arange(B, device=acts.device).repeat_interleave(k)
     # What autograd runs for the gradient of embedding_bag's weights; called directly because nothing else is needed.
     pair_grads = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        recons_grad, W_dec, indices.reshape(-1), offsets, bags, 0
+        recons_grad, W_dec, indices, offsets, token_ids(offsets, len(values)), 0
     )
     return TokenPass(recons_grad, pair_grads, sq_error)
 
 
 def latent_pass(
-    recons_grad: Tensor, inputs: Tensor, values: Tensor, pair_grads: Tensor, indices: Tensor, W_dec: Tensor
+    recons_grad: Tensor,
+    inputs: Tensor,
+    values: Tensor,
+    pair_grads: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    offsets: Tensor | None = None,
 ) -> LatentPass:
-    n, k = W_dec.shape[0], values.numel() // recons_grad.shape[0]
-    order, offsets = regroup(indices, n)
-    rows = order.div(k, rounding_mode="floor")
+    n = W_dec.shape[0]
+    offsets = uniform_offsets(len(inputs), len(values), inputs.device) if offsets is None else offsets
+    order, latent_offsets = regroup(indices, n)
+    tokens = token_ids(offsets, len(values))[order]
     alive = values > 0
     dec_weights, enc_weights = (values * alive)[order], (pair_grads * alive)[order]
-    dec_grad = remove_parallel(decode(dec_weights, rows, offsets, recons_grad), W_dec)
-    enc_grad = decode(enc_weights, rows, offsets, inputs)
+    dec_grad = remove_parallel(decode(dec_weights, tokens, latent_offsets, recons_grad), W_dec)
+    enc_grad = decode(enc_weights, tokens, latent_offsets, inputs)
     bias_grad = values.new_zeros(n).index_add_(0, indices, pair_grads * alive)
     fired = values.new_zeros(n).index_add_(0, indices, alive.to(values.dtype)) > 0
     return LatentPass(dec_grad, enc_grad, bias_grad, fired)

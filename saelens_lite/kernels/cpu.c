@@ -116,19 +116,79 @@ int64_t select_topk(const float *products, const float *bias, int64_t rows, int6
     return bad;
 }
 
-void token_pass(const float *acts, const float *values, const int64_t *indices, const float *W_dec,
-                const float *b_dec, float scale, int64_t tokens, int64_t k, int64_t d, float *recons_grad,
-                float *pair_grads, float *sq_error) {
-#pragma omp parallel for schedule(static)
+/* The k <= count largest of `values`, of equal ones the first, moved to the front in their order; returns k. */
+int64_t keep_largest(float *values, int64_t *places, float *scratch, int64_t count, int64_t k) {
+    memcpy(scratch, values, sizeof(float) * count);
+    float kth = kth_largest(scratch, count, k);
+    int64_t equal = k, out = 0;
+    for (int64_t i = 0; i < count; i++) equal -= values[i] > kth;
+    for (int64_t i = 0; i < count && out < k; i++) {
+        if (values[i] < kth || (values[i] == kth && equal-- <= 0)) continue;
+        values[out] = values[i];
+        places[out++] = places[i];
+    }
+    return out;
+}
+
+/* What reaches `bound` in rows of x + bias, in order of (row, column): values, and places = first_place + row * n + column.
+ *
+ * Each thread takes consecutive rows and has room for 2 * n_pairs + n; when 2 * n_pairs are there, the n_pairs largest
+ * stay and the thread's bound rises to the least of them. Returns how many were found. */
+int64_t collect(const float *products, const float *bias, int64_t rows, int64_t n, float bound, int64_t first_place,
+                int64_t n_pairs, int64_t threads, float *values, int64_t *places, float *scratch, int64_t *counts) {
+    int64_t room = 2 * n_pairs + n;
+#pragma omp parallel for schedule(static, 1)
+    for (int64_t t = 0; t < threads; t++) {
+        float *v = values + t * room, least = bound;
+        int64_t *at = places + t * room, count = 0;
+        for (int64_t r = rows * t / threads; r < rows * (t + 1) / threads; r++) {
+            const float *x = products + r * n;
+            for (int64_t start = 0; start < n; start += 32) {
+                int64_t end = start + 32 <= n ? start + 32 : n;
+                int any = 0;
+#pragma omp simd reduction(| : any)
+                for (int64_t j = start; j < end; j++) any |= x[j] + bias[j] >= least;
+                if (!any) continue;
+                for (int64_t j = start; j < end; j++) {
+                    float sum = x[j] + bias[j];
+                    v[count] = sum;
+                    at[count] = first_place + r * n + j;
+                    count += sum >= least;
+                }
+            }
+            if (count >= 2 * n_pairs) {
+                count = keep_largest(v, at, scratch + t * room, count, n_pairs);
+                least = v[0];
+                for (int64_t i = 1; i < count; i++) least = v[i] < least ? v[i] : least;
+            }
+        }
+        counts[t] = count;
+    }
+    int64_t total = 0;
+    for (int64_t t = 0; t < threads; t++) {
+        memmove(values + total, values + t * room, sizeof(float) * counts[t]);
+        memmove(places + total, places + t * room, sizeof(int64_t) * counts[t]);
+        total += counts[t];
+    }
+    return total;
+}
+
+/* Pairs of token b: offsets[b] .. offsets[b + 1), or b * k .. (b + 1) * k where offsets is NULL. */
+void token_pass(const float *acts, const float *values, const int64_t *indices, const int64_t *offsets,
+                const float *W_dec, const float *b_dec, float scale, int64_t tokens, int64_t k, int64_t d,
+                float *recons_grad, float *pair_grads, float *sq_error) {
+    int64_t pairs = offsets ? offsets[tokens] : tokens * k;
+#pragma omp parallel for schedule(dynamic, 64)
     for (int64_t b = 0; b < tokens; b++) {
         float *g = recons_grad + b * d;
         const float *x = acts + b * d;
+        int64_t first = offsets ? offsets[b] : b * k, end = offsets ? offsets[b + 1] : first + k;
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) g[j] = b_dec[j] - x[j];
-        for (int64_t p = b * k; p < (b + 1) * k; p++) {
+        for (int64_t p = first; p < end; p++) {
             const float *w = W_dec + indices[p] * d;
             float z = values[p];
-            if (p + 4 < tokens * k)
+            if (p + 4 < pairs)
                 for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(W_dec + indices[p + 4] * d + j, 0, 2);
 #pragma omp simd
             for (int64_t j = 0; j < d; j++) g[j] += z * w[j];
@@ -139,7 +199,7 @@ void token_pass(const float *acts, const float *values, const int64_t *indices, 
         sq_error[b] = total;
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) g[j] *= scale;
-        for (int64_t p = b * k; p < (b + 1) * k; p++) {
+        for (int64_t p = first; p < end; p++) {
             const float *w = W_dec + indices[p] * d;
             float dot = 0;
 #pragma omp simd reduction(+ : dot)
@@ -147,6 +207,12 @@ void token_pass(const float *acts, const float *values, const int64_t *indices, 
             pair_grads[p] = dot;
         }
     }
+}
+
+/* The token of each pair, from offsets. */
+void token_ids(const int64_t *offsets, int64_t tokens, int64_t *ids) {
+    for (int64_t b = 0; b < tokens; b++)
+        for (int64_t p = offsets[b]; p < offsets[b + 1]; p++) ids[p] = b;
 }
 
 /* Counting sort of the pairs by latent. offsets has n + 1 places, order one for each pair. */
@@ -160,8 +226,9 @@ void regroup(const int64_t *indices, int64_t pairs, int64_t n, int64_t *order, i
     free(next);
 }
 
+/* Pair p belongs to token ids[p], or p / k where ids is NULL. */
 void latent_pass(const float *recons_grad, const float *inputs, const float *values, const float *pair_grads,
-                 const int64_t *order, const int64_t *offsets, const float *W_dec, int64_t n, int64_t k, int64_t d,
+                 const int64_t *ids, const int64_t *order, const int64_t *offsets, const float *W_dec, int64_t n, int64_t k, int64_t d,
                  float *dec_grad, float *enc_grad, float *bias_grad, uint8_t *fired) {
 #pragma omp parallel for schedule(dynamic, 64)
     for (int64_t i = 0; i < n; i++) {
@@ -174,9 +241,10 @@ void latent_pass(const float *recons_grad, const float *inputs, const float *val
         for (int64_t q = offsets[i]; q < offsets[i + 1]; q++) {
             float z = values[order[q]], pre = pair_grads[order[q]];
             if (!(z > 0)) continue;
-            const float *g = recons_grad + (order[q] / k) * d, *x = inputs + (order[q] / k) * d;
+            int64_t token = ids ? ids[order[q]] : order[q] / k;
+            const float *g = recons_grad + token * d, *x = inputs + token * d;
             if (q + 3 < offsets[n]) {
-                int64_t ahead = (order[q + 3] / k) * d;
+                int64_t ahead = (ids ? ids[order[q + 3]] : order[q + 3] / k) * d;
                 for (int64_t j = 0; j < d; j += 16) {
                     __builtin_prefetch(recons_grad + ahead + j, 0, 2);
                     __builtin_prefetch(inputs + ahead + j, 0, 2);

@@ -14,12 +14,13 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from saelens_lite.kernels import reference
+from saelens_lite.kernels import bags, reference
 from saelens_lite.kernels.reference import LatentPass, TokenPass
 
 log = logging.getLogger(__name__)
@@ -70,7 +71,8 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder
         log.info("kernels: %s cannot be used here (%s); stock torch operators do the work", _SOURCE.name, error)
         return None
-    loaded.select_topk.restype = ctypes.c_int64
+    for kernel in (loaded.select_topk, loaded.collect, loaded.keep_largest):
+        kernel.restype = ctypes.c_int64
     return loaded
 
 
@@ -80,16 +82,14 @@ def usable(*tensors: Tensor) -> bool:
     return fits and library() is not None
 
 
-def _call(name: str, *args: Tensor | int | float) -> int:
-    as_c = [
-        ctypes.c_void_p(a.data_ptr())
-        if isinstance(a, Tensor)
-        else ctypes.c_float(a)
-        if isinstance(a, float)
-        else ctypes.c_int64(a)
-        for a in args
-    ]
-    return getattr(library(), name)(*as_c)
+def _call(name: str, *args: Tensor | int | float | None) -> int:
+    return getattr(library(), name)(*map(_as_c, args))
+
+
+def _as_c(arg: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int64:
+    if arg is None or isinstance(arg, Tensor):
+        return ctypes.c_void_p(None if arg is None else arg.data_ptr())
+    return ctypes.c_float(arg) if isinstance(arg, float) else ctypes.c_int64(arg)
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -101,6 +101,24 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     return values, indices
 
 
+def select_batch_topk(
+    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As reference.select_batch_topk, by bags.select_by_bound."""
+    return bags.select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
+
+
+def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int) -> bags.Candidates:
+    rows, n = products.shape
+    threads = torch.get_num_threads()
+    room = threads * (2 * n_pairs + n)
+    values, scratch, places = bias.new_empty(room), bias.new_empty(room), torch.empty(room, dtype=torch.int64)
+    counts = torch.empty(threads, dtype=torch.int64)
+    args = (rows, n, float(bound), first_place, n_pairs, threads)
+    m = _call("collect", products, bias, *args, values, places, scratch, counts)
+    return bags.Candidates(values[:m], places[:m])
+
+
 def token_pass(
     acts: Tensor,
     values: Tensor,
@@ -109,11 +127,15 @@ def token_pass(
     b_dec: Tensor,
     scale: float,
     out: TokenPass | None = None,
+    offsets: Tensor | None = None,
 ) -> TokenPass:
-    B, k = values.shape
-    out = out or TokenPass(torch.empty_like(acts), acts.new_empty(B * k), acts.new_empty(B))
-    _call("token_pass", acts, values, indices.contiguous(), W_dec, b_dec, float(scale), B, k, acts.shape[1], *out)
-    return out
+    (B, d), P = acts.shape, values.numel()
+    recons_grad, pair_grads, sq_error = out or (torch.empty_like(acts), acts.new_empty(P), acts.new_empty(B))
+    if pair_grads.numel() != P:
+        pair_grads = acts.new_empty(P)
+    args = (W_dec, b_dec, float(scale), B, P // max(B, 1), d, recons_grad, pair_grads, sq_error)
+    _call("token_pass", acts, values, indices.contiguous(), offsets, *args)
+    return TokenPass(recons_grad, pair_grads, sq_error)
 
 
 def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -130,12 +152,17 @@ def latent_pass(
     indices: Tensor,
     W_dec: Tensor,
     out: LatentPass | None = None,
+    offsets: Tensor | None = None,
 ) -> LatentPass:
-    n, d = W_dec.shape
-    k = values.numel() // recons_grad.shape[0]
-    order, offsets = regroup(indices, n)
+    (n, d), B = W_dec.shape, recons_grad.shape[0]
+    order, latent_offsets = regroup(indices, n)
+    ids = None
+    if offsets is not None:
+        ids = torch.empty_like(indices)
+        _call("token_ids", offsets, B, ids)
     out = out or LatentPass(
         torch.empty_like(W_dec), torch.empty_like(W_dec), W_dec.new_empty(n), torch.empty(n, dtype=torch.bool)
     )
-    _call("latent_pass", recons_grad, inputs, values, pair_grads, order, offsets, W_dec, n, k, d, *out)
+    args = (n, values.numel() // max(B, 1), d)
+    _call("latent_pass", recons_grad, inputs, values, pair_grads, ids, order, latent_offsets, W_dec, *args, *out)
     return out

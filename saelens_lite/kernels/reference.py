@@ -2,11 +2,15 @@
 
 A training step of a TopK SAE is an encoder product and four kernels: select the latents of each token, pass over
 the tokens (decode, error, gradient at each firing pair), bring the pairs of each latent together, pass over the
-latents (gradients of both weight matrices). B tokens, n latents, d model width, P = B·k pairs (token, latent).
+latents (gradients of both weight matrices). B tokens, n latents, d model width, P pairs (token, latent).
+
+Pairs come in one of two forms. Uniform: [B, k], P = B·k. Ragged: flat [P] with offsets int64[B + 1], token b owning
+pairs offsets[b] … offsets[b + 1] − 1. No token holds a latent twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -50,15 +54,55 @@ def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> T
     return out.index_add(0, bags, values[:, None] * table[indices])
 
 
-def token_pass(acts: Tensor, values: Tensor, indices: Tensor, W_dec: Tensor, b_dec: Tensor, scale: float) -> TokenPass:
+def select_batch_topk(product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The n_pairs largest positive values of a whole batch of products + bias; of equal ones the lower (row, column).
+
+    product_chunks: float[rows n], the rows of the batch in order; bias: float[n]
+    returns: values float[P], indices int64[P], offsets int64[B + 1], in order of (row, column); P < n_pairs where fewer
+        are positive. NaN is never selected.
+    source: Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv:2412.06410
+    """
+    pre_acts = torch.cat(list(product_chunks)) + bias
+    B, n = pre_acts.shape
+    flat = torch.where(pre_acts > 0, pre_acts, 0.0).view(-1)
+    largest = flat.argsort(descending=True, stable=True)[:n_pairs]
+    places = largest[flat[largest] > 0].sort().values
+    offsets = torch.searchsorted(places, n * torch.arange(B + 1, device=places.device))
+    return flat[places], places % n, offsets
+
+
+def uniform_offsets(tokens: int, n_pairs: int, device: torch.device) -> Tensor:
+    """int64[tokens + 1]: the offsets of pairs that are spread evenly over the tokens."""
+    k = n_pairs // max(tokens, 1)
+    return k * torch.arange(tokens + 1, device=device)
+
+
+def token_ids(offsets: Tensor, n_pairs: int) -> Tensor:
+    """int64[P]: the token of each pair."""
+    tokens = torch.arange(offsets.numel() - 1, device=offsets.device)
+    return tokens.repeat_interleave(offsets.diff(), output_size=n_pairs)
+
+
+def token_pass(
+    acts: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    scale: float,
+    offsets: Tensor | None = None,
+) -> TokenPass:
     """Decode, and send L = scale/2 · Σ_b ‖recons_b − acts_b‖² back to the values.
 
-    acts float[B d]; values float[B k] and indices int64[B k] of the pairs; W_dec float[n d]; b_dec float[d]
+    acts float[B d]; values and indices of the pairs, [B k], or [P] with offsets; W_dec float[n d]; b_dec float[d]
     """
-    dense = values.new_zeros(acts.shape[0], W_dec.shape[0]).scatter_(1, indices, values)
+    values, indices = values.reshape(-1), indices.reshape(-1)
+    offsets = uniform_offsets(len(acts), len(values), acts.device) if offsets is None else offsets
+    tokens = token_ids(offsets, len(values))
+    dense = values.new_zeros(acts.shape[0], W_dec.shape[0]).index_put_((tokens, indices), values)
     error = dense @ W_dec + b_dec - acts
     recons_grad = scale * error
-    return TokenPass(recons_grad, (recons_grad @ W_dec.T).gather(1, indices).reshape(-1), error.square().sum(1))
+    return TokenPass(recons_grad, (recons_grad @ W_dec.T)[tokens, indices], error.square().sum(1))
 
 
 def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -72,18 +116,24 @@ def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 def latent_pass(
-    recons_grad: Tensor, inputs: Tensor, values: Tensor, pair_grads: Tensor, indices: Tensor, W_dec: Tensor
+    recons_grad: Tensor,
+    inputs: Tensor,
+    values: Tensor,
+    pair_grads: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    offsets: Tensor | None = None,
 ) -> LatentPass:
     """Gradients of the weights from the firing pairs (value above zero; ReLU stops the others).
 
     recons_grad, inputs: float[B d], the latter what the encoder multiplied; values, pair_grads, indices: [P], k a token
+    unless there are offsets
     dec_grad loses its part along each (unit) decoder row, which could only change that row's norm
     """
-    tokens, n = recons_grad.shape[0], W_dec.shape[0]
-    indices, shape = indices.view(tokens, -1), (tokens, n)
-    alive = (values > 0).view(tokens, -1)
-    z = values.new_zeros(shape).scatter_(1, indices, values.view(tokens, -1) * alive)
-    pre_grad = values.new_zeros(shape).scatter_(1, indices, pair_grads.view(tokens, -1) * alive)
+    offsets = uniform_offsets(len(inputs), len(values), inputs.device) if offsets is None else offsets
+    pairs, shape, alive = (token_ids(offsets, len(values)), indices), (len(inputs), W_dec.shape[0]), values > 0
+    z = values.new_zeros(shape).index_put_(pairs, values * alive)
+    pre_grad = values.new_zeros(shape).index_put_(pairs, pair_grads * alive)
     dec_grad = remove_parallel(z.T @ recons_grad, W_dec)
     return LatentPass(dec_grad, pre_grad.T @ inputs, pre_grad.sum(0), (z > 0).any(0))
 

@@ -71,6 +71,94 @@ def test_latent_pass_equals_reference(path):
         assert_close(g, w, rtol=1e-5, atol=1e-5)
 
 
+def ragged_pairs(lengths, n=300, d=24, seed=0):
+    gen = torch.Generator().manual_seed(seed)
+    acts = torch.randn(len(lengths), d, generator=gen)
+    W_dec = torch.nn.functional.normalize(torch.randn(n, d, generator=gen), dim=1)
+    indices = torch.cat([torch.randperm(n, generator=gen)[:m] for m in lengths])
+    values = torch.randn(len(indices), generator=gen).relu()
+    offsets = torch.tensor([0, *lengths]).cumsum(0)
+    return acts, values, indices, W_dec, torch.randn(d, generator=gen), offsets
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("lengths", [[3, 0, 17, 1, 0], [0, 0, 5], [2, 0, 0], [0, 0], [300, 1], [1] * 40])
+def test_ragged_passes_equal_reference(path, lengths):
+    acts, values, indices, W_dec, b_dec, offsets = ragged_pairs(lengths)
+    got = path.token_pass(acts, values, indices, W_dec, b_dec, 0.25, offsets=offsets)
+    want = reference.token_pass(acts, values, indices, W_dec, b_dec, 0.25, offsets)
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, w, rtol=1e-5, atol=1e-5)
+    args = (want.recons_grad, acts, values, want.pair_grads, indices, W_dec)
+    for g, w in zip(path.latent_pass(*args, offsets=offsets), reference.latent_pass(*args, offsets), strict=True):
+        assert_close(g, w, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", [reference, *PATHS])
+def test_ragged_and_uniform_pairs_give_the_same(path):
+    acts, values, indices, W_dec, b_dec = pairs()
+    offsets, flat = torch.arange(0, values.numel() + 1, values.shape[1]), (values.reshape(-1), indices.reshape(-1))
+    uniform = path.token_pass(acts, values, indices, W_dec, b_dec, 0.25)
+    ragged = path.token_pass(acts, *flat, W_dec, b_dec, 0.25, offsets=offsets)
+    args = (uniform.recons_grad, acts, flat[0], uniform.pair_grads, flat[1], W_dec)
+    results = (*uniform, *path.latent_pass(*args)), (*ragged, *path.latent_pass(*args, offsets=offsets))
+    for one, other in zip(*results, strict=True):
+        assert_close(one, other, rtol=0, atol=0)
+
+
+def test_ragged_passes_by_hand():
+    # token 0 has nothing, token 1 has latents 2 (value 3) and 0 (value 0, so it does not fire); rows are e0, e1, e0
+    acts, b_dec = torch.tensor([[1.0, 1.0], [1.0, 2.0]]), torch.tensor([0.0, 1.0])
+    W_dec, offsets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0, 2])
+    values, indices = torch.tensor([3.0, 0.0]), torch.tensor([2, 0])
+    tokens = reference.token_pass(acts, values, indices, W_dec, b_dec, 0.5, offsets)
+    # recons are (0, 1) and (3, 1): errors (−1, 0) and (2, −1)
+    assert tokens.recons_grad.tolist() == [[-0.5, 0.0], [1.0, -0.5]]
+    assert tokens.pair_grads.tolist() == [1.0, 1.0]
+    assert tokens.sq_error.tolist() == [1.0, 5.0]
+    latents = reference.latent_pass(tokens.recons_grad, acts, values, tokens.pair_grads, indices, W_dec, offsets)
+    assert latents.dec_grad.tolist() == [[0.0, 0.0], [0.0, 0.0], [0.0, -1.5]]  # 3 · (1, −0.5), less its part along e0
+    assert latents.enc_grad.tolist() == [[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]]
+    assert latents.bias_grad.tolist() == [0.0, 0.0, 1.0]
+    assert latents.fired.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("path", [reference, *PATHS])
+def test_select_batch_topk_by_hand(path):
+    products = torch.tensor([[1.0, 5.0, -2.0], [2.0, 0.0, 0.5], [5.0, 3.0, 2.0]])
+    bias = torch.tensor([0.0, 0.0, 1.0])  # ties at 3: (2, 1) comes before (2, 2)
+    values, indices, offsets = path.select_batch_topk(products.split(1), bias, 3)
+    assert (values.tolist(), indices.tolist(), offsets.tolist()) == ([5.0, 5.0, 3.0], [1, 0, 1], [0, 1, 1, 3])
+    values, indices, offsets = path.select_batch_topk(products.split(2), bias, 9)  # −1 and 0 are not positive
+    assert values.tolist() == [1.0, 5.0, 2.0, 1.5, 5.0, 3.0, 3.0]
+    assert (indices.tolist(), offsets.tolist()) == ([0, 1, 0, 2, 0, 1, 2], [0, 2, 4, 7])
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("B", "n", "n_pairs", "chunk"), [(50, 700, 400, 7), (3, 33, 1, 2), (64, 129, 5000, 64), (9, 8, 99, 4)]
+)
+@pytest.mark.parametrize("levels", [None, 3])
+@pytest.mark.parametrize("guess", [0.0, 0.5, 2.0, 1e9])
+def test_select_batch_topk_equals_reference_for_any_guess(path, B, n, n_pairs, chunk, levels, guess):
+    gen = torch.Generator().manual_seed(B)
+    products, bias = torch.randn(B, n, generator=gen), torch.randn(n, generator=gen)
+    if levels:  # few different values: most of them equal
+        products, bias = products.clamp(-1, 1).mul(levels).round(), torch.zeros(n)
+    products[0, 0], products[0, 1] = float("nan"), float("inf")
+    want = reference.select_batch_topk(products.split(chunk), bias, n_pairs)
+    got = path.select_batch_topk(products.split(chunk), bias, n_pairs, guess)
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, w, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", [reference, *PATHS])
+def test_select_batch_topk_where_nothing_is_positive(path):
+    values, indices, offsets = path.select_batch_topk([-torch.ones(2, 5)], torch.zeros(5), 3)
+    assert len(values) == len(indices) == 0
+    assert offsets.tolist() == [0, 0, 0]
+
+
 @pytest.mark.parametrize("path", [reference, cpu] if cpu.library() else [reference])
 def test_regroup_by_hand(path):
     order, offsets = path.regroup(torch.tensor([2, 0, 2, 3, 0]), 5)

@@ -186,7 +186,7 @@ def evaluate_sae(
 
     return Evaluation(
         hook_point=point,
-        store=store.model_name,
+        store=store.model_name or str(store.path),
         held_out=held_out,
         same_store=all(_record(one).get("store") == store.fingerprint for one in saes.values()),
         n_tokens=sums[TRAINED].n_tokens,

@@ -28,7 +28,8 @@ from saelens_lite.tracker import Tracker
 
 from .buffer import RowBuffer
 from .config import TrainConfig
-from .init import L1_ENCODER_SCALE, fold_scale, initial_sae, input_scale
+from .init import fold_scale, initial_sae, input_scale
+from .kinds import kind_class
 from .step import StepStats
 from .trainer import Trainer
 
@@ -115,8 +116,7 @@ class _Run:
             self.scale = input_scale(self._mean_sq_norm(train_rows), store.d_model(self.hook_point))
 
         sample = store.gather(_spread(train_rows, _INIT_ROWS), self.hook_point).mul_(self.scale)
-        encoder_scale = L1_ENCODER_SCALE if config.kind == "relu" else 1.0
-        sae = initial_sae(self._sae_config(), sample, config.seed, encoder_scale).to(self.device)
+        sae = initial_sae(self._sae_config(), sample, config.seed, kind_class(config.kind).encoder_scale).to(self.device)
         self.trainer = Trainer(sae, config, self.n_steps)
         self.scores: dict[str, float | None] = {}
 
@@ -146,13 +146,13 @@ class _Run:
         return {} if self.left_out_share is None else {"left_out_share": self.left_out_share}
 
     def _sae_config(self) -> SAEConfig:
-        config, store = self.config, self.store
+        config, store, sae_kind = self.config, self.store, kind_class(self.config.kind).sae_kind
         d_model = store.d_model(self.hook_point)
         return SAEConfig(
             d_model=d_model,
             d_sae=config.d_sae or config.expansion * d_model,
-            kind=config.kind,
-            k=config.k if config.kind == "topk" else None,
+            kind=sae_kind,
+            k=config.k if sae_kind == "topk" else None,
             hook_point=self.hook_point,
             hf_module=store.plan["hook_points"][self.hook_point].get("module_path", ""),
             model_name=store.model_name,
@@ -176,7 +176,7 @@ class _Run:
         return {
             "tokens": tokens,
             "reconstruction": loss,
-            "l1" if self.config.kind == "relu" else "auxk": float(stats.sparsity),
+            trainer.kind.sparsity_name: float(stats.sparsity),
             "l0": float(stats.l0),
             f"dead@{window}": dead,
             "lr": trainer.adam.param_groups[0]["lr"],

@@ -1,11 +1,12 @@
-"""One training step's gradients, written into `.grad` by hand: what autograd would give, without its dense tensors.
+"""What the kinds share in a training step: gradients written into `.grad` by hand, without autograd's dense tensors.
 
-`topk_step` never builds a second [B, d_sae] tensor and takes no gradient of the input; `relu_step` is the dense case.
-Each is tested against autograd on the losses of losses.py.
+The sparse kinds (topk, batchtopk, matryoshka) never build a second [B, d_sae] tensor and take no gradient of the input:
+each selects its pairs (token, latent) and leaves the rest to the functions here. Every kind is tested against autograd.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,11 +15,13 @@ from torch import Tensor
 from saelens_lite import kernels
 from saelens_lite.sae import SparseAutoencoder
 
+from .config import TrainConfig
+
 _CHUNK_BYTES = 32 * 2**20
 
 
 class Workspace:
-    """Memory that topk_step uses again: asking the system for it anew costs a tenth of a step on a CPU.
+    """Memory that a sparse step uses again: asking the system for it anew costs a tenth of a step on a CPU.
 
     What a step returned or left in `.grad` is overwritten by the next step with the same workspace.
     """
@@ -40,7 +43,8 @@ class Workspace:
 class StepStats(NamedTuple):
     """Device scalars of one step, in the scale of training: no wait for the device until they are read.
 
-    reconstruction: mean ‖x − x̂‖²; sparsity: Σ latents a token (relu) or the AuxK loss (topk); l0: latents a token
+    reconstruction: mean ‖x − x̂‖²; sparsity: the loss that `Kind.sparsity_name` names, before its coefficient;
+    l0: latents a token
     """
 
     reconstruction: Tensor
@@ -48,58 +52,38 @@ class StepStats(NamedTuple):
     l0: Tensor
 
 
-def topk_step(
-    sae: SparseAutoencoder, acts: Tensor, dead: Tensor | None, *, k_aux: int, aux_coeff: float, train_decoder: bool = True,
-    workspace: Workspace | None = None,
-) -> tuple[StepStats, Tensor]:
-    """Gradients of reconstruction + aux_coeff · AuxK for a batch.
+class ProductChunks:
+    """inputs @ W_enc, a chunk of rows at a time: float[rows d_sae], overwritten by the next. May be gone through again."""
 
-    acts: float[B d_model]; dead: int64[m], latents that AuxK may use, or None for no AuxK
-    returns: the stats and fired bool[d_sae]
+    def __init__(self, sae: SparseAutoencoder, inputs: Tensor, workspace: Tensor) -> None:
+        self.sae, self.inputs, self.workspace = sae, inputs, workspace
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for rows in self.inputs.split(len(self.workspace)):
+            yield torch.mm(rows, self.sae.W_enc, out=self.workspace[: len(rows)])
+
+
+def add_auxk(
+    sae: SparseAutoencoder,
+    inputs: Tensor,
+    error: Tensor,
+    dead: Tensor | None,
+    latents: kernels.LatentPass,
+    config: TrainConfig,
+) -> Tensor:
+    """Add the gradients of config.aux_coeff · AuxK to those in `latents`, in place; its loss float[""].
+
+    inputs: float[B d_model], acts − b_dec; error: float[B d_model], acts − recons
+    dead: int64[m], latents that AuxK may use, or None for no AuxK
     """
-    assert sae.config.k is not None and sae.config.apply_b_dec_to_input
-    if dead is None:
-        dead = torch.empty(0, dtype=torch.int64, device=acts.device)
-    n_tokens, scale = acts.shape[0], 2.0 / acts.shape[0]
-    work = workspace or Workspace()
-    work.fit(acts, sae)
-    inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
-    values, indices = _select(sae, inputs, sae.config.k, work.products)
-
-    work.tokens = kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, work.tokens)
-    recons_grad, pair_grads, sq_error = work.tokens
-    work.latents = kernels.latent_pass(
-        recons_grad, inputs, values.view(-1), pair_grads, indices.view(-1), sae.W_dec, work.latents
-    )
-    dec_grad, enc_grad, bias_grad, fired = work.latents
-    aux = acts.new_zeros(())
-    if dead.numel():
-        error = recons_grad / -scale
-        aux, aux_dec, aux_enc, aux_bias = _auxk(sae, inputs, error, dead, k_aux, aux_coeff)
-        dec_grad.index_add_(0, dead, kernels.remove_parallel(aux_dec, sae.W_dec[dead]))
-        enc_grad.index_add_(0, dead, aux_enc)
-        bias_grad.index_add_(0, dead, aux_bias)
-
-    sae.W_dec.grad = dec_grad if train_decoder else None
-    sae.W_enc.grad = enc_grad.T
-    sae.b_enc.grad = bias_grad
-    sae.b_dec.grad = recons_grad.sum(0) - sae.W_enc @ bias_grad  # the second part: b_dec is subtracted from the input
-    l0 = (values > 0).sum() / n_tokens
-    return StepStats(sq_error.mean(), aux, l0), fired
-
-
-def _select(sae: SparseAutoencoder, inputs: Tensor, k: int, workspace: Tensor) -> tuple[Tensor, Tensor]:
-    """Encode chunk by chunk: latents float[B k] after ReLU, and their indices.
-
-    workspace: float[chunk d_sae]
-    """
-    n_tokens, chunk_rows = inputs.shape[0], workspace.shape[0]
-    values, indices = inputs.new_empty(n_tokens, k), torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
-    for start in range(0, n_tokens, chunk_rows):
-        rows = slice(start, min(start + chunk_rows, n_tokens))
-        products = torch.mm(inputs[rows], sae.W_enc, out=workspace[: rows.stop - start])
-        values[rows], indices[rows] = kernels.select_topk(products, sae.b_enc, k)
-    return values.relu_(), indices
+    if dead is None or not dead.numel():
+        return error.new_zeros(())
+    k_aux = config.k_aux or max(1, sae.d_model // 2)
+    loss, aux_dec, aux_enc, aux_bias = _auxk(sae, inputs, error, dead, k_aux, config.aux_coeff)
+    latents.dec_grad.index_add_(0, dead, kernels.remove_parallel(aux_dec, sae.W_dec[dead]))
+    latents.enc_grad.index_add_(0, dead, aux_enc)
+    latents.bias_grad.index_add_(0, dead, aux_bias)
+    return loss
 
 
 def _auxk(
@@ -130,34 +114,18 @@ def _auxk(
     return loss / n_tokens, dec_grad, enc_grad, bias_grad
 
 
-def relu_step(
-    sae: SparseAutoencoder, acts: Tensor, *, l1_coeff: float, train_decoder: bool = True
-) -> tuple[StepStats, Tensor]:
-    """Gradients of reconstruction + l1_coeff · L1 for a batch; five products, none for the input.
+def write_gradients(
+    sae: SparseAutoencoder, latents: kernels.LatentPass, recons_grad: Tensor, *, train_decoder: bool
+) -> None:
+    """Into `.grad` of W_dec, W_enc, b_enc and b_dec.
 
-    acts: float[B d_model]
-    returns: the stats and fired bool[d_sae]
+    recons_grad: float[B d_model], ∂L/∂recons summed over every reconstruction that adds b_dec
     """
-    assert sae.config.apply_b_dec_to_input
-    n_tokens = acts.shape[0]
-    inputs = acts - sae.b_dec
-    latent_acts = torch.addmm(sae.b_enc, inputs, sae.W_enc).relu_()
-    error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
-    reconstruction = torch.linalg.vecdot(error, error).mean()
-    recons_grad = error.mul_(2.0 / n_tokens)
-
-    # Signs are 0 or 1: they count firings and cut the gradient, and become that gradient in place.
-    l1 = latent_acts.sum() / n_tokens
-    dec_grad = latent_acts.T @ recons_grad
-    signs = latent_acts.sign_()
-    n_fired = signs.sum(0)
-    pre_grad = (recons_grad @ sae.W_dec.T).add_(l1_coeff / n_tokens).mul_(signs)
-
-    sae.W_dec.grad = kernels.remove_parallel(dec_grad, sae.W_dec) if train_decoder else None
-    sae.W_enc.grad = (pre_grad.T @ inputs).T
-    sae.b_enc.grad = pre_grad.sum(0)
-    sae.b_dec.grad = recons_grad.sum(0) - sae.W_enc @ sae.b_enc.grad
-    return StepStats(reconstruction, l1, n_fired.sum() / n_tokens), n_fired > 0
+    sae.W_dec.grad = latents.dec_grad if train_decoder else None
+    sae.W_enc.grad = latents.enc_grad.T
+    sae.b_enc.grad = latents.bias_grad
+    # The second part: b_dec is subtracted from the input.
+    sae.b_dec.grad = recons_grad.sum(0) - sae.W_enc @ latents.bias_grad
 
 
 class DeadTracker:

@@ -8,7 +8,8 @@ from saelens_lite.sae import SAEConfig
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.init import fold_scale, initial_sae, input_scale
 from saelens_lite.train.optim import default_lr, lr_factor
-from saelens_lite.train.step import topk_step, unit_rows_
+from saelens_lite.train.step import unit_rows_
+from saelens_lite.train.topk import TopK
 from saelens_lite.train.trainer import Trainer
 
 D, N = 8, 32
@@ -50,9 +51,10 @@ def test_the_fused_optimiser_does_what_plain_adam_does_to_every_parameter():
     trainer = trainer_of(warm_up_steps=0, decay_fraction=0.0)
     plain = trainer_of().sae
     adam = torch.optim.Adam(plain.parameters(), lr=1e-3, foreach=False)
+    kind = TopK(plain, TrainConfig(k=4))
     for seed in range(4):
         with torch.no_grad():
-            topk_step(plain, planted(seed=seed), None, k_aux=1, aux_coeff=0.0)
+            kind.gradients(planted(seed=seed), None, 1.0)
         adam.step()
         unit_rows_(plain.W_dec)
         trainer.update(planted(seed=seed))

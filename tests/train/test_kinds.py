@@ -1,0 +1,136 @@
+"""The hand-written gradients of every kind against autograd on a dense formulation, in float64."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from saelens_lite import losses
+from saelens_lite.kernels import remove_parallel
+from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.kinds import kind_class
+from saelens_lite.train.step import unit_rows_
+
+B, D, N, K, K_AUX = 29, 12, 64, 5, 6
+TRAINED = {"topk": {"aux_coeff": 0.25}, "relu": {"l1_coeff": 0.7}}
+"""Fields of a run of each kind."""
+
+
+def kind_of(kind, dtype="float64", **fields):
+    """A trained kind around an SAE with random parameters."""
+    config = TrainConfig(kind=kind, k=K, k_aux=K_AUX, **{**TRAINED[kind], **fields})
+    sae_kind = kind_class(kind).sae_kind
+    sae = SparseAutoencoder(SAEConfig(d_model=D, d_sae=N, kind=sae_kind, k=K if sae_kind == "topk" else None, dtype=dtype))
+    gen = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=gen, dtype=parameter.dtype))
+        unit_rows_(sae.W_dec)
+    return kind_class(kind)(sae, config)
+
+
+def acts_of(batch="random", dtype=torch.float64):
+    acts = torch.randn(B, D, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return {"random": acts, "equal rows": acts[:1].expand(B, D).contiguous()}[batch]
+
+
+def auxk_loss(sae, acts, recons, dead):
+    pre_acts = sae.pre_acts(acts)[:, dead].relu()
+    kept = pre_acts.topk(min(K_AUX, len(dead)), dim=1)
+    error_recons = torch.zeros_like(pre_acts).scatter(1, kept.indices, kept.values) @ sae.W_dec[dead]
+    return losses.auxk(acts - recons, error_recons)
+
+
+def topk_losses(kind, acts, dead):
+    sae = kind.sae
+    recons, latents = sae(acts)
+    auxk = auxk_loss(sae, acts, recons, dead) if len(dead) else torch.zeros((), dtype=acts.dtype)
+    return losses.reconstruction(acts, recons), kind.config.aux_coeff * auxk, latents.to_dense()
+
+
+def relu_losses(kind, acts, dead):
+    latent_acts = kind.sae.encode_dense(acts)
+    l1 = losses.l1(latent_acts)
+    return losses.reconstruction(acts, kind.sae.decode(latent_acts)), kind.config.l1_coeff * l1, latent_acts
+
+
+LOSSES = {"topk": topk_losses, "relu": relu_losses}
+"""reconstruction, what is added to it, latent_acts float[B d_sae]; by dense differentiable torch."""
+
+
+def autograd_of(kind, loss):
+    names, parameters = zip(*kind.parameters().items(), strict=True)
+    grads = torch.autograd.grad(loss, [kind.sae.W_enc, *parameters], allow_unused=True, materialize_grads=True)
+    grads = dict(zip(("W_enc", *names), grads, strict=True))
+    grads["W_dec"] = remove_parallel(grads["W_dec"], kind.sae.W_dec.detach())
+    return grads
+
+
+def assert_equals_autograd(kind, acts, dead):
+    reconstruction, added, latent_acts = LOSSES[kind.config.kind](kind, acts, dead)
+    want = autograd_of(kind, reconstruction + added)
+    with torch.no_grad():
+        stats, fired = kind.gradients(acts, dead if kind.uses_dead else None, 1.0)
+    trained = {"W_enc": kind.sae.W_enc, **kind.parameters()}
+    for name, parameter in trained.items():
+        assert_close(parameter.grad, want[name], rtol=1e-8, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+    assert_close(stats.reconstruction, reconstruction.detach())
+    assert_close(stats.l0.double(), (latent_acts > 0).double().sum(1).mean())
+    assert_close(fired, (latent_acts > 0).any(0))
+    return stats
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("batch", ["random", "equal rows"])
+@pytest.mark.parametrize("n_dead", [0, 3, 20, N])
+def test_gradients_equal_autograd(kind, batch, n_dead):
+    trained = kind_of(kind)
+    assert_equals_autograd(trained, acts_of(batch), torch.arange(N - n_dead, N))
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_gradients_where_no_latent_fires(kind):
+    trained = kind_of(kind)
+    with torch.no_grad():
+        for name in ("b_enc", "b_gate"):
+            if hasattr(trained.sae, name):
+                getattr(trained.sae, name).fill_(-100.0)
+    stats = assert_equals_autograd(trained, acts_of(), torch.arange(N))
+    assert stats.l0 == 0
+
+
+@pytest.mark.parametrize("kind", ["topk"])
+def test_auxk_reaches_the_encoder_of_dead_latents(kind):
+    """sparsify up to 1.3.3 trains only their decoder rows, so that they stay dead."""
+    trained, dead = kind_of(kind), torch.arange(N - 20, N)
+    with torch.no_grad():
+        trained.sae.W_enc[:, dead] *= 1e-3  # weak: never selected, but above 0 for some tokens
+        trained.sae.b_enc[dead] = 1e-3
+        trained.gradients(acts_of(), dead, 1.0)
+    assert (trained.sae.W_enc.grad[:, dead].abs().sum(0) > 0).all()
+    assert (trained.sae.W_dec.grad[dead].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_float32_gives_the_same_gradients(kind):
+    single, exact, dead = kind_of(kind, "float32"), kind_of(kind), torch.arange(3)
+    acts = acts_of(dtype=torch.float32)
+    with torch.no_grad():
+        for p, q in zip(exact.parameters().values(), single.parameters().values(), strict=True):
+            p.copy_(q)
+        exact.sae.W_enc.copy_(single.sae.W_enc)
+        exact.gradients(acts.double(), dead, 1.0)
+        single.gradients(acts, dead, 1.0)
+    for p, q in zip(exact.sae.parameters(), single.sae.parameters(), strict=True):
+        if p.grad is not None:
+            assert_close(q.grad.double(), p.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_a_frozen_decoder_gets_no_gradient(kind):
+    trained = kind_of(kind, freeze_decoder=True)
+    with torch.no_grad():
+        trained.gradients(acts_of(), torch.arange(3), 1.0)
+    assert trained.sae.W_dec.grad is None and "W_dec" not in trained.parameters()
+    assert trained.sae.W_enc.grad.abs().sum() > 0
+    assert trained.sae.W_enc.grad.stride() == (1, D)  # as the weights are stored, and the optimiser needs it

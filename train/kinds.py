@@ -1,0 +1,79 @@
+"""The kinds of SAE that can be trained: what the trainer asks of one, and where it finds it.
+
+A kind is a file of this folder that is named as `TrainConfig.kind` has it and calls its subclass of `Kind` KIND. To add
+one, write that file and add its name to `config.KindName`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from importlib import import_module
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from saelens_lite.sae import SparseAutoencoder
+
+from .config import TrainConfig
+from .step import StepStats, unit_rows_
+
+
+class Kind:
+    """How an SAE of one kind is trained: its gradients, and whatever it needs around the optimiser's step.
+
+    sae: in the scale of training, on the device to train on
+    """
+
+    sae_kind: ClassVar[str]
+    """SAEConfig.kind of the SAE, in training and as saved."""
+    sparsity_name: ClassVar[str] = "auxk"
+    """What StepStats.sparsity is, in metrics.jsonl."""
+    encoder_scale: ClassVar[float] = 1.0
+    """Of W_enc at the start, see init.initial_sae."""
+    ramp_fraction: float = 0.05
+    """Share of the run over which `ramp` rises, unless the configuration gives its steps."""
+
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
+        assert sae.kind == self.sae_kind and sae.config.apply_b_dec_to_input
+        self.sae, self.config = sae, config
+        self.train_decoder = not config.freeze_decoder
+
+    @property
+    def uses_dead(self) -> bool:
+        """Whether `gradients` wants to know the dead latents."""
+        return False
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What the optimiser trains, by name, apart from W_enc, which the trainer hands over in its own layout."""
+        frozen = {"W_enc"} if self.train_decoder else {"W_enc", "W_dec"}
+        return {name: p for name, p in self.sae.named_parameters() if name not in frozen}
+
+    def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
+        """Write the gradients of one batch into `.grad`.
+
+        acts: float[B d_model]; dead: int64[m], or None where `uses_dead` is False
+        ramp: share of the sparsity coefficient in (0, 1], which rises over the first steps
+        returns: the stats and fired bool[d_sae]
+        """
+        raise NotImplementedError
+
+    def after_update(self) -> None:
+        """What follows an optimiser step: decoder rows are brought back to norm 1."""
+        if self.train_decoder:
+            unit_rows_(self.sae.W_dec)
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Before the SAE is saved: set what is fitted to held-out rows, float[B d_model] in the scale of training."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What an exact resume needs beyond the SAE's parameters and the optimiser's state."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+def kind_class(name: str) -> type[Kind]:
+    """The class that trains SAEs of TrainConfig.kind `name`."""
+    return import_module(f".{name}", __package__).KIND

@@ -1,0 +1,56 @@
+"""TopK: the k largest pre-activations of each token, and AuxK for the dead. Gao et al. 2024, arXiv:2406.04093."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saelens_lite import kernels
+from saelens_lite.sae import SparseAutoencoder
+
+from .config import TrainConfig
+from .kinds import Kind
+from .step import ProductChunks, StepStats, Workspace, add_auxk, write_gradients
+
+
+class TopK(Kind):
+    """Selection, decoding and both weight gradients by the kernels, over k pairs a token."""
+
+    sae_kind = "topk"
+
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
+        super().__init__(sae, config)
+        self.workspace = Workspace()
+
+    @property
+    def uses_dead(self) -> bool:
+        return self.config.aux_coeff > 0
+
+    def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
+        """Of reconstruction + aux_coeff · AuxK."""
+        sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
+        work.fit(acts, sae)
+        inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
+        values, indices = self._select(inputs)
+        work.tokens = kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, out=work.tokens)
+        recons_grad, pair_grads, sq_error = work.tokens
+        work.latents = kernels.latent_pass(
+            recons_grad, inputs, values.view(-1), pair_grads, indices.view(-1), sae.W_dec, out=work.latents
+        )
+        auxk = add_auxk(sae, inputs, recons_grad / -scale, dead, work.latents, self.config)
+        write_gradients(sae, work.latents, recons_grad, train_decoder=self.train_decoder)
+        l0 = (values > 0).sum() / len(acts)
+        return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
+
+    def _select(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode chunk by chunk: latents float[B k] after ReLU, and their indices."""
+        n_tokens, k = len(inputs), self.config.k
+        values, indices = inputs.new_empty(n_tokens, k), torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
+        start = 0
+        for products in ProductChunks(self.sae, inputs, self.workspace.products):
+            rows = slice(start, start := start + len(products))
+            values[rows], indices[rows] = kernels.select_topk(products, self.sae.b_enc, k)
+        return values.relu_(), indices
+
+
+KIND = TopK

@@ -62,7 +62,7 @@ class Trainer:
         return stats
 
     def state(self) -> dict[str, Tensor | int]:
-        """Everything that the next steps depend on, by name: the SAE, Adam's moments and steps, dead latents, the step.
+        """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.
 
         Tensors are the live ones, in the scale of training. No random numbers are among them: row order is a function of
         (seed, step).
@@ -73,11 +73,12 @@ class Trainer:
             **{f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()},
             **{f"adam.{i}.{name}": tensor for i, entry in moments.items() for name, tensor in entry.items()},
             "dead.tokens_since_fired": self.dead_tracker.tokens_since_fired,
+            **{f"kind.{name}": tensor for name, tensor in self.kind.state().items()},
         }
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor | int]) -> None:
-        """Take over what `state` of an equally configured trainer gave; values are copied into the live tensors.
+        """Take over what `state` of an equally configured trainer gave; tensors are copied.
 
         raises: CheckpointError, before anything is changed, if a name is missing or unknown or a shape is another
         """
@@ -95,13 +96,18 @@ class Trainer:
                     "run or release; choose another output, or overwrite=True to start anew"
                 )
         moments: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(params))}
+        kind_state = {}
         for name, tensor in tensors.items():
-            if name.startswith("adam."):
-                _, i, moment = name.split(".")
+            part, _, rest = name.partition(".")
+            if part == "adam":
+                i, moment = rest.split(".")
                 moments[int(i)][moment] = tensor.clone()
+            elif part == "kind":
+                kind_state[rest] = tensor.to(self.sae.device, copy=True)
             else:
                 live[name].copy_(tensor)
         self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
+        self.kind.load_state(kind_state)
         self.steps_done = int(state["steps_done"])
 
 

@@ -9,10 +9,9 @@ from saelens_lite.nonlinearity import geometric_median
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 
 
-L1_ENCODER_SCALE = 0.01
-"""Half of a ReLU SAE's latents are on at the start, and at full strength an L1 penalty drives them out before they have found
-a direction. Anthropic's April 2024 update starts decoder rows at norm 0.1 and the encoder as their transpose; with the rows
-brought to norm 1, the encoder that gives the same reconstruction is 0.1² of it."""
+L1_ENCODER_SCALE = 0.1
+"""Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then, one of norm 1
+many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""
 
 
 def initial_sae(config: SAEConfig, sample: Tensor, seed: int, encoder_scale: float = 1.0) -> SparseAutoencoder:

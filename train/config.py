@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from saelens_lite.errors import nearest
 
-Kind = Literal["topk", "relu"]
+KindName = Literal["topk", "batchtopk", "relu"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,10 +23,11 @@ class TrainConfig:
     """Replace the SAE of an earlier run in `output`; without it such a folder is refused."""
     hook_point: str | None = None
     """Which hook point of the store; may be left out when it holds one."""
-    kind: Kind = "topk"
-    """topk (Gao et al. 2024) or relu with an L1 penalty (Bricken et al. 2023)."""
+    kind: KindName = "topk"
+    """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024) or relu with an L1 penalty (Bricken et al. 2023). What
+    batchtopk saves is a jumprelu SAE."""
     k: int = 32
-    """Latents kept a token; topk only. More explain more and say less."""
+    """Latents kept a token, by batchtopk on average over a batch; not used by relu. More explain more and say less."""
     expansion: int = 16
     """d_sae as a multiple of d_model; not used when d_sae is given."""
     d_sae: int | None = None
@@ -35,7 +36,7 @@ class TrainConfig:
     """Weight of the L1 penalty; relu only. In the scale of `scale_input`, so comparable between models and with
     SAELens. More means fewer latents a token."""
     aux_coeff: float = 1 / 32
-    """Weight of the AuxK loss that revives dead latents; topk only; 0 switches it off. Gao et al. 2024."""
+    """Weight of the AuxK loss that revives dead latents, of the kinds that keep k; 0 switches it off. Gao et al. 2024."""
     k_aux: int | None = None
     """Dead latents a token may use in the AuxK loss; None: d_model / 2."""
     dead_after_tokens: int | None = None
@@ -57,7 +58,8 @@ class TrainConfig:
     decay_fraction: float = 1 / 3
     """The last share of the run over which the learning rate falls linearly to 0."""
     l1_warm_up_steps: int | None = None
-    """Steps over which the L1 coefficient rises from 0; relu only; None: 5 % of the run (Anthropic, April 2024)."""
+    """Steps over which the L1 coefficient rises from 0; relu only; None: 5 % of the run (Anthropic, April 2024),
+    but at least 1,000 steps or, in a shorter run, half of it."""
     scale_input: bool = True
     """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on save."""
     freeze_decoder: bool = False
@@ -91,7 +93,7 @@ class TrainConfig:
             if not ok:
                 raise ValueError(f"TrainConfig.{name} expected {expected}, got {getattr(self, name)!r}")
 
-        kinds = ("topk", "relu")
+        kinds = get_args(KindName)
         check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
         for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps"):
             check(getattr(self, name) >= 1, name, "a positive number")
@@ -110,4 +112,4 @@ class TrainConfig:
         check(0 <= self.decay_fraction <= 1, "decay_fraction", "a share in [0, 1]")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         check(Path(self.output).name != "", "output", "a folder to write to")
-        check(self.d_sae is None or self.kind != "topk" or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")
+        check(self.d_sae is None or "topk" not in self.kind or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")

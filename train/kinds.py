@@ -6,7 +6,6 @@ one, write that file and add its name to `config.KindName`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from importlib import import_module
 from typing import ClassVar
 
@@ -31,6 +30,8 @@ class Kind:
     """What StepStats.sparsity is, in metrics.jsonl."""
     encoder_scale: ClassVar[float] = 1.0
     """Of W_enc at the start, see init.initial_sae."""
+    calibrates: ClassVar[bool] = False
+    """Whether `calibrate` has something to do."""
     ramp_fraction: float = 0.05
     """Share of the run over which `ramp` rises, unless the configuration gives its steps."""
 
@@ -63,8 +64,11 @@ class Kind:
         if self.train_decoder:
             unit_rows_(self.sae.W_dec)
 
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Before the SAE is saved: set what is fitted to held-out rows, float[B d_model] in the scale of training."""
+    def calibrate(self, acts: Tensor) -> None:
+        """Before the SAE is saved, if `calibrates`: fit what is fitted to held-out rows.
+
+        acts: float[n d_model], in the scale of training; what it sets lasts until the next step
+        """
 
     def state(self) -> dict[str, Tensor]:
         """What an exact resume needs beyond the SAE's parameters and the optimiser's state."""

@@ -201,7 +201,10 @@ class _Run:
 
     def save(self, output: Path) -> SparseAutoencoder:
         """The SAE in the units of the store, written to `output`; never one that is not finite."""
-        done, sae = self.trainer.steps_done, fold_scale(self.trainer.sae, self.scale)
+        done, kind = self.trainer.steps_done, self.trainer.kind
+        if kind.calibrates and len(self.held_out_rows):
+            kind.calibrate(self.store.gather(self.held_out_rows, self.hook_point).mul_(self.scale).to(self.device))
+        sae = fold_scale(self.trainer.sae, self.scale)
         if not all(bool(parameter.isfinite().all()) for parameter in sae.parameters()):
             raise FloatingPointError(f"weights are not finite after step {done}; what {output} held before is untouched")
         self.scores = self.held_out_metrics()

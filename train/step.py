@@ -20,6 +20,14 @@ from .config import TrainConfig
 _CHUNK_BYTES = 32 * 2**20
 
 
+class Pairs(NamedTuple):
+    """The latents of a batch as the kernels take them: [B k], or [P] with offsets int64[B + 1]. Values are 0 or more."""
+
+    values: Tensor
+    indices: Tensor
+    offsets: Tensor | None = None
+
+
 class Workspace:
     """Memory that a sparse step uses again: asking the system for it anew costs a tenth of a step on a CPU.
 
@@ -35,9 +43,18 @@ class Workspace:
     def fit(self, acts: Tensor, sae: SparseAutoencoder) -> None:
         """Make or keep buffers for a batch: inputs float[B d_model], products float[chunk d_sae]."""
         if self.inputs is None or self.inputs.shape != acts.shape:
-            chunk_rows = max(1, min(len(acts), _CHUNK_BYTES // (sae.d_sae * acts.element_size())))
-            self.inputs, self.products = torch.empty_like(acts), acts.new_empty(chunk_rows, sae.d_sae)
+            self.inputs, self.products = torch.empty_like(acts), _product_chunk(acts, sae.d_sae)
             self.tokens = self.latents = None
+
+    def pass_over(self, acts: Tensor, inputs: Tensor, pairs: Pairs, sae: SparseAutoencoder, scale: float) -> None:
+        """Decode and send scale/2 · Σ ‖recons − acts‖² back to the weights: fills `tokens` and `latents`."""
+        values, indices, offsets = pairs
+        reuse = self.tokens if self.tokens is not None and len(self.tokens.pair_grads) == values.numel() else None
+        self.tokens = kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets)
+        recons_grad, pair_grads, _ = self.tokens
+        self.latents = kernels.latent_pass(
+            recons_grad, inputs, values.view(-1), pair_grads, indices.view(-1), sae.W_dec, self.latents, offsets
+        )
 
 
 class StepStats(NamedTuple):
@@ -55,12 +72,17 @@ class StepStats(NamedTuple):
 class ProductChunks:
     """inputs @ W_enc, a chunk of rows at a time: float[rows d_sae], overwritten by the next. May be gone through again."""
 
-    def __init__(self, sae: SparseAutoencoder, inputs: Tensor, workspace: Tensor) -> None:
-        self.sae, self.inputs, self.workspace = sae, inputs, workspace
+    def __init__(self, sae: SparseAutoencoder, inputs: Tensor, workspace: Tensor | None = None) -> None:
+        self.sae, self.inputs = sae, inputs
+        self.workspace = _product_chunk(inputs, sae.d_sae) if workspace is None else workspace
 
     def __iter__(self) -> Iterator[Tensor]:
         for rows in self.inputs.split(len(self.workspace)):
             yield torch.mm(rows, self.sae.W_enc, out=self.workspace[: len(rows)])
+
+
+def _product_chunk(inputs: Tensor, d_sae: int) -> Tensor:
+    return inputs.new_empty(max(1, min(len(inputs), _CHUNK_BYTES // (d_sae * inputs.element_size()))), d_sae)
 
 
 def add_auxk(
@@ -114,18 +136,16 @@ def _auxk(
     return loss / n_tokens, dec_grad, enc_grad, bias_grad
 
 
-def write_gradients(
-    sae: SparseAutoencoder, latents: kernels.LatentPass, recons_grad: Tensor, *, train_decoder: bool
-) -> None:
+def write_gradients(sae: SparseAutoencoder, latents: kernels.LatentPass, b_dec_grad: Tensor, *, train_decoder: bool) -> None:
     """Into `.grad` of W_dec, W_enc, b_enc and b_dec.
 
-    recons_grad: float[B d_model], ∂L/∂recons summed over every reconstruction that adds b_dec
+    b_dec_grad: float[d_model], ∂L/∂recons summed over tokens, for every reconstruction that adds b_dec
     """
     sae.W_dec.grad = latents.dec_grad if train_decoder else None
     sae.W_enc.grad = latents.enc_grad.T
     sae.b_enc.grad = latents.bias_grad
     # The second part: b_dec is subtracted from the input.
-    sae.b_dec.grad = recons_grad.sum(0) - sae.W_enc @ latents.bias_grad
+    sae.b_dec.grad = b_dec_grad - sae.W_enc @ latents.bias_grad
 
 
 class DeadTracker:

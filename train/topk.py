@@ -10,7 +10,7 @@ from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
 from .kinds import Kind
-from .step import ProductChunks, StepStats, Workspace, add_auxk, write_gradients
+from .step import Pairs, ProductChunks, StepStats, Workspace, add_auxk, write_gradients
 
 
 class TopK(Kind):
@@ -31,26 +31,26 @@ class TopK(Kind):
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
-        values, indices = self._select(inputs)
-        work.tokens = kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, out=work.tokens)
-        recons_grad, pair_grads, sq_error = work.tokens
-        work.latents = kernels.latent_pass(
-            recons_grad, inputs, values.view(-1), pair_grads, indices.view(-1), sae.W_dec, out=work.latents
-        )
+        pairs = self.select(inputs)
+        work.pass_over(acts, inputs, pairs, sae, scale)
+        recons_grad, _, sq_error = work.tokens
         auxk = add_auxk(sae, inputs, recons_grad / -scale, dead, work.latents, self.config)
-        write_gradients(sae, work.latents, recons_grad, train_decoder=self.train_decoder)
-        l0 = (values > 0).sum() / len(acts)
+        write_gradients(sae, work.latents, recons_grad.sum(0), train_decoder=self.train_decoder)
+        l0 = (pairs.values > 0).sum() / len(acts)
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
 
-    def _select(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Encode chunk by chunk: latents float[B k] after ReLU, and their indices."""
-        n_tokens, k = len(inputs), self.config.k
+    def select(self, inputs: Tensor) -> Pairs:
+        """Encode chunk by chunk: the k largest of each token, after ReLU."""
+        return self.select_k(inputs, self.config.k)
+
+    def select_k(self, inputs: Tensor, k: int) -> Pairs:
+        n_tokens = len(inputs)
         values, indices = inputs.new_empty(n_tokens, k), torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
         start = 0
         for products in ProductChunks(self.sae, inputs, self.workspace.products):
             rows = slice(start, start := start + len(products))
             values[rows], indices[rows] = kernels.select_topk(products, self.sae.b_enc, k)
-        return values.relu_(), indices
+        return Pairs(values.relu_(), indices)
 
 
 KIND = TopK

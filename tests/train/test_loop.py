@@ -48,7 +48,9 @@ def lines(output):
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
-@pytest.mark.parametrize("fields", [{}, {"kind": "relu", "l1_coeff": 0.5}, {"freeze_decoder": True}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"kind": "relu", "l1_coeff": 0.5}, {"freeze_decoder": True}, {"kind": "batchtopk"}]
+)
 def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_path, fields):
     sae = train(store, tmp_path, n_steps=60, **fields)
     loaded = sl.SparseAutoencoder.load(tmp_path)
@@ -59,6 +61,17 @@ def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_
     fvu = (sae(acts).recons.detach() - acts).square().sum() / (acts - acts.mean(0)).square().sum()
     assert fvu < 0.8
     assert lines(tmp_path)[-1]["held_out_fvu"] == pytest.approx(float(fvu), abs=0.25)
+
+
+@pytest.mark.parametrize("kind", ["batchtopk"])
+def test_what_keeps_k_of_a_batch_is_saved_with_a_threshold_for_k_on_held_out_rows(store, tmp_path, kind):
+    sae = train(store, tmp_path, kind=kind, n_steps=60)
+    loaded = sl.SparseAutoencoder.load(tmp_path)
+    assert loaded.kind == "jumprelu"
+    assert torch.equal(loaded.threshold, sae.threshold)
+    held_out = store.gather(store.held_out_rows().nonzero().view(-1))
+    assert float(loaded.encode(held_out).l0().mean()) == pytest.approx(4, rel=0.01)
+    assert lines(tmp_path)[-1]["held_out_l0"] == pytest.approx(4, rel=0.01)
 
 
 def test_metrics_name_the_window_of_the_dead_and_the_held_out_rows(store, tmp_path):

@@ -58,7 +58,7 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, log_sparsity: Tensor | 
             for file in staged.glob("*.safetensors"):  # safetensors makes files that their owner alone may read
                 shutil.copymode(staged / CFG, file)
             for file in staged.iterdir():
-                _sync(file)
+                sync(file)
             _move_in(staged, folder, cfg)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
@@ -124,10 +124,10 @@ def _move_in(staged: Path, folder: Path, cfg: dict) -> None:
     for name in (SPARSITY, WEIGHTS, CFG):
         if (staged / name).exists():
             os.replace(staged / name, folder / name)
-    _sync(folder)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Have the disk hold what was written to a file, or a folder's list of names."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

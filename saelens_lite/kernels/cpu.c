@@ -209,12 +209,6 @@ void token_pass(const float *acts, const float *values, const int64_t *indices, 
     }
 }
 
-/* The token of each pair, from offsets. */
-void token_ids(const int64_t *offsets, int64_t tokens, int64_t *ids) {
-    for (int64_t b = 0; b < tokens; b++)
-        for (int64_t p = offsets[b]; p < offsets[b + 1]; p++) ids[p] = b;
-}
-
 /* Counting sort of the pairs by latent. offsets has n + 1 places, order one for each pair. */
 void regroup(const int64_t *indices, int64_t pairs, int64_t n, int64_t *order, int64_t *offsets) {
     memset(offsets, 0, sizeof(int64_t) * (n + 1));
@@ -226,43 +220,96 @@ void regroup(const int64_t *indices, int64_t pairs, int64_t n, int64_t *order, i
     free(next);
 }
 
-/* Pair p belongs to token ids[p], or p / k where ids is NULL. */
-void latent_pass(const float *recons_grad, const float *inputs, const float *values, const float *pair_grads,
-                 const int64_t *ids, const int64_t *order, const int64_t *offsets, const float *W_dec, int64_t n, int64_t k, int64_t d,
-                 float *dec_grad, float *enc_grad, float *bias_grad, uint8_t *fired) {
-#pragma omp parallel for schedule(dynamic, 64)
-    for (int64_t i = 0; i < n; i++) {
-        float *gd = dec_grad + i * d, *ge = enc_grad + i * d;
-        const float *w = W_dec + i * d;
-        float bias = 0;
-        memset(gd, 0, sizeof(float) * d);
-        memset(ge, 0, sizeof(float) * d);
-        fired[i] = 0;
-        for (int64_t q = offsets[i]; q < offsets[i + 1]; q++) {
-            float z = values[order[q]], pre = pair_grads[order[q]];
-            if (!(z > 0)) continue;
-            int64_t token = ids ? ids[order[q]] : order[q] / k;
-            const float *g = recons_grad + token * d, *x = inputs + token * d;
-            if (q + 3 < offsets[n]) {
-                int64_t ahead = (ids ? ids[order[q + 3]] : order[q + 3] / k) * d;
-                for (int64_t j = 0; j < d; j += 16) {
-                    __builtin_prefetch(recons_grad + ahead + j, 0, 2);
-                    __builtin_prefetch(inputs + ahead + j, 0, 2);
-                }
-            }
-            fired[i] = 1;
-            bias += pre;
-#pragma omp simd
-            for (int64_t j = 0; j < d; j++) {
-                gd[j] += z * g[j];
-                ge[j] += pre * x[j];
-            }
-        }
-        bias_grad[i] = bias;
-        float along = 0;
-#pragma omp simd reduction(+ : along)
-        for (int64_t j = 0; j < d; j++) along += gd[j] * w[j];
-#pragma omp simd
-        for (int64_t j = 0; j < d; j++) gd[j] -= along * w[j];
+typedef struct {
+    int32_t token;
+    float z, grad; /* the pair's value and the gradient at it */
+} firing;
+
+/* The pairs above zero, by latent: those of latent i are out[starts[i] .. starts[i + 1]), in order of tokens. */
+static void group_firings(const float *values, const float *pair_grads, const int64_t *indices, const int64_t *offsets,
+                          int64_t tokens, int64_t k, int64_t n, int64_t *starts, firing *out) {
+    int64_t pairs = offsets ? offsets[tokens] : tokens * k;
+    memset(starts, 0, sizeof(int64_t) * (n + 2));
+    for (int64_t p = 0; p < pairs; p++) starts[indices[p] + 2] += values[p] > 0;
+    for (int64_t i = 0; i < n; i++) starts[i + 2] += starts[i + 1];
+    for (int64_t b = 0; b < tokens; b++) {
+        int64_t first = offsets ? offsets[b] : b * k, end = offsets ? offsets[b + 1] : first + k;
+        for (int64_t p = first; p < end; p++)
+            if (values[p] > 0) out[starts[indices[p] + 1]++] = (firing){(int32_t)b, values[p], pair_grads[p]};
     }
+}
+
+typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
+enum { LANES = 16, WIDTH = 2 * LANES, LATENT_BLOCK = 128 };
+
+/* Gradients of WIDTH columns for latents first .. end; table holds those columns of (recons_grad, inputs), token by token. */
+static void latent_columns(const float *table, const firing *pairs, const int64_t *starts, int64_t first, int64_t end,
+                           int64_t width, int64_t d, float *dec_grad, float *enc_grad) {
+    for (int64_t i = first; i < end; i++) {
+        vec gd0 = {0}, gd1 = {0}, ge0 = {0}, ge1 = {0};
+        for (int64_t q = starts[i]; q < starts[i + 1]; q++) {
+            const vec *row = (const vec *)(table + pairs[q].token * (int64_t)(2 * WIDTH));
+            float z = pairs[q].z, grad = pairs[q].grad;
+            gd0 += z * row[0];
+            gd1 += z * row[1];
+            ge0 += grad * row[2];
+            ge1 += grad * row[3];
+        }
+        float *gd = dec_grad + i * d, *ge = enc_grad + i * d;
+        if (width == WIDTH) {
+            ((vec *)gd)[0] = gd0, ((vec *)gd)[1] = gd1;
+            ((vec *)ge)[0] = ge0, ((vec *)ge)[1] = ge1;
+        } else {
+            vec sums[4] = {gd0, gd1, ge0, ge1};
+            memcpy(gd, sums, sizeof(float) * width);
+            memcpy(ge, sums + 2, sizeof(float) * width);
+        }
+    }
+}
+
+/* Column by column group: the gathered rows of a group, tokens * 2 * WIDTH floats, stay in a core's cache while all
+ * latents add up theirs, in registers. */
+void latent_pass(const float *recons_grad, const float *inputs, const float *values, const float *pair_grads,
+                 const int64_t *indices, const int64_t *offsets, const float *W_dec, int64_t tokens, int64_t n, int64_t k,
+                 int64_t d, float *dec_grad, float *enc_grad, float *bias_grad, uint8_t *fired) {
+    int64_t pairs = offsets ? offsets[tokens] : tokens * k;
+    int64_t groups = (d + WIDTH - 1) / WIDTH, blocks = (n + LATENT_BLOCK - 1) / LATENT_BLOCK;
+    int64_t *starts = malloc(sizeof(int64_t) * (n + 2));
+    firing *firings = malloc(sizeof(firing) * (pairs + 1));
+    group_firings(values, pair_grads, indices, offsets, tokens, k, n, starts, firings);
+#pragma omp parallel
+    {
+        float *table = aligned_alloc(64, sizeof(float) * 2 * WIDTH * (tokens + 1));
+        int64_t held = -1;
+#pragma omp for schedule(static)
+        for (int64_t work = 0; work < groups * blocks; work++) {
+            int64_t column = work / blocks * WIDTH, first = work % blocks * LATENT_BLOCK;
+            int64_t width = column + WIDTH <= d ? WIDTH : d - column, end = first + LATENT_BLOCK;
+            if (held != column) {
+                for (int64_t b = 0; b < tokens; b++) {
+                    float *row = table + b * 2 * WIDTH;
+                    memcpy(row, recons_grad + b * d + column, sizeof(float) * width);
+                    memcpy(row + WIDTH, inputs + b * d + column, sizeof(float) * width);
+                }
+                held = column;
+            }
+            latent_columns(table, firings, starts, first, end < n ? end : n, width, d, dec_grad + column,
+                           enc_grad + column);
+        }
+#pragma omp for schedule(static)
+        for (int64_t i = 0; i < n; i++) {
+            float *gd = dec_grad + i * d, along = 0, bias = 0;
+            const float *w = W_dec + i * d;
+            for (int64_t q = starts[i]; q < starts[i + 1]; q++) bias += firings[q].grad;
+            bias_grad[i] = bias;
+            fired[i] = starts[i + 1] > starts[i];
+#pragma omp simd reduction(+ : along)
+            for (int64_t j = 0; j < d; j++) along += gd[j] * w[j];
+#pragma omp simd
+            for (int64_t j = 0; j < d; j++) gd[j] -= along * w[j];
+        }
+        free(table);
+    }
+    free(firings);
+    free(starts);
 }

@@ -155,14 +155,9 @@ def latent_pass(
     offsets: Tensor | None = None,
 ) -> LatentPass:
     (n, d), B = W_dec.shape, recons_grad.shape[0]
-    order, latent_offsets = regroup(indices, n)
-    ids = None
-    if offsets is not None:
-        ids = torch.empty_like(indices)
-        _call("token_ids", offsets, B, ids)
     out = out or LatentPass(
         torch.empty_like(W_dec), torch.empty_like(W_dec), W_dec.new_empty(n), torch.empty(n, dtype=torch.bool)
     )
-    args = (n, values.numel() // max(B, 1), d)
-    _call("latent_pass", recons_grad, inputs, values, pair_grads, ids, order, latent_offsets, W_dec, *args, *out)
+    args = (B, n, values.numel() // max(B, 1), d)
+    _call("latent_pass", recons_grad, inputs, values, pair_grads, indices, offsets, W_dec, *args, *out)
     return out

@@ -8,7 +8,9 @@ from typing import Literal, get_args
 
 from saelens_lite.errors import nearest
 
-KindName = Literal["topk", "batchtopk", "relu"]
+KindName = Literal["topk", "batchtopk", "matryoshka", "relu"]
+
+_KEEP_K = ("topk", "batchtopk", "matryoshka")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,10 +26,14 @@ class TrainConfig:
     hook_point: str | None = None
     """Which hook point of the store; may be left out when it holds one."""
     kind: KindName = "topk"
-    """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024) or relu with an L1 penalty (Bricken et al. 2023). What
-    batchtopk saves is a jumprelu SAE."""
+    """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes, Bussmann et al.
+    2025) or relu with an L1 penalty (Bricken et al. 2023). batchtopk and matryoshka save jumprelu SAEs."""
     k: int = 32
-    """Latents kept a token, by batchtopk on average over a batch; not used by relu. More explain more and say less."""
+    """Latents kept a token, by batchtopk and matryoshka on average over a batch; not used by relu. More explain more and say
+    less."""
+    matryoshka_fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    """Prefixes of the dictionary that reconstruct alone, as shares of d_sae, ascending to 1; matryoshka only. Smaller ones
+    keep general features together and cost some reconstruction. Bussmann et al. 2025 have widths that double."""
     expansion: int = 16
     """d_sae as a multiple of d_model; not used when d_sae is given."""
     d_sae: int | None = None
@@ -110,6 +116,9 @@ class TrainConfig:
         for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
             check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
         check(0 <= self.decay_fraction <= 1, "decay_fraction", "a share in [0, 1]")
+        fractions = self.matryoshka_fractions
+        ascending = list(fractions) == sorted(set(fractions)) and bool(fractions) and fractions[0] > 0 and fractions[-1] == 1
+        check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         check(Path(self.output).name != "", "output", "a folder to write to")
-        check(self.d_sae is None or "topk" not in self.kind or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")
+        check(self.d_sae is None or self.kind not in _KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")

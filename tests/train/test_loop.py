@@ -63,7 +63,7 @@ def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_
     assert lines(tmp_path)[-1]["held_out_fvu"] == pytest.approx(float(fvu), abs=0.25)
 
 
-@pytest.mark.parametrize("kind", ["batchtopk"])
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
 def test_what_keeps_k_of_a_batch_is_saved_with_a_threshold_for_k_on_held_out_rows(store, tmp_path, kind):
     sae = train(store, tmp_path, kind=kind, n_steps=60)
     loaded = sl.SparseAutoencoder.load(tmp_path)

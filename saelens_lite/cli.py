@@ -449,15 +449,16 @@ def _harvest_again(store: str) -> bool:
     if plan is not None and "source" in plan:
         print("this store was made from arrays or another format, which cannot be harvested: write it anew")
         return False
+    if plan is None:
+        manifests = intact_manifests(folder)
+        hook_points = list(manifests[0]["shards"][0]["hook_points"]) if manifests else []
+    else:
+        hook_points = list(plan["hook_points"])
     if settings is None:
         print("the log does not say how this store was harvested, or not by names alone")
-        _print_next(HARVEST_AGAIN)
+        _print_next(f"{HARVEST_AGAIN}; its hook points are {' '.join(hook_points) or 'those of the first call'}")
         return False
-    if plan is not None:
-        hook_points = list(plan["hook_points"])
-    else:
-        manifests = intact_manifests(folder)
-        hook_points = list(manifests[0]["shards"][0]["hook_points"]) if manifests else settings["hook_points"]
+    hook_points = hook_points or settings["hook_points"]
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     run_harvest(
         from_mapping(HarvestConfig, given | {"store": store, "hook_points": tuple(hook_points)}, f"{store}/log.jsonl")

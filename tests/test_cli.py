@@ -50,6 +50,76 @@ def test_harvest_and_train_say_what_they_made_and_what_comes_next(made, capsys):
     assert f"next: saelens-lite train --store {made / 'store'} --output runs/topk" in out
 
 
+def test_a_dry_run_says_what_a_harvest_takes_and_writes_nothing(made, tmp_path, capsys):
+    """6,000 rows of bfloat16[192], their norms and 10 bytes a position: 6000 * (384 + 4 + 10) = 2.39 MB."""
+    argv = [*HARVEST, "6000", "--dataset", str(made / "data.jsonl"), "--store", str(tmp_path / "store"), "--dry-run"]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'store'}: would take 6,000 rows, 2.39 MB;" in out and "are free; about" in out
+    assert out.endswith("next: the same command without --dry-run\n")
+    assert not (tmp_path / "store").exists()
+
+
+def test_a_dry_run_of_what_cannot_fit_is_1(made, tmp_path, capsys, monkeypatch):
+    from saelens_lite.files import LocalFolder
+
+    monkeypatch.setattr(LocalFolder, "free_bytes", lambda self: 1_000_000)
+    argv = [*HARVEST, "6000", "--dataset", str(made / "data.jsonl"), "--store", str(tmp_path / "store")]
+    assert main([*argv, "--dry-run"]) == 1
+    assert "2.39 MB; 1 MB are free" in capsys.readouterr().out
+    assert "expected room for 6,000 rows" in fails(capsys, *argv)
+
+
+@pytest.mark.parametrize("place", ["file://{}/store", "memory://cli"])
+def test_a_store_at_a_url(made, tmp_path, capsys, place):
+    url = place.format(tmp_path)
+    assert main([*HARVEST, "600", "--dataset", str(made / "data.jsonl"), "--store", url]) == 0
+    assert f"{url}: 600 rows of {POINT}" in capsys.readouterr().out
+    assert main(["verify", url]) == 0
+    assert "every file is as it was written" in capsys.readouterr().out
+
+
+def test_hook_points_are_added_and_a_flipped_bit_is_mended(made, tmp_path, capsys):
+    store, other = tmp_path / "store", "blocks.1.hook_mlp_out"
+    main([*HARVEST, "600", "--dataset", str(made / "data.jsonl"), "--store", str(store), "--documents-per-shard", "16"])
+    capsys.readouterr()
+    assert main(["add-hook-points", str(store), other, "--model", "demo", "--no-progress"]) == 0
+    out = capsys.readouterr().out
+    assert f"600 rows each of {other}, {POINT}" in out and f"--hook-point {other}" in out
+    assert main(["verify", str(store)]) == 0
+    file = f"shards/00000/{other}.safetensors"
+    whole = (store / file).read_bytes()
+    (store / file).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    capsys.readouterr()
+    assert main(["verify", str(store)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{file} has another sha256 than its commit records",
+        f"{store}: 1 problem",
+        f"next: saelens-lite verify {store} --repair",
+    ]
+    assert main(["verify", str(store), "--repair"]) == 0
+    assert (store / file).read_bytes() == whole
+
+
+def test_of_several_processes_the_first_speaks(made, capsys, monkeypatch):
+    argv = [
+        *HARVEST,
+        "6000",
+        "--dataset",
+        str(made / "data.jsonl"),
+        "--store",
+        str(made / "store"),
+        "--context-length",
+        "64",
+    ]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, speaks in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        capsys.readouterr()
+        assert main(argv) == 0
+        assert ("6,000 rows" in capsys.readouterr().out) == speaks
+
+
 def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
     argv = ["train", "--config", made / "topk" / "train_config.json", "--n-steps", "2", "--output", made / "again"]
     assert main(list(map(str, argv))) == 0
@@ -153,6 +223,8 @@ def test_a_config_file_that_is_no_json_is_named(tmp_path, capsys):
 def test_missing_things_are_named(made, tmp_path, capsys):
     assert "train needs --store" in fails(capsys, "train")
     assert "activation store" in fails(capsys, "train", "--store", tmp_path)
+    assert "activation store" in fails(capsys, "verify", tmp_path)
+    assert "activation store" in fails(capsys, "add-hook-points", tmp_path, POINT)
     assert str(tmp_path) in fails(capsys, "evaluate", "--sae", tmp_path, "--store", made / "store")
     line = fails(capsys, *HARVEST, "100", "--dataset", tmp_path / "none.jsonl", "--store", tmp_path / "s")
     assert "none.jsonl" in line

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import saelens_lite
-from saelens_lite.cli import COMMANDS, AnalyzeConfig, EvaluateConfig
+from saelens_lite.cli import COMMANDS, AddHookPointsConfig, AnalyzeConfig, EvaluateConfig, VerifyConfig
 from saelens_lite.demo.run import DemoConfig
 from saelens_lite.harvest import HarvestConfig
 
@@ -21,6 +21,8 @@ PYTHON = [text for language, text in BLOCKS if language == "python"]
 CONFIGS = {
     "demo": DemoConfig,
     "harvest": HarvestConfig,
+    "add-hook-points": AddHookPointsConfig,
+    "verify": VerifyConfig,
     "train": saelens_lite.TrainConfig,
     "evaluate": EvaluateConfig,
     "analyze": AnalyzeConfig,
@@ -30,6 +32,7 @@ CONFIGS = {
 def flags(command: str) -> set[str]:
     """The long flags of a command, read from its dataclass as tyro does."""
     names = {field.name.replace("_", "-") for field in dataclasses.fields(CONFIGS[command])}
+    names |= {"dry-run"} if command == "harvest" else set()
     return {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | {"--help", "--config", "--traceback"}
 
 
@@ -90,8 +93,9 @@ def test_every_file_in_the_tree_exists_and_none_is_left_out():
     named = set(re.findall(r"^  (\w+\.py)", tree, flags=re.MULTILINE))
     assert named == {path.name for path in (ROOT / "saelens_lite").glob("*.py")}
     for room in ("harvest", "train", "analyze"):
-        (line,) = re.findall(rf"^{room}/.*: (.*)$", tree, flags=re.MULTILINE)
-        assert set(line.split(" · ")) == {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}, room
+        (listed,) = re.findall(rf"^{room}/[^:]*: (.*(?:\n {{20}}.*)*)$", tree, flags=re.MULTILINE)
+        files = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__", "__main__"}
+        assert set(listed.split()) - {"·"} == files, room
 
 
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"make (\w[\w-]*)", README)) - {"a"}))

@@ -67,8 +67,7 @@ def verify_store(path: str | os.PathLike[str] | Folder) -> list[Problem]:
     returns: the problems by file; empty if all is well
     raises: ShardError if the folder is no store, or one of a newer format
     """
-    examined = _Examined(open_folder(path))
-    return sorted(examined.problems, key=lambda problem: problem.file)
+    return sorted(_Examined(open_folder(path)).problems, key=lambda problem: problem.file)
 
 
 def repair_store(path: str | os.PathLike[str] | Folder, problems: Sequence[Problem] | None = None) -> list[str]:
@@ -105,8 +104,7 @@ def repair_store(path: str | os.PathLike[str] | Folder, problems: Sequence[Probl
 def recorded_plans(folder: Folder) -> set[str]:
     """sha256 of each plan that this store is known to have had: from intact manifests, those moved aside included, and
     from the log."""
-    recorded = {manifest["plan_sha256"] for manifest in intact_manifests(folder)}
-    return recorded | {event["plan_sha256"] for event in events(folder, "start") if "plan_sha256" in event}
+    return _plans_of(intact_manifests(folder), events(folder, "start"))
 
 
 def intact_manifests(folder: Folder) -> list[dict[str, Any]]:
@@ -123,7 +121,8 @@ class _Examined:
     def __init__(self, folder: Folder):
         self.folder = folder
         self.sizes = {name: size for name, size in folder.sizes().items() if not name.startswith(f"{_ASIDE}/")}
-        self.problems: list[Problem] = []
+        self.problems: dict[Problem, None] = {}
+        self._starts: list[dict[str, Any]] = []
         self._hashes: dict[str, str | None] = {}
         self._in_shards: dict[int, set[str]] = {}
         for name in self.sizes:
@@ -142,7 +141,7 @@ class _Examined:
         plan = self._plan(manifest)
         expected = [] if manifest is None else manifest["shards"]
         known = set().union(*(shard["hook_points"] for shard in expected), (plan or {}).get("hook_points", ()))
-        known |= {name for event in events(self.folder, "start") for name in event.get("added", ())}
+        known |= {name for event in self._starts for name in event.get("added", ())}
         for index in sorted({*range(len(expected)), *self._in_shards}):
             if manifest is None:
                 self._examine_shard(index, {}, known)
@@ -160,6 +159,8 @@ class _Examined:
         for number, entry in checked_lines(content or b""):
             if entry is None:
                 self._note(name, f"is damaged in line {number}")
+            elif entry.get("event") == "start":
+                self._starts.append(entry)
 
     def _manifest(self, name: str) -> dict[str, Any] | None:
         """The manifest, if it can be relied upon."""
@@ -180,7 +181,7 @@ class _Examined:
         if (content := self._read(PLAN)) is None:
             return None
         plan, digest = _object_in(content), hashlib.sha256(content).hexdigest()
-        vouched = recorded_plans(self.folder) if manifest is None else {manifest["plan_sha256"]}
+        vouched = _plans_of(intact_manifests(self.folder), self._starts) if manifest is None else {manifest["plan_sha256"]}
         if vouched and digest not in vouched:
             self._note(PLAN, f"has another sha256 than the {'log' if manifest is None else 'manifest'} records")
         elif plan is None or not isinstance(plan.get("hook_points"), dict):
@@ -262,9 +263,12 @@ class _Examined:
 
     def _note(self, name: str, what: str) -> None:
         found = _IN_SHARD.fullmatch(name)
-        problem = Problem(name, None if found is None else int(found[1]), what)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.problems[Problem(name, None if found is None else int(found[1]), what)] = None
+
+
+def _plans_of(manifests: Iterable[dict[str, Any]], starts: Iterable[dict[str, Any]]) -> set[str]:
+    """sha256 of the plans that manifests and a log's start events record."""
+    return {record["plan_sha256"] for record in (*manifests, *starts) if "plan_sha256" in record}
 
 
 def _with_dependents(folder: Folder, problems: Iterable[Problem], there: Iterable[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """A harvest against the model run by hand; what goes wrong, and what is kept then."""
 
+import copy
 import dataclasses
 import errno
 import gzip
@@ -323,13 +324,13 @@ def test_a_truncated_shard_is_named_and_made_again(harvest):
     assert content(harvest().path) == whole
 
 
-def test_two_harvests_of_one_store_at_once_are_refused(harvest, monkeypatch):
-    inner = loop.writing_shard
+def test_two_harvests_of_one_store_at_once_are_refused(harvest, gpt2, monkeypatch):
+    inner, other = loop.writing_shard, copy.deepcopy(gpt2)
 
     def again(*args):
         monkeypatch.setattr(loop, "writing_shard", inner)
         with pytest.raises(ShardError, match="another harvest is writing"):
-            harvest()
+            harvest(model=other)
         return inner(*args)
 
     monkeypatch.setattr(loop, "writing_shard", again)

@@ -18,7 +18,7 @@ from torch import nn
 
 from saelens_lite import hooks
 from saelens_lite.codecs import STORE_DTYPES
-from saelens_lite.errors import ShardError
+from saelens_lite.errors import SaelensLiteError, ShardError
 from saelens_lite.files import Folder
 from saelens_lite.log import events, log_name, write_event
 from saelens_lite.shards import finished_shards, write_manifest, writing_shard
@@ -58,7 +58,7 @@ def make_shards(
         log_start(store, model, claims, plan, settings=settings)
         start, cursor = _last_cursor(store, claims)
         n_embeddings = model.get_input_embeddings().num_embeddings
-        packed = packed_shards(source, tokenizer, plan, iter(claims), n_embeddings, start, cursor)
+        packed = _readable(packed_shards(source, tokenizer, plan, iter(claims), n_embeddings, start, cursor))
         write_shards(model, packed, plan, list(plan["hook_points"]), store, claims, progress)
         claims.wait_for_all()
         if claims.rank == 0:
@@ -99,6 +99,16 @@ def write_shards(
     except KeyboardInterrupt:
         logger.warning("interrupted: %s keeps its finished shards, and the same command goes on", store)
         raise
+
+
+def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
+    """The shards; a dataset that fails on the way is told apart from a store that cannot be written."""
+    try:
+        yield from packed
+    except OSError as error:
+        raise SaelensLiteError(
+            f"the dataset could not be read further ({error}); finished shards are kept: give the same command again"
+        ) from error
 
 
 def _write_shard(

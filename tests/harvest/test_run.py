@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from saelens_lite import hooks, shards
-from saelens_lite.errors import HookError, ShardError
+from saelens_lite.errors import HookError, SaelensLiteError, ShardError
 from saelens_lite.harvest import HarvestConfig, harvest_activations, loop, run_harvest
 from saelens_lite.store import ActivationStore
 
@@ -305,6 +305,23 @@ def test_full_disk_leaves_a_store_that_goes_on(harvest, monkeypatch, tmp_path):
     assert left and not any(name.endswith(".tmp") for name in left)
     assert all(whole[name] == data for name, data in left.items())
     assert content(harvest(store="full").path) == whole
+
+
+def test_a_dataset_that_fails_on_the_way_is_no_fault_of_the_store(harvest, texts):
+    class Failing:
+        works = False
+
+        def __iter__(self):
+            yield from 2 * texts
+            if not self.works:
+                raise ConnectionResetError("reset by peer")
+            yield from texts
+
+    dataset, options = Failing(), {"max_tokens": 10**6}
+    with pytest.raises(SaelensLiteError, match=r"dataset could not be read further \(reset by peer\); finished shards are"):
+        harvest(dataset, **options)
+    dataset.works = True
+    assert content(harvest(dataset, **options).path) == content(harvest(dataset, store="whole", **options).path)
 
 
 def test_a_truncated_shard_is_named_and_made_again(harvest):

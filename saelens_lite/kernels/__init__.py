@@ -1,4 +1,4 @@
-"""Kernels of the sparse training step: reference.py defines them, bags.py and cpu.c are fast, this file chooses."""
+"""Kernels of the sparse training step: reference.py defines them, bags.py and the C files are fast, this file chooses."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ __all__ = [
     "decode",
     "latent_pass",
     "remove_parallel",
+    "screened_topk",
     "select_batch_topk",
     "select_topk",
     "token_pass",
@@ -32,6 +33,16 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     products: float[B n], may be overwritten
     """
     return _path(products, bias).select_topk(products, bias, k)
+
+
+def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """select_topk of inputs @ W_rowsᵀ without that product, or None where there is no such way or it would not pay.
+
+    inputs: float[B d]; W_rows: float[n d]; bias: float[n]
+    Bounds on all pre-activations, from 8-bit integers, tell which few must be computed: see screen.c. The selection is
+    that of exact arithmetic up to the rounding of float32, as it is for the product.
+    """
+    return cpu.screened_topk(inputs, W_rows, bias, k) if cpu.usable(inputs, W_rows, bias) else None
 
 
 def select_batch_topk(

@@ -9,47 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* The k-th largest of x[0 .. n), by quickselect; x is reordered. */
-static float kth_largest(float *x, int64_t n, int64_t k) {
-    int64_t lo = 0, hi = n - 1, want = k - 1;
-    while (lo < hi) {
-        float pivot = x[lo + (hi - lo) / 2];
-        int64_t i = lo, j = hi;
-        while (i <= j) {
-            while (x[i] > pivot) i++;
-            while (x[j] < pivot) j--;
-            if (i <= j) {
-                float t = x[i];
-                x[i++] = x[j];
-                x[j--] = t;
-            }
-        }
-        if (want <= j) hi = j;
-        else if (want >= i) lo = i;
-        else break;
-    }
-    return x[want];
-}
-
-/* A value that at least k of x[0 .. n) reach, and seldom many more: bisection, without a branch that depends on x. */
-static float reached_by_k(const float *x, int64_t n, int64_t k) {
-    float low = INFINITY, high = -INFINITY;
-#pragma omp simd reduction(min : low) reduction(max : high)
-    for (int64_t i = 0; i < n; i++) {
-        low = x[i] < low ? x[i] : low;
-        high = x[i] > high ? x[i] : high;
-    }
-    for (int step = 0; step < 16; step++) {
-        float middle = low + (high - low) / 2;
-        int count = 0;
-#pragma omp simd reduction(+ : count)
-        for (int64_t i = 0; i < n; i++) count += x[i] >= middle;
-        if (count >= k) low = middle;
-        else high = middle;
-        if (count >= k && count <= k + k / 8) break;
-    }
-    return low; /* with infinities `middle` may be NaN, which nothing reaches: low stays a value that all reach */
-}
+#include "rows.h"
 
 /* The k largest of each row of x + bias; of equal values the lower indices win; the order within a row is free.
  *
@@ -93,22 +53,7 @@ int64_t select_topk(const float *products, const float *bias, int64_t rows, int6
                 bad++;
                 continue;
             }
-            memcpy(scratch, found, sizeof(float) * count);
-            float kth = kth_largest(scratch, count, k);
-            int64_t out = r * k, end = out + k;
-            for (int64_t i = 0; i < count; i++) {
-                if (found[i] > kth) {
-                    values[out] = found[i];
-                    indices[out++] = places[i];
-                }
-            }
-            for (int64_t last = -1; out < end; out++) { /* equal to the k-th: the lowest indices first */
-                int64_t next = n;
-                for (int64_t i = 0; i < count; i++)
-                    if (found[i] == kth && places[i] > last && places[i] < next) next = places[i];
-                values[out] = kth;
-                indices[out] = last = next;
-            }
+            take_largest(found, places, scratch, count, k, n, values + r * k, indices + r * k);
         }
         free(maxima);
         free(places);
@@ -201,10 +146,7 @@ void token_pass(const float *acts, const float *values, const int64_t *indices, 
         for (int64_t j = 0; j < d; j++) g[j] *= scale;
         for (int64_t p = first; p < end; p++) {
             const float *w = W_dec + indices[p] * d;
-            float dot = 0;
-#pragma omp simd reduction(+ : dot)
-            for (int64_t j = 0; j < d; j++) dot += g[j] * w[j];
-            pair_grads[p] = dot;
+            pair_grads[p] = dot(g, w, d);
         }
     }
 }
@@ -239,8 +181,7 @@ static void group_firings(const float *values, const float *pair_grads, const in
     }
 }
 
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-enum { LANES = 16, WIDTH = 2 * LANES, LATENT_BLOCK = 128 };
+enum { WIDTH = 2 * LANES, LATENT_BLOCK = 128 };
 
 /* Gradients of WIDTH columns for latents first .. end; table holds those columns of (recons_grad, inputs), token by token. */
 static void latent_columns(const float *table, const firing *pairs, const int64_t *starts, int64_t first, int64_t end,

@@ -1,4 +1,4 @@
-"""The kernels of cpu.c: compiled at first use by the machine's C compiler, loaded through ctypes.
+"""The kernels of cpu.c and screen.c: compiled at first use by the machine's C compiler, loaded through ctypes.
 
 Without a compiler, or with SAELENS_LITE_KERNELS=torch in the environment, `library()` is None and the embedding
 bags of bags.py do the work. The result is cached by source and compiler in the user's cache folder.
@@ -25,7 +25,7 @@ from saelens_lite.kernels.reference import LatentPass, TokenPass
 
 log = logging.getLogger(__name__)
 
-_SOURCE = Path(__file__).with_name("cpu.c")
+_SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "screen.c", "rows.h")]
 _COMPILE = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11", "-c"]
 
 
@@ -44,7 +44,7 @@ def _host() -> str:
 
 
 def _build(compiler: str) -> Path:
-    source = _SOURCE.read_bytes()
+    source = b"".join(path.read_bytes() for path in _SOURCES)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     key = hashlib.blake2b(source + version + " ".join([*_COMPILE, _host()]).encode(), digest_size=8).hexdigest()
     target = _cache_folder() / f"cpu-{key}.so"
@@ -52,10 +52,13 @@ def _build(compiler: str) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made, shared = Path(folder, "cpu.o"), Path(folder, "cpu.so")
-        subprocess.run([compiler, *_COMPILE, str(_SOURCE), "-o", str(made)], check=True, capture_output=True)
+        made, shared = [], Path(folder, "cpu.so")
+        for path in _SOURCES:
+            if path.suffix == ".c":
+                made.append(str(Path(folder, path.name).with_suffix(".o")))
+                subprocess.run([compiler, *_COMPILE, str(path), "-o", made[-1]], check=True, capture_output=True)
         # Linked without -fopenmp: GOMP_parallel is then found in the runtime that torch has loaded already.
-        subprocess.run([compiler, "-shared", str(made), "-o", str(shared)], check=True, capture_output=True)
+        subprocess.run([compiler, "-shared", *made, "-o", str(shared)], check=True, capture_output=True)
         os.replace(shared, target)
     return target
 
@@ -69,9 +72,9 @@ def library() -> ctypes.CDLL | None:
     try:
         loaded = ctypes.CDLL(str(_build(compiler)), mode=os.RTLD_NOW)
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder
-        log.info("kernels: %s cannot be used here (%s); stock torch operators do the work", _SOURCE.name, error)
+        log.info("kernels: cpu.c cannot be used here (%s); stock torch operators do the work", error)
         return None
-    for kernel in (loaded.select_topk, loaded.collect, loaded.keep_largest):
+    for kernel in (loaded.select_topk, loaded.collect, loaded.keep_largest, loaded.screened_topk):
         kernel.restype = ctypes.c_int64
     return loaded
 
@@ -99,6 +102,18 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     if _call("select_topk", products, bias, B, n, k, values, indices):
         return reference.select_topk(products, bias, k)  # rows full of NaN: let torch sort those
     return values, indices
+
+
+def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """As reference.select_topk of inputs @ W_rowsᵀ, by screen.c; None where that is not available or would not pay."""
+    (B, d), n = inputs.shape, len(W_rows)
+    # A pre-activation computed on its own costs about as much as thirty of a matrix product.
+    limit = n // 40
+    if k > limit:
+        return None
+    values, indices = inputs.new_empty(B, k), torch.empty(B, k, dtype=torch.int64)
+    gave_up = _call("screened_topk", inputs, W_rows, bias, B, n, d, k, limit, values, indices)
+    return None if gave_up else (values, indices)
 
 
 def select_batch_topk(

@@ -53,6 +53,51 @@ def test_select_topk_with_infinities_and_nan(path):
     assert 7 in indices[1] and values[1].max() == float("inf")
 
 
+needs_screen = pytest.mark.skipif(
+    cpu.library() is None or cpu.screened_topk(torch.randn(48, 8), torch.randn(80, 8), torch.zeros(80), 1) is None,
+    reason="no C compiler, or a processor without AVX512-VNNI",
+)
+
+
+@needs_screen
+@pytest.mark.parametrize(("B", "n", "d", "k"), [(300, 2048, 64, 8), (49, 1000, 33, 5), (1, 80, 3, 2), (13, 4100, 512, 32)])
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
+def test_screened_topk_equals_the_product(B, n, d, k, scale):
+    gen = torch.Generator().manual_seed(n)
+    inputs, bias = torch.randn(B, d, generator=gen) * scale, torch.randn(n, generator=gen) * scale
+    W_rows = torch.randn(n, d, generator=gen) * torch.rand(n, 1, generator=gen)  # rows of very different norms
+    inputs[0] = 0
+    want_values, want = by_index(*reference.select_topk((inputs.double() @ W_rows.double().T), bias.double(), k))
+    values, indices = by_index(*cpu.screened_topk(inputs, W_rows, bias, k))
+    assert_close(indices, want)
+    assert_close(values.double(), want_values, rtol=1e-5, atol=1e-5 * scale)
+
+
+@needs_screen
+def test_screened_topk_of_equal_rows_keeps_the_lower_latents():
+    inputs, W_rows = torch.randn(70, 16, generator=torch.Generator().manual_seed(0)), torch.ones(200, 16)
+    found = cpu.screened_topk(inputs, W_rows, torch.arange(200) // 100 * 0.5, 4)
+    assert found is None or torch.equal(found[1].sort(1).values, torch.arange(100, 104).expand(70, 4))
+
+
+@needs_screen
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("where", ["inputs", "W_rows", "bias"])
+def test_screened_topk_gives_up_where_something_is_not_finite(bad, where):
+    given = {"inputs": torch.randn(250, 16), "W_rows": torch.randn(400, 16), "bias": torch.zeros(400)}
+    given[where].view(-1)[given[where].numel() * 9 // 10] = bad
+    if where == "bias" and bad == float("-inf"):
+        return  # such a latent is simply never selected
+    assert cpu.screened_topk(**given, k=2) is None
+
+
+@needs_screen
+def test_screened_topk_gives_up_where_bounds_tell_nothing():
+    inputs = torch.randn(300, 64) + 1e4 * torch.eye(64)[0]  # one dimension leaves the others no bits
+    W_rows = torch.randn(2000, 64) * (torch.arange(64) > 0)
+    assert cpu.screened_topk(inputs, W_rows, torch.zeros(2000), 8) is None
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_token_pass_equals_reference(path):
     acts, values, indices, W_dec, b_dec = pairs()
@@ -176,7 +221,8 @@ def test_cpu_kernels_do_not_depend_on_the_number_of_threads():
             selected = cpu.select_topk(acts @ W_dec.T, torch.zeros(1000), 8)
             tokens = cpu.token_pass(acts, values, indices, W_dec, b_dec, 1.0)
             args = (tokens.recons_grad, acts, values.view(-1), tokens.pair_grads, indices.view(-1), W_dec)
-            results.append((*selected, *tokens, *cpu.latent_pass(*args)))
+            screened = cpu.screened_topk(acts, W_dec, torch.zeros(1000), 2) or ()
+            results.append((*selected, *screened, *tokens, *cpu.latent_pass(*args)))
         finally:
             torch.set_num_threads(before)
     for one, two in zip(*results, strict=True):

@@ -44,6 +44,8 @@ class TopK(Kind):
         return self.select_k(inputs, self.config.k)
 
     def select_k(self, inputs: Tensor, k: int) -> Pairs:
+        if (screened := kernels.screened_topk(inputs, self.sae.W_enc.T, self.sae.b_enc, k)) is not None:
+            return Pairs(screened[0].relu_(), screened[1])
         n_tokens = len(inputs)
         values, indices = inputs.new_empty(n_tokens, k), torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
         start = 0

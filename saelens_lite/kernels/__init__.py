@@ -16,6 +16,7 @@ __all__ = [
     "decode",
     "latent_pass",
     "remove_parallel",
+    "screened_batch_topk",
     "screened_topk",
     "select_batch_topk",
     "select_topk",
@@ -43,6 +44,18 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
     that of exact arithmetic up to the rounding of float32, as it is for the product.
     """
     return cpu.screened_topk(inputs, W_rows, bias, k) if cpu.usable(inputs, W_rows, bias) else None
+
+
+def screened_batch_topk(
+    inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int, guess: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """select_batch_topk of inputs @ W_rowsᵀ without that product, or None; see screened_topk.
+
+    guess: must be above 0, and not above the least value selected, or nothing comes of it
+    """
+    if not cpu.usable(inputs, W_rows, bias):
+        return None
+    return cpu.screened_batch_topk(inputs, W_rows, bias, n_pairs, guess)
 
 
 def select_batch_topk(

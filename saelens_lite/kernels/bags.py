@@ -94,9 +94,13 @@ def select_by_bound(
             bound = max(bound, float(found.values.min()))
     if len(found.values) < n_pairs and guess > least:
         return select_by_bound(product_chunks, bias, n_pairs, 0.0, collect)
-    values, places = found.largest(n_pairs)
-    offsets = torch.searchsorted(places, n * torch.arange(rows + 1, device=places.device))
-    return values, places % n, offsets
+    return by_token(found.largest(n_pairs), rows, n)
+
+
+def by_token(found: Candidates, rows: int, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    """values, indices and offsets as reference.select_batch_topk has them."""
+    offsets = torch.searchsorted(found.places, n * torch.arange(rows + 1, device=found.places.device))
+    return found.values, found.places % n, offsets
 
 
 @functools.cache

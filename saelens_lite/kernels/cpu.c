@@ -87,20 +87,7 @@ int64_t collect(const float *products, const float *bias, int64_t rows, int64_t 
         float *v = values + t * room, least = bound;
         int64_t *at = places + t * room, count = 0;
         for (int64_t r = rows * t / threads; r < rows * (t + 1) / threads; r++) {
-            const float *x = products + r * n;
-            for (int64_t start = 0; start < n; start += 32) {
-                int64_t end = start + 32 <= n ? start + 32 : n;
-                int any = 0;
-#pragma omp simd reduction(| : any)
-                for (int64_t j = start; j < end; j++) any |= x[j] + bias[j] >= least;
-                if (!any) continue;
-                for (int64_t j = start; j < end; j++) {
-                    float sum = x[j] + bias[j];
-                    v[count] = sum;
-                    at[count] = first_place + r * n + j;
-                    count += sum >= least;
-                }
-            }
+            count = append_reaching(products + r * n, bias, n, least, first_place + r * n, v, at, count);
             if (count >= 2 * n_pairs) {
                 count = keep_largest(v, at, scratch + t * room, count, n_pairs);
                 least = v[0];
@@ -109,13 +96,7 @@ int64_t collect(const float *products, const float *bias, int64_t rows, int64_t 
         }
         counts[t] = count;
     }
-    int64_t total = 0;
-    for (int64_t t = 0; t < threads; t++) {
-        memmove(values + total, values + t * room, sizeof(float) * counts[t]);
-        memmove(places + total, places + t * room, sizeof(int64_t) * counts[t]);
-        total += counts[t];
-    }
-    return total;
+    return close_gaps(values, places, counts, threads, room);
 }
 
 /* Pairs of token b: offsets[b] .. offsets[b + 1), or b * k .. (b + 1) * k where offsets is NULL. */

@@ -74,8 +74,8 @@ def library() -> ctypes.CDLL | None:
     except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder
         log.info("kernels: cpu.c cannot be used here (%s); stock torch operators do the work", error)
         return None
-    for kernel in (loaded.select_topk, loaded.collect, loaded.keep_largest, loaded.screened_topk):
-        kernel.restype = ctypes.c_int64
+    for name in ("select_topk", "collect", "keep_largest", "screened_topk", "screened_places"):
+        getattr(loaded, name).restype = ctypes.c_int64
     return loaded
 
 
@@ -114,6 +114,47 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
     values, indices = inputs.new_empty(B, k), torch.empty(B, k, dtype=torch.int64)
     gave_up = _call("screened_topk", inputs, W_rows, bias, B, n, d, k, limit, values, indices)
     return None if gave_up else (values, indices)
+
+
+def screened_batch_topk(
+    inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int, guess: float
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As reference.select_batch_topk of inputs @ W_rowsᵀ; None where that is not available or would not pay.
+
+    Places with the largest bounds are computed; the n_pairs-th largest of those is a floor, and what is bounded below it
+    cannot be among the n_pairs largest.
+    """
+    (B, d), n, threads = inputs.shape, len(W_rows), torch.get_num_threads()
+    guess = ctypes.c_float(guess).value
+    if not guess > 0 or 40 * n_pairs > B * n:
+        return None
+    room = min(16 * n_pairs, B * n // 40) // threads + n
+    bounds, places = inputs.new_empty(threads * (room + n)), torch.empty(threads * (room + n), dtype=torch.int64)
+    counts = torch.empty(threads, dtype=torch.int64)
+    args = (B, n, d, guess, room, threads)
+    m = _call("screened_places", inputs, W_rows, bias, *args, bounds, places, counts)
+    if m < n_pairs:
+        return None
+    bounds, places = bounds[:m], places[:m]
+    start = _nth_largest(bounds, n_pairs)
+    values = torch.full_like(bounds, -torch.inf)
+    first = bounds >= start
+    values[first] = found = _compute(inputs, W_rows, bias, places[first])
+    floor = _nth_largest(found, n_pairs)
+    others = (bounds >= floor) & ~first
+    values[others] = _compute(inputs, W_rows, bias, places[others])
+    largest = bags.Candidates(values, places).largest(n_pairs)
+    return bags.by_token(largest, B, n) if float(largest.values.min()) >= guess else None
+
+
+def _nth_largest(values: Tensor, n: int) -> float:
+    return float(values.kthvalue(len(values) - n + 1).values)
+
+
+def _compute(inputs: Tensor, W_rows: Tensor, bias: Tensor, places: Tensor) -> Tensor:
+    values = inputs.new_empty(len(places))
+    _call("compute_places", inputs, W_rows, bias, *W_rows.shape, places, len(places), values)
+    return values
 
 
 def select_batch_topk(

@@ -92,3 +92,45 @@ static inline void take_largest(const float *found, const int64_t *places, float
         indices[out] = last = next;
     }
 }
+
+enum { SPAN = 64 };
+
+/* Whether some x[j] + bias[j] of SPAN columns reaches `least`; bias may be NULL. */
+static inline int some_reach(const float *x, const float *bias, float least) {
+    int some = 0;
+    if (bias) {
+#pragma omp simd reduction(| : some)
+        for (int j = 0; j < SPAN; j++) some |= x[j] + bias[j] >= least;
+    } else {
+#pragma omp simd reduction(| : some)
+        for (int j = 0; j < SPAN; j++) some |= x[j] >= least;
+    }
+    return some;
+}
+
+/* Appends what reaches `least` in a row of n, in order of columns: values and places = first_place + column. */
+static inline int64_t append_reaching(const float *x, const float *bias, int64_t n, float least, int64_t first_place,
+                                      float *values, int64_t *places, int64_t count) {
+    for (int64_t start = 0; start < n; start += SPAN) {
+        int64_t end = start + SPAN <= n ? start + SPAN : n;
+        if (end - start == SPAN && !some_reach(x + start, bias ? bias + start : NULL, least)) continue;
+        for (int64_t j = start; j < end; j++) {
+            float value = bias ? x[j] + bias[j] : x[j];
+            values[count] = value;
+            places[count] = first_place + j;
+            count += value >= least;
+        }
+    }
+    return count;
+}
+
+/* Closes the gaps between the counts[t] entries that each thread left in its `room`; returns how many there are. */
+static inline int64_t close_gaps(float *values, int64_t *places, const int64_t *counts, int64_t threads, int64_t room) {
+    int64_t total = 0;
+    for (int64_t t = 0; t < threads; t++) {
+        memmove(values + total, values + t * room, sizeof(float) * counts[t]);
+        memmove(places + total, places + t * room, sizeof(int64_t) * counts[t]);
+        total += counts[t];
+    }
+    return total;
+}

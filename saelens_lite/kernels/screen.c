@@ -204,21 +204,35 @@ static int finite(const encoder *e) {
     return !bad;
 }
 
+static encoder new_encoder(const float *W, const float *bias, int64_t n, int64_t d) {
+    int64_t steps = (d + 3) / 4, panels = (n + PANEL - 1) / PANEL;
+    encoder e = {n, panels * PANEL, d, steps, W, bias, aligned_alloc(64, panels * PANEL * steps * 4),
+                 aligned_alloc(64, sizeof(float) * panels * 4 * PANEL)};
+#pragma omp parallel
+    {
+        int8_t *scratch = calloc(steps, 4);
+#pragma omp for schedule(static)
+        for (int64_t p = 0; p < panels; p++) pack_panel(&e, p, scratch);
+        free(scratch);
+    }
+    return e;
+}
+
+static void free_encoder(encoder *e) {
+    free(e->packed);
+    free(e->terms);
+}
+
 /* As select_topk of inputs @ W^T + bias; W is [n, d]. Gives up where bounds are of no use: where there is NaN or Inf, and
  * when the first rows need more than `limit` latents each. Returns 0, or 1 having given up. */
 int64_t screened_topk(const float *inputs, const float *W, const float *bias, int64_t rows, int64_t n, int64_t d, int64_t k,
                       int64_t limit, float *values, int64_t *indices) {
-    int64_t steps = (d + 3) / 4, panels = (n + PANEL - 1) / PANEL, computed = 0, probe = rows < PROBE ? rows : PROBE;
-    encoder e = {n, panels * PANEL, d, steps, W, bias, aligned_alloc(64, panels * PANEL * steps * 4),
-                 aligned_alloc(64, sizeof(float) * panels * 4 * PANEL)};
-    int bad = 0, go_on = 1;
+    int64_t computed = 0, probe = rows < PROBE ? rows : PROBE;
+    encoder e = new_encoder(W, bias, n, d);
+    int bad = !finite(&e), go_on = 1;
 #pragma omp parallel
     {
         desk w = new_desk(&e);
-#pragma omp for schedule(static)
-        for (int64_t p = 0; p < panels; p++) pack_panel(&e, p, w.scratch);
-#pragma omp single
-        bad = !finite(&e);
         for (int64_t first = 0; first < rows; first = first ? rows : probe) {
             int64_t end = first ? rows : probe;
 #pragma omp single
@@ -240,14 +254,58 @@ int64_t screened_topk(const float *inputs, const float *W, const float *bias, in
         }
         free_desk(&w);
     }
-    free(e.packed);
-    free(e.terms);
+    free_encoder(&e);
     return bad || computed > limit * probe;
+}
+
+/* The places (row * n + column) of inputs @ W^T + bias whose bound reaches `least`, in order, and their bounds. There is room
+ * for room + n of them a thread. Returns how many there are; -1 having given up: more than that, or NaN or Inf. */
+int64_t screened_places(const float *inputs, const float *W, const float *bias, int64_t rows, int64_t n, int64_t d,
+                        float least, int64_t room, int64_t threads, float *bounds, int64_t *places, int64_t *counts) {
+    encoder e = new_encoder(W, bias, n, d);
+    int bad = !finite(&e);
+    int64_t blocks = (rows + ROWS - 1) / ROWS, whole = room + n;
+#pragma omp parallel for schedule(static, 1) reduction(| : bad)
+    for (int64_t t = 0; t < threads; t++) {
+        desk w = new_desk(&e);
+        int64_t count = 0, last = blocks * (t + 1) / threads;
+        for (int64_t block = blocks * t / threads; block < last && !bad; block++) {
+            int64_t start = block * ROWS, here = start + ROWS <= rows ? ROWS : rows - start;
+            bad |= bound_rows(&e, inputs + start * d, here, &w);
+            for (int64_t r = 0; r < here && !bad; r++) {
+                count = append_reaching(w.bounds + r * e.n_pad, NULL, n, least, (start + r) * n, bounds + t * whole,
+                                        places + t * whole, count);
+                bad |= count >= room;
+            }
+        }
+        counts[t] = count;
+        free_desk(&w);
+    }
+    free_encoder(&e);
+    return bad ? -1 : close_gaps(bounds, places, counts, threads, whole);
+}
+
+/* values[c] = the pre-activation at places[c], in float32. */
+void compute_places(const float *inputs, const float *W, const float *bias, int64_t n, int64_t d, const int64_t *places,
+                    int64_t count, float *values) {
+#pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < count; c++) {
+        if (c + 4 < count)
+            for (int64_t j = 0; j < d; j += 32) __builtin_prefetch(W + places[c + 4] % n * d + j, 0, 2);
+        values[c] = dot(inputs + places[c] / n * d, W + places[c] % n * d, d) + bias[places[c] % n];
+    }
 }
 #else
 int64_t screened_topk(const float *inputs, const float *W, const float *bias, int64_t rows, int64_t n, int64_t d, int64_t k,
                       int64_t limit, float *values, int64_t *indices) {
     (void)inputs, (void)W, (void)bias, (void)rows, (void)n, (void)d, (void)k, (void)limit, (void)values, (void)indices;
     return 1;
+}
+
+int64_t screened_places(const float *inputs, const float *W, const float *bias, int64_t rows, int64_t n, int64_t d,
+                        float least, int64_t room, int64_t threads, float *bounds, int64_t *places, int64_t *counts) {
+    (void)inputs, (void)W, (void)bias, (void)rows, (void)n, (void)d, (void)least, (void)room, (void)threads;
+    (void)bounds, (void)places, (void)counts;
+    return -1;
 }
 #endif

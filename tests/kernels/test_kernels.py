@@ -89,6 +89,25 @@ def test_screened_topk_gives_up_where_something_is_not_finite(bad, where):
     if where == "bias" and bad == float("-inf"):
         return  # such a latent is simply never selected
     assert cpu.screened_topk(**given, k=2) is None
+    assert cpu.screened_batch_topk(**given, n_pairs=500, guess=5.0) is None
+
+
+@needs_screen
+@pytest.mark.parametrize(("B", "n", "d", "n_pairs"), [(300, 2048, 64, 2400), (49, 1000, 33, 30), (101, 4100, 512, 3232)])
+def test_screened_batch_topk_equals_the_product(B, n, d, n_pairs):
+    gen = torch.Generator().manual_seed(n)
+    inputs, bias = torch.randn(B, d, generator=gen), torch.randn(n, generator=gen)
+    inputs *= torch.rand(B, 1, generator=gen) * 3  # so that tokens differ in how many latents they get
+    W_rows = torch.randn(n, d, generator=gen)
+    want = reference.select_batch_topk([inputs.double() @ W_rows.double().T], bias.double(), n_pairs)
+    least = float(want[0].min())
+    for guess in (0.9 * least, 0.999 * least):
+        values, indices, offsets = cpu.screened_batch_topk(inputs, W_rows, bias, n_pairs, guess)
+        assert_close(values.double(), want[0], rtol=1e-5, atol=1e-5)
+        assert_close(indices, want[1])
+        assert_close(offsets, want[2])
+    assert cpu.screened_batch_topk(inputs, W_rows, bias, n_pairs, 1.001 * least) is None
+    assert cpu.screened_batch_topk(inputs, W_rows, bias, n_pairs, 0.0) is None
 
 
 @needs_screen

@@ -53,9 +53,11 @@ class BatchTopK(TopK):
         self.sae.threshold.copy_(_just_below(self._largest(acts - self.sae.b_dec).values))
 
     def _largest(self, inputs: Tensor, workspace: Tensor | None = None) -> Pairs:
-        products = ProductChunks(self.sae, inputs, workspace)
+        sae, n_pairs = self.sae, self.config.k * len(inputs)
         guess = 0.9 * float(self.threshold) if self.threshold.isfinite() else 0.0
-        return Pairs(*kernels.select_batch_topk(products, self.sae.b_enc, self.config.k * len(inputs), guess))
+        if (screened := kernels.screened_batch_topk(inputs, sae.W_enc.T, sae.b_enc, n_pairs, guess)) is not None:
+            return Pairs(*screened)
+        return Pairs(*kernels.select_batch_topk(ProductChunks(sae, inputs, workspace), sae.b_enc, n_pairs, guess))
 
     def state(self) -> dict[str, Tensor]:
         return {"threshold": self.threshold}

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from saelens_lite.errors import nearest
 
-KindName = Literal["topk", "batchtopk", "matryoshka", "relu"]
+KindName = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
 
 _KEEP_K = ("topk", "batchtopk", "matryoshka")
 
@@ -27,10 +27,11 @@ class TrainConfig:
     """Which hook point of the store; may be left out when it holds one."""
     kind: KindName = "topk"
     """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes, Bussmann et al.
-    2025) or relu with an L1 penalty (Bricken et al. 2023). batchtopk and matryoshka save jumprelu SAEs."""
+    2025), relu with an L1 penalty (Bricken et al. 2023), gated or jumprelu (both Rajamanoharan et al. 2024). batchtopk and
+    matryoshka save jumprelu SAEs."""
     k: int = 32
-    """Latents kept a token, by batchtopk and matryoshka on average over a batch; not used by relu. More explain more and say
-    less."""
+    """Latents kept a token, by batchtopk and matryoshka on average over a batch; of those kinds only. More explain more
+    and say less."""
     matryoshka_fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Prefixes of the dictionary that reconstruct alone, as shares of d_sae, ascending to 1; matryoshka only. Smaller ones
     keep general features together and cost some reconstruction. Bussmann et al. 2025 have widths that double."""
@@ -39,8 +40,27 @@ class TrainConfig:
     d_sae: int | None = None
     """Number of latents."""
     l1_coeff: float = 5.0
-    """Weight of the L1 penalty; relu only. In the scale of `scale_input`, so comparable between models and with
+    """Weight of the L1 penalty; relu and gated. In the scale of `scale_input`, so comparable between models and with
     SAELens. More means fewer latents a token."""
+    unit_decoder: bool = True
+    """Decoder rows of norm 1, kept so by projection. Without it, for relu and jumprelu, norms are free, penalties weigh each
+    latent by its norm (Anthropic, April 2024), and norms are folded into the encoder on save."""
+    jumprelu_penalty: Literal["step", "tanh"] = "step"
+    """jumprelu only: the number of latents that are on (Rajamanoharan et al. 2024), or a smooth step of their activations
+    with a pull on those that are off (Anthropic, January 2025)."""
+    l0_coeff: float | None = None
+    """Weight of the jumprelu penalty, in the scale of `scale_input`; more means fewer latents a token. None: 1, or d_model
+    with a target, which is dictionary_learning's 1 in this scale."""
+    target_l0: float | None = None
+    """With the penalty step: penalise (l0 / target_l0 − 1)² in place of l0 (dictionary_learning)."""
+    bandwidth: float | None = None
+    """jumprelu only: width around the threshold in which its gradient is estimated. None: 0.5 for step, wider than Gemma
+    Scope's 0.001 · sqrt(d_model), which needs longer runs; 2 for tanh, its source's."""
+    initial_threshold: float | None = None
+    """jumprelu only. None: 1 for step, about one standard deviation of a random latent's pre-activation; 0.1 for tanh, its
+    source's. A threshold changes by about a factor 1 + lr a step, so one far too small stays so in a short run."""
+    pre_act_coeff: float = 3e-6
+    """With the penalty tanh: weight of what draws latents that are off towards their thresholds."""
     aux_coeff: float = 1 / 32
     """Weight of the AuxK loss that revives dead latents, of the kinds that keep k; 0 switches it off. Gao et al. 2024."""
     k_aux: int | None = None
@@ -104,14 +124,15 @@ class TrainConfig:
         for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps"):
             check(getattr(self, name) >= 1, name, "a positive number")
         for name in (
-            "d_sae", "k_aux", "dead_after_tokens", "n_steps", "eval_every_steps", "save_every_steps", "lr", "max_norm_ratio",
+            "d_sae", "l0_coeff", "target_l0", "bandwidth", "initial_threshold", "k_aux", "dead_after_tokens", "n_steps",
+            "eval_every_steps", "save_every_steps", "lr", "max_norm_ratio",
         ):  # fmt: skip
             value = getattr(self, name)
             check(value is None or value > 0, name, "a positive number or None")
         for name in ("warm_up_steps", "l1_warm_up_steps"):
             value = getattr(self, name)
             check(value is None or value >= 0, name, "0 or more, or None")
-        for name in ("l1_coeff", "aux_coeff"):
+        for name in ("l1_coeff", "pre_act_coeff", "aux_coeff"):
             check(getattr(self, name) >= 0, name, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
             check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
@@ -119,6 +140,9 @@ class TrainConfig:
         fractions = self.matryoshka_fractions
         ascending = list(fractions) == sorted(set(fractions)) and bool(fractions) and fractions[0] > 0 and fractions[-1] == 1
         check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
+        check(self.jumprelu_penalty in ("step", "tanh"), "jumprelu_penalty", "step or tanh")
+        check(self.target_l0 is None or self.jumprelu_penalty == "step", "target_l0", "None with the penalty tanh")
+        check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True for the kind {self.kind}")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         check(Path(self.output).name != "", "output", "a folder to write to")
         check(self.d_sae is None or self.kind not in _KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")

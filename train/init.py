@@ -8,7 +8,6 @@ from torch import Tensor
 from saelens_lite.nonlinearity import geometric_median
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 
-
 L1_ENCODER_SCALE = 0.1
 """Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then, one of norm 1
 many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""
@@ -50,3 +49,15 @@ def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
             in_units_of_acts = name in ("b_enc", "b_dec", "threshold", "b_gate", "b_mag")
             folded.get_parameter(name).copy_(parameter / scale if in_units_of_acts else parameter)
     return folded
+
+
+@torch.no_grad()
+def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
+    """Bring decoder rows to norm 1 and let the latents carry the norms, in place; what the SAE computes stays the same."""
+    norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(torch.finfo(sae.dtype).tiny)
+    sae.W_dec.div_(norms[:, None])
+    sae.W_enc.mul_(norms)
+    for name in ("b_enc", "threshold"):
+        if hasattr(sae, name):
+            sae.get_parameter(name).mul_(norms)
+    return sae

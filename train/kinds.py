@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from saelens_lite import kernels
 from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
@@ -59,9 +60,18 @@ class Kind:
         """
         raise NotImplementedError
 
+    def along_constraint(self, dec_grad: Tensor) -> Tensor:
+        """The decoder's gradient float[d_sae d_model] as far as rows of norm 1 can follow it."""
+        return kernels.remove_parallel(dec_grad, self.sae.W_dec) if self.config.unit_decoder else dec_grad
+
+    def decoder_norms(self) -> Tensor:
+        """Norms of the decoder's rows, float[d_sae], by which penalties weigh latents; float[""] 1 where rows have norm 1."""
+        unit = self.sae.W_dec.new_ones(())
+        return unit if self.config.unit_decoder else torch.linalg.vector_norm(self.sae.W_dec, dim=1)
+
     def after_update(self) -> None:
-        """What follows an optimiser step: decoder rows are brought back to norm 1."""
-        if self.train_decoder:
+        """What follows an optimiser step: decoder rows are brought back to norm 1, unless they are free."""
+        if self.train_decoder and self.config.unit_decoder:
             unit_rows_(self.sae.W_dec)
 
     def calibrate(self, acts: Tensor) -> None:

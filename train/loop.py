@@ -28,7 +28,7 @@ from saelens_lite.tracker import Tracker
 
 from .buffer import RowBuffer
 from .config import TrainConfig
-from .init import fold_scale, initial_sae, input_scale
+from .init import fold_decoder_norms_, fold_scale, initial_sae, input_scale
 from .kinds import kind_class
 from .step import StepStats
 from .trainer import Trainer
@@ -205,6 +205,8 @@ class _Run:
         if kind.calibrates and len(self.held_out_rows):
             kind.calibrate(self.store.gather(self.held_out_rows, self.hook_point).mul_(self.scale).to(self.device))
         sae = fold_scale(self.trainer.sae, self.scale)
+        if not self.config.unit_decoder:
+            fold_decoder_norms_(sae)
         if not all(bool(parameter.isfinite().all()) for parameter in sae.parameters()):
             raise FloatingPointError(f"weights are not finite after step {done}; what {output} held before is untouched")
         self.scores = self.held_out_metrics()

@@ -16,7 +16,7 @@ from saelens_lite.sae import SparseAutoencoder
 
 from .batchtopk import BatchTopK
 from .config import TrainConfig
-from .step import StepStats, add_auxk, write_gradients
+from .step import StepStats, add_auxk
 
 
 class Matryoshka(BatchTopK):
@@ -55,7 +55,7 @@ class Matryoshka(BatchTopK):
         )
         error = errors[:, -1]
         auxk = add_auxk(sae, inputs, -error, dead, work.latents, self.config)
-        write_gradients(sae, work.latents, recons_grads[:, 0].sum(0), train_decoder=self.train_decoder)
+        self.write(work.latents, recons_grads[:, 0].sum(0))
         l0 = (values > 0).sum() / n_tokens
         return StepStats(error.square().sum(1).mean(), auxk, l0), work.latents.fired
 

@@ -136,16 +136,23 @@ def _auxk(
     return loss / n_tokens, dec_grad, enc_grad, bias_grad
 
 
-def write_gradients(sae: SparseAutoencoder, latents: kernels.LatentPass, b_dec_grad: Tensor, *, train_decoder: bool) -> None:
-    """Into `.grad` of W_dec, W_enc, b_enc and b_dec.
+def write_gradients(
+    sae: SparseAutoencoder,
+    dec_grad: Tensor,
+    enc_grad: Tensor,
+    product_grad: Tensor,
+    b_dec_grad: Tensor,
+    *,
+    train_decoder: bool,
+) -> None:
+    """Into `.grad` of W_dec, W_enc and b_dec.
 
+    dec_grad, enc_grad: float[d_sae d_model], latent-major; product_grad: float[d_sae], of inputs @ W_enc, summed over tokens
     b_dec_grad: float[d_model], ∂L/∂recons summed over tokens, for every reconstruction that adds b_dec
     """
-    sae.W_dec.grad = latents.dec_grad if train_decoder else None
-    sae.W_enc.grad = latents.enc_grad.T
-    sae.b_enc.grad = latents.bias_grad
-    # The second part: b_dec is subtracted from the input.
-    sae.b_dec.grad = b_dec_grad - sae.W_enc @ latents.bias_grad
+    sae.W_dec.grad = dec_grad if train_decoder else None
+    sae.W_enc.grad = enc_grad.T
+    sae.b_dec.grad = b_dec_grad - sae.W_enc @ product_grad  # the second part: b_dec is subtracted from the input
 
 
 class DeadTracker:

@@ -35,9 +35,15 @@ class TopK(Kind):
         work.pass_over(acts, inputs, pairs, sae, scale)
         recons_grad, _, sq_error = work.tokens
         auxk = add_auxk(sae, inputs, recons_grad / -scale, dead, work.latents, self.config)
-        write_gradients(sae, work.latents, recons_grad.sum(0), train_decoder=self.train_decoder)
+        self.write(work.latents, recons_grad.sum(0))
         l0 = (pairs.values > 0).sum() / len(acts)
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
+
+    def write(self, latents: kernels.LatentPass, b_dec_grad: Tensor) -> None:
+        """Gradients of the latent pass into `.grad`; b_dec_grad float[d_model] by way of the reconstructions."""
+        dec_grad, enc_grad, bias_grad, _ = latents
+        self.sae.b_enc.grad = bias_grad
+        write_gradients(self.sae, dec_grad, enc_grad, bias_grad, b_dec_grad, train_decoder=self.train_decoder)
 
     def select(self, inputs: Tensor) -> Pairs:
         """Encode chunk by chunk: the k largest of each token, after ReLU."""

@@ -49,7 +49,9 @@ def lines(output):
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"kind": "relu", "l1_coeff": 0.5}, {"freeze_decoder": True}, {"kind": "batchtopk"}]
+    "fields", [{}, {"kind": "relu", "l1_coeff": 0.5}, {"freeze_decoder": True}, {"kind": "batchtopk"},
+     {"kind": "matryoshka"}, {"kind": "gated", "l1_coeff": 0.5}, {"kind": "jumprelu", "target_l0": 8},
+     {"kind": "relu", "l1_coeff": 0.5, "unit_decoder": False}]
 )
 def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_path, fields):
     sae = train(store, tmp_path, n_steps=60, **fields)

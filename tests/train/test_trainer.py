@@ -1,12 +1,15 @@
 """Schedules, and what each field of a run does to the update."""
 
+from typing import get_args
+
 import pytest
 import torch
 from pytest import approx
 
 from saelens_lite.sae import SAEConfig
-from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.init import fold_scale, initial_sae, input_scale
+from saelens_lite.train.config import KindName, TrainConfig
+from saelens_lite.train.init import fold_decoder_norms_, fold_scale, initial_sae, input_scale
+from saelens_lite.train.kinds import kind_class
 from saelens_lite.train.optim import default_lr, lr_factor
 from saelens_lite.train.step import unit_rows_
 from saelens_lite.train.topk import TopK
@@ -18,8 +21,9 @@ D, N = 8, 32
 def trainer_of(n_steps=40, d_sae=N, **fields):
     config = TrainConfig(store="", k=4, **{"lr": 1e-3, "batch_size_rows": 64, **fields})
     rows = planted()
-    kind = SAEConfig(d_model=D, d_sae=d_sae, kind=config.kind, k=4 if config.kind == "topk" else None)
-    return Trainer(initial_sae(kind, rows, seed=0), config, n_steps)
+    kind = kind_class(config.kind).sae_kind
+    sae_config = SAEConfig(d_model=D, d_sae=d_sae, kind=kind, k=4 if kind == "topk" else None)
+    return Trainer(initial_sae(sae_config, rows, seed=0), config, n_steps)
 
 
 def planted(n=64, seed=0):
@@ -40,7 +44,7 @@ def test_default_lr_follows_the_square_root_law_and_grows_for_short_runs():
 
 
 def test_decoder_rows_stay_unit_norm_and_the_loss_falls():
-    for kind in ("topk", "relu"):
+    for kind in get_args(KindName):
         trainer = trainer_of(kind=kind, l1_coeff=0.01, lr=1e-2)
         losses = [float(trainer.update(planted(seed=s)).reconstruction) for s in range(40)]
         torch.testing.assert_close(trainer.sae.W_dec.norm(dim=1), torch.ones(N))
@@ -99,8 +103,15 @@ def test_fields_that_change_the_update():
         {"freeze_decoder": True}, {"n_steps": 3}, {"dead_after_tokens": 1}, {"kind": "relu"},
     ):  # fmt: skip
         assert not torch.equal(plain, weights(**fields)), fields
-    for fields in ({"l1_coeff": 1.0}, {"l1_warm_up_steps": 30}):
+    for fields in ({"l1_coeff": 1.0}, {"l1_warm_up_steps": 30}, {"unit_decoder": False}):
         assert not torch.equal(relu, weights(kind="relu", **fields)), fields
+    assert not torch.equal(weights(kind="matryoshka"), weights(kind="matryoshka", matryoshka_fractions=(0.5, 1)))
+    step, tanh = {"kind": "jumprelu"}, {"kind": "jumprelu", "jumprelu_penalty": "tanh", "pre_act_coeff": 0.1}
+    for base in (step, tanh):
+        for fields in ({"l0_coeff": 2.0}, {"bandwidth": 0.7}, {"initial_threshold": 0.3}, {"l1_warm_up_steps": 1}):
+            assert not torch.equal(weights(**base), weights(**base, **fields)), fields
+    assert not torch.equal(weights(**step), weights(**step, target_l0=4))
+    assert not torch.equal(weights(**tanh), weights(**{**tanh, "pre_act_coeff": 0.2}))
     wide = {"dead_after_tokens": 1, "d_sae": 512}  # most latents are silent in a batch of 64 rows
     dead = weights(**wide)
     for fields in ({"k_aux": 1}, {"aux_coeff": 1.0}):
@@ -124,3 +135,17 @@ def test_the_encoder_starts_along_the_decoder(planted, encoder_scale):
     sae = initial_sae(SAEConfig(d_model=16, d_sae=64, kind="relu"), planted.acts, 0, encoder_scale)
     torch.testing.assert_close(sae.W_enc, encoder_scale * sae.W_dec.T)
     torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64))
+
+
+def test_free_decoder_norms_are_folded_into_the_encoder():
+    for kind in ("relu", "jumprelu"):
+        trainer = trainer_of(kind=kind, unit_decoder=False, l1_coeff=0.01, lr=1e-2, scale_input=False)
+        for seed in range(10):
+            trainer.update(planted(seed=seed))
+        sae, rows = trainer.sae, planted(seed=99)
+        assert (sae.W_dec.norm(dim=1) - 1).abs().max() > 1e-3
+        before, latents = sae(rows), sae.encode_dense(rows) * sae.W_dec.norm(dim=1)
+        fold_decoder_norms_(sae)
+        torch.testing.assert_close(sae(rows).recons, before.recons)
+        torch.testing.assert_close(sae.encode_dense(rows), latents)
+        torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N))

@@ -238,10 +238,11 @@ def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
     """Our Trainer.update: gradients, fused Adam, unit-norm rows, dead tracking; schedules flat."""
     from saelens_lite.sae import SAEConfig, SparseAutoencoder
     from saelens_lite.train.config import TrainConfig
+    from saelens_lite.train.kinds import kind_class
     from saelens_lite.train.trainer import Trainer
 
     k = args.k if kind == "topk" else None
-    sae = SparseAutoencoder(SAEConfig(d_model=args.d, d_sae=args.d_sae, kind=kind, k=k))
+    sae = SparseAutoencoder(SAEConfig(d_model=args.d, d_sae=args.d_sae, kind=kind_class(kind).sae_kind, k=k))
     with torch.no_grad():
         sae.W_dec.copy_(start.W_dec)
         sae.W_enc.copy_(start.W_dec.T)  # keeps its latent-major storage
@@ -278,11 +279,11 @@ def build(name: str, starts: dict[str, Start], args: argparse.Namespace) -> Cont
     if name == "sparsify-topk":
         return sparsify(starts["topk"], args)
     side, kind = name.split("-")
-    start = starts["topk" if kind == "topk" else "l1"]
+    start = starts["l1" if kind in ("relu", "standard") else "topk"]
     return ours(kind, start, args) if side == "ours" else saelens(kind, start, args)
 
 
-CONTESTANTS = ("ours-topk", "saelens-topk", "sparsify-topk", "ours-relu", "saelens-standard")
+CONTESTANTS = ("ours-topk", "ours-batchtopk", "ours-matryoshka", "saelens-topk", "sparsify-topk", "ours-relu", "saelens-standard")
 GEMMS = ("gemm-latent-major", "gemm-d_model-major")
 
 

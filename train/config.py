@@ -73,6 +73,9 @@ class TrainConfig:
     """Decay of Adam's first moment a step."""
     adam_beta2: float = 0.999
     """Decay of Adam's second moment a step."""
+    clip_norm: float | None = None
+    """Gradients of a step are scaled down together where their norm exceeds this; None: never. Less bounds what one batch of
+    outliers can do; as Adam has no scale, the same factor at every step would change nothing."""
     batch_size_rows: int = 4096
     """Rows (tokens) a step."""
     n_steps: int | None = None
@@ -125,7 +128,7 @@ class TrainConfig:
             check(getattr(self, name) >= 1, name, "a positive number")
         for name in (
             "d_sae", "l0_coeff", "target_l0", "bandwidth", "initial_threshold", "k_aux", "dead_after_tokens", "n_steps",
-            "eval_every_steps", "save_every_steps", "lr", "max_norm_ratio",
+            "eval_every_steps", "save_every_steps", "clip_norm", "lr", "max_norm_ratio",
         ):  # fmt: skip
             value = getattr(self, name)
             check(value is None or value > 0, name, "a positive number or None")

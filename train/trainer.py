@@ -60,11 +60,24 @@ class Trainer:
             group["lr"] = self.lr * factor
         assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), "the SAE was moved after its Trainer was made"
         self._encoder_rows.grad = self.sae.W_enc.grad.T
+        self._clip()
         self.adam.step()
         self.kind.after_update()
         self.dead_tracker.update(fired, len(acts))
         self.steps_done += 1
         return stats
+
+    def _clip(self) -> None:
+        """Scale the gradients down to clip_norm, if their norm over all parameters is above it."""
+        parameters, limit = self.adam.param_groups[0]["params"], self.config.clip_norm
+        if limit is None:
+            return
+        if not self.adam.defaults["fused"]:
+            torch.nn.utils.clip_grad_norm_(parameters, limit)
+            return
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        # The fused kernel divides by this on the way (it is there for AMP): nothing is read and written once more.
+        self.adam.grad_scale = (norm / limit).clamp(min=1.0)
 
     def state(self) -> dict[str, Tensor | int]:
         """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.

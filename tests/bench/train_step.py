@@ -235,7 +235,7 @@ def gemm(layout: str, start: Start, args: argparse.Namespace) -> Contestant:
 
 
 def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
-    """Our Trainer.update: gradients, fused Adam, unit-norm rows, dead tracking; schedules flat."""
+    """Our Trainer.update: gradients, clipping, fused Adam, unit-norm rows, dead tracking; schedules flat."""
     from saelens_lite.sae import SAEConfig, SparseAutoencoder
     from saelens_lite.train.config import TrainConfig
     from saelens_lite.train.kinds import kind_class
@@ -253,6 +253,7 @@ def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
         k=args.k,
         l1_coeff=L1_COEFF,
         lr=LR,
+        clip_norm=1.0,
         batch_size_rows=args.batch,
         dead_after_tokens=LONG_SILENT_TOKENS,
         warm_up_steps=0,
@@ -283,7 +284,15 @@ def build(name: str, starts: dict[str, Start], args: argparse.Namespace) -> Cont
     return ours(kind, start, args) if side == "ours" else saelens(kind, start, args)
 
 
-CONTESTANTS = ("ours-topk", "ours-batchtopk", "ours-matryoshka", "saelens-topk", "sparsify-topk", "ours-relu", "saelens-standard")
+CONTESTANTS = (
+    "ours-topk",
+    "ours-batchtopk",
+    "ours-matryoshka",
+    "saelens-topk",
+    "sparsify-topk",
+    "ours-relu",
+    "saelens-standard",
+)
 GEMMS = ("gemm-latent-major", "gemm-d_model-major")
 
 

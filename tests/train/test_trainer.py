@@ -66,6 +66,23 @@ def test_the_fused_optimiser_does_what_plain_adam_does_to_every_parameter():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
+def test_clipping_does_what_clip_grad_norm_does():
+    trainer = trainer_of(warm_up_steps=0, decay_fraction=0.0, clip_norm=0.5)
+    plain, norms = trainer_of().sae, []
+    adam = torch.optim.Adam(plain.parameters(), lr=1e-3, foreach=False)
+    kind = TopK(plain, TrainConfig(k=4))
+    for seed in range(4):
+        with torch.no_grad():
+            kind.gradients(seed % 2 * planted(seed=seed) + 0.01, None, 1.0)  # every second batch has a small gradient
+        norms.append(float(torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)))
+        adam.step()
+        unit_rows_(plain.W_dec)
+        trainer.update(seed % 2 * planted(seed=seed) + 0.01)
+    assert min(norms) < 0.5 < max(norms)
+    for (name, ours), theirs in zip(trainer.sae.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
 def test_a_frozen_decoder_does_not_move_and_everything_else_does():
     trainer = trainer_of(freeze_decoder=True)
     before = {name: p.clone() for name, p in trainer.sae.named_parameters()}
@@ -99,6 +116,7 @@ def test_fields_that_change_the_update():
 
     plain, relu = weights(), weights(kind="relu")
     for fields in (
+        {"clip_norm": 0.01},
         {"lr": 2e-3}, {"adam_beta1": 0.5}, {"adam_beta2": 0.9}, {"warm_up_steps": 30}, {"decay_fraction": 1.0},
         {"freeze_decoder": True}, {"n_steps": 3}, {"dead_after_tokens": 1}, {"kind": "relu"},
     ):  # fmt: skip

@@ -42,6 +42,9 @@ class TrainConfig:
     l1_coeff: float = 5.0
     """Weight of the L1 penalty; relu and gated. In the scale of `scale_input`, so comparable between models and with
     SAELens. More means fewer latents a token."""
+    multi_topk_coeff: float = 0.0
+    """Weight of the reconstruction from 4 k latents, which keeps an SAE of use with more than k of them; topk only. 1/8 in
+    Gao et al. 2024; 0 switches it off."""
     unit_decoder: bool = True
     """Decoder rows of norm 1, kept so by projection. Without it, for relu and jumprelu, norms are free, penalties weigh each
     latent by its norm (Anthropic, April 2024), and norms are folded into the encoder on save."""
@@ -135,7 +138,7 @@ class TrainConfig:
         for name in ("warm_up_steps", "l1_warm_up_steps"):
             value = getattr(self, name)
             check(value is None or value >= 0, name, "0 or more, or None")
-        for name in ("l1_coeff", "pre_act_coeff", "aux_coeff"):
+        for name in ("l1_coeff", "pre_act_coeff", "aux_coeff", "multi_topk_coeff"):
             check(getattr(self, name) >= 0, name, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
             check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")

@@ -1,9 +1,9 @@
 """JumpReLU: a threshold for each latent, learned through straight-through estimates with a rectangular kernel.
 
-step: the L0 penalty of Rajamanoharan et al. 2024, arXiv:2407.14435, which reaches thresholds only; with a target, the square
-of l0's relative distance from it in its place, as in dictionary_learning.
-tanh: Anthropic, "Dictionary Learning Optimization Techniques", January 2025: Σ tanh(4 · latent_acts), which reaches the encoder
-too, and for every latent that is off a little of its distance from the threshold, so that none stays dead.
+step: the L0 penalty of Rajamanoharan et al. 2024, arXiv:2407.14435, which reaches thresholds only; with a target, the
+square of l0's relative distance from it in its place, as in dictionary_learning.
+tanh: Anthropic, "Dictionary Learning Optimization Techniques", January 2025: Σ tanh(4 · latent_acts), which reaches the
+encoder too, and for every latent that is off a little of its distance from the threshold, so that none stays dead.
 Both train log thresholds, which keeps thresholds positive.
 """
 

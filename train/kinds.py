@@ -65,7 +65,7 @@ class Kind:
         return kernels.remove_parallel(dec_grad, self.sae.W_dec) if self.config.unit_decoder else dec_grad
 
     def decoder_norms(self) -> Tensor:
-        """Norms of the decoder's rows, float[d_sae], by which penalties weigh latents; float[""] 1 where rows have norm 1."""
+        """Norms of the decoder's rows, float[d_sae], by which penalties weigh latents; 1, float[""], for unit rows."""
         unit = self.sae.W_dec.new_ones(())
         return unit if self.config.unit_decoder else torch.linalg.vector_norm(self.sae.W_dec, dim=1)
 

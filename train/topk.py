@@ -1,4 +1,7 @@
-"""TopK: the k largest pre-activations of each token, and AuxK for the dead. Gao et al. 2024, arXiv:2406.04093."""
+"""TopK: the k largest pre-activations of each token, and AuxK for the dead. Gao et al. 2024, arXiv:2406.04093.
+
+Multi-TopK, section 6.2 there, adds the reconstruction from 4 k latents: the SAE can then be used with more than k of them.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,9 @@ from .config import TrainConfig
 from .kinds import Kind
 from .step import Pairs, ProductChunks, StepStats, Workspace, add_auxk, write_gradients
 
+_MULTI = 4
+"""Multi-TopK reconstructs from so many times k latents too."""
+
 
 class TopK(Kind):
     """Selection, decoding and both weight gradients by the kernels, over k pairs a token."""
@@ -20,22 +26,29 @@ class TopK(Kind):
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
         super().__init__(sae, config)
-        self.workspace = Workspace()
+        self.workspace, self.wide_workspace = Workspace(), Workspace()
 
     @property
     def uses_dead(self) -> bool:
         return self.config.aux_coeff > 0
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
-        """Of reconstruction + aux_coeff · AuxK."""
+        """Of reconstruction + aux_coeff · AuxK + multi_topk_coeff · reconstruction from 4 k latents."""
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
-        pairs = self.select(inputs)
+        wide = self.select_k(inputs, min(_MULTI * self.config.k, sae.d_sae)) if self.config.multi_topk_coeff else None
+        pairs = self.select(inputs) if wide is None else _largest(wide, self.config.k)
         work.pass_over(acts, inputs, pairs, sae, scale)
         recons_grad, _, sq_error = work.tokens
         auxk = add_auxk(sae, inputs, recons_grad / -scale, dead, work.latents, self.config)
-        self.write(work.latents, recons_grad.sum(0))
+        b_dec_grad = recons_grad.sum(0)
+        if wide is not None:
+            self.wide_workspace.pass_over(acts, inputs, wide, sae, self.config.multi_topk_coeff * scale)
+            for grad, wide_grad in zip(work.latents[:3], self.wide_workspace.latents[:3], strict=True):
+                grad += wide_grad
+            b_dec_grad += self.wide_workspace.tokens.recons_grad.sum(0)
+        self.write(work.latents, b_dec_grad)
         l0 = (pairs.values > 0).sum() / len(acts)
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
 
@@ -59,6 +72,12 @@ class TopK(Kind):
             rows = slice(start, start := start + len(products))
             values[rows], indices[rows] = kernels.select_topk(products, self.sae.b_enc, k)
         return Pairs(values.relu_(), indices)
+
+
+def _largest(pairs: Pairs, k: int) -> Pairs:
+    """The k largest of each token's pairs."""
+    values, places = pairs.values.topk(k, dim=1, sorted=False)
+    return Pairs(values, pairs.indices.gather(1, places))
 
 
 KIND = TopK

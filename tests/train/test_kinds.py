@@ -16,6 +16,7 @@ from saelens_lite.train.trainer import Trainer
 B, D, N, K, K_AUX = 29, 12, 64, 5, 6
 TRAINED = {
     "topk": {"aux_coeff": 0.25},
+    "multi-topk": {"kind": "topk", "aux_coeff": 0.25, "multi_topk_coeff": 0.125},
     "batchtopk": {"aux_coeff": 0.25},
     "matryoshka": {"aux_coeff": 0.25, "matryoshka_fractions": (1 / 16, 1 / 4, 1 / 2, 1)},
     "relu": {"l1_coeff": 0.7},
@@ -64,7 +65,12 @@ def topk_losses(kind, acts, dead):
     sae = kind.sae
     recons, latents = sae(acts)
     auxk = auxk_loss(sae, acts, recons, dead) if len(dead) else torch.zeros((), dtype=acts.dtype)
-    return losses.reconstruction(acts, recons), kind.config.aux_coeff * auxk, latents.to_dense()
+    added = kind.config.aux_coeff * auxk
+    if kind.config.multi_topk_coeff:
+        kept = sae.pre_acts(acts).relu().topk(4 * K, dim=1)
+        wide = torch.zeros(len(acts), N, dtype=acts.dtype).scatter(1, kept.indices, kept.values)
+        added = added + kind.config.multi_topk_coeff * losses.reconstruction(acts, sae.decode(wide))
+    return losses.reconstruction(acts, recons), added, latents.to_dense()
 
 
 def norms_of(kind):
@@ -208,7 +214,7 @@ def test_gradients_where_no_latent_fires(kind):
     assert stats.l0 == 0
 
 
-@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
+@pytest.mark.parametrize("kind", ["topk", "multi-topk", "batchtopk", "matryoshka"])
 def test_auxk_reaches_the_encoder_of_dead_latents(kind):
     """sparsify up to 1.3.3 trains only their decoder rows, so that they stay dead."""
     trained, dead = kind_of(kind), torch.arange(N - 20, N)

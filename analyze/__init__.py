@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .intervene import ablate, clamp, latent_stats, scale, steer
     from .lens import logit_lens
     from .page import feature_page
+    from .recovery import score_recovery
 
 __all__ = [
     "max_activating_tokens",
@@ -26,6 +27,7 @@ __all__ = [
     "scale",
     "latent_stats",
     "feature_page",
+    "score_recovery",
 ]
 
 _HOMES = {
@@ -35,6 +37,7 @@ _HOMES = {
     "evaluate": ["evaluate_sae"],
     "intervene": ["ablate", "steer", "clamp", "scale", "latent_stats"],
     "page": ["feature_page"],
+    "recovery": ["score_recovery"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

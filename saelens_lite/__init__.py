@@ -31,6 +31,7 @@ if TYPE_CHECKING:
         logit_lens,
         max_activating_tokens,
         scale,
+        score_recovery,
         steer,
     )
     from saelens_lite.errors import CheckpointError, HookError, ShardError
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from saelens_lite.sae import SAEConfig, SparseAutoencoder
     from saelens_lite.sparse import SparseLatents
     from saelens_lite.store import ActivationStore
+    from saelens_lite.synthetic import SyntheticActivations, SyntheticConfig
     from saelens_lite.train import TrainConfig, train_sae
 
 __version__ = "0.1.0"
@@ -57,12 +59,15 @@ __all__ = [
     "scale",
     "latent_stats",
     "feature_page",
+    "score_recovery",
     "hook_points",
     "SparseAutoencoder",
     "SAEConfig",
     "TrainConfig",
     "SparseLatents",
     "ActivationStore",
+    "SyntheticConfig",
+    "SyntheticActivations",
     "ShardError",
     "HookError",
     "CheckpointError",
@@ -74,12 +79,13 @@ _HOMES = {
     "train": ["train_sae", "TrainConfig"],
     "analyze": [
         "max_activating_tokens", "evaluate_sae", "dead_latents", "latent_density", "logit_lens",
-        "ablate", "steer", "clamp", "scale", "latent_stats", "feature_page",
+        "ablate", "steer", "clamp", "scale", "latent_stats", "feature_page", "score_recovery",
     ],
     "hooks": ["hook_points"],
     "sae": ["SparseAutoencoder", "SAEConfig"],
     "sparse": ["SparseLatents"],
     "store": ["ActivationStore"],
+    "synthetic": ["SyntheticConfig", "SyntheticActivations"],
     "errors": ["ShardError", "HookError", "CheckpointError"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}

@@ -1,0 +1,53 @@
+"""Two sets of directions compared: cosines, and the best pairing of one with the other."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def abs_cosines(directions: Tensor, others: Tensor) -> Tensor:
+    """|cos| of every pair, float32[n m]; directions: float[n d], others: float[m d]. A zero row has cosine 0."""
+    unit, other_unit = (torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others))
+    return (unit @ other_unit.T).abs()
+
+
+def best_pairing(similarity: Tensor) -> Tensor:
+    """The one-to-one pairing of rows with columns whose similarities have the largest sum, exactly.
+
+    similarity: float[n m]
+    returns: int64[min(n, m), 2], (row, column) of each pair in order of the row (of the column where n > m)
+    source: shortest augmenting paths, Kuhn 1955 and Jonker and Volgenant 1987; time n² · m at worst and far less where most
+        rows have a column of their own
+    """
+    if similarity.shape[0] > similarity.shape[1]:
+        return best_pairing(similarity.T).flip(1)
+    cost = -similarity.detach().cpu().double().contiguous().numpy()
+    n, m = cost.shape
+    row_price, column_price = cost.min(axis=1, initial=np.inf), np.zeros(m)
+    row_of, column_of = np.full(m, -1), np.full(n, -1)
+    for start in range(n):
+        # Dijkstra over reduced costs, from an unpaired row to the nearest unpaired column.
+        distance, via, reached = np.full(m, np.inf), np.full(m, -1), np.zeros(m, dtype=bool)
+        row, travelled, path = start, 0.0, []
+        while True:
+            through = travelled + cost[row] - row_price[row] - column_price
+            closer = (through < distance) & ~reached
+            distance[closer], via[closer] = through[closer], row
+            column = int(np.where(reached, np.inf, distance).argmin())
+            travelled = distance[column]
+            if row_of[column] < 0:
+                break
+            reached[column] = True
+            path.append(column)
+            row = row_of[column]
+        row_price[start] += travelled
+        for passed in path:
+            row_price[row_of[passed]] += travelled - distance[passed]
+            column_price[passed] -= travelled - distance[passed]
+        while column >= 0:  # every row on the path takes the column by which it was left
+            row = via[column]
+            row_of[column] = row
+            column_of[row], column = column, column_of[row]
+    return torch.from_numpy(np.stack([np.arange(n), column_of], axis=1))

@@ -276,3 +276,16 @@ def test_planted_directions_are_recovered(kind, planted):
         trainer.update(acts[512 * step % 8192 :][:512])
     cosines = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1) @ planted.directions.T
     assert cosines.amax(0).mean() > 0.9
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_a_trainer_that_takes_over_a_state_goes_on_exactly(kind):
+    first, other = (Trainer(kind_of(kind, "float32").sae, kind_of(kind).config, n_steps=8) for _ in range(2))
+    batches = torch.randn(8, B, D, generator=torch.Generator().manual_seed(2))
+    for acts in batches[:4]:
+        first.update(acts)
+    other.load_state({name: value.clone() if hasattr(value, "clone") else value for name, value in first.state().items()})
+    for acts in batches[4:]:
+        assert first.update(acts) == other.update(acts)
+    for (name, p), q in zip(first.sae.named_parameters(), other.sae.parameters(), strict=True):
+        assert torch.equal(p, q), name

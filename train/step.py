@@ -122,14 +122,11 @@ def _auxk(
     dec_grad, enc_grad = torch.zeros_like(dec_rows), torch.zeros_like(enc_rows)
     chunk_rows = max(1, _CHUNK_BYTES // (m * inputs.element_size()))
     for x, e in zip(inputs.split(chunk_rows), error.split(chunk_rows), strict=True):
-        latent_acts = torch.addmm(bias, x, enc_rows.T).relu_()
-        if m > k_aux:
-            kept = torch.topk(latent_acts, k_aux, dim=1, sorted=False)
-            latent_acts = torch.zeros_like(latent_acts).scatter_(1, kept.indices, kept.values)
+        latent_acts = kernels.keep_topk_(torch.addmm(bias, x, enc_rows.T), k_aux)
         residual = torch.addmm(e, latent_acts, dec_rows, beta=-1)
         loss += residual.square().sum()
         residual_grad = residual.mul_(2.0 * aux_coeff / n_tokens)
-        pre_grad = (residual_grad @ dec_rows.T).mul_(latent_acts > 0)
+        pre_grad = torch.ops.aten.threshold_backward(residual_grad @ dec_rows.T, latent_acts, 0)  # cut where ReLU was 0
         dec_grad.addmm_(latent_acts.T, residual_grad)
         enc_grad.addmm_(pre_grad.T, x)
         bias_grad += pre_grad.sum(0)

@@ -14,6 +14,7 @@ __all__ = [
     "LatentPass",
     "TokenPass",
     "decode",
+    "keep_topk_",
     "latent_pass",
     "remove_parallel",
     "screened_batch_topk",
@@ -34,6 +35,11 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     products: float[B n], may be overwritten
     """
     return _path(products, bias).select_topk(products, bias, k)
+
+
+def keep_topk_(acts: Tensor, k: int) -> Tensor:
+    """In place: ReLU, and 0 for all but the k largest of each row; float[B n]. See reference.py."""
+    return _path(acts).keep_topk_(acts, k)
 
 
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:

@@ -42,6 +42,14 @@ def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> T
     return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
 
 
+def keep_topk_(acts: Tensor, k: int) -> Tensor:
+    """As reference.keep_topk_; of equal values any may stay."""
+    if k >= acts.shape[1]:
+        return acts.relu_()
+    largest = torch.topk(acts, k, dim=1, sorted=False)
+    return acts.zero_().scatter_(1, largest.indices, largest.values.relu_())
+
+
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:

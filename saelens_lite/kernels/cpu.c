@@ -61,6 +61,47 @@ int64_t select_topk(const float *products, const float *bias, int64_t rows, int6
     return bad;
 }
 
+/* In place: ReLU, and 0 for all but the k largest of each row; of equal values the lower columns stay.
+ *
+ * Bits of positive floats are ordered as the floats are, so the k-th largest is found by bisection of its bits. */
+void keep_topk(float *acts, int64_t rows, int64_t n, int64_t k) {
+#pragma omp parallel for schedule(static)
+    for (int64_t r = 0; r < rows; r++) {
+        float *x = acts + r * n;
+        int32_t positive = 0, high = 0, low = 1;
+#pragma omp simd reduction(+ : positive) reduction(max : high)
+        for (int64_t j = 0; j < n; j++) {
+            x[j] = x[j] > 0 ? x[j] : 0;
+            int32_t bits;
+            memcpy(&bits, x + j, 4);
+            positive += bits > 0;
+            high = bits > high ? bits : high;
+        }
+        if (positive <= k) continue;
+        int32_t count = positive; /* of those that reach low; fewer than k reach beyond high */
+        while (count != k && low < high) {
+            int32_t middle = low + (high - low + 1) / 2, reach = 0;
+#pragma omp simd reduction(+ : reach)
+            for (int64_t j = 0; j < n; j++) {
+                int32_t bits;
+                memcpy(&bits, x + j, 4);
+                reach += bits >= middle;
+            }
+            if (reach >= k) low = middle, count = reach;
+            else high = middle - 1;
+        }
+        float least;
+        memcpy(&least, &low, 4);
+#pragma omp simd
+        for (int64_t j = 0; j < n; j++) x[j] = x[j] >= least ? x[j] : 0;
+        for (int64_t j = n - 1; count > k; j--) { /* too many equal ones */
+            if (x[j] != least) continue;
+            x[j] = 0;
+            count--;
+        }
+    }
+}
+
 /* The k <= count largest of `values`, of equal ones the first, moved to the front in their order; returns k. */
 int64_t keep_largest(float *values, int64_t *places, float *scratch, int64_t count, int64_t k) {
     memcpy(scratch, values, sizeof(float) * count);

@@ -104,6 +104,12 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     return values, indices
 
 
+def keep_topk_(acts: Tensor, k: int) -> Tensor:
+    """As reference.keep_topk_; NaN becomes 0."""
+    _call("keep_topk", acts, *acts.shape, k)
+    return acts
+
+
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     """As reference.select_topk of inputs @ W_rowsᵀ, by screen.c; None where that is not available or would not pay."""
     (B, d), n = inputs.shape, len(W_rows)

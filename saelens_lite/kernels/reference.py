@@ -54,6 +54,12 @@ def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> T
     return out.index_add(0, bags, values[:, None] * table[indices])
 
 
+def keep_topk_(acts: Tensor, k: int) -> Tensor:
+    """In place: ReLU, and 0 for all but the k largest of each row; of equal ones the lower columns stay; float[B n]."""
+    largest = acts.relu_().argsort(dim=1, descending=True, stable=True)[:, :k]
+    return acts.copy_(torch.zeros_like(acts).scatter_(1, largest, acts.gather(1, largest)))
+
+
 def select_batch_topk(product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
     """The n_pairs largest positive values of a whole batch of products + bias; of equal ones the lower (row, column).
 

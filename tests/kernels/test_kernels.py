@@ -53,6 +53,24 @@ def test_select_topk_with_infinities_and_nan(path):
     assert 7 in indices[1] and values[1].max() == float("inf")
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("n", "k"), [(1000, 256), (33, 1), (7, 7), (5, 9), (64, 40)])
+def test_keep_topk_equals_reference(path, n, k):
+    acts = torch.randn(23, n, generator=torch.Generator().manual_seed(n))
+    acts[0], acts[1, 0] = -1.0, float("inf")
+    assert_close(path.keep_topk_(acts.clone(), k), reference.keep_topk_(acts.clone(), k), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("path", [reference, *PATHS])
+def test_keep_topk_of_equal_values(path):
+    acts = torch.tensor([[2.0, -1.0, 3.0, 2.0, 2.0], [0.0, 1e-45, 0.0, -5.0, 1.0]])
+    kept = path.keep_topk_(acts.clone(), 3)
+    assert sorted(kept[0].tolist()) == [0.0, 0.0, 2.0, 2.0, 3.0]
+    assert_close(kept[1], torch.tensor([0.0, 1e-45, 0.0, 0.0, 1.0]), rtol=0, atol=0)
+    if path is not bags:
+        assert kept[0].tolist() == [2.0, 0.0, 3.0, 2.0, 0.0]
+
+
 needs_screen = pytest.mark.skipif(
     cpu.library() is None or cpu.screened_topk(torch.randn(48, 8), torch.randn(80, 8), torch.zeros(80), 1) is None,
     reason="no C compiler, or a processor without AVX512-VNNI",

@@ -105,9 +105,7 @@ class Recovery:
             "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
             for line in lines
         ]
-        text.append(
-            f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row; {self.n_rows:,} rows beyond training's"
-        )
+        text.append(f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row; over {self.n_rows:,} rows")
         if self.n_edges:
             scored = ", ".join(f"{row.scored_edges:,} ({row.name})" for row in self.rows)
             text.append(f"absorption over {scored} of {self.n_edges:,} parent-child pairs: those with a latent each")

@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 
 class Tracker:
     """Appends one JSON object a line to `<folder>/metrics.jsonl`; a context manager that closes what it opened.
 
     wandb_project: also log there (`WANDB_MODE=offline` is respected); wandb is imported only then
+    position: what `position` gave in an earlier process: lines after it are cut, and wandb's run goes on. None starts anew
     """
 
-    def __init__(self, folder: Path, config: Mapping[str, Any], wandb_project: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        config: Mapping[str, Any],
+        wandb_project: str | None = None,
+        position: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = folder / "metrics.jsonl"
-        self._file = self.path.open("w", encoding="utf-8")
+        self._file = self.path.open("a", encoding="utf-8")
+        self._cut(position["metrics_bytes"] if position else 0)
         self._run: Any = None
         if wandb_project is not None:
             import wandb
 
-            self._run = wandb.init(project=wandb_project, name=folder.name, config=dict(config), dir=str(folder))
+            earlier = position.get("wandb_run") if position else None
+            self._run = wandb.init(
+                project=wandb_project,
+                name=folder.name,
+                config=dict(config),
+                dir=str(folder),
+                id=earlier,
+                resume="allow" if earlier else None,
+            )
+
+    def _cut(self, length_bytes: int) -> None:
+        found = self.path.stat().st_size
+        if found < length_bytes:
+            log.warning("%s lacks lines: expected %d bytes of them, got %d; new ones follow", self.path, length_bytes, found)
+            length_bytes = self.path.read_bytes().rfind(b"\n") + 1
+        os.truncate(self.path, length_bytes)
+
+    def position(self) -> dict[str, Any]:
+        """Where the numbers stand, once the disk holds them: bytes of metrics.jsonl, id of wandb's run."""
+        os.fsync(self._file.fileno())
+        run = None if self._run is None else self._run.id
+        return {"metrics_bytes": self.path.stat().st_size, "wandb_run": run}
 
     def log(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
         """One line: {"step": step, **metrics}."""

@@ -76,12 +76,21 @@ class RowBuffer:
         assert self._acts is not None
         return self._acts
 
+    def _place(self, step: int) -> tuple[int, int, slice]:
+        """Epoch, buffer and rows of that buffer, of a step counted from 0."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        buffer, offset = divmod(within * self._batch, self._buffer_rows)
+        return epoch, buffer, slice(offset, offset + self._batch)
+
     def batch(self, step: int) -> Tensor:
         """float32[batch_size_rows d_model] of a step counted from 0."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        first = within * self._batch
-        buffer, offset = divmod(first, self._buffer_rows)
-        return self._load(epoch, buffer)[offset : offset + self._batch].float()
+        epoch, buffer, within = self._place(step)
+        return self._load(epoch, buffer)[within].float()
+
+    def rows(self, step: int) -> Tensor:
+        """int64[batch_size_rows]: where in the store the rows of that step's batch are."""
+        epoch, buffer, within = self._place(step)
+        return self.row_order(epoch, buffer)[within]
 
     def batches(self, first_step: int, n_steps: int) -> Iterator[Tensor]:
         """The batches of steps first_step … n_steps − 1."""

@@ -22,7 +22,8 @@ class TrainConfig:
     output: str = "runs/sae"
     """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
     overwrite: bool = False
-    """Replace the SAE of an earlier run in `output`; without it such a folder is refused."""
+    """Start anew in `output` and replace what an earlier run left there. Without it an unfinished run of the same settings
+    goes on, and a finished or another one is refused."""
     hook_point: str | None = None
     """Which hook point of the store; may be left out when it holds one."""
     kind: KindName = "topk"
@@ -111,8 +112,11 @@ class TrainConfig:
     """Held-out rows an evaluation reads, at most."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl; fetching the numbers is the only wait for the device."""
-    save_every_steps: int | None = None
-    """Steps between saves of the SAE as it stands; None: only at the end and on SIGTERM or Ctrl-C."""
+    checkpoint_every_steps: int | None = None
+    """Steps between checkpoints, from which the same command goes on exactly after a kill, each with the SAE as it stands;
+    None: ten times a run. One is made on SIGTERM and Ctrl-C too."""
+    keep_checkpoints: int = 2
+    """How many of the newest are kept, each three times the SAE's size; of a finished run none."""
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""
     wandb_project: str | None = None
@@ -127,11 +131,11 @@ class TrainConfig:
 
         kinds = get_args(KindName)
         check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
-        for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps"):
+        for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps", "keep_checkpoints"):
             check(getattr(self, name) >= 1, name, "a positive number")
         for name in (
             "d_sae", "l0_coeff", "target_l0", "bandwidth", "initial_threshold", "k_aux", "dead_after_tokens", "n_steps",
-            "eval_every_steps", "save_every_steps", "clip_norm", "lr", "max_norm_ratio",
+            "eval_every_steps", "checkpoint_every_steps", "clip_norm", "lr", "max_norm_ratio",
         ):  # fmt: skip
             value = getattr(self, name)
             check(value is None or value > 0, name, "a positive number or None")

@@ -168,15 +168,16 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_p
     monkeypatch.setattr(
         type(store), "gather", lambda self, rows, hook_point=None, dtype=torch.float32: acts[rows].to(dtype)
     )
-    with pytest.raises(FloatingPointError, match="at step .*: check the store"):
-        train(store, tmp_path, held_out_fraction=0.0, n_steps=60)
-    with pytest.raises(FloatingPointError, match="not finite after step"):
-        train(store, tmp_path, held_out_fraction=0.0, n_steps=60, log_every_steps=60, save_every_steps=40)
+    monkeypatch.setattr("saelens_lite.train.loop._INIT_ROWS", 4)
+    with pytest.raises(FloatingPointError, match="loss is nan at step .*: row 7 of shard 0"):
+        train(store, tmp_path, held_out_fraction=0.0, n_steps=60, checkpoint_every_steps=60)
+    with pytest.raises(FloatingPointError, match="a weight is not finite at step 40: row 7 of shard 0"):
+        train(store, tmp_path, held_out_fraction=0.0, n_steps=60, log_every_steps=60, checkpoint_every_steps=40)
     assert not (tmp_path / "cfg.json").exists()
 
 
 def test_saves_on_the_way(store, tmp_path):
-    train(store, tmp_path, save_every_steps=10, n_steps=15)
+    train(store, tmp_path, checkpoint_every_steps=10, n_steps=15)
     facts = json.loads((tmp_path / "cfg.json").read_text())["metadata"]["saelens_lite"]
     assert (facts["steps"], facts["tokens"]) == (15, 15 * 256)
     assert facts["store"] == store.fingerprint

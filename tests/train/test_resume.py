@@ -1,0 +1,425 @@
+"""A training that is killed, stopped or crashed goes on with the same call and ends as if nothing had happened, bit for bit.
+
+Kills are real SIGKILLs of another process, forked from one that has everything loaded.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+import saelens_lite as sl
+from saelens_lite.errors import CheckpointError
+from saelens_lite.train import loop
+from saelens_lite.train.config import KindName
+from saelens_lite.train.state import load_checkpoint
+from saelens_lite.train.trainer import Trainer
+
+KINDS = get_args(KindName)
+N_STEPS = 40
+OPTIONS = {
+    "k": 4,
+    "d_sae": 64,
+    "l1_coeff": 0.5,
+    "n_steps": N_STEPS,
+    "batch_size_rows": 256,
+    "buffer_rows": 2048,
+    "dead_after_tokens": 512,
+    "log_every_steps": 3,
+    "device": "cpu",
+    "progress": False,
+}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, planted):
+    return sl.ActivationStore.from_arrays(tmp_path_factory.mktemp("rows") / "store", planted.acts, rows_per_shard=3000)
+
+
+def train(store, output, **fields):
+    return sl.train_sae(store, **(OPTIONS | {"output": str(output)} | fields))
+
+
+def outcome(output):
+    """What a run left, but for clocks and where it stands."""
+    cfg = json.loads((output / "cfg.json").read_text())
+    del cfg["metadata"]["saelens_lite"]["train"]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line.pop("tokens_per_s", None)
+    return (output / "sae_weights.safetensors").read_bytes(), cfg, lines
+
+
+def steps(output):
+    return sorted(int(path.name.removeprefix("step_")) for path in (output / "state").glob("step_*"))
+
+
+class Killed(BaseException):
+    """Ends a run as a kill would: nothing catches it."""
+
+
+@pytest.fixture
+def dying(monkeypatch):
+    """dying(step): from now on the run in this process ends before that step; dying(None): no more."""
+    update = Trainer.update
+
+    def at(step):
+        def killed(self, acts):
+            if self.steps_done == step:
+                raise Killed
+            return update(self, acts)
+
+        monkeypatch.setattr(Trainer, "update", killed)
+
+    return at
+
+
+# kills
+
+
+FORK_SERVER = """
+import json, os, pkgutil, signal, sys
+import torch
+import saelens_lite as sl
+from saelens_lite.train import train_sae
+
+torch.set_num_threads(1)
+store, options = sl.ActivationStore(sys.argv[1]), json.loads(sys.argv[2])
+train_sae(store, **(options | {"n_steps": 1, "output": sys.argv[3]}))  # what a training loads is loaded once, here
+
+def signalled(function, number, nth):
+    owner, _, name = function.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    original, calls = getattr(owner, name), []
+    def counted(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == nth:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+    setattr(owner, name, counted)
+
+for order in map(json.loads, sys.stdin):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if order["at"]:
+                signalled(*order["at"])
+            train_sae(store, **(options | order["options"]))
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+UPDATE, SYNC = "saelens_lite.train.trainer.Trainer.update", "saelens_lite.train.state.sync"
+
+
+@pytest.fixture(scope="module")
+def forked(store, tmp_path_factory):
+    """forked(output, at=(function, signal, nth), **options): a training in a process of its own; its exit code.
+
+    It gets the signal when the function is called for the nth time.
+    """
+    command = [sys.executable, "-c", FORK_SERVER, str(store.path), json.dumps(OPTIONS), str(tmp_path_factory.mktemp("warm"))]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
+
+        def run(output, at=None, **options):
+            process.stdin.write(json.dumps({"options": {"output": str(output), **options}, "at": at}) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield run
+        process.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def whole(forked, tmp_path_factory):
+    """whole(kind): what a run without interruption leaves."""
+    found = {}
+
+    def run(kind):
+        if kind not in found:
+            output = tmp_path_factory.mktemp(kind)
+            assert forked(output, kind=kind) == 0
+            found[kind] = outcome(output)
+        return found[kind]
+
+    return run
+
+
+def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_path):
+    for i in range(10):
+        step = 4 * i + random.Random(i).randint(1, 4)
+        assert forked(tmp_path / str(i), (UPDATE, signal.SIGKILL, step)) == -signal.SIGKILL
+        assert forked(tmp_path / str(i)) == 0
+        assert outcome(tmp_path / str(i)) == whole("topk")
+        assert not (tmp_path / str(i) / "state").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole, tmp_path, kind):
+    for nth in (7, 11, 5, 14):  # in the process that goes on at the last checkpoint
+        assert forked(tmp_path, (UPDATE, signal.SIGKILL, nth), kind=kind) == -signal.SIGKILL
+    assert forked(tmp_path, kind=kind) == 0
+    assert outcome(tmp_path) == whole(kind)
+
+
+@pytest.mark.parametrize("fields", [{"freeze_decoder": True}, {"scale_input": False}, {"max_norm_ratio": 1.2}])
+def test_with_other_settings_too(forked, tmp_path, fields):
+    assert forked(tmp_path / "whole", **fields) == 0
+    assert forked(tmp_path / "killed", (UPDATE, signal.SIGKILL, 23), **fields) == -signal.SIGKILL
+    assert forked(tmp_path / "killed", **fields) == 0
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("function", "calls"),
+    [
+        (SYNC, [1, 2, 3, 4, 5, 6, 11, 12, 16]),  # between the files of a checkpoint, around its rename, around a removal
+        ("os.replace", [1, 2, 3, 4, 7, 8, 31]),  # before a checkpoint, before either file of the SAE, before a removal
+        ("shutil.rmtree", [1, 2, 8]),
+    ],
+)
+def test_killed_while_a_checkpoint_is_written_it_goes_on_at_one_that_is_whole(forked, whole, tmp_path, function, calls):
+    for nth in calls:
+        output = tmp_path / str(nth)
+        assert forked(output, (function, signal.SIGKILL, nth)) == -signal.SIGKILL
+        assert forked(output) == 0
+        assert outcome(output) == whole("topk")
+        assert [path.name for path in output.iterdir() if path.name.startswith((".", "state"))] == []
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_stopped_it_leaves_the_sae_and_goes_on_where_it_was(forked, whole, tmp_path, number, code):
+    assert forked(tmp_path, (UPDATE, number, 18)) == code
+    assert steps(tmp_path) == [16, 18]
+    assert sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]["steps"] == 18
+    assert forked(tmp_path) == 0
+    assert outcome(tmp_path) == whole("topk")
+
+
+# what is there
+
+
+def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_path, dying, caplog):
+    dying(23)
+    for keep, expected in ((1, [20]), (3, [10, 15, 20])):
+        with pytest.raises(Killed):
+            train(store, tmp_path / str(keep), keep_checkpoints=keep, checkpoint_every_steps=5)
+        assert steps(tmp_path / str(keep)) == expected
+    assert sl.SparseAutoencoder.load(tmp_path / "3").config.metadata["saelens_lite"]["steps"] == 20
+    dying(None)
+    with caplog.at_level("INFO", logger="saelens_lite.train"):
+        train(store, tmp_path / "3")
+    assert f"going on at step 20 with the run in {tmp_path / '3'}" in caplog.text
+    assert not (tmp_path / "3" / "state").exists()
+    with pytest.raises(ValueError, match="holds an SAE already: choose another output, or overwrite=True"):
+        train(store, tmp_path / "3")
+
+
+def test_the_format(store, tmp_path, dying):
+    dying(9)
+    with pytest.raises(Killed):
+        train(store, tmp_path, kind="relu")
+    folder = tmp_path / "state" / "step_00000008"
+    assert sorted(path.name for path in folder.iterdir()) == ["state.json", "state.safetensors"]
+    facts = json.loads((folder / "state.json").read_text())
+    assert set(facts) == {
+        "format", "version", "run", "values", "progress", "made_by", "tensors_sha256", "sha256",
+    }  # fmt: skip
+    assert (facts["format"], facts["version"], facts["values"]) == ("saelens_lite trainer state", 1, {"steps_done": 8})
+    assert facts["run"]["store"] == f"content {store.fingerprint}"
+    lines = (tmp_path / "metrics.jsonl").read_bytes()[: facts["progress"]["metrics_bytes"]].splitlines()
+    assert json.loads(lines[-1])["step"] == 8  # the evaluation that is due ten times a run
+    state = load_checkpoint(tmp_path).state
+    assert state["adam.0.exp_avg"].shape == (64, 16)
+    assert state["dead.tokens_since_fired"].dtype == torch.int64
+
+
+def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_path, dying, caplog):
+    train(store, tmp_path / "whole")
+    dying(23)
+    with pytest.raises(Killed):
+        train(store, tmp_path / "killed")
+    dying(None)
+
+    def damage(path, change):
+        content = bytearray(path.read_bytes())
+        path.write_bytes(change(content))
+
+    def flipped(content):
+        content[len(content) // 2] ^= 1
+        return content
+
+    newest, before = (tmp_path / "killed" / "state" / f"step_000000{step}" for step in (20, 16))
+    facts = [("state.json", change) for change in (flipped, lambda content: content[:99], lambda _: b"[]")]
+    for i, (file, change) in enumerate([("state.safetensors", flipped), *facts]):
+        output = tmp_path / str(i)
+        shutil.copytree(tmp_path / "killed", output)
+        damage(output / "state" / newest.name / file, change)
+        caplog.clear()
+        train(store, output)
+        assert f"the checkpoint {output / 'state' / newest.name} is damaged" in caplog.text
+        assert outcome(output) == outcome(tmp_path / "whole")
+
+    (before / "state.safetensors").unlink()
+    damage(newest / "state.safetensors", flipped)
+    with pytest.raises(CheckpointError, match=r"all 2 are damaged.*; restore one, or overwrite=True starts anew"):
+        train(store, tmp_path / "killed")
+    train(store, tmp_path / "killed", overwrite=True)
+    assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
+
+
+def test_another_run_is_refused_by_its_differing_fields(store, tmp_path, dying, planted):
+    dying(23)
+    with pytest.raises(Killed):
+        train(store, tmp_path / "run")
+    dying(None)
+    with pytest.raises(ValueError, match="stopped at step 20: k expected 4, got 8; lr expected None, got 0.01. Set these"):
+        train(store, tmp_path / "run", k=8, lr=0.01)
+    other = sl.ActivationStore.from_arrays(tmp_path / "other", planted.acts + 1)
+    with pytest.raises(ValueError, match=f"expected 'content {store.fingerprint}', got 'content {other.fingerprint}'"):
+        train(other, tmp_path / "run")
+    assert steps(tmp_path / "run") == [16, 20]
+    train(store, tmp_path / "run", k=8, overwrite=True)
+    assert sl.SparseAutoencoder.load(tmp_path / "run").config.k == 8
+
+
+def test_what_does_not_determine_the_run_may_change(store, tmp_path, dying):
+    whole = train(store, tmp_path / "whole")
+    dying(23)
+    with pytest.raises(Killed):
+        train(store, tmp_path / "run")
+    dying(None)
+    shutil.copytree(store.path, tmp_path / "moved")
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    fields = {"log_every_steps": 1, "eval_every_steps": 7, "checkpoint_every_steps": 2, "keep_checkpoints": 1}
+    moved = sl.ActivationStore(tmp_path / "moved")
+    sae = train(moved, tmp_path / "elsewhere", hook_point=moved.hook_points[0], **fields)
+    assert torch.equal(sae.W_enc, whole.W_enc) and torch.equal(sae.W_dec, whole.W_dec)
+
+
+def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(store, tmp_path, dying, caplog):
+    dying(24)
+    with pytest.raises(Killed):
+        train(store, tmp_path)
+    metrics = tmp_path / "metrics.jsonl"
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 24
+    dying(None)
+    train(store, tmp_path)
+    found = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reconstruction" in line]
+    assert found == [*range(3, N_STEPS, 3), N_STEPS]
+
+    dying(23)
+    with pytest.raises(Killed):
+        train(store, tmp_path, overwrite=True)
+    metrics.write_bytes(metrics.read_bytes()[:100])
+    dying(None)
+    train(store, tmp_path)
+    assert "lacks lines" in caplog.text
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()][:1] == [21]
+
+
+def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path, monkeypatch, caplog):
+    train(store, tmp_path / "whole")
+    log = loop.Tracker.log
+
+    def full_disk(self, step, metrics):
+        if step >= 18:
+            raise OSError(28, "No space left on device")
+        log(self, step, metrics)
+
+    monkeypatch.setattr(loop.Tracker, "log", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        train(store, tmp_path / "failed")
+    assert "failed after step 18 of 40" in caplog.text and "the same command goes on at step 16" in caplog.text
+    assert sl.SparseAutoencoder.load(tmp_path / "failed").config.metadata["saelens_lite"]["steps"] == 18
+    monkeypatch.undo()
+    train(store, tmp_path / "failed")
+    assert outcome(tmp_path / "failed") == outcome(tmp_path / "whole")
+
+
+def test_a_second_process_is_kept_out(store, tmp_path):
+    with loop._alone(tmp_path), pytest.raises(ValueError, match="is being trained into by another process"):
+        train(store, tmp_path)
+
+
+def test_wandbs_run_goes_on_under_its_id(store, tmp_path, dying, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    dying(23)
+    with pytest.raises(Killed):
+        train(store, tmp_path, wandb_project="saelens_lite_test")
+    dying(None)
+    train(store, tmp_path, wandb_project="saelens_lite_test")
+    runs = [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")]
+    assert len(runs) == 2 and len(set(runs)) == 1
+
+
+# rows that are not finite
+
+
+def spoilt_store(acts, folder, row, value):
+    """A store of one shard whose file was altered after it was written: the row holds `value`."""
+    store = sl.ActivationStore.from_arrays(folder, acts, rows_per_shard=3000)
+    [file] = Path(folder).glob("shards/00001/acts.safetensors")
+    content = bytearray(file.read_bytes())
+    start = content.index(acts[3000].numpy().tobytes()) + row * acts.shape[1] * 4
+    content[start : start + 4] = torch.tensor([value]).numpy().tobytes()
+    file.write_bytes(content)
+    return store
+
+
+@pytest.mark.parametrize(("kind", "value"), [*((kind, float("nan")) for kind in KINDS), ("topk", float("inf"))])
+def test_a_row_that_is_not_finite_stops_the_run_by_name_and_spoils_nothing(planted, tmp_path, monkeypatch, kind, value):
+    clean = sl.ActivationStore.from_arrays(tmp_path / "clean", planted.acts, rows_per_shard=3000)
+    run = loop._Run(clean, loop.TrainConfig(**{**OPTIONS, "held_out_fraction": 0.0}))
+    place = next(i for i, row in enumerate(run.buffer.rows(25).tolist()) if 3000 <= row < 6000)
+    row = int(run.buffer.rows(25)[place]) - 3000
+    monkeypatch.setattr(loop, "_INIT_ROWS", 16)
+    store = spoilt_store(planted.acts, tmp_path / "store", row, value)
+    named = f"row {row} of shard 1 .*00001.acts.safetensors.*saelens-lite verify"
+    fields = {"held_out_fraction": 0.0, "kind": kind, "max_norm_ratio": None}
+    for log_every_steps, when in ((3, "the reconstruction loss is .* at step 27"), (N_STEPS, "a weight .* at step 28")):
+        output = tmp_path / str(log_every_steps)
+        with pytest.raises(FloatingPointError, match=f"{when}: {named}"):
+            train(store, output, log_every_steps=log_every_steps, **fields)
+        assert steps(output) == [20, 24]
+        sae = sl.SparseAutoencoder.load(output)
+        assert sae.config.metadata["saelens_lite"]["steps"] == 24
+        assert all(bool(parameter.isfinite().all()) for parameter in sae.parameters())
+        assert all(bool(t.isfinite().all()) for t in load_checkpoint(output).state.values() if isinstance(t, torch.Tensor))
+
+
+def test_broken_rows_are_found_before_the_start_among_those_that_it_reads(planted, tmp_path):
+    store = spoilt_store(planted.acts, tmp_path / "store", 11, float("nan"))
+    for fraction in (0.0, 0.9):
+        with pytest.raises(FloatingPointError, match="a row is not finite: row 11 of shard 1"):
+            train(store, tmp_path / "sae", held_out_fraction=fraction)
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_training_that_diverges_by_itself_says_so(store, tmp_path, monkeypatch):
+    update = Trainer.update
+
+    def diverging(self, acts):
+        if self.steps_done == 25:
+            self.sae.b_dec.data.fill_(torch.inf)
+        return update(self, acts)
+
+    monkeypatch.setattr(Trainer, "update", diverging)
+    with pytest.raises(FloatingPointError, match="at step 27, though all rows since step 24 are: .* Lower lr"):
+        train(store, tmp_path)
+    assert steps(tmp_path) == [20, 24]

@@ -102,10 +102,29 @@ void keep_topk(float *acts, int64_t rows, int64_t n, int64_t k) {
     }
 }
 
-/* The k <= count largest of `values`, of equal ones the first, moved to the front in their order; returns k. */
-int64_t keep_largest(float *values, int64_t *places, float *scratch, int64_t count, int64_t k) {
-    memcpy(scratch, values, sizeof(float) * count);
-    float kth = kth_largest(scratch, count, k);
+/* The n-th largest of x[0 .. count), 0 where fewer than n are positive: bisection of the bits, as in keep_topk. */
+float nth_largest(const float *x, int64_t count, int64_t n) {
+    int32_t low = 0, high = 0x7f800000; /* +inf */
+    while (low < high) {
+        int32_t middle = low + (high - low + 1) / 2;
+        int64_t reach = 0;
+#pragma omp parallel for simd reduction(+ : reach) schedule(static)
+        for (int64_t i = 0; i < count; i++) {
+            int32_t bits;
+            memcpy(&bits, x + i, 4);
+            reach += bits >= middle;
+        }
+        if (reach >= n) low = middle;
+        else high = middle - 1;
+    }
+    float found;
+    memcpy(&found, &low, 4);
+    return found;
+}
+
+/* The k largest of `values`, all positive or 0, of equal ones the first, moved to the front in their order; returns k. */
+int64_t keep_largest(float *values, int64_t *places, int64_t count, int64_t k) {
+    float kth = nth_largest(values, count, k);
     int64_t equal = k, out = 0;
     for (int64_t i = 0; i < count; i++) equal -= values[i] > kth;
     for (int64_t i = 0; i < count && out < k; i++) {
@@ -121,7 +140,7 @@ int64_t keep_largest(float *values, int64_t *places, float *scratch, int64_t cou
  * Each thread takes consecutive rows and has room for 2 * n_pairs + n; when 2 * n_pairs are there, the n_pairs largest
  * stay and the thread's bound rises to the least of them. Returns how many were found. */
 int64_t collect(const float *products, const float *bias, int64_t rows, int64_t n, float bound, int64_t first_place,
-                int64_t n_pairs, int64_t threads, float *values, int64_t *places, float *scratch, int64_t *counts) {
+                int64_t n_pairs, int64_t threads, float *values, int64_t *places, int64_t *counts) {
     int64_t room = 2 * n_pairs + n;
 #pragma omp parallel for schedule(static, 1)
     for (int64_t t = 0; t < threads; t++) {
@@ -130,7 +149,7 @@ int64_t collect(const float *products, const float *bias, int64_t rows, int64_t 
         for (int64_t r = rows * t / threads; r < rows * (t + 1) / threads; r++) {
             count = append_reaching(products + r * n, bias, n, least, first_place + r * n, v, at, count);
             if (count >= 2 * n_pairs) {
-                count = keep_largest(v, at, scratch + t * room, count, n_pairs);
+                count = keep_largest(v, at, count, n_pairs);
                 least = v[0];
                 for (int64_t i = 1; i < count; i++) least = v[i] < least ? v[i] : least;
             }

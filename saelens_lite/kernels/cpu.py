@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,6 +77,7 @@ def library() -> ctypes.CDLL | None:
         return None
     for name in ("select_topk", "collect", "keep_largest", "screened_topk", "screened_places"):
         getattr(loaded, name).restype = ctypes.c_int64
+    loaded.nth_largest.restype = ctypes.c_float
     return loaded
 
 
@@ -85,7 +87,7 @@ def usable(*tensors: Tensor) -> bool:
     return fits and library() is not None
 
 
-def _call(name: str, *args: Tensor | int | float | None) -> int:
+def _call(name: str, *args: Tensor | int | float | None) -> Any:
     return getattr(library(), name)(*map(_as_c, args))
 
 
@@ -142,25 +144,20 @@ def screened_batch_topk(
     if m < n_pairs:
         return None
     bounds, places = bounds[:m], places[:m]
-    start = _nth_largest(bounds, n_pairs)
-    values = torch.full_like(bounds, -torch.inf)
-    first = bounds >= start
-    values[first] = found = _compute(inputs, W_rows, bias, places[first])
-    floor = _nth_largest(found, n_pairs)
-    others = (bounds >= floor) & ~first
-    values[others] = _compute(inputs, W_rows, bias, places[others])
-    largest = bags.Candidates(values, places).largest(n_pairs)
+    values = torch.zeros_like(bounds)
+    pairs = (inputs, W_rows, bias, n, d, bounds, places, m)
+    start = nth_largest(bounds, n_pairs)
+    _call("compute_places", *pairs, start, torch.inf, values)
+    floor = nth_largest(values, n_pairs)
+    _call("compute_places", *pairs, floor, start, values)
+    _call("keep_largest", values, places, m, n_pairs)
+    largest = bags.Candidates(values[:n_pairs].clone(), places[:n_pairs])
     return bags.by_token(largest, B, n) if float(largest.values.min()) >= guess else None
 
 
-def _nth_largest(values: Tensor, n: int) -> float:
-    return float(values.kthvalue(len(values) - n + 1).values)
-
-
-def _compute(inputs: Tensor, W_rows: Tensor, bias: Tensor, places: Tensor) -> Tensor:
-    values = inputs.new_empty(len(places))
-    _call("compute_places", inputs, W_rows, bias, *W_rows.shape, places, len(places), values)
-    return values
+def nth_largest(values: Tensor, n: int) -> float:
+    """The n-th largest of the values; 0 where fewer than n are positive."""
+    return _call("nth_largest", values, values.numel(), n)
 
 
 def select_batch_topk(
@@ -174,10 +171,10 @@ def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_p
     rows, n = products.shape
     threads = torch.get_num_threads()
     room = threads * (2 * n_pairs + n)
-    values, scratch, places = bias.new_empty(room), bias.new_empty(room), torch.empty(room, dtype=torch.int64)
+    values, places = bias.new_empty(room), torch.empty(room, dtype=torch.int64)
     counts = torch.empty(threads, dtype=torch.int64)
     args = (rows, n, float(bound), first_place, n_pairs, threads)
-    m = _call("collect", products, bias, *args, values, places, scratch, counts)
+    m = _call("collect", products, bias, *args, values, places, counts)
     return bags.Candidates(values[:m], places[:m])
 
 

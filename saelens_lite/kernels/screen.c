@@ -284,17 +284,6 @@ int64_t screened_places(const float *inputs, const float *W, const float *bias, 
     free_encoder(&e);
     return bad ? -1 : close_gaps(bounds, places, counts, threads, whole);
 }
-
-/* values[c] = the pre-activation at places[c], in float32. */
-void compute_places(const float *inputs, const float *W, const float *bias, int64_t n, int64_t d, const int64_t *places,
-                    int64_t count, float *values) {
-#pragma omp parallel for schedule(static)
-    for (int64_t c = 0; c < count; c++) {
-        if (c + 4 < count)
-            for (int64_t j = 0; j < d; j += 32) __builtin_prefetch(W + places[c + 4] % n * d + j, 0, 2);
-        values[c] = dot(inputs + places[c] / n * d, W + places[c] % n * d, d) + bias[places[c] % n];
-    }
-}
 #else
 int64_t screened_topk(const float *inputs, const float *W, const float *bias, int64_t rows, int64_t n, int64_t d, int64_t k,
                       int64_t limit, float *values, int64_t *indices) {
@@ -309,3 +298,17 @@ int64_t screened_places(const float *inputs, const float *W, const float *bias, 
     return -1;
 }
 #endif
+
+/* values[c] = the pre-activation at places[c], in float32, where lo <= bounds[c] < hi; others are left as they are. */
+void compute_places(const float *inputs, const float *W, const float *bias, int64_t n, int64_t d, const float *bounds,
+                    const int64_t *places, int64_t count, float lo, float hi, float *values) {
+    enum { AHEAD = 6 };
+#pragma omp parallel for schedule(static)
+    for (int64_t c = 0; c < count; c++) {
+        if (c + AHEAD < count && bounds[c + AHEAD] >= lo && bounds[c + AHEAD] < hi)
+            for (int64_t j = 0; j < d; j += 32) __builtin_prefetch(W + places[c + AHEAD] % n * d + j, 0, 2);
+        if (bounds[c] < lo || bounds[c] >= hi) continue;
+        int64_t row = places[c] / n, latent = places[c] - row * n;
+        values[c] = dot(inputs + row * d, W + latent * d, d) + bias[latent];
+    }
+}

@@ -77,6 +77,12 @@ needs_screen = pytest.mark.skipif(
 )
 
 
+@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+def test_nth_largest_by_hand():
+    values = torch.tensor([0.5, 3.0, -1.0, 3.0, float("inf"), 0.0])
+    assert [cpu.nth_largest(values, n) for n in (1, 2, 3, 4, 5, 6)] == [float("inf"), 3.0, 3.0, 0.5, 0.0, 0.0]
+
+
 @needs_screen
 @pytest.mark.parametrize(("B", "n", "d", "k"), [(300, 2048, 64, 8), (49, 1000, 33, 5), (1, 80, 3, 2), (13, 4100, 512, 32)])
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])

@@ -12,17 +12,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saelens_lite import kernels
 from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
 from .kinds import Kind
-from .step import StepStats, write_gradients
+from .step import PairPlaces, StepStats, few_pairs, write_gradients
 
 _TANH_SCALE = 4.0
 
 
 class JumpReLU(Kind):
-    """Dense in all latents: at the start half of them may be on."""
+    """Dense products at first; with the penalty step, the kernels once few latents are on."""
 
     sae_kind = "jumprelu"
     sparsity_name = "penalty"
@@ -45,40 +46,72 @@ class JumpReLU(Kind):
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + l0_coeff · penalty."""
-        sae, config, n_tokens = self.sae, self.config, len(acts)
-        threshold, coeff = sae.threshold, self.l0_coeff * ramp
-        inputs = acts - sae.b_dec
-        pre_acts = torch.addmm(sae.b_enc, inputs, sae.W_enc)
-        on = pre_acts > threshold
+        inputs, coeff = acts - self.sae.b_dec, self.l0_coeff * ramp / len(acts)
+        pre_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc)
+        if self.config.jumprelu_penalty == "step" and self.config.unit_decoder:
+            pairs = few_pairs(pre_acts > self.sae.threshold - self.bandwidth / 2)
+            if pairs is not None:
+                return self._sparse(acts, inputs, pre_acts, coeff, pairs)
+        return self._dense(acts, inputs, pre_acts, coeff)
+
+    def _l0_penalty(self, l0: Tensor) -> tuple[Tensor, Tensor]:
+        """The step penalty and its derivative, of l0 float[""]."""
+        if self.config.target_l0 is None:
+            return l0, torch.ones_like(l0)
+        distance = l0 / self.config.target_l0 - 1
+        return distance.square(), 2 * distance / self.config.target_l0
+
+    def _sparse(
+        self, acts: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float, pairs: PairPlaces
+    ) -> tuple[StepStats, Tensor]:
+        """The step penalty, over the pairs that are on or so near the threshold that it learns from them."""
+        sae, threshold, (tokens, indices, offsets) = self.sae, self.sae.threshold, pairs
+        above = pre_acts[tokens, indices] - threshold[indices]
+        values = pre_acts[tokens, indices] * (above > 0)
+        recons_grad, pair_grads, sq_error = kernels.token_pass(
+            acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / len(acts), offsets=offsets
+        )
+        l0 = (values > 0).sum(dtype=acts.dtype) / len(acts)
+        penalty, l0_grad = self._l0_penalty(l0)
+        jumps = (threshold[indices] * pair_grads + coeff * l0_grad) * (above.abs() < self.bandwidth / 2)
+        threshold_grad = torch.zeros_like(threshold).index_add_(0, indices, jumps) / -self.bandwidth
+        dec_grad, enc_grad, sae.b_enc.grad, fired = kernels.latent_pass(
+            recons_grad, inputs, values, pair_grads, indices, sae.W_dec, offsets=offsets
+        )
+        self.log_threshold.grad = threshold_grad * threshold
+        write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        return StepStats(sq_error.mean(), penalty, l0), fired
+
+    def _dense(self, acts: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float) -> tuple[StepStats, Tensor]:
+        sae, config, n_tokens, threshold = self.sae, self.config, len(acts), self.sae.threshold
+        on = (pre_acts > threshold).to(acts.dtype)  # masks as numbers: each product would convert them again
         latent_acts = pre_acts * on
         error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         recons_grad = error.mul_(2.0 / n_tokens)
         dec_grad = latent_acts.T @ recons_grad
         acts_grad = recons_grad @ sae.W_dec.T  # ∂L/∂latent_acts
-        near = (pre_acts - threshold).abs_() < self.bandwidth / 2  # where the estimate of ∂ 1[pre > θ]/∂θ is −1 / bandwidth
-        n_fired = on.sum(0, dtype=acts.dtype)
+        # Where the estimate of ∂ 1[pre_acts > threshold] / ∂threshold is −1 / bandwidth.
+        near = ((pre_acts - threshold).abs_() < self.bandwidth / 2).to(acts.dtype)
+        n_fired = on.sum(0)
         l0 = n_fired.sum() / n_tokens
 
         if config.jumprelu_penalty == "step":
-            penalty, l0_grad = l0, torch.ones_like(l0)
-            if config.target_l0 is not None:
-                distance = l0 / config.target_l0 - 1
-                penalty, l0_grad = distance.square(), 2 * distance / config.target_l0
-            jumps = threshold * (acts_grad * near).sum(0) + coeff * l0_grad / n_tokens * near.sum(0, dtype=acts.dtype)
+            penalty, l0_grad = self._l0_penalty(l0)
+            jumps = threshold * (acts_grad * near).sum(0) + coeff * l0_grad * near.sum(0)
             threshold_grad = jumps / -self.bandwidth
             pre_grad = acts_grad.mul_(on)
         else:
             norms = self.decoder_norms()
             tanh = (_TANH_SCALE * norms * latent_acts).tanh_()
             penalty = tanh.sum() / n_tokens
-            slope = (1 - tanh.square_()).mul_(_TANH_SCALE * coeff / n_tokens)  # of the penalty, in latent_acts · norm
+            slope = (1 - tanh.square_()).mul_(_TANH_SCALE * coeff)  # of the penalty, in latent_acts · norm
             acts_grad += slope * norms
             threshold_grad = threshold * (acts_grad * near).sum(0) / -self.bandwidth
             pre_grad = acts_grad.mul_(on)
 
             pre_act_coeff = config.pre_act_coeff / n_tokens
-            pre_grad -= pre_act_coeff * norms * ~on
+            pre_grad -= pre_act_coeff * norms * (1 - on)
             threshold_grad += pre_act_coeff * norms * (n_tokens - n_fired)
             if not config.unit_decoder:
                 below = (threshold - pre_acts).relu_()

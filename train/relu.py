@@ -1,17 +1,19 @@
-"""ReLU with an L1 penalty, the dense kind. Bricken et al. 2023, "Towards Monosemanticity"; Anthropic, April 2024."""
+"""ReLU with an L1 penalty. Bricken et al. 2023, "Towards Monosemanticity"; Anthropic, April 2024."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from saelens_lite import kernels
+
 from .init import L1_ENCODER_SCALE
 from .kinds import Kind
-from .step import StepStats, write_gradients
+from .step import StepStats, few_pairs, write_gradients
 
 
 class ReLU(Kind):
-    """Five products a step, none for the input."""
+    """Dense products at first, five a step and none for the input; the kernels once few latents are on."""
 
     sae_kind = "relu"
     sparsity_name = "l1"
@@ -19,15 +21,43 @@ class ReLU(Kind):
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + l1_coeff · Σ latent_acts · norm of the decoder row, which is 1 unless norms are free."""
+        inputs = acts - self.sae.b_dec
+        latent_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc).relu_()
+        pairs = few_pairs(latent_acts > 0) if self.config.unit_decoder else None
+        l1_coeff = self.config.l1_coeff * ramp / len(acts)
+        if pairs is None:
+            return self._dense(acts, inputs, latent_acts, l1_coeff)
+        return self._sparse(acts, inputs, latent_acts, l1_coeff, pairs)
+
+    def _sparse(
+        self,
+        acts: Tensor,
+        inputs: Tensor,
+        latent_acts: Tensor,
+        l1_coeff: float,
+        tokens: Tensor,
+        indices: Tensor,
+        offsets: Tensor,
+    ) -> tuple[StepStats, Tensor]:
+        sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
+        values = latent_acts[tokens, indices]
+        recons_grad, pair_grads, sq_error = kernels.token_pass(
+            acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets
+        )
+        dec_grad, enc_grad, sae.b_enc.grad, fired = kernels.latent_pass(
+            recons_grad, inputs, values, pair_grads.add_(l1_coeff), indices, sae.W_dec, offsets=offsets
+        )
+        write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        return StepStats(sq_error.mean(), values.sum() / n_tokens, acts.new_tensor(len(values) / n_tokens)), fired
+
+    def _dense(self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float) -> tuple[StepStats, Tensor]:
         sae, n_tokens = self.sae, len(acts)
-        inputs = acts - sae.b_dec
-        latent_acts = torch.addmm(sae.b_enc, inputs, sae.W_enc).relu_()
         error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         recons_grad = error.mul_(2.0 / n_tokens)
 
         # Signs are 0 or 1: they count firings and cut the gradient, and become that gradient in place.
-        norms, l1_coeff = self.decoder_norms(), self.config.l1_coeff * ramp / n_tokens
+        norms = self.decoder_norms()
         l1 = (latent_acts.sum() if self.config.unit_decoder else (latent_acts.sum(0) * norms).sum()) / n_tokens
         dec_grad = latent_acts.T @ recons_grad
         if not self.config.unit_decoder:

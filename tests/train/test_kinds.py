@@ -10,7 +10,7 @@ from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.init import initial_sae, input_scale
 from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.step import unit_rows_
+from saelens_lite.train.step import few_pairs, unit_rows_
 from saelens_lite.train.trainer import Trainer
 
 B, D, N, K, K_AUX = 29, 12, 64, 5, 6
@@ -201,6 +201,16 @@ def assert_equals_autograd(kind, acts, dead):
 def test_gradients_equal_autograd(kind, batch, n_dead):
     trained = kind_of(kind)
     assert_equals_autograd(trained, acts_of(batch), torch.arange(N - n_dead, N))
+
+
+@pytest.mark.parametrize("kind", ["relu", "jumprelu", "jumprelu, target l0"])
+@pytest.mark.parametrize("batch", ["random", "equal rows"])
+def test_gradients_of_the_sparse_path_equal_autograd(kind, batch, monkeypatch):
+    assert few_pairs(torch.ones(2, 2, dtype=torch.bool)) is None
+    monkeypatch.setattr(f"{few_pairs.__module__}.SPARSE_BELOW", {"cpu": 1.0})
+    trained = kind_of(kind)
+    monkeypatch.setattr(trained, "_dense", None)
+    assert_equals_autograd(trained, acts_of(batch), torch.arange(0))
 
 
 @pytest.mark.parametrize("kind", TRAINED)

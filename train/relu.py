@@ -30,14 +30,7 @@ class ReLU(Kind):
         return self._sparse(acts, inputs, latent_acts, l1_coeff, pairs)
 
     def _sparse(
-        self,
-        acts: Tensor,
-        inputs: Tensor,
-        latent_acts: Tensor,
-        l1_coeff: float,
-        tokens: Tensor,
-        indices: Tensor,
-        offsets: Tensor,
+        self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float, pairs: PairPlaces
     ) -> tuple[StepStats, Tensor]:
         sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
         values = latent_acts[tokens, indices]

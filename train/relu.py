@@ -9,7 +9,7 @@ from saelens_lite import kernels
 
 from .init import L1_ENCODER_SCALE
 from .kinds import Kind
-from .step import StepStats, few_pairs, write_gradients
+from .step import PairPlaces, StepStats, few_pairs, write_gradients
 
 
 class ReLU(Kind):

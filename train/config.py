@@ -91,8 +91,9 @@ class TrainConfig:
     decay_fraction: float = 1 / 3
     """The last share of the run over which the learning rate falls linearly to 0."""
     l1_warm_up_steps: int | None = None
-    """Steps over which the L1 coefficient rises from 0; relu only; None: 5 % of the run (Anthropic, April 2024),
-    but at least 1,000 steps or, in a shorter run, half of it."""
+    """Steps over which the L1 coefficient, or that of the jumprelu penalty, rises from 0. None: the whole run for the
+    penalty tanh (Anthropic, January 2025), else 5 % of it (April 2024), but at least 1,000 steps or, in a shorter run, half
+    of it."""
     scale_input: bool = True
     """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on save."""
     freeze_decoder: bool = False

@@ -9,13 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saelens_lite import kernels
+
 from .init import L1_ENCODER_SCALE
 from .kinds import Kind
-from .step import StepStats, write_gradients
+from .step import PairPlaces, StepStats, few_pairs, write_gradients
 
 
 class Gated(Kind):
-    """Dense in all latents, for L1 leaves many on."""
+    """Dense products at first; the kernels once few gates are open."""
 
     sae_kind = "gated"
     sparsity_name = "l1"
@@ -23,11 +25,45 @@ class Gated(Kind):
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + the gate's reconstruction + l1_coeff · L1 of the gate."""
-        sae, n_tokens = self.sae, len(acts)
-        inputs = acts - sae.b_dec
-        products = inputs @ sae.W_enc
-        gate = (products + sae.b_gate).relu_()
-        gain = sae.r_mag.exp()
+        inputs = acts - self.sae.b_dec
+        products = inputs @ self.sae.W_enc
+        gate = (products + self.sae.b_gate).relu_()
+        pairs, l1_coeff = few_pairs(gate > 0), self.config.l1_coeff * ramp / len(acts)
+        if pairs is None:
+            return self._dense(acts, inputs, products, gate, l1_coeff)
+        return self._sparse(acts, inputs, products, gate, l1_coeff, pairs)
+
+    def _sparse(
+        self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float, pairs: PairPlaces
+    ) -> tuple[StepStats, Tensor]:
+        """Over the pairs whose gate is open."""
+        sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
+        products, gate, gain = products[tokens, indices], gate[tokens, indices], sae.r_mag.exp()
+        values = (products * gain[indices] + sae.b_mag[indices]).relu_()
+
+        def pass_over(values: Tensor) -> kernels.TokenPass:
+            return kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets)
+
+        recons_grad, value_grads, sq_error = pass_over(values)
+        gate_recons_grad, gate_grads, _ = pass_over(gate)
+        magnitude_grads = value_grads * (values > 0)
+        dec_grad, enc_grad, product_grad, fired = kernels.latent_pass(
+            recons_grad, inputs, values, magnitude_grads * gain[indices], indices, sae.W_dec, offsets=offsets
+        )
+        _, gate_enc_grad, sae.b_gate.grad, _ = kernels.latent_pass(
+            gate_recons_grad, inputs, gate, gate_grads.add_(l1_coeff), indices, sae.W_dec, offsets=offsets
+        )
+        sae.b_mag.grad = torch.zeros_like(gain).index_add_(0, indices, magnitude_grads)
+        sae.r_mag.grad = torch.zeros_like(gain).index_add_(0, indices, magnitude_grads * products) * gain
+        enc_grad, product_grad = enc_grad + gate_enc_grad, product_grad + sae.b_gate.grad
+        write_gradients(sae, dec_grad, enc_grad, product_grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        l0 = (values > 0).sum() / n_tokens
+        return StepStats(sq_error.mean(), gate.sum() / n_tokens, l0), fired
+
+    def _dense(
+        self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float
+    ) -> tuple[StepStats, Tensor]:
+        sae, n_tokens, gain = self.sae, len(acts), self.sae.r_mag.exp()
         latent_acts = torch.addcmul(sae.b_mag, products, gain).relu_().mul_(gate > 0)
         error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
         gate_error = torch.addmm(sae.b_dec, gate, sae.W_dec).sub_(acts)
@@ -39,7 +75,7 @@ class Gated(Kind):
         on = latent_acts.sign_()
         n_fired = on.sum(0)
         magnitude_grad = (recons_grad @ sae.W_dec.T).mul_(on)
-        gate_grad = (gate_error.mul_(2.0 / n_tokens) @ sae.W_dec.T).add_(self.config.l1_coeff * ramp / n_tokens)
+        gate_grad = (gate_error.mul_(2.0 / n_tokens) @ sae.W_dec.T).add_(l1_coeff)
         gate_grad.mul_(gate.sign_())
 
         sae.b_mag.grad, sae.b_gate.grad = magnitude_grad.sum(0), gate_grad.sum(0)

@@ -203,7 +203,7 @@ def test_gradients_equal_autograd(kind, batch, n_dead):
     assert_equals_autograd(trained, acts_of(batch), torch.arange(N - n_dead, N))
 
 
-@pytest.mark.parametrize("kind", ["relu", "jumprelu", "jumprelu, target l0"])
+@pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu", "jumprelu, target l0"])
 @pytest.mark.parametrize("batch", ["random", "equal rows"])
 def test_gradients_of_the_sparse_path_equal_autograd(kind, batch, monkeypatch):
     assert few_pairs(torch.ones(2, 2, dtype=torch.bool)) is None

@@ -4,7 +4,7 @@ import torch
 
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.step import DeadTracker, ProductChunks
+from saelens_lite.train.step import DeadTracker, ProductChunks, few_pairs
 from saelens_lite.train.topk import TopK
 
 B, D, N, K = 29, 12, 64, 5
@@ -40,3 +40,13 @@ def test_encoder_gradient_and_adam_state_keep_the_latent_major_layout():
     assert sae.W_enc.grad.stride() == (1, D)
     assert adam.state[sae.W_enc]["exp_avg"].stride() == (1, D)
     assert sae.to(torch.float64).W_enc.stride() == (1, D)
+
+
+def test_a_dense_kind_turns_to_the_kernels_where_less_than_a_sixteenth_is_on():
+    mask = torch.zeros(4, 32, dtype=torch.bool)
+    mask[0, :3] = mask[2, 5:9] = mask[3, 31] = True
+    tokens, indices, offsets = few_pairs(mask)
+    assert (tokens.tolist(), indices.tolist()) == ([0, 0, 0, 2, 2, 2, 2, 3], [0, 1, 2, 5, 6, 7, 8, 31])
+    assert offsets.tolist() == [0, 3, 3, 7, 8]
+    mask[1, 0] = True
+    assert few_pairs(mask) is None

@@ -22,6 +22,7 @@ _PATIENCE = datetime.timedelta(days=30)
 """How long one process waits for another; torchrun ends them all as soon as one fails."""
 
 _LOOK_S = 0.02
+_HARVESTS = itertools.count()
 _BEHIND_THE_END = -1
 
 
@@ -102,7 +103,7 @@ class SharedClaims(Claims):
         from torch.distributed import PrefixStore, rendezvous
 
         kv, self.rank, self.world_size = next(rendezvous("env://", timeout=_PATIENCE))
-        self._kv = PrefixStore(f"saelens_lite harvest {store}", kv)
+        self._kv = PrefixStore(f"saelens_lite harvest {next(_HARVESTS)} {store}", kv)  # what an earlier one posted stays
         self._stopped = False
         if self.rank == 0:  # looked up once, before anyone writes
             self._kv.set("finished", json.dumps(finished_shards(store, hook_points)))
@@ -144,6 +145,11 @@ class SharedClaims(Claims):
 def rank() -> int:
     """The place of this process among those that torchrun started; 0 alone."""
     return int(os.environ.get("RANK", "0")) if several_processes() else 0
+
+
+def local_rank() -> int | None:
+    """The place of this process among those that torchrun started on this machine; None alone."""
+    return int(os.environ.get("LOCAL_RANK", rank())) if several_processes() else None
 
 
 def several_processes() -> bool:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from saelens_lite import hooks
 from saelens_lite.device import best_device
 
+from .claims import local_rank
+
 _FINGERPRINT_VALUES = 256
 _VOLATILE_CONFIG = {
     "_name_or_path",
@@ -35,12 +37,19 @@ def load_model(
     """A causal language model from a hub id or local folder, ready for inference on one device."""
     from transformers import AutoModelForCausalLM
 
-    device = device or best_device()
+    device = own_device(device or best_device())
     dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
     if dtype != "auto":
         dtype = getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     return model.to(device).eval()
+
+
+def own_device(device: str) -> str:
+    """The device of this process: where torchrun started several on a machine, "cuda" means one of its GPUs for each."""
+    if device != "cuda" or local_rank() is None:
+        return device
+    return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

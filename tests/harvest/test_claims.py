@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ import pytest
 
 from saelens_lite.files import open_folder
 from saelens_lite.harvest import HarvestConfig, run_harvest
-from saelens_lite.harvest.claims import Claims, rank, several_processes
+from saelens_lite.harvest.claims import Claims, SharedClaims, rank, several_processes
 from saelens_lite.harvest.packing import PackedShard
 from saelens_lite.tokens import PackedContexts
 
@@ -136,3 +137,18 @@ def rank_one(parent: int) -> int | None:
             except OSError:
                 continue
     return None
+
+
+def test_a_second_harvest_of_a_store_in_the_same_processes_starts_its_claims_anew(monkeypatch, tmp_path):
+    """As a script under torchrun does that harvests and then adds a hook point."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    for _ in range(2):
+        claims = SharedClaims(open_folder(tmp_path), ["acts"], max_tokens=8)
+        assert [shard.index for shard in claims.needed(packed(index, 4) for index in claims)] == [0, 1]
+        claims.wait_for_all()
+        assert claims.totals() == (2, 8)
+        claims.seal()

@@ -20,7 +20,7 @@ from saelens_lite.store import ActivationStore
 from .claims import Claims, rank
 from .forward import Batch
 from .loop import claims_of, log_start, only_writer, seal, write_shards
-from .model import drop_unused, load_model, model_facts
+from .model import compile_blocks, drop_unused, load_model, model_facts
 from .packing import PackedShard
 from .plan import differing_fields
 from .run import hook_point_facts
@@ -44,9 +44,10 @@ def add_hook_points(
 ) -> ActivationStore:
     """Harvest further hook points for a finished store, from its stored tokens; the text is not needed.
 
-    The store is afterwards the one that harvesting all hook points at once would have made, byte for byte. Rows that
-    are there are made again for each shard's first batch and must agree, so another model is noticed. Until the end
-    the store stays readable as it was. Interrupted, the same call goes on.
+    The store is afterwards the one that harvesting all hook points at once would have made, byte for byte; one that was
+    harvested with `compile` but for last bits, as other blocks may be compiled. Rows that are there are made again for
+    each shard's first batch and must agree, so another model is noticed. Until the end the store stays readable as it
+    was. Interrupted, the same call goes on.
 
     store: an open store or its folder
     hook_points: such as "blocks.3.hook_mlp_out"; those that are there already cost nothing
@@ -61,8 +62,11 @@ def add_hook_points(
     if not new:
         logger.info("%s holds these hook points already: nothing to do", store.path)
         return store
-    if "context_length" not in store.plan:
-        raise ShardError(f"{store.path} was not harvested and has no tokens to run a model on: harvest anew")
+    if "batch_size_seqs" not in store.plan:
+        raise ShardError(
+            f"{store.path} was not harvested by saelens_lite: its rows came from elsewhere, with no word of how a model "
+            "made them: harvest anew"
+        )
     ours = model is None
     if model is None:
         model = load_model(
@@ -72,7 +76,10 @@ def add_hook_points(
             revision=store.plan["model"]["revision"],
             trust_remote_code=trust_remote_code,
         )
-    differing = differing_fields({"model": store.plan["model"]}, {"model": model_facts(model)})
+    compiled = {"compiled": True} if store.plan["model"].get("compiled") else {}
+    if compiled and not ours:
+        raise ValueError(f"{store.path} was harvested with compile: leave model out, so that it is loaded and compiled here")
+    differing = differing_fields({"model": store.plan["model"]}, {"model": model_facts(model) | compiled})
     if differing:
         raise ShardError(f"{store.path} holds activations of another model: {'; '.join(differing)}")
     points = [hooks.resolve(model, name) for name in new]
@@ -80,7 +87,10 @@ def add_hook_points(
         plan = store.plan | {"hook_points": store.plan["hook_points"] | hook_point_facts(model, points)}
         known = _shallowest(model, store.hook_points)
         if ours:
-            drop_unused(model, [*points, hooks.resolve(model, known)])
+            needed = [*points, hooks.resolve(model, known)]
+            drop_unused(model, needed)
+            if compiled:
+                compile_blocks(model, needed)
         _add(model, store, plan, new, known, progress)
     return ActivationStore(store.folder)
 

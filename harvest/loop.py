@@ -53,7 +53,7 @@ def make_shards(
     """
     with only_writer(store):
         if rank() == 0:
-            adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
+            plan = adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
         claims = claims_of(store, plan, list(plan["hook_points"]))
         log_start(store, model, claims, plan, settings=settings)
         start, cursor = _last_cursor(store, claims)
@@ -170,8 +170,9 @@ def only_writer(store: Folder) -> Iterator[None]:
 def _last_cursor(store: Folder, claims: Claims) -> tuple[int, Any]:
     """(shard, position in the source where it begins) of the last logged shard before the first one that is missing."""
     missing = next(index for index in itertools.count() if index not in claims.finished)
-    cursors = {event["shard"]: event["cursor"] for event in events(store, "shard") if event["shard"] <= missing}
-    start = max((shard for shard, cursor in cursors.items() if cursor is not None), default=0)
+    before = [event for event in events(store, "shard") if event["shard"] <= missing]
+    cursors = {event["shard"]: event["cursor"] for event in before if event["cursor"] is not None}
+    start = max(cursors, default=0)
     return start, cursors.get(start)
 
 

@@ -6,6 +6,9 @@ import torch
 from saelens_lite.errors import HookError, ShardError
 from saelens_lite.files import LocalFolder
 from saelens_lite.harvest import add, add_hook_points
+from saelens_lite.harvest.claims import Claims
+from saelens_lite.harvest.loop import _last_cursor
+from saelens_lite.shards import encode_json, write_manifest
 from saelens_lite.store import ActivationStore
 
 from .conftest import BOTH
@@ -121,3 +124,21 @@ def test_weights_that_the_fingerprint_does_not_see_are_noticed(stores, gpt2):
 def test_unknown_hook_points_are_refused(stores, gpt2):
     with pytest.raises(HookError, match=r"blocks\.7\.hook_resid_post"):
         add_hook_points(stores[0], "blocks.7.hook_resid_post", model=gpt2)
+
+
+def test_positions_in_the_source_outlive_an_addition(stores, gpt2):
+    """What adds a hook point reads no source: its log lines have no position, and those of the harvest still count."""
+    first, _ = stores
+    add_hook_points(first, BOTH[1], model=gpt2, progress=False)
+    there = {shard: rows for shard, rows in enumerate(first.shard_rows) if shard != 2}
+    assert _last_cursor(first.folder, Claims(there, 1000)) == (2, 16)
+
+
+def test_a_store_with_tokens_that_was_not_harvested_here_is_refused(stores):
+    first, _ = stores
+    plan = {key: first.plan[key] for key in ("format", "version", "context_length", "hook_points", "dtype")}
+    plan["model"] = {"name": ""}
+    first.folder.write("plan.json", encode_json(plan))
+    write_manifest(first.folder, plan, first.n_shards, "dataset")
+    with pytest.raises(ShardError, match="was not harvested by saelens_lite.*harvest anew"):
+        add_hook_points(first, BOTH[1])

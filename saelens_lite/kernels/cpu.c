@@ -102,24 +102,30 @@ void keep_topk(float *acts, int64_t rows, int64_t n, int64_t k) {
     }
 }
 
-/* The n-th largest of x[0 .. count), 0 where fewer than n are positive: bisection of the bits, as in keep_topk. */
+/* The n-th largest of x[0 .. count), 0 where fewer than n are positive. Bits of positive floats are ordered as the floats are:
+ * counting by the upper half tells which upper half the n-th has, counting those by the lower half tells the rest. */
 float nth_largest(const float *x, int64_t count, int64_t n) {
-    int32_t low = 0, high = 0x7f800000; /* +inf */
-    while (low < high) {
-        int32_t middle = low + (high - low + 1) / 2;
-        int64_t reach = 0;
-#pragma omp parallel for simd reduction(+ : reach) schedule(static)
+    int64_t *counts = malloc(sizeof(int64_t) << 16);
+    uint32_t upper = 0, found = 0;
+    for (int half = 0; half < 2; half++) {
+        memset(counts, 0, sizeof(int64_t) << 16);
         for (int64_t i = 0; i < count; i++) {
-            int32_t bits;
+            uint32_t bits;
             memcpy(&bits, x + i, 4);
-            reach += bits >= middle;
+            if (!(x[i] > 0)) continue;
+            if (half == 0) counts[bits >> 16]++;
+            else if (bits >> 16 == upper) counts[bits & 0xffff]++;
         }
-        if (reach >= n) low = middle;
-        else high = middle - 1;
+        int64_t bin = 0xffff;
+        while (bin >= 0 && counts[bin] < n) n -= counts[bin--];
+        if (bin < 0) break; /* fewer than n are positive */
+        if (half == 0) upper = (uint32_t)bin;
+        else found = upper << 16 | (uint32_t)bin;
     }
-    float found;
-    memcpy(&found, &low, 4);
-    return found;
+    free(counts);
+    float value;
+    memcpy(&value, &found, 4);
+    return value;
 }
 
 /* The k largest of `values`, all positive or 0, of equal ones the first, moved to the front in their order; returns k. */

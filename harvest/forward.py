@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saelens_lite import hooks
 from saelens_lite.codecs import STORE_DTYPES
+from saelens_lite.tokens import PADDING_ID
 
 from .packing import PackedShard
 
@@ -46,13 +47,21 @@ class Batch:
 
 
 def forward_batches(
-    model: nn.Module, shards: Iterable[PackedShard], hook_points: Sequence[str], batch_size_seqs: int, dtype: str
+    model: nn.Module,
+    shards: Iterable[PackedShard],
+    hook_points: Sequence[str],
+    batch_size_seqs: int,
+    dtype: str,
+    *,
+    one_shape: bool = False,
 ) -> Iterator[Batch]:
     """Run packed shards through the model. Batches hold contexts of one shard, in order.
 
     No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
 
     dtype: as which the rows will be stored; they are converted before they travel where that makes them no wider
+    one_shape: fill a shard's last batch up with padding. A compiled model needs it: after a few shapes torch.compile
+        gives up on further ones, so that rows would depend on which shards came before
     """
     host, stored = _Host(model), STORE_DTYPES[dtype]
     for shard in shards:
@@ -65,6 +74,9 @@ def forward_batches(
             if len(kept):
                 with torch.inference_mode():
                     input_ids = torch.from_numpy(contexts.input_ids[seqs].astype(np.int64))
+                    if one_shape:
+                        missing = batch_size_seqs - len(input_ids)
+                        input_ids = nn.functional.pad(input_ids, (0, 0, 0, missing), value=PADDING_ID)
                     acts = hooks.run_to(model, hook_points, input_ids=host.upload(input_ids))
                     for name in hook_points:
                         rows[name] = host.download(acts.pop(name), kept, stored)
@@ -92,7 +104,9 @@ class _Host:
         if device.type != "cuda":
             return Rows(acts.index_select(0, torch.from_numpy(kept).to(device)).cpu())
         rows = acts.index_select(0, torch.from_numpy(kept).pin_memory().to(device, non_blocking=True))
-        side = self._streams.setdefault(device, torch.cuda.Stream(device))
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        side = self._streams[device]
         side.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(side):
             arrived = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)

@@ -90,7 +90,14 @@ def write_shards(
             bar = stack.enter_context(Progress(share, n_before, f"harvest{here}", progress))
             needed = claims.needed(bar.timed_items("pack", packed))
             shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD))
-            forward = forward_batches(model, shards, [*hook_points, *also], plan["batch_size_seqs"], plan["dtype"])
+            forward = forward_batches(
+                model,
+                shards,
+                [*hook_points, *also],
+                plan["batch_size_seqs"],
+                plan["dtype"],
+                one_shape=plan["model"].get("compiled", False),
+            )
             batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD))
             stack.callback(claims.stop)
             for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):

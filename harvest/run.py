@@ -15,6 +15,7 @@ from torch import nn
 from saelens_lite import hooks
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.decoder import evaluation_mode
+from saelens_lite.errors import HookError
 from saelens_lite.files import open_folder
 from saelens_lite.shards import finished_shards
 from saelens_lite.store import ActivationStore
@@ -101,9 +102,18 @@ def estimate_run(config: HarvestConfig) -> Estimate:
 
 
 def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dict[str, Any]:
-    """What a plan says of hook points; their widths are seen by running one token."""
-    input_ids = torch.zeros(1, 1, dtype=torch.int64, device=hooks.model_device(model))
+    """What a plan says of hook points; their widths are seen by running a few tokens.
+
+    raises: HookError for a module whose output is not one vector a token
+    """
+    input_ids = torch.zeros(2, 3, dtype=torch.int64, device=hooks.model_device(model))
     acts = hooks.run_to(model, [point.name for point in points], input_ids=input_ids)
+    for name, found in acts.items():
+        if found.ndim != 3 or found.shape[:2] != input_ids.shape:
+            raise HookError(
+                f"{name} expected [batch, seq, d_model], one vector a token, got {list(found.shape)} for "
+                f"{list(input_ids.shape)} tokens: choose another module or a hook point such as blocks.0.hook_resid_post"
+            )
     return {
         point.name: {"module_path": point.module_path, "side": point.side, "d_model": acts[point.name].shape[-1]}
         for point in points

@@ -72,3 +72,16 @@ def test_every_shard_is_logged_with_its_figures(harvest):
         assert min(line["forward_s"], line["write_s"]) > 0
     assert shards[-1]["eta_s"] == 0
     assert np.isclose(shards[0]["tokens_per_s"], shards[0]["rows"] / shards[0]["seconds"], rtol=1e-2)
+
+
+def test_a_compiled_model_sees_one_shape(gpt2):
+    """5 and 2 contexts in batches of 2: the last of the first shard is filled up, and the rows are the same."""
+    shards = [shard(0, list(range(3, 18))), shard(1, list(range(20, 26)))]
+    seen = []
+    handle = gpt2.transformer.h[0].register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
+    filled = list(forward_batches(gpt2, shards, [HOOK], 2, "float32", one_shape=True))
+    handle.remove()
+    assert seen == [(2, 4)] * 4
+    assert [batch.n_rows for batch in filled] == [6, 6, 3, 6]
+    for batch, plain in zip(filled, forward_batches(gpt2, shards, [HOOK], 2, "float32"), strict=True):
+        torch.testing.assert_close(batch.rows[HOOK].wait(), plain.rows[HOOK].wait())

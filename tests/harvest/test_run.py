@@ -432,3 +432,32 @@ def test_real_model_twin(shared_data, tmp_path):
     with torch.no_grad():
         hidden = model(input_ids=store.tokens(0).input_ids.long(), output_hidden_states=True).hidden_states[4]
     torch.testing.assert_close(store.acts(0), hidden[store.row_positions(0)], rtol=1e-4, atol=1e-4)
+
+
+def test_compile_compiles_the_blocks_and_is_part_of_the_plan(gpt2, byte_tokenizer, texts, tmp_path, monkeypatch):
+    """torch.compile is stood in for by one that counts: every block up to the hook point, for full batches alone."""
+    gpt2.save_pretrained(tmp_path / "model")
+    compiled, batches = [], []
+
+    def compile_(forward, dynamic):
+        def counted(hidden_states, *args, **kwargs):
+            batches.append(len(hidden_states))
+            return forward(hidden_states, *args, **kwargs)
+
+        compiled.append(forward)
+        return counted
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    options = {"tokenizer": byte_tokenizer, "max_tokens": 300, "context_length": 32, "batch_size_seqs": 4}
+    options |= {"documents_per_shard": 8, "progress": False, "compile": True}
+    model, hook_point = str(tmp_path / "model"), "blocks.1.hook_resid_post"
+    store = harvest_activations(model, texts, hook_point, tmp_path / "store", **options)
+    assert store.plan["model"]["compiled"] and len(compiled) == 2
+    assert set(batches) == {4}
+    with pytest.raises(ShardError, match="model.compiled is True there, None here"):
+        harvest_activations(model, texts, hook_point, tmp_path / "store", **options | {"compile": False})
+
+
+def test_a_module_without_a_vector_for_each_token_is_refused(harvest):
+    with pytest.raises(HookError, match=r"transformer.wpe expected \[batch, seq, d_model\]"):
+        harvest(hook_points=["transformer.wpe"])

@@ -120,18 +120,30 @@ def _auxk(
     """AuxK over the dead latents: loss float[""], gradients of W_dec[dead], W_enc[:, dead]ᵀ float[m d], b_enc[dead].
 
     The gradient reaches the encoder as well as the decoder: without that a dead latent never learns to fire.
-    Gao et al. 2024, section 2.4. Dense over the dead, since k_aux is a large part of them, by chunks of tokens.
+    Gao et al. 2024, section 2.4. By chunks of tokens; dense over the dead, since k_aux is a large part of them, unless few
+    of them come above 0. dec_grad may or may not have a part along the decoder's rows.
     """
     m, n_tokens = dead.numel(), inputs.shape[0]
+    scale, no_bias = 2.0 * aux_coeff / n_tokens, torch.zeros_like(sae.b_dec)
     dec_rows, enc_rows, bias = sae.W_dec[dead], sae.W_enc.T[dead], sae.b_enc[dead]
     loss, bias_grad = error.new_zeros(()), torch.zeros_like(bias)
     dec_grad, enc_grad = torch.zeros_like(dec_rows), torch.zeros_like(enc_rows)
     chunk_rows = max(1, _CHUNK_BYTES // (m * inputs.element_size()))
     for x, e in zip(inputs.split(chunk_rows), error.split(chunk_rows), strict=True):
         latent_acts = kernels.keep_topk_(torch.addmm(bias, x, enc_rows.T), k_aux)
+        if (pairs := few_pairs(latent_acts > 0)) is not None:
+            values = latent_acts[pairs.tokens, pairs.indices]
+            tokens = kernels.token_pass(e, values, pairs.indices, dec_rows, no_bias, scale, offsets=pairs.offsets)
+            latents = kernels.latent_pass(
+                tokens.recons_grad, x, values, tokens.pair_grads, pairs.indices, dec_rows, offsets=pairs.offsets
+            )
+            loss += tokens.sq_error.sum()
+            dec_grad, enc_grad = dec_grad.add_(latents.dec_grad), enc_grad.add_(latents.enc_grad)
+            bias_grad += latents.bias_grad
+            continue
         residual = torch.addmm(e, latent_acts, dec_rows, beta=-1)
         loss += residual.square().sum()
-        residual_grad = residual.mul_(2.0 * aux_coeff / n_tokens)
+        residual_grad = residual.mul_(scale)
         pre_grad = torch.ops.aten.threshold_backward(residual_grad @ dec_rows.T, latent_acts, 0)  # cut where ReLU was 0
         dec_grad.addmm_(latent_acts.T, residual_grad)
         enc_grad.addmm_(pre_grad.T, x)

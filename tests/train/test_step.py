@@ -1,8 +1,11 @@
 """What the kinds share in a step; their gradients are tested in test_kinds.py."""
 
+import pytest
 import torch
 
+from saelens_lite.kernels import remove_parallel
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.train import step
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.step import DeadTracker, ProductChunks, few_pairs
 from saelens_lite.train.topk import TopK
@@ -50,3 +53,22 @@ def test_a_dense_kind_turns_to_the_kernels_where_less_than_a_sixteenth_is_on():
     assert offsets.tolist() == [0, 3, 3, 7, 8]
     mask[1, 0] = True
     assert few_pairs(mask) is None
+
+
+@pytest.mark.parametrize("bias", [-1.0, -100.0])
+def test_auxk_of_few_latents_above_0_equals_the_dense_one(bias, monkeypatch):
+    gen = torch.Generator().manual_seed(0)
+    sae = SparseAutoencoder(SAEConfig(d_model=12, d_sae=64, kind="topk", k=4, dtype="float64"))
+    inputs, error = (torch.randn(33, 12, generator=gen, dtype=torch.float64) for _ in range(2))
+    dead, results = torch.arange(20, 40), []
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(64, 12, generator=gen), dim=1))
+        sae.W_enc.copy_(sae.W_dec.T)
+        sae.b_enc.fill_(bias)
+        for share in (0.0, 1.0):
+            monkeypatch.setitem(step.SPARSE_BELOW, "cpu", share)
+            loss, dec_grad, enc_grad, bias_grad = step._auxk(sae, inputs, error, dead, 3, 0.25)
+            results.append((loss, remove_parallel(dec_grad, sae.W_dec[dead]), enc_grad, bias_grad))
+    for dense, sparse in zip(*results, strict=True):
+        torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-12)
+    assert bool(results[0][2].any()) is (bias > -100)

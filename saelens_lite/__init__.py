@@ -35,7 +35,7 @@ if TYPE_CHECKING:
         steer,
     )
     from saelens_lite.errors import CheckpointError, HookError, ShardError
-    from saelens_lite.harvest import harvest_activations
+    from saelens_lite.harvest import add_hook_points, estimate_harvest, harvest_activations
     from saelens_lite.hooks import hook_points
     from saelens_lite.sae import SAEConfig, SparseAutoencoder
     from saelens_lite.sparse import SparseLatents
@@ -47,6 +47,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "harvest_activations",
+    "add_hook_points",
+    "estimate_harvest",
     "train_sae",
     "max_activating_tokens",
     "evaluate_sae",
@@ -75,7 +77,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "harvest": ["harvest_activations"],
+    "harvest": ["harvest_activations", "add_hook_points", "estimate_harvest"],
     "train": ["train_sae", "TrainConfig"],
     "analyze": [
         "max_activating_tokens", "evaluate_sae", "dead_latents", "latent_density", "logit_lens",

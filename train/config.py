@@ -61,8 +61,8 @@ class TrainConfig:
     """jumprelu only: width around the threshold in which its gradient is estimated. None: 0.5 for step, wider than Gemma
     Scope's 0.001 · sqrt(d_model), which needs longer runs; 2 for tanh, its source's."""
     initial_threshold: float | None = None
-    """jumprelu only. None: 1 for step, about one standard deviation of a random latent's pre-activation; 0.1 for tanh, its
-    source's. A threshold changes by about a factor 1 + lr a step, so one far too small stays so in a short run."""
+    """jumprelu only. None: 0.3 for step, a standard deviation of pre-activations at the start; 0.1 for tanh, its
+    source's. A threshold changes by about a factor 1 + lr a step: one far too small stays so in a short run."""
     pre_act_coeff: float = 3e-6
     """With the penalty tanh: weight of what draws latents that are off towards their thresholds."""
     aux_coeff: float = 1 / 32

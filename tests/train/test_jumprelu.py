@@ -21,7 +21,7 @@ def sae_of(threshold=0.0):
 
 
 def test_thresholds_start_as_configured_and_keep_what_a_trained_sae_has():
-    cases = [(0.0, {}, 1.0), (0.0, {"jumprelu_penalty": "tanh"}, 0.1), (0.0, {"initial_threshold": 0.3}, 0.3)]
+    cases = [(0.0, {}, 0.3), (0.0, {"jumprelu_penalty": "tanh"}, 0.1), (0.0, {"initial_threshold": 0.3}, 0.3)]
     for found, fields, want in [*cases, (0.7, {"initial_threshold": 0.3}, 0.7)]:
         kind = JumpReLU(sae_of(found), TrainConfig(kind="jumprelu", **fields))
         assert kind.sae.threshold.item() == pytest.approx(want)
@@ -29,7 +29,9 @@ def test_thresholds_start_as_configured_and_keep_what_a_trained_sae_has():
 
 @torch.no_grad()
 def threshold_grad(acts, **fields):
-    kind = JumpReLU(sae_of(), TrainConfig(kind="jumprelu", bandwidth=0.5, **{"l0_coeff": 3.0, **fields}))
+    kind = JumpReLU(
+        sae_of(), TrainConfig(kind="jumprelu", bandwidth=0.5, initial_threshold=1.0, **{"l0_coeff": 3.0, **fields})
+    )
     kind.gradients(torch.tensor(acts)[:, None], None, 1.0)
     return float(kind.log_threshold.grad)
 
@@ -58,7 +60,9 @@ def test_the_tanh_penalty_draws_latents_that_are_off():
 
 
 def test_thresholds_stay_positive_and_are_part_of_a_checkpoint():
-    trainer = Trainer(sae_of(), TrainConfig(kind="jumprelu", lr=1.0, l0_coeff=1e-6, batch_size_rows=2), n_steps=8)
+    trainer = Trainer(
+        sae_of(), TrainConfig(kind="jumprelu", lr=1.0, l0_coeff=1e-6, initial_threshold=1.0, batch_size_rows=2), n_steps=8
+    )
     for _ in range(4):
         trainer.update(torch.tensor([[0.9], [1.1]]))
     assert 0 < trainer.sae.threshold < 1

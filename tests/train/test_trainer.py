@@ -126,7 +126,7 @@ def test_fields_that_change_the_update():
     assert not torch.equal(weights(kind="matryoshka"), weights(kind="matryoshka", matryoshka_fractions=(0.5, 1)))
     step, tanh = {"kind": "jumprelu"}, {"kind": "jumprelu", "jumprelu_penalty": "tanh", "pre_act_coeff": 0.1}
     for base in (step, tanh):
-        for fields in ({"l0_coeff": 2.0}, {"bandwidth": 0.7}, {"initial_threshold": 0.3}, {"l1_warm_up_steps": 1}):
+        for fields in ({"l0_coeff": 2.0}, {"bandwidth": 0.7}, {"initial_threshold": 0.4}, {"l1_warm_up_steps": 1}):
             assert not torch.equal(weights(**base), weights(**base, **fields)), fields
     assert not torch.equal(weights(**step), weights(**step, target_l0=4))
     assert not torch.equal(weights(**tanh), weights(**{**tanh, "pre_act_coeff": 0.2}))

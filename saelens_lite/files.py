@@ -219,6 +219,11 @@ class LocalFolder(Folder):
         """Turn what the file system refuses into an error that names the path and the way out."""
         try:
             yield
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ShardError(
+                f"{self.describe(name)} could not be written: {error.strerror}: a file is in the way of a folder; choose "
+                "another folder"
+            ) from error
         except OSError as error:
             free = ""
             with contextlib.suppress(OSError):
@@ -247,7 +252,8 @@ class RemoteFolder(Folder):
 
     def sizes(self, under: str = "") -> dict[str, int]:
         self.fs.invalidate_cache()
-        found = self.fs.find(self._path(under), detail=True)
+        with self._reading(under):
+            found = self.fs.find(self._path(under), detail=True)
         return {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in found.items()}
 
     def is_empty(self, but_for: Collection[str] = ()) -> bool:
@@ -255,15 +261,17 @@ class RemoteFolder(Folder):
 
     def size(self, name: str) -> int | None:
         self.fs.invalidate_cache()
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), self._reading(name):
             return self.fs.info(self._path(name))["size"]
         return None
 
     def read(self, name: str) -> bytes:
-        return self.fs.cat_file(self._path(name))
+        with self._reading(name):
+            return self.fs.cat_file(self._path(name))
 
     def opened(self, name: str) -> IO[bytes]:
-        return self.fs.open(self._path(name), "rb")
+        with self._reading(name):
+            return self.fs.open(self._path(name), "rb")
 
     def local(self, name: str, cache_key: str) -> Path:
         cached = cache_folder() / "stores" / cache_key / name
@@ -272,7 +280,8 @@ class RemoteFolder(Folder):
             descriptor, temporary = tempfile.mkstemp(dir=cached.parent, prefix=cached.name)
             os.close(descriptor)
             try:
-                self.fs.get_file(self._path(name), temporary)
+                with self._reading(name):
+                    self.fs.get_file(self._path(name), temporary)
                 os.replace(temporary, cached)
             finally:
                 Path(temporary).unlink(missing_ok=True)
@@ -282,9 +291,15 @@ class RemoteFolder(Folder):
     def appearing(self, name: str, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
         descriptor, temporary = tempfile.mkstemp(prefix="saelens_lite-")
         try:
-            with self._refusals_named(name):
+            try:
                 with open(descriptor, "wb") as file:
                     yield file
+            except OSError as error:
+                raise ShardError(
+                    f"{self.describe(name)} could not be written: {error.strerror or error} in {tempfile.gettempdir()}, "
+                    "where files wait for their upload; make room or set TMPDIR, then give the same command again"
+                ) from error
+            with self._writing(name):
                 self.fs.put_file(temporary, self._path(name))
         finally:
             Path(temporary).unlink(missing_ok=True)
@@ -298,16 +313,16 @@ class RemoteFolder(Folder):
             before = self.read(name)
         except FileNotFoundError:
             before = b""
-        with self._refusals_named(name):
+        with self._writing(name):
             self.fs.pipe_file(self._path(name), before + line)
 
     def move(self, name: str, to: str) -> None:
-        with self._refusals_named(name):
+        with self._writing(name):
             self.fs.mv(self._path(name), self._path(to))
 
     def remove(self, name: str) -> None:
         if self.size(name) is not None:
-            with self._refusals_named(name):
+            with self._writing(name):
                 self.fs.rm_file(self._path(name))
 
     def free_bytes(self) -> int | None:
@@ -321,10 +336,23 @@ class RemoteFolder(Folder):
         return f"{self._root}/{name}".rstrip("/")
 
     @contextlib.contextmanager
-    def _refusals_named(self, name: str) -> Iterator[None]:
+    def _reading(self, name: str) -> Iterator[None]:
+        """Name the file in what the other side answers, but for its absence."""
         try:
             yield
-        except OSError as error:
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each implementation has its own types, for missing credentials say
+            raise ShardError(
+                f"{self.describe(name)} could not be reached: {error}; look at the URL, the credentials and the network, "
+                "then give the same command again"
+            ) from error
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # as above
             raise ShardError(
                 f"{self.describe(name)} could not be written: {error}; finished shards are kept: mend the cause, then "
                 "give the same command again"

@@ -104,3 +104,35 @@ def test_an_unknown_protocol_is_refused():
 
 def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path):
     assert open_folder(tmp_path / "a/b").free_bytes() > 0
+
+
+def test_a_file_in_the_way_of_a_folder_is_told_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ShardError, match=r"file/store/a.bin could not be written: .*a file is in the way.*another folder"):
+        open_folder(tmp_path / "file" / "store").write("a.bin", b"")
+
+
+@pytest.mark.parametrize(
+    ("call", "method"),
+    [
+        (lambda folder: folder.size("a.bin"), "info"),
+        (lambda folder: folder.sizes(), "find"),
+        (lambda folder: folder.read("a.bin"), "cat_file"),
+        (lambda folder: folder.local("a.bin", "key"), "get_file"),
+        (lambda folder: folder.append_line("a.bin", b""), "cat_file"),
+        (lambda folder: folder.write("a.bin", b""), "put_file"),
+    ],
+)
+def test_what_a_remote_store_answers_is_named_whatever_its_type(tmp_path, monkeypatch, call, method):
+    """As botocore, whose errors are no OSErrors, says it of missing credentials."""
+    monkeypatch.setenv("SAELENS_LITE_CACHE", str(tmp_path / "cache"))
+    folder = open_folder("memory://answers")
+
+    def answer(*args, **kwargs):
+        raise RuntimeError("Unable to locate credentials")
+
+    monkeypatch.setattr(type(folder.fs), method, answer)
+    with pytest.raises(
+        ShardError, match=r"^memory://answers.* could not be .*: Unable to locate credentials; .*command again"
+    ):
+        call(folder)

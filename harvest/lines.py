@@ -10,6 +10,7 @@ included; a paragraph, which ends before two line ends, empty ones left out; or 
 from __future__ import annotations
 
 import bz2
+import contextlib
 import gzip
 import io
 import json
@@ -39,19 +40,25 @@ class _FileStream(DocumentStream):
 
     def __next__(self) -> Document:
         piece = next(self.pieces)
-        try:
+        with self._text_of(piece):
             return self._document(piece)
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{self.path}, line {self.line}: expected UTF-8 text, got byte {piece[error.start]:#04x}: convert the "
-                "file, or give it the suffix of its compression"
-            ) from error
 
     def cursor(self) -> list[int]:
         return [self.byte, self.line]
 
     def skip(self, n: int) -> int:
         return sum(1 for _ in zip(range(n), self.pieces))
+
+    @contextlib.contextmanager
+    def _text_of(self, piece: bytes) -> Iterator[None]:
+        """Name the place of bytes that are no text."""
+        try:
+            yield
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{self.path}, line {self.line}: expected UTF-8 text, got byte {piece[error.start]:#04x}: convert the "
+                "file, or give it the suffix of its compression"
+            ) from error
 
     def _guarded(self) -> Iterator[bytes]:
         with OPENERS.get(self.path.suffix, open)(self.path, "rb") as raw, io.BufferedReader(raw, _BUFFER_BYTES) as file:
@@ -80,7 +87,8 @@ class JsonLines(_FileStream):
 
     def row(self, piece: bytes) -> dict[str, Any]:
         try:
-            row = json.loads(piece)
+            with self._text_of(piece):
+                row = json.loads(piece)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{self.path}, line {self.line}: expected one JSON object a line, got {piece[:60]!r}: {error}"

@@ -50,6 +50,17 @@ def plan_sha256(plan: dict[str, Any]) -> str:
 def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
     """Write the plan to a new store, or find that the store's plan is the same. Returns the store's plan.
 
+    raises: ShardError as `check_plan`
+    """
+    found = check_plan(plan, store)
+    if found is None:
+        store.write("plan.json", encode_json(plan))
+    return found or plan
+
+
+def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
+    """The store's plan, which is the same but for names; None for a store that has none and may be given this one.
+
     A store that lost its plan.json gets it again if its manifest, or its log, records the hash of this one.
 
     raises: ShardError if the store has another plan (names the differing fields), or the folder holds something else
@@ -62,8 +73,7 @@ def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
                     "give the first settings, with model and dataset under the same names"
                 )
             raise ShardError(f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store")
-        store.write("plan.json", encode_json(plan))
-        return plan
+        return None
     found = read_json(store, "plan.json")
     check_version(found, store.describe("plan.json"))
     differing = differing_fields(found, plan)

@@ -36,7 +36,7 @@ from .model import (
     tokenizer_facts,
 )
 from .packing import chat_facts, special_ids, token_ids
-from .plan import adopt_plan, documents_per_shard, make_plan
+from .plan import adopt_plan, check_plan, documents_per_shard, make_plan
 from .source import as_names, open_given, open_named
 
 logger = logging.getLogger(__name__)
@@ -243,6 +243,7 @@ def _prepared(request: _Request) -> Iterator[_Prepared]:
 
 def _estimate(request: _Request) -> Estimate:
     with _prepared(request) as prepared:
+        check_plan(prepared.plan, open_folder(request.config.store))
         found = prepared.estimate()
         if prepared.ours:
             drop_unused(prepared.model, prepared.points)

@@ -131,7 +131,7 @@ def _named(name: str, split: str, text_column: str, text_unit: str, config: str 
         )
     else:
         arguments = {"path": name, "name": config, "revision": revision}
-        facts = {"hub": name, "config": config, "revision": revision}
+        facts = {"hub": name, "config": config}
 
     import datasets
 
@@ -143,8 +143,9 @@ def _named(name: str, split: str, text_column: str, text_unit: str, config: str 
             raise ValueError(f"dataset {name} has no split {split!r}: {error}") from error
         raise
     if "hub" in facts:
+        # the commit, and not the name that led to it: where the dataset moved on, its old revision goes on with a harvest
         commit = re.search("@([0-9a-f]{40})", str(builder.config.data_files))
-        facts["fingerprint"] = commit[1] if commit else None
+        facts["revision"] = commit[1] if commit else revision
     return probed(facts, row_streams(stream, text_column, name), approximate_bytes=_text_bytes(path))
 
 

@@ -109,3 +109,9 @@ def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(gzip.compress(b"text"))
     with pytest.raises(ValueError, match=r"a\.txt, line 1: expected UTF-8 .* or give it the suffix of its compression"):
         open_named([str(tmp_path / "a.txt")])
+
+
+def test_bytes_that_are_no_text_are_named_in_the_first_rows_too(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: expected UTF-8 text, got byte 0xff"):
+        open_named([str(tmp_path / "a.jsonl")])

@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -377,3 +378,18 @@ def test_real_twin(shared_data):
         stream = source.open(0, None)
         stream.skip(start)
         assert documents(open_named([name]), start, stream.cursor()) == stories[start:]
+
+
+def test_a_hub_dataset_is_known_by_its_commit(monkeypatch):
+    """main, which moves on, and the commit that it was at make the same plan."""
+
+    class Builder:
+        config = SimpleNamespace(data_files={"train": [f"hf://datasets/owner/name@{'0a' * 20}/train.parquet"]})
+
+        def as_streaming_dataset(self, split):
+            return datasets.Dataset.from_dict({"text": ["one", "two"]}).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda **arguments: Builder())
+    moving, fixed = (open_named(["owner/name"], revision=revision).facts for revision in (None, "0a" * 20))
+    assert moving == fixed
+    assert moving["sources"][0] == {"hub": "owner/name", "config": None, "revision": "0a" * 20}

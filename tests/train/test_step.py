@@ -62,7 +62,7 @@ def test_auxk_of_few_latents_above_0_equals_the_dense_one(bias, monkeypatch):
     inputs, error = (torch.randn(33, 12, generator=gen, dtype=torch.float64) for _ in range(2))
     dead, results = torch.arange(20, 40), []
     with torch.no_grad():
-        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(64, 12, generator=gen), dim=1))
+        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(64, 12, generator=gen, dtype=torch.float64), dim=1))
         sae.W_enc.copy_(sae.W_dec.T)
         sae.b_enc.fill_(bias)
         for share in (0.0, 1.0):

@@ -27,9 +27,8 @@ class JumpReLU(Kind):
 
     sae_kind = "jumprelu"
     sparsity_name = "penalty"
-    encoder_scale = (
-        0.3  # at 1 with thresholds of 1 the target l0 is met before latents have found a direction: fvu 0.23 for 0.13
-    )
+    # At 1, with thresholds of 1, a target l0 is met before latents have found a direction: fvu 0.23 for 0.13 (600 steps).
+    encoder_scale = 0.3
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
         super().__init__(sae, config)

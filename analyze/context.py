@@ -18,7 +18,7 @@ from saelens_lite.tokens import token_strings
 logger = logging.getLogger(__name__)
 
 LEAD_TOKENS = 4
-"""Tokens decoded before a window and dropped, for how the first piece reads can depend on the bytes before it."""
+"""Tokens decoded before a window and behind it, and dropped: how its first and last piece read can depend on their bytes."""
 
 _INVISIBLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
@@ -109,9 +109,9 @@ class Contexts:
         attended = int(tokens.attended[sequence].sum())
         start, stop = max(0, position - self.before_tokens), min(attended, position + self.after_tokens + 1)
         lead = min(start, LEAD_TOKENS)
-        ids = tokens.input_ids[sequence, start - lead : stop].tolist()
+        ids = tokens.input_ids[sequence, start - lead : min(attended, stop + LEAD_TOKENS)].tolist()
         document = int(tokens.doc_id[sequence, position]) + tokens.first_doc
-        shown = tuple(self._strings(ids)[lead:])
+        shown = tuple(self._strings(ids)[lead : lead + stop - start])
         return Context(row, document, shard, sequence, position, shown, position - start, tuple(range(start, stop)))
 
     def rows_of(self, context: Context) -> list[int]:

@@ -7,6 +7,7 @@ import torch
 
 from saelens_lite.analyze import max_activating_tokens
 from saelens_lite.analyze.context import Contexts, visible
+from saelens_lite.harvest import harvest_activations
 
 from .conftest import TEXTS
 
@@ -32,6 +33,18 @@ def test_windows_are_the_text_around_the_row(store, byte_tokenizer):
         row = sum(store.shard_rows[: shard + 1])
     with pytest.raises(ValueError, match="rows 0 to 1499, got 1500"):
         contexts.at(1500)
+
+
+def test_characters_of_several_tokens_stay_whole_at_a_windows_end(gpt2, byte_tokenizer, tmp_path):
+    """A byte a token: 🌳 and 木 are four and three of them, wherever a window of one token each side ends."""
+    text = "a🌳木é."
+    options = {"context_length": 64, "max_tokens": 100, "tokenizer": byte_tokenizer, "progress": False}
+    store = harvest_activations(gpt2, [text], "blocks.0.hook_resid_post", tmp_path, **options)
+    contexts = Contexts(store, byte_tokenizer, before_tokens=1, after_tokens=1)
+    found = [contexts.at(row) for row in range(store.n_rows)]
+    assert [context.token for context in found] == ["a", "🌳", "", "", "", "木", "", "", "é", "", "."]
+    assert [context.position for context in found] == list(range(1, 12))
+    assert [context.after for context in found] == [context.token for context in found[1:]] + [""]
 
 
 def test_rows_of_a_window(store, byte_tokenizer):

@@ -72,6 +72,7 @@ def main() -> None:
             lr_end=args.lr / 10,  # its runner's default; the constant scheduler decays from lr to 0 all the same
             lr_warm_up_steps=args.warm_up_steps,
             lr_decay_steps=args.steps // 3,
+            dead_feature_window=max(1, args.steps // 10),  # as ours; its default of 1,000 steps may outlast a short run
         ),
         sae,
         shuffled_batches(acts, args.batch, args.seed),

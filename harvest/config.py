@@ -23,7 +23,8 @@ class HarvestConfig:
     """Where to take activations, such as blocks.3.hook_resid_post or a module path; all share one forward pass."""
 
     store: str
-    """Folder of the activation store; a harvest that was interrupted there goes on."""
+    """Folder of the activation store, or a URL that fsspec opens, such as s3://bucket/store; a harvest that was interrupted
+    there goes on."""
 
     max_tokens: int
     """Rows to harvest: tokens with an activation, special tokens not counted. Fewer only if the dataset ends."""
@@ -81,7 +82,8 @@ class HarvestConfig:
     documents, as give about max_tokens / 32 rows, at most 262,144; always a power of two."""
 
     device: str | None = None
-    """Where to load the model: cuda, mps or cpu. None takes the first of these that is there."""
+    """Where to load the model: cuda, mps or cpu. None takes the first of these that is there. Under torchrun each process
+    takes a GPU of its own."""
 
     compile: bool = False
     """Compile the model's blocks with torch.compile: faster in a long run, after a start of a minute or more. Rows differ

@@ -240,8 +240,9 @@ def verify(argv: Sequence[str]) -> int:
 def train(argv: Sequence[str]) -> None:
     """A sparse autoencoder from the rows of a store"""
     from saelens_lite.train import TrainConfig, train_sae
+    from saelens_lite.train.presets import with_preset
 
-    config = _configured(TrainConfig, "train", argv)
+    config = _configured(TrainConfig, "train", argv, with_preset)
     if not config.store:
         raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
     sae = train_sae(config.store, config)
@@ -369,24 +370,41 @@ def _overview() -> str:
             *lines,
             "",
             "  --config FILE  defaults from a JSON file, such as the train_config.json of a run; flags come on top",
+            "  --preset NAME  (train) defaults from a published recipe; with --help after it, the recipe's values",
             "  --traceback    show where an error came from (or SAELENS_LITE_TRACEBACK=1)",
             "  --model demo   the embedded language model;  --dataset demo  the source of Python's standard library",
         ]
     )
 
 
-def _configured(cls: type[T], command: str, argv: Sequence[str]) -> T:
-    """The configuration of a command from its flags, with --config FILE as defaults."""
+def _configured(
+    cls: type[T],
+    command: str,
+    argv: Sequence[str],
+    with_preset: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+) -> T:
+    """The configuration of a command from its flags, with --config FILE as defaults and --preset NAME beneath these.
+
+    with_preset: adds what the preset sets that a mapping names; of commands that have presets
+    """
     import tyro
 
-    args, file = _without_config(argv)
-    default: dict[str, Any] = {}
+    args, file = _without(argv, "--config", "a JSON file")
+    mapping: Any = {}
     if file is not None:
         mapping = _read_json(file)
         if not isinstance(mapping, dict):
             raise ValueError(f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}")
         mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
-        default["default"] = from_mapping(cls, mapping, where=file)
+    if with_preset is not None:
+        args, preset = _without(args, "--preset", "its name")
+        if preset is not None and mapping.setdefault("preset", preset) != preset:
+            raise ValueError(
+                f"{file} has the preset {mapping['preset']!r}, and its fields win over a preset's: one or the other"
+            )
+        mapping = with_preset(mapping)
+    where = file or f"saelens-lite {command}"
+    default = {"default": from_mapping(cls, mapping, where)} if mapping or file is not None else {}
     positional = (tyro.conf.PositionalRequiredArgs,) if cls in (AddHookPointsConfig, VerifyConfig) else ()
     return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=positional, **default)
 
@@ -398,20 +416,20 @@ def _read_json(file: str) -> Any:
         raise ValueError(f"{file} expected JSON: {error}") from error
 
 
-def _without_config(argv: Sequence[str]) -> tuple[list[str], str | None]:
-    """The arguments without `--config FILE` or `--config=FILE`, and the file."""
-    args, file = list(argv), None
+def _without(argv: Sequence[str], flag: str, expected: str) -> tuple[list[str], str | None]:
+    """The arguments without `flag VALUE` or `flag=VALUE`, and the value."""
+    args, value = list(argv), None
     for i, arg in enumerate(args):
-        if arg.startswith("--config="):
-            file = args.pop(i).removeprefix("--config=")
+        if arg.startswith(f"{flag}="):
+            value = args.pop(i).removeprefix(f"{flag}=")
             break
-        if arg == "--config":
+        if arg == flag:
             if i + 1 == len(args):
-                raise ValueError("--config expected a JSON file after it, got nothing")
-            file = args[i + 1]
+                raise ValueError(f"{flag} expected {expected} after it, got nothing")
+            value = args[i + 1]
             del args[i : i + 2]
             break
-    return args, file
+    return args, value
 
 
 def _carry_out(config: HarvestConfig, dry_run: bool) -> Any:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, get_args
 
 from saelens_lite.errors import nearest
+
+from .presets import PRESETS, PresetName, check_preset
 
 KindName = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
 
@@ -26,6 +28,9 @@ class TrainConfig:
     goes on, and a finished or another one is refused."""
     hook_point: str | None = None
     """Which hook point of the store; may be left out when it holds one."""
+    preset: PresetName | None = None
+    """Published recipe that gives all fields that are not given; those of presets.py, named by source. train_sae and the
+    command line fill them in."""
     kind: KindName = "topk"
     """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes, Bussmann et al.
     2025), relu with an L1 penalty (Bricken et al. 2023), gated or jumprelu (both Rajamanoharan et al. 2024). batchtopk and
@@ -130,6 +135,12 @@ class TrainConfig:
             if not ok:
                 raise ValueError(f"TrainConfig.{name} expected {expected}, got {getattr(self, name)!r}")
 
+        if self.preset is not None:
+            check_preset(self.preset)
+            defaults = {field.name: field.default for field in fields(self)}
+            own = {name: value for name, value in PRESETS[self.preset].items() if value != defaults[name]}
+            taken = not own or any(getattr(self, name) == value for name, value in own.items())
+            check(taken, "preset", "at least one field as the preset has it (train_sae(store, preset=…) fills them in)")
         kinds = get_args(KindName)
         check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
         for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps", "keep_checkpoints"):

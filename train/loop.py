@@ -32,6 +32,7 @@ from .buffer import RowBuffer
 from .config import TrainConfig
 from .init import fold_decoder_norms_, fold_scale, initial_sae, input_scale
 from .kinds import kind_class
+from .presets import with_preset
 from .state import Checkpoint, circumstances, differing_fields, load_checkpoint, remove_checkpoints, save_checkpoint
 from .step import StepStats
 from .trainer import Trainer
@@ -41,7 +42,7 @@ log = logging.getLogger(__name__)
 _INIT_ROWS = 32_768
 
 _FREE_FIELDS = {
-    "store", "output", "overwrite", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
+    "store", "output", "overwrite", "preset", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
     "checkpoint_every_steps", "keep_checkpoints",
 }  # fmt: skip
 """What may change when a run goes on: where it reads (the store's content counts), writes and computes, what it tells."""
@@ -59,7 +60,8 @@ def train_sae(store: ActivationStore | str | Path, config: TrainConfig | None = 
     many threads. So does one that differs only in where it reads, writes its progress and computes; see state.py.
 
     store: an open store or its folder
-    config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each
+    config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each. Without it
+        `preset` may name a recipe of presets.py; `fields` replace single fields of that
     returns: the SAE, in the units of the store's activations, on the training device; also saved to config.output
     raises: ValueError for a wrong field, too few rows, or an output that holds a finished run, another or one that is
         running; CheckpointError if all its checkpoints are damaged or one cannot be written; FloatingPointError for a row
@@ -398,9 +400,14 @@ def _stop_signals() -> Iterator[_Stopped]:
 
 
 def _configured(config: TrainConfig | None, fields: dict[str, Any], store: Any) -> TrainConfig:
+    if config is not None and fields.get("preset", config.preset) != config.preset:
+        raise ValueError(
+            f"train_sae expected a preset or a TrainConfig, got {fields['preset']!r} and one whose fields would all win "
+            "over the preset's: give single fields beside the preset"
+        )
     base = to_mapping(config) if config else {}
     path = store.path if isinstance(store, ActivationStore) else store
-    return from_mapping(TrainConfig, {**base, **fields, "store": str(path)}, "train_sae")
+    return from_mapping(TrainConfig, with_preset({**base, **fields, "store": str(path)}), "train_sae")
 
 
 def _steps(first: int, n_steps: int, config: TrainConfig) -> Iterator[int]:

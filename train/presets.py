@@ -23,8 +23,8 @@ PresetName = Literal[
 ]
 
 PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
-    # TrainConfig's defaults. Chosen by the tables under "Quality at equal steps" in tests/bench/RESULTS.md as far as these
-    # go: kind, learning rate and warm-up in a short run. A kind that stands in none of them was not in the choice.
+    # TrainConfig's defaults, chosen by the tables under "Quality at equal steps" in tests/bench/RESULTS.md, as far as these
+    # go: they are of one small model and short runs, and a kind or setting that does not stand in them was not compared.
     "default": {},
     # Gao et al. 2024, arXiv:2406.04093, sections 2.3 and 2.4, appendix A; numbers from openai/sparse_autoencoder, train.py,
     # which are for 32,768 latents: lr falls as 1/√d_sae.

@@ -1,0 +1,139 @@
+"""Every field of TrainConfig is alive: changed, it changes the run in the way that its list here says."""
+
+import dataclasses
+import hashlib
+import json
+
+import pytest
+
+import saelens_lite as sl
+from saelens_lite.train import loop
+from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.presets import with_preset
+
+BASE = {"k": 3, "d_sae": 32, "n_steps": 12, "batch_size_rows": 128, "buffer_rows": 1024, "progress": False, "device": "cpu"}
+RELU, JUMPRELU = {"kind": "relu"}, {"kind": "jumprelu"}
+TANH = {"kind": "jumprelu", "jumprelu_penalty": "tanh"}
+DEAD = {"k": 1, "dead_after_tokens": 128}
+
+CHANGES_THE_SAE = {
+    "store": ({}, "store of other rows"),
+    "hook_point": ({}, "b"),
+    "kind": ({}, "relu"),
+    "k": ({}, 4),
+    "matryoshka_fractions": ({"kind": "matryoshka"}, (0.5, 1.0)),
+    "expansion": ({"d_sae": None}, 2),
+    "d_sae": ({}, 48),
+    "l1_coeff": (RELU, 1.0),
+    "multi_topk_coeff": ({}, 1 / 8),
+    "unit_decoder": (RELU, False),
+    "jumprelu_penalty": (JUMPRELU, "tanh"),
+    "l0_coeff": (JUMPRELU, 3.0),
+    "target_l0": (JUMPRELU, 4.0),
+    "bandwidth": (JUMPRELU, 0.1),
+    "initial_threshold": (JUMPRELU, 0.1),
+    "pre_act_coeff": (TANH, 1.0),
+    "aux_coeff": (DEAD, 0.0),
+    "k_aux": (DEAD, 1),
+    "dead_after_tokens": (DEAD, 100_000),
+    "lr": ({}, 1e-3),
+    "adam_beta1": ({}, 0.5),
+    "adam_beta2": ({}, 0.9),
+    "clip_norm": ({}, 0.5),
+    "batch_size_rows": ({}, 256),
+    "n_steps": ({}, 13),
+    "n_epochs": ({"n_steps": None, "batch_size_rows": 1024}, 2.0),
+    "warm_up_steps": ({}, 6),
+    "decay_fraction": ({}, 0.0),
+    "l1_warm_up_steps": (RELU, 0),
+    "scale_input": ({}, False),
+    "freeze_decoder": ({}, True),
+    "seed": ({}, 1),
+    "buffer_rows": ({}, 512),
+    "held_out_fraction": ({}, 0.3),
+    "max_norm_ratio": ({}, 1.0),
+}
+"""Fields that decide which weights come out: what a run has beside BASE, and the field's other value."""
+
+CHANGES_WHAT_IS_TOLD = {
+    "output": ({}, "elsewhere"),
+    "preset": ({}, "openai-topk"),
+    "eval_every_steps": ({}, 5),
+    "eval_rows": ({}, 64),
+    "log_every_steps": ({}, 4),
+    "checkpoint_every_steps": ({}, 5),
+    "keep_checkpoints": ({}, 3),
+    "wandb_project": ({}, "saelens_lite_test"),
+}
+"""Fields that leave the weights alone and decide which numbers and files there are."""
+
+CHANGES_NOTHING = {
+    "overwrite": ({}, True),  # in a new folder; test_loop.py has it in a used one
+    "device": ({"device": None}, "cpu"),  # but for last bits, where the best device is another
+    "progress": ({}, True),  # the bar on stderr
+}
+"""Fields that leave an SAE and all numbers as they are, by design."""
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory, planted):
+    folder, other = tmp_path_factory.mktemp("rows"), planted.acts.roll(1, 1)
+    make = sl.ActivationStore.from_arrays
+    store = make(folder / "store", {"a": planted.acts, "b": other})
+    return {None: store, "store of other rows": make(folder / "other", {"a": other, "b": planted.acts})}
+
+
+@pytest.fixture
+def run(stores, tmp_path, monkeypatch):
+    """run(**fields): the weights' sha256, and what the run told: file names, numbers, checkpoints, the preset's name."""
+    checkpoints, save, folders = [], loop.save_checkpoint, iter("ab")
+
+    def noted(*args, keep, **kwargs):
+        save(*args, keep=keep, **kwargs)
+        checkpoints.append(sorted(path.name for path in (args[0] / "state").iterdir()))
+
+    monkeypatch.setattr(loop, "save_checkpoint", noted)
+    monkeypatch.setattr(loop, "best_device", lambda: "cpu")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+    def train(**fields):
+        checkpoints.clear()
+        fields = {"hook_point": "a", "checkpoint_every_steps": 3, "output": "sae", **BASE, **fields}
+        folder = tmp_path / next(folders)
+        output = folder / fields.pop("output")
+        sl.train_sae(stores[fields.pop("store", None)], output=output, **fields)
+        lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+        for line in lines:
+            line.pop("tokens_per_s", None)
+        files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        preset = json.loads((output / "train_config.json").read_text())["preset"]
+        weights = hashlib.sha256((output / "sae_weights.safetensors").read_bytes()).hexdigest()
+        return weights, (files, lines, list(checkpoints), preset)
+
+    return train
+
+
+def test_every_field_stands_in_one_list():
+    listed = [*CHANGES_THE_SAE, *CHANGES_WHAT_IS_TOLD, *CHANGES_NOTHING]
+    assert sorted(listed) == sorted(field.name for field in dataclasses.fields(TrainConfig))
+
+
+@pytest.mark.parametrize("name", CHANGES_THE_SAE)
+def test_what_changes_the_sae(run, name):
+    beside, value = CHANGES_THE_SAE[name]
+    assert run(**beside)[0] != run(**beside | {name: value})[0]
+
+
+@pytest.mark.parametrize("name", CHANGES_WHAT_IS_TOLD)
+def test_what_changes_what_is_told(run, name):
+    beside, value = CHANGES_WHAT_IS_TOLD[name]
+    if name == "preset":  # apart from the fields that it stands for, a name
+        beside = {key: field for key, field in with_preset({"preset": value} | BASE).items() if key != "preset"}
+    (weights, told), (other_weights, other_told) = run(**beside), run(**beside | {name: value})
+    assert weights == other_weights and told != other_told
+
+
+@pytest.mark.parametrize("name", CHANGES_NOTHING)
+def test_what_changes_nothing(run, name):
+    beside, value = CHANGES_NOTHING[name]
+    assert run(**beside) == run(**beside | {name: value})

@@ -40,8 +40,8 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "k_aux": 256,
         "dead_after_tokens": 10_000_000,
     },
-    # Bussmann et al. 2024, arXiv:2412.06410, section 4 and the code bartbussmann/BatchTopK, config.py; its dead are those
-    # silent for 5 batches.
+    # Bussmann et al. 2024, arXiv:2412.06410; numbers from bartbussmann/BatchTopK, main.py and config.py, which are for
+    # 12,288 latents; its dead are those silent for 5 batches.
     # Not expressed: inputs normalised token by token; the saved threshold is fitted to held-out rows, theirs a running mean.
     "batchtopk": {
         "kind": "batchtopk",
@@ -55,9 +55,9 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "k_aux": 512,
         "dead_after_tokens": 5 * 4096,
     },
-    # Bussmann et al. 2025, arXiv:2503.17547, as in dictionary_learning, trainers/matryoshka_batch_top_k.py: groups of 1/32,
-    # 1/16, 1/8, 1/4 and the rest, decay over the last fifth. Its law for lr, 2e-4 · sqrt(2^14 / d_sae), is what None gives a
-    # run of 250k steps; a shorter one gets more, see optim.default_lr.
+    # Bussmann et al. 2025, arXiv:2503.17547, as dictionary_learning has it (trainers/matryoshka_batch_top_k.py; groups of
+    # 1/32, 1/16, 1/8, 1/4 and the rest, and decay over the last fifth, from its demo_config.py). Its law for lr,
+    # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see optim.default_lr.
     # Not expressed: the mean over prefixes, which is a sum here.
     "matryoshka": {
         "kind": "matryoshka",

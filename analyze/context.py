@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from saelens_lite.store import ActivationStore
+from saelens_lite.store import ActivationStore, ShardTokens
 from saelens_lite.tokens import token_strings
 
 logger = logging.getLogger(__name__)
@@ -108,11 +108,37 @@ class Contexts:
         sequence, position = int(sequences[local]), int(positions[local])
         attended = int(tokens.attended[sequence].sum())
         start, stop = max(0, position - self.before_tokens), min(attended, position + self.after_tokens + 1)
-        lead = min(start, LEAD_TOKENS)
-        ids = tokens.input_ids[sequence, start - lead : min(attended, stop + LEAD_TOKENS)].tolist()
         document = int(tokens.doc_id[sequence, position]) + tokens.first_doc
-        shown = tuple(self._strings(ids)[lead : lead + stop - start])
+        pieces = self._pieces(tokens, sequence, max(0, start - LEAD_TOKENS), min(attended, stop + LEAD_TOKENS))
+        shown = tuple(pieces[position] for position in range(start, stop))
         return Context(row, document, shard, sequence, position, shown, position - start, tuple(range(start, stop)))
+
+    def _pieces(self, tokens: ShardTokens, sequence: int, start: int, stop: int) -> dict[int, str]:
+        """The text of the tokens at positions start to stop of a sequence, by position.
+
+        At an edge of the context the document's tokens in the neighbouring context are decoded too, and a BOS in between
+        is not: a character whose bytes the edge cuts stays whole, as the piece of its first token.
+        """
+
+        def ids_at(sequence: int, positions: range) -> list[int]:
+            return tokens.input_ids[sequence, positions.start : positions.stop].tolist()
+
+        def same_document(neighbour: int, place: int, own: int) -> bool:
+            return bool(tokens.doc_id[neighbour, place] == tokens.doc_id[sequence, own])
+
+        attended = int(tokens.attended[sequence].sum())
+        bos = int(self.store.plan.get("bos_id") is not None and attended > 0)
+        pieces = dict(zip(range(start, bos), self._strings(ids_at(sequence, range(start, bos))))) if start < bos else {}
+        start = max(start, bos)
+        before: list[int] = []
+        after: list[int] = []
+        if start == bos < attended and sequence > 0 and same_document(sequence - 1, -1, bos):
+            length = tokens.input_ids.shape[1]
+            before = ids_at(sequence - 1, range(max(bos, length - LEAD_TOKENS), length))
+        if stop == attended and sequence + 1 < len(tokens.input_ids) and same_document(sequence + 1, bos, stop - 1):
+            after = ids_at(sequence + 1, range(bos, bos + LEAD_TOKENS))
+        strings = self._strings([*before, *ids_at(sequence, range(start, stop)), *after])
+        return pieces | dict(zip(range(start, stop), strings[len(before) :]))
 
     def rows_of(self, context: Context) -> list[int]:
         """The row of each token of a window, -1 where a token has none (BOS, special tokens)."""

@@ -6,6 +6,7 @@ is made beyond it.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import itertools
 import json
@@ -51,14 +52,18 @@ class Claims:
             yield index
 
     def needed(self, packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
-        """Those of the packed shards before which max_tokens is not met yet; their row counts are posted."""
+        """Those of the packed shards before which max_tokens is not met yet; their row counts are posted.
+
+        The one that meets it is cut behind the context that does.
+        """
         packed_to = -1
         for shard in packed:
             packed_to = shard.index
             self._post(shard.index, shard.contexts.n_rows)
-            if self._rows_before(shard.index) >= self._max_tokens:
+            left = self._max_tokens - self._rows_before(shard.index)
+            if left <= 0:
                 return
-            yield shard
+            yield dataclasses.replace(shard, contexts=shard.contexts.up_to(left))
         if self._claimed > packed_to:  # claimed, and no document was left for it
             self._post(self._claimed, _BEHIND_THE_END)
 

@@ -35,15 +35,25 @@ class Rows:
 class Batch:
     """What one forward pass gave for a shard; a shard without contexts has one batch without rows.
 
-    rows:      by hook point
-    n_rows:    rows at each of them
-    forward_s: seconds of the pass; on an accelerator those until it was queued
+    rows:   by hook point
+    n_rows: rows at each of them
+    host_s: seconds until the pass was queued, or done where nothing is queued
+    events: around the pass on a CUDA device
     """
 
     shard: PackedShard
     rows: dict[str, Rows]
     n_rows: int
-    forward_s: float
+    host_s: float
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds of the pass; waits for its end."""
+        if self.events is None:
+            return self.host_s
+        self.events[1].synchronize()
+        return self.events[0].elapsed_time(self.events[1]) / 1000
 
 
 def forward_batches(
@@ -70,7 +80,7 @@ def forward_batches(
             began = time.perf_counter()
             seqs = slice(start, start + batch_size_seqs)
             kept = np.flatnonzero(contexts.kept[seqs])
-            rows = {}
+            rows, before, after = {}, host.mark(), None
             if len(kept):
                 with torch.inference_mode():
                     input_ids = torch.from_numpy(contexts.input_ids[seqs].astype(np.int64))
@@ -78,9 +88,11 @@ def forward_batches(
                         missing = batch_size_seqs - len(input_ids)
                         input_ids = nn.functional.pad(input_ids, (0, 0, 0, missing), value=PADDING_ID)
                     acts = hooks.run_to(model, hook_points, input_ids=host.upload(input_ids))
+                    after = host.mark()
                     for name in hook_points:
                         rows[name] = host.download(acts.pop(name), kept, stored)
-            yield Batch(shard, rows, len(kept), time.perf_counter() - began)
+            events = (before, after) if before and after else None
+            yield Batch(shard, rows, len(kept), time.perf_counter() - began, events)
 
 
 class _Host:
@@ -89,6 +101,14 @@ class _Host:
     def __init__(self, model: nn.Module):
         self._device = hooks.model_device(model)
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The time at which a CUDA device reaches this point of its queue; None elsewhere."""
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
 
     def upload(self, input_ids: Tensor) -> Tensor:
         if self._device.type == "cuda":

@@ -1,7 +1,9 @@
 """The loop of a harvest: packed shards through the model into the store, up to max_tokens rows, then the manifest.
 
 Three stages overlap: packing in one thread, the forward passes in another, copying to the host and writing in the
-caller's. Between them are queues of a few shards and a few batches, so memory does not grow with the harvest.
+caller's. Between them are queues of a few shards and a few batches, so memory does not grow with the harvest. A model on
+the CPU keeps all cores busy by itself, and every thread beside it costs it more than that thread gains: there, the stages
+follow each other.
 """
 
 from __future__ import annotations
@@ -89,7 +91,8 @@ def write_shards(
         with contextlib.ExitStack() as stack:
             bar = stack.enter_context(Progress(share, n_before, f"harvest{here}", progress))
             needed = claims.needed(bar.timed_items("pack", packed))
-            shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD))
+            overlaps = _overlaps(model)
+            shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD)) if overlaps else needed
             forward = forward_batches(
                 model,
                 shards,
@@ -98,7 +101,7 @@ def write_shards(
                 plan["dtype"],
                 one_shape=plan["model"].get("compiled", False),
             )
-            batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD))
+            batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD)) if overlaps else forward
             stack.callback(claims.stop)
             for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):
                 shard = _write_shard(of_shard, plan, hook_points, store, bar, check)
@@ -116,6 +119,11 @@ def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
         raise SaelensLiteError(
             f"the dataset could not be read further ({error}); finished shards are kept: give the same command again"
         ) from error
+
+
+def _overlaps(model: nn.Module) -> bool:
+    """Whether the stages run beside each other."""
+    return hooks.model_device(model).type != "cpu"
 
 
 def _write_shard(

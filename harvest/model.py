@@ -91,7 +91,8 @@ def compile_blocks(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
 
 def positions_limit(model: nn.Module) -> int | None:
     """Longest context the model has positions for, in tokens; None if its config states none."""
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:

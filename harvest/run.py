@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,6 +40,9 @@ from .plan import adopt_plan, check_plan, documents_per_shard, make_plan
 from .source import as_names, open_given, open_named
 
 logger = logging.getLogger(__name__)
+
+_OF_NAMED_DATASETS = ("split", "text_unit", "dataset_config", "dataset_revision")
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(HarvestConfig)}
 
 
 def harvest_activations(
@@ -169,6 +172,11 @@ def _request(
         for field in ("model_revision", "compute_dtype", "device", "compile"):
             if options.get(field):
                 raise ValueError(f"{field} says how to load a model; this one is given as an object: leave {field} out")
+    if as_names(dataset) is None and options.get("dataset_weights") is None:
+        for field in _OF_NAMED_DATASETS:
+            unused = options.get(field, _DEFAULTS[field]) != _DEFAULTS[field]
+            if unused and not (field == "split" and isinstance(dataset, Mapping)):
+                raise ValueError(f"{field} says how to read a dataset by name; this one is given as an object: leave it out")
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
     mixed = options.get("dataset_weights") is not None

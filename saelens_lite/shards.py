@@ -162,10 +162,8 @@ class RowWriter:
     def append(self, rows: Tensor) -> None:
         """Write rows[n d_model], of any float dtype and on any device."""
         encoded, stored = self._encoder.encode(rows)
-        stop = self._n_written + len(stored)
-        torch.linalg.vector_norm(
-            stored, dim=1, dtype=torch.float32, out=torch.from_numpy(self._norms[self._n_written : stop])
-        )
+        stop, stored = self._n_written + len(stored), stored.float()  # once: reductions of half types are slow on a CPU
+        torch.linalg.vector_norm(stored, dim=1, out=torch.from_numpy(self._norms[self._n_written : stop]))
         self._sum += stored.sum(0, dtype=torch.float64)
         self._write_tensor(encoded)
         self._n_written = stop

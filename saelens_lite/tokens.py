@@ -48,6 +48,13 @@ class PackedContexts:
     def n_rows(self) -> int:
         return int(self.kept.sum())
 
+    def up_to(self, n_rows: int) -> PackedContexts:
+        """Only the contexts that the first `n_rows` rows stand in."""
+        rows_before = np.cumsum(self.kept.sum(axis=1)) - self.kept.sum(axis=1)
+        used = int((rows_before < n_rows).sum())
+        arrays = (array[:used] for array in (self.input_ids, self.attended, self.kept, self.doc_id))
+        return PackedContexts(*arrays, self.first_doc)
+
 
 def pack(
     documents: Iterable[tuple[int, Sequence[int]]],
@@ -110,12 +117,8 @@ def pack(
     kept = attended & ~np.isin(input_ids, special)
 
     flat = (input_ids, attended.astype(np.uint8), kept.astype(np.uint8), doc_id)
-    input_ids, attended, kept, doc_id = (array.reshape(n_seqs, context_length) for array in flat)
-    if max_rows is not None:
-        rows_before = np.cumsum(kept.sum(axis=1)) - kept.sum(axis=1)
-        used = int((rows_before < max_rows).sum())
-        input_ids, attended, kept, doc_id = input_ids[:used], attended[:used], kept[:used], doc_id[:used]
-    return PackedContexts(input_ids, attended, kept, doc_id, first_doc)
+    packed = PackedContexts(*(array.reshape(n_seqs, context_length) for array in flat), first_doc)
+    return packed if max_rows is None else packed.up_to(max_rows)
 
 
 def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -> ArrayOrTensor:

@@ -47,6 +47,20 @@ def test_characters_of_several_tokens_stay_whole_at_a_windows_end(gpt2, byte_tok
     assert [context.after for context in found] == [context.token for context in found[1:]] + [""]
 
 
+@pytest.mark.parametrize("context_length", [4, 5, 6])
+def test_characters_that_a_contexts_edge_cuts_stay_whole(gpt2, byte_tokenizer, tmp_path, context_length):
+    """Contexts of 3 to 5 bytes behind a BOS: some cut 🌳 or 木; the documents' edges are no such cut."""
+    texts = ["a🌳木é", "木b🌳"]
+    options = {"context_length": context_length, "max_tokens": 100, "tokenizer": byte_tokenizer, "progress": False}
+    store = harvest_activations(gpt2, texts, "blocks.0.hook_resid_post", tmp_path, **options)
+    for width in (0, 1, 3):
+        contexts = Contexts(store, byte_tokenizer, before_tokens=width, after_tokens=width)
+        found = [contexts.at(row) for row in range(store.n_rows)]
+        assert [context.token for context in found] == [
+            "a", "🌳", "", "", "", "木", "", "", "é", "", "木", "", "", "b", "🌳", "", "", "",
+        ]  # fmt: skip
+
+
 def test_rows_of_a_window(store, byte_tokenizer):
     contexts = Contexts(store, byte_tokenizer, before_tokens=40, after_tokens=40)
     for row in (0, 31, 700, 1499):

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import threading
 import time
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 
 from saelens_lite import hooks
+from saelens_lite.harvest import loop
 from saelens_lite.harvest.ahead import ahead
 from saelens_lite.harvest.forward import forward_batches
 from saelens_lite.harvest.packing import PackedShard
 from saelens_lite.tokens import pack
+
+from .test_run import content
 
 HOOK = "blocks.0.hook_resid_post"
 
@@ -85,3 +89,24 @@ def test_a_compiled_model_sees_one_shape(gpt2):
     assert [batch.n_rows for batch in filled] == [6, 6, 3, 6]
     for batch, plain in zip(filled, forward_batches(gpt2, shards, [HOOK], 2, "float32"), strict=True):
         torch.testing.assert_close(batch.rows[HOOK].wait(), plain.rows[HOOK].wait())
+
+
+@pytest.mark.parametrize("stop_at", [None, 2])
+def test_overlapping_stages_write_the_same_bytes(harvest, monkeypatch, stop_at):
+    """As on an accelerator: a thread packs, another runs the model; interrupted while both work, too."""
+    whole = content(harvest(store="in turn").path)
+    monkeypatch.setattr(loop, "_overlaps", lambda model: True)
+    writing = loop.writing_shard
+
+    def stopping(store, shard, *rest):
+        if shard == stop_at:
+            raise KeyboardInterrupt
+        return writing(store, shard, *rest)
+
+    if stop_at is not None:
+        with monkeypatch.context() as patch:
+            patch.setattr(loop, "writing_shard", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                harvest()
+        assert not any(thread.name == "saelens_lite-ahead" for thread in threading.enumerate())
+    assert content(harvest().path) == whole

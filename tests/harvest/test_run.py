@@ -18,7 +18,7 @@ import torch
 
 from saelens_lite import hooks, shards
 from saelens_lite.errors import HookError, SaelensLiteError, ShardError
-from saelens_lite.harvest import HarvestConfig, harvest_activations, loop, run_harvest
+from saelens_lite.harvest import HarvestConfig, add_hook_points, harvest_activations, loop, run_harvest
 from saelens_lite.store import ActivationStore
 
 ROOT = Path(__file__).parents[2]
@@ -201,7 +201,7 @@ def test_a_finished_harvest_does_nothing_and_says_so(harvest, monkeypatch, caplo
 KILLED = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from saelens_lite.harvest import HarvestConfig, run_harvest
+from saelens_lite.harvest import HarvestConfig, add_hook_points, run_harvest
 options = json.loads(sys.argv[2])
 run_harvest(HarvestConfig(**options))
 """
@@ -241,8 +241,8 @@ def test_another_plan_is_refused_and_its_difference_named(harvest):
     before = content(harvest().path)
     with pytest.raises(ShardError, match="another plan: context_length is 32 there, 16 here"):
         harvest(context_length=16)
-    with pytest.raises(ShardError, match=r"hook_points.blocks.1.hook_mlp_out is .* there, None here"):
-        harvest(hook_points=["blocks.0.hook_resid_post"])
+    with pytest.raises(ShardError, match=r"hook_points.blocks.1.hook_resid_post is None there, {.*} here"):
+        harvest(hook_points=["blocks.1.hook_resid_post"])
     with pytest.raises(ShardError, match="dataset.first_documents_sha256"):
         harvest(dataset=["another text"] * 40)
     assert content(harvest().path) == before
@@ -371,6 +371,7 @@ def test_rows_beyond_float16_are_refused(harvest, gpt2):
         ({"dataset": [{"txt": "a"}]}, ValueError, "no column 'text' .did you mean 'txt'.*columns are txt"),
         ({"dataset": [{"text": 3}]}, ValueError, "document 0 expected text, got int"),
         ({"dataset": {"train": ["a"]}, "split": "tran"}, ValueError, "no split 'tran' .did you mean 'train'"),
+        ({"split": "test"}, ValueError, "split says how to read a dataset by name; this one is given as an object"),
         ({"dataset": 3}, ValueError, "dataset expected names, texts or rows, got int"),
         ({"dataset": "One text, not a name."}, ValueError, "to harvest texts, pass a list"),
         ({"dataset": "missing/file.jsonl"}, FileNotFoundError, "there is none at"),
@@ -461,3 +462,12 @@ def test_compile_compiles_the_blocks_and_is_part_of_the_plan(gpt2, byte_tokenize
 def test_a_module_without_a_vector_for_each_token_is_refused(harvest):
     with pytest.raises(HookError, match=r"transformer.wpe expected \[batch, seq, d_model\]"):
         harvest(hook_points=["transformer.wpe"])
+
+
+def test_a_finished_store_with_further_hook_points_is_still_this_harvests(harvest, gpt2):
+    first = harvest(**PLAIN)
+    before = content(add_hook_points(first, "blocks.1.hook_mlp_out", model=gpt2, progress=False).path)
+    assert harvest(**PLAIN).hook_points == BOTH
+    assert content(first.path) == before
+    with pytest.raises(ShardError, match="max_tokens is 300 there, 200 here"):
+        harvest(**(PLAIN | {"max_tokens": 200}))

@@ -246,6 +246,8 @@ def train(argv: Sequence[str]) -> None:
     if not config.store:
         raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
     sae = train_sae(config.store, config)
+    if not _is_first_process():
+        return
     facts = sae.config.metadata["saelens_lite"]
     print(f"{config.output}: {sae.kind} SAE of {sae.d_sae:,} latents on {sae.config.hook_point}")
     print(f"  {facts['steps']:,} steps, {facts['tokens']:,} rows, peak lr {facts['lr']:.2g}")

@@ -71,3 +71,19 @@ class Tracker:
         self._file.close()
         if self._run is not None:
             self._run.finish(exit_code=0 if kind is None else 1)
+
+
+class SilentTracker(Tracker):
+    """Of several processes the first tracks; the others have this, which opens and writes nothing."""
+
+    def __init__(self) -> None:
+        pass
+
+    def position(self) -> dict[str, Any]:
+        return {}
+
+    def log(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        pass

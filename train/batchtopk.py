@@ -13,7 +13,7 @@ import math
 import torch
 from torch import Tensor
 
-from saelens_lite import kernels
+from saelens_lite import distributed, kernels
 from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
@@ -40,9 +40,16 @@ class BatchTopK(TopK):
         return {name: p for name, p in super().parameters().items() if name != "threshold"}
 
     def select(self, inputs: Tensor) -> Pairs:
-        """The k · B largest positive pre-activations of the batch; the running threshold follows the least of them."""
-        pairs = self._largest(inputs, self.workspace.products)
-        least = _just_below(pairs.values)
+        """The k · B largest positive pre-activations of the batch; the running threshold follows the least of them.
+
+        Of several processes each gets those in its rows of the batch.
+        """
+        n_pairs = self.config.k * len(inputs)
+        if distributed.world_size() == 1:
+            pairs = self._largest(inputs, n_pairs, self.workspace.products)
+            least = _just_below(pairs.values)
+        else:
+            pairs, least = self._largest_of_all(inputs, n_pairs)
         self.threshold = torch.where(self.threshold.isnan(), least, self.threshold.lerp(least, _THRESHOLD_RATE))
         self.sae.threshold.copy_(self.threshold)
         return pairs
@@ -50,10 +57,34 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def calibrate(self, acts: Tensor) -> None:
         """The SAE's threshold becomes the one above which these rows have k latents each, on average."""
-        self.sae.threshold.copy_(_just_below(self._largest(acts - self.sae.b_dec).values))
+        self.sae.threshold.copy_(_just_below(self._largest(acts - self.sae.b_dec, self.config.k * len(acts)).values))
 
-    def _largest(self, inputs: Tensor, workspace: Tensor | None = None) -> Pairs:
-        sae, n_pairs = self.sae, self.config.k * len(inputs)
+    def _largest_of_all(self, inputs: Tensor, n_pairs: int) -> tuple[Pairs, Tensor]:
+        """Of the n_pairs · world_size largest in the rows of all processes, those in these rows; and just below the least.
+
+        Every process shows the others its largest, a few more than its part would be. Where all that one showed are among
+        the largest of all it may have further ones: then all show twice as many, up to n_pairs · world_size.
+        """
+        n_all, shown = n_pairs * distributed.world_size(), n_pairs + n_pairs // 8
+        while True:
+            shown = min(shown, n_all)
+            values, indices, offsets = self._largest(inputs, shown, self.workspace.products)
+            every = distributed.gathered(torch.nn.functional.pad(values, (0, shown - len(values))))
+            nth = every.view(-1).kthvalue(every.numel() - n_all + 1).values
+            least_shown = every.amin(1)
+            if shown == n_all or not bool(((least_shown >= nth) & (least_shown > 0)).any()):
+                break
+            shown *= 2
+        above, equal = every > nth, (every == nth) & (every > 0)
+        places = equal.view(-1).cumsum(0).view_as(equal)  # of equal ones the lower rows, as in one process
+        kept = above | (equal & (places <= n_all - above.sum()))
+        ours = kept[distributed.rank(), : len(values)]
+        offsets = torch.nn.functional.pad(ours.cumsum(0), (1, 0))[offsets]
+        return Pairs(values[ours], indices[ours], offsets), _just_below(every[kept])
+
+    def _largest(self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None) -> Pairs:
+        """The n_pairs largest positive pre-activations of these rows."""
+        sae = self.sae
         guess = 0.9 * float(self.threshold) if self.threshold.isfinite() else 0.0
         if (screened := kernels.screened_batch_topk(inputs, sae.W_enc.T, sae.b_enc, n_pairs, guess)) is not None:
             return Pairs(*screened)

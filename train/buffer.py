@@ -26,6 +26,7 @@ class RowBuffer:
     """Batches of rows of one hook point, mixed over the whole store.
 
     rows: int64[n], the rows that may be used, in ascending order
+    part: (r, n): of the n equal parts of each batch, the r-th alone is read and given; for n processes
     raises: ValueError when there are fewer rows than one batch
     """
 
@@ -39,6 +40,7 @@ class RowBuffer:
         seed: int,
         hook_point: str | None = None,
         dtype: torch.dtype = torch.bfloat16,
+        part: tuple[int, int] = (0, 1),
     ) -> None:
         if len(rows) < batch_size_rows:
             raise ValueError(
@@ -46,7 +48,7 @@ class RowBuffer:
                 "documents: harvest more tokens or lower batch_size_rows"
             )
         self._store, self._rows, self._hook_point, self._dtype = store, rows, hook_point, dtype
-        self._batch, self._seed = batch_size_rows, seed
+        self._batch, self._seed, self._part = batch_size_rows, seed, part
         self._buffer_rows = max(batch_size_rows, buffer_rows - buffer_rows % batch_size_rows)
         self.steps_per_epoch = len(rows) // batch_size_rows
         self._held: tuple[int, int] | None = None
@@ -71,10 +73,15 @@ class RowBuffer:
     def _load(self, epoch: int, buffer: int) -> Tensor:
         if self._held != (epoch, buffer):
             self._acts = None  # before the next one, so that two never stand in memory
-            self._acts = self._store.gather(self.row_order(epoch, buffer), self._hook_point, self._dtype)
+            self._acts = self._store.gather(self._of_part(self.row_order(epoch, buffer)), self._hook_point, self._dtype)
             self._held = (epoch, buffer)
         assert self._acts is not None
         return self._acts
+
+    def _of_part(self, rows: Tensor) -> Tensor:
+        """Those of a buffer's rows int64[m] that this part of each batch has."""
+        r, n = self._part
+        return torch.cat([batch.chunk(n)[r] for batch in rows.split(self._batch) if len(batch) == self._batch])
 
     def _place(self, step: int) -> tuple[int, int, slice]:
         """Epoch, buffer and rows of that buffer, of a step counted from 0."""
@@ -83,9 +90,10 @@ class RowBuffer:
         return epoch, buffer, slice(offset, offset + self._batch)
 
     def batch(self, step: int) -> Tensor:
-        """float32[batch_size_rows d_model] of a step counted from 0."""
+        """float32[batch_size_rows d_model] of a step counted from 0; of a part of n, batch_size_rows / n."""
         epoch, buffer, within = self._place(step)
-        return self._load(epoch, buffer)[within].float()
+        n = self._part[1]
+        return self._load(epoch, buffer)[within.start // n : within.stop // n].float()
 
     def rows(self, step: int) -> Tensor:
         """int64[batch_size_rows]: where in the store the rows of that step's batch are."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saelens_lite import kernels
+from saelens_lite import distributed, kernels
 from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
@@ -60,7 +60,7 @@ class JumpReLU(Kind):
         """The step penalty and its derivative, of l0 float[""]."""
         if self.config.target_l0 is None:
             return l0, torch.ones_like(l0)
-        distance = l0 / self.config.target_l0 - 1
+        distance = distributed.mean(l0) / self.config.target_l0 - 1  # of the whole batch, in which it is not linear
         return distance.square(), 2 * distance / self.config.target_l0
 
     def _sparse(

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import saelens_lite
+from saelens_lite import distributed
 from saelens_lite.codecs import STORE_DTYPES
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.device import best_device
@@ -26,7 +27,7 @@ from saelens_lite.files import LocalFolder
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.shards import data_name
 from saelens_lite.store import ActivationStore
-from saelens_lite.tracker import Tracker
+from saelens_lite.tracker import SilentTracker, Tracker
 
 from .buffer import RowBuffer
 from .config import TrainConfig
@@ -58,35 +59,44 @@ def train_sae(store: ActivationStore | str | Path, config: TrainConfig | None = 
 
     Stopped or killed, the same call goes on at the last checkpoint and ends with the same SAE, bit for bit on a CPU with as
     many threads. So does one that differs only in where it reads, writes its progress and computes; see state.py.
+    Called in all processes of a torchrun, each computes the gradients of its share of every batch; the first writes.
 
     store: an open store or its folder
     config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each. Without it
         `preset` may name a recipe of presets.py; `fields` replace single fields of that
-    returns: the SAE, in the units of the store's activations, on the training device; also saved to config.output
-    raises: ValueError for a wrong field, too few rows, or an output that holds a finished run, another or one that is
-        running; CheckpointError if all its checkpoints are damaged or one cannot be written; FloatingPointError for a row
-        that is not finite, with its shard, or a loss that is not, with the step: what was saved is kept then;
+    returns: the SAE, in the units of the store's activations, on the training device, in every process; also saved to
+        config.output
+    raises: ValueError for a wrong field, too few rows, a batch that the processes cannot share equally, or an output that
+        holds a finished run, another or one that is running; CheckpointError if all its checkpoints are damaged or one
+        cannot be written; FloatingPointError for a row that is not finite, with its shard, or a loss that is not, with the
+        step: what was saved is kept then;
         KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once a checkpoint and the SAE as it stands were saved
     """
     config = _configured(config, fields, store)
     store = store if isinstance(store, ActivationStore) else ActivationStore(store)
+    with distributed.joined(_device(config)):
+        return _train(store, config)
+
+
+def _train(store: ActivationStore, config: TrainConfig) -> SparseAutoencoder:
     output = Path(config.output)
     checkpoint = _checkpoint(output, store, config)
     run = _Run(store, config, checkpoint)
+    run.begin_together()
     position = checkpoint.progress if checkpoint else None
     output.mkdir(parents=True, exist_ok=True)
     with (
         _alone(output),
-        Tracker(output, to_mapping(config), config.wandb_project, position) as tracker,
+        Tracker(output, to_mapping(config), config.wandb_project, position) if _writes() else SilentTracker() as tracker,
         _stop_signals() as stopped,
     ):
-        if checkpoint is None:
+        if checkpoint is None and _writes():
             remove_checkpoints(output)
         run.start_clock()
         try:
             for step in _steps(run.trainer.steps_done, run.n_steps, config):
                 stats = run.step(step)
-                done, last, stopping = step + 1, step + 1 == run.n_steps, stopped.signal is not None
+                done, last, stopping = step + 1, step + 1 == run.n_steps, stopped.anywhere() is not None
                 if done % config.log_every_steps == 0 or last:
                     tracker.log(done, run.training_metrics(stats, done))
                 if done % run.eval_every_steps == 0 and not last:
@@ -99,7 +109,7 @@ def train_sae(store: ActivationStore | str | Path, config: TrainConfig | None = 
             raise
         except Exception:
             done = run.trainer.steps_done
-            if done:
+            if done and _writes():
                 run.save(output)
                 log.error("failed after step %d of %d; the SAE as it stands is in %s", done, run.n_steps, output)
                 if run.saved_step:
@@ -108,12 +118,13 @@ def train_sae(store: ActivationStore | str | Path, config: TrainConfig | None = 
         if done == run.n_steps:
             sae = run.save(output)
             tracker.log(done, run.scores)
-            remove_checkpoints(output)
+            if _writes():
+                remove_checkpoints(output)
         else:
             log.warning("stopped at step %d of %d; the same command goes on from there", done, run.n_steps)
             log.warning("the SAE as it stands is in %s", output)
-    if stopped.signal is not None:
-        raise KeyboardInterrupt if stopped.signal == signal.SIGINT else SystemExit(128 + stopped.signal)
+    if (number := stopped.anywhere()) is not None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
     return sae
 
 
@@ -146,14 +157,19 @@ def _identity(store: ActivationStore, config: TrainConfig) -> dict[str, Any]:
 
 
 def _device(config: TrainConfig) -> torch.device:
-    return torch.device(config.device or best_device())
+    return torch.device(distributed.own_device(config.device or best_device()))
+
+
+def _writes() -> bool:
+    """Whether this process writes and speaks: of several, which all do the same, the first."""
+    return distributed.rank() == 0
 
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Keep a second process out, for as long as this one trains into `output`."""
-    with LocalFolder(output).locked("metrics.jsonl") as ours:
-        if not ours:
+    """Keep another training out, for as long as this one trains into `output`."""
+    with LocalFolder(output).locked("metrics.jsonl") if _writes() else nullcontext(True) as ours:
+        if distributed.largest(int(not ours)):
             raise ValueError(f"{output} is being trained into by another process: wait for it, or choose another output")
         yield
 
@@ -163,6 +179,12 @@ class _Run:
 
     def __init__(self, store: ActivationStore, config: TrainConfig, checkpoint: Checkpoint | None = None) -> None:
         self.store, self.config = store, config
+        n_processes = distributed.world_size()
+        if config.batch_size_rows % n_processes:
+            raise ValueError(
+                f"batch_size_rows expected a multiple of {n_processes}, the processes that share each batch, got "
+                f"{config.batch_size_rows}: choose {-(-config.batch_size_rows // n_processes) * n_processes}"
+            )
         self.hook_point = store.hook_point(config.hook_point)
         self.device = _device(config)
         held_out = store.held_out_rows(config.held_out_fraction)
@@ -176,6 +198,7 @@ class _Run:
             seed=config.seed,
             hook_point=self.hook_point,
             dtype=_BUFFER_DTYPES[store.plan["dtype"]],
+            part=(distributed.rank() if n_processes > 1 else 0, n_processes),
         )
         self.n_steps = config.n_steps or max(1, int(config.n_epochs * self.buffer.steps_per_epoch))
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
@@ -241,6 +264,21 @@ class _Run:
             model_name=store.model_name,
             metadata={"saelens_lite": {"version": saelens_lite.__version__, "store": store.fingerprint}},
         )
+
+    def begin_together(self) -> None:
+        """Several processes begin with the bits of the first, once all of them have looked at what is there.
+
+        raises: ValueError if they found different checkpoints
+        """
+        done = self.trainer.steps_done
+        if distributed.largest(done) != -distributed.largest(-done):
+            raise ValueError(
+                f"the processes expected one checkpoint in {self.config.output}, this one found step {done} and another one "
+                "a different step: give all machines the same folder"
+            )
+        for value in self.trainer.state().values():
+            if isinstance(value, Tensor):
+                distributed.from_first_(value)
 
     def start_clock(self) -> None:
         """Training begins, or goes on, at this instant."""
@@ -334,19 +372,20 @@ class _Run:
         position: of the tracker
         """
         self._weights_are_finite()
-        save_checkpoint(
-            output,
-            self.trainer.state(),
-            run=_identity(self.store, self.config),
-            progress={"scale": self.scale, "seconds": self.seconds, **position},
-            made_by=circumstances(self.device),
-            keep=self.config.keep_checkpoints,
-        )
+        if _writes():
+            save_checkpoint(
+                output,
+                self.trainer.state(),
+                run=_identity(self.store, self.config),
+                progress={"scale": self.scale, "seconds": self.seconds, **position},
+                made_by=circumstances(self.device),
+                keep=self.config.keep_checkpoints,
+            )
         self.saved_step = self.trainer.steps_done
         self.save(output)
 
     def save(self, output: Path) -> SparseAutoencoder:
-        """The SAE in the units of the store, written to `output`; never one that is not finite."""
+        """The SAE in the units of the store, written to `output` by the first process; never one that is not finite."""
         self._weights_are_finite()
         done, kind = self.trainer.steps_done, self.trainer.kind
         if kind.calibrates and len(self.held_out_rows):
@@ -369,13 +408,18 @@ class _Run:
         if self.store.has_tokens:
             metadata["context_size"] = self.store.context_length
         sae.config = dataclasses.replace(sae.config, metadata=metadata)
-        sae.save(output)
-        (output / "train_config.json").write_text(json.dumps(to_mapping(self.config), indent=1), encoding="utf-8")
+        if _writes():
+            sae.save(output)
+            (output / "train_config.json").write_text(json.dumps(to_mapping(self.config), indent=1), encoding="utf-8")
         return sae
 
 
 class _Stopped:
     signal: int | None = None
+
+    def anywhere(self) -> int | None:
+        """The signal that this or another process got; all that ask together are told the same."""
+        return distributed.largest(self.signal or 0) or None
 
 
 @contextmanager
@@ -413,7 +457,7 @@ def _configured(config: TrainConfig | None, fields: dict[str, Any], store: Any) 
 def _steps(first: int, n_steps: int, config: TrainConfig) -> Iterator[int]:
     from tqdm import tqdm
 
-    bar = {"desc": f"train {config.kind}", "unit": "step", "disable": not config.progress}
+    bar = {"desc": f"train {config.kind}", "unit": "step", "disable": not (config.progress and _writes())}
     return iter(tqdm(range(first, n_steps), initial=first, total=n_steps, **bar))
 
 

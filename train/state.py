@@ -6,7 +6,7 @@
     run               what determines the run: the store's fingerprint, the hook point, fields of TrainConfig
     values            what `Trainer.state` holds beside tensors: steps_done, as in the folder's name
     progress          scale of the inputs; seconds trained; bytes of metrics.jsonl, the run at wandb
-    made_by           what the last bits depend on as well: versions, device, threads
+    made_by           what the last bits depend on as well: versions, device, threads, processes
     tensors_sha256    of state.safetensors
     sha256            of this file without this entry
 
@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import saelens_lite
+from saelens_lite import distributed
 from saelens_lite.checkpoint import sync
 from saelens_lite.errors import CheckpointError
 
@@ -151,6 +152,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "device": device.type,
         "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
     }
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from saelens_lite import distributed
 from saelens_lite.errors import CheckpointError
 from saelens_lite.sae import SparseAutoencoder
 
@@ -51,7 +52,7 @@ class Trainer:
 
     @torch.no_grad()
     def update(self, acts: Tensor) -> StepStats:
-        """One optimiser step on float32[batch d_model]."""
+        """One optimiser step on float32[batch d_model]; of several processes, each brings as many rows of the batch."""
         dead = self.dead_tracker.dead() if self.kind.uses_dead else None
         ramp = min(1.0, (self.steps_done + 1) / max(1, self.l1_warm_up_steps))
         stats, fired = self.kind.gradients(acts, dead, ramp)
@@ -60,12 +61,28 @@ class Trainer:
             group["lr"] = self.lr * factor
         assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), "the SAE was moved after its Trainer was made"
         self._encoder_rows.grad = self.sae.W_enc.grad.T
+        stats, fired = self._reduced(stats, fired)
         self._clip()
         self.adam.step()
         self.kind.after_update()
-        self.dead_tracker.update(fired, len(acts))
+        self.dead_tracker.update(fired, len(acts) * distributed.world_size())
         self.steps_done += 1
         return stats
+
+    def _reduced(self, stats: StepStats, fired: Tensor) -> tuple[StepStats, Tensor]:
+        """Gradients, in place, stats and firings of this process's rows become those of the whole batch.
+
+        All are means over rows, of which each process has as many: so they are means over processes.
+        """
+        n = distributed.world_size()
+        if n == 1:
+            return stats, fired
+        for parameter in self.adam.param_groups[0]["params"]:
+            if parameter.grad is not None:
+                distributed.sum_(parameter.grad.div_(n))
+        numbers = torch.cat([torch.stack([stat.to(self.sae.dtype) for stat in stats]) / n, fired.to(self.sae.dtype)])
+        distributed.sum_(numbers)
+        return StepStats(*numbers[: len(stats)]), numbers[len(stats) :] > 0
 
     def _clip(self) -> None:
         """Scale the gradients down to clip_norm, if their norm over all parameters is above it."""

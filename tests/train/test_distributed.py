@@ -1,0 +1,205 @@
+"""Several processes train what one would: real torchrun, real processes, the weights of a single one.
+
+Run as a script under torchrun, this file trains all CASES on its part of each batch and saves what every process ends with.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.testing import assert_close
+
+import saelens_lite as sl
+from saelens_lite import distributed
+from saelens_lite.sae import SAEConfig
+from saelens_lite.train.buffer import RowBuffer
+from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.init import initial_sae
+from saelens_lite.train.kinds import kind_class
+from saelens_lite.train.trainer import Trainer
+
+ROOT = Path(__file__).parents[2]
+D, N, K, BATCH = 12, 64, 4, 48
+CASES = {
+    "topk": {"kind": "topk"},
+    "topk, several k": {"kind": "topk", "multi_topk_coeff": 0.125},
+    "topk, clipped": {"kind": "topk", "clip_norm": 0.1},
+    "topk, frozen decoder": {"kind": "topk", "freeze_decoder": True},
+    "relu": {"kind": "relu", "l1_coeff": 0.1},
+    "relu, free norms": {"kind": "relu", "l1_coeff": 0.1, "unit_decoder": False},
+    "gated": {"kind": "gated", "l1_coeff": 0.1},
+    "jumprelu, target": {"kind": "jumprelu", "target_l0": 6.0},
+    "jumprelu, tanh": {"kind": "jumprelu", "jumprelu_penalty": "tanh"},
+    "batchtopk": {"kind": "batchtopk"},
+    "matryoshka": {"kind": "matryoshka"},
+}
+
+
+def trained(fields, dtype, n_steps):
+    """The state after training this process's part of every batch, and the stats of the last step."""
+    kind = kind_class(fields["kind"]).sae_kind
+    config = TrainConfig(k=K, d_sae=N, lr=1e-3, batch_size_rows=BATCH, dead_after_tokens=2 * BATCH, **fields)
+    sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind=kind, k=K if kind == "topk" else None), rows(0), seed=0)
+    with torch.no_grad():
+        getattr(sae, "b_enc" if hasattr(sae, "b_enc") else "b_gate")[:9] = -50.0  # these stay silent
+    trainer = Trainer(sae.to(dtype), config, 20)
+    trainer.dead_tracker.tokens_since_fired[:9] = 2 * BATCH
+    for step in range(n_steps):
+        part = rows(step).to(dtype).chunk(distributed.world_size())[distributed.rank()]
+        stats = trainer.update(part)
+    if trainer.kind.uses_dead:
+        assert stats.sparsity > 0, "AuxK had nothing to do"
+    state = {name: value.contiguous() for name, value in trainer.state().items() if isinstance(value, torch.Tensor)}
+    return state | {f"stats.{name}": value.to(dtype) for name, value in stats._asdict().items()}
+
+
+def rows(step):
+    """A batch whose second half has almost all of what is largest."""
+    acts = torch.randn(BATCH, D, generator=torch.Generator().manual_seed(step))
+    acts[BATCH // 2 :] *= 6
+    return acts
+
+
+def all_cases():
+    found = {}
+    for case, fields in CASES.items():
+        for dtype, n_steps in ((torch.float64, 20), (torch.float32, 1)):
+            if "clip_norm" in fields and dtype == torch.float64:
+                continue  # torch's fused Adam takes the scale of gradients in float32 only
+            state = trained(fields, dtype, n_steps)
+            found |= {f"{case}/{dtype}/{name}": value for name, value in state.items()}
+    return found
+
+
+def torchrun(n_processes, *args):
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n_processes}", "--standalone", *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("n_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_several_processes_end_with_the_state_of_one(n_processes, tmp_path):
+    process = torchrun(n_processes, __file__, str(tmp_path))
+    alone = all_cases()
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    ends = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(n_processes)]
+    for name, expected in alone.items():
+        tolerance = 1e-9 if "float64" in name else 1e-5
+        for end in ends:
+            assert torch.equal(end[name], ends[0][name]), f"{name} differs between processes"
+        assert_close(ends[0][name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_the_parts_of_a_batch_are_the_batch():
+    class Rows:
+        def gather(self, index, hook_point=None, dtype=torch.float32):
+            return index[:, None].to(dtype)
+
+    def buffer(part):
+        return RowBuffer(
+            Rows(), torch.arange(1000), batch_size_rows=30, buffer_rows=200, seed=0, dtype=torch.float32, part=part
+        )
+
+    for step in (0, 5, 6, 32, 33, 40):
+        parts = [buffer((r, 3)).batch(step) for r in range(3)]
+        assert [len(part) for part in parts] == [10, 10, 10]
+        assert torch.equal(torch.cat(parts), buffer((0, 1)).batch(step))
+
+
+# the real thing
+
+OPTIONS = {"k": 4, "d_sae": 64, "lr": 1e-3, "batch_size_rows": 256, "buffer_rows": 2048, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory, planted):
+    return sl.ActivationStore.from_arrays(tmp_path_factory.mktemp("rows") / "store", planted.acts, rows_per_shard=3000)
+
+
+def command(store, output, n_steps):
+    flags = ["-m", "saelens_lite.train", "--store", str(store.path), "--output", str(output), f"--n-steps={n_steps}"]
+    for name, value in OPTIONS.items():
+        flags.append(f"--{name.replace('_', '-')}={value}" if name != "progress" else "--no-progress")
+    return flags
+
+
+def lines(output):
+    file = output / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+@pytest.mark.dist
+def test_torchrun_trains_the_sae_of_one_process(store, tmp_path):
+    process = torchrun(2, *command(store, tmp_path / "two", 40))
+    one = sl.train_sae(store, output=str(tmp_path / "one"), n_steps=40, **OPTIONS)
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert output.count(f"{tmp_path / 'two'}: topk SAE of 64 latents") == 1
+    two = sl.SparseAutoencoder.load(tmp_path / "two")
+    for name, parameter in one.named_parameters():
+        assert_close(two.get_parameter(name), parameter, rtol=1e-4, atol=1e-4)
+    clocks = {"tokens_per_s"}
+    for ours, theirs in zip(lines(tmp_path / "two"), lines(tmp_path / "one"), strict=True):
+        assert ours.keys() == theirs.keys()
+        for name in ours.keys() - clocks:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3), name
+    assert not (tmp_path / "two" / "state").exists()
+
+
+@pytest.mark.dist
+def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(store, tmp_path, caplog):
+    process = torchrun(2, *command(store, tmp_path, 1500))
+    while not lines(tmp_path) and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    facts = sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]
+    assert 0 < facts["steps"] < 1500, output
+    assert f"stopped at step {facts['steps']} of 1500" in output
+    with caplog.at_level("INFO", logger="saelens_lite.train"):
+        sl.train_sae(store, output=str(tmp_path), n_steps=1500, **OPTIONS)
+    assert f"going on at step {facts['steps']}" in caplog.text
+    assert "processes 2 → 1" in caplog.text
+    steps = [line["step"] for line in lines(tmp_path)]
+    assert steps == sorted(steps) and steps[-1] == 1500
+
+
+def test_a_batch_that_the_processes_cannot_share_equally_is_refused(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size_rows expected a multiple of 3, the processes.*, got 256: choose 258"):
+        sl.train_sae(store, output=str(tmp_path), n_steps=4, **OPTIONS)
+
+
+def test_alone_there_is_nothing_to_reduce(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    tensor = torch.arange(3.0)
+    with distributed.joined(torch.device("cpu")):
+        assert (distributed.world_size(), distributed.rank(), distributed.local_rank()) == (1, 0, None)
+        assert distributed.sum_(tensor) is tensor and distributed.mean(tensor) is tensor
+        assert distributed.from_first_(tensor) is tensor
+    assert distributed.largest(7) == 7
+    assert_close(distributed.gathered(tensor), tensor[None])
+
+
+def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert distributed.own_device("cuda") == "cuda"
+    for name, value in {"WORLD_SIZE": "8", "RANK": "6", "LOCAL_RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    assert [distributed.own_device(name) for name in ("cuda", "cuda:3", "cpu")] == ["cuda:2", "cuda:3", "cpu"]
+    assert distributed.rank() == 6
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    with distributed.joined(torch.device("cpu")):
+        save_file(all_cases(), Path(sys.argv[1]) / f"{distributed.rank()}.safetensors")

@@ -12,12 +12,13 @@ from torch import nn
 
 from saelens_lite import hooks
 from saelens_lite.decoder import evaluation_mode
+from saelens_lite.distributed import rank
 from saelens_lite.errors import ShardError
 from saelens_lite.files import Folder, open_folder
 from saelens_lite.shards import commit_name, encode_json, finished_shards, read_json
 from saelens_lite.store import ActivationStore
 
-from .claims import Claims, rank
+from .claims import Claims
 from .forward import Batch
 from .loop import claims_of, log_start, only_writer, seal, write_shards
 from .model import compile_blocks, drop_unused, load_model, model_facts

@@ -10,7 +10,6 @@ import dataclasses
 import datetime
 import itertools
 import json
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -145,18 +144,3 @@ class SharedClaims(Claims):
                 raise InterruptedError(f"stopped while another process packed shard {index}")
             time.sleep(_LOOK_S)
         return int(self._kv.get(f"rows/{index}"))
-
-
-def rank() -> int:
-    """The place of this process among those that torchrun started; 0 alone."""
-    return int(os.environ.get("RANK", "0")) if several_processes() else 0
-
-
-def local_rank() -> int | None:
-    """The place of this process among those that torchrun started on this machine; None alone."""
-    return int(os.environ.get("LOCAL_RANK", rank())) if several_processes() else None
-
-
-def several_processes() -> bool:
-    """Whether this is one of several processes that torchrun started."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1

@@ -20,13 +20,14 @@ from torch import nn
 
 from saelens_lite import hooks
 from saelens_lite.codecs import STORE_DTYPES
+from saelens_lite.distributed import rank, several_processes
 from saelens_lite.errors import SaelensLiteError, ShardError
 from saelens_lite.files import Folder
 from saelens_lite.log import events, log_name, write_event
 from saelens_lite.shards import finished_shards, write_manifest, writing_shard
 
 from .ahead import ahead
-from .claims import Claims, SharedClaims, rank, several_processes
+from .claims import Claims, SharedClaims
 from .documents import Source
 from .forward import Batch, forward_batches
 from .packing import PackedShard, packed_shards

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from saelens_lite import hooks
 from saelens_lite.device import best_device
-
-from .claims import local_rank
+from saelens_lite.distributed import own_device
 
 _FINGERPRINT_VALUES = 256
 _VOLATILE_CONFIG = {
@@ -43,13 +42,6 @@ def load_model(
         dtype = getattr(torch, dtype)
     model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
     return model.to(device).eval()
-
-
-def own_device(device: str) -> str:
-    """The device of this process: where torchrun started several on a machine, "cuda" means one of its GPUs for each."""
-    if device != "cuda" or local_rank() is None:
-        return device
-    return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
 
 
 def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:

@@ -15,12 +15,12 @@ from torch import nn
 from saelens_lite import hooks
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.decoder import evaluation_mode
+from saelens_lite.distributed import rank
 from saelens_lite.errors import HookError
 from saelens_lite.files import open_folder
 from saelens_lite.shards import finished_shards
 from saelens_lite.store import ActivationStore
 
-from .claims import rank
 from .config import HarvestConfig
 from .documents import Source
 from .estimate import Estimate, check_fits, estimate, forward_seconds

@@ -512,7 +512,7 @@ def _load_model(
 
 def _is_first_process() -> bool:
     """Whether this process speaks: of several that torchrun started, the first."""
-    from saelens_lite.harvest.claims import rank
+    from saelens_lite.distributed import rank
 
     return rank() == 0
 

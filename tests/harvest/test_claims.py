@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from saelens_lite.distributed import rank, several_processes
 from saelens_lite.files import open_folder
 from saelens_lite.harvest import HarvestConfig, run_harvest
-from saelens_lite.harvest.claims import Claims, SharedClaims, rank, several_processes
+from saelens_lite.harvest.claims import Claims, SharedClaims
 from saelens_lite.harvest.packing import PackedShard
 from saelens_lite.tokens import PackedContexts
 

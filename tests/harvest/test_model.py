@@ -7,7 +7,7 @@ import torch
 
 from saelens_lite import hooks
 from saelens_lite.decoder import evaluation_mode
-from saelens_lite.harvest.model import drop_unused, load_model, load_tokenizer, model_facts, own_device, tokenizer_facts
+from saelens_lite.harvest.model import drop_unused, load_model, load_tokenizer, model_facts, tokenizer_facts
 
 
 def test_unused_layers_and_head_are_freed_without_a_change_of_rows(gpt2):
@@ -86,17 +86,3 @@ def test_other_circumstances_are_said(harvest, monkeypatch, caplog):
     events = [json.loads(line)["event"] for line in (store.path / "log.jsonl").read_text().splitlines()]
     assert events[:4] == ["start", "shard", "shard", "start"]
     assert events[-1] == "end"
-
-
-def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
-    """5 processes on 4 GPUs: the last shares the first one's. A device with a number stays as it is."""
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert own_device("cuda") == "cuda"
-    monkeypatch.setenv("WORLD_SIZE", "10")
-    monkeypatch.setenv("RANK", "9")
-    for rank, device in ((0, "cuda:0"), (3, "cuda:3"), (4, "cuda:0")):
-        monkeypatch.setenv("LOCAL_RANK", str(rank))
-        assert own_device("cuda") == device
-    assert (own_device("cuda:2"), own_device("cpu"), own_device("mps")) == ("cuda:2", "cpu", "mps")
-    monkeypatch.delenv("LOCAL_RANK")
-    assert own_device("cuda") == "cuda:1"

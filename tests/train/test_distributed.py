@@ -179,26 +179,6 @@ def test_a_batch_that_the_processes_cannot_share_equally_is_refused(store, tmp_p
         sl.train_sae(store, output=str(tmp_path), n_steps=4, **OPTIONS)
 
 
-def test_alone_there_is_nothing_to_reduce(monkeypatch):
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    tensor = torch.arange(3.0)
-    with distributed.joined(torch.device("cpu")):
-        assert (distributed.world_size(), distributed.rank(), distributed.local_rank()) == (1, 0, None)
-        assert distributed.sum_(tensor) is tensor and distributed.mean(tensor) is tensor
-        assert distributed.from_first_(tensor) is tensor
-    assert distributed.largest(7) == 7
-    assert_close(distributed.gathered(tensor), tensor[None])
-
-
-def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    assert distributed.own_device("cuda") == "cuda"
-    for name, value in {"WORLD_SIZE": "8", "RANK": "6", "LOCAL_RANK": "2"}.items():
-        monkeypatch.setenv(name, value)
-    assert [distributed.own_device(name) for name in ("cuda", "cuda:3", "cpu")] == ["cuda:2", "cuda:3", "cpu"]
-    assert distributed.rank() == 6
-
-
 if __name__ == "__main__":
     torch.set_num_threads(1)
     with distributed.joined(torch.device("cpu")):

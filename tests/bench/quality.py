@@ -32,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from quality_report import report
+from quality_report import objective, report
 from safetensors.torch import save_file
 from score import load_rows, score
 
@@ -306,15 +306,6 @@ def part_topk(args: argparse.Namespace, results: Results, contestant: str, steps
     best = min((run(lr, args.seeds[0]) for lr in args.lrs), key=lambda line: line["fvu"])
     for seed in args.seeds[1:]:
         run(best["lr"], seed)
-
-
-def objective(line: dict[str, Any]) -> float:
-    """An L1 SAE's own training objective on the validation rows, in the scaled space in which it was trained.
-
-    Its learning rate is judged by this: fvu alone would favour whichever rate happens to land at a higher l0.
-    """
-    scale = line["input_scale"]
-    return scale**2 * line["mse"] + line["l1_coeff"] * scale * line["l1"]
 
 
 def part_l1(args: argparse.Namespace, results: Results, contestant: str, kind: str, l1_coeffs: list[float]) -> None:

@@ -86,12 +86,21 @@ def l1_verdict(ours: list[Line], saelens: list[Line]) -> Line:
     }
 
 
+def objective(line: Line) -> float:
+    """An L1 SAE's own training objective on the validation rows, in the scaled space in which it was trained.
+
+    Its learning rate is judged by this: fvu alone would favour whichever rate happens to land at a higher l0.
+    """
+    scale = line["input_scale"]
+    return scale**2 * line["mse"] + line["l1_coeff"] * scale * line["l1"]
+
+
 def l1_curve(lines: list[Line]) -> list[Line]:
-    """The runs of an L1 kind at the learning rate that was kept: the one with the most coefficients."""
-    by_lr: dict[float, list[Line]] = {}
-    for line in lines:
-        by_lr.setdefault(line["lr"], []).append(line)
-    return max(by_lr.values(), key=len, default=[])
+    """The runs of an L1 kind at the learning rate with the least objective at the middle coefficient."""
+    coeffs = sorted({line["l1_coeff"] for line in lines})
+    middle = [line for line in lines if line["l1_coeff"] == coeffs[len(coeffs) // 2]]
+    lr = min(middle, key=objective)["lr"] if middle else None
+    return [line for line in lines if line["lr"] == lr]
 
 
 def report(lines: list[Line], *, steps: int, longer_steps: int | None, step_time_ratio: float | None, n_seeds: int) -> None:
@@ -111,7 +120,7 @@ def report(lines: list[Line], *, steps: int, longer_steps: int | None, step_time
         )
     saelens = best_seeds(select(lines, "saelens", "topk", steps))
     ours = best_seeds(select(lines, "ours", "topk", steps))
-    longer = select(lines, "ours", "topk", longer_steps)
+    longer = best_seeds(select(lines, "ours", "topk", longer_steps))
     print(json.dumps(topk_verdict("topk, equal steps", ours, saelens, n_seeds)))
     verdict = topk_verdict("topk, equal wall-clock time", longer, saelens, n_seeds)
     print(json.dumps({**verdict, "step_time_ratio": step_time_ratio}))

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -363,6 +364,7 @@ def test_wandbs_run_goes_on_under_its_id(store, tmp_path, dying, monkeypatch):
     with pytest.raises(Killed):
         train(store, tmp_path, wandb_project="saelens_lite_test")
     dying(None)
+    time.sleep(1.1)  # wandb names the folders of offline runs by id and second
     train(store, tmp_path, wandb_project="saelens_lite_test")
     runs = [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")]
     assert len(runs) == 2 and len(set(runs)) == 1

@@ -13,6 +13,7 @@ import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from saelens_lite.distributed import meeting
 from saelens_lite.files import Folder
 from saelens_lite.shards import finished_shards
 
@@ -22,7 +23,6 @@ _PATIENCE = datetime.timedelta(days=30)
 """How long one process waits for another; torchrun ends them all as soon as one fails."""
 
 _LOOK_S = 0.02
-_HARVESTS = itertools.count()
 _BEHIND_THE_END = -1
 
 
@@ -104,10 +104,7 @@ class SharedClaims(Claims):
     """The claims of one of the processes that torchrun (or its environment variables) started."""
 
     def __init__(self, store: Folder, hook_points: Sequence[str], max_tokens: int):
-        from torch.distributed import PrefixStore, rendezvous
-
-        kv, self.rank, self.world_size = next(rendezvous("env://", timeout=_PATIENCE))
-        self._kv = PrefixStore(f"saelens_lite harvest {next(_HARVESTS)} {store}", kv)  # what an earlier one posted stays
+        self._kv, self.rank, self.world_size = meeting(f"harvest {store}", _PATIENCE)
         self._stopped = False
         if self.rank == 0:  # looked up once, before anyone writes
             self._kv.set("finished", json.dumps(finished_shards(store, hook_points)))

@@ -139,6 +139,7 @@ class _Prepared:
     """A harvest of which everything that can be wrong was looked at.
 
     ours: whether the model was loaded here, so that it may be cut and compiled
+    mean_tokens: mean length of the source's first documents
     """
 
     config: HarvestConfig
@@ -148,14 +149,14 @@ class _Prepared:
     tokenizer: Any
     points: list[hooks.HookPoint]
     plan: dict[str, Any]
+    mean_tokens: float
 
     def estimate(self) -> Estimate:
         """What is still to be done, without its time."""
         store, first = open_folder(self.config.store), self.source.first
         n_bytes = sum(len(str(document).encode("utf-8", "surrogatepass")) for document in first)
         rows_there = sum(finished_shards(store, list(self.plan["hook_points"])).values())
-        mean_tokens = _mean_tokens(self.tokenizer, self.source)
-        return estimate(self.plan, self.source, mean_tokens, n_bytes / len(first), store, rows_there)
+        return estimate(self.plan, self.source, self.mean_tokens, n_bytes / len(first), store, rows_there)
 
 
 def _request(
@@ -172,15 +173,15 @@ def _request(
         for field in ("model_revision", "compute_dtype", "device", "compile"):
             if options.get(field):
                 raise ValueError(f"{field} says how to load a model; this one is given as an object: leave {field} out")
-    if as_names(dataset) is None and options.get("dataset_weights") is None:
+    mixed = options.get("dataset_weights") is not None
+    dataset_names = as_names(dataset)
+    if dataset_names is None and not mixed:
         for field in _OF_NAMED_DATASETS:
             unused = options.get(field, _DEFAULTS[field]) != _DEFAULTS[field]
             if unused and not (field == "split" and isinstance(dataset, Mapping)):
                 raise ValueError(f"{field} says how to read a dataset by name; this one is given as an object: leave it out")
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
-    mixed = options.get("dataset_weights") is not None
-    dataset_names = as_names(dataset)
     described = dataset_names or [type(part).__name__ for part in (dataset if mixed else [dataset])]
     settings = options | {
         "model": os.fspath(model) if named else type(model).__name__,
@@ -245,8 +246,10 @@ def _prepared(request: _Request) -> Iterator[_Prepared]:
         )
     points = [hooks.resolve(model, name) for name in config.hook_points]
     with evaluation_mode(model), torch.inference_mode():
-        plan = _plan(config, model, tokenizer, request.source, points)
-        yield _Prepared(config, request.source, model, request.model is None, tokenizer, points, plan)
+        lengths = [len(ids) for ids in token_ids(tokenizer, request.source.first)]
+        mean_tokens = sum(lengths) / len(lengths)
+        plan = _plan(config, model, tokenizer, request.source, points, mean_tokens)
+        yield _Prepared(config, request.source, model, request.model is None, tokenizer, points, plan, mean_tokens)
 
 
 def _estimate(request: _Request) -> Estimate:
@@ -283,7 +286,12 @@ def _harvest(request: _Request) -> ActivationStore:
 
 
 def _plan(
-    config: HarvestConfig, model: nn.Module, tokenizer: Any, source: Source, points: Sequence[hooks.HookPoint]
+    config: HarvestConfig,
+    model: nn.Module,
+    tokenizer: Any,
+    source: Source,
+    points: Sequence[hooks.HookPoint],
+    mean_tokens: float,
 ) -> dict[str, Any]:
     """Everything that determines the rows, found out from the objects at hand."""
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
@@ -291,7 +299,7 @@ def _plan(
     n_documents = config.documents_per_shard
     if n_documents is None:
         batch_tokens = config.batch_size_seqs * config.context_length
-        n_documents = documents_per_shard(_mean_tokens(tokenizer, source), config.max_tokens, batch_tokens)
+        n_documents = documents_per_shard(mean_tokens, config.max_tokens, batch_tokens)
     return make_plan(
         {
             "model": model_facts(model) | ({"compiled": True} if config.compile else {}),
@@ -308,9 +316,3 @@ def _plan(
             "dtype": config.dtype,
         }
     )
-
-
-def _mean_tokens(tokenizer: Any, source: Source) -> float:
-    """Mean length of the source's first documents, in tokens."""
-    lengths = [len(ids) for ids in token_ids(tokenizer, source.first)]
-    return sum(lengths) / len(lengths)

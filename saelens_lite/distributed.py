@@ -18,7 +18,7 @@ from torch import Tensor
 _PATIENCE = datetime.timedelta(days=1)
 """How long one process waits for another; torchrun ends them all as soon as one fails."""
 
-_GROUPS = itertools.count()
+_MEETINGS = itertools.count()
 
 
 def several_processes() -> bool:
@@ -45,6 +45,16 @@ def own_device(device: str) -> str:
     return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
 
 
+def meeting(purpose: str, patience: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """(a key-value store that all processes which torchrun started share, rank, world size).
+
+    Every call of a process gets keys of its own, as what an earlier one left there stays: all processes call alike.
+    patience: how long to wait for a process that does not come
+    """
+    kv, this, n_processes = next(dist.rendezvous("env://", timeout=patience))
+    return dist.PrefixStore(f"saelens_lite {purpose} {next(_MEETINGS)}", kv), this, n_processes
+
+
 @contextmanager
 def joined(device: torch.device) -> Iterator[None]:
     """Within it, the functions below reach over all processes that torchrun started; alone, it does nothing.
@@ -56,8 +66,7 @@ def joined(device: torch.device) -> Iterator[None]:
         yield
         return
     cuda = device.type == "cuda"
-    kv, this, n_processes = next(dist.rendezvous("env://", timeout=_PATIENCE))
-    kv = dist.PrefixStore(f"saelens_lite group {next(_GROUPS)}", kv)  # what an earlier group left there stays
+    kv, this, n_processes = meeting("group", _PATIENCE)
     with torch.cuda.device(device) if cuda else nullcontext():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=kv, rank=this, world_size=n_processes, timeout=_PATIENCE)

@@ -201,7 +201,7 @@ def test_a_finished_harvest_does_nothing_and_says_so(harvest, monkeypatch, caplo
 KILLED = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-from saelens_lite.harvest import HarvestConfig, add_hook_points, run_harvest
+from saelens_lite.harvest import HarvestConfig, run_harvest
 options = json.loads(sys.argv[2])
 run_harvest(HarvestConfig(**options))
 """

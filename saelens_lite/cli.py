@@ -15,8 +15,9 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from saelens_lite.arguments import configured
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.errors import SaelensLiteError, nearest
 
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
     from saelens_lite.harvest import HarvestConfig
     from saelens_lite.store import ActivationStore
-
-T = TypeVar("T")
 
 HARVEST_AGAIN = "give the harvest call of this store again: it makes what is missing"
 
@@ -137,7 +136,7 @@ def demo(argv: Sequence[str]) -> None:
     """The whole way on a small embedded model, in three minutes"""
     from saelens_lite.demo.run import DemoConfig, run_demo
 
-    run_demo(_configured(DemoConfig, "demo", argv))
+    run_demo(configured(DemoConfig, "demo", argv))
 
 
 def harvest(argv: Sequence[str]) -> int:
@@ -152,7 +151,7 @@ def harvest(argv: Sequence[str]) -> int:
         """Look at everything that can be wrong, time the forward pass, and print rows, bytes, free space and duration;
         nothing is written."""
 
-    given = to_mapping(_configured(Harvest, "harvest", argv))
+    given = to_mapping(configured(Harvest, "harvest", argv))
     dry_run = given.pop("dry_run")
     config = HarvestConfig(**given)
     result = _carry_out(config, dry_run)
@@ -178,7 +177,7 @@ def add_hook_points(argv: Sequence[str]) -> None:
     from saelens_lite import ActivationStore
     from saelens_lite.harvest import add_hook_points
 
-    config = _configured(AddHookPointsConfig, "add-hook-points", argv)
+    config = configured(AddHookPointsConfig, "add-hook-points", argv, positional=True)
     store = ActivationStore(config.store)
     model = None
     if config.model is not None:
@@ -199,7 +198,7 @@ def add_hook_points(argv: Sequence[str]) -> None:
 
 def verify(argv: Sequence[str]) -> int:
     """Whether every bit of a store is as it was written; mends what is not"""
-    config = _configured(VerifyConfig, "verify", argv)
+    config = configured(VerifyConfig, "verify", argv, positional=True)
     from saelens_lite.files import open_folder
     from saelens_lite.verify import repair_store, verify_store
 
@@ -242,7 +241,7 @@ def train(argv: Sequence[str]) -> None:
     from saelens_lite.train import TrainConfig, train_sae
     from saelens_lite.train.presets import with_preset
 
-    config = _configured(TrainConfig, "train", argv, with_preset)
+    config = configured(TrainConfig, "train", argv, with_preset)
     if not config.store:
         raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
     sae = train_sae(config.store, config)
@@ -264,7 +263,7 @@ def train(argv: Sequence[str]) -> None:
 
 def evaluate(argv: Sequence[str]) -> None:
     """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
-    config = _configured(EvaluateConfig, "evaluate", argv)
+    config = configured(EvaluateConfig, "evaluate", argv)
     from saelens_lite import ActivationStore, SparseAutoencoder, evaluate_sae
 
     store, device = ActivationStore(config.store), _device(config.device)
@@ -290,7 +289,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def analyze(argv: Sequence[str]) -> None:
     """The tokens on which each latent fires, as one HTML page"""
-    config = _configured(AnalyzeConfig, "analyze", argv)
+    config = configured(AnalyzeConfig, "analyze", argv)
     from saelens_lite import ActivationStore, SparseAutoencoder, feature_page, latent_density
 
     store, device = ActivationStore(config.store), _device(config.device)
@@ -377,61 +376,6 @@ def _overview() -> str:
             "  --model demo   the embedded language model;  --dataset demo  the source of Python's standard library",
         ]
     )
-
-
-def _configured(
-    cls: type[T],
-    command: str,
-    argv: Sequence[str],
-    with_preset: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-) -> T:
-    """The configuration of a command from its flags, with --config FILE as defaults and --preset NAME beneath these.
-
-    with_preset: adds what the preset sets that a mapping names; of commands that have presets
-    """
-    import tyro
-
-    args, file = _without(argv, "--config", "a JSON file")
-    mapping: Any = {}
-    if file is not None:
-        mapping = _read_json(file)
-        if not isinstance(mapping, dict):
-            raise ValueError(f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}")
-        mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
-    if with_preset is not None:
-        args, preset = _without(args, "--preset", "its name")
-        if preset is not None and mapping.setdefault("preset", preset) != preset:
-            raise ValueError(
-                f"{file} has the preset {mapping['preset']!r}, and its fields win over a preset's: one or the other"
-            )
-        mapping = with_preset(mapping)
-    where = file or f"saelens-lite {command}"
-    default = {"default": from_mapping(cls, mapping, where)} if mapping or file is not None else {}
-    positional = (tyro.conf.PositionalRequiredArgs,) if cls in (AddHookPointsConfig, VerifyConfig) else ()
-    return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=positional, **default)
-
-
-def _read_json(file: str) -> Any:
-    try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{file} expected JSON: {error}") from error
-
-
-def _without(argv: Sequence[str], flag: str, expected: str) -> tuple[list[str], str | None]:
-    """The arguments without `flag VALUE` or `flag=VALUE`, and the value."""
-    args, value = list(argv), None
-    for i, arg in enumerate(args):
-        if arg.startswith(f"{flag}="):
-            value = args.pop(i).removeprefix(f"{flag}=")
-            break
-        if arg == flag:
-            if i + 1 == len(args):
-                raise ValueError(f"{flag} expected {expected} after it, got nothing")
-            value = args[i + 1]
-            del args[i : i + 2]
-            break
-    return args, value
 
 
 def _carry_out(config: HarvestConfig, dry_run: bool) -> Any:

@@ -1,0 +1,71 @@
+"""A command's configuration from what was typed: flags, over a --config file, over a --preset."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from saelens_lite.config import from_mapping
+
+T = TypeVar("T")
+
+
+def configured(
+    cls: type[T],
+    command: str,
+    argv: Sequence[str],
+    with_preset: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    *,
+    positional: bool = False,
+) -> T:
+    """The configuration of a command from its flags, with --config FILE as defaults and --preset NAME beneath these.
+
+    with_preset: adds what the preset sets that a mapping names; of commands that have presets
+    positional: fields without a default are given by their place, not by a flag
+    raises: ValueError for a file that is no JSON object of the fields, or a preset beside a file that has another
+    """
+    import tyro
+
+    args, file = _without(argv, "--config", "a JSON file")
+    mapping: Any = {}
+    if file is not None:
+        mapping = _read_json(file)
+        if not isinstance(mapping, dict):
+            raise ValueError(f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}")
+        mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
+    if with_preset is not None:
+        args, preset = _without(args, "--preset", "its name")
+        if preset is not None and mapping.setdefault("preset", preset) != preset:
+            raise ValueError(
+                f"{file} has the preset {mapping['preset']!r}, and its fields win over a preset's: one or the other"
+            )
+        mapping = with_preset(mapping)
+    where = file or f"saelens-lite {command}"
+    default = {"default": from_mapping(cls, mapping, where)} if mapping or file is not None else {}
+    by_place = (tyro.conf.PositionalRequiredArgs,) if positional else ()
+    return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=by_place, **default)
+
+
+def _read_json(file: str) -> Any:
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{file} expected JSON: {error}") from error
+
+
+def _without(argv: Sequence[str], flag: str, expected: str) -> tuple[list[str], str | None]:
+    """The arguments without `flag VALUE` or `flag=VALUE`, and the value."""
+    args, value = list(argv), None
+    for i, arg in enumerate(args):
+        if arg.startswith(f"{flag}="):
+            value = args.pop(i).removeprefix(f"{flag}=")
+            break
+        if arg == flag:
+            if i + 1 == len(args):
+                raise ValueError(f"{flag} expected {expected} after it, got nothing")
+            value = args[i + 1]
+            del args[i : i + 2]
+            break
+    return args, value

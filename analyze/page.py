@@ -7,10 +7,7 @@ than one file should hold.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -26,6 +23,7 @@ from saelens_lite.store import ActivationStore
 from .context import Contexts, visible
 from .evaluate import Evaluation
 from .index import ActivationHistogram, LatentIndex, feature_table, index_latents
+from .inert import inert_json, policy, style, write_page
 from .lens import logit_lens
 from .stream import BLOCK_ROWS, checked_latents, matching_hook_point, to_cpu
 
@@ -80,39 +78,22 @@ def feature_page(
         "tokens": index.firing.n_tokens,
         "features": features,
     }
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(render(data), encoding="utf-8")
-    os.replace(temporary, path)
-    return path
+    return write_page(path, render(data))
 
 
 def render(data: dict[str, Any]) -> str:
     """The page as text. data: what page.js draws; `title` is also the document's title."""
     here = Path(__file__).parent
-    style, script = ((here / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
-    allowed = {kind: f"'sha256-{_hash(text)}'" for kind, text in (("style", style), ("script", script))}
+    css, script = style("page"), (here / "page.js").read_text(encoding="utf-8")
     parts = {
         "title": html.escape(data["title"]),
-        "policy": "default-src 'none'; base-uri 'none'; form-action 'none'; "
-        f"script-src {allowed['script']}; style-src {allowed['style']}",
-        "style": style,
+        "policy": policy(css, script),
+        "style": css,
         "script": script,
         "data": inert_json(data),
     }
     template = (here / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
-
-
-def inert_json(data: Any) -> str:
-    """JSON, all ASCII, that cannot end the element it stands in, whatever the strings in it hold."""
-    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
-
-
-def _hash(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
 def _top_latents(index: LatentIndex, n_latents: int) -> tuple[Tensor, str]:

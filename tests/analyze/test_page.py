@@ -11,7 +11,8 @@ import torch
 
 from saelens_lite.analyze import evaluate_sae, feature_page, max_activating_tokens
 from saelens_lite.analyze.context import visible
-from saelens_lite.analyze.page import inert_json, render
+from saelens_lite.analyze.inert import inert_json
+from saelens_lite.analyze.page import render
 
 NASTY = [
     "</script><script>document.title='broken'</script>",

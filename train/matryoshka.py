@@ -10,13 +10,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from saelens_lite import kernels
 from saelens_lite.kernels.reference import token_ids
 from saelens_lite.sae import SparseAutoencoder
 
 from .batchtopk import BatchTopK
 from .config import TrainConfig
-from .step import StepStats, add_auxk
+from .step import Pairs, StepStats, add_auxk
 
 
 class Matryoshka(BatchTopK):
@@ -34,39 +33,22 @@ class Matryoshka(BatchTopK):
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of the reconstructions of all prefixes, summed, + aux_coeff · AuxK on the error of the whole dictionary."""
-        sae, work, n_tokens, n_prefixes = self.sae, self.workspace, len(acts), len(self.widths)
+        sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
         values, indices, offsets = self.select(inputs)
+        work.pass_over(acts, inputs, Pairs(values, indices, self._nested(indices, offsets)), sae, scale)
+        by_prefix = work.tokens.recons_grad.view(len(acts), len(self.widths), -1)
+        auxk = add_auxk(sae, inputs, by_prefix[:, -1] / -scale, dead, work.latents, self.config)
+        self.write(work.latents, by_prefix[:, 0].sum(0))
+        l0 = (values > 0).sum() / len(acts)
+        return StepStats(work.tokens.sq_error.mean(), auxk, l0), work.latents.fired
 
-        # Pairs ascend by token and latent, so they ascend by (token, prefix) too.
-        prefixes = torch.bucketize(indices, self.widths, right=True)
-        bags = token_ids(offsets, len(values)) * n_prefixes + prefixes
-        offsets = torch.searchsorted(bags, torch.arange(n_tokens * n_prefixes + 1, device=bags.device))
-        parts = kernels.decode(values, indices, offsets, sae.W_dec).view(n_tokens, n_prefixes, -1)
-        errors = parts.cumsum(1).sub_(inputs[:, None])  # b_dec is in no part and left out of the inputs: the same
-        recons_grads = errors.flip(1).cumsum(1).flip(1).mul_(2.0 / n_tokens)
-
-        bag_grads = recons_grads.flatten(0, 1)
-        pair_grads = _dot_with_rows(bag_grads, values, indices, offsets, sae.W_dec)
-        bag_inputs = inputs.repeat_interleave(n_prefixes, 0)
-        work.latents = kernels.latent_pass(
-            bag_grads, bag_inputs, values, pair_grads, indices, sae.W_dec, work.latents, offsets
-        )
-        error = errors[:, -1]
-        auxk = add_auxk(sae, inputs, -error, dead, work.latents, self.config)
-        self.write(work.latents, recons_grads[:, 0].sum(0))
-        l0 = (values > 0).sum() / n_tokens
-        return StepStats(error.square().sum(1).mean(), auxk, l0), work.latents.fired
-
-
-def _dot_with_rows(bag_grads: Tensor, values: Tensor, indices: Tensor, offsets: Tensor, W_dec: Tensor) -> Tensor:
-    """bag_grads[bag of p] · W_dec[indices[p]] for every pair p; float[P].
-
-    That is the token pass whose reconstruction is 0 and whose error is bag_grads.
-    """
-    nothing = W_dec.new_zeros(W_dec.shape[1])
-    return kernels.token_pass(-bag_grads, torch.zeros_like(values), indices, W_dec, nothing, 1.0, None, offsets).pair_grads
+    def _nested(self, indices: Tensor, offsets: Tensor) -> Tensor:
+        """int64[J·B + 1], J prefixes, for pairs in order of (token, latent), which are then in order of (token, prefix)."""
+        n_prefixes = len(self.widths)
+        bags = token_ids(offsets, len(indices)) * n_prefixes + torch.bucketize(indices, self.widths, right=True)
+        return torch.searchsorted(bags, torch.arange((len(offsets) - 1) * n_prefixes + 1, device=bags.device))
 
 
 KIND = Matryoshka

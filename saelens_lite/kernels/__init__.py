@@ -95,7 +95,7 @@ def token_pass(
     """Decode, error and the gradient at each pair. See reference.py.
 
     out: an earlier result of these shapes, whose memory may be used again
-    offsets: int64[B + 1] where the pairs are ragged
+    offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
     """
     if _path(acts, values, W_dec, b_dec) is cpu:
         return cpu.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
@@ -115,7 +115,7 @@ def latent_pass(
     """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py.
 
     out: an earlier result of these shapes, whose memory may be used again
-    offsets: int64[B + 1] where the pairs are ragged
+    offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
     """
     if _path(recons_grad, inputs, values, pair_grads, W_dec) is cpu:
         return cpu.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)

@@ -13,7 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from saelens_lite.kernels.reference import LatentPass, TokenPass, regroup, remove_parallel, token_ids, uniform_offsets
+from saelens_lite.kernels.reference import (
+    LatentPass,
+    TokenPass,
+    bags_of_each,
+    regroup,
+    remove_parallel,
+    token_ids,
+    uniform_offsets,
+)
 
 _BLOCK = 16
 
@@ -127,9 +135,21 @@ def token_pass(
 ) -> TokenPass:
     values, indices = values.reshape(-1), indices.reshape(-1)
     offsets = uniform_offsets(len(acts), len(values), acts.device) if offsets is None else offsets
-    error = decode(values, indices, offsets, W_dec).add_(b_dec).sub_(acts)
-    sq_error = torch.linalg.vecdot(error, error)
-    recons_grad = error.mul_(scale)
+    nested = bags_of_each(offsets, len(acts))
+    if nested == 1:
+        error = decode(values, indices, offsets, W_dec).add_(b_dec).sub_(acts)
+        sq_error = torch.linalg.vecdot(error, error)
+        recons_grad = error.mul_(scale)
+    else:
+        recons_grad = decode(values, indices, offsets, W_dec)
+        errors = recons_grad.view(len(acts), nested, -1)  # filled in place: cumsum along a middle dim is slow
+        errors[:, 0].add_(b_dec).sub_(acts)
+        for j in range(1, nested):
+            errors[:, j] += errors[:, j - 1]
+        sq_error = torch.linalg.vecdot(errors[:, -1], errors[:, -1])
+        errors *= scale
+        for j in reversed(range(nested - 1)):
+            errors[:, j] += errors[:, j + 1]
     # What autograd runs for the gradient of embedding_bag's weights; called directly because nothing else is needed.
     pair_grads = torch.ops.aten._embedding_bag_per_sample_weights_backward(
         recons_grad, W_dec, indices, offsets, token_ids(offsets, len(values)), 0
@@ -149,11 +169,11 @@ def latent_pass(
     n = W_dec.shape[0]
     offsets = uniform_offsets(len(inputs), len(values), inputs.device) if offsets is None else offsets
     order, latent_offsets = regroup(indices, n)
-    tokens = token_ids(offsets, len(values))[order]
+    bags = token_ids(offsets, len(values))[order]
     alive = values > 0
     dec_weights, enc_weights = (values * alive)[order], (pair_grads * alive)[order]
-    dec_grad = remove_parallel(decode(dec_weights, tokens, latent_offsets, recons_grad), W_dec)
-    enc_grad = decode(enc_weights, tokens, latent_offsets, inputs)
+    dec_grad = remove_parallel(decode(dec_weights, bags, latent_offsets, recons_grad), W_dec)
+    enc_grad = decode(enc_weights, bags // bags_of_each(offsets, len(inputs)), latent_offsets, inputs)
     bias_grad = values.new_zeros(n).index_add_(0, indices, pair_grads * alive)
     fired = values.new_zeros(n).index_add_(0, indices, alive.to(values.dtype)) > 0
     return LatentPass(dec_grad, enc_grad, bias_grad, fired)

@@ -165,25 +165,32 @@ int64_t collect(const float *products, const float *bias, int64_t rows, int64_t 
     return close_gaps(values, places, counts, threads, room);
 }
 
-/* Pairs of token b: offsets[b] .. offsets[b + 1), or b * k .. (b + 1) * k where offsets is NULL. */
+/* Pairs of bag b: offsets[b] .. offsets[b + 1), or b * k .. (b + 1) * k where offsets is NULL. A token has `nested` bags,
+ * and what a bag adds is in its own reconstruction and in those of the token's later bags. */
 void token_pass(const float *acts, const float *values, const int64_t *indices, const int64_t *offsets,
-                const float *W_dec, const float *b_dec, float scale, int64_t tokens, int64_t k, int64_t d,
+                const float *W_dec, const float *b_dec, float scale, int64_t tokens, int64_t nested, int64_t k, int64_t d,
                 float *recons_grad, float *pair_grads, float *sq_error) {
-    int64_t pairs = offsets ? offsets[tokens] : tokens * k;
+    int64_t pairs = offsets ? offsets[tokens * nested] : tokens * k;
 #pragma omp parallel for schedule(dynamic, 64)
     for (int64_t b = 0; b < tokens; b++) {
-        float *g = recons_grad + b * d;
         const float *x = acts + b * d;
-        int64_t first = offsets ? offsets[b] : b * k, end = offsets ? offsets[b + 1] : first + k;
+        float *g = recons_grad + b * nested * d;
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) g[j] = b_dec[j] - x[j];
-        for (int64_t p = first; p < end; p++) {
-            const float *w = W_dec + indices[p] * d;
-            float z = values[p];
-            if (p + 4 < pairs)
-                for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(W_dec + indices[p + 4] * d + j, 0, 2);
+        for (int64_t bag = b * nested; bag < (b + 1) * nested; bag++) {
+            int64_t first = offsets ? offsets[bag] : bag * k, end = offsets ? offsets[bag + 1] : first + k;
+            if (bag > b * nested) {
+                memcpy(g + d, g, sizeof(float) * d);
+                g += d;
+            }
+            for (int64_t p = first; p < end; p++) {
+                const float *w = W_dec + indices[p] * d;
+                float z = values[p];
+                if (p + 4 < pairs)
+                    for (int64_t j = 0; j < d; j += 16) __builtin_prefetch(W_dec + indices[p + 4] * d + j, 0, 2);
 #pragma omp simd
-            for (int64_t j = 0; j < d; j++) g[j] += z * w[j];
+                for (int64_t j = 0; j < d; j++) g[j] += z * w[j];
+            }
         }
         float total = 0;
 #pragma omp simd reduction(+ : total)
@@ -191,9 +198,14 @@ void token_pass(const float *acts, const float *values, const int64_t *indices, 
         sq_error[b] = total;
 #pragma omp simd
         for (int64_t j = 0; j < d; j++) g[j] *= scale;
-        for (int64_t p = first; p < end; p++) {
-            const float *w = W_dec + indices[p] * d;
-            pair_grads[p] = dot(g, w, d);
+        for (int64_t bag = (b + 1) * nested - 1; bag >= b * nested; bag--) {
+            int64_t first = offsets ? offsets[bag] : bag * k, end = offsets ? offsets[bag + 1] : first + k;
+            for (int64_t p = first; p < end; p++) pair_grads[p] = dot(g, W_dec + indices[p] * d, d);
+            if (bag > b * nested) { /* the errors of the later reconstructions reach the bag before too */
+                g -= d;
+#pragma omp simd
+                for (int64_t j = 0; j < d; j++) g[j] = scale * g[j] + g[j + d];
+            }
         }
     }
 }
@@ -210,38 +222,46 @@ void regroup(const int64_t *indices, int64_t pairs, int64_t n, int64_t *order, i
 }
 
 typedef struct {
-    int32_t token;
+    int32_t bag, token;
     float z, grad; /* the pair's value and the gradient at it */
 } firing;
 
-/* The pairs above zero, by latent: those of latent i are out[starts[i] .. starts[i + 1]), in order of tokens. */
+/* The pairs above zero, by latent: those of latent i are out[starts[i] .. starts[i + 1]), in order of bags. */
 static void group_firings(const float *values, const float *pair_grads, const int64_t *indices, const int64_t *offsets,
-                          int64_t tokens, int64_t k, int64_t n, int64_t *starts, firing *out) {
-    int64_t pairs = offsets ? offsets[tokens] : tokens * k;
+                          int64_t tokens, int64_t nested, int64_t k, int64_t n, int64_t *starts, firing *out) {
+    int64_t pairs = offsets ? offsets[tokens * nested] : tokens * k;
     memset(starts, 0, sizeof(int64_t) * (n + 2));
     for (int64_t p = 0; p < pairs; p++) starts[indices[p] + 2] += values[p] > 0;
     for (int64_t i = 0; i < n; i++) starts[i + 2] += starts[i + 1];
-    for (int64_t b = 0; b < tokens; b++) {
-        int64_t first = offsets ? offsets[b] : b * k, end = offsets ? offsets[b + 1] : first + k;
+    for (int64_t bag = 0; bag < tokens * nested; bag++) {
+        int64_t first = offsets ? offsets[bag] : bag * k, end = offsets ? offsets[bag + 1] : first + k;
         for (int64_t p = first; p < end; p++)
-            if (values[p] > 0) out[starts[indices[p] + 1]++] = (firing){(int32_t)b, values[p], pair_grads[p]};
+            if (values[p] > 0)
+                out[starts[indices[p] + 1]++] = (firing){(int32_t)bag, (int32_t)(bag / nested), values[p], pair_grads[p]};
     }
 }
 
 enum { WIDTH = 2 * LANES, LATENT_BLOCK = 128 };
 
-/* Gradients of WIDTH columns for latents first .. end; table holds those columns of (recons_grad, inputs), token by token. */
-static void latent_columns(const float *table, const firing *pairs, const int64_t *starts, int64_t first, int64_t end,
+/* WIDTH columns of recons_grad, a row a bag, and of inputs, a row a token. Side by side where a token is one bag. */
+typedef struct {
+    float *grads, *inputs;
+    int64_t stride;
+} columns;
+
+/* Gradients of the columns in `held` for latents first .. end. */
+static void latent_columns(columns held, const firing *pairs, const int64_t *starts, int64_t first, int64_t end,
                            int64_t width, int64_t d, float *dec_grad, float *enc_grad) {
     for (int64_t i = first; i < end; i++) {
         vec gd0 = {0}, gd1 = {0}, ge0 = {0}, ge1 = {0};
         for (int64_t q = starts[i]; q < starts[i + 1]; q++) {
-            const vec *row = (const vec *)(table + pairs[q].token * (int64_t)(2 * WIDTH));
+            const vec *grads = (const vec *)(held.grads + pairs[q].bag * held.stride);
+            const vec *inputs = (const vec *)(held.inputs + pairs[q].token * held.stride);
             float z = pairs[q].z, grad = pairs[q].grad;
-            gd0 += z * row[0];
-            gd1 += z * row[1];
-            ge0 += grad * row[2];
-            ge1 += grad * row[3];
+            gd0 += z * grads[0];
+            gd1 += z * grads[1];
+            ge0 += grad * inputs[0];
+            ge1 += grad * inputs[1];
         }
         float *gd = dec_grad + i * d, *ge = enc_grad + i * d;
         if (width == WIDTH) {
@@ -255,33 +275,34 @@ static void latent_columns(const float *table, const firing *pairs, const int64_
     }
 }
 
-/* Column by column group: the gathered rows of a group, tokens * 2 * WIDTH floats, stay in a core's cache while all
- * latents add up theirs, in registers. */
+/* Column by column group: the gathered rows of a group stay in a core's cache while all latents add up theirs, in
+ * registers. Those of nested bags do too, as neighbouring latents are in the same bag of every token. */
 void latent_pass(const float *recons_grad, const float *inputs, const float *values, const float *pair_grads,
-                 const int64_t *indices, const int64_t *offsets, const float *W_dec, int64_t tokens, int64_t n, int64_t k,
-                 int64_t d, float *dec_grad, float *enc_grad, float *bias_grad, uint8_t *fired) {
-    int64_t pairs = offsets ? offsets[tokens] : tokens * k;
+                 const int64_t *indices, const int64_t *offsets, const float *W_dec, int64_t tokens, int64_t nested,
+                 int64_t n, int64_t k, int64_t d, float *dec_grad, float *enc_grad, float *bias_grad, uint8_t *fired) {
+    int64_t bags = tokens * nested, pairs = offsets ? offsets[bags] : tokens * k;
     int64_t groups = (d + WIDTH - 1) / WIDTH, blocks = (n + LATENT_BLOCK - 1) / LATENT_BLOCK;
     int64_t *starts = malloc(sizeof(int64_t) * (n + 2));
     firing *firings = malloc(sizeof(firing) * (pairs + 1));
-    group_firings(values, pair_grads, indices, offsets, tokens, k, n, starts, firings);
+    group_firings(values, pair_grads, indices, offsets, tokens, nested, k, n, starts, firings);
 #pragma omp parallel
     {
-        float *table = aligned_alloc(64, sizeof(float) * 2 * WIDTH * (tokens + 1));
-        int64_t held = -1;
+        float *table = aligned_alloc(64, sizeof(float) * WIDTH * (bags + tokens + 2));
+        columns held = {table, table + (nested == 1 ? 1 : bags) * WIDTH, (nested == 1 ? 2 : 1) * WIDTH};
+        int64_t held_column = -1;
 #pragma omp for schedule(static)
         for (int64_t work = 0; work < groups * blocks; work++) {
             int64_t column = work / blocks * WIDTH, first = work % blocks * LATENT_BLOCK;
             int64_t width = column + WIDTH <= d ? WIDTH : d - column, end = first + LATENT_BLOCK;
-            if (held != column) {
+            if (held_column != column) {
                 for (int64_t b = 0; b < tokens; b++) {
-                    float *row = table + b * 2 * WIDTH;
-                    memcpy(row, recons_grad + b * d + column, sizeof(float) * width);
-                    memcpy(row + WIDTH, inputs + b * d + column, sizeof(float) * width);
+                    for (int64_t bag = b * nested; bag < (b + 1) * nested; bag++)
+                        memcpy(held.grads + bag * held.stride, recons_grad + bag * d + column, sizeof(float) * width);
+                    memcpy(held.inputs + b * held.stride, inputs + b * d + column, sizeof(float) * width);
                 }
-                held = column;
+                held_column = column;
             }
-            latent_columns(table, firings, starts, first, end < n ? end : n, width, d, dec_grad + column,
+            latent_columns(held, firings, starts, first, end < n ? end : n, width, d, dec_grad + column,
                            enc_grad + column);
         }
 #pragma omp for schedule(static)

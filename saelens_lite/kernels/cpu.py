@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.kernels import bags, reference
-from saelens_lite.kernels.reference import LatentPass, TokenPass
+from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each
 
 log = logging.getLogger(__name__)
 
@@ -189,10 +189,11 @@ def token_pass(
     offsets: Tensor | None = None,
 ) -> TokenPass:
     (B, d), P = acts.shape, values.numel()
-    recons_grad, pair_grads, sq_error = out or (torch.empty_like(acts), acts.new_empty(P), acts.new_empty(B))
+    nested = 1 if offsets is None else bags_of_each(offsets, B)
+    recons_grad, pair_grads, sq_error = out or (acts.new_empty(B * nested, d), acts.new_empty(P), acts.new_empty(B))
     if pair_grads.numel() != P:
         pair_grads = acts.new_empty(P)
-    args = (W_dec, b_dec, float(scale), B, P // max(B, 1), d, recons_grad, pair_grads, sq_error)
+    args = (W_dec, b_dec, float(scale), B, nested, P // max(B, 1), d, recons_grad, pair_grads, sq_error)
     _call("token_pass", acts, values, indices.contiguous(), offsets, *args)
     return TokenPass(recons_grad, pair_grads, sq_error)
 
@@ -213,10 +214,11 @@ def latent_pass(
     out: LatentPass | None = None,
     offsets: Tensor | None = None,
 ) -> LatentPass:
-    (n, d), B = W_dec.shape, recons_grad.shape[0]
+    (n, d), B = W_dec.shape, inputs.shape[0]
     out = out or LatentPass(
         torch.empty_like(W_dec), torch.empty_like(W_dec), W_dec.new_empty(n), torch.empty(n, dtype=torch.bool)
     )
-    args = (B, n, values.numel() // max(B, 1), d)
+    nested = 1 if offsets is None else bags_of_each(offsets, B)
+    args = (B, nested, n, values.numel() // max(B, 1), d)
     _call("latent_pass", recons_grad, inputs, values, pair_grads, indices, offsets, W_dec, *args, *out)
     return out

@@ -4,8 +4,9 @@ A training step of a TopK SAE is an encoder product and four kernels: select the
 the tokens (decode, error, gradient at each firing pair), bring the pairs of each latent together, pass over the
 latents (gradients of both weight matrices). B tokens, n latents, d model width, P pairs (token, latent).
 
-Pairs come in one of two forms. Uniform: [B, k], P = B·k. Ragged: flat [P] with offsets int64[B + 1], token b owning
-pairs offsets[b] … offsets[b + 1] − 1. No token holds a latent twice.
+Pairs come in one of three forms. Uniform: [B, k], P = B·k. Ragged: flat [P] with offsets int64[B + 1], token b owning
+pairs offsets[b] … offsets[b + 1] − 1. Nested: flat [P] with offsets int64[J·B + 1], bags b·J … b·J + J − 1 being token b's;
+its j-th reconstruction is of its first j + 1 bags. No token holds a latent twice.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 
 class TokenPass(NamedTuple):
-    """recons_grad float[B d]: ∂L/∂recons; pair_grads float[P]: ∂L/∂value of each pair; sq_error float[B]: ‖x − x̂‖²."""
+    """recons_grad float[B d]: ∂L/∂recons, of J nested bags a token float[J·B d]: ∂L by what the bag adds to recons;
+    pair_grads float[P]: ∂L/∂value of each pair; sq_error float[B]: ‖x − x̂‖² of the last reconstruction."""
 
     recons_grad: Tensor
     pair_grads: Tensor
@@ -84,9 +86,14 @@ def uniform_offsets(tokens: int, n_pairs: int, device: torch.device) -> Tensor:
 
 
 def token_ids(offsets: Tensor, n_pairs: int) -> Tensor:
-    """int64[P]: the token of each pair."""
+    """int64[P]: the token of each pair, or its bag where they are nested."""
     tokens = torch.arange(offsets.numel() - 1, device=offsets.device)
     return tokens.repeat_interleave(offsets.diff(), output_size=n_pairs)
+
+
+def bags_of_each(offsets: Tensor, tokens: int) -> int:
+    """J: nested bags a token; 1 where they are not nested."""
+    return (offsets.numel() - 1) // tokens if tokens else 1
 
 
 def token_pass(
@@ -98,17 +105,17 @@ def token_pass(
     scale: float,
     offsets: Tensor | None = None,
 ) -> TokenPass:
-    """Decode, and send L = scale/2 · Σ_b ‖recons_b − acts_b‖² back to the values.
+    """Decode, and send L = scale/2 · Σ_b ‖recons_b − acts_b‖², over nested reconstructions summed, back to the values.
 
     acts float[B d]; values and indices of the pairs, [B k], or [P] with offsets; W_dec float[n d]; b_dec float[d]
     """
     values, indices = values.reshape(-1), indices.reshape(-1)
     offsets = uniform_offsets(len(acts), len(values), acts.device) if offsets is None else offsets
-    tokens = token_ids(offsets, len(values))
-    dense = values.new_zeros(acts.shape[0], W_dec.shape[0]).index_put_((tokens, indices), values)
-    error = dense @ W_dec + b_dec - acts
-    recons_grad = scale * error
-    return TokenPass(recons_grad, (recons_grad @ W_dec.T)[tokens, indices], error.square().sum(1))
+    bags, nested = token_ids(offsets, len(values)), bags_of_each(offsets, len(acts))
+    dense = values.new_zeros(len(acts) * nested, W_dec.shape[0]).index_put_((bags, indices), values)
+    errors = (dense @ W_dec).view(len(acts), nested, len(b_dec)).cumsum(1) + (b_dec - acts)[:, None]
+    recons_grad = scale * errors.flip(1).cumsum(1).flip(1).flatten(0, 1)
+    return TokenPass(recons_grad, (recons_grad @ W_dec.T)[bags, indices], errors[:, -1].square().sum(1))
 
 
 def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -132,16 +139,17 @@ def latent_pass(
 ) -> LatentPass:
     """Gradients of the weights from the firing pairs (value above zero; ReLU stops the others).
 
-    recons_grad, inputs: float[B d], the latter what the encoder multiplied; values, pair_grads, indices: [P], k a token
-    unless there are offsets
+    recons_grad: float[B d], or float[J·B d] of nested bags; inputs: float[B d], what the encoder multiplied
+    values, pair_grads, indices: [P], k a token unless there are offsets
     dec_grad loses its part along each (unit) decoder row, which could only change that row's norm
     """
     offsets = uniform_offsets(len(inputs), len(values), inputs.device) if offsets is None else offsets
-    pairs, shape, alive = (token_ids(offsets, len(values)), indices), (len(inputs), W_dec.shape[0]), values > 0
+    pairs, shape, alive = (token_ids(offsets, len(values)), indices), (len(recons_grad), W_dec.shape[0]), values > 0
     z = values.new_zeros(shape).index_put_(pairs, values * alive)
     pre_grad = values.new_zeros(shape).index_put_(pairs, pair_grads * alive)
     dec_grad = remove_parallel(z.T @ recons_grad, W_dec)
-    return LatentPass(dec_grad, pre_grad.T @ inputs, pre_grad.sum(0), (z > 0).any(0))
+    bag_inputs = inputs.repeat_interleave(bags_of_each(offsets, len(inputs)), 0)
+    return LatentPass(dec_grad, pre_grad.T @ bag_inputs, pre_grad.sum(0), (z > 0).any(0))
 
 
 def remove_parallel(grad: Tensor, rows: Tensor) -> Tensor:

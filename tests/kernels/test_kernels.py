@@ -211,6 +211,36 @@ def test_ragged_passes_by_hand():
     assert latents.fired.tolist() == [False, False, True]
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    ("lengths", "nested"), [([3, 0, 17, 1, 0, 0], 3), ([0, 0, 5, 2], 2), ([0, 0], 2), ([2, 300] * 20, 4)]
+)
+def test_nested_passes_equal_reference(path, lengths, nested):
+    _, values, indices, W_dec, b_dec, offsets = ragged_pairs(lengths, d=40)
+    acts = torch.randn(len(lengths) // nested, 40, generator=torch.Generator().manual_seed(1))
+    got = path.token_pass(acts, values, indices, W_dec, b_dec, 0.25, offsets=offsets)
+    want = reference.token_pass(acts, values, indices, W_dec, b_dec, 0.25, offsets)
+    for g, w in zip(got, want, strict=True):
+        assert_close(g, w, rtol=1e-5, atol=1e-4)
+    args = (want.recons_grad, acts, values, want.pair_grads, indices, W_dec)
+    for g, w in zip(path.latent_pass(*args, offsets=offsets), reference.latent_pass(*args, offsets), strict=True):
+        assert_close(g, w, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize("path", [reference, *PATHS])
+def test_nested_passes_by_hand(path):
+    # one token x = (3, 2), its first bag 3 · e0, its second 1 · e1: errors (0, −2) and (0, −1)
+    acts, W_dec, offsets = torch.tensor([[3.0, 2.0]]), torch.eye(2), torch.tensor([0, 1, 2])
+    values, indices = torch.tensor([3.0, 1.0]), torch.tensor([0, 1])
+    tokens = path.token_pass(acts, values, indices, W_dec, torch.zeros(2), 2.0, offsets=offsets)
+    assert tokens.recons_grad.tolist() == [[0.0, 2 * (-2 - 1)], [0.0, 2 * -1]]
+    assert (tokens.pair_grads.tolist(), tokens.sq_error.tolist()) == ([0.0, -2.0], [1.0])
+    latents = path.latent_pass(tokens.recons_grad, acts, values, tokens.pair_grads, indices, W_dec, offsets=offsets)
+    assert latents.dec_grad.tolist() == [[0.0, 3 * -6], [0.0, 0.0]]  # the second's is along its row
+    assert latents.enc_grad.tolist() == [[0.0, 0.0], [-2 * 3, -2 * 2]]
+    assert latents.bias_grad.tolist() == [0.0, -2.0]
+
+
 @pytest.mark.parametrize("path", [reference, *PATHS])
 def test_select_batch_topk_by_hand(path):
     products = torch.tensor([[1.0, 5.0, -2.0], [2.0, 0.0, 0.5], [5.0, 3.0, 2.0]])

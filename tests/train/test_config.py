@@ -7,7 +7,7 @@ import json
 import pytest
 
 import saelens_lite as sl
-from saelens_lite.train import loop
+from saelens_lite.train import run as training
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.presets import with_preset
 
@@ -86,14 +86,14 @@ def stores(tmp_path_factory, planted):
 @pytest.fixture
 def run(stores, tmp_path, monkeypatch):
     """run(**fields): the weights' sha256, and what the run told: file names, numbers, checkpoints, the preset's name."""
-    checkpoints, save, folders = [], loop.save_checkpoint, iter("ab")
+    checkpoints, save, folders = [], training.save_checkpoint, iter("ab")
 
     def noted(*args, keep, **kwargs):
         save(*args, keep=keep, **kwargs)
         checkpoints.append(sorted(path.name for path in (args[0] / "state").iterdir()))
 
-    monkeypatch.setattr(loop, "save_checkpoint", noted)
-    monkeypatch.setattr(loop, "best_device", lambda: "cpu")
+    monkeypatch.setattr(training, "save_checkpoint", noted)
+    monkeypatch.setattr(training, "best_device", lambda: "cpu")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def train(**fields):

@@ -14,7 +14,7 @@ from torch.testing import assert_close
 import saelens_lite as sl
 from saelens_lite.train.buffer import RowBuffer
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.loop import _Run, _spread
+from saelens_lite.train.rows import StoreRows, spread
 
 HOOK_POINT = "blocks.0.hook_resid_post"
 
@@ -145,9 +145,9 @@ def test_rows_spread_over_very_large_stores_stay_inside():
         def __getitem__(self, index):
             return index
 
-    spread = _spread(Rows(), 32_768)
-    assert (spread[0], spread[-1], len(spread)) == (0, 33_554_435, 32_768)
-    assert bool((spread.diff() > 0).all())
+    places = spread(Rows(), 32_768)
+    assert (places[0], places[-1], len(places)) == (0, 33_554_435, 32_768)
+    assert bool((places.diff() > 0).all())
 
 
 def test_float32_stores_are_trained_on_in_float32(store, tmp_path, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_p
     monkeypatch.setattr(
         type(store), "gather", lambda self, rows, hook_point=None, dtype=torch.float32: acts[rows].to(dtype)
     )
-    monkeypatch.setattr("saelens_lite.train.loop._INIT_ROWS", 4)
+    monkeypatch.setattr("saelens_lite.train.run._INIT_ROWS", 4)
     with pytest.raises(FloatingPointError, match="loss is nan at step .*: row 7 of shard 0"):
         train(store, tmp_path, held_out_fraction=0.0, n_steps=60, checkpoint_every_steps=60)
     with pytest.raises(FloatingPointError, match="a weight is not finite at step 40: row 7 of shard 0"):
@@ -225,7 +225,7 @@ def test_rows_of_extreme_norm_are_left_out_of_training_when_asked_for(planted, t
     monkeypatch.setattr(RowBuffer, "row_order", lambda self, *key: seen.append(order(self, *key)) or seen[-1])
     scored, gather = [], sl.ActivationStore.gather
     monkeypatch.setattr(sl.ActivationStore, "gather", lambda self, rows, *a: scored.append(rows) or gather(self, rows, *a))
-    with caplog.at_level("INFO", logger="saelens_lite.train.loop"):
+    with caplog.at_level("INFO", logger="saelens_lite.train.rows"):
         sae = train(store, tmp_path / "sae", max_norm_ratio=10.0, n_epochs=1.0, n_steps=None)
     assert sorted(torch.cat(seen).tolist()) == (allowed & train_rows).nonzero().flatten().tolist()
     assert torch.equal(scored[-1], (~train_rows).nonzero().flatten())  # evaluation reads every held-out row
@@ -246,10 +246,10 @@ def test_the_scale_is_that_of_the_rows_trained_on(planted, tmp_path):
     spoilt = sl.ActivationStore.from_arrays(tmp_path / "spoilt", acts)
     clean = sl.ActivationStore.from_arrays(tmp_path / "clean", planted.acts)
     scales = [
-        _Run(store, TrainConfig(max_norm_ratio=10.0, batch_size_rows=256, device="cpu")).scale for store in (spoilt, clean)
+        StoreRows(store, TrainConfig(max_norm_ratio=10.0, batch_size_rows=256)).scale for store in (spoilt, clean)
     ]
     assert scales[0] == pytest.approx(scales[1], rel=0.01)
-    assert _Run(spoilt, TrainConfig(batch_size_rows=256, device="cpu")).scale < 0.3 * scales[0]
+    assert StoreRows(spoilt, TrainConfig(batch_size_rows=256, device="cpu")).scale < 0.3 * scales[0]
 
 
 def test_a_wrong_norm_ratio_is_refused():

@@ -19,8 +19,9 @@ import torch
 
 import saelens_lite as sl
 from saelens_lite.errors import CheckpointError
-from saelens_lite.train import loop
-from saelens_lite.train.config import KindName
+from saelens_lite.train import run as training
+from saelens_lite.train.config import KindName, TrainConfig
+from saelens_lite.train.rows import StoreRows
 from saelens_lite.train.state import load_checkpoint
 from saelens_lite.train.trainer import Trainer
 
@@ -336,14 +337,14 @@ def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(store
 
 def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path, monkeypatch, caplog):
     train(store, tmp_path / "whole")
-    log = loop.Tracker.log
+    log = training.Tracker.log
 
     def full_disk(self, step, metrics):
         if step >= 18:
             raise OSError(28, "No space left on device")
         log(self, step, metrics)
 
-    monkeypatch.setattr(loop.Tracker, "log", full_disk)
+    monkeypatch.setattr(training.Tracker, "log", full_disk)
     with pytest.raises(OSError, match="No space left"):
         train(store, tmp_path / "failed")
     assert "failed after step 18 of 40" in caplog.text and "the same command goes on at step 16" in caplog.text
@@ -354,7 +355,7 @@ def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path
 
 
 def test_a_second_process_is_kept_out(store, tmp_path):
-    with loop._alone(tmp_path), pytest.raises(ValueError, match="is being trained into by another process"):
+    with training._alone(tmp_path), pytest.raises(ValueError, match="is being trained into by another process"):
         train(store, tmp_path)
 
 
@@ -387,10 +388,10 @@ def spoilt_store(acts, folder, row, value):
 @pytest.mark.parametrize(("kind", "value"), [*((kind, float("nan")) for kind in KINDS), ("topk", float("inf"))])
 def test_a_row_that_is_not_finite_stops_the_run_by_name_and_spoils_nothing(planted, tmp_path, monkeypatch, kind, value):
     clean = sl.ActivationStore.from_arrays(tmp_path / "clean", planted.acts, rows_per_shard=3000)
-    run = loop._Run(clean, loop.TrainConfig(**{**OPTIONS, "held_out_fraction": 0.0}))
-    place = next(i for i, row in enumerate(run.buffer.rows(25).tolist()) if 3000 <= row < 6000)
-    row = int(run.buffer.rows(25)[place]) - 3000
-    monkeypatch.setattr(loop, "_INIT_ROWS", 16)
+    rows = StoreRows(clean, TrainConfig(**{**OPTIONS, "held_out_fraction": 0.0}))
+    place = next(i for i, row in enumerate(rows._buffer.rows(25).tolist()) if 3000 <= row < 6000)
+    row = int(rows._buffer.rows(25)[place]) - 3000
+    monkeypatch.setattr(training, "_INIT_ROWS", 16)
     store = spoilt_store(planted.acts, tmp_path / "store", row, value)
     named = f"row {row} of shard 1 .*00001.acts.safetensors.*saelens-lite verify"
     fields = {"held_out_fraction": 0.0, "kind": kind, "max_norm_ratio": None}

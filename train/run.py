@@ -1,0 +1,331 @@
+"""One training run: an SAE, its rows and its folder. What a step is followed by: numbers, checkpoints, the SAE saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+import saelens_lite
+from saelens_lite import distributed
+from saelens_lite.config import to_mapping
+from saelens_lite.device import best_device
+from saelens_lite.files import LocalFolder
+from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.tracker import SilentTracker, Tracker
+
+from .config import TrainConfig
+from .init import fold_decoder_norms_, fold_scale, initial_sae
+from .kinds import kind_class
+from .rows import StoreRows
+from .state import Checkpoint, circumstances, differing_fields, load_checkpoint, remove_checkpoints, save_checkpoint
+from .step import StepStats
+from .trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+_INIT_ROWS = 32_768
+
+_FREE_FIELDS = {
+    "store", "output", "overwrite", "preset", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
+    "checkpoint_every_steps", "keep_checkpoints",
+}  # fmt: skip
+"""What may change when a run goes on: where it reads (the store's content counts), writes and computes, what it tells."""
+
+
+class Run:
+    """A training run into config.output, begun or gone on with; `open` it, then `step` and `after_step` until it is done.
+
+    raises: ValueError if the output holds a finished run or another one; CheckpointError if all its checkpoints are damaged;
+        FloatingPointError for a row that is not finite among those that it starts from or is scored on
+    """
+
+    def __init__(self, rows: StoreRows, config: TrainConfig) -> None:
+        self.rows, self.config, self.output = rows, config, Path(config.output)
+        self.device = device_of(config)
+        checkpoint = _checkpoint(self.output, rows, config)
+        self.n_steps = config.n_steps or max(1, int(config.n_epochs * rows.steps_per_epoch))
+        self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
+        self.checkpoint_every_steps = config.checkpoint_every_steps or max(1, self.n_steps // 10)
+
+        rows.check_held_out()
+        if checkpoint is None:
+            kind = kind_class(config.kind)
+            sample = rows.sample(_INIT_ROWS).mul_(rows.scale)
+            sae = initial_sae(self._sae_config(), sample, config.seed, kind.encoder_scale)
+        else:
+            sae = SparseAutoencoder(self._sae_config())
+        self.trainer = Trainer(sae.to(self.device), config, self.n_steps)
+        if checkpoint is not None:
+            self.trainer.load_state(checkpoint.state)
+        self.saved_step = self.finite_step = self.trainer.steps_done
+        self.scores: dict[str, float | None] = {}
+        self._scored_step = -1
+        self._tracker: Tracker = SilentTracker()
+        self._position = checkpoint.progress if checkpoint else None
+        self._seconds_before = checkpoint.progress["seconds"] if checkpoint else 0.0
+        self._started = time.perf_counter()
+        self._begin_together()
+
+    @property
+    def steps_done(self) -> int:
+        """Optimiser steps taken, those before an interruption included."""
+        return self.trainer.steps_done
+
+    @property
+    def seconds(self) -> float:
+        """Time trained so far, that before an interruption included."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """The output is this run's, against other processes too, and its numbers go to metrics.jsonl there.
+
+        Where something fails within, the SAE as it stands is saved first, unless it is the numbers that broke.
+        """
+        self.output.mkdir(parents=True, exist_ok=True)
+        with _alone(self.output), self._opened_tracker() as self._tracker:
+            if self._position is None and writes():
+                remove_checkpoints(self.output)
+            self._started = time.perf_counter()
+            try:
+                yield
+            except FloatingPointError:
+                raise
+            except Exception:
+                self._save_what_there_is()
+                raise
+
+    def step(self, acts: Tensor) -> StepStats:
+        """One optimiser step on float32[rows d_model] in the units of the store."""
+        return self.trainer.update(acts.to(self.device) * self.rows.scale)
+
+    def after_step(self, stats: StepStats) -> None:
+        """Lines of metrics.jsonl, an evaluation and a checkpoint, as far as they are due; `finish` follows the last step."""
+        done, last = self.steps_done, self.steps_done == self.n_steps
+        if done % self.config.log_every_steps == 0 or last:
+            self._tracker.log(done, self.training_metrics(stats))
+        if done % self.eval_every_steps == 0 and not last:
+            self._tracker.log(done, self.held_out_metrics())
+        if done % self.checkpoint_every_steps == 0 and not last:
+            self.checkpoint()
+
+    def stop(self) -> None:
+        """Leave before the end: the same command goes on from here."""
+        if self.saved_step != self.steps_done:
+            self.checkpoint()
+        if writes():
+            log.warning("stopped at step %d of %d; the same command goes on from there", self.steps_done, self.n_steps)
+            log.warning("the SAE as it stands is in %s", self.output)
+
+    def finish(self) -> SparseAutoencoder:
+        """Save the trained SAE; checkpoints go."""
+        sae = self.save()
+        self._tracker.log(self.steps_done, self.scores)
+        if writes():
+            remove_checkpoints(self.output)
+        return sae
+
+    def training_metrics(self, stats: StepStats) -> dict[str, float | int | None]:
+        """What a training line of metrics.jsonl holds; raises FloatingPointError when the loss is not finite."""
+        loss, trainer, done = float(stats.reconstruction), self.trainer, self.steps_done
+        if not math.isfinite(loss):
+            self._raise_not_finite(f"the reconstruction loss is {loss}")
+        self.finite_step = done
+        tokens, window = done * self.config.batch_size_rows, trainer.dead_tracker.dead_after_tokens
+        dead = len(trainer.dead_tracker.dead()) / trainer.sae.d_sae if tokens >= window else None
+        return {
+            "tokens": tokens,
+            "reconstruction": loss,
+            trainer.kind.sparsity_name: float(stats.sparsity),
+            "l0": float(stats.l0),
+            f"dead@{window}": dead,
+            "lr": trainer.adam.param_groups[0]["lr"],
+            "tokens_per_s": tokens / self.seconds,
+            **self._left_out(),
+        }
+
+    def held_out_metrics(self) -> dict[str, float | None]:
+        """fvu and l0 on rows of held-out documents; None when there are none. Of one step they are computed once."""
+        if self._scored_step != self.steps_done:
+            self.scores, self._scored_step = self._score(), self.steps_done
+        return self.scores
+
+    def checkpoint(self) -> None:
+        """Write the state of training and the SAE as it stands, if all is finite; what was saved before stays until then."""
+        self._weights_are_finite()
+        position = self._tracker.position()
+        if writes():
+            save_checkpoint(
+                self.output,
+                self.trainer.state(),
+                run=_identity(self.rows, self.config),
+                progress={"scale": self.rows.scale, "seconds": self.seconds, **position},
+                made_by=circumstances(self.device),
+                keep=self.config.keep_checkpoints,
+            )
+        self.saved_step = self.steps_done
+        self.save()
+
+    def save(self) -> SparseAutoencoder:
+        """The SAE in the units of the store, written to `output` by the first process; never one that is not finite."""
+        self._weights_are_finite()
+        done, kind, rows = self.steps_done, self.trainer.kind, self.rows
+        if kind.calibrates and len(held_out := rows.held_out()):
+            self._scored_step = -1
+            kind.calibrate(held_out.mul_(rows.scale).to(self.device))
+        sae = fold_scale(self.trainer.sae, rows.scale)
+        if not self.config.unit_decoder:
+            fold_decoder_norms_(sae)
+        self.held_out_metrics()
+        facts = {
+            **sae.config.metadata["saelens_lite"],
+            "train": to_mapping(self.config),
+            "lr": self.trainer.lr,
+            "steps": done,
+            "tokens": done * self.config.batch_size_rows,
+            **self._left_out(),
+            **self.scores,
+        }
+        metadata = {**sae.config.metadata, "saelens_lite": facts}
+        if rows.store.has_tokens:
+            metadata["context_size"] = rows.store.context_length
+        sae.config = dataclasses.replace(sae.config, metadata=metadata)
+        if writes():
+            sae.save(self.output)
+            settings = json.dumps(to_mapping(self.config), indent=1)
+            (self.output / "train_config.json").write_text(settings, encoding="utf-8")
+        return sae
+
+    def _opened_tracker(self) -> Tracker:
+        if not writes():
+            return SilentTracker()
+        return Tracker(self.output, to_mapping(self.config), self.config.wandb_project, self._position)
+
+    def _sae_config(self) -> SAEConfig:
+        config, store, hook_point = self.config, self.rows.store, self.rows.hook_point
+        sae_kind = kind_class(config.kind).sae_kind
+        return SAEConfig(
+            d_model=self.rows.d_model,
+            d_sae=config.d_sae or config.expansion * self.rows.d_model,
+            kind=sae_kind,
+            k=config.k if sae_kind == "topk" else None,
+            hook_point=hook_point,
+            hf_module=store.plan["hook_points"][hook_point].get("module_path", ""),
+            model_name=store.model_name,
+            metadata={"saelens_lite": {"version": saelens_lite.__version__, "store": store.fingerprint}},
+        )
+
+    def _begin_together(self) -> None:
+        """Several processes begin with the bits of the first, once all of them have looked at what is there.
+
+        raises: ValueError if they found different checkpoints
+        """
+        done = self.steps_done
+        if distributed.largest(done) != -distributed.largest(-done):
+            raise ValueError(
+                f"the processes expected one checkpoint in {self.output}, this one found step {done} and another one "
+                "a different step: give all machines the same folder"
+            )
+        for value in self.trainer.state().values():
+            if isinstance(value, Tensor):
+                distributed.from_first_(value)
+
+    def _left_out(self) -> dict[str, float]:
+        """The share of training rows left out, for logs and metadata, where that was asked for."""
+        return {} if self.rows.left_out_share is None else {"left_out_share": self.rows.left_out_share}
+
+    def _score(self) -> dict[str, float | None]:
+        acts, scale = self.rows.held_out(), self.rows.scale
+        if not len(acts):
+            return {"held_out_fvu": None, "held_out_l0": None}
+        errors = variance = latents = 0.0
+        mean = acts.mean(0, dtype=torch.float64)
+        with torch.no_grad():
+            for rows in acts.split(self.config.batch_size_rows):
+                out = self.trainer.sae((rows * scale).to(self.device))
+                errors += float((out.recons.cpu() / scale - rows).double().square().sum())
+                variance += float((rows - mean).square().sum())
+                latents += float(out.latents.l0().sum())
+        if not math.isfinite(errors):
+            self._raise_not_finite("the error on held-out rows is not finite")
+        return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": latents / len(acts)}
+
+    def _raise_not_finite(self, what: str) -> NoReturn:
+        """Look for the cause in the rows since numbers were last known to be finite. raises: FloatingPointError"""
+        done, lr = self.steps_done, self.trainer.lr
+        self.rows.check_steps(self.finite_step, done, f"{what} at step {done}")
+        raise FloatingPointError(
+            f"{what} at step {done}, though all rows since step {self.finite_step} are: the training diverged. Lower lr "
+            f"(now {lr:g}) and choose another output, or overwrite=True"
+        )
+
+    def _weights_are_finite(self) -> None:
+        """raises: FloatingPointError otherwise"""
+        if not all(bool(parameter.isfinite().all()) for parameter in self.trainer.sae.parameters()):
+            self._raise_not_finite("a weight is not finite")
+        self.finite_step = self.steps_done
+
+    def _save_what_there_is(self) -> None:
+        if not self.steps_done or not writes():
+            return
+        self.save()
+        log.error("failed after step %d of %d; the SAE as it stands is in %s", self.steps_done, self.n_steps, self.output)
+        if self.saved_step:
+            log.error("the same command goes on at step %d", self.saved_step)
+
+
+def device_of(config: TrainConfig) -> torch.device:
+    """Where this process computes."""
+    return torch.device(distributed.own_device(config.device or best_device()))
+
+
+def writes() -> bool:
+    """Whether this process writes and speaks: of several, which all do the same, the first."""
+    return distributed.rank() == 0
+
+
+def _checkpoint(output: Path, rows: StoreRows, config: TrainConfig) -> Checkpoint | None:
+    """Where an unfinished run in `output` is gone on with; None to begin. raises: ValueError if it must not be touched"""
+    if config.overwrite:
+        return None
+    found = load_checkpoint(output)
+    if found is None:
+        if (output / "cfg.json").exists():
+            raise ValueError(f"{output} holds an SAE already: choose another output, or overwrite=True to replace it")
+        return None
+    if differing := differing_fields(_identity(rows, config), found.run, to_mapping(TrainConfig())):
+        raise ValueError(
+            f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these as expected to go "
+            "on with it, choose another output, or overwrite=True to replace it"
+        )
+    log.info("going on at step %d with the run in %s", found.step, output)
+    now = circumstances(device_of(config))
+    if found.made_by != now:
+        changed = [f"{name} {found.made_by.get(name)} → {now[name]}" for name in now if found.made_by.get(name) != now[name]]
+        log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
+    return found
+
+
+def _identity(rows: StoreRows, config: TrainConfig) -> dict[str, Any]:
+    """What determines a run: a checkpoint of it fits no other."""
+    fields = {name: value for name, value in to_mapping(config).items() if name not in _FREE_FIELDS}
+    return {**fields, **rows.identity}
+
+
+@contextmanager
+def _alone(output: Path) -> Iterator[None]:
+    """Keep another training out, for as long as this one trains into `output`."""
+    with LocalFolder(output).locked("metrics.jsonl") if writes() else nullcontext(True) as ours:
+        if distributed.largest(int(not ours)):
+            raise ValueError(f"{output} is being trained into by another process: wait for it, or choose another output")
+        yield

@@ -1,17 +1,18 @@
-"""What SAEs recover of planted features, ours and SAELens', trained on the same rows; a JSON line per run.
+"""What SAEs recover of planted features, our presets and SAELens' Matryoshka, on the same rows; a JSON line per run.
 
     python tests/bench/synthetic.py                      # everything still missing
-    python tests/bench/synthetic.py --samples 200000 --lrs 1e-3 --seeds 0 --contestants ours    # try it small
+    python tests/bench/synthetic.py --contestants saelens-matryoshka --lrs 1e-3 3e-3 --lr-samples 1000000
     python tests/bench/synthetic.py --report             # table and verdicts of the finished runs
 
 Resumable: a finished run is never repeated. Setting: 4,096 features in 256 dimensions, 66 % of them in 32 trees of 3 levels
 below the root with siblings that exclude each other, Zipf rates, 20 features on a row; 1,024 latents, one pass over 5 M rows
 (kept in bf16; 5 % more are held out from both sides). k is what the 1,024 most frequent features have on a row: a larger one
-would make latents fire for features that the width has no room for. Both sides warm up over 5 % of the steps, decay over the
-last third, and nest prefixes of 1/16, 1/8, 1/4, 1/2 and all of the width. The learning rate of a kind is the one with the
-best F1 on the first seed, measured on rows apart from those scored; a frozen-decoder run goes with every run of ours at that
-rate. SAEs are scored as saved and reloaded. Not a test: it takes hours on a CPU. SAELens runs in the peers' venv
-(`make peers`) by synthetic_saelens.py.
+would make latents fire for features that the width has no room for. The setting fixes k, width, batch and length, the preset
+all else; a frozen-decoder run goes with every run of ours. SAELens warms up over 5 % of the steps, decays over the last
+third, and its prefixes are those of our preset or, as another contestant, 1/16, 1/8, 1/4, 1/2 and all of the width. The
+learning rate of a contestant is the one with the best F1 on the first seed after --lr-samples rows, measured on rows apart
+from those scored. SAEs are scored as saved and reloaded. Not a test: it takes hours on a CPU. SAELens runs in the peers'
+venv (`make peers`) by synthetic_saelens.py.
 """
 
 from __future__ import annotations
@@ -28,13 +29,18 @@ from typing import Any
 import torch
 
 import saelens_lite as sl
+from saelens_lite.train.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[2]
 HELD_OUT_FRACTION = 0.05
-FRACTIONS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 SELECTION_ROW = 2**41
 """Where the rows begin by which a learning rate is chosen."""
-KINDS = {"ours": ("topk", "batchtopk", "matryoshka"), "saelens": ("matryoshka",)}
+CONTESTANTS: dict[str, dict[str, Any]] = {
+    "ours-matryoshka": {"preset": "matryoshka"},
+    "ours-default": {"preset": "default"},
+    "saelens-matryoshka": {"fractions": PRESETS["matryoshka"]["matryoshka_fractions"]},
+    "saelens-matryoshka-doubling": {"fractions": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)},
+}
 SETTINGS = ("samples", "batch", "score_rows", "d_model", "n_features", "n_trees", "l0", "d_sae", "k", "data_seed")
 """What all runs of a folder have in common."""
 COLUMNS = ("mcc", "f1", "feature_f1", "recovered", "dead", "l0", "fvu", "norm_ratio", "absorption", "missed_alone")
@@ -51,7 +57,7 @@ class Bench:
             )
         )
         self.steps = args.samples // args.batch
-        self.warm_up_steps = self.steps // 20
+        self.lr_steps = (args.lr_samples or args.samples) // args.batch
         within_reach = self.synthetic.rates.sort(descending=True).values[: args.d_sae]
         self.k = args.k or round(float(within_reach.sum()))
         settings = {name: getattr(args, name) for name in SETTINGS}
@@ -76,43 +82,47 @@ class Bench:
             print(json.dumps({"store_rows": n_rows, "store_s": time.perf_counter() - started_s}), flush=True)
         return sl.ActivationStore(path)
 
-    def train_ours(self, folder: Path, kind: str, lr: float, seed: int, frozen: bool) -> dict[str, Any]:
+    def train_ours(self, folder: Path, lr: float | None, seed: int, steps: int, frozen: bool, preset: str) -> dict[str, Any]:
         started_s = time.perf_counter()
         sl.train_sae(
-            self.store(), kind=kind, k=self.k, d_sae=self.args.d_sae, lr=lr, seed=seed, freeze_decoder=frozen,
-            n_steps=self.steps, batch_size_rows=self.args.batch, warm_up_steps=self.warm_up_steps, decay_fraction=1 / 3,
-            held_out_fraction=HELD_OUT_FRACTION, eval_every_steps=self.steps, device="cpu", progress=False,
-            output=str(folder), overwrite=True,
+            self.store(), preset=preset, k=self.k, d_sae=self.args.d_sae, seed=seed, freeze_decoder=frozen, n_steps=steps,
+            batch_size_rows=self.args.batch, held_out_fraction=HELD_OUT_FRACTION, eval_every_steps=steps,
+            device="cpu", progress=False, output=str(folder), overwrite=True, **({} if lr is None else {"lr": lr}),
         )  # fmt: skip
         versions = {"saelens_lite": sl.__version__, "torch": torch.__version__}
         return {"train_s": time.perf_counter() - started_s, "versions": versions}
 
-    def train_saelens(self, folder: Path, kind: str, lr: float, seed: int, frozen: bool) -> dict[str, Any]:
+    def train_saelens(
+        self, folder: Path, lr: float, seed: int, steps: int, frozen: bool, fractions: tuple[float, ...]
+    ) -> dict[str, Any]:
         assert not frozen
         options = {
-            "store": self.store().path, "output": folder, "kind": kind, "lr": lr, "seed": seed, "steps": self.steps,
-            "batch": self.args.batch, "k": self.k, "warm-up-steps": self.warm_up_steps,
+            "store": self.store().path, "output": folder, "kind": "matryoshka", "lr": lr, "seed": seed, "steps": steps,
+            "batch": self.args.batch, "k": self.k, "warm-up-steps": steps // 20,
             "held-out-fraction": HELD_OUT_FRACTION, "threads": self.args.threads,
         }  # fmt: skip
         command = [str(self.args.peers_python), str(Path(__file__).with_name("synthetic_saelens.py"))]
         command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        command += ["--widths", *(str(round(fraction * self.args.d_sae)) for fraction in FRACTIONS)]
+        command += ["--widths", *(str(round(fraction * self.args.d_sae)) for fraction in fractions)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}  # they read our store
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
         return json.loads(output.splitlines()[-1])
 
-    def run(self, contestant: str, kind: str, lr: float, seed: int, frozen: bool = False) -> dict[str, Any]:
-        """The line of this run: the one on file, or a new one after training it."""
-        name = f"{contestant}-{kind}{'-frozen' if frozen else ''}-lr_{lr:g}-seed_{seed}-steps_{self.steps}"
+    def run(self, contestant: str, lr: float | None, seed: int, steps: int, frozen: bool = False) -> dict[str, Any]:
+        """The line of this run: the one on file, or a new one after training it. lr None: the preset's own."""
+        rate = "own" if lr is None else f"{lr:g}"
+        name = f"{contestant}{'-frozen' if frozen else ''}-lr_{rate}-seed_{seed}-steps_{steps}"
         if name not in self.lines:
             folder = self.args.output / "saes" / name
-            facts = getattr(self, f"train_{contestant}")(folder, kind, lr, seed, frozen)
+            train = self.train_ours if contestant.startswith("ours") else self.train_saelens
+            facts = train(folder, lr, seed, steps, frozen, **CONTESTANTS[contestant])
             sae = sl.SparseAutoencoder.load(folder)
             n_rows = self.args.score_rows
             found = sl.score_recovery(sae, self.synthetic, n_rows=n_rows).to_dict()
             selection = sl.score_recovery(sae, self.synthetic, n_rows=n_rows // 2, start_row=SELECTION_ROW).rows[0].f1
-            line = {"run": name, "contestant": contestant, "kind": kind, "lr": lr, "seed": seed, "frozen": frozen}
-            line |= {"steps": self.steps, "batch_size_rows": self.args.batch, "k": self.k, "selection_f1": selection}
+            line = {"run": name, "contestant": contestant, "lr": rate, "seed": seed, "frozen": frozen, "steps": steps}
+            line |= {"peak_lr": lr or sae.config.metadata["saelens_lite"]["lr"], "batch_size_rows": self.args.batch}
+            line |= {"k": self.k, "selection_f1": selection}
             line |= {key: value for key, value in found["rows"][0].items() if key != "name"}
             line |= {key: found[key] for key in ("n_rows", "n_features", "n_edges", "true_l0")} | facts
             self.lines[name] = line
@@ -121,51 +131,75 @@ class Bench:
             print(json.dumps(line), flush=True)
         return self.lines[name]
 
-    def run_kind(self, contestant: str, kind: str) -> None:
-        """Every learning rate on the first seed, the other seeds at the best of them, and frozen decoders beside ours."""
-        first, *others = self.args.seeds
-        lines = [self.run(contestant, kind, lr, first) for lr in self.args.lrs]
-        lr = max(lines, key=lambda line: line["selection_f1"])["lr"]
-        for seed in others:
-            self.run(contestant, kind, lr, seed)
-        for seed in self.args.seeds if contestant == "ours" else ():
-            self.run(contestant, kind, lr, seed, frozen=True)
+    def run_contestant(self, contestant: str) -> None:
+        """Every learning rate on the first seed, all seeds at the best of them, and frozen decoders beside ours."""
+        ours = contestant.startswith("ours")
+        rates: list[float | None] = [rate for rate in self.args.lrs if rate is not None or ours]
+        if len(rates) > 1:
+            lines = {rate: self.run(contestant, rate, self.args.seeds[0], self.lr_steps) for rate in rates}
+            rates = [max(rates, key=lambda rate: lines[rate]["selection_f1"])]
+        for seed in self.args.seeds:
+            for frozen in (False, True)[: 1 + (ours and self.args.frozen)]:
+                self.run(contestant, rates[0], seed, self.steps, frozen)
 
     def report(self) -> str:
-        """Means over seeds at each kind's best learning rate, then the verdicts."""
-        groups: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
+        """Means over seeds at each contestant's best learning rate, all rates on one seed, then the verdicts."""
+        groups: dict[tuple[str, bool, int], dict[str, list[dict[str, Any]]]] = {}
         for line in self.lines.values():
-            groups.setdefault((line["contestant"], line["kind"], line["frozen"]), []).append(line)
-        text = [f"{'':28}" + "".join(name.rjust(13) for name in (*COLUMNS, "lr", "seeds"))]
-        best: dict[tuple[str, str, bool], list[dict[str, Any]]] = {}
-        for key, lines in groups.items():
-            n_seeds = {lr: sum(line["lr"] == lr for line in lines) for lr in {line["lr"] for line in lines}}
-            lr = max(n_seeds, key=lambda lr: (n_seeds[lr], max(x["selection_f1"] for x in lines if x["lr"] == lr)))
-            chosen = best[key] = [line for line in lines if line["lr"] == lr]
+            rates = groups.setdefault((line["contestant"], line["frozen"], line["steps"]), {})
+            rates.setdefault(line["lr"], []).append(line)
+        width = max(len(name) for name in CONTESTANTS) + 9
+        text = [f"{self.steps:,} steps".ljust(width) + "".join(x.rjust(13) for x in (*COLUMNS, "lr", "seeds", "train s"))]
+        best: dict[tuple[str, bool], list[dict[str, Any]]] = {}
+        for (contestant, frozen, steps), rates in groups.items():
+            if steps != self.steps:
+                continue
+            chosen = max(rates.values(), key=lambda lines: (len(lines), max(line["selection_f1"] for line in lines)))
+            best[contestant, frozen] = chosen
             values = [[line[name] for line in chosen if line[name] is not None] for name in COLUMNS]
-            cells = [f"{statistics.mean(given):.4f}" if given else "n/a" for given in values] + [f"{lr:g}", str(len(chosen))]
-            name = f"{key[0]} {key[1]}{' frozen' if key[2] else ''}"
-            text.append(name.ljust(28) + "".join(cell.rjust(13) for cell in cells))
-        mine, theirs = best.get(("ours", "matryoshka", False)), best.get(("saelens", "matryoshka", False))
-        for name in ("f1", "mcc") if mine and theirs else ():
-            ours, saelens = [line[name] for line in mine], [line[name] for line in theirs]
-            goal = statistics.mean(saelens) - (max(saelens) - min(saelens))
-            text.append(f"{name}: ours {statistics.mean(ours):.4f}, SAELens' mean less its spread over seeds {goal:.4f}: "
-                        f"{'reached' if statistics.mean(ours) >= goal else 'missed'}")  # fmt: skip
-        for (contestant, kind, frozen), lines in best.items():
-            if frozen:
-                share = max(x["f1"] for x in lines) / min(x["f1"] for x in best[contestant, kind, False])
-                text.append(f"{kind}: the frozen decoder has {share:.2f} of the trained one's F1 at worst")
+            cells = [f"{statistics.mean(given):.4f}" if given else "n/a" for given in values]
+            cells += [
+                f"{chosen[0]['peak_lr']:.2g}",
+                str(len(chosen)),
+                f"{statistics.mean(x['train_s'] for x in chosen):.0f}",
+            ]
+            text.append(f"{contestant}{' frozen' if frozen else ''}".ljust(width) + "".join(x.rjust(13) for x in cells))
+        text.append("selection F1 / MCC on the first seed, by learning rate:")
+        for (contestant, frozen, steps), rates in groups.items():
+            firsts = [min(lines, key=lambda line: line["seed"]) for lines in rates.values()]
+            cells = [f"{x['peak_lr']:.2g}: {x['selection_f1']:.4f} / {x['mcc']:.4f}" for x in firsts]
+            text.append(f"{contestant}{' frozen' if frozen else ''}, {steps:,} steps".ljust(width + 14) + "   ".join(cells))
+        mine = best.get(("ours-matryoshka", False))
+        peers = [lines for (contestant, _), lines in best.items() if contestant.startswith("saelens")]
+        if mine and peers:
+            theirs = max(peers, key=lambda lines: (len(lines), max(line["selection_f1"] for line in lines)))
+            for name in ("f1", "mcc"):
+                ours, saelens = [line[name] for line in mine], [line[name] for line in theirs]
+                goal = statistics.mean(saelens) - (max(saelens) - min(saelens))
+                text.append(f"{name}: ours {statistics.mean(ours):.4f} ({min(ours):.4f} – {max(ours):.4f}), SAELens "
+                            f"{statistics.mean(saelens):.4f} ({min(saelens):.4f} – {max(saelens):.4f}), less its spread "
+                            f"{goal:.4f}: {'reached' if statistics.mean(ours) >= goal else 'missed'}")  # fmt: skip
+        for (contestant, frozen), lines in best.items():
+            if frozen and (contestant, False) in best:
+                share = max(x["f1"] for x in lines) / min(x["f1"] for x in best[contestant, False])
+                verdict = "reached" if share <= 0.5 else "missed"
+                text.append(f"{contestant}: the frozen decoder has {share:.2f} of the trained one's F1 at worst: {verdict}")
         return "\n".join(text)
+
+
+def learning_rate(text: str) -> float | None:
+    """A number, or None for "own", the preset's."""
+    return None if text == "own" else float(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--report", action="store_true", help="run nothing; table and verdicts of the finished runs")
     parser.add_argument("--output", type=Path, default=ROOT / "runs/synthetic", help="store, saved SAEs, results")
-    parser.add_argument("--contestants", nargs="+", choices=list(KINDS), default=list(KINDS))
-    parser.add_argument("--kinds", nargs="+", help="default: all of each contestant")
-    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-4, 1e-3, 3e-3])
+    parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
+    parser.add_argument("--lrs", type=learning_rate, nargs="+", default=[None, 1e-3, 3e-3, 1e-2], help="own: the preset's")
+    parser.add_argument("--lr-samples", type=int, help="rows of the runs that choose the rate; default: --samples")
+    parser.add_argument("--no-frozen", dest="frozen", action="store_false", help="no frozen-decoder runs beside ours")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=5_000_000, help="training rows, each seen once")
     parser.add_argument("--batch", type=int, default=1024, help="rows a step")
@@ -185,8 +219,7 @@ def main() -> None:
     bench = Bench(args)
     if not args.report:
         for contestant in args.contestants:
-            for kind in args.kinds or KINDS[contestant]:
-                bench.run_kind(contestant, kind)
+            bench.run_contestant(contestant)
     print(bench.report())
 
 

@@ -44,7 +44,7 @@ class BatchTopK(TopK):
 
         Of several processes each gets those in its rows of the batch.
         """
-        n_pairs = self.config.k * len(inputs)
+        n_pairs = self.k * len(inputs)
         if distributed.world_size() == 1:
             pairs = self._largest(inputs, n_pairs, self.workspace.products)
             least = _just_below(pairs.values)

@@ -38,6 +38,12 @@ class TrainConfig:
     k: int = 32
     """Latents kept a token, by batchtopk and matryoshka on average over a batch; of those kinds only. More explain more
     and say less."""
+    k_anneal_fraction: float = 0.0
+    """Share of the run over which k falls linearly from `k_anneal_start` times itself; of the kinds that keep k; 0 keeps k
+    throughout. More latents learn early on, and less of the run is left for the k that is saved, which costs short runs.
+    Of the recipe that leads SynthSAEBench (arXiv:2602.14687), from 60 to 25."""
+    k_anneal_start: float = 4.0
+    """k at the first step as a multiple of k, at most d_sae; with `k_anneal_fraction`."""
     matryoshka_fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Prefixes of the dictionary that reconstruct alone, as shares of d_sae, ascending to 1; matryoshka only. Smaller ones
     keep general features together and cost some reconstruction. Bussmann et al. 2025 have widths that double."""
@@ -158,7 +164,12 @@ class TrainConfig:
             check(getattr(self, name) >= 0, name, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
             check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
-        check(0 <= self.decay_fraction <= 1, "decay_fraction", "a share in [0, 1]")
+        for name in ("decay_fraction", "k_anneal_fraction"):
+            check(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]")
+        check(self.k_anneal_start >= 1, "k_anneal_start", "1 or more")
+        check(
+            not self.k_anneal_fraction or self.kind in _KEEP_K, "k_anneal_fraction", f"0 for the kind {self.kind}, without k"
+        )
         fractions = self.matryoshka_fractions
         ascending = list(fractions) == sorted(set(fractions)) and bool(fractions) and fractions[0] > 0 and fractions[-1] == 1
         check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")

@@ -51,6 +51,9 @@ class Kind:
         frozen = {"W_enc"} if self.train_decoder else {"W_enc", "W_dec"}
         return {name: p for name, p in self.sae.named_parameters() if name not in frozen}
 
+    def begin(self, step: int, n_steps: int) -> None:
+        """What `gradients` needs to know of the step that comes, counted from 0, of a run of n_steps."""
+
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Write the gradients of one batch into `.grad`.
 

@@ -1,4 +1,4 @@
-"""The learning rate of a run: its peak, its shape over the steps."""
+"""What changes over the steps of a run: the learning rate, from its peak, and k."""
 
 from __future__ import annotations
 
@@ -20,3 +20,9 @@ def lr_factor(step: int, n_steps: int, warm_up_steps: int, decay_steps: int) -> 
     warm_up = min(1.0, (step + 1) / max(1, warm_up_steps))
     decay = min(1.0, (n_steps - step) / max(1, decay_steps))
     return min(warm_up, decay)
+
+
+def annealed_k(k: int, start: float, step: int, anneal_steps: int, d_sae: int) -> int:
+    """k at a step counted from 0: it falls linearly from start · k, at most d_sae, and has arrived after anneal_steps."""
+    ahead = max(0.0, 1 - step / anneal_steps) if anneal_steps else 0.0
+    return k + round(ahead * (min(d_sae, start * k) - k))

@@ -13,6 +13,7 @@ from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
 from .kinds import Kind
+from .optim import annealed_k
 from .step import Pairs, ProductChunks, StepStats, Workspace, add_auxk, write_gradients
 
 _MULTI = 4
@@ -27,6 +28,11 @@ class TopK(Kind):
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
         super().__init__(sae, config)
         self.workspace, self.wide_workspace = Workspace(), Workspace()
+        self.k = config.k
+
+    def begin(self, step: int, n_steps: int) -> None:
+        config, anneal_steps = self.config, round(self.config.k_anneal_fraction * n_steps)
+        self.k = annealed_k(config.k, config.k_anneal_start, step, anneal_steps, self.sae.d_sae)
 
     @property
     def uses_dead(self) -> bool:
@@ -37,8 +43,8 @@ class TopK(Kind):
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
-        wide = self.select_k(inputs, min(_MULTI * self.config.k, sae.d_sae)) if self.config.multi_topk_coeff else None
-        pairs = self.select(inputs) if wide is None else _largest(wide, self.config.k)
+        wide = self.select_k(inputs, min(_MULTI * self.k, sae.d_sae)) if self.config.multi_topk_coeff else None
+        pairs = self.select(inputs) if wide is None else _largest(wide, self.k)
         work.pass_over(acts, inputs, pairs, sae, scale)
         recons_grad, _, sq_error = work.tokens
         auxk = add_auxk(sae, inputs, recons_grad / -scale, dead, work.latents, self.config)
@@ -60,7 +66,7 @@ class TopK(Kind):
 
     def select(self, inputs: Tensor) -> Pairs:
         """Encode chunk by chunk: the k largest of each token, after ReLU."""
-        return self.select_k(inputs, self.config.k)
+        return self.select_k(inputs, self.k)
 
     def select_k(self, inputs: Tensor, k: int) -> Pairs:
         if (screened := kernels.screened_topk(inputs, self.sae.W_enc.T, self.sae.b_enc, k)) is not None:

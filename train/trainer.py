@@ -55,6 +55,7 @@ class Trainer:
         """One optimiser step on float32[batch d_model]; of several processes, each brings as many rows of the batch."""
         dead = self.dead_tracker.dead() if self.kind.uses_dead else None
         ramp = min(1.0, (self.steps_done + 1) / max(1, self.l1_warm_up_steps))
+        self.kind.begin(self.steps_done, self.n_steps)
         stats, fired = self.kind.gradients(acts, dead, ramp)
         factor = lr_factor(self.steps_done, self.n_steps, self.warm_up_steps, self.decay_steps)
         for group in self.adam.param_groups:

@@ -21,6 +21,8 @@ CHANGES_THE_SAE = {
     "hook_point": ({}, "b"),
     "kind": ({}, "relu"),
     "k": ({}, 4),
+    "k_anneal_fraction": ({}, 0.5),
+    "k_anneal_start": ({"k_anneal_fraction": 0.5}, 2.0),
     "matryoshka_fractions": ({"kind": "matryoshka"}, (0.5, 1.0)),
     "expansion": ({"d_sae": None}, 2),
     "d_sae": ({}, 48),

@@ -179,7 +179,15 @@ def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole,
     assert outcome(tmp_path) == whole(kind)
 
 
-@pytest.mark.parametrize("fields", [{"freeze_decoder": True}, {"scale_input": False}, {"max_norm_ratio": 1.2}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"freeze_decoder": True},
+        {"scale_input": False},
+        {"max_norm_ratio": 1.2},
+        {"k_anneal_fraction": 0.8},
+    ],
+)
 def test_with_other_settings_too(forked, tmp_path, fields):
     assert forked(tmp_path / "whole", **fields) == 0
     assert forked(tmp_path / "killed", (UPDATE, signal.SIGKILL, 23), **fields) == -signal.SIGKILL

@@ -1,5 +1,6 @@
 """Schedules, and what each field of a run does to the update."""
 
+import copy
 from typing import get_args
 
 import pytest
@@ -10,7 +11,7 @@ from saelens_lite.sae import SAEConfig
 from saelens_lite.train.config import KindName, TrainConfig
 from saelens_lite.train.init import fold_decoder_norms_, fold_scale, initial_sae, input_scale
 from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.optim import default_lr, lr_factor
+from saelens_lite.train.optim import annealed_k, default_lr, lr_factor
 from saelens_lite.train.step import unit_rows_
 from saelens_lite.train.topk import TopK
 from saelens_lite.train.trainer import Trainer
@@ -41,6 +42,32 @@ def test_default_lr_follows_the_square_root_law_and_grows_for_short_runs():
     assert default_lr(2**16, 10**6) == approx(1e-4)
     assert default_lr(3072, 1200) == approx(1e-2)
     assert default_lr(2**14, 10_000) > default_lr(2**14, 100_000)
+
+
+def test_annealed_k_by_hand():
+    # from 3 · 8 to 8 over 4 steps: 24, then 16 · 3/4, 2/4 and 1/4 above 8; the fifth step has 8
+    assert [annealed_k(8, 3.0, step, 4, 100) for step in range(6)] == [24, 20, 16, 12, 8, 8]
+    assert [annealed_k(8, 3.0, step, 4, 10) for step in range(6)] == [10, 10, 9, 8, 8, 8]  # 9.5 is rounded to even
+    assert annealed_k(8, 3.0, 0, 0, 100) == 8
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
+def test_k_falls_to_its_value_and_memory_of_another_k_changes_no_step(kind):
+    fields = {"kind": kind, "k_anneal_fraction": 0.5, "k_anneal_start": 2.0, "multi_topk_coeff": 0.125, "aux_coeff": 0.0}
+    trainer, l0 = trainer_of(n_steps=8, **fields), []
+    rows = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
+    for step in range(8):
+        sae = copy.deepcopy(trainer.sae)
+        fresh = type(trainer.kind)(sae, trainer.config)
+        fresh.begin(step, 8)
+        with torch.no_grad():
+            expected, _ = fresh.gradients(rows, None, 1.0)
+        assert trainer.update(rows) == expected
+        for name in ("W_dec", "b_dec", "b_enc"):
+            assert torch.equal(trainer.sae.get_parameter(name).grad, sae.get_parameter(name).grad), name
+        l0.append(float(expected.l0))
+    assert l0 == approx([8, 7, 6, 5, 4, 4, 4, 4], abs=0.01)
+    assert trainer.sae.config.k == (4 if kind == "topk" else None)
 
 
 def test_decoder_rows_stay_unit_norm_and_the_loss_falls():
@@ -167,3 +194,10 @@ def test_free_decoder_norms_are_folded_into_the_encoder():
         torch.testing.assert_close(sae(rows).recons, before.recons)
         torch.testing.assert_close(sae.encode_dense(rows), latents)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N))
+
+
+def test_k_annealing_is_refused_where_there_is_no_k():
+    with pytest.raises(ValueError, match="k_anneal_fraction expected 0 for the kind relu, without k, got 0.5"):
+        TrainConfig(kind="relu", k_anneal_fraction=0.5)
+    with pytest.raises(ValueError, match="k_anneal_start expected 1 or more, got 0.5"):
+        TrainConfig(k_anneal_start=0.5)

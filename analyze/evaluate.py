@@ -14,11 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.decoder import d_model, evaluation_mode
-from saelens_lite.hooks import model_device, run_to
+from saelens_lite.contexts import cross_entropies
 from saelens_lite.metrics import FiringSums, ReconstructionSums, ce_score, window_name
 from saelens_lite.sae import SparseAutoencoder
-from saelens_lite.splice import splice, token_losses
 from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import is_held_out
 
@@ -26,7 +24,6 @@ from .stream import BLOCK_ROWS, latent_blocks, matching_hook_point, to_cpu
 
 WINDOWS_TOKENS = (10_000, 100_000, 1_000_000)
 TRAINED, BASELINE, ZERO, MEAN = "trained", "baseline", "zero ablation", "mean ablation"
-_SAME_MODEL_TOLERANCE = 0.1
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -172,7 +169,15 @@ def evaluate_sae(
     dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}
     ce, n_ce_tokens, n_contexts = {}, 0, 0
     if model is not None:
-        ce, n_ce_tokens, n_contexts = _cross_entropies(saes, store, point, model, fraction, max_tokens, batch_size_seqs)
+        replacements: dict[str, dict[str, Any] | None] = {
+            "clean": None,
+            **{name: {"sae": one} for name, one in saes.items()},
+        }
+        mean = {"sae": None, "mode": "mean", "mean": store.mean(point)}
+        replacements |= {ZERO: {"sae": None, "mode": "zero"}, MEAN: mean}
+        ce, n_ce_tokens, n_contexts = cross_entropies(
+            model, store, point, replacements, fraction=fraction, max_tokens=max_tokens, batch_size_seqs=batch_size_seqs
+        )
 
     def row(name: str) -> EvaluationRow:
         if name not in sums:
@@ -258,107 +263,6 @@ def _dead_shares(
         for _, latents in latent_blocks(sae, store, point, start_row=store.n_rows - n_rows):
             firing.update(latents)
     return firing.dead_shares(windows)
-
-
-def _cross_entropies(
-    saes: dict[str, SparseAutoencoder],
-    store: ActivationStore,
-    point: str,
-    model: nn.Module,
-    fraction: float | None,
-    max_tokens: int | None,
-    batch_size_seqs: int,
-) -> tuple[dict[str, float], int, int]:
-    """Cross-entropy in nats of the model as it is ("clean") and under each replacement; predicted tokens; contexts.
-
-    A token counts when it has a row, is of a scored document and is not the first of its context.
-    """
-    if d_model(model) != store.d_model(point):
-        raise ValueError(
-            f"{type(model).__name__} has width {d_model(model)}, but {store.path} holds rows of width "
-            f"{store.d_model(point)} from {store.model_name}; pass the model that was harvested"
-        )
-    replacements: dict[str, dict[str, Any]] = {name: {"sae": one} for name, one in saes.items()}
-    replacements |= {ZERO: {"sae": None, "mode": "zero"}, MEAN: {"sae": None, "mode": "mean", "mean": store.mean(point)}}
-    totals = dict.fromkeys(["clean", *replacements], 0.0)
-    n_tokens, n_contexts, device = 0, 0, model_device(model)
-    with evaluation_mode(model), torch.no_grad():
-        for batch in _scored_contexts(store, fraction, max_tokens, batch_size_seqs):
-            if n_contexts == 0:
-                _check_model(model, store, point, batch)
-
-            def total(batch: _ContextBatch = batch) -> float:
-                losses = token_losses(model, batch.input_ids.to(device), batch.attended.to(device))
-                return losses[batch.targets.to(losses.device)].cpu().double().sum().item()
-
-            totals["clean"] += total()
-            for name, how in replacements.items():
-                with splice(model, hook_point=point, positions=batch.kept, **how):
-                    totals[name] += total()
-            n_tokens += int(batch.targets.sum())
-            n_contexts += len(batch.input_ids)
-    if n_tokens == 0:
-        raise ValueError(
-            f"{store.path} has no predicted token in the scored documents; harvest more, or pass held_out=False"
-        )
-    return {name: sum_ / n_tokens for name, sum_ in totals.items()}, n_tokens, n_contexts
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class _ContextBatch:
-    """Contexts of one shard.
-
-    input_ids: int64[batch context]; attended, kept: bool[batch context]
-    targets: bool[batch context-1], True where the token after the position counts
-    shard, sequences: where the contexts stand in the store
-    """
-
-    input_ids: Tensor
-    attended: Tensor
-    kept: Tensor
-    targets: Tensor
-    shard: int
-    sequences: Tensor
-
-
-def _scored_contexts(
-    store: ActivationStore, fraction: float | None, max_tokens: int | None, batch_size_seqs: int
-) -> Iterator[_ContextBatch]:
-    """Batches of the contexts that hold a token to predict, until max_tokens of those have come."""
-    left = math.inf if max_tokens is None else max_tokens
-    for shard in range(store.n_shards):
-        tokens = store.tokens(shard)
-        kept = tokens.kept.bool()
-        scored = kept if fraction is None else kept & is_held_out(tokens.doc_id.long() + tokens.first_doc, fraction)
-        targets = scored[:, 1:]
-        with_targets = targets.any(1).nonzero().flatten()
-        for sequences in with_targets.split(batch_size_seqs) if len(with_targets) else ():
-            if left <= 0:
-                return
-            yield _ContextBatch(
-                tokens.input_ids[sequences].long(),
-                tokens.attended[sequences].bool(),
-                kept[sequences],
-                targets[sequences],
-                shard,
-                sequences,
-            )
-            left -= int(targets[sequences].sum())
-
-
-def _check_model(model: nn.Module, store: ActivationStore, point: str, batch: _ContextBatch) -> None:
-    """raises: ValueError when the model's activations on these contexts are not the rows of the store; names can lie."""
-    sequences, _ = store.row_positions(batch.shard)
-    places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])
-    rows = store.gather(places, point)
-    acts = run_to(model, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point].float().cpu()[batch.kept]
-    difference = ((acts - rows).norm() / rows.norm()).item()
-    if not difference < _SAME_MODEL_TOLERANCE:
-        name = getattr(model.config, "name_or_path", "") or type(model).__name__
-        raise ValueError(
-            f"{name} does not give the activations of {store.path} at {point} (they differ by {difference:.0%}); "
-            f"pass the model that was harvested, {store.model_name}"
-        )
 
 
 def _cell(value: float | None, digits: int, absent: str = "") -> str:

@@ -238,20 +238,33 @@ def verify(argv: Sequence[str]) -> int:
 
 def train(argv: Sequence[str]) -> None:
     """A sparse autoencoder from the rows of a store"""
+    from saelens_lite import ActivationStore
     from saelens_lite.train import TrainConfig, train_sae
     from saelens_lite.train.presets import with_preset
 
-    config = configured(TrainConfig, "train", argv, with_preset)
+    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+    class Train(TrainConfig):
+        """One SAE trained on one hook point of an activation store."""
+
+        eval_model: str | None = None
+        """The language model that was harvested, a hub id, a folder or demo: evaluations then tell what the reconstruction
+        costs it in cross-entropy."""
+
+    given = to_mapping(configured(Train, "train", argv, with_preset))
+    eval_model = given.pop("eval_model")
+    config = TrainConfig(**given)
     if not config.store:
         raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
-    sae = train_sae(config.store, config)
+    store = ActivationStore(config.store)
+    sae = train_sae(store, config, model=_load_model(eval_model, _device(config.device), store))
     if not _is_first_process():
         return
     facts = sae.config.metadata["saelens_lite"]
     print(f"{config.output}: {sae.kind} SAE of {sae.d_sae:,} latents on {sae.config.hook_point}")
     print(f"  {facts['steps']:,} steps, {facts['tokens']:,} rows, peak lr {facts['lr']:.2g}")
     if facts["held_out_fvu"] is not None:
-        print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}")
+        cost = f", ΔCE {facts['held_out_delta_ce']:.4f} nats" if "held_out_delta_ce" in facts else ""
+        print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}{cost}")
     print(f"  opens with SparseAutoencoder.load({config.output!r}) and sae_lens.SAE.load_from_disk({config.output!r})")
     if config.freeze_decoder:
         which = f"--sae TRAINED --baseline {config.output}"

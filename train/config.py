@@ -109,6 +109,9 @@ class TrainConfig:
     """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on save."""
     freeze_decoder: bool = False
     """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat (arXiv:2602.14111)."""
+    init_from: str | None = None
+    """Folder of an SAE, ours or SAELens', from whose weights training starts: fine-tuning. d_sae is its own then, and
+    lr by default that of the end of a long run. None: a fresh one."""
     seed: int = 0
     """Of initialisation and row order. The same seed on the same store gives the same SAE."""
     buffer_rows: int = 1_048_576
@@ -122,6 +125,9 @@ class TrainConfig:
     """Steps between evaluations on held-out rows; None: ten times a run."""
     eval_rows: int = 16_384
     """Held-out rows an evaluation reads, at most."""
+    eval_ce_tokens: int = 8192
+    """With a model: predicted tokens of held-out documents, at most, over which an evaluation measures what the
+    reconstruction costs in cross-entropy. More take longer, forward passes at every evaluation."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl; fetching the numbers is the only wait for the device."""
     checkpoint_every_steps: int | None = None
@@ -149,7 +155,10 @@ class TrainConfig:
             check(taken, "preset", "at least one field as the preset has it (train_sae(store, preset=…) fills them in)")
         kinds = get_args(KindName)
         check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
-        for name in ("k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "log_every_steps", "keep_checkpoints"):
+        for name in (
+            "k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "eval_ce_tokens", "log_every_steps",
+            "keep_checkpoints",
+        ):  # fmt: skip
             check(getattr(self, name) >= 1, name, "a positive number")
         for name in (
             "d_sae", "l0_coeff", "target_l0", "bandwidth", "initial_threshold", "k_aux", "dead_after_tokens", "n_steps",
@@ -176,6 +185,7 @@ class TrainConfig:
         check(self.jumprelu_penalty in ("step", "tanh"), "jumprelu_penalty", "step or tanh")
         check(self.target_l0 is None or self.jumprelu_penalty == "step", "target_l0", "None with the penalty tanh")
         check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True for the kind {self.kind}")
+        check(self.d_sae is None or self.init_from is None, "d_sae", "None with init_from, whose width it is")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         check(Path(self.output).name != "", "output", "a folder to write to")
         check(self.d_sae is None or self.kind not in _KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,51 @@ def initial_sae(config: SAEConfig, sample: Tensor, seed: int, encoder_scale: flo
     return sae
 
 
+def sae_to_finetune(config: SAEConfig, folder: str, scale: float, unit_decoder: bool = True) -> SparseAutoencoder:
+    """The SAE of a folder, ours or SAELens', as training of what `config` says goes on with it: in the scale of training.
+
+    config: of the SAE to be trained; d_sae is the folder's, whatever it is there
+    scale: of the inputs in this training
+    unit_decoder: rows of W_dec come to norm 1, and what they had goes to the latents
+    raises: ValueError for an SAE of another width or kind, or that normalises its inputs row by row
+    """
+    sae = SparseAutoencoder.load(folder, dtype=config.dtype)
+    for name in ("d_model", "kind", "normalize_activations"):
+        expected, got = getattr(config, name), getattr(sae.config, name)
+        if expected != got:
+            hint = {
+                "d_model": "it is of another model or hook point",
+                "kind": f"an SAE saved as {got} goes on as {' or '.join(_TRAINED_AS[sae.kind])}",
+                "normalize_activations": "training scales all rows by one number",
+            }[name]
+            raise ValueError(f"init_from={folder} expected an SAE of {name} {expected!r}, got {got!r}: {hint}")
+    if not sae.config.apply_b_dec_to_input:
+        _subtract_b_dec_from_input_(sae)
+    sae.config = dataclasses.replace(config, d_sae=sae.d_sae)
+    sae = fold_scale(sae, 1 / scale)
+    return fold_decoder_norms_(sae) if unit_decoder else sae
+
+
+@torch.no_grad()
+def _subtract_b_dec_from_input_(sae: SparseAutoencoder) -> None:
+    """Biases that make an SAE which encodes its input as it is compute the same on input − b_dec."""
+    shift = sae.b_dec @ sae.W_enc
+    if sae.kind == "gated":
+        sae.b_gate += shift
+        sae.b_mag += shift * sae.r_mag.exp()
+    else:
+        sae.b_enc += shift
+
+
+_TRAINED_AS = {
+    "topk": ("topk",),
+    "relu": ("relu",),
+    "gated": ("gated",),
+    "jumprelu": ("jumprelu", "batchtopk", "matryoshka"),
+}
+"""Kinds of TrainConfig, by SAEConfig.kind."""
+
+
 def input_scale(mean_sq_norm: float, d_model: int) -> float:
     """The factor that brings rows of that mean squared norm to d_model; source: Bricken et al., April 2024 update."""
     if not mean_sq_norm > 0:
@@ -57,7 +104,7 @@ def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(torch.finfo(sae.dtype).tiny)
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms)
-    for name in ("b_enc", "threshold"):
+    for name in ("b_enc", "b_gate", "b_mag", "threshold"):
         if hasattr(sae, name):
             sae.get_parameter(name).mul_(norms)
     return sae

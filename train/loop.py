@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from saelens_lite import distributed
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.sae import SparseAutoencoder
@@ -19,7 +21,13 @@ from .run import Run, device_of, writes
 from .stop import stop_signals
 
 
-def train_sae(store: ActivationStore | str | Path, config: TrainConfig | None = None, **fields: Any) -> SparseAutoencoder:
+def train_sae(
+    store: ActivationStore | str | Path,
+    config: TrainConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    **fields: Any,
+) -> SparseAutoencoder:
     """Train a sparse autoencoder on the rows of an activation store and save it.
 
         sae = train_sae("store/", kind="topk", k=32, expansion=16, output="runs/topk")
@@ -31,6 +39,8 @@ def train_sae(store: ActivationStore | str | Path, config: TrainConfig | None = 
     store: an open store or its folder
     config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each. Without it
         `preset` may name a recipe of presets.py; `fields` replace single fields of that
+    model: the language model that was harvested; evaluations then tell what the reconstruction costs it in cross-entropy,
+        as held_out_delta_ce
     returns: the SAE, in the units of the store's activations, on the training device, in every process; also saved to
         config.output
     raises: ValueError for a wrong field, too few rows, a batch that the processes cannot share equally, or an output that
@@ -42,7 +52,7 @@ def train_sae(store: ActivationStore | str | Path, config: TrainConfig | None = 
     config = _configured(config, fields, store)
     store = store if isinstance(store, ActivationStore) else ActivationStore(store)
     with distributed.joined(device_of(config)):
-        return _train(Run(StoreRows(store, config), config))
+        return _train(Run(StoreRows(store, config), config, model))
 
 
 def _train(run: Run) -> SparseAutoencoder:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saelens_lite import distributed
 from saelens_lite.codecs import STORE_DTYPES
@@ -41,6 +42,7 @@ class StoreRows:
             )
         self.store, self.hook_point = store, store.hook_point(config.hook_point)
         self.d_model = store.d_model(self.hook_point)
+        self._held_out_fraction = config.held_out_fraction
         held_out = store.held_out_rows(config.held_out_fraction)
         self._train_rows, self.left_out_share = self._rows_to_train_on(held_out, config.max_norm_ratio)
         self._held_out_rows = spread(held_out.nonzero().view(-1), config.eval_rows)
@@ -73,6 +75,15 @@ class StoreRows:
     def held_out(self) -> Tensor:
         """float32[m d_model], at most eval_rows of held-out documents, evenly spread over them; m may be 0."""
         return self.store.gather(self._held_out_rows, self.hook_point)
+
+    def cross_entropies(
+        self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int
+    ) -> dict[str, float]:
+        """Nats a token of held-out documents under each replacement; see contexts.cross_entropies."""
+        from saelens_lite.contexts import cross_entropies
+
+        store, fraction = self.store, self._held_out_fraction
+        return cross_entropies(model, store, self.hook_point, replacements, fraction=fraction, max_tokens=max_tokens)[0]
 
     def check_held_out(self) -> None:
         """raises: FloatingPointError with shard and row of the first held-out row that is not finite"""

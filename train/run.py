@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import saelens_lite
 from saelens_lite import distributed
@@ -24,7 +24,7 @@ from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.tracker import SilentTracker, Tracker
 
 from .config import TrainConfig
-from .init import fold_decoder_norms_, fold_scale, initial_sae
+from .init import fold_decoder_norms_, fold_scale, initial_sae, sae_to_finetune
 from .kinds import kind_class
 from .rows import StoreRows
 from .state import Checkpoint, circumstances, differing_fields, load_checkpoint, remove_checkpoints, save_checkpoint
@@ -45,12 +45,14 @@ _FREE_FIELDS = {
 class Run:
     """A training run into config.output, begun or gone on with; `open` it, then `step` and `after_step` until it is done.
 
+    model: the language model that the rows are of; evaluations then tell what the reconstruction costs it
     raises: ValueError if the output holds a finished run or another one; CheckpointError if all its checkpoints are damaged;
         FloatingPointError for a row that is not finite among those that it starts from or is scored on
     """
 
-    def __init__(self, rows: StoreRows, config: TrainConfig) -> None:
+    def __init__(self, rows: StoreRows, config: TrainConfig, model: nn.Module | None = None) -> None:
         self.rows, self.config, self.output = rows, config, Path(config.output)
+        self._model, self._ce_clean = model, math.nan
         self.device = device_of(config)
         checkpoint = _checkpoint(self.output, rows, config)
         self.n_steps = config.n_steps or max(1, int(config.n_epochs * rows.steps_per_epoch))
@@ -59,11 +61,9 @@ class Run:
 
         rows.check_held_out()
         if checkpoint is None:
-            kind = kind_class(config.kind)
-            sample = rows.sample(_INIT_ROWS).mul_(rows.scale)
-            sae = initial_sae(self._sae_config(), sample, config.seed, kind.encoder_scale)
+            sae = self._initial_sae()
         else:
-            sae = SparseAutoencoder(self._sae_config())
+            sae = SparseAutoencoder(self._sae_config(len(checkpoint.state["sae.W_dec"])))
         self.trainer = Trainer(sae.to(self.device), config, self.n_steps)
         if checkpoint is not None:
             self.trainer.load_state(checkpoint.state)
@@ -155,9 +155,12 @@ class Run:
         }
 
     def held_out_metrics(self) -> dict[str, float | None]:
-        """fvu and l0 on rows of held-out documents; None when there are none. Of one step they are computed once."""
+        """fvu and l0 on rows of held-out documents, None when there are none; with a model ΔCE in nats a token of them.
+
+        Of one step they are computed once.
+        """
         if self._scored_step != self.steps_done:
-            self.scores, self._scored_step = self._score(), self.steps_done
+            self.scores, self._scored_step = self._score() | self._downstream(), self.steps_done
         return self.scores
 
     def checkpoint(self) -> None:
@@ -183,9 +186,7 @@ class Run:
         if kind.calibrates and len(held_out := rows.held_out()):
             self._scored_step = -1
             kind.calibrate(held_out.mul_(rows.scale).to(self.device))
-        sae = fold_scale(self.trainer.sae, rows.scale)
-        if not self.config.unit_decoder:
-            fold_decoder_norms_(sae)
+        sae = self._as_saved()
         self.held_out_metrics()
         facts = {
             **sae.config.metadata["saelens_lite"],
@@ -211,12 +212,21 @@ class Run:
             return SilentTracker()
         return Tracker(self.output, to_mapping(self.config), self.config.wandb_project, self._position)
 
-    def _sae_config(self) -> SAEConfig:
+    def _initial_sae(self) -> SparseAutoencoder:
+        """On the CPU, in the scale of training."""
+        config, rows, kind = self.config, self.rows, kind_class(self.config.kind)
+        sample = rows.sample(_INIT_ROWS).mul_(rows.scale)
+        if config.init_from is not None:
+            return sae_to_finetune(self._sae_config(), config.init_from, rows.scale, config.unit_decoder)
+        return initial_sae(self._sae_config(), sample, config.seed, kind.encoder_scale)
+
+    def _sae_config(self, d_sae: int | None = None) -> SAEConfig:
+        """d_sae: None for the configuration's"""
         config, store, hook_point = self.config, self.rows.store, self.rows.hook_point
         sae_kind = kind_class(config.kind).sae_kind
         return SAEConfig(
             d_model=self.rows.d_model,
-            d_sae=config.d_sae or config.expansion * self.rows.d_model,
+            d_sae=d_sae or config.d_sae or config.expansion * self.rows.d_model,
             kind=sae_kind,
             k=config.k if sae_kind == "topk" else None,
             hook_point=hook_point,
@@ -259,6 +269,20 @@ class Run:
         if not math.isfinite(errors):
             self._raise_not_finite("the error on held-out rows is not finite")
         return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": latents / len(acts)}
+
+    def _downstream(self) -> dict[str, float | None]:
+        """ΔCE of the SAE as it stands, by the first process."""
+        if self._model is None or not writes():
+            return {}
+        replacements = {"sae": {"sae": self._as_saved()}, **({"clean": None} if math.isnan(self._ce_clean) else {})}
+        ce = self.rows.cross_entropies(self._model, replacements, self.config.eval_ce_tokens)
+        self._ce_clean = ce.get("clean", self._ce_clean)
+        return {"held_out_delta_ce": ce["sae"] - self._ce_clean}
+
+    def _as_saved(self) -> SparseAutoencoder:
+        """A copy of the SAE in the units of the store, with unit decoder rows."""
+        sae = fold_scale(self.trainer.sae, self.rows.scale)
+        return sae if self.config.unit_decoder else fold_decoder_norms_(sae)
 
     def _raise_not_finite(self, what: str) -> NoReturn:
         """Look for the cause in the rows since numbers were last known to be finite. raises: FloatingPointError"""

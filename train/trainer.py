@@ -32,7 +32,7 @@ class Trainer:
         self.sae, self.config, self.n_steps = sae, config, n_steps
         self.steps_done = 0
         self.kind = kind_class(config.kind)(sae, config)
-        self.lr = config.lr or default_lr(sae.d_sae, n_steps)
+        self.lr = config.lr or default_lr(sae.d_sae, n_steps, fresh=config.init_from is None)
         self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
         ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
         self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps))

@@ -5,6 +5,7 @@ import hashlib
 import json
 
 import pytest
+import torch
 
 import saelens_lite as sl
 from saelens_lite.train import run as training
@@ -50,6 +51,7 @@ CHANGES_THE_SAE = {
     "l1_warm_up_steps": (RELU, 0),
     "scale_input": ({}, False),
     "freeze_decoder": ({}, True),
+    "init_from": ({"d_sae": None, "expansion": 2}, "an SAE"),
     "seed": ({}, 1),
     "buffer_rows": ({}, 512),
     "held_out_fraction": ({}, 0.3),
@@ -62,6 +64,7 @@ CHANGES_WHAT_IS_TOLD = {
     "preset": ({}, "openai-topk"),
     "eval_every_steps": ({}, 5),
     "eval_rows": ({}, 64),
+    "eval_ce_tokens": ({"store": "store of text", "hook_point": None}, 64),
     "log_every_steps": ({}, 4),
     "checkpoint_every_steps": ({}, 5),
     "keep_checkpoints": ({}, 3),
@@ -86,7 +89,14 @@ def stores(tmp_path_factory, planted):
 
 
 @pytest.fixture
-def run(stores, tmp_path, monkeypatch):
+def text_store(gpt2, byte_tokenizer, tmp_path):
+    texts = [f"{i} squared is {i * i}" for i in range(100)]
+    options = {"tokenizer": byte_tokenizer, "context_length": 32, "max_tokens": 2000, "progress": False}
+    return sl.harvest_activations(gpt2, texts, ["blocks.0.hook_resid_post"], tmp_path / "text", **options)
+
+
+@pytest.fixture
+def run(stores, tmp_path, monkeypatch, request):
     """run(**fields): the weights' sha256, and what the run told: file names, numbers, checkpoints, the preset's name."""
     checkpoints, save, folders = [], training.save_checkpoint, iter("ab")
 
@@ -103,7 +113,16 @@ def run(stores, tmp_path, monkeypatch):
         fields = {"hook_point": "a", "checkpoint_every_steps": 3, "output": "sae", **BASE, **fields}
         folder = tmp_path / next(folders)
         output = folder / fields.pop("output")
-        sl.train_sae(stores[fields.pop("store", None)], output=output, **fields)
+        if fields.get("init_from"):
+            source = sl.SparseAutoencoder(sl.SAEConfig(d_model=16, d_sae=32, k=3))
+            torch.nn.init.orthogonal_(source.W_dec)
+            source.W_enc.data.copy_(source.W_dec.T)
+            fields["init_from"] = str(source.save(tmp_path / "source"))
+        if fields.get("store") == "store of text":
+            store, model = request.getfixturevalue("text_store"), request.getfixturevalue("gpt2")
+        else:
+            store, model = stores[fields.get("store")], None
+        sl.train_sae(store, output=output, model=model, **{name: fields[name] for name in fields if name != "store"})
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
             line.pop("tokens_per_s", None)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .lens import logit_lens
     from .page import feature_page
     from .recovery import score_recovery
+    from .report import report_page
 
 __all__ = [
     "max_activating_tokens",
@@ -28,6 +29,7 @@ __all__ = [
     "latent_stats",
     "feature_page",
     "score_recovery",
+    "report_page",
 ]
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "intervene": ["ablate", "steer", "clamp", "scale", "latent_stats"],
     "page": ["feature_page"],
     "recovery": ["score_recovery"],
+    "report": ["report_page"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -25,34 +25,41 @@ from .stream import BLOCK_ROWS, latent_blocks, matching_hook_point, to_cpu
 WINDOWS_TOKENS = (10_000, 100_000, 1_000_000)
 TRAINED, BASELINE, ZERO, MEAN = "trained", "baseline", "zero ablation", "mean ablation"
 
+DEFINITIONS = {
+    "fvu": "fraction of variance unexplained: the sum of ‖x − x̂‖² over that of ‖x − mean‖²",
+    "explained_variance": "1 − fvu",
+    "mse": "mean ‖x − x̂‖² of a token",
+    "cosine": "mean cosine of x with x̂",
+    "norm_ratio": "mean ‖x̂‖ / ‖x‖",
+    "l0": "mean number of latents that fire on a token",
+    "dead": "dead@N: share of the latents silent during the last N tokens of the store; null where it has fewer",
+    "ce": "cross-entropy with the replacement in place, nats a token",
+    "delta_ce": "ce minus that of the model as it is, nats a token",
+    "ce_score_mean": "loss recovered relative to mean ablation: 1 no damage, 0 as bad",
+    "ce_score_zero": "loss recovered relative to zero ablation, which is flattering: 1 no damage, 0 as bad",
+}
+"""The numbers of a row, as the JSON explains them."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRow:
-    """One line of an evaluation; None where a number was not asked for or does not exist."""
+    """One line of an evaluation, its numbers as in DEFINITIONS; None where one was not asked for or does not exist."""
 
     name: str
     given: bool = True
     """False for a baseline that was not given."""
     fvu: float | None = None
-    """Fraction of variance unexplained."""
     explained_variance: float | None = None
     mse: float | None = None
-    """Mean ‖x − x̂‖² of a token."""
     cosine: float | None = None
     norm_ratio: float | None = None
-    """Mean ‖x̂‖ / ‖x‖."""
     l0: float | None = None
-    """Latents that fire on a token."""
     dead: dict[int, float | None] = dataclasses.field(default_factory=dict)
-    """Window in tokens → share of latents silent during so many last tokens of the store; None where it has fewer."""
+    """Window in tokens → share."""
     ce: float | None = None
-    """Cross-entropy with the replacement in place, nats a token."""
     delta_ce: float | None = None
-    """ce minus that of the model as it is, nats."""
     ce_score_mean: float | None = None
-    """Loss recovered relative to mean ablation: 1 no damage, 0 as bad."""
     ce_score_zero: float | None = None
-    """Loss recovered relative to zero ablation, which is flattering: see metrics.ce_score."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,7 +88,7 @@ class Evaluation:
         return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; windows as "10k", nan as None."""
+        """Plain values that JSON can hold, with their definitions; windows as "10k", nan as None."""
 
         def plain(value: Any) -> Any:
             return None if isinstance(value, float) and not math.isfinite(value) else value
@@ -92,7 +99,7 @@ class Evaluation:
             numbers = {field.name: plain(getattr(row, field.name)) for field in dataclasses.fields(row)}
             dead = {f"dead@{window_name(window)}": share for window, share in row.dead.items()}
             rows.append({key: value for key, value in numbers.items() if key != "dead"} | dead)
-        return facts | {"rows": rows}
+        return facts | {"rows": rows, "definitions": DEFINITIONS}
 
     def table(self) -> str:
         """Aligned text, with what the numbers rest on below it."""

@@ -1,4 +1,4 @@
-"""The command line: `saelens-lite demo | harvest | add-hook-points | verify | train | evaluate | analyze`.
+"""The command line: `saelens-lite demo | harvest | add-hook-points | verify | train | evaluate | analyze | report`.
 
 Commands are the configuration dataclasses, turned into flags by tyro, and what they print: what was made, where, and
 what to type next. Rooms load when their command runs, so that --help costs nothing. What the user can put right is one
@@ -103,7 +103,7 @@ class EvaluateConfig:
     """cuda, mps or cpu; None: the best there is."""
 
     output: str | None = None
-    """File that receives the numbers as JSON."""
+    """File that receives the numbers as JSON, with definitions; in the SAE's folder, `saelens-lite report` shows it."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,6 +130,17 @@ class AnalyzeConfig:
 
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ReportConfig:
+    """Tables, curves and histograms of training runs as one HTML page that needs no network, for one run or several."""
+
+    runs: tuple[str, ...]
+    """Folders of runs, finished or still going, of SAEs of SAELens, or folders of such folders."""
+
+    output: str = "report.html"
+    """The page to write."""
 
 
 def demo(argv: Sequence[str]) -> None:
@@ -320,6 +331,15 @@ def analyze(argv: Sequence[str]) -> None:
     _print_next(f"with saelens_lite.ablate(model, SparseAutoencoder.load({config.sae!r}), latents=[…]): model.generate(…)")
 
 
+def report(argv: Sequence[str]) -> None:
+    """What training runs did, beside each other, as one HTML page"""
+    config = configured(ReportConfig, "report", argv, positional=True)
+    from saelens_lite import report_page
+
+    print(f"page: {report_page(config.runs, config.output)}")
+    _print_next("saelens-lite evaluate --sae RUN --store STORE --output RUN/evaluation.json gives the page its table")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "demo": demo,
     "harvest": harvest,
@@ -328,6 +348,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "analyze": analyze,
+    "report": report,
 }
 
 

@@ -73,6 +73,29 @@ class Tracker:
             self._run.finish(exit_code=0 if kind is None else 1)
 
 
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, in order, of a run that is finished, going on or was killed.
+
+    A last line that is cut short is left out. NaN and infinity stay, as Python's json writes them.
+    raises: ValueError with the number of a line that is no JSON object
+    """
+    lines = path.read_bytes().split(b"\n")
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except ValueError as error:  # of JSON or of UTF-8
+            if number == len(lines):
+                break
+            raise ValueError(f"{path} expected a JSON object in line {number}: {error}; remove the line") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path} expected a JSON object in line {number}, got {type(values).__name__}; remove the line")
+        found.append(values)
+    return found
+
+
 class SilentTracker(Tracker):
     """Of several processes the first tracks; the others have this, which opens and writes nothing."""
 

@@ -148,6 +148,15 @@ def test_analyze_writes_a_page(made, capsys):
     assert page.read_text().startswith("<!doctype html>")
 
 
+def test_report_writes_a_page_of_the_runs(made, capsys):
+    page = made / "report.html"
+    assert main(["report", str(made / "topk"), str(made / "frozen"), "--output", str(page)]) == 0
+    assert f"page: {page}" in capsys.readouterr().out
+    text = page.read_text()
+    assert "2 runs compared" in text and "topk with frozen decoder" in text
+    assert "expected a run (metrics.jsonl or cfg.json)" in fails(capsys, "report", made / "store")
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -1,4 +1,7 @@
-"""A small store, and SAEs that belong to it."""
+"""A small store, SAEs that belong to it, and a browser for pages."""
+
+import shutil
+import subprocess
 
 import pytest
 import torch
@@ -43,3 +46,22 @@ def make_sae(kind="topk", d_model=32, d_sae=48, **fields) -> SparseAutoencoder:
 @pytest.fixture
 def sae() -> SparseAutoencoder:
     return make_sae()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """rendered(path, folder): the DOM that a browser without a network makes of a page, as text; it must not complain."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chromium: the page is tried in a real browser where there is one")
+
+    def rendered(path, folder):
+        switches = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
+        switches += " --disable-component-update --disable-sync --dump-dom --virtual-time-budget=5000"
+        switches += " --enable-logging=stderr --proxy-server=127.0.0.1:9"
+        command = [chromium, *switches.split(), f"--user-data-dir={folder}", path.as_uri()]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+        assert "CONSOLE" not in done.stderr, done.stderr
+        return done.stdout
+
+    return rendered

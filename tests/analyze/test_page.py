@@ -2,8 +2,6 @@
 
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 
 import pytest
@@ -157,22 +155,6 @@ def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2):
     assert "fvu" not in dict(without["facts"])
     assert without["title"] == "Features of GPT2LMHeadModel at blocks.0.hook_resid_post"
     assert all("top" not in feature for feature in without["features"])
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """rendered(path): the DOM that a real browser makes of a page, as text."""
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if chromium is None:
-        pytest.skip("no Chromium: the page is tried in a real browser where there is one")
-
-    def rendered(path, folder):
-        switches = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-        switches += " --disable-component-update --disable-sync --dump-dom --virtual-time-budget=5000"
-        command = [chromium, *switches.split(), f"--user-data-dir={folder}", path.as_uri()]
-        return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-
-    return rendered
 
 
 def test_a_browser_draws_it(browser, store, sae, gpt2, byte_tokenizer, tmp_path):

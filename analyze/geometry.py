@@ -1,0 +1,49 @@
+"""How an SAE's weights lie: per latent, between encoder and decoder, and among the decoder's directions."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saelens_lite.sae import SparseAutoencoder
+
+ALL_PAIRS = 16_384
+"""Up to so many latents all pairs are compared; of more, as many pairs as of so many."""
+_CHUNK_VALUES = 2**24
+
+
+def encoder_decoder_cosine(sae: SparseAutoencoder) -> Tensor:
+    """float32[d_sae], the cosine of each latent's encoder column with its decoder row; 0 where one of them is zero."""
+    with torch.no_grad():
+        return torch.cosine_similarity(sae.W_enc.T.float(), sae.W_dec.float(), dim=1)
+
+
+def decoder_norms(sae: SparseAutoencoder) -> Tensor:
+    """float32[d_sae], ‖W_dec[i]‖."""
+    return sae.W_dec.detach().float().norm(dim=1)
+
+
+def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
+    """b_enc, or b_gate and b_mag of a gated SAE, by name: float32[d_sae]."""
+    return {name: bias.detach().float() for name, bias in sae.named_parameters() if name in ("b_enc", "b_gate", "b_mag")}
+
+
+def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
+    """The largest cosine of a latent's decoder row with another latent's, of near copies near 1.
+
+    returns: float32[n]: of all latents up to ALL_PAIRS of them; of more, of ALL_PAIRS² / d_sae latents drawn at random
+        (seed 0), each compared with all others. A zero row has cosine 0
+    """
+    unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
+    d_sae = len(unit)
+    if d_sae < 2:
+        return torch.empty(0)
+    chosen = torch.arange(d_sae)
+    if d_sae > ALL_PAIRS:
+        chosen = torch.randperm(d_sae, generator=torch.Generator().manual_seed(0))[: max(1, ALL_PAIRS**2 // d_sae)]
+    largest = []
+    for rows in chosen.split(max(1, _CHUNK_VALUES // d_sae)):
+        cosines = unit[rows] @ unit.T
+        cosines[torch.arange(len(rows)), rows] = -torch.inf
+        largest.append(cosines.amax(1))
+    return torch.cat(largest)

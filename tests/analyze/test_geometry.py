@@ -1,0 +1,46 @@
+"""Geometry of the weights on dictionaries small enough to see."""
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from saelens_lite.analyze import geometry
+from saelens_lite.sae import SAEConfig, SparseAutoencoder
+
+from .conftest import make_sae
+
+
+@pytest.fixture
+def three():
+    """Decoder rows (1, 0), (3, 4) / 5 and (0, −2); encoder columns (2, 0), (0, 1) and 0."""
+    sae = SparseAutoencoder(SAEConfig(d_model=2, d_sae=3, kind="relu"))
+    with torch.no_grad():
+        sae.W_dec.copy_(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, -2.0]]))
+        sae.W_enc.copy_(torch.tensor([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0]]))
+    return sae
+
+
+def test_by_hand(three):
+    assert_close(geometry.encoder_decoder_cosine(three), torch.tensor([1.0, 0.8, 0.0]))
+    assert_close(geometry.decoder_norms(three), torch.tensor([1.0, 1.0, 2.0]))
+    assert_close(geometry.max_decoder_cosines(three), torch.tensor([0.6, 0.6, 0.0]))
+
+
+def test_of_many_latents_a_sample_is_compared_with_all(monkeypatch):
+    sae = make_sae("relu", d_model=8, d_sae=100)
+    every = geometry.max_decoder_cosines(sae)
+    monkeypatch.setattr(geometry, "_CHUNK_VALUES", 700)
+    assert_close(geometry.max_decoder_cosines(sae), every)
+    monkeypatch.setattr(geometry, "ALL_PAIRS", 50)
+    sample = geometry.max_decoder_cosines(sae)
+    assert len(sample) == 50 * 50 // 100
+    assert all(torch.isclose(every, value).any() for value in sample)
+
+
+def test_one_latent_has_no_neighbour():
+    assert len(geometry.max_decoder_cosines(make_sae("relu", d_sae=1))) == 0
+
+
+def test_biases_by_kind():
+    assert list(geometry.encoder_biases(make_sae("jumprelu"))) == ["b_enc"]
+    assert list(geometry.encoder_biases(make_sae("gated"))) == ["b_gate", "b_mag"]

@@ -1,0 +1,39 @@
+"""metrics.jsonl as it is read back: of finished, running and killed runs."""
+
+import math
+
+import pytest
+
+from saelens_lite.tracker import Tracker, read_metrics
+
+
+def test_what_was_logged_comes_back(tmp_path):
+    with Tracker(tmp_path, {}) as tracker:
+        tracker.log(10, {"tokens": 100, "l0": 4.5, "dead@50": None})
+        tracker.log(20, {"held_out_fvu": 0.25})
+    assert read_metrics(tmp_path / "metrics.jsonl") == [
+        {"step": 10, "tokens": 100, "l0": 4.5, "dead@50": None},
+        {"step": 20, "held_out_fvu": 0.25},
+    ]
+
+
+@pytest.mark.parametrize("tail", [b'{"step": 20, "l0": 4', b'{"step": 20, "l0": "\xc3', b"\x00\x00\x00"])
+def test_a_last_line_that_is_cut_short_is_left_out(tmp_path, tail):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 10}\n' + tail)
+    assert read_metrics(path) == [{"step": 10}]
+
+
+def test_a_last_line_needs_no_end_of_line_and_nan_is_a_value(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 10, "l0": NaN}\n\n{"step": 20, "l0": Infinity}')
+    lines = read_metrics(path)
+    assert math.isnan(lines[0]["l0"]) and lines[1] == {"step": 20, "l0": math.inf}
+
+
+@pytest.mark.parametrize("line, told", [("{'step': 2}", "line 2"), ("[1, 2]", "line 2, got list")])
+def test_a_broken_line_before_the_last_is_named(tmp_path, line, told):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match=f"metrics.jsonl expected a JSON object in {told}.*remove the line"):
+        read_metrics(path)

@@ -4,12 +4,14 @@
     python tests/bench/quality.py --only saelens-topk    # every part can run alone
     python tests/bench/quality.py                        # everything still missing, in the order of PARTS
     python tests/bench/quality.py --report               # table and verdicts from the finished runs
+    python tests/bench/quality.py --layer 1 …            # another layer, with stores and results of its own
 
 Resumable: a finished run is never repeated, a part that was stopped goes on with the same command.
 Setting: `stories3m-llama`, `blocks.3.hook_resid_post`, contexts of 256, TinyStories (both train files) and
 FairytaleQA stories; scored on the first 300 documents of TinyStories' validation_v1; dead = silent on all
-validation rows and on 400,000 training rows drawn with a fixed seed. Both sides read the same rows (bf16 in
-the store, float32 in training), warm up for 100 steps and decay over the last third. The learning rate of a
+validation rows and on 400,000 training rows drawn with a fixed seed. What is scored is the folder that was saved,
+opened anew: BatchTopK and Matryoshka of both sides as the jumprelu SAE that they export. Both sides read the same
+rows (bf16 in the store, float32 in training), warm up for 100 steps and decay over the last third. The learning rate of a
 kind is chosen on seed 0 (of the L1 kinds at the middle coefficient), then kept for the other seeds and
 coefficients.
 Not a test: it takes hours. SAELens runs in the peers' venv (`make peers`) through
@@ -37,17 +39,24 @@ from safetensors.torch import save_file
 from score import load_rows, score
 
 ROOT = Path(__file__).resolve().parents[2]
-HOOK_POINT = "blocks.3.hook_resid_post"
+LAYER = 3
 N_VALIDATION_DOCUMENTS = 300
 HELD_OUT_FRACTION = 0.05
 WARM_UP_STEPS = 100
 LRS = (3e-4, 1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1, 2)
 
+MATRYOSHKA_FRACTIONS = (1 / 16, 1 / 4, 1.0)
+"""Prefixes of `matryoshka`, on both sides."""
+
 PARTS = (
     "data",
     "saelens-topk",
+    "saelens-batchtopk",
+    "saelens-matryoshka",
     "ours-topk",
+    "ours-batchtopk",
+    "ours-matryoshka",
     "step-time",
     "ours-topk-equal-time",
     "saelens-standard",
@@ -146,7 +155,7 @@ def part_data(args: argparse.Namespace) -> None:
         sl.harvest_activations(
             str(args.shared / "models/stories3m-llama"),
             [{"text": document} for document in documents],
-            [HOOK_POINT],
+            [args.hook_point],
             args.output / f"{split}_store",
             max_tokens=100_000_000,  # more than there is: the whole text
             context_length=256,
@@ -237,6 +246,7 @@ def run_ours(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         k=args.k,
         d_sae=args.d_sae,
         **({} if run.l1_coeff is None else {"l1_coeff": run.l1_coeff}),
+        **({"matryoshka_fractions": MATRYOSHKA_FRACTIONS} if run.kind == "matryoshka" else {}),
         lr=run.lr,
         n_steps=run.steps,
         batch_size_rows=args.batch,
@@ -266,7 +276,7 @@ def run_ours(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         **asdict(run),
         "batch_size_rows": args.batch,
         "d_sae": args.d_sae,
-        "k": args.k if run.kind == "topk" else None,
+        "k": None if run.kind == "relu" else args.k,
         "train_s": last["tokens"] / last["tokens_per_s"],  # steps and reading rows, without set-up and evaluation
         "train_cpu_s": train_cpu_s,  # of all threads, with set-up and evaluation
         "input_scale": (store.d_model() / store.mean_sq_norm()) ** 0.5,
@@ -295,13 +305,11 @@ def finish(args: argparse.Namespace, results: Results, run: Run) -> dict[str, An
 # ---- parts: which runs ---------------------------------------------------------------------------
 
 
-def part_topk(args: argparse.Namespace, results: Results, contestant: str, steps: int) -> None:
-    """Every learning rate on the first seed, the other seeds at the best of them."""
+def part_keep_k(args: argparse.Namespace, results: Results, contestant: str, kind: str, steps: int) -> None:
+    """Of a kind that keeps k latents: every learning rate on the first seed, the other seeds at the best of them."""
 
     def run(lr: float, seed: int) -> dict[str, Any]:
-        return finish(
-            args, results, Run(contestant=contestant, kind="topk", lr=lr, l1_coeff=None, seed=seed, steps=steps)
-        )
+        return finish(args, results, Run(contestant=contestant, kind=kind, lr=lr, l1_coeff=None, seed=seed, steps=steps))
 
     best = min((run(lr, args.seeds[0]) for lr in args.lrs), key=lambda line: line["fvu"])
     for seed in args.seeds[1:]:
@@ -380,7 +388,7 @@ def part_equal_time(args: argparse.Namespace, results: Results) -> None:
     steps = equal_time_steps(args)
     if steps is None:
         raise SystemExit("ours-topk-equal-time needs the part step-time first, or --step-time-ratio")
-    part_topk(args, results, "ours", steps)
+    part_keep_k(args, results, "ours", "topk", steps)
 
 
 def run_part(part: str, args: argparse.Namespace, results: Results) -> None:
@@ -395,7 +403,8 @@ def run_part(part: str, args: argparse.Namespace, results: Results) -> None:
     elif part == "ours-relu":
         part_l1(args, results, "ours", "relu", args.l1_ours)
     else:
-        part_topk(args, results, part.removesuffix("-topk"), args.steps)
+        contestant, kind = part.split("-")
+        part_keep_k(args, results, contestant, kind, args.steps)
 
 
 def main() -> None:
@@ -408,11 +417,11 @@ def main() -> None:
         help="parts to run, in this order; finished runs are skipped",
     )
     parser.add_argument("--report", action="store_true", help="run nothing; table and verdicts of the finished runs")
+    parser.add_argument("--layer", type=int, default=LAYER, help="whose hook_resid_post is learned")
     parser.add_argument(
         "--output",
         type=Path,
-        default=ROOT / "runs/quality",
-        help="stores, exported rows, saved SAEs, results",
+        help=f"stores, exported rows, saved SAEs, results; default: runs/quality, and layer_N in it unless N is {LAYER}",
     )
     parser.add_argument("--results", type=Path, help="default: OUTPUT/results.jsonl")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data", help="folder with models/ and corpora/")
@@ -448,6 +457,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds[0] != 0:
         parser.error(f"expected --seeds to begin with 0, got {args.seeds}")
+    args.hook_point = f"blocks.{args.layer}.hook_resid_post"
+    if args.output is None:
+        args.output = ROOT / "runs/quality" / ("" if args.layer == LAYER else f"layer_{args.layer}")
     args.data = args.output / "data"
     torch.set_num_threads(args.threads)
     results = Results(args.results or args.output / "results.jsonl")

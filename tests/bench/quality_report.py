@@ -69,6 +69,68 @@ def topk_verdict(label: str, ours: list[Line], saelens: list[Line], n_seeds: int
     }
 
 
+KEEP_K_KINDS = ("topk", "batchtopk", "matryoshka")
+DEFAULT_KIND = "topk"
+"""Of TrainConfig."""
+
+
+def keep_k_summary(lines: list[Line], steps: int) -> list[Line]:
+    """A line for each side and kind that keeps k latents: its seeds at the learning rate that is best on seed 0."""
+    summary = []
+    for contestant in ("saelens", "ours"):
+        for kind in KEEP_K_KINDS:
+            if not (seeds := best_seeds(select(lines, contestant, kind, steps))):
+                continue
+            fvus, l0s = ([line[name] for line in seeds] for name in ("fvu", "l0"))
+            summary.append(
+                {
+                    "trainer": f"{contestant} {kind}",
+                    "lr": seeds[0]["lr"],
+                    "seeds": len(seeds),
+                    "fvu": statistics.fmean(fvus),
+                    "fvu_min": min(fvus),
+                    "fvu_max": max(fvus),
+                    "l0_min": min(l0s),
+                    "l0_max": max(l0s),
+                    "dead": max(line["dead"] for line in seeds),
+                }
+            )
+    return summary
+
+
+def print_keep_k(summary: list[Line]) -> None:
+    """A markdown table of it, fvu and l0 of the SAEs as saved, dead the worst seed's."""
+    print("| trainer | lr | seeds | fvu as saved (mean; least – greatest) | l0 as saved | dead |")
+    print("|---|---|---|---|---|---|")
+    for line in summary:
+        print(
+            f"| {line['trainer']} | {line['lr']:g} | {line['seeds']} | {line['fvu']:.4f}; {line['fvu_min']:.4f} – "
+            f"{line['fvu_max']:.4f} | {line['l0_min']:.2f} – {line['l0_max']:.2f} | {line['dead']:.4f} |"
+        )
+
+
+def default_verdict(summary: list[Line]) -> Line:
+    """Whether our default's worst seed is below the best seed of each kind of theirs, and how far the l0 are apart."""
+    label = "worst of our default below the best of each kind of SAELens"
+    ours = next((line for line in summary if line["trainer"] == f"ours {DEFAULT_KIND}"), None)
+    theirs = [line for line in summary if line["trainer"].startswith("saelens")]
+    if ours is None or not theirs:
+        return {"verdict": label, "missing": "runs of " + ("ours" if ours is None else "saelens")}
+    return {
+        "verdict": label,
+        "ours_worst": ours["fvu_max"],
+        "dead_worst": ours["dead"],
+        **{
+            line["trainer"].replace(" ", "_"): {
+                "best": line["fvu_min"],
+                "lower": ours["fvu_max"] < line["fvu_min"],
+                "l0_apart": max(ours["l0_max"], line["l0_max"]) / min(ours["l0_min"], line["l0_min"]) - 1,
+            }
+            for line in theirs
+        },
+    }
+
+
 def l1_verdict(ours: list[Line], saelens: list[Line]) -> Line:
     """Both curves at every l0 at which one side has a run and the other's range reaches."""
     ours, saelens = l1_curve(ours), l1_curve(saelens)
@@ -104,7 +166,7 @@ def l1_curve(lines: list[Line]) -> list[Line]:
 
 
 def report(lines: list[Line], *, steps: int, longer_steps: int | None, step_time_ratio: float | None, n_seeds: int) -> None:
-    """A markdown table of every finished run, then one JSON verdict a line.
+    """A markdown table of every finished run, one of the kinds that keep k latents, then one JSON verdict a line.
 
     steps, longer_steps: of the comparison at equal steps, and of ours at equal wall-clock time (None before
     the step was timed)
@@ -118,10 +180,17 @@ def report(lines: list[Line], *, steps: int, longer_steps: int | None, step_time
             f"| {line['steps']} | {line['fvu']:.4f} | {line['l0']:.1f} "
             f"| {line['dead']:.3f} | {line['train_s']:.0f} | {line.get('train_cpu_s', math.nan):.0f} |"
         )
+    print()
+    summary = keep_k_summary(lines, steps)
+    print_keep_k(summary)
+    print()
+    print(json.dumps(default_verdict(summary)))
     saelens = best_seeds(select(lines, "saelens", "topk", steps))
     ours = best_seeds(select(lines, "ours", "topk", steps))
     longer = best_seeds(select(lines, "ours", "topk", longer_steps))
     print(json.dumps(topk_verdict("topk, equal steps", ours, saelens, n_seeds)))
     verdict = topk_verdict("topk, equal wall-clock time", longer, saelens, n_seeds)
     print(json.dumps({**verdict, "step_time_ratio": step_time_ratio}))
-    print(json.dumps(l1_verdict(select(lines, "ours", "relu", steps), select(lines, "saelens", "standard", steps))))
+    relu, standard = select(lines, "ours", "relu", steps), select(lines, "saelens", "standard", steps)
+    if relu and standard:
+        print(json.dumps(l1_verdict(relu, standard)))

@@ -21,8 +21,17 @@ os.environ.setdefault("WANDB_MODE", "disabled")
 
 import sae_lens
 import torch
-from sae_lens import SAE, StandardTrainingSAEConfig, TopKTrainingSAEConfig
+from sae_lens import (
+    SAE,
+    BatchTopKTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+)
 from sae_lens.config import SAETrainerConfig
+from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE
+from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSAE
+from sae_lens.saes.sae import TrainingSAE
 from sae_lens.saes.standard_sae import StandardTrainingSAE
 from sae_lens.saes.topk_sae import TopKTrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
@@ -31,6 +40,9 @@ from score import load_rows, score
 DEAD_FEATURE_WINDOW_STEPS = 300
 L1_WARM_UP_SHARE = 0.05
 """Share of the run over which `standard` raises its l1 coefficient, as in SAELens' training tutorial."""
+
+MATRYOSHKA_DIVISORS = (16, 4, 1)
+"""Of the width, for the prefixes of `matryoshka`; SAELens has no default for them."""
 
 
 def shuffled_batches(acts: torch.Tensor, batch_size_rows: int, seed: int) -> Iterator[torch.Tensor]:
@@ -42,8 +54,11 @@ def shuffled_batches(acts: torch.Tensor, batch_size_rows: int, seed: int) -> Ite
             yield acts[rows].float()
 
 
-def build_sae(args: argparse.Namespace, d_in: int) -> TopKTrainingSAE | StandardTrainingSAE:
-    """SAELens' training SAE with its own defaults for everything the comparison does not fix."""
+def build_sae(args: argparse.Namespace, d_in: int) -> TrainingSAE:
+    """SAELens' training SAE with its own defaults for everything the comparison does not fix.
+
+    `batchtopk` and `matryoshka` are saved as jumprelu with the running threshold, and so scored.
+    """
     common = {
         "d_in": d_in,
         "d_sae": args.d_sae,
@@ -53,6 +68,12 @@ def build_sae(args: argparse.Namespace, d_in: int) -> TopKTrainingSAE | Standard
     }
     if args.kind == "topk":
         return TopKTrainingSAE(TopKTrainingSAEConfig(k=args.k, **common))
+    if args.kind == "batchtopk":
+        return BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(k=args.k, **common))
+    if args.kind == "matryoshka":
+        widths = [args.d_sae // divisor for divisor in MATRYOSHKA_DIVISORS]
+        config = MatryoshkaBatchTopKTrainingSAEConfig(k=args.k, matryoshka_widths=widths, **common)
+        return MatryoshkaBatchTopKTrainingSAE(config)
     l1_warm_up_steps = round(L1_WARM_UP_SHARE * args.steps)
     return StandardTrainingSAE(
         StandardTrainingSAEConfig(l1_coefficient=args.l1, l1_warm_up_steps=l1_warm_up_steps, **common)
@@ -68,7 +89,7 @@ def main() -> None:
         help="folder with train.safetensors and validation.safetensors (tensor `acts`)",
     )
     parser.add_argument("--output", type=Path, required=True, help="folder for the saved SAE")
-    parser.add_argument("--kind", choices=["topk", "standard"], required=True)
+    parser.add_argument("--kind", choices=["topk", "batchtopk", "matryoshka", "standard"], required=True)
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--l1", type=float, default=5.0, help="l1_coefficient of `standard`")
     parser.add_argument("--seed", type=int, default=0)
@@ -126,7 +147,7 @@ def main() -> None:
         "steps": args.steps,
         "batch_size_rows": args.batch,
         "d_sae": args.d_sae,
-        "k": args.k if args.kind == "topk" else None,
+        "k": None if args.kind == "standard" else args.k,
         "train_s": train_s,
         "train_cpu_s": train_cpu_s,  # of all threads: unlike train_s not changed by what else ran on the machine
         "input_scale": input_scale,

@@ -85,7 +85,7 @@ class BatchTopK(TopK):
     def _largest(self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None) -> Pairs:
         """The n_pairs largest positive pre-activations of these rows."""
         sae = self.sae
-        guess = 0.9 * float(self.threshold) if self.threshold.isfinite() else 0.0
+        guess = 0.9 * self.threshold.nan_to_num(nan=0.0)  # a tensor: whoever needs the number on the host has to wait for it
         if (screened := kernels.screened_batch_topk(inputs, sae.W_enc.T, sae.b_enc, n_pairs, guess)) is not None:
             return Pairs(*screened)
         return Pairs(*kernels.select_batch_topk(ProductChunks(sae, inputs, workspace), sae.b_enc, n_pairs, guess))
@@ -98,11 +98,11 @@ class BatchTopK(TopK):
 
 
 def _just_below(values: Tensor) -> Tensor:
-    """The largest number that all of these positive values exceed, as JumpReLU asks for; 0 for none; float[""]."""
+    """The largest number that all the positive ones of these values exceed, as JumpReLU asks for; 0 for none; float[""]."""
     if not values.numel():
         return values.new_zeros(())
-    least = values.min()
-    return torch.nextafter(least, torch.zeros_like(least))
+    least = torch.where(values > 0, values, torch.inf).min()
+    return torch.where(least.isfinite(), torch.nextafter(least, torch.zeros_like(least)), 0.0)
 
 
 KIND = BatchTopK

@@ -17,13 +17,20 @@ from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
 
-_CHUNK_BYTES = 32 * 2**20
+_CHUNK_BYTES = {"cpu": 32 * 2**20}
+_CHUNK_BYTES_ELSEWHERE = 512 * 2**20
+"""Every chunk reads all of W_enc: on a GPU a thousand rows hide that, on a CPU the chunk should stay in the cache."""
 
-SPARSE_BELOW = {"cpu": 1 / 16}
-"""Share of latents on below which a dense kind turns to the kernels, by device. On a CPU core four dense products take as
-long as the kernels at 0.1 (d_model 192 and 512), four to six times as long at 0.01."""
+SPARSE_BELOW = {"cpu": 1 / 16, "cuda": 1 / 48, "cuda tf32": 1 / 256}
+"""Share of latents on below which a dense kind turns to the kernels, by device; "cuda tf32" where torch may multiply float32
+in tf32. Assign to change it.
+
+cpu: measured. On a core four dense products take as long as the kernels at 0.1 (d_model 192 and 512), four to six times as
+long at 0.01.
+cuda: by arithmetic, on an H100, not measured. A dense product of one token takes 2 n d / R s, a gather of its k float32 rows
+4 k d / (0.7 · 3.35e12) s: equal at k/n = 1.2e12 / R. R is about 5e13 in float32 and 3e14 in tf32.
+"""
 _SPARSE_BELOW_ELSEWHERE = 1 / 256
-"""By arithmetic: gathers of bf16 rows against dense products on an H100."""
 
 
 class Pairs(NamedTuple):
@@ -47,9 +54,11 @@ class Workspace:
         self.latents: kernels.LatentPass | None = None
 
     def fit(self, acts: Tensor, sae: SparseAutoencoder) -> None:
-        """Make or keep buffers for a batch: inputs float[B d_model], products float[chunk d_sae]."""
+        """Make or keep buffers for a batch: inputs float[B d_model], on a CPU products float[chunk d_sae]."""
         if self.inputs is None or self.inputs.shape != acts.shape:
-            self.inputs, self.products = torch.empty_like(acts), _product_chunk(acts, sae.d_sae)
+            self.inputs = torch.empty_like(acts)
+            if acts.device.type == "cpu":  # elsewhere torch keeps freed memory, and the product may never be written
+                self.products = _product_chunk(acts, sae.d_sae)
             self.tokens = self.latents = None
 
     def pass_over(self, acts: Tensor, inputs: Tensor, pairs: Pairs, sae: SparseAutoencoder, scale: float) -> None:
@@ -88,7 +97,13 @@ class ProductChunks:
 
 
 def _product_chunk(inputs: Tensor, d_sae: int) -> Tensor:
-    return inputs.new_empty(max(1, min(len(inputs), _CHUNK_BYTES // (d_sae * inputs.element_size()))), d_sae)
+    return inputs.new_empty(_chunk_rows(inputs, d_sae), d_sae)
+
+
+def _chunk_rows(inputs: Tensor, n: int) -> int:
+    """How many rows of n latents fit a chunk."""
+    chunk_bytes = _CHUNK_BYTES.get(inputs.device.type, _CHUNK_BYTES_ELSEWHERE)
+    return max(1, min(len(inputs), chunk_bytes // (n * inputs.element_size())))
 
 
 def add_auxk(
@@ -121,17 +136,18 @@ def _auxk(
 
     The gradient reaches the encoder as well as the decoder: without that a dead latent never learns to fire.
     Gao et al. 2024, section 2.4. By chunks of tokens; dense over the dead, since k_aux is a large part of them, unless few
-    of them come above 0. dec_grad may or may not have a part along the decoder's rows.
+    of them come above 0 (looked into on a CPU only: elsewhere the host would wait for their number). dec_grad may or may
+    not have a part along the decoder's rows.
     """
     m, n_tokens = dead.numel(), inputs.shape[0]
     scale, no_bias = 2.0 * aux_coeff / n_tokens, torch.zeros_like(sae.b_dec)
     dec_rows, enc_rows, bias = sae.W_dec[dead], sae.W_enc.T[dead], sae.b_enc[dead]
     loss, bias_grad = error.new_zeros(()), torch.zeros_like(bias)
     dec_grad, enc_grad = torch.zeros_like(dec_rows), torch.zeros_like(enc_rows)
-    chunk_rows = max(1, _CHUNK_BYTES // (m * inputs.element_size()))
+    chunk_rows = _chunk_rows(inputs, m)
     for x, e in zip(inputs.split(chunk_rows), error.split(chunk_rows), strict=True):
         latent_acts = kernels.keep_topk_(torch.addmm(bias, x, enc_rows.T), k_aux)
-        if (pairs := few_pairs(latent_acts > 0)) is not None:
+        if inputs.device.type == "cpu" and (pairs := few_pairs(latent_acts > 0)) is not None:
             values = latent_acts[pairs.tokens, pairs.indices]
             tokens = kernels.token_pass(e, values, pairs.indices, dec_rows, no_bias, scale, offsets=pairs.offsets)
             latents = kernels.latent_pass(
@@ -161,7 +177,10 @@ class PairPlaces(NamedTuple):
 
 def few_pairs(mask: Tensor) -> PairPlaces | None:
     """The pairs where bool[B d_sae] is set, if the kernels are faster on so few than dense products, else None."""
-    if int(mask.count_nonzero()) > SPARSE_BELOW.get(mask.device.type, _SPARSE_BELOW_ELSEWHERE) * mask.numel():
+    device = mask.device.type
+    if device == "cuda" and torch.get_float32_matmul_precision() != "highest":
+        device = "cuda tf32"
+    if int(mask.count_nonzero()) > SPARSE_BELOW.get(device, _SPARSE_BELOW_ELSEWHERE) * mask.numel():
         return None
     tokens, indices = mask.nonzero(as_tuple=True)
     return PairPlaces(tokens, indices, torch.searchsorted(tokens, torch.arange(len(mask) + 1, device=mask.device)))

@@ -1,7 +1,14 @@
-"""Kernels of the sparse training step: reference.py defines them, bags.py and the C files are fast, this file chooses."""
+"""Kernels of the sparse training step: reference.py defines them, the others are fast, this file chooses.
+
+float32 on a CPU goes to the C files, up to 32 bits on CUDA to Triton, and the rest to the embedding bags of bags.py, as does
+what a machine without compiler or triton cannot run. SAELENS_LITE_KERNELS=cpu, triton or torch in the environment leaves
+that one (and the embedding bags for what it does not take): with TRITON_INTERPRET=1, triton runs on a CPU too, slowly.
+"""
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -25,8 +32,37 @@ __all__ = [
 ]
 
 
+@functools.cache
+def _triton() -> ModuleType | None:
+    """kernels.triton, or None where triton is not installed. Imported here alone: that takes a while."""
+    try:
+        from saelens_lite.kernels import triton
+    except ImportError:
+        return None
+    return triton
+
+
 def _path(*tensors: Tensor) -> ModuleType:
-    return cpu if cpu.usable(*tensors) else bags
+    """The fastest module that takes these tensors.
+
+    raises: ValueError where SAELENS_LITE_KERNELS is none of its values, or triton and that is not installed
+    """
+    only = os.environ.get("SAELENS_LITE_KERNELS", "")
+    if only not in ("", "torch", "cpu", "triton"):
+        raise ValueError(
+            f"SAELENS_LITE_KERNELS expected torch, cpu or triton, got {only!r}: unset it to let the device choose"
+        )
+    if only in ("", "cpu") and cpu.usable(*tensors):
+        return cpu
+    if only == "triton" or (only == "" and tensors[0].is_cuda):
+        path = _triton()
+        if path is None and only:
+            raise ValueError(
+                "SAELENS_LITE_KERNELS expected a path that is here, got triton: pip install triton, or unset it"
+            )
+        if path is not None and path.usable(*tensors):
+            return path
+    return bags
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -46,26 +82,31 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
     """select_topk of inputs @ W_rowsᵀ without that product, or None where there is no such way or it would not pay.
 
     inputs: float[B d]; W_rows: float[n d]; bias: float[n]
-    Bounds on all pre-activations, from 8-bit integers, tell which few must be computed: see screen.c. The selection is
-    that of exact arithmetic up to the rounding of float32, as it is for the product.
+    On a CPU bounds on all pre-activations, from 8-bit integers, tell which few must be computed: see screen.c. On CUDA
+    pre-activations come out of the product and are not written: see triton_select.py. The selection is that of exact
+    arithmetic up to the rounding of the product.
     """
-    return cpu.screened_topk(inputs, W_rows, bias, k) if cpu.usable(inputs, W_rows, bias) else None
+    path = _path(inputs, W_rows, bias)
+    return None if path is bags else path.screened_topk(inputs, W_rows, bias, k)
 
 
 def screened_batch_topk(
-    inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int, guess: float
+    inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int, guess: float | Tensor
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """select_batch_topk of inputs @ W_rowsᵀ without that product, or None; see screened_topk.
 
-    guess: must be above 0, and not above the least value selected, or nothing comes of it
+    guess: on a CPU it must be above 0, and not above the least value selected, or nothing comes of it; float or float[""]
+    On CUDA there are always n_pairs: where fewer are positive, pairs of value 0 make up for them. Nothing then depends on
+    the data but the numbers, and the host need not wait.
     """
-    if not cpu.usable(inputs, W_rows, bias):
-        return None
-    return cpu.screened_batch_topk(inputs, W_rows, bias, n_pairs, guess)
+    path = _path(inputs, W_rows, bias)
+    if path is cpu:
+        return cpu.screened_batch_topk(inputs, W_rows, bias, n_pairs, float(guess))
+    return None if path is bags else path.screened_batch_topk(inputs, W_rows, bias, n_pairs)
 
 
 def select_batch_topk(
-    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
+    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The n_pairs largest positive values of a whole batch: values float[P], indices int64[P], offsets int64[B + 1].
 
@@ -74,12 +115,13 @@ def select_batch_topk(
         It saves time and never changes the result; product_chunks must then be iterable a second time.
     See reference.py.
     """
-    return _path(bias).select_batch_topk(product_chunks, bias, n_pairs, guess)
+    return _path(bias).select_batch_topk(product_chunks, bias, n_pairs, float(guess))
 
 
 def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
     """Weighted sums of rows of `table`, one a bag; differentiable. See reference.py."""
-    return bags.decode(values, indices, offsets, table)
+    path = _path(values, table)
+    return (bags if path is cpu else path).decode(values, indices, offsets, table)
 
 
 def token_pass(
@@ -97,8 +139,9 @@ def token_pass(
     out: an earlier result of these shapes, whose memory may be used again
     offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
     """
-    if _path(acts, values, W_dec, b_dec) is cpu:
-        return cpu.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
+    path = _path(acts, values, W_dec, b_dec)
+    if path is not bags:
+        return path.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
     return bags.token_pass(acts, values, indices, W_dec, b_dec, scale, offsets)
 
 
@@ -117,6 +160,7 @@ def latent_pass(
     out: an earlier result of these shapes, whose memory may be used again
     offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
     """
-    if _path(recons_grad, inputs, values, pair_grads, W_dec) is cpu:
-        return cpu.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)
+    path = _path(recons_grad, inputs, values, pair_grads, W_dec)
+    if path is not bags:
+        return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)
     return bags.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, offsets)

@@ -1,7 +1,7 @@
 """The kernels of cpu.c and screen.c: compiled at first use by the machine's C compiler, loaded through ctypes.
 
-Without a compiler, or with SAELENS_LITE_KERNELS=torch in the environment, `library()` is None and the embedding
-bags of bags.py do the work. The result is cached by source and compiler in the user's cache folder.
+Without a compiler `library()` is None and the embedding bags of bags.py do the work. The result is cached by source and
+compiler in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def _build(compiler: str) -> Path:
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be had."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("SAELENS_LITE_KERNELS") == "torch" or compiler is None:
+    if compiler is None:
         return None
     try:
         loaded = ctypes.CDLL(str(_build(compiler)), mode=os.RTLD_NOW)

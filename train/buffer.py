@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from .draws import generator
+
 _RUN_ROWS = 256
 
 
@@ -54,21 +56,15 @@ class RowBuffer:
         self._held: tuple[int, int] | None = None
         self._acts: Tensor | None = None
 
-    def _generator(self, *key: int) -> torch.Generator:
-        mixed = self._seed
-        for part in key:
-            mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63
-        return torch.Generator().manual_seed(mixed)
-
     def row_order(self, epoch: int, buffer: int) -> Tensor:
         """int64[m]: the rows of one buffer of one epoch, in the order in which they are trained on."""
         n_runs = -(-len(self._rows) // _RUN_ROWS)
-        runs = torch.randperm(n_runs, generator=self._generator(epoch))
+        runs = torch.randperm(n_runs, generator=generator(self._seed, epoch))
         places = (runs[:, None] * _RUN_ROWS + torch.arange(_RUN_ROWS)).flatten()
         places = places[places < len(self._rows)]
         start = buffer * self._buffer_rows
         places = places[start : start + self._buffer_rows]
-        return self._rows[places[torch.randperm(len(places), generator=self._generator(epoch, buffer))]]
+        return self._rows[places[torch.randperm(len(places), generator=generator(self._seed, epoch, buffer))]]
 
     def _load(self, epoch: int, buffer: int) -> Tensor:
         if self._held != (epoch, buffer):

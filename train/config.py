@@ -76,6 +76,13 @@ class TrainConfig:
     source's. A threshold changes by about a factor 1 + lr a step: one far too small stays so in a short run."""
     pre_act_coeff: float = 3e-6
     """With the penalty tanh: weight of what draws latents that are off towards their thresholds."""
+    input_noise: float = 0.0
+    """Standard deviation of the Gaussian noise added to what the encoder sees, in the scale of `scale_input`, in which a
+    coordinate has about 1; the loss is of the rows without it. More leaves out what is faint. 0 switches it off. Vincent et
+    al. 2008, denoising autoencoders."""
+    contractive_coeff: float = 0.0
+    """Weight of the squared derivative of latents by input, summed over both, in the scale of `scale_input`: more makes
+    latents steadier and fewer, and the encoder smaller. 0 switches it off. Rifai et al. 2011; see contraction.py."""
     aux_coeff: float = 1 / 32
     """Weight of the AuxK loss that revives dead latents, of the kinds that keep k; 0 switches it off. Gao et al. 2024."""
     k_aux: int | None = None
@@ -169,7 +176,9 @@ class TrainConfig:
         for name in ("warm_up_steps", "l1_warm_up_steps"):
             value = getattr(self, name)
             check(value is None or value >= 0, name, "0 or more, or None")
-        for name in ("l1_coeff", "pre_act_coeff", "aux_coeff", "multi_topk_coeff"):
+        for name in (
+            "l1_coeff", "pre_act_coeff", "aux_coeff", "multi_topk_coeff", "input_noise", "contractive_coeff",
+        ):  # fmt: skip
             check(getattr(self, name) >= 0, name, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
             check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")

@@ -25,7 +25,7 @@ class Gated(Kind):
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + the gate's reconstruction + l1_coeff · L1 of the gate."""
-        inputs = acts - self.sae.b_dec
+        inputs = self.encoder_inputs(acts)
         products = inputs @ self.sae.W_enc
         gate = (products + self.sae.b_gate).relu_()
         pairs, l1_coeff = few_pairs(gate > 0), self.config.l1_coeff * ramp / len(acts)
@@ -57,6 +57,7 @@ class Gated(Kind):
         sae.r_mag.grad = torch.zeros_like(gain).index_add_(0, indices, magnitude_grads * products) * gain
         enc_grad, product_grad = enc_grad + gate_enc_grad, product_grad + sae.b_gate.grad
         write_gradients(sae, dec_grad, enc_grad, product_grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        self.contract_pairs(values, indices, n_tokens)
         l0 = (values > 0).sum() / n_tokens
         return StepStats(sq_error.mean(), gate.sum() / n_tokens, l0), fired
 
@@ -84,6 +85,7 @@ class Gated(Kind):
         write_gradients(
             sae, dec_grad, product_grad.T @ inputs, product_grad.sum(0), recons_grad.sum(0), train_decoder=self.train_decoder
         )
+        self.contract(n_fired, n_tokens)
         return StepStats(reconstruction, l1, n_fired.sum() / n_tokens), n_fired > 0
 
 

@@ -48,7 +48,7 @@ class JumpReLU(Kind):
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + l0_coeff · penalty."""
-        inputs, coeff = acts - self.sae.b_dec, self.l0_coeff * ramp / len(acts)
+        inputs, coeff = self.encoder_inputs(acts), self.l0_coeff * ramp / len(acts)
         pre_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc)
         if self.config.jumprelu_penalty == "step" and self.config.unit_decoder:
             pairs = few_pairs(pre_acts > self.sae.threshold - self.bandwidth / 2)
@@ -82,6 +82,7 @@ class JumpReLU(Kind):
         )
         self.log_threshold.grad = threshold_grad * threshold
         write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        self.contract_pairs(values, indices, len(acts))
         return StepStats(sq_error.mean(), penalty, l0), fired
 
     def _dense(self, acts: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float) -> tuple[StepStats, Tensor]:
@@ -126,6 +127,7 @@ class JumpReLU(Kind):
         write_gradients(
             sae, dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
         )
+        self.contract(n_fired, n_tokens)
         return StepStats(reconstruction, penalty, l0), n_fired > 0
 
     def after_update(self) -> None:

@@ -12,10 +12,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from saelens_lite import kernels
+from saelens_lite import distributed, kernels
 from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
+from .contraction import add_contraction
+from .draws import row_noise
 from .step import StepStats, unit_rows_
 
 
@@ -40,6 +42,7 @@ class Kind:
         assert sae.kind == self.sae_kind and sae.config.apply_b_dec_to_input
         self.sae, self.config = sae, config
         self.train_decoder = not config.freeze_decoder
+        self.step = 0
 
     @property
     def uses_dead(self) -> bool:
@@ -53,6 +56,7 @@ class Kind:
 
     def begin(self, step: int, n_steps: int) -> None:
         """What `gradients` needs to know of the step that comes, counted from 0, of a run of n_steps."""
+        self.step = step
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Write the gradients of one batch into `.grad`.
@@ -62,6 +66,31 @@ class Kind:
         returns: the stats and fired bool[d_sae]
         """
         raise NotImplementedError
+
+    def encoder_inputs(self, acts: Tensor, out: Tensor | None = None) -> Tensor:
+        """acts − b_dec, with the step's noise where `input_noise` asks for it: what the encoder sees, float[B d_model].
+
+        Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders"
+        """
+        inputs = torch.sub(acts, self.sae.b_dec, out=out)
+        if self.config.input_noise:
+            first_row = distributed.rank() * len(acts) if distributed.world_size() > 1 else 0
+            inputs.add_(row_noise(acts, first_row, self.config.seed, self.step), alpha=self.config.input_noise)
+        return inputs
+
+    def contract(self, n_fired: Tensor, n_tokens: int) -> None:
+        """Add the gradient of the contractive penalty to `.grad`, if there is one.
+
+        n_fired: float[d_sae], the tokens of n_tokens in which each latent is on
+        """
+        if self.config.contractive_coeff:
+            add_contraction(self.sae, n_fired / n_tokens, self.config)
+
+    def contract_pairs(self, values: Tensor, indices: Tensor, n_tokens: int) -> None:
+        """`contract`, of the latents indices int64[...] that are on where values float[...] are above 0."""
+        if self.config.contractive_coeff:
+            n_fired = values.new_zeros(self.sae.d_sae).index_add_(0, indices.reshape(-1), values.reshape(-1).sign())
+            self.contract(n_fired, n_tokens)
 
     def along_constraint(self, dec_grad: Tensor) -> Tensor:
         """The decoder's gradient float[d_sae d_model] as far as rows of norm 1 can follow it."""

@@ -35,12 +35,13 @@ class Matryoshka(BatchTopK):
         """Of the reconstructions of all prefixes, summed, + aux_coeff · AuxK on the error of the whole dictionary."""
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
-        inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
+        inputs = self.encoder_inputs(acts, work.inputs)
         values, indices, offsets = self.select(inputs)
         work.pass_over(acts, inputs, Pairs(values, indices, self._nested(indices, offsets)), sae, scale)
         by_prefix = work.tokens.recons_grad.view(len(acts), len(self.widths), -1)
         auxk = add_auxk(sae, inputs, by_prefix[:, -1] / -scale, dead, work.latents, self.config)
         self.write(work.latents, by_prefix[:, 0].sum(0))
+        self.contract_pairs(values, indices, len(acts))
         l0 = (values > 0).sum() / len(acts)
         return StepStats(work.tokens.sq_error.mean(), auxk, l0), work.latents.fired
 

@@ -21,7 +21,7 @@ class ReLU(Kind):
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + l1_coeff · Σ latent_acts · norm of the decoder row, which is 1 unless norms are free."""
-        inputs = acts - self.sae.b_dec
+        inputs = self.encoder_inputs(acts)
         latent_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc).relu_()
         pairs = few_pairs(latent_acts > 0) if self.config.unit_decoder else None
         l1_coeff = self.config.l1_coeff * ramp / len(acts)
@@ -41,6 +41,7 @@ class ReLU(Kind):
             recons_grad, inputs, values, pair_grads.add_(l1_coeff), indices, sae.W_dec, offsets=offsets
         )
         write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        self.contract_pairs(values, indices, n_tokens)
         return StepStats(sq_error.mean(), values.sum() / n_tokens, acts.new_tensor(len(values) / n_tokens)), fired
 
     def _dense(self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float) -> tuple[StepStats, Tensor]:
@@ -64,6 +65,7 @@ class ReLU(Kind):
         write_gradients(
             sae, dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
         )
+        self.contract(n_fired, n_tokens)
         return StepStats(reconstruction, l1, n_fired.sum() / n_tokens), n_fired > 0
 
 

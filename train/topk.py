@@ -31,6 +31,7 @@ class TopK(Kind):
         self.k = config.k
 
     def begin(self, step: int, n_steps: int) -> None:
+        super().begin(step, n_steps)
         config, anneal_steps = self.config, round(self.config.k_anneal_fraction * n_steps)
         self.k = annealed_k(config.k, config.k_anneal_start, step, anneal_steps, self.sae.d_sae)
 
@@ -42,7 +43,7 @@ class TopK(Kind):
         """Of reconstruction + aux_coeff · AuxK + multi_topk_coeff · reconstruction from 4 k latents."""
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
-        inputs = torch.sub(acts, sae.b_dec, out=work.inputs)
+        inputs = self.encoder_inputs(acts, work.inputs)
         wide = self.select_k(inputs, min(_MULTI * self.k, sae.d_sae)) if self.config.multi_topk_coeff else None
         pairs = self.select(inputs) if wide is None else _largest(wide, self.k)
         work.pass_over(acts, inputs, pairs, sae, scale)
@@ -55,6 +56,7 @@ class TopK(Kind):
                 grad += wide_grad
             b_dec_grad += self.wide_workspace.tokens.recons_grad.sum(0)
         self.write(work.latents, b_dec_grad)
+        self.contract_pairs(pairs.values, pairs.indices, len(acts))
         l0 = (pairs.values > 0).sum() / len(acts)
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
 

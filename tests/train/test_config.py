@@ -36,6 +36,8 @@ CHANGES_THE_SAE = {
     "bandwidth": (JUMPRELU, 0.1),
     "initial_threshold": (JUMPRELU, 0.1),
     "pre_act_coeff": (TANH, 1.0),
+    "input_noise": ({}, 0.1),
+    "contractive_coeff": ({}, 0.1),
     "aux_coeff": (DEAD, 0.0),
     "k_aux": (DEAD, 1),
     "dead_after_tokens": (DEAD, 100_000),

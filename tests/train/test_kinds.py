@@ -8,6 +8,7 @@ from saelens_lite import losses
 from saelens_lite.kernels import remove_parallel
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.draws import row_noise
 from saelens_lite.train.init import initial_sae, input_scale
 from saelens_lite.train.kinds import kind_class
 from saelens_lite.train.step import few_pairs, unit_rows_
@@ -54,20 +55,20 @@ def acts_of(batch="random", dtype=torch.float64):
     return {"random": acts, "equal rows": acts[:1].expand(B, D).contiguous(), "rows twice": torch.cat([half, half])}[batch]
 
 
-def auxk_loss(sae, acts, recons, dead):
-    pre_acts = sae.pre_acts(acts)[:, dead].relu()
+def auxk_loss(sae, acts, seen, recons, dead):
+    pre_acts = sae.pre_acts(seen)[:, dead].relu()
     kept = pre_acts.topk(min(K_AUX, len(dead)), dim=1)
     error_recons = torch.zeros_like(pre_acts).scatter(1, kept.indices, kept.values) @ sae.W_dec[dead]
     return losses.auxk(acts - recons, error_recons)
 
 
-def topk_losses(kind, acts, dead):
+def topk_losses(kind, acts, seen, dead):
     sae = kind.sae
-    recons, latents = sae(acts)
-    auxk = auxk_loss(sae, acts, recons, dead) if len(dead) else torch.zeros((), dtype=acts.dtype)
+    recons, latents = sae(seen)
+    auxk = auxk_loss(sae, acts, seen, recons, dead) if len(dead) else torch.zeros((), dtype=acts.dtype)
     added = kind.config.aux_coeff * auxk
     if kind.config.multi_topk_coeff:
-        kept = sae.pre_acts(acts).relu().topk(4 * K, dim=1)
+        kept = sae.pre_acts(seen).relu().topk(4 * K, dim=1)
         wide = torch.zeros(len(acts), N, dtype=acts.dtype).scatter(1, kept.indices, kept.values)
         added = added + kind.config.multi_topk_coeff * losses.reconstruction(acts, sae.decode(wide))
     return losses.reconstruction(acts, recons), added, latents.to_dense()
@@ -77,8 +78,8 @@ def norms_of(kind):
     return 1.0 if kind.config.unit_decoder else kind.sae.W_dec.norm(dim=1)
 
 
-def relu_losses(kind, acts, dead):
-    latent_acts = kind.sae.encode_dense(acts)
+def relu_losses(kind, acts, seen, dead):
+    latent_acts = kind.sae.encode_dense(seen)
     l1 = losses.l1(latent_acts * norms_of(kind))
     return losses.reconstruction(acts, kind.sae.decode(latent_acts)), kind.config.l1_coeff * l1, latent_acts
 
@@ -89,15 +90,15 @@ def batch_topk(sae, acts):
     return pre_acts * torch.zeros(pre_acts.numel(), dtype=acts.dtype).index_fill(0, kept, 1.0).view_as(pre_acts)
 
 
-def batchtopk_losses(kind, acts, dead):
-    latent_acts = batch_topk(kind.sae, acts)
+def batchtopk_losses(kind, acts, seen, dead):
+    latent_acts = batch_topk(kind.sae, seen)
     recons = kind.sae.decode(latent_acts)
-    auxk = auxk_loss(kind.sae, acts, recons, dead) if len(dead) else torch.zeros((), dtype=acts.dtype)
+    auxk = auxk_loss(kind.sae, acts, seen, recons, dead) if len(dead) else torch.zeros((), dtype=acts.dtype)
     return losses.reconstruction(acts, recons), kind.config.aux_coeff * auxk, latent_acts
 
 
-def matryoshka_losses(kind, acts, dead):
-    reconstruction, auxk, latent_acts = batchtopk_losses(kind, acts, dead)
+def matryoshka_losses(kind, acts, seen, dead):
+    reconstruction, auxk, latent_acts = batchtopk_losses(kind, acts, seen, dead)
     inner = [
         losses.reconstruction(acts, latent_acts[:, :width] @ kind.sae.W_dec[:width] + kind.sae.b_dec)
         for width in (N // 16, N // 4, N // 2)
@@ -105,11 +106,11 @@ def matryoshka_losses(kind, acts, dead):
     return reconstruction, auxk + sum(inner), latent_acts
 
 
-def gated_losses(kind, acts, dead):
+def gated_losses(kind, acts, seen, dead):
     sae, config = kind.sae, kind.config
-    products = (acts - sae.b_dec) @ sae.W_enc
+    products = (seen - sae.b_dec) @ sae.W_enc
     gate = (products + sae.b_gate).relu()
-    latent_acts = sae.encode_dense(acts)
+    latent_acts = sae.encode_dense(seen)
     gate_recons = gate @ sae.W_dec.detach() + sae.b_dec.detach()
     added = losses.reconstruction(acts, gate_recons) + config.l1_coeff * losses.l1(gate)
     return losses.reconstruction(acts, sae.decode(latent_acts)), added, latent_acts
@@ -147,9 +148,9 @@ class Jump(torch.autograd.Function):
         return grad * (pre_acts > threshold), -(threshold * kernel * grad).sum(0), None
 
 
-def jumprelu_losses(kind, acts, dead):
+def jumprelu_losses(kind, acts, seen, dead):
     sae, config, threshold = kind.sae, kind.config, kind.log_threshold.exp()
-    pre_acts = sae.pre_acts(acts)
+    pre_acts = sae.pre_acts(seen)
     latent_acts = Jump.apply(pre_acts, threshold, kind.bandwidth)
     reconstruction = losses.reconstruction(acts, sae.decode(latent_acts))
     if config.jumprelu_penalty == "tanh":
@@ -169,7 +170,13 @@ LOSSES = {
     "gated": gated_losses,
     "jumprelu": jumprelu_losses,
 }
-"""reconstruction, what is added to it, latent_acts float[B d_sae]; by dense differentiable torch."""
+"""reconstruction of acts from what is seen of them, what is added to it, latent_acts float[B d_sae]; by dense torch."""
+
+
+def contraction(kind, latent_acts):
+    """Mean over tokens of the squared derivatives of latents, times their norms, by inputs; which are on is given."""
+    gains = kind.sae.r_mag.exp() if kind.sae.kind == "gated" else 1.0
+    return ((latent_acts > 0) * (norms_of(kind) * gains * kind.sae.W_enc.norm(dim=0)) ** 2).sum(1).mean()
 
 
 def autograd_of(kind, loss):
@@ -182,7 +189,10 @@ def autograd_of(kind, loss):
 
 
 def assert_equals_autograd(kind, acts, dead):
-    reconstruction, added, latent_acts = LOSSES[kind.config.kind](kind, acts, dead)
+    config = kind.config
+    noise = row_noise(acts, 0, config.seed, kind.step) if config.input_noise else torch.zeros_like(acts)
+    reconstruction, added, latent_acts = LOSSES[config.kind](kind, acts, acts + config.input_noise * noise, dead)
+    added = added + config.contractive_coeff * contraction(kind, latent_acts)
     want = autograd_of(kind, reconstruction + added)
     with torch.no_grad():
         stats, fired = kind.gradients(acts, dead if kind.uses_dead else None, 1.0)
@@ -203,12 +213,36 @@ def test_gradients_equal_autograd(kind, batch, n_dead):
     assert_equals_autograd(trained, acts_of(batch), torch.arange(N - n_dead, N))
 
 
+OPTIONS = {"noise": {"input_noise": 0.5}, "contraction": {"contractive_coeff": 0.3}}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+@pytest.mark.parametrize("option", OPTIONS)
+def test_gradients_with_options_equal_autograd(kind, option):
+    trained, plain = kind_of(kind, **OPTIONS[option]), kind_of(kind)
+    for step in (0, 7):
+        trained.begin(step, 100)
+        assert_equals_autograd(trained, acts_of(), torch.arange(N - 3, N))
+    with torch.no_grad():
+        plain.gradients(acts_of(), torch.arange(N - 3, N), 1.0)
+    assert not torch.equal(trained.sae.W_enc.grad, plain.sae.W_enc.grad)
+
+
+@pytest.mark.parametrize("kind", ["relu", "topk", "gated", "jumprelu"])
+def test_the_contractive_penalty_is_the_squared_jacobian(kind):
+    trained, acts = kind_of(kind), acts_of()
+    latent_acts = trained.sae.encode_dense(acts)
+    jacobian = torch.autograd.functional.jacobian(lambda x: trained.sae.encode_dense(x).sum(0), acts)  # [N B D]
+    assert_close(contraction(trained, latent_acts), jacobian.square().sum() / B)
+
+
 @pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu", "jumprelu, target l0"])
 @pytest.mark.parametrize("batch", ["random", "equal rows"])
-def test_gradients_of_the_sparse_path_equal_autograd(kind, batch, monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"input_noise": 0.5, "contractive_coeff": 0.3}])
+def test_gradients_of_the_sparse_path_equal_autograd(kind, batch, options, monkeypatch):
     assert few_pairs(torch.ones(2, 2, dtype=torch.bool)) is None
     monkeypatch.setattr(f"{few_pairs.__module__}.SPARSE_BELOW", {"cpu": 1.0})
-    trained = kind_of(kind)
+    trained = kind_of(kind, **options)
     monkeypatch.setattr(trained, "_dense", None)
     assert_equals_autograd(trained, acts_of(batch), torch.arange(0))
 

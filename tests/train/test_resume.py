@@ -185,7 +185,7 @@ def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole,
         {"freeze_decoder": True},
         {"scale_input": False},
         {"max_norm_ratio": 1.2},
-        {"k_anneal_fraction": 0.8},
+        {"k_anneal_fraction": 0.8, "input_noise": 0.1},
     ],
 )
 def test_with_other_settings_too(forked, tmp_path, fields):

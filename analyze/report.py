@@ -36,6 +36,7 @@ _COLUMNS = {
     "reconstruction": ("Reconstruction loss", "Mean ‖x − x̂‖² of a token of the batch, in the scale of training.", True),
     "held_out_fvu": ("Held-out fvu", "Fraction of variance unexplained, on rows of documents never trained on.", False),
     "held_out_l0": ("Held-out l0", "Latents that fire on a token, on rows of documents never trained on.", False),
+    "held_out_delta_ce": ("Held-out ΔCE", "What the reconstruction costs in cross-entropy, nats a token, held out.", False),
     "l0": ("l0 in training", "Latents that fire on a token of the batch.", False),
     "dead": ("Dead latents", "dead@N: share of the latents silent for the last N tokens of training.", False),
     "auxk": ("AuxK loss", "Error of the dead latents' reconstruction of what is left over, before its coefficient.", False),
@@ -92,6 +93,7 @@ _DEFINITIONS = {
     "peak lr": "learning rate of Adam between warm-up and decay",
     "held-out fvu": "fraction of variance unexplained, on rows of documents never trained on; the last of the run",
     "held-out l0": "latents that fire on a token, on the same rows",
+    "held-out ΔCE": "nats a token that the model loses when it runs on the reconstruction, in documents never trained on",
     "seconds": "of training, evaluation and checkpoints included",
     "store": "fingerprint of the activation store, its first 12 digits",
 }
@@ -111,6 +113,7 @@ def _facts_of(run: Run) -> dict[str, Any]:
         "d_sae": config.d_sae if config else run.settings.get("d_sae"),
         "held-out fvu": _final(run, "held_out_fvu"),
         "held-out l0": _final(run, "held_out_l0"),
+        "held-out ΔCE": _final(run, "held_out_delta_ce"),
         **dead,
         "steps": run.steps,
         "tokens": run.tokens,

@@ -198,3 +198,9 @@ def test_what_does_not_belong_together_is_refused(store, gpt2, sae):
 def test_every_kind(store, gpt2, kind):
     row = evaluate_sae(make_sae(kind), store, gpt2, **SPLIT).row("trained")
     assert row.fvu > 0 and row.ce > 0
+
+
+def test_the_json_defines_each_of_its_numbers(store, sae, gpt2):
+    found = json.loads(json.dumps(evaluate_sae(sae, store, gpt2, **SPLIT).to_dict()))
+    numbers = {name.partition("@")[0] for row in found["rows"] for name in row} - {"name", "given"}
+    assert numbers == found["definitions"].keys()

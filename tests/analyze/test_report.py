@@ -71,7 +71,7 @@ def lines(n=4, **changed):
          "tokens_per_s": 50.0} | changed
         for s in range(1, n + 1)
     ]  # fmt: skip
-    return [*training, {"step": n, "held_out_fvu": 0.25, "held_out_l0": 16.0}]
+    return [*training, {"step": n, "held_out_fvu": 0.25, "held_out_l0": 16.0, "held_out_delta_ce": 0.5}]
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def test_a_run_by_hand(tmp_path, report):
     run = page.table("Runs")["mine"]
     assert (run["kind"], run["k"], run["steps"], run["tokens"]) == ("batchtopk", "16", "4", "400")
     assert (run["held-out fvu"], run["held-out l0"], run["seconds"], run["tokens/s"]) == ("0.25", "16", "8", "50")
-    assert run["state"] == "no SAE yet"
+    assert (run["held-out ΔCE"], run["peak lr"], run["state"]) == ("0.5", "0.01", "no SAE yet")
     course = page.table("Reconstruction loss")["mine"]
     assert course == {"points": "4", "first": "8", "lowest": "2", "highest": "8", "last": "2"}
     assert page.table("Held-out fvu")["mine"]["points"] == "1"
@@ -98,9 +98,9 @@ def test_every_plot_has_a_title_a_description_and_a_table(tmp_path, report):
     page = report(write_run(tmp_path / "mine", lines()))
     plots = [attributes for tag, attributes in page.tags if tag == "svg" and attributes.get("role") == "img"]
     ids = {attributes["id"] for _, attributes in page.tags if "id" in attributes}
-    assert len(plots) == 7 and all(set(plot["aria-labelledby"].split()) <= ids for plot in plots)
+    assert len(plots) == 8 and all(set(plot["aria-labelledby"].split()) <= ids for plot in plots)
     figures = [tag for tag, _ in page.tags if tag in ("figure", "table", "figcaption")]
-    assert figures == ["table", *["figure", "figcaption", "table"] * 7]
+    assert figures == ["table", *["figure", "figcaption", "table"] * 8]
 
 
 def test_runs_stand_beside_each_other(tmp_path, report):

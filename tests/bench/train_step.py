@@ -134,7 +134,7 @@ def total_variance(acts: Tensor) -> float:
 # ---- contestants ---------------------------------------------------------------------------------
 
 
-def saelens(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
+def saelens(kind: str, start: Start, args: argparse.Namespace, *, autocast: bool = False) -> Contestant:
     """SAELens' own SAETrainer.step: forward with auxiliary loss, dead tracking, clipping, Adam, schedulers.
 
     Its TopK has no unit-norm constraint: by default latents are selected by pre-activations times decoder
@@ -146,7 +146,7 @@ def saelens(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
     from sae_lens.saes.topk_sae import TopKTrainingSAE
     from sae_lens.training.sae_trainer import SAETrainer
 
-    common = {"d_in": args.d, "d_sae": args.d_sae, "dtype": "float32", "device": "cpu"}
+    common = {"d_in": args.d, "d_sae": args.d_sae, "dtype": "float32", "device": start.W_dec.device.type}
     if kind == "topk":
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=args.k, **common))
     else:
@@ -156,7 +156,10 @@ def saelens(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
         sae.W_enc.copy_(start.W_dec.T)  # stays contiguous [d_model d_sae], as SAELens keeps it
         sae.b_enc.copy_(start.b_enc)
         sae.b_dec.copy_(start.b_dec)
-    config = SAETrainerConfig(total_training_samples=10**9, train_batch_size_samples=args.batch, lr=LR, lr_end=LR / 10)
+    config = SAETrainerConfig(
+        total_training_samples=10**9, train_batch_size_samples=args.batch, lr=LR, lr_end=LR / 10,
+        device=start.W_dec.device.type, autocast=autocast,
+    )  # fmt: skip
     trainer = SAETrainer(config, sae, data_provider=iter(()))
     trainer.n_forward_passes_since_fired[start.dead] = config.dead_feature_window + 1
 
@@ -176,8 +179,8 @@ def saelens(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
 def sparsify(start: Start, args: argparse.Namespace) -> Contestant:
     """sparsify's SparseCoder with the statements of its Trainer.fit around it (loss "fvu", Adam, AuxK).
 
-    Left out, in its favour: the copy of the activations, the token mask, and logging. Its decoder kernel is
-    the CPU fallback (embedding_bag). fit() also calls torch.set_float32_matmul_precision("high"), which is
+    Left out, in its favour: the copy of the activations, the token mask, and logging. On a CPU its
+    decoder kernel is the fallback (embedding_bag). fit() also calls torch.set_float32_matmul_precision("high"), which is
     global to the process and would change every contestant.
     """
     with contextlib.redirect_stdout(sys.stderr):  # it prints on import
@@ -274,14 +277,14 @@ def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
     )
 
 
-def build(name: str, starts: dict[str, Start], args: argparse.Namespace) -> Contestant:
+def build(name: str, starts: dict[str, Start], args: argparse.Namespace, *, autocast: bool = False) -> Contestant:
     if name.startswith("gemm-"):
         return gemm(name.removeprefix("gemm-"), starts["topk"], args)
     if name == "sparsify-topk":
         return sparsify(starts["topk"], args)
     side, kind = name.split("-")
     start = starts["l1" if kind in ("relu", "standard") else "topk"]
-    return ours(kind, start, args) if side == "ours" else saelens(kind, start, args)
+    return ours(kind, start, args) if side == "ours" else saelens(kind, start, args, autocast=autocast)
 
 
 CONTESTANTS = (

@@ -200,7 +200,7 @@ def evaluate_sae(
         hook_point=point,
         store=store.model_name or str(store.path),
         held_out=held_out,
-        same_store=all(_record(one).get("store") == store.fingerprint for one in saes.values()),
+        same_store=all(store.fingerprint in _stores(one) for one in saes.values()),
         n_tokens=sums[TRAINED].n_tokens,
         n_ce_tokens=n_ce_tokens,
         n_contexts=n_contexts,
@@ -218,6 +218,12 @@ def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
 def _record(sae: SparseAutoencoder) -> dict[str, Any]:
     """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
     return sae.config.metadata.get("saelens_lite", {})
+
+
+def _stores(sae: SparseAutoencoder) -> set[str]:
+    """Fingerprints of the stores that an SAE was trained on, by its record."""
+    record = _record(sae)
+    return {record.get("store", "")} | {mixed["store"] for mixed in record.get("stores", ())}
 
 
 def _reconstruction(

@@ -282,7 +282,8 @@ def train(argv: Sequence[str]) -> None:
     else:
         which = f"--sae {config.output}"
         print("  its baseline: the same command with --freeze-decoder and another --output")
-    _print_next(f"saelens-lite evaluate {which} --store {config.store} --model {_model_of(config.store)}")
+    store = config.store if isinstance(config.store, str) else config.store[0]
+    _print_next(f"saelens-lite evaluate {which} --store {store} --model {_model_of(store)}")
 
 
 def evaluate(argv: Sequence[str]) -> None:

@@ -332,18 +332,28 @@ class ActivationStore:
         returns: dtype[n d_model]
         """
         rows = torch.as_tensor(rows, dtype=torch.int64)
+        out = torch.empty(len(rows), self.d_model(hook_point), dtype=dtype)
+        self.gather_into(out, torch.arange(len(rows)), rows, hook_point)
+        return out
+
+    def gather_into(self, out: Tensor, places: Tensor, rows: Tensor, hook_point: str | None = None) -> None:
+        """Write rows by their index in the whole store to places of a tensor that is there.
+
+        out: float[m d_model]
+        places: int64[n], 0 <= place < m, each once
+        rows: int64[n], 0 <= row < n_rows
+        """
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
             raise ValueError(f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}")
         ends = torch.tensor(self.shard_rows).cumsum(0)
         ascending, order = rows.sort()
+        places = places[order]
         edges = torch.searchsorted(ascending, ends).tolist()
-        gathered = torch.empty(len(rows), self.d_model(hook_point), dtype=dtype)
         for shard, (start, stop) in enumerate(zip([0, *edges[:-1]], edges, strict=True)):
             if start < stop:
                 first_row = int(ends[shard]) - self.shard_rows[shard]
                 local = ascending[start:stop] - first_row
-                gathered[order[start:stop]] = decode(self._tensors(shard, hook_point), local, dtype)
-        return gathered
+                out[places[start:stop]] = decode(self._tensors(shard, hook_point), local, out.dtype)
 
     def mean(self, hook_point: str | None = None) -> Tensor:
         """Mean row over the store: float64[d_model]."""

@@ -1,102 +1,142 @@
-"""Row order: which rows of the store make up step s, as a pure function of (seed, step).
-
-An epoch permutes short runs of consecutive rows over the whole store, cuts that order into buffers of about
-`buffer_rows`, and permutes the rows within each buffer. So memory holds one buffer, disk reads are runs, rows from
-everywhere meet in one batch, and a position is two integers: nothing about rows needs to be saved.
-"""
+"""The buffer: the rows that are mixed at a time, in memory; the next one may be read while it is trained on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .draws import generator
-
-_RUN_ROWS = 256
+from .order import Key, Order
 
 
 class RowSource(Protocol):
-    """What training needs of an activation store."""
+    """Where a buffer reads its rows."""
 
-    def gather(self, row_index: Tensor, hook_point: str | None = None, dtype: torch.dtype = ...) -> Tensor: ...
+    def gather(self, row_index: Tensor, dtype: torch.dtype, out: Tensor | None = None) -> Tensor:
+        """dtype[n d_model] of rows int64[n], in `out` where that is given."""
 
 
 class RowBuffer:
-    """Batches of rows of one hook point, mixed over the whole store.
+    """Batches of rows in an order; memory holds the rows of one buffer, or of two where the next is read ahead.
 
-    rows: int64[n], the rows that may be used, in ascending order
+    dtype: how the buffer keeps rows
     part: (r, n): of the n equal parts of each batch, the r-th alone is read and given; for n processes
-    raises: ValueError when there are fewer rows than one batch
+    device: where batches are given; for CUDA they travel from pinned memory, beside the computation
+    ahead: read the next buffer in a thread while this one is given; the rows are the same
     """
 
     def __init__(
         self,
-        store: RowSource,
-        rows: Tensor,
+        source: RowSource,
+        order: Order,
         *,
-        batch_size_rows: int,
-        buffer_rows: int,
-        seed: int,
-        hook_point: str | None = None,
+        d_model: int,
         dtype: torch.dtype = torch.bfloat16,
         part: tuple[int, int] = (0, 1),
+        device: torch.device | str = "cpu",
+        ahead: bool = False,
     ) -> None:
-        if len(rows) < batch_size_rows:
-            raise ValueError(
-                f"training expected at least one batch of {batch_size_rows} rows, got {len(rows)} outside the held-out "
-                "documents: harvest more tokens or lower batch_size_rows"
-            )
-        self._store, self._rows, self._hook_point, self._dtype = store, rows, hook_point, dtype
-        self._batch, self._seed, self._part = batch_size_rows, seed, part
-        self._buffer_rows = max(batch_size_rows, buffer_rows - buffer_rows % batch_size_rows)
-        self.steps_per_epoch = len(rows) // batch_size_rows
-        self._held: tuple[int, int] | None = None
-        self._acts: Tensor | None = None
-
-    def row_order(self, epoch: int, buffer: int) -> Tensor:
-        """int64[m]: the rows of one buffer of one epoch, in the order in which they are trained on."""
-        n_runs = -(-len(self._rows) // _RUN_ROWS)
-        runs = torch.randperm(n_runs, generator=generator(self._seed, epoch))
-        places = (runs[:, None] * _RUN_ROWS + torch.arange(_RUN_ROWS)).flatten()
-        places = places[places < len(self._rows)]
-        start = buffer * self._buffer_rows
-        places = places[start : start + self._buffer_rows]
-        return self._rows[places[torch.randperm(len(places), generator=generator(self._seed, epoch, buffer))]]
-
-    def _load(self, epoch: int, buffer: int) -> Tensor:
-        if self._held != (epoch, buffer):
-            self._acts = None  # before the next one, so that two never stand in memory
-            self._acts = self._store.gather(self._of_part(self.row_order(epoch, buffer)), self._hook_point, self._dtype)
-            self._held = (epoch, buffer)
-        assert self._acts is not None
-        return self._acts
-
-    def _of_part(self, rows: Tensor) -> Tensor:
-        """Those of a buffer's rows int64[m] that this part of each batch has."""
-        r, n = self._part
-        return torch.cat([batch.chunk(n)[r] for batch in rows.split(self._batch) if len(batch) == self._batch])
-
-    def _place(self, step: int) -> tuple[int, int, slice]:
-        """Epoch, buffer and rows of that buffer, of a step counted from 0."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        buffer, offset = divmod(within * self._batch, self._buffer_rows)
-        return epoch, buffer, slice(offset, offset + self._batch)
+        self._source, self._order, self._part = source, order, part
+        self._d_model, self._dtype, self._device = d_model, dtype, torch.device(device)
+        self._buffers = Ahead(self._load, order.following if ahead else None)
 
     def batch(self, step: int) -> Tensor:
-        """float32[batch_size_rows d_model] of a step counted from 0; of a part of n, batch_size_rows / n."""
-        epoch, buffer, within = self._place(step)
-        n = self._part[1]
-        return self._load(epoch, buffer)[within.start // n : within.stop // n].float()
+        """float32[batch_size_rows d_model] of a step counted from 0, on the device; of a part of n, batch_size_rows / n."""
+        key, within = self._order.place(step)
+        acts = self._buffers[key]
+        size = self._order.batch_size_rows // self._part[1]
+        rows = acts[within * size : (within + 1) * size]
+        return rows.to(self._device, non_blocking=rows.is_pinned()).float()
 
     def rows(self, step: int) -> Tensor:
-        """int64[batch_size_rows]: where in the store the rows of that step's batch are."""
-        epoch, buffer, within = self._place(step)
-        return self.row_order(epoch, buffer)[within]
+        """int64[batch_size_rows]: where in the source the rows of that step's batch are."""
+        key, within = self._order.place(step)
+        return self._order.rows(key)[within]
 
     def batches(self, first_step: int, n_steps: int) -> Iterator[Tensor]:
         """The batches of steps first_step … n_steps − 1."""
         for step in range(first_step, n_steps):
             yield self.batch(step)
+
+    def close(self) -> None:
+        """Forget all rows; returns when nothing is being read."""
+        self._buffers.close()
+
+    def _load(self, key: Key, stopped: threading.Event) -> Tensor:
+        r, n = self._part
+        rows = self._order.rows(key).chunk(n, 1)[r].flatten()
+        pinned = self._device.type == "cuda"
+        out = torch.empty(len(rows), self._d_model, dtype=self._dtype, pin_memory=True) if pinned else None
+        return self._source.gather(rows, self._dtype, out)
+
+
+class Ahead:
+    """The tensor of one key at a time, and that of the key after it made in a thread meanwhile.
+
+    make: make(key, stopped) gives the tensor of a key; it may end early, with anything, once `stopped` is set
+    following: the key after a key; None makes each tensor when it is asked for, and only when the one before is gone
+    An exception of `make` in the thread is raised where its tensor is asked for.
+    """
+
+    def __init__(self, make: Callable[[Key, threading.Event], Tensor], following: Callable[[Key], Key] | None) -> None:
+        self._make, self._following = make, following
+        self._key: Key | None = None
+        self._tensor: Tensor | None = None
+        self._next: _Making | None = None
+
+    def __getitem__(self, key: Key) -> Tensor:
+        if self._key != key:
+            self._key = self._tensor = None  # before the next one, so that no more stand in memory than are said to
+            self._tensor = self._taken(key)
+            self._key = key
+            if self._following is not None:
+                self._next = _Making(self._make, self._following(key))
+        assert self._tensor is not None
+        return self._tensor
+
+    def close(self) -> None:
+        """Forget the tensors, and end the thread if there is one."""
+        self._key = self._tensor = None
+        if self._next is not None:
+            self._next.stop()
+            self._next = None
+
+    def _taken(self, key: Key) -> Tensor:
+        making, self._next = self._next, None
+        if making is not None:
+            if making.key == key:
+                return making.result()
+            making.stop()
+        return self._make(key, threading.Event())
+
+
+class _Making:
+    """A thread that makes the tensor of one key."""
+
+    def __init__(self, make: Callable[[Key, threading.Event], Tensor], key: Key) -> None:
+        self.key, self._make, self._stopped = key, make, threading.Event()
+        self._tensor: Tensor | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="saelens_lite-rows-ahead", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._tensor = self._make(self.key, self._stopped)
+        except BaseException as error:  # handed over, not handled: it is raised where the tensor is asked for
+            self._error = error
+
+    def result(self) -> Tensor:
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._tensor is not None
+        return self._tensor
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+        self._tensor = None

@@ -19,8 +19,11 @@ _KEEP_K = ("topk", "batchtopk", "matryoshka")
 class TrainConfig:
     """One SAE trained on one hook point of an activation store."""
 
-    store: str = ""
-    """Folder of the activation store."""
+    store: str | tuple[str, ...] = ""
+    """Folder of the activation store; or several, whose rows are mixed in every batch."""
+    store_weights: tuple[float, ...] | None = None
+    """A weight for each store: its share of every batch. None takes their sizes. Of a store with much weight for its size,
+    rows come again sooner."""
     output: str = "runs/sae"
     """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
     overwrite: bool = False
@@ -196,5 +199,8 @@ class TrainConfig:
         check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True for the kind {self.kind}")
         check(self.d_sae is None or self.init_from is None, "d_sae", "None with init_from, whose width it is")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
+        weights = self.store_weights
+        check(weights is None or (len(weights) > 0 and min(weights) > 0), "store_weights", "positive numbers or None")
+        check(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
         check(Path(self.output).name != "", "output", "a folder to write to")
         check(self.d_sae is None or self.kind not in _KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from .rows import StoreRows
 from .run import Run, device_of, writes
 from .stop import stop_signals
 
+Store = ActivationStore | str | Path
+
 
 def train_sae(
-    store: ActivationStore | str | Path,
+    store: Store | Sequence[Store],
     config: TrainConfig | None = None,
     *,
     model: nn.Module | None = None,
@@ -36,27 +39,28 @@ def train_sae(
     many threads. So does one that differs only in where it reads, writes its progress and computes; see state.py.
     Called in all processes of a torchrun, each computes the gradients of its share of every batch; the first writes.
 
-    store: an open store or its folder
+    store: an open store or its folder; or several, of which each batch has the shares that `store_weights` say
     config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each. Without it
         `preset` may name a recipe of presets.py; `fields` replace single fields of that
     model: the language model that was harvested; evaluations then tell what the reconstruction costs it in cross-entropy,
         as held_out_delta_ce
     returns: the SAE, in the units of the store's activations, on the training device, in every process; also saved to
         config.output
-    raises: ValueError for a wrong field, too few rows, a batch that the processes cannot share equally, or an output that
-        holds a finished run, another or one that is running; CheckpointError if all its checkpoints are damaged or one
-        cannot be written; FloatingPointError for a row that is not finite, with its shard, or a loss that is not, with the
-        step: what was saved is kept then;
+    raises: ValueError for a wrong field, stores that do not go together, too few rows, a batch that the processes cannot
+        share equally, or an output that holds a finished run, another or one that is running; CheckpointError if all its
+        checkpoints are damaged or one cannot be written; FloatingPointError for a row that is not finite, with its shard,
+        or a loss that is not, with the step: what was saved is kept then;
         KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once a checkpoint and the SAE as it stands were saved
     """
-    config = _configured(config, fields, store)
-    store = store if isinstance(store, ActivationStore) else ActivationStore(store)
+    stores = [store] if isinstance(store, Store) else list(store)
+    config = _configured(config, fields, stores)
+    stores = [store if isinstance(store, ActivationStore) else ActivationStore(store) for store in stores]
     with distributed.joined(device_of(config)):
-        return _train(Run(StoreRows(store, config), config, model))
+        return _train(Run(StoreRows(stores, config, device_of(config)), config, model))
 
 
 def _train(run: Run) -> SparseAutoencoder:
-    with run.open(), stop_signals() as stopped:
+    with closing(run.rows), run.open(), stop_signals() as stopped:
         for step in _steps(run):
             run.after_step(run.step(run.rows.batch(step)))
             if stopped.anywhere() is not None:
@@ -70,15 +74,16 @@ def _train(run: Run) -> SparseAutoencoder:
     return sae
 
 
-def _configured(config: TrainConfig | None, fields: dict[str, Any], store: Any) -> TrainConfig:
+def _configured(config: TrainConfig | None, fields: dict[str, Any], stores: list[Store]) -> TrainConfig:
     if config is not None and fields.get("preset", config.preset) != config.preset:
         raise ValueError(
             f"train_sae expected a preset or a TrainConfig, got {fields['preset']!r} and one whose fields would all win "
             "over the preset's: give single fields beside the preset"
         )
     base = to_mapping(config) if config else {}
-    path = store.path if isinstance(store, ActivationStore) else store
-    return from_mapping(TrainConfig, with_preset({**base, **fields, "store": str(path)}), "train_sae")
+    paths = tuple(str(store.path if isinstance(store, ActivationStore) else store) for store in stores)
+    store = paths[0] if len(paths) == 1 else paths
+    return from_mapping(TrainConfig, with_preset({**base, **fields, "store": store}), "train_sae")
 
 
 def _steps(run: Run) -> Iterator[int]:

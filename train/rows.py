@@ -1,22 +1,24 @@
-"""The rows of a run: which of a store are trained on and held out, in which order, and where one that is broken stands."""
+"""The rows of a run: which are trained on and held out, in which order, and where one that is broken stands."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from saelens_lite import distributed
 from saelens_lite.codecs import STORE_DTYPES
-from saelens_lite.shards import data_name
 from saelens_lite.store import ActivationStore
 
 from .buffer import RowBuffer
 from .config import TrainConfig
 from .init import input_scale
+from .order import MixedOrder, Order, RowOrder, shares
+from .stores import JoinedStores
 
 log = logging.getLogger(__name__)
 
@@ -24,112 +26,187 @@ _BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
 """How the buffer keeps rows, by the store's dtype."""
 
 
-class StoreRows:
-    """The rows of one hook point of an activation store, as a run reads them: in the store's units, on the CPU.
+class Rows(Protocol):
+    """What a run needs of its data: rows of one hook point, in the units of the model.
 
+    model_name, hf_module: where the rows come from; "" where that is not known
+    context_length: tokens a context, BOS included; None for rows that did not come from text
     scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; nothing here is multiplied by it
     left_out_share: the share of the training rows that max_norm_ratio leaves out; None where it is off
     steps_per_epoch: batches in one pass over the training rows
-    raises: ValueError for too few rows, or a batch that the processes cannot share equally
     """
 
-    def __init__(self, store: ActivationStore, config: TrainConfig) -> None:
+    hook_point: str
+    d_model: int
+    hf_module: str
+    model_name: str
+    context_length: int | None
+    scale: float
+    left_out_share: float | None
+    steps_per_epoch: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells these rows from others, wherever they lie; a checkpoint of other rows is refused."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What an SAE's metadata say of its rows."""
+
+    def batch(self, step: int) -> Tensor:
+        """float32[rows d_model] of a step counted from 0; of several processes each gets its share of the batch."""
+
+    def sample(self, n_rows: int) -> Tensor:
+        """float32[m d_model] on the CPU: at most n_rows of those trained on, evenly spread over them."""
+
+    def held_out(self) -> Tensor:
+        """float32[m d_model] on the CPU: at most eval_rows of held-out documents; m may be 0."""
+
+    def cross_entropies(
+        self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int
+    ) -> dict[str, float]:
+        """Nats a token of held-out documents under each replacement; see contexts.cross_entropies."""
+
+    def check_held_out(self) -> None:
+        """raises: FloatingPointError naming the first held-out row that is not finite"""
+
+    def check_steps(self, first: int, end: int, what: str) -> None:
+        """Look at the rows of steps first … end − 1. raises: FloatingPointError: `what`, and where one not finite stands"""
+
+    def close(self) -> None:
+        """Free memory and end threads."""
+
+
+class StoreRows:
+    """The rows of one hook point of an activation store, or of several that are mixed; see `Rows`.
+
+    Several must agree in hook point and width. Each batch has the share of each store that store_weights say; None takes the
+    stores' training rows, so that an epoch shows each once. Held-out rows are those of all.
+
+    device: where batches are given
+    raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot share equally
+    """
+
+    def __init__(
+        self,
+        stores: ActivationStore | Sequence[ActivationStore],
+        config: TrainConfig,
+        device: torch.device | str = "cpu",
+    ) -> None:
         n_processes = distributed.world_size()
         if config.batch_size_rows % n_processes:
             raise ValueError(
                 f"batch_size_rows expected a multiple of {n_processes}, the processes that share each batch, got "
                 f"{config.batch_size_rows}: choose {-(-config.batch_size_rows // n_processes) * n_processes}"
             )
-        self.store, self.hook_point = store, store.hook_point(config.hook_point)
-        self.d_model = store.d_model(self.hook_point)
+        stores = [stores] if isinstance(stores, ActivationStore) else list(stores)
+        self._joined = joined = JoinedStores(stores, config.hook_point)
+        self.hook_point, self.d_model, self.hf_module = joined.hook_point, joined.d_model, joined.hf_module
+        self.model_name, self.context_length = joined.model_name, joined.context_length
         self._held_out_fraction = config.held_out_fraction
-        held_out = store.held_out_rows(config.held_out_fraction)
+        held_out = joined.held_out_rows(config.held_out_fraction)
         self._train_rows, self.left_out_share = self._rows_to_train_on(held_out, config.max_norm_ratio)
-        self._held_out_rows = spread(held_out.nonzero().view(-1), config.eval_rows)
+        self._held_out_rows = spread(torch.cat(held_out), config.eval_rows)
+        weights = config.store_weights or [len(rows) for rows in self._train_rows]
+        if len(weights) != len(stores):
+            raise ValueError(f"store_weights expected {len(stores)} numbers, one for each store, got {len(weights)}")
+        size = {"batch_size_rows": config.batch_size_rows, "buffer_rows": config.buffer_rows, "seed": config.seed}
+        if len(stores) == 1:
+            order: Order = RowOrder(self._train_rows[0], **size)
+        else:
+            joined.check_filled(self._train_rows)
+            order = MixedOrder(self._train_rows, weights, **size)
+        self._shares = [weight / sum(weights) for weight in weights]
+        dtypes = {_BUFFER_DTYPES[store.plan["dtype"]] for store in stores}
         self._buffer = RowBuffer(
-            store,
-            self._train_rows,
-            batch_size_rows=config.batch_size_rows,
-            buffer_rows=config.buffer_rows,
-            seed=config.seed,
-            hook_point=self.hook_point,
-            dtype=_BUFFER_DTYPES[store.plan["dtype"]],
+            joined,
+            order,
+            d_model=self.d_model,
+            dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
             part=(distributed.rank() if n_processes > 1 else 0, n_processes),
+            device=device,
         )
-        self.steps_per_epoch = self._buffer.steps_per_epoch
+        self.steps_per_epoch = order.steps_per_epoch
         self.scale = input_scale(self._mean_sq_norm(), self.d_model) if config.scale_input else 1.0
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What tells these rows from others, wherever they lie."""
-        return {"hook_point": self.hook_point, "store": f"content {self.store.fingerprint}"}
+        contents = [f"content {store.fingerprint}" for store in self._joined.stores]
+        return {"hook_point": self.hook_point, "store": contents[0] if len(contents) == 1 else contents}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        stores = self._joined.stores
+        if len(stores) == 1:
+            return {"store": stores[0].fingerprint}
+        return {"stores": [{"store": s.fingerprint, "share": share} for s, share in zip(stores, self._shares, strict=True)]}
 
     def batch(self, step: int) -> Tensor:
-        """float32[rows d_model] of a step counted from 0; of several processes each gets its share of the batch."""
         return self._buffer.batch(step)
 
     def sample(self, n_rows: int) -> Tensor:
-        """float32[m d_model], at most n_rows of those trained on, evenly spread over them."""
-        return self._finite(spread(self._train_rows, n_rows), "a row is not finite")
+        of_each = shares(n_rows, self._shares)
+        rows = torch.cat([spread(rows, n) for rows, n in zip(self._train_rows, of_each, strict=True)])
+        return self._finite(rows, "a row is not finite")
 
     def held_out(self) -> Tensor:
-        """float32[m d_model], at most eval_rows of held-out documents, evenly spread over them; m may be 0."""
-        return self.store.gather(self._held_out_rows, self.hook_point)
+        return self._joined.gather(self._held_out_rows)
 
     def cross_entropies(
         self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int
     ) -> dict[str, float]:
-        """Nats a token of held-out documents under each replacement; see contexts.cross_entropies."""
         from saelens_lite.contexts import cross_entropies
 
-        store, fraction = self.store, self._held_out_fraction
-        return cross_entropies(model, store, self.hook_point, replacements, fraction=fraction, max_tokens=max_tokens)[0]
+        totals = dict.fromkeys(replacements, 0.0)
+        for store, share in zip(self._joined.stores, self._shares, strict=True):
+            some = {"fraction": self._held_out_fraction, "max_tokens": math.ceil(share * max_tokens)}
+            found, *_ = cross_entropies(model, store, self.hook_point, replacements, **some)
+            totals = {name: total + share * found[name] for name, total in totals.items()}
+        return totals
 
     def check_held_out(self) -> None:
-        """raises: FloatingPointError with shard and row of the first held-out row that is not finite"""
         self._finite(self._held_out_rows, "a row is not finite")
 
     def check_steps(self, first: int, end: int, what: str) -> None:
-        """Look at the rows of steps first … end − 1. raises: FloatingPointError: `what`, shard and row of one not finite"""
         for step in range(first, end):
             self._finite(self._buffer.rows(step), what)
 
-    def _rows_to_train_on(self, held_out: Tensor, max_norm_ratio: float | None) -> tuple[Tensor, float | None]:
-        rows = (~held_out).nonzero().view(-1)
+    def close(self) -> None:
+        self._buffer.close()
+
+    def _rows_to_train_on(
+        self, held_out: Sequence[Tensor], max_norm_ratio: float | None
+    ) -> tuple[list[Tensor], float | None]:
+        """Of each store; norms are compared within it."""
+        joined, rows = self._joined, self._joined.other_rows(held_out)
         if max_norm_ratio is None:
             return rows, None
-        median = self.store.median_norm(self.hook_point)
-        kept = rows[self._norms()[rows] <= max_norm_ratio * median]
-        share = 1 - len(kept) / max(1, len(rows))
-        what = "%.4f%% of the training rows are left out: norm above %g × the median %.4g"
-        log.info(what, 100 * share, max_norm_ratio, median)
-        return kept, share
+        kept = []
+        for number, of_store in enumerate(rows):
+            median = joined.stores[number].median_norm(self.hook_point)
+            norms = joined.norms(number)[of_store - joined.first_row(number)]
+            kept.append(of_store[norms <= max_norm_ratio * median])
+            what = "%.4f%% of the training rows%s are left out: norm above %g × the median %.4g"
+            of = f" of {joined.stores[number].path}" if len(rows) > 1 else ""
+            log.info(what, 100 * (1 - len(kept[-1]) / max(1, len(of_store))), of, max_norm_ratio, median)
+        return kept, 1 - sum(map(len, kept)) / max(1, sum(map(len, rows)))
 
     def _mean_sq_norm(self) -> float:
-        """Of the rows trained on where some are left out, else of the store, which has it ready."""
-        if self.left_out_share is None:
-            return self.store.mean_sq_norm(self.hook_point)
-        return float(self._norms()[self._train_rows].double().square().mean())
-
-    def _norms(self) -> Tensor:
-        """float32[n_rows] of the store"""
-        return torch.cat([self.store.norms(shard, self.hook_point) for shard in range(self.store.n_shards)])
+        """Over batches: of the rows trained on where some are left out, else of the stores, which have it ready."""
+        found = []
+        for number, (store, rows) in enumerate(zip(self._joined.stores, self._train_rows, strict=True)):
+            if self.left_out_share is None:
+                found.append(store.mean_sq_norm(self.hook_point))
+            else:
+                norms = self._joined.norms(number)[rows - self._joined.first_row(number)]
+                found.append(float(norms.double().square().mean()))
+        return sum(share * mean for share, mean in zip(self._shares, found, strict=True))
 
     def _finite(self, rows: Tensor, what: str) -> Tensor:
-        """float32[n d_model] of rows int64[n]; raises: FloatingPointError with the first whose scaled norm is not finite."""
-        acts = self.store.gather(rows, self.hook_point)
-        broken = rows[~(torch.linalg.vecdot(acts, acts) * self.scale**2).isfinite()]
-        if not len(broken):
-            return acts
-        first, ends = int(broken.min()), torch.tensor(self.store.shard_rows).cumsum(0)
-        shard = int(torch.searchsorted(ends, first, right=True))
-        row = first - int(ends[shard]) + self.store.shard_rows[shard]
-        path = self.store.folder.describe(data_name(shard, self.hook_point))
-        raise FloatingPointError(
-            f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large values. "
-            f"`saelens-lite verify {self.store.path}` finds altered files, and with --repair makes them anew; the same "
-            "command then goes on at the last checkpoint"
-        )
+        """float32[n d_model] of rows int64[n]; raises: FloatingPointError for the first whose scaled norm is not finite"""
+        acts = self._joined.gather(rows)
+        self._joined.check_finite(rows, acts, self.scale, what)
+        return acts
 
 
 def spread(rows: Tensor, n: int) -> Tensor:

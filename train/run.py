@@ -26,7 +26,7 @@ from saelens_lite.tracker import SilentTracker, Tracker
 from .config import TrainConfig
 from .init import fold_decoder_norms_, fold_scale, initial_sae, sae_to_finetune
 from .kinds import kind_class
-from .rows import StoreRows
+from .rows import Rows
 from .state import Checkpoint, circumstances, differing_fields, load_checkpoint, remove_checkpoints, save_checkpoint
 from .step import StepStats
 from .trainer import Trainer
@@ -50,7 +50,7 @@ class Run:
         FloatingPointError for a row that is not finite among those that it starts from or is scored on
     """
 
-    def __init__(self, rows: StoreRows, config: TrainConfig, model: nn.Module | None = None) -> None:
+    def __init__(self, rows: Rows, config: TrainConfig, model: nn.Module | None = None) -> None:
         self.rows, self.config, self.output = rows, config, Path(config.output)
         self._model, self._ce_clean = model, math.nan
         self.device = device_of(config)
@@ -198,8 +198,8 @@ class Run:
             **self.scores,
         }
         metadata = {**sae.config.metadata, "saelens_lite": facts}
-        if rows.store.has_tokens:
-            metadata["context_size"] = rows.store.context_length
+        if rows.context_length is not None:
+            metadata["context_size"] = rows.context_length
         sae.config = dataclasses.replace(sae.config, metadata=metadata)
         if writes():
             sae.save(self.output)
@@ -222,17 +222,16 @@ class Run:
 
     def _sae_config(self, d_sae: int | None = None) -> SAEConfig:
         """d_sae: None for the configuration's"""
-        config, store, hook_point = self.config, self.rows.store, self.rows.hook_point
-        sae_kind = kind_class(config.kind).sae_kind
+        config, rows, sae_kind = self.config, self.rows, kind_class(self.config.kind).sae_kind
         return SAEConfig(
-            d_model=self.rows.d_model,
-            d_sae=d_sae or config.d_sae or config.expansion * self.rows.d_model,
+            d_model=rows.d_model,
+            d_sae=d_sae or config.d_sae or config.expansion * rows.d_model,
             kind=sae_kind,
             k=config.k if sae_kind == "topk" else None,
-            hook_point=hook_point,
-            hf_module=store.plan["hook_points"][hook_point].get("module_path", ""),
-            model_name=store.model_name,
-            metadata={"saelens_lite": {"version": saelens_lite.__version__, "store": store.fingerprint}},
+            hook_point=rows.hook_point,
+            hf_module=rows.hf_module,
+            model_name=rows.model_name,
+            metadata={"saelens_lite": {"version": saelens_lite.__version__, **rows.record}},
         )
 
     def _begin_together(self) -> None:
@@ -318,7 +317,7 @@ def writes() -> bool:
     return distributed.rank() == 0
 
 
-def _checkpoint(output: Path, rows: StoreRows, config: TrainConfig) -> Checkpoint | None:
+def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | None:
     """Where an unfinished run in `output` is gone on with; None to begin. raises: ValueError if it must not be touched"""
     if config.overwrite:
         return None
@@ -340,7 +339,7 @@ def _checkpoint(output: Path, rows: StoreRows, config: TrainConfig) -> Checkpoin
     return found
 
 
-def _identity(rows: StoreRows, config: TrainConfig) -> dict[str, Any]:
+def _identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:
     """What determines a run: a checkpoint of it fits no other."""
     fields = {name: value for name, value in to_mapping(config).items() if name not in _FREE_FIELDS}
     return {**fields, **rows.identity}

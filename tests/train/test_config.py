@@ -19,6 +19,7 @@ DEAD = {"k": 1, "dead_after_tokens": 128}
 
 CHANGES_THE_SAE = {
     "store": ({}, "store of other rows"),
+    "store_weights": ({"store": "both"}, (0.9, 0.1)),
     "hook_point": ({}, "b"),
     "kind": ({}, "relu"),
     "k": ({}, 4),
@@ -87,7 +88,8 @@ def stores(tmp_path_factory, planted):
     folder, other = tmp_path_factory.mktemp("rows"), planted.acts.roll(1, 1)
     make = sl.ActivationStore.from_arrays
     store = make(folder / "store", {"a": planted.acts, "b": other})
-    return {None: store, "store of other rows": make(folder / "other", {"a": other, "b": planted.acts})}
+    another = make(folder / "other", {"a": other, "b": planted.acts})
+    return {None: store, "store of other rows": another, "both": [store, another]}
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from saelens_lite.train.buffer import RowBuffer
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.init import initial_sae
 from saelens_lite.train.kinds import kind_class
+from saelens_lite.train.order import RowOrder
 from saelens_lite.train.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]
@@ -102,14 +103,13 @@ def test_several_processes_end_with_the_state_of_one(n_processes, tmp_path):
 
 
 def test_the_parts_of_a_batch_are_the_batch():
-    class Rows:
-        def gather(self, index, hook_point=None, dtype=torch.float32):
-            return index[:, None].to(dtype)
+    class Source:
+        def gather(self, rows, dtype, out=None):
+            return rows[:, None].to(dtype)
 
     def buffer(part):
-        return RowBuffer(
-            Rows(), torch.arange(1000), batch_size_rows=30, buffer_rows=200, seed=0, dtype=torch.float32, part=part
-        )
+        order = RowOrder(torch.arange(1000), batch_size_rows=30, buffer_rows=200, seed=0)
+        return RowBuffer(Source(), order, d_model=1, dtype=torch.float32, part=part)
 
     for step in (0, 5, 6, 32, 33, 40):
         parts = [buffer((r, 3)).batch(step) for r in range(3)]

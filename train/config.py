@@ -122,6 +122,10 @@ class TrainConfig:
     init_from: str | None = None
     """Folder of an SAE, ours or SAELens', from whose weights training starts: fine-tuning. d_sae is its own then, and
     lr by default that of the end of a long run. None: a fresh one."""
+    end_to_end: Literal["kl", "ce"] | None = None
+    """Fine-tune `init_from` through the language model: half of the loss is the KL divergence of its predictions from the
+    clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is whole contexts then, of about
+    batch_size_rows tokens. Not for gated; None trains on rows alone."""
     seed: int = 0
     """Of initialisation and row order. The same seed on the same store gives the same SAE."""
     buffer_rows: int = 1_048_576
@@ -198,6 +202,11 @@ class TrainConfig:
         check(self.target_l0 is None or self.jumprelu_penalty == "step", "target_l0", "None with the penalty tanh")
         check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True for the kind {self.kind}")
         check(self.d_sae is None or self.init_from is None, "d_sae", "None with init_from, whose width it is")
+        if self.end_to_end is not None:
+            check(self.end_to_end in ("kl", "ce"), "end_to_end", "kl, ce or None")
+            check(self.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end")
+            check(self.kind != "gated", "kind", "another one with end_to_end, which has no gradient for gates")
+            check(not self.k_anneal_fraction, "k_anneal_fraction", "0 with end_to_end")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         weights = self.store_weights
         check(weights is None or (len(weights) > 0 and min(weights) > 0), "store_weights", "positive numbers or None")

@@ -56,7 +56,17 @@ def train_sae(
     config = _configured(config, fields, stores)
     stores = [store if isinstance(store, ActivationStore) else ActivationStore(store) for store in stores]
     with distributed.joined(device_of(config)):
-        return _train(Run(StoreRows(stores, config, device_of(config)), config, model))
+        return _train(_run(stores, config, model))
+
+
+def _run(stores: Sequence[ActivationStore], config: TrainConfig, model: nn.Module | None) -> Run:
+    if config.end_to_end is None:
+        return Run(StoreRows(stores, config, device_of(config)), config, model)
+    if model is None:
+        raise ValueError("end_to_end expected model=, the language model that was harvested (--eval-model), got none")
+    from .endtoend import EndToEndRun, StoreContexts
+
+    return EndToEndRun(StoreContexts(stores, config), config, model)
 
 
 def _train(run: Run) -> SparseAutoencoder:

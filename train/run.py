@@ -64,7 +64,7 @@ class Run:
             sae = self._initial_sae()
         else:
             sae = SparseAutoencoder(self._sae_config(len(checkpoint.state["sae.W_dec"])))
-        self.trainer = Trainer(sae.to(self.device), config, self.n_steps)
+        self.trainer = self._trainer(sae.to(self.device))
         if checkpoint is not None:
             self.trainer.load_state(checkpoint.state)
         self.saved_step = self.finite_step = self.trainer.steps_done
@@ -211,6 +211,9 @@ class Run:
         if not writes():
             return SilentTracker()
         return Tracker(self.output, to_mapping(self.config), self.config.wandb_project, self._position)
+
+    def _trainer(self, sae: SparseAutoencoder) -> Trainer:
+        return Trainer(sae, self.config, self.n_steps)
 
     def _initial_sae(self) -> SparseAutoencoder:
         """On the CPU, in the scale of training."""

@@ -12,7 +12,7 @@ from saelens_lite.errors import CheckpointError
 from saelens_lite.sae import SparseAutoencoder
 
 from .config import TrainConfig
-from .kinds import kind_class
+from .kinds import Kind, kind_class
 from .optim import default_lr, lr_factor
 from .step import DeadTracker, StepStats
 
@@ -25,17 +25,18 @@ class Trainer:
     """Adam, schedules and dead-latent tracking around an SAE and its kind.
 
     sae: in the scale of training (see init.py), on the device to train on
+    kind: what gives the gradients; None for the configuration's
     n_steps: length of the run, which the schedules need
     """
 
-    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, n_steps: int) -> None:
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, n_steps: int, kind: Kind | None = None) -> None:
         self.sae, self.config, self.n_steps = sae, config, n_steps
         self.steps_done = 0
-        self.kind = kind_class(config.kind)(sae, config)
+        self.kind = kind or kind_class(config.kind)(sae, config)
         self.lr = config.lr or default_lr(sae.d_sae, n_steps, fresh=config.init_from is None)
         self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
         ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
-        self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps))
+        self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0)
         self.decay_steps = round(config.decay_fraction * n_steps)
         n_tokens = n_steps * config.batch_size_rows
         dead_after_tokens = config.dead_after_tokens or max(1, min(10_000_000, n_tokens // 10))

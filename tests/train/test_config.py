@@ -55,6 +55,7 @@ CHANGES_THE_SAE = {
     "scale_input": ({}, False),
     "freeze_decoder": ({}, True),
     "init_from": ({"d_sae": None, "expansion": 2}, "an SAE"),
+    "end_to_end": ({"store": "store of text", "hook_point": None, "d_sae": None, "init_from": "an SAE"}, "kl"),
     "seed": ({}, 1),
     "buffer_rows": ({}, 512),
     "held_out_fraction": ({}, 0.3),
@@ -118,7 +119,8 @@ def run(stores, tmp_path, monkeypatch, request):
         folder = tmp_path / next(folders)
         output = folder / fields.pop("output")
         if fields.get("init_from"):
-            source = sl.SparseAutoencoder(sl.SAEConfig(d_model=16, d_sae=32, k=3))
+            d_model = 32 if fields.get("store") == "store of text" else 16
+            source = sl.SparseAutoencoder(sl.SAEConfig(d_model=d_model, d_sae=32, k=3))
             torch.nn.init.orthogonal_(source.W_dec)
             source.W_enc.data.copy_(source.W_dec.T)
             fields["init_from"] = str(source.save(tmp_path / "source"))

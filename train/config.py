@@ -92,6 +92,13 @@ class TrainConfig:
     """Dead latents a token may use in the AuxK loss; None: d_model / 2."""
     dead_after_tokens: int | None = None
     """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run)."""
+    resample_every_steps: int | None = None
+    """Steps between resamplings, at which dead latents start again along inputs that are reconstructed badly (Bricken et al.
+    2023; see resample.py); of relu, gated and jumprelu. None: never. Fewer revive sooner and leave less time to settle;
+    Bricken et al. have dead_after_tokens at half of them."""
+    resample_fraction: float = 2 / 3
+    """Share of the run in which latents are resampled; by default until the learning rate falls. More leaves those that come
+    late less time to learn."""
     lr: float | None = None
     """Peak learning rate of Adam; None: `optim.default_lr`, which grows for short runs and small dictionaries."""
     adam_beta1: float = 0.9
@@ -176,7 +183,7 @@ class TrainConfig:
             check(getattr(self, name) >= 1, name, "a positive number")
         for name in (
             "d_sae", "l0_coeff", "target_l0", "bandwidth", "initial_threshold", "k_aux", "dead_after_tokens", "n_steps",
-            "eval_every_steps", "checkpoint_every_steps", "clip_norm", "lr", "max_norm_ratio",
+            "eval_every_steps", "checkpoint_every_steps", "resample_every_steps", "clip_norm", "lr", "max_norm_ratio",
         ):  # fmt: skip
             value = getattr(self, name)
             check(value is None or value > 0, name, "a positive number or None")
@@ -189,12 +196,16 @@ class TrainConfig:
             check(getattr(self, name) >= 0, name, "0 or more")
         for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
             check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
-        for name in ("decay_fraction", "k_anneal_fraction"):
+        for name in ("decay_fraction", "k_anneal_fraction", "resample_fraction"):
             check(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]")
         check(self.k_anneal_start >= 1, "k_anneal_start", "1 or more")
         check(
             not self.k_anneal_fraction or self.kind in _KEEP_K, "k_anneal_fraction", f"0 for the kind {self.kind}, without k"
         )
+        if self.resample_every_steps is not None:
+            revived = f"None for the kind {self.kind}, whose dead latents AuxK revives (aux_coeff)"
+            check(self.kind not in _KEEP_K, "resample_every_steps", revived)
+            check(not self.freeze_decoder, "resample_every_steps", "None with freeze_decoder, whose rows stay as they are")
         fractions = self.matryoshka_fractions
         ascending = list(fractions) == sorted(set(fractions)) and bool(fractions) and fractions[0] > 0 and fractions[-1] == 1
         check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")

@@ -9,6 +9,8 @@ Both train log thresholds, which keeps thresholds positive.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,10 +37,10 @@ class JumpReLU(Kind):
         step = config.jumprelu_penalty == "step"
         self.ramp_fraction = 0.05 if step else 1.0
         self.bandwidth = config.bandwidth or (0.5 if step else 2.0)
-        threshold = config.initial_threshold or (0.3 if step else 0.1)
+        self.initial_threshold = config.initial_threshold or (0.3 if step else 0.1)
         self.l0_coeff = config.l0_coeff or (1.0 if config.target_l0 is None else float(sae.d_model))
         with torch.no_grad():
-            sae.threshold.copy_(torch.where(sae.threshold > 0, sae.threshold, threshold))
+            sae.threshold.copy_(torch.where(sae.threshold > 0, sae.threshold, self.initial_threshold))
         self.log_threshold = torch.nn.Parameter(sae.threshold.detach().log())
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -133,6 +135,11 @@ class JumpReLU(Kind):
     def after_update(self) -> None:
         super().after_update()
         self.sae.threshold.copy_(self.log_threshold.exp())
+
+    def restart(self, latents: Tensor) -> None:
+        super().restart(latents)
+        self.sae.threshold[latents] = self.initial_threshold
+        self.log_threshold[latents] = math.log(self.initial_threshold)
 
     def state(self) -> dict[str, Tensor]:
         return {"log_threshold": self.log_threshold.detach()}

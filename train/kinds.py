@@ -106,6 +106,12 @@ class Kind:
         if self.train_decoder and self.config.unit_decoder:
             unit_rows_(self.sae.W_dec)
 
+    def restart(self, latents: Tensor) -> None:
+        """What the latents int64[m] have beside their weights becomes what it was at the start; for resampling."""
+        for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
+            if hasattr(self.sae, name):
+                self.sae.get_parameter(name)[latents] = 0
+
     def calibrate(self, acts: Tensor) -> None:
         """Before the SAE is saved, if `calibrates`: fit what is fitted to held-out rows.
 

@@ -14,6 +14,7 @@ from saelens_lite.sae import SparseAutoencoder
 from .config import TrainConfig
 from .kinds import Kind, kind_class
 from .optim import default_lr, lr_factor
+from .resample import resample_
 from .step import DeadTracker, StepStats
 
 _LEAST_RAMP_STEPS = 1000
@@ -69,7 +70,16 @@ class Trainer:
         self.kind.after_update()
         self.dead_tracker.update(fired, len(acts) * distributed.world_size())
         self.steps_done += 1
+        self._resample(acts)
         return stats
+
+    def _resample(self, acts: Tensor) -> None:
+        """Dead latents start again, where the configuration asks for it after this step."""
+        every, last = self.config.resample_every_steps, self.config.resample_fraction * self.n_steps
+        if every is not None and self.steps_done % every == 0 and self.steps_done <= last:
+            entries = [self.adam.state[p] for p in self.adam.param_groups[0]["params"] if p is not self.sae.b_dec]
+            moments = [(entry["exp_avg"], entry["exp_avg_sq"]) for entry in entries]
+            resample_(self.kind, self.dead_tracker, moments, acts, self.steps_done)
 
     def _reduced(self, stats: StepStats, fired: Tensor) -> tuple[StepStats, Tensor]:
         """Gradients, in place, stats and firings of this process's rows become those of the whole batch.

@@ -15,6 +15,7 @@ from saelens_lite.train.presets import with_preset
 BASE = {"k": 3, "d_sae": 32, "n_steps": 12, "batch_size_rows": 128, "buffer_rows": 1024, "progress": False, "device": "cpu"}
 RELU, JUMPRELU = {"kind": "relu"}, {"kind": "jumprelu"}
 TANH = {"kind": "jumprelu", "jumprelu_penalty": "tanh"}
+RESAMPLED = {"kind": "relu", "dead_after_tokens": 128, "l1_coeff": 50.0, "l1_warm_up_steps": 0, "lr": 0.1}
 DEAD = {"k": 1, "dead_after_tokens": 128}
 
 CHANGES_THE_SAE = {
@@ -42,6 +43,8 @@ CHANGES_THE_SAE = {
     "aux_coeff": (DEAD, 0.0),
     "k_aux": (DEAD, 1),
     "dead_after_tokens": (DEAD, 100_000),
+    "resample_every_steps": (RESAMPLED, 4),
+    "resample_fraction": (RESAMPLED | {"resample_every_steps": 4}, 0.3),
     "lr": ({}, 1e-3),
     "adam_beta1": ({}, 0.5),
     "adam_beta2": ({}, 0.9),

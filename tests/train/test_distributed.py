@@ -40,6 +40,8 @@ CASES = {
     "jumprelu, tanh": {"kind": "jumprelu", "jumprelu_penalty": "tanh"},
     "batchtopk": {"kind": "batchtopk"},
     "matryoshka": {"kind": "matryoshka"},
+    "relu, resampled": {"kind": "relu", "l1_coeff": 0.1, "resample_every_steps": 5},
+    "gated, resampled": {"kind": "gated", "l1_coeff": 0.1, "resample_every_steps": 5},
     "topk, noise, contraction": {"kind": "topk", "input_noise": 0.3, "contractive_coeff": 0.1},
     "batchtopk, k annealed": {"kind": "batchtopk", "k_anneal_fraction": 0.7},
 }

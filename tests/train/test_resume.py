@@ -186,6 +186,9 @@ def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole,
         {"scale_input": False},
         {"max_norm_ratio": 1.2},
         {"k_anneal_fraction": 0.8, "input_noise": 0.1},
+        {"kind": "relu", "resample_every_steps": 5, "l1_coeff": 10.0, "l1_warm_up_steps": 0, "lr": 0.05},
+        {"kind": "gated", "resample_every_steps": 5, "l1_coeff": 10.0, "l1_warm_up_steps": 0, "lr": 0.05},
+        {"kind": "jumprelu", "resample_every_steps": 5, "l1_warm_up_steps": 0, "lr": 0.05},
     ],
 )
 def test_with_other_settings_too(forked, tmp_path, fields):

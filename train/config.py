@@ -217,7 +217,9 @@ class TrainConfig:
             check(self.end_to_end in ("kl", "ce"), "end_to_end", "kl, ce or None")
             check(self.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end")
             check(self.kind != "gated", "kind", "another one with end_to_end, which has no gradient for gates")
-            check(not self.k_anneal_fraction, "k_anneal_fraction", "0 with end_to_end")
+            for name in ("k_anneal_fraction", "input_noise", "contractive_coeff"):
+                check(not getattr(self, name), name, "0 with end_to_end")
+            check(self.resample_every_steps is None, "resample_every_steps", "None with end_to_end")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         weights = self.store_weights
         check(weights is None or (len(weights) > 0 and min(weights) > 0), "store_weights", "positive numbers or None")

@@ -152,6 +152,9 @@ def test_wrong_use_is_refused():
         TrainConfig(resample_every_steps=100)
     with pytest.raises(ValueError, match="expected None with freeze_decoder, whose rows stay as they are, got 100"):
         TrainConfig(kind="relu", freeze_decoder=True, resample_every_steps=100)
+    for fields in ({"resample_every_steps": 100}, {"input_noise": 0.1}, {"contractive_coeff": 0.1}):
+        with pytest.raises(ValueError, match=f"{next(iter(fields))} expected (0|None) with end_to_end"):
+            TrainConfig(kind="relu", init_from="there", end_to_end="kl", **fields)
     with pytest.raises(ValueError, match="resample_every_steps expected a positive number or None, got 0"):
         TrainConfig(kind="relu", resample_every_steps=0)
     with pytest.raises(ValueError, match=r"resample_fraction expected a share in \[0, 1\], got 2"):

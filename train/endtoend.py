@@ -56,9 +56,10 @@ class Contexts:
 
 
 class StoreContexts(StoreRows):
-    """The contexts of one or several stores instead of their rows; held-out documents are read along, and nothing is learned from them.
+    """The contexts of one or several stores instead of their rows.
 
-    Holds the tokens of the stores whole, about 10 bytes each. Order is a function of (seed, step).
+    Held-out documents are read along where they share a context, and nothing is learned from their tokens. Holds the tokens
+    of the stores whole, about 10 bytes each. Order is a function of (seed, step).
     raises: ValueError for several processes, fewer contexts than one batch, stores of contexts that differ in length;
         ShardError for a store without tokens
     """

@@ -20,6 +20,7 @@ from saelens_lite import distributed
 from saelens_lite.config import to_mapping
 from saelens_lite.device import best_device
 from saelens_lite.files import LocalFolder
+from saelens_lite.metrics import FiringSums
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.tracker import SilentTracker, Tracker
 
@@ -70,6 +71,7 @@ class Run:
         self.saved_step = self.finite_step = self.trainer.steps_done
         self.scores: dict[str, float | None] = {}
         self._scored_step = -1
+        self._density: Tensor | None = None
         self._tracker: Tracker = SilentTracker()
         self._position = checkpoint.progress if checkpoint else None
         self._seconds_before = checkpoint.progress["seconds"] if checkpoint else 0.0
@@ -202,7 +204,7 @@ class Run:
             metadata["context_size"] = rows.context_length
         sae.config = dataclasses.replace(sae.config, metadata=metadata)
         if writes():
-            sae.save(self.output)
+            sae.save(self.output, None if self._density is None else (self._density + 1e-10).log10())
             settings = json.dumps(to_mapping(self.config), indent=1)
             (self.output / "train_config.json").write_text(settings, encoding="utf-8")
         return sae
@@ -260,17 +262,19 @@ class Run:
         acts, scale = self.rows.held_out(), self.rows.scale
         if not len(acts):
             return {"held_out_fvu": None, "held_out_l0": None}
-        errors = variance = latents = 0.0
+        errors = variance = 0.0
+        firing = FiringSums(self.trainer.sae.d_sae, self.device)
         mean = acts.mean(0, dtype=torch.float64)
         with torch.no_grad():
             for rows in acts.split(self.config.batch_size_rows):
                 out = self.trainer.sae((rows * scale).to(self.device))
                 errors += float((out.recons.cpu() / scale - rows).double().square().sum())
                 variance += float((rows - mean).square().sum())
-                latents += float(out.latents.l0().sum())
+                firing.update(out.latents)
         if not math.isfinite(errors):
             self._raise_not_finite("the error on held-out rows is not finite")
-        return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": latents / len(acts)}
+        self._density = firing.density.cpu()
+        return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": firing.l0}
 
     def _downstream(self) -> dict[str, float | None]:
         """ΔCE of the SAE as it stands, by the first process."""

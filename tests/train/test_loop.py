@@ -12,6 +12,7 @@ import torch
 from torch.testing import assert_close
 
 import saelens_lite as sl
+from saelens_lite.checkpoint import load_log_sparsity
 from saelens_lite.train.buffer import RowBuffer
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.order import RowOrder
@@ -182,6 +183,13 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_p
     with pytest.raises(FloatingPointError, match="a weight is not finite at step 40: row 7 of shard 0"):
         train(store, tmp_path, held_out_fraction=0.0, n_steps=60, log_every_steps=60, checkpoint_every_steps=40)
     assert not (tmp_path / "cfg.json").exists()
+
+
+def test_the_folder_tells_how_often_each_latent_fires_on_held_out_rows(store, tmp_path):
+    sae = train(store, tmp_path, held_out_fraction=0.2)
+    rows = store.held_out_rows(0.2).nonzero().flatten()
+    fires = sae.encode_dense(store.gather(rows)) > 0
+    assert_close(load_log_sparsity(tmp_path), (fires.double().mean(0) + 1e-10).log10().float())
 
 
 def test_saves_on_the_way(store, tmp_path):

@@ -206,20 +206,36 @@ def write_gradients(
 
 
 class DeadTracker:
-    """Training tokens since each latent last fired; int64[d_sae]."""
+    """Training tokens since each latent last fired; int64[d_sae].
+
+    On CUDA `update` sends the number of dead latents to the host, so that `dead` does not wait for what was queued since.
+    """
 
     def __init__(self, d_sae: int, dead_after_tokens: int, device: torch.device) -> None:
         self.tokens_since_fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.dead_after_tokens = dead_after_tokens
+        self._arrived = torch.cuda.Event() if device.type == "cuda" else None
+        self._n_dead = torch.zeros((), dtype=torch.int64, pin_memory=self._arrived is not None)
+        self._counted_version = -1
 
     def update(self, fired: Tensor, n_tokens: int) -> None:
         """fired: bool[d_sae], for a batch of n_tokens."""
         self.tokens_since_fired += n_tokens
         self.tokens_since_fired.masked_fill_(fired, 0)
+        if self._arrived is not None:
+            self._n_dead.copy_(self._silent().sum(), non_blocking=True)
+            self._arrived.record()
+            self._counted_version = self.tokens_since_fired._version
 
     def dead(self) -> Tensor:
         """int64[m]: latents silent for at least dead_after_tokens."""
-        return (self.tokens_since_fired >= self.dead_after_tokens).nonzero().view(-1)
+        if self._arrived is None or self._counted_version != self.tokens_since_fired._version:  # or changed from outside
+            return self._silent().nonzero().view(-1)
+        self._arrived.synchronize()
+        return torch.nonzero_static(self._silent(), size=int(self._n_dead)).view(-1)
+
+    def _silent(self) -> Tensor:
+        return self.tokens_since_fired >= self.dead_after_tokens
 
 
 @torch.no_grad()

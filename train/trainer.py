@@ -65,10 +65,10 @@ class Trainer:
         assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), "the SAE was moved after its Trainer was made"
         self._encoder_rows.grad = self.sae.W_enc.grad.T
         stats, fired = self._reduced(stats, fired)
+        self.dead_tracker.update(fired, len(acts) * distributed.world_size())  # before Adam: see DeadTracker
         self._clip()
         self.adam.step()
         self.kind.after_update()
-        self.dead_tracker.update(fired, len(acts) * distributed.world_size())
         self.steps_done += 1
         self._resample(acts)
         return stats

@@ -326,9 +326,9 @@ if REAL:
     @pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka"])
     @pytest.mark.filterwarnings("default")
     def test_the_host_does_not_wait_for_a_step(kind):
-        """All but the list of dead latents, which AuxK needs the length of."""
+        """AuxK on: the number of dead latents has arrived by then."""
         B, n, d, k = 4096, 8192, 256, 16
-        config = TrainConfig(kind=kind, k=k, lr=1e-3, batch_size_rows=B, aux_coeff=0.0)
+        config = TrainConfig(kind=kind, k=k, lr=1e-3, batch_size_rows=B, dead_after_tokens=B)
         sae_kind = kind_class(kind).sae_kind
         acts = random(B, d)
         sae = initial_sae(SAEConfig(d_model=d, d_sae=n, kind=sae_kind, k=k if sae_kind == "topk" else None), acts.cpu(), 0)

@@ -22,6 +22,26 @@ def test_dead_latents_are_counted_in_tokens():
     assert tracker.dead().tolist() == [2]
 
 
+def test_dead_latents_are_the_same_where_their_number_is_sent_ahead():
+    """As on CUDA, with an event that is there at once; what changes the counts from outside makes the number void."""
+
+    class Event:
+        def record(self): ...
+        def synchronize(self): ...
+
+    tracker = DeadTracker(4, dead_after_tokens=20, device=torch.device("cpu"))
+    tracker._arrived = Event()
+    assert tracker.dead().tolist() == []
+    for _ in range(3):
+        tracker.update(torch.tensor([False, True, False, True]), 10)
+    assert int(tracker._n_dead) == 2
+    assert tracker.dead().tolist() == tracker.dead().tolist() == [0, 2]
+    tracker.tokens_since_fired[1] = 20
+    assert tracker.dead().tolist() == [0, 1, 2]
+    tracker.update(torch.tensor([True, False, False, False]), 10)
+    assert tracker.dead().tolist() == [1, 2]
+
+
 def test_product_chunks_are_the_encoder_product_and_can_be_gone_through_again():
     sae = SparseAutoencoder(SAEConfig(d_model=D, d_sae=N, kind="relu"))
     inputs = torch.randn(B, D)

@@ -266,8 +266,8 @@ def train(argv: Sequence[str]) -> None:
     config = TrainConfig(**given)
     if not config.store:
         raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
-    store = ActivationStore(config.store)
-    sae = train_sae(store, config, model=_load_model(eval_model, _device(config.device), store))
+    stores = [ActivationStore(path) for path in ([config.store] if isinstance(config.store, str) else config.store)]
+    sae = train_sae(stores, config, model=_load_model(eval_model, _device(config.device), stores[0]))
     if not _is_first_process():
         return
     facts = sae.config.metadata["saelens_lite"]
@@ -282,8 +282,8 @@ def train(argv: Sequence[str]) -> None:
     else:
         which = f"--sae {config.output}"
         print("  its baseline: the same command with --freeze-decoder and another --output")
-    store = config.store if isinstance(config.store, str) else config.store[0]
-    _print_next(f"saelens-lite evaluate {which} --store {store} --model {_model_of(store)}")
+    path = stores[0].path
+    _print_next(f"saelens-lite evaluate {which} --store {path} --model {_model_of(str(path))}")
 
 
 def evaluate(argv: Sequence[str]) -> None:

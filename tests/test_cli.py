@@ -129,6 +129,16 @@ def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
     assert json.loads((made / "again" / "train_config.json").read_text())["k"] == 4
 
 
+def test_train_mixes_several_stores(made, capsys):
+    stores = [str(made / "store"), str(made / "store")]
+    argv = ["train", "--store", *stores, "--store-weights", "0.5", "0.5", "--d-sae", "64", "--n-steps", "2"]
+    assert main([*argv, "--batch-size-rows", "256", "--output", str(made / "mixed")]) == 0
+    assert f"--sae {made / 'mixed'} --store {stores[0]} --model demo" in capsys.readouterr().out
+    assert json.loads((made / "mixed" / "train_config.json").read_text())["store"] == stores
+    argv = ["train", "--config", str(made / "mixed" / "train_config.json"), "--output", str(made / "mixed again")]
+    assert main(argv) == 0
+
+
 def test_evaluate_prints_the_table_with_controls_and_writes_it(made, capsys):
     argv = ["evaluate", "--sae", made / "topk", "--store", made / "store", "--baseline", made / "frozen", "--model", "demo"]
     assert main([*map(str, argv), "--windows-tokens", "1000", "--output", str(made / "numbers.json")]) == 0

@@ -136,7 +136,12 @@ class TrainConfig:
     seed: int = 0
     """Of initialisation and row order. The same seed on the same store gives the same SAE."""
     buffer_rows: int = 1_048_576
-    """Rows mixed in memory at a time (2 · d_model bytes each in bf16); more mix better across the store."""
+    """Rows mixed in memory at a time (2 · d_model bytes each in bf16, twice that with `prefetch`); more mix better across
+    the store."""
+    prefetch: bool | None = None
+    """Read and mix the next buffer while this one is trained on: a second buffer in memory, pinned where CUDA computes, so
+    that steps need not wait. None: where an accelerator computes; on a CPU reading takes cores from the step. The rows of
+    each step are the same."""
     held_out_fraction: float = 0.05
     """Share of documents never trained on, chosen by hash; evaluation uses them."""
     max_norm_ratio: float | None = None

@@ -125,6 +125,7 @@ class StoreRows:
             dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
             part=(distributed.rank() if n_processes > 1 else 0, n_processes),
             device=device,
+            ahead=ahead(config, device),
         )
         self.steps_per_epoch = order.steps_per_epoch
         self.scale = input_scale(self._mean_sq_norm(), self.d_model) if config.scale_input else 1.0
@@ -207,6 +208,11 @@ class StoreRows:
         acts = self._joined.gather(rows)
         self._joined.check_finite(rows, acts, self.scale, what)
         return acts
+
+
+def ahead(config: TrainConfig, device: torch.device | str) -> bool:
+    """Whether the next buffer is made while one is trained on."""
+    return torch.device(device).type != "cpu" if config.prefetch is None else config.prefetch
 
 
 def spread(rows: Tensor, n: int) -> Tensor:

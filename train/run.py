@@ -38,7 +38,7 @@ _INIT_ROWS = 32_768
 
 _FREE_FIELDS = {
     "store", "output", "overwrite", "preset", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
-    "checkpoint_every_steps", "keep_checkpoints",
+    "checkpoint_every_steps", "keep_checkpoints", "prefetch",
 }  # fmt: skip
 """What may change when a run goes on: where it reads (the store's content counts), writes and computes, what it tells."""
 

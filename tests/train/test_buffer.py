@@ -1,5 +1,8 @@
 """The buffer gives what the order says, whatever was read before."""
 
+import threading
+import time
+
 import pytest
 import torch
 
@@ -58,3 +61,77 @@ def test_a_buffer_mixes_rows_from_everywhere():
 def test_too_few_rows_is_a_clear_error():
     with pytest.raises(ValueError, match="at least one batch of 30 rows, got 12"):
         buffer(torch.arange(12))
+
+
+# reading ahead
+
+
+class Slow(Source):
+    """Notes what was asked for, in which thread; may fail at a call, and waits where it is told to."""
+
+    def __init__(self, fails_at=None):
+        self.calls, self.fails_at, self.go_on = [], fails_at, threading.Event()
+        self.go_on.set()
+
+    def gather(self, rows, dtype, out=None):
+        self.calls.append((len(rows), threading.current_thread().name))
+        if len(self.calls) - 1 == self.fails_at:
+            raise OSError("disk gone")
+        assert self.go_on.wait(30)
+        return super().gather(rows, dtype, out)
+
+
+def threads():
+    return [thread.name for thread in threading.enumerate() if thread.name == "saelens_lite-rows-ahead"]
+
+
+def test_ahead_gives_the_same_batches():
+    alone, ahead = buffer(), buffer(ahead=True)
+    for step in (*range(70), 3, 40, 41, 0, 69):
+        assert torch.equal(ahead.batch(step), alone.batch(step))
+    ahead.close()
+
+
+def test_the_next_buffer_is_read_while_this_one_is_trained_on():
+    source = Slow()
+    b = buffer(source=source, ahead=True)
+    for step in range(10):
+        b.batch(step)
+    b._buffers._next._thread.join()
+    assert [name for _, name in source.calls] == ["MainThread", "saelens_lite-rows-ahead"]
+    b.batch(10)
+    b.close()
+    assert [size for size, _ in source.calls] == [300, 300, 300]  # steps 0–9, 10–19, 20–29
+
+
+def test_without_it_one_buffer_is_held_at_a_time_and_no_thread_runs():
+    source = Slow()
+    b = buffer(source=source)
+    b.batch(0)
+    assert len(source.calls) == 1 and not threads()
+
+
+def test_a_failure_while_reading_ahead_is_raised_where_its_rows_are_due():
+    b = buffer(source=Slow(fails_at=1), ahead=True)
+    for step in range(10):
+        b.batch(step)
+    with pytest.raises(OSError, match="disk gone"):
+        b.batch(10)
+    assert not threads()
+    assert torch.equal(b.batch(10), buffer().batch(10))  # asked again, it is read again
+    b.close()
+
+
+def test_nothing_is_left_running_when_it_is_closed():
+    source = Slow()
+    b = buffer(source=source, ahead=True)
+    b.batch(0)
+    b._buffers._next._thread.join()
+    source.go_on.clear()
+    closing = threading.Thread(target=b.close)
+    b.batch(10)
+    closing.start()
+    time.sleep(0.05)
+    source.go_on.set()
+    closing.join(30)
+    assert not threads() and not closing.is_alive()

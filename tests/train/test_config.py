@@ -82,6 +82,7 @@ CHANGES_WHAT_IS_TOLD = {
 CHANGES_NOTHING = {
     "overwrite": ({}, True),  # in a new folder; test_loop.py has it in a used one
     "device": ({"device": None}, "cpu"),  # but for last bits, where the best device is another
+    "prefetch": ({}, True),
     "progress": ({}, True),  # the bar on stderr
 }
 """Fields that leave an SAE and all numbers as they are, by design."""

@@ -1,6 +1,7 @@
 """The rows of a run, of one store or of several that are mixed."""
 
 import json
+import threading
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import saelens_lite as sl
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.init import input_scale
 from saelens_lite.train.rows import StoreRows
+from saelens_lite.train.trainer import Trainer
 
 OPTIONS = {
     "k": 3,
@@ -141,3 +143,15 @@ def test_a_mixture_is_trained_on_recorded_and_told_from_others(stores, tmp_path,
     assert torch.equal(again.W_dec, sae.W_dec)
     assert rows_of(stores[:2]).identity != rows_of(stores[1::-1]).identity
     assert sl.evaluate_sae(sae, stores[1]).same_store and not sl.evaluate_sae(sae, stores[2]).same_store
+
+
+def test_reading_ahead_leaves_no_bit_different_and_no_thread_behind(stores, tmp_path, monkeypatch):
+    alone, ahead = (
+        sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / str(prefetch), prefetch=prefetch) for prefetch in (False, True)
+    )
+    assert torch.equal(alone.W_dec, ahead.W_dec) and torch.equal(alone.W_enc, ahead.W_enc)
+    update = Trainer.update
+    monkeypatch.setattr(Trainer, "update", lambda self, acts: update(self, acts) if self.steps_done < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / "failed", prefetch=True)
+    assert not [thread for thread in threading.enumerate() if "rows-ahead" in thread.name]

@@ -27,7 +27,6 @@ from saelens_lite.kernels import bags
 _GROUP = 32
 _CHUNK_BYTES = 2**29
 
-
 INTERPRETED = triton.knobs.runtime.interpret
 """Whether TRITON_INTERPRET was set when this was imported: the kernels then run in Python, on any device."""
 
@@ -53,9 +52,7 @@ def _store_groups(pre_acts, maxima, members, seconds, tokens, groups, here, n_gr
 
 
 @triton.jit
-def _product_groups(
-    products, bias, maxima, members, seconds, n_groups, GROUP: tl.constexpr, BLOCK_G: tl.constexpr
-):  # fmt: skip
+def _product_groups(products, bias, maxima, members, seconds, n_groups, GROUP: tl.constexpr, BLOCK_G: tl.constexpr):
     """Groups of one row of a product that is there."""
     token, groups = tl.program_id(0), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     here = (groups < n_groups)[None, :]
@@ -177,9 +174,7 @@ def _operands(inputs: Tensor, W_rows: Tensor) -> tuple[Tensor, Tensor]:
     return inputs, W_rows
 
 
-def _candidates(
-    inputs: Tensor, W_rows: Tensor, bias: Tensor, found: Groups, chosen: Tensor, floor: Tensor
-) -> Tensor:  # fmt: skip
+def _candidates(inputs: Tensor, W_rows: Tensor, bias: Tensor, found: Groups, chosen: Tensor, floor: Tensor) -> Tensor:
     """What the chosen groups offer above the floor, −inf for the rest; float32[m 32].
 
     chosen: int64[m], token · n/32 + group; floor: float32[m] or [1]
@@ -215,9 +210,7 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
     return values.to(inputs.dtype), groups.gather(1, places // _GROUP) + places % _GROUP * n_groups
 
 
-def screened_batch_topk(
-    inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int
-) -> tuple[Tensor, Tensor, Tensor] | None:  # fmt: skip
+def screened_batch_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int) -> tuple[Tensor, Tensor, Tensor] | None:
     """As reference.select_batch_topk of inputs @ W_rowsᵀ, but always n_pairs: where fewer are positive, others of value 0.
 
     None where n is no multiple of 32 or n_pairs are more than B · n / 128. Of equal values any may be selected.

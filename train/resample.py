@@ -27,16 +27,15 @@ _ENCODER_SCALE = 0.2
 
 
 @torch.no_grad()
-def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tensor]], acts: Tensor, step: int) -> Tensor:
+def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tensor]], acts: Tensor, step: int) -> None:
     """Start dead latents again, in place; of several processes, each brings its part of the batch and all do the same.
 
     moments: of Adam, for each parameter with a first dimension of d_sae that says of which latent
     acts: float[B d_model]; step: at which this happens: the draw is a function of (config.seed, step) and of the losses
-    returns: the latents, int64[m]
     """
     sae, dead = kind.sae, tracker.dead()
     if not dead.numel():
-        return dead
+        return
     inputs, error = acts - sae.b_dec, acts - sae(acts).recons
     losses = torch.linalg.vecdot(error, error) * (inputs != 0).any(1)  # b_dec itself has no direction
     places = draw_rows(distributed.gathered(losses).view(-1), len(dead), kind.config.seed, step).to(acts.device)
@@ -45,10 +44,9 @@ def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tens
     directions = torch.nn.functional.normalize(_rows_of_all(inputs, places), dim=1)
 
     norms = torch.linalg.vector_norm(sae.W_enc, dim=0)
-    alive = torch.ones_like(norms).index_fill_(0, dead, 0.0)
-    mean_norm = norms.mean() if len(dead) == sae.d_sae else (norms * alive).sum() / alive.sum()
+    alive = torch.ones_like(norms, dtype=torch.bool).index_fill_(0, dead, len(dead) == sae.d_sae)  # all where none is
+    sae.W_enc[:, latents] = (_ENCODER_SCALE * norms[alive].mean() * directions).T
     sae.W_dec[latents] = directions
-    sae.W_enc[:, latents] = (_ENCODER_SCALE * mean_norm * directions).T
     kind.restart(latents)
     for first, second in moments:
         first[latents] = 0
@@ -56,7 +54,6 @@ def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tens
     tracker.tokens_since_fired[latents] = 0
     if distributed.rank() == 0:
         log.info("step %d: %d of %d dead latents resampled", step, len(latents), len(dead))
-    return latents
 
 
 def draw_rows(losses: Tensor, n: int, seed: int, step: int) -> Tensor:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from saelens_lite.sparse import SparseLatents
     from saelens_lite.store import ActivationStore
     from saelens_lite.synthetic import SyntheticActivations, SyntheticConfig
-    from saelens_lite.train import TrainConfig, train_sae
+    from saelens_lite.train import TrainConfig, train_grid, train_sae
 
 __version__ = "0.1.0"
 
@@ -51,6 +51,7 @@ __all__ = [
     "add_hook_points",
     "estimate_harvest",
     "train_sae",
+    "train_grid",
     "max_activating_tokens",
     "evaluate_sae",
     "dead_latents",
@@ -80,7 +81,7 @@ __all__ = [
 
 _HOMES = {
     "harvest": ["harvest_activations", "add_hook_points", "estimate_harvest"],
-    "train": ["train_sae", "TrainConfig"],
+    "train": ["train_sae", "train_grid", "TrainConfig"],
     "analyze": [
         "max_activating_tokens", "evaluate_sae", "dead_latents", "latent_density", "logit_lens",
         "ablate", "steer", "clamp", "scale", "latent_stats", "feature_page", "report_page", "score_recovery",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from saelens_lite.harvest import HarvestConfig
     from saelens_lite.store import ActivationStore
+    from saelens_lite.train import TrainConfig
 
 HARVEST_AGAIN = "give the harvest call of this store again: it makes what is missing"
 
@@ -248,26 +249,34 @@ def verify(argv: Sequence[str]) -> int:
 
 
 def train(argv: Sequence[str]) -> None:
-    """A sparse autoencoder from the rows of a store"""
+    """A sparse autoencoder, or a grid of them, from the rows of a store"""
     from saelens_lite import ActivationStore
     from saelens_lite.train import TrainConfig, train_sae
     from saelens_lite.train.presets import with_preset
 
     @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
     class Train(TrainConfig):
-        """One SAE trained on one hook point of an activation store."""
+        """One SAE trained on one hook point of an activation store, or with --grid many from one pass over it."""
+
+        grid: tuple[str, ...] = ()
+        """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1: each in a folder of its own
+        below output, named by them. The same command goes on with those that are unfinished."""
 
         eval_model: str | None = None
         """The language model that was harvested, a hub id, a folder or demo: evaluations then tell what the reconstruction
         costs it in cross-entropy."""
 
     given = to_mapping(configured(Train, "train", argv, with_preset))
-    eval_model = given.pop("eval_model")
+    grid, eval_model = given.pop("grid"), given.pop("eval_model")
     config = TrainConfig(**given)
     if not config.store:
         raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
-    stores = [ActivationStore(path) for path in ([config.store] if isinstance(config.store, str) else config.store)]
-    sae = train_sae(stores, config, model=_load_model(eval_model, _device(config.device), stores[0]))
+    stores = [ActivationStore(store) for store in ([config.store] if isinstance(config.store, str) else config.store)]
+    model = _load_model(eval_model, _device(config.device), stores[0])
+    if grid:
+        _train_grid(stores, grid, config, model)
+        return
+    sae = train_sae(stores, config, model=model)
     if not _is_first_process():
         return
     facts = sae.config.metadata["saelens_lite"]
@@ -275,15 +284,18 @@ def train(argv: Sequence[str]) -> None:
     print(f"  {facts['steps']:,} steps, {facts['tokens']:,} rows, peak lr {facts['lr']:.2g}")
     if facts["held_out_fvu"] is not None:
         cost = f", ΔCE {facts['held_out_delta_ce']:.4f} nats" if "held_out_delta_ce" in facts else ""
-        print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}{cost}")
+        baseline = f"; fvu of the baseline {facts['baseline_fvu']:.4f}" if facts.get("baseline_fvu") is not None else ""
+        print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}{cost}{baseline}")
     print(f"  opens with SparseAutoencoder.load({config.output!r}) and sae_lens.SAE.load_from_disk({config.output!r})")
     if config.freeze_decoder:
         which = f"--sae TRAINED --baseline {config.output}"
+    elif config.baseline:
+        which = f"--sae {config.output} --baseline {config.output}/frozen"
     else:
         which = f"--sae {config.output}"
-        print("  its baseline: the same command with --freeze-decoder and another --output")
-    path = stores[0].path
-    _print_next(f"saelens-lite evaluate {which} --store {path} --model {_model_of(str(path))}")
+        print("  its baseline: the same command with --baseline, or with --freeze-decoder and another --output")
+    store = stores[0].path
+    _print_next(f"saelens-lite evaluate {which} --store {store} --model {_model_of(str(store))}")
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -431,6 +443,30 @@ def _carry_out(config: HarvestConfig, dry_run: bool) -> Any:
         model = str(MODEL_DIR)
     dataset = documents() if dataset == (EMBEDDED,) else list(dataset)
     return (estimate_harvest if dry_run else harvest_activations)(model, dataset, **options)
+
+
+def _train_grid(stores: list[ActivationStore], words: Sequence[str], config: TrainConfig, model: nn.Module | None) -> None:
+    """A grid, as a table; raises: FloatingPointError after it if a member broke"""
+    from saelens_lite.train import train_grid
+    from saelens_lite.train.grid import grid_members, grid_table, parsed_grid
+
+    grid = parsed_grid(words)
+    members = grid_members(stores, grid, config)
+    broken = None
+    try:
+        train_grid(stores, grid, config, model=model)
+    except FloatingPointError as error:
+        broken = error
+    if _is_first_process():
+        print(f"{config.output}: {len(members)} SAEs")
+        print(grid_table(members))
+    if broken is not None:
+        raise broken
+    if _is_first_process():
+        sae = f"{config.output}/{next(iter(members))}"
+        which = f"--sae {sae}" + (f" --baseline {sae}/frozen" if config.baseline else "")
+        store = stores[0].path
+        _print_next(f"saelens-lite evaluate {which} --store {store} --model {_model_of(str(store))}")
 
 
 def _harvest_again(store: str) -> bool:

@@ -42,6 +42,7 @@ class Tracker:
                 dir=str(folder),
                 id=earlier,
                 resume="allow" if earlier else None,
+                reinit="create_new",  # beside the runs of this process that are open
             )
 
     def _cut(self, length_bytes: int) -> None:

@@ -126,6 +126,9 @@ class TrainConfig:
     """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on save."""
     freeze_decoder: bool = False
     """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat (arXiv:2602.14111)."""
+    baseline: bool = False
+    """Train the same with freeze_decoder beside it, on the same batches, into the folder frozen in `output`. Where
+    metrics.jsonl has held_out_fvu, it then has the baseline's as baseline_fvu."""
     init_from: str | None = None
     """Folder of an SAE, ours or SAELens', from whose weights training starts: fine-tuning. d_sae is its own then, and
     lr by default that of the end of a long run. None: a fresh one."""
@@ -134,7 +137,9 @@ class TrainConfig:
     clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is whole contexts then, of about
     batch_size_rows tokens. Not for gated; None trains on rows alone."""
     seed: int = 0
-    """Of initialisation and row order. The same seed on the same store gives the same SAE."""
+    """Of initialisation, and of row order without order_seed. The same seed on the same store gives the same SAE."""
+    order_seed: int | None = None
+    """Of row order alone; None: seed. A grid has one order for all its members, so that seeds share one pass."""
     buffer_rows: int = 1_048_576
     """Rows mixed in memory at a time (2 · d_model bytes each in bf16, twice that with `prefetch`); more mix better across
     the store."""
@@ -226,8 +231,15 @@ class TrainConfig:
                 check(not getattr(self, name), name, "0 with end_to_end")
             check(self.resample_every_steps is None, "resample_every_steps", "None with end_to_end")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
+        random_rows = not self.freeze_decoder and self.init_from is None
+        check(random_rows or not self.baseline, "baseline", "False with freeze_decoder, which is the baseline, or init_from")
         weights = self.store_weights
         check(weights is None or (len(weights) > 0 and min(weights) > 0), "store_weights", "positive numbers or None")
         check(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
         check(Path(self.output).name != "", "output", "a folder to write to")
         check(self.d_sae is None or self.kind not in _KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")
+
+    @property
+    def row_seed(self) -> int:
+        """The seed of row order."""
+        return self.seed if self.order_seed is None else self.order_seed

@@ -82,7 +82,7 @@ class StoreContexts(StoreRows):
         self._learned_from = self._targets.any(1).nonzero().view(-1)
         [context_length] = lengths
         self._n_seqs = max(1, config.batch_size_rows // context_length)
-        self._seed = config.seed
+        self._seed = config.row_seed
         self.steps_per_epoch = len(self._learned_from) // self._n_seqs
         if not self.steps_per_epoch:
             raise ValueError(
@@ -92,6 +92,7 @@ class StoreContexts(StoreRows):
 
     def batch(self, step: int) -> Contexts:  # type: ignore[override]
         """The contexts of a step counted from 0."""
+        self._at_hand.clear()
         epoch, within = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self._learned_from), generator=torch.Generator().manual_seed(self._seed * 2**32 + epoch))
         chosen = self._learned_from[order[within * self._n_seqs : (within + 1) * self._n_seqs]]

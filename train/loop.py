@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import closing
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,11 @@ from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.store import ActivationStore
 
+from .baseline import baseline_of
 from .config import TrainConfig
 from .presets import with_preset
-from .rows import StoreRows
-from .run import Run, device_of, writes
-from .stop import stop_signals
+from .run import device_of, finished
+from .together import rows_for, run_for, train_runs
 
 Store = ActivationStore | str | Path
 
@@ -53,38 +51,25 @@ def train_sae(
         KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once a checkpoint and the SAE as it stands were saved
     """
     stores = [store] if isinstance(store, Store) else list(store)
-    config = _configured(config, fields, stores)
-    stores = [store if isinstance(store, ActivationStore) else ActivationStore(store) for store in stores]
+    config = configured(config, fields, stores)
+    stores = opened(stores)
     with distributed.joined(device_of(config)):
-        return _train(_run(stores, config, model))
+        rows = rows_for(stores, config)
+        runs = [run_for(rows, config, model)]
+        if config.baseline and finished(rows, baseline_of(config)) is None:
+            runs.insert(0, run_for(rows, baseline_of(config), model))
+        outcomes = train_runs(runs)
+    for run, outcome in zip(reversed(runs), reversed(outcomes), strict=True):
+        if isinstance(outcome, FloatingPointError):
+            raise outcome if run is runs[-1] else FloatingPointError(f"the baseline {run.output}: {outcome}") from outcome
+    return outcomes[-1]
 
 
-def _run(stores: Sequence[ActivationStore], config: TrainConfig, model: nn.Module | None) -> Run:
-    if config.end_to_end is None:
-        return Run(StoreRows(stores, config, device_of(config)), config, model)
-    if model is None:
-        raise ValueError("end_to_end expected model=, the language model that was harvested (--eval-model), got none")
-    from .endtoend import EndToEndRun, StoreContexts
+def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Sequence[Store]) -> TrainConfig:
+    """The configuration with single fields replaced, over those of its preset, and the stores' folders.
 
-    return EndToEndRun(StoreContexts(stores, config), config, model)
-
-
-def _train(run: Run) -> SparseAutoencoder:
-    with closing(run.rows), run.open(), stop_signals() as stopped:
-        for step in _steps(run):
-            run.after_step(run.step(run.rows.batch(step)))
-            if stopped.anywhere() is not None:
-                break
-        if run.steps_done == run.n_steps:
-            sae = run.finish()
-        else:
-            run.stop()
-    if (number := stopped.anywhere()) is not None:
-        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-    return sae
-
-
-def _configured(config: TrainConfig | None, fields: dict[str, Any], stores: list[Store]) -> TrainConfig:
+    raises: ValueError for a field that there is not or of another type, or a preset beside a configuration that is whole
+    """
     if config is not None and fields.get("preset", config.preset) != config.preset:
         raise ValueError(
             f"train_sae expected a preset or a TrainConfig, got {fields['preset']!r} and one whose fields would all win "
@@ -96,10 +81,6 @@ def _configured(config: TrainConfig | None, fields: dict[str, Any], stores: list
     return from_mapping(TrainConfig, with_preset({**base, **fields, "store": store}), "train_sae")
 
 
-def _steps(run: Run) -> Iterator[int]:
-    """The steps still to be taken, counted from 0, behind a progress bar."""
-    from tqdm import tqdm
-
-    first, n_steps = run.steps_done, run.n_steps
-    bar = {"desc": f"train {run.config.kind}", "unit": "step", "disable": not (run.config.progress and writes())}
-    return iter(tqdm(range(first, n_steps), initial=first, total=n_steps, **bar))
+def opened(stores: Sequence[Store]) -> list[ActivationStore]:
+    """Those given as folders too."""
+    return [store if isinstance(store, ActivationStore) else ActivationStore(store) for store in stores]

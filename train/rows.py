@@ -25,10 +25,17 @@ log = logging.getLogger(__name__)
 _BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
 """How the buffer keeps rows, by the store's dtype."""
 
+ROW_FIELDS = (
+    "hook_point", "store_weights", "end_to_end", "batch_size_rows", "buffer_rows", "row_seed", "held_out_fraction",
+    "eval_rows", "max_norm_ratio", "scale_input", "prefetch",
+)  # fmt: skip
+"""What the rows of a run depend on: configurations that agree in these can share them."""
+
 
 class Rows(Protocol):
     """What a run needs of its data: rows of one hook point, in the units of the model.
 
+    Several runs may share them, so tensors from here are not to be altered.
     model_name, hf_module: where the rows come from; "" where that is not known
     context_length: tokens a context, BOS included; None for rows that did not come from text
     scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; nothing here is multiplied by it
@@ -81,7 +88,8 @@ class StoreRows:
     """The rows of one hook point of an activation store, or of several that are mixed; see `Rows`.
 
     Several must agree in hook point and width. Each batch has the share of each store that store_weights say; None takes the
-    stores' training rows, so that an epoch shows each once. Held-out rows are those of all.
+    stores' training rows, so that an epoch shows each once. Held-out rows are those of all. A sample and they are kept from
+    one batch to the next, so that runs which share this read them once.
 
     device: where batches are given
     raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot share equally
@@ -110,7 +118,7 @@ class StoreRows:
         weights = config.store_weights or [len(rows) for rows in self._train_rows]
         if len(weights) != len(stores):
             raise ValueError(f"store_weights expected {len(stores)} numbers, one for each store, got {len(weights)}")
-        size = {"batch_size_rows": config.batch_size_rows, "buffer_rows": config.buffer_rows, "seed": config.seed}
+        size = {"batch_size_rows": config.batch_size_rows, "buffer_rows": config.buffer_rows, "seed": config.row_seed}
         if len(stores) == 1:
             order: Order = RowOrder(self._train_rows[0], **size)
         else:
@@ -128,6 +136,7 @@ class StoreRows:
             ahead=ahead(config, device),
         )
         self.steps_per_epoch = order.steps_per_epoch
+        self._at_hand: dict[str, Tensor] = {}
         self.scale = input_scale(self._mean_sq_norm(), self.d_model) if config.scale_input else 1.0
 
     @property
@@ -143,15 +152,20 @@ class StoreRows:
         return {"stores": [{"store": s.fingerprint, "share": share} for s, share in zip(stores, self._shares, strict=True)]}
 
     def batch(self, step: int) -> Tensor:
+        self._at_hand.clear()
         return self._buffer.batch(step)
 
     def sample(self, n_rows: int) -> Tensor:
-        of_each = shares(n_rows, self._shares)
-        rows = torch.cat([spread(rows, n) for rows, n in zip(self._train_rows, of_each, strict=True)])
-        return self._finite(rows, "a row is not finite")
+        if (name := f"sample of {n_rows}") not in self._at_hand:
+            of_each = shares(n_rows, self._shares)
+            rows = torch.cat([spread(rows, n) for rows, n in zip(self._train_rows, of_each, strict=True)])
+            self._at_hand[name] = self._finite(rows, "a row is not finite")
+        return self._at_hand[name]
 
     def held_out(self) -> Tensor:
-        return self._joined.gather(self._held_out_rows)
+        if "held out" not in self._at_hand:
+            self._at_hand["held out"] = self._joined.gather(self._held_out_rows)
+        return self._at_hand["held out"]
 
     def cross_entropies(
         self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int
@@ -166,13 +180,15 @@ class StoreRows:
         return totals
 
     def check_held_out(self) -> None:
-        self._finite(self._held_out_rows, "a row is not finite")
+        if "held out" not in self._at_hand:
+            self._at_hand["held out"] = self._finite(self._held_out_rows, "a row is not finite")
 
     def check_steps(self, first: int, end: int, what: str) -> None:
         for step in range(first, end):
             self._finite(self._buffer.rows(step), what)
 
     def close(self) -> None:
+        self._at_hand.clear()
         self._buffer.close()
 
     def _rows_to_train_on(

@@ -24,6 +24,7 @@ from saelens_lite.metrics import FiringSums
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.tracker import SilentTracker, Tracker
 
+from .baseline import baseline_fvu
 from .config import TrainConfig
 from .init import fold_decoder_norms_, fold_scale, initial_sae, sae_to_finetune
 from .kinds import kind_class
@@ -38,7 +39,7 @@ _INIT_ROWS = 32_768
 
 _FREE_FIELDS = {
     "store", "output", "overwrite", "preset", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
-    "checkpoint_every_steps", "keep_checkpoints", "prefetch",
+    "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline",
 }  # fmt: skip
 """What may change when a run goes on: where it reads (the store's content counts), writes and computes, what it tells."""
 
@@ -56,7 +57,7 @@ class Run:
         self._model, self._ce_clean = model, math.nan
         self.device = device_of(config)
         checkpoint = _checkpoint(self.output, rows, config)
-        self.n_steps = config.n_steps or max(1, int(config.n_epochs * rows.steps_per_epoch))
+        self.n_steps = _n_steps(rows, config)
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
         self.checkpoint_every_steps = config.checkpoint_every_steps or max(1, self.n_steps // 10)
 
@@ -159,10 +160,12 @@ class Run:
     def held_out_metrics(self) -> dict[str, float | None]:
         """fvu and l0 on rows of held-out documents, None when there are none; with a model ΔCE in nats a token of them.
 
-        Of one step they are computed once.
+        Of one step they are computed once. Where the run has a baseline, the baseline's fvu is beside them.
         """
         if self._scored_step != self.steps_done:
             self.scores, self._scored_step = self._score() | self._downstream(), self.steps_done
+        if self.config.baseline:
+            self.scores["baseline_fvu"] = baseline_fvu(self.config, self.steps_done)
         return self.scores
 
     def checkpoint(self) -> None:
@@ -187,7 +190,7 @@ class Run:
         done, kind, rows = self.steps_done, self.trainer.kind, self.rows
         if kind.calibrates and len(held_out := rows.held_out()):
             self._scored_step = -1
-            kind.calibrate(held_out.mul_(rows.scale).to(self.device))
+            kind.calibrate((held_out * rows.scale).to(self.device))
         sae = self._as_saved()
         self.held_out_metrics()
         facts = {
@@ -220,7 +223,7 @@ class Run:
     def _initial_sae(self) -> SparseAutoencoder:
         """On the CPU, in the scale of training."""
         config, rows, kind = self.config, self.rows, kind_class(self.config.kind)
-        sample = rows.sample(_INIT_ROWS).mul_(rows.scale)
+        sample = rows.sample(_INIT_ROWS) * rows.scale
         if config.init_from is not None:
             return sae_to_finetune(self._sae_config(), config.init_from, rows.scale, config.unit_decoder)
         return initial_sae(self._sae_config(), sample, config.seed, kind.encoder_scale)
@@ -314,6 +317,27 @@ class Run:
             log.error("the same command goes on at step %d", self.saved_step)
 
 
+def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
+    """What a run of this configuration left in its output when it ended; None if there is none, or overwrite replaces it.
+
+    raises: ValueError if another run ended there
+    """
+    output = Path(config.output)
+    if config.overwrite or (output / "state").exists() or not (output / "cfg.json").exists():
+        return None
+    sae = SparseAutoencoder.load(output, device=device_of(config))
+    facts = sae.config.metadata.get("saelens_lite", {})
+    recorded = {name: value for name, value in facts.get("train", {}).items() if name not in _FREE_FIELDS}
+    stores = [f"content {of.get('store')}" for of in facts.get("stores", [facts])]
+    earlier = {**recorded, "hook_point": sae.config.hook_point, "store": stores[0] if len(stores) == 1 else stores}
+    if differing := differing_fields(_identity(rows, config), earlier, to_mapping(TrainConfig())):
+        raise ValueError(
+            f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep it, choose "
+            "another output, or overwrite=True to replace it"
+        )
+    return sae if facts["steps"] == _n_steps(rows, config) else None
+
+
 def device_of(config: TrainConfig) -> torch.device:
     """Where this process computes."""
     return torch.device(distributed.own_device(config.device or best_device()))
@@ -344,6 +368,10 @@ def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | N
         changed = [f"{name} {found.made_by.get(name)} → {now[name]}" for name in now if found.made_by.get(name) != now[name]]
         log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
     return found
+
+
+def _n_steps(rows: Rows, config: TrainConfig) -> int:
+    return config.n_steps or max(1, int(config.n_epochs * rows.steps_per_epoch))
 
 
 def _identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:

@@ -33,7 +33,7 @@ CONFIGS = {
 def flags(command: str) -> set[str]:
     """The long flags of a command, read from its dataclass as tyro does."""
     names = {field.name.replace("_", "-") for field in dataclasses.fields(CONFIGS[command])}
-    names |= {"harvest": {"dry-run"}, "train": {"eval-model"}}.get(command, set())
+    names |= {"harvest": {"dry-run"}, "train": {"grid", "eval-model"}}.get(command, set())
     return {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | {"--help", "--config", "--traceback"}
 
 

@@ -60,6 +60,7 @@ CHANGES_THE_SAE = {
     "init_from": ({"d_sae": None, "expansion": 2}, "an SAE"),
     "end_to_end": ({"store": "store of text", "hook_point": None, "d_sae": None, "init_from": "an SAE"}, "kl"),
     "seed": ({}, 1),
+    "order_seed": ({}, 1),
     "buffer_rows": ({}, 512),
     "held_out_fraction": ({}, 0.3),
     "max_norm_ratio": ({}, 1.0),
@@ -69,6 +70,7 @@ CHANGES_THE_SAE = {
 CHANGES_WHAT_IS_TOLD = {
     "output": ({}, "elsewhere"),
     "preset": ({}, "openai-topk"),
+    "baseline": ({}, True),
     "eval_every_steps": ({}, 5),
     "eval_rows": ({}, 64),
     "eval_ce_tokens": ({"store": "store of text", "hook_point": None}, 64),

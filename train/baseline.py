@@ -1,0 +1,27 @@
+"""The frozen-decoder baseline of a run: the same with random decoder rows, trained beside it on the same rows.
+
+It stands in the folder `frozen` of the run's output and goes ahead of the run, so that a line of the run's metrics.jsonl can
+take over what the baseline's own says of that step. This holds however often both are killed: what is ahead has logged.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from saelens_lite.tracker import read_metrics
+
+from .config import TrainConfig
+
+
+def baseline_of(config: TrainConfig) -> TrainConfig:
+    """The run that `config.baseline` asks for beside the one of `config`."""
+    return dataclasses.replace(config, baseline=False, freeze_decoder=True, output=str(Path(config.output) / "frozen"))
+
+
+def baseline_fvu(config: TrainConfig, step: int) -> float | None:
+    """What the baseline of a run logged as its fvu on held-out rows at that step; None if it did not score them then."""
+    metrics = Path(baseline_of(config).output) / "metrics.jsonl"
+    lines = read_metrics(metrics) if metrics.exists() else []
+    found = [line["held_out_fvu"] for line in lines if line["step"] == step and "held_out_fvu" in line]
+    return found[-1] if found else None

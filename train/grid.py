@@ -1,0 +1,204 @@
+"""train_grid: many SAEs from one pass over a store, each a whole run in a folder of its own.
+
+Members that read the same rows (rows.ROW_FIELDS) go through them side by side: a buffer is read and mixed once, and each
+batch goes to one member after another. Members of another hook point, batch size or row order make up another group with a
+pass of its own; groups are trained one after another. So memory holds one buffer, and the SAEs of one group with what
+training needs beside them (four times their weights).
+
+A member is nothing else than a run of its configuration: trained alone with the train_config.json of its folder it is the
+same, bit for bit on a CPU, and a checkpoint of it is one of that run.
+"""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from saelens_lite import distributed
+from saelens_lite.config import to_mapping
+from saelens_lite.sae import SparseAutoencoder
+from saelens_lite.store import ActivationStore
+from saelens_lite.tracker import read_metrics
+
+from .baseline import baseline_of
+from .config import TrainConfig
+from .loop import Store, configured, opened
+from .rows import ROW_FIELDS
+from .run import device_of, finished, writes
+from .together import rows_for, run_for, train_runs
+
+log = logging.getLogger(__name__)
+
+Grid = Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Any]]
+
+_COMMON_FIELDS = ("store", "output", "overwrite", "device", "progress", "baseline")
+"""What all members of a grid share."""
+
+
+def train_grid(
+    store: Store | Sequence[Store],
+    grid: Grid,
+    config: TrainConfig | None = None,
+    *,
+    model: nn.Module | None = None,
+    **fields: Any,
+) -> dict[str, SparseAutoencoder]:
+    """Train many sparse autoencoders from one pass over the rows of a store, and save each in a folder of its own.
+
+        saes = train_grid("store/", {"k": [16, 32, 64], "seed": [0, 1]}, output="runs/grid", expansion=16)
+        saes["k=16,seed=0"]  # also in runs/grid/k=16,seed=0
+
+    Stopped or killed, the same call goes on: each member at its last checkpoint, those that are behind first; members that
+    are finished stay as they are, and overwrite=True starts all anew. A member whose numbers break ends alone.
+
+    store: an open store or its folder, or several, as for train_sae
+    grid: fields of TrainConfig and their values, whose every combination is a member; or the members, each a mapping of the
+        fields that tell it apart. Rows have one order for all, that of the common seed, where order_seed is not given;
+        members that differ in another field of rows.ROW_FIELDS cost a pass each
+    config, model, fields: what the members have in common, as for train_sae; `output` is the folder above theirs
+    returns: the SAEs by the names of their folders, as train_sae returns them
+    raises: as train_sae, and ValueError for a grid without members, with two of one name, or over a field that all share.
+        FloatingPointError once the others are trained, with the names of the members that broke
+    """
+    stores = opened([store] if isinstance(store, Store) else store)
+    members = grid_members(stores, grid, config, **fields)
+    with distributed.joined(device_of(next(iter(members.values())))):
+        saes, broken = _train(stores, members, model)
+    if broken:
+        raise FloatingPointError(
+            f"{len(broken)} of {len(members)} members broke: "
+            + "; ".join(f"{name}: {error}" for name, error in broken.items())
+            + (f". The others are trained: {', '.join(saes)}" if saes else "")
+        ) from next(iter(broken.values()))
+    return {name: saes[name] for name in members}
+
+
+def grid_members(
+    store: Store | Sequence[Store], grid: Grid, config: TrainConfig | None = None, **fields: Any
+) -> dict[str, TrainConfig]:
+    """The configurations of a grid's members by name, with arguments and errors as of train_grid."""
+    stores = [store] if isinstance(store, Store) else store
+    if isinstance(grid, Mapping):
+        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*map(_values, grid, grid.values()))]
+    common = (to_mapping(config) if config else {}) | fields
+    output = Path(common.get("output", TrainConfig().output))
+    if (order_seed := common.get("order_seed")) is None:
+        order_seed = common.get("seed", 0)
+    members: dict[str, TrainConfig] = {}
+    for member in grid or [{}]:
+        if not member or (shared := [field for field in _COMMON_FIELDS if field in member]):
+            what = f"{', '.join(shared)}, which all members share" if member else "none"
+            raise ValueError(f'grid expected fields that tell members apart, such as {{"k": [16, 32]}}, got {what}')
+        name = _name(member)
+        if name in members:
+            raise ValueError(f"grid expected members that differ, got {name} twice")
+        own = {**fields, "order_seed": order_seed, **member, "output": str(output / name)}
+        members[name] = configured(config, own, stores)
+    return members
+
+
+def grid_table(members: Mapping[str, TrainConfig]) -> str:
+    """What the members' metrics.jsonl say at their ends: fvu and l0 on held-out rows, dead latents by window."""
+    found = {}
+    for name, config in members.items():
+        metrics = Path(config.output) / "metrics.jsonl"
+        last: dict[str, Any] = {}
+        for line in read_metrics(metrics) if metrics.exists() else []:
+            last |= line
+        found[name] = last
+    windows = sorted({key for last in found.values() for key in last if key.startswith("dead@")}, key=len)
+    baseline = ["baseline_fvu"] * any("baseline_fvu" in last for last in found.values())
+    columns = ["step", "held_out_fvu", *baseline, "held_out_l0", *windows]
+    formats = {"step": ",", "held_out_l0": ".1f"}
+    rows = [["member", *(column.removeprefix("held_out_") for column in columns)]]
+    for name, last in found.items():
+        cells = [format(last[c], formats.get(c, ".4f")) if last.get(c) is not None else "n/a" for c in columns]
+        rows.append([name, *cells])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    )
+
+
+def parsed_grid(words: Sequence[str]) -> dict[str, list[Any]]:
+    """The grid that is written as field=value,value on a command line.
+
+    raises: ValueError for a word of another form, or a field that is given twice
+    """
+    grid: dict[str, list[Any]] = {}
+    for word in words:
+        field, equals, values = word.partition("=")
+        field = field.replace("-", "_")
+        if not equals or field in grid:
+            raise ValueError(f"--grid expected each field once, as in k=16,32,64 seed=0,1, got {' '.join(words)}")
+        grid[field] = [_literal(value) for value in values.split(",")]
+    return grid
+
+
+def _train(
+    stores: Sequence[ActivationStore], members: Mapping[str, TrainConfig], model: nn.Module | None
+) -> tuple[dict[str, SparseAutoencoder], dict[str, FloatingPointError]]:
+    """(the SAEs of the members, what broke in others or in baselines), by name."""
+    wanted = {}
+    for name, config in members.items():
+        if config.baseline:
+            wanted[f"{name}/frozen"] = baseline_of(config)
+        wanted[name] = config
+    groups: dict[Any, dict[str, TrainConfig]] = {}
+    for name, config in wanted.items():
+        groups.setdefault(_rows_of(stores[0], config), {})[name] = config
+
+    found: dict[str, SparseAutoencoder | FloatingPointError] = {}
+    to_train = []
+    for group in groups.values():
+        rows = rows_for(stores, next(iter(group.values())))
+        found |= {name: sae for name, config in group.items() if (sae := finished(rows, config)) is not None}
+        to_train.append((rows, {name: config for name, config in group.items() if name not in found}))
+    if found and writes():
+        log.info("finished already: %s", ", ".join(found))
+    while to_train:
+        rows, group = to_train.pop(0)
+        if group:
+            found |= zip(group, train_runs([run_for(rows, config, model) for config in group.values()]), strict=True)
+        broken = {name: error for name, error in found.items() if isinstance(error, FloatingPointError)}
+        for error in broken.values():
+            error.__traceback__ = None  # it would keep the weights of its group in memory
+        del rows
+    return {name: found[name] for name in members if name not in broken}, broken
+
+
+def _rows_of(store: ActivationStore, config: TrainConfig) -> tuple[Any, ...]:
+    """Equal for configurations whose runs read the same rows in the same order."""
+    hook_point = store.hook_point(config.hook_point)
+    return tuple(hook_point if field == "hook_point" else getattr(config, field) for field in ROW_FIELDS)
+
+
+def _values(field: str, values: Any) -> list[Any]:
+    if isinstance(values, str) or not isinstance(values, Iterable) or not (values := list(values)):
+        raise ValueError(f"grid expected a list of values for {field}, got {values!r}")
+    return values
+
+
+def _name(member: Mapping[str, Any]) -> str:
+    """The folder of a member: "k=16,seed=0", of characters that any file system takes."""
+
+    def plain(value: Any) -> str:
+        return "-".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+
+    return ",".join(re.sub(r"[^\w.+=-]", "-", f"{field}={plain(value)}") for field, value in member.items())
+
+
+def _literal(word: str) -> Any:
+    """A number, True, False or None where the word is one, else the word."""
+    try:
+        return ast.literal_eval(word)
+    except (ValueError, SyntaxError):
+        return word

@@ -22,10 +22,11 @@ from saelens_lite.store import ActivationStore
 
 from .context import Contexts, visible
 from .evaluate import Evaluation
-from .index import ActivationHistogram, LatentIndex, feature_table, index_latents
+from .index import feature_table, index_latents
 from .inert import inert_json, policy, style, write_page
 from .lens import logit_lens
 from .stream import BLOCK_ROWS, checked_latents, matching_hook_point, to_cpu
+from .tally import Tally, bin_edges
 
 DENSITY_RANGE = (1e-5, 5e-2)
 MIN_FIRINGS = 10
@@ -44,6 +45,7 @@ def feature_page(
     evaluation: Evaluation | None = None,
     hook_point: str | None = None,
     tokenizer: Any = None,
+    tally: Tally | None = None,
 ) -> Path:
     """Write one self-contained HTML page of the top features and return its path.
 
@@ -54,16 +56,18 @@ def feature_page(
     n_examples: strongest firings shown of each
     evaluation: its fvu and ΔCE are shown in the head of the page
     tokenizer: None loads the store's own
+    tally: of a pass over this store with this SAE, such as `FeatureIndex.tally`; None makes the pass
     raises: ValueError when SAE, store and model do not belong together, or for a latent out of range
     """
     point = matching_hook_point(sae, store, hook_point)
-    index = index_latents(sae, store, n_examples, hook_point)
+    if tally is None:
+        tally = index_latents(sae, store, n_examples, hook_point)
     if latents is None:
-        chosen, rule = _top_latents(index, n_latents)
+        chosen, rule = _top_latents(tally, n_latents)
     else:
         chosen, rule = checked_latents(sae, latents), "Selected by: the latents asked for."
     contexts = Contexts(store, tokenizer, BEFORE_TOKENS, AFTER_TOKENS)
-    features = _features(sae, store, point, index, chosen, contexts)
+    features = _features(sae, store, point, tally, chosen, contexts, n_examples)
     if model is not None:
         lens = logit_lens(sae, model, chosen, n=10, tokenizer=contexts.tokenizer)
         for feature in features:
@@ -73,9 +77,9 @@ def feature_page(
     model_name = os.path.basename(store.model_name) if os.path.isabs(store.model_name) else store.model_name
     data = {
         "title": visible(f"Features of {model_name} at {point}"),
-        "facts": _facts(sae, index, evaluation),
+        "facts": _facts(sae, tally, evaluation),
         "rule": rule,
-        "tokens": index.firing.n_tokens,
+        "tokens": tally.n_tokens,
         "features": features,
     }
     return write_page(path, render(data))
@@ -96,10 +100,10 @@ def render(data: dict[str, Any]) -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
 
 
-def _top_latents(index: LatentIndex, n_latents: int) -> tuple[Tensor, str]:
+def _top_latents(tally: Tally, n_latents: int) -> tuple[Tensor, str]:
     """int64[<= n_latents] by the page's rule, and the rule in words with its numbers."""
-    counts, n_tokens = index.firing.counts, index.firing.n_tokens
-    density, strongest = index.firing.density, index.top.values[:, 0]
+    counts, n_tokens = tally.counts, tally.n_tokens
+    density, strongest = tally.density, tally.top.values[:, 0]
     low, high = DENSITY_RANGE
     within = (density >= low) & (density <= high) & (counts >= MIN_FIRINGS)
     words = (
@@ -114,15 +118,14 @@ def _top_latents(index: LatentIndex, n_latents: int) -> tuple[Tensor, str]:
     return chosen, f"{words}; {len(chosen):,} shown. These are not a random sample: a latent's top firings flatter it."
 
 
-def _facts(sae: SparseAutoencoder, index: LatentIndex, evaluation: Evaluation | None) -> list[list[str]]:
+def _facts(sae: SparseAutoencoder, tally: Tally, evaluation: Evaluation | None) -> list[list[str]]:
     """Name and value of each line in the page's head."""
-    firing = index.firing
-    silent = int((firing.counts == 0).sum())
+    silent = int((tally.counts == 0).sum())
     kind = f"{sae.kind}, k={sae.config.k}" if sae.config.k else sae.kind
     facts = [
         ["SAE", f"{kind}, {sae.d_sae:,} latents, width {sae.d_model:,}"],
-        ["l0", f"{firing.l0:.1f}"],
-        ["tokens seen", f"{firing.n_tokens:,}"],
+        ["l0", f"{tally.l0:.1f}"],
+        ["tokens seen", f"{tally.n_tokens:,}"],
         ["never fired on them", f"{silent:,} ({silent / sae.d_sae:.1%})"],
     ]
     if evaluation is not None:
@@ -135,16 +138,22 @@ def _facts(sae: SparseAutoencoder, index: LatentIndex, evaluation: Evaluation | 
 
 
 def _features(
-    sae: SparseAutoencoder, store: ActivationStore, point: str, index: LatentIndex, latents: Tensor, contexts: Contexts
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    point: str,
+    tally: Tally,
+    latents: Tensor,
+    contexts: Contexts,
+    n_examples: int,
 ) -> list[dict[str, Any]]:
     """What the page shows of each latent, without the logit lens."""
-    table = feature_table(index, latents, contexts)
-    views = [table.latent(latent) for latent in latents.tolist()]
+    table = feature_table(tally, latents, contexts)
+    views = [table.latent(latent, n_examples) for latent in latents.tolist()]
     rows_of = {firing.row: contexts.rows_of(firing.context) for view in views for firing in view}
     values = _values_around(
         sae, store, point, latents, sorted({row for rows in rows_of.values() for row in rows if row >= 0})
     )
-    edges = ActivationHistogram.edges()
+    edges = bin_edges()
     norms = sae.W_dec[latents.to(sae.device)].detach().float().norm(dim=1).tolist()
     features = []
     for view, norm in zip(views, norms):
@@ -160,7 +169,7 @@ def _features(
             }
             for firing in view
         ]
-        counts = index.histogram.counts[view.latent]
+        counts = tally.histogram[view.latent]
         filled = counts.nonzero().flatten().tolist()
         span = range(filled[0], filled[-1] + 1) if filled else ()
         features.append(

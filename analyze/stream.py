@@ -60,22 +60,43 @@ def blocks(sae: SparseAutoencoder, store: ActivationStore, hook_point: str, star
     """
     shard_row = 0
     for shard, n_rows in enumerate(store.shard_rows):
-        first_row = max(shard_row, start_row)
-        for start in range(first_row - shard_row, n_rows, BLOCK_ROWS):
-            acts = store.acts(shard, hook_point, slice(start, start + BLOCK_ROWS))
-            if not acts.isfinite().all():
-                row = first_row + int((~acts.isfinite().all(1)).nonzero()[0])
-                raise ValueError(f"{store.path} {hook_point}: row {row} holds nan or infinity; harvest that store again")
-            yield Block(first_row, acts.to(sae.device, sae.dtype))
-            first_row += len(acts)
+        yield from shard_blocks(sae, store, hook_point, shard, shard_row, start_row)
         shard_row += n_rows
+
+
+def shard_blocks(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str, shard: int, shard_row: int, start_row: int = 0
+) -> Iterator[Block]:
+    """The rows of one shard in order, from start_row of the store on; shard_row: its first row in the store.
+
+    raises: ValueError when a row holds nan or infinity, naming it
+    """
+    first_row = max(shard_row, start_row)
+    for start in range(first_row - shard_row, store.shard_rows[shard], BLOCK_ROWS):
+        acts = store.acts(shard, hook_point, slice(start, start + BLOCK_ROWS))
+        if not acts.isfinite().all():
+            row = first_row + int((~acts.isfinite().all(1)).nonzero()[0])
+            raise ValueError(f"{store.path} {hook_point}: row {row} holds nan or infinity; harvest that store again")
+        yield Block(first_row, acts.to(sae.device, sae.dtype))
+        first_row += len(acts)
 
 
 def latent_blocks(
     sae: SparseAutoencoder, store: ActivationStore, hook_point: str, start_row: int = 0
 ) -> Iterator[tuple[int, SparseLatents]]:
     """(first row, latents) of every block from start_row on, without gradients, on the CPU."""
-    for first_row, acts in blocks(sae, store, hook_point, start_row):
+    return _encoded(sae, blocks(sae, store, hook_point, start_row))
+
+
+def shard_latents(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str, shard: int, shard_row: int
+) -> Iterator[tuple[int, SparseLatents]]:
+    """(first row, latents) of every block of one shard, as `latent_blocks` gives them."""
+    return _encoded(sae, shard_blocks(sae, store, hook_point, shard, shard_row))
+
+
+def _encoded(sae: SparseAutoencoder, rows: Iterator[Block]) -> Iterator[tuple[int, SparseLatents]]:
+    for first_row, acts in rows:
         with torch.no_grad():
             latents = sae.encode(acts)
         yield first_row, to_cpu(latents)

@@ -111,8 +111,11 @@ class FeatureTable:
     n_tokens: int
     contexts: Contexts
 
-    def latent(self, latent: int) -> LatentFirings:
-        """The strongest firings of one latent with their text. raises: ValueError when the table lacks it."""
+    def latent(self, latent: int, n: int | None = None) -> LatentFirings:
+        """The strongest firings of one latent, n or all that the table has, with their text.
+
+        raises: ValueError when the table lacks the latent
+        """
         found = (self.latents == latent).nonzero()
         if not len(found):
             raise ValueError(
@@ -120,7 +123,7 @@ class FeatureTable:
                 "ask max_activating_tokens for it, or leave latents= out to have all"
             )
         i = int(found[0])
-        kept = zip(self.values[i].tolist(), self.rows[i].tolist())
+        kept = zip(self.values[i, :n].tolist(), self.rows[i, :n].tolist())
         firings = tuple(Firing(value, self.contexts.at(row)) for value, row in kept if row >= 0)
         return LatentFirings(latent, int(self.n_fired[i]), self.n_tokens, firings)
 

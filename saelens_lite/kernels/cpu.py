@@ -1,4 +1,4 @@
-"""The kernels of cpu.c and screen.c: compiled at first use by the machine's C compiler, loaded through ctypes.
+"""The kernels of cpu.c, screen.c and tally.c: compiled at first use by the machine's C compiler, loaded through ctypes.
 
 Without a compiler `library()` is None and the embedding bags of bags.py do the work. The result is cached by source and
 compiler in the user's cache folder.
@@ -26,7 +26,7 @@ from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each
 
 log = logging.getLogger(__name__)
 
-_SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "screen.c", "rows.h")]
+_SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "screen.c", "tally.c", "rows.h")]
 _COMPILE = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11", "-c"]
 
 

@@ -1,0 +1,71 @@
+"""Counting firings and neighbours among them, by tally.c; the callers, in analyze, define both in plain torch."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from saelens_lite.kernels import cpu
+
+
+def tally_(
+    values: Tensor,
+    indices: Tensor,
+    offsets: Tensor,
+    k: int | None,
+    first_row: int,
+    row_bins: Tensor | None,
+    seed: int,
+    counts: Tensor,
+    first_fired: Tensor,
+    last_fired: Tensor,
+    histogram: Tensor,
+    positions: Tensor,
+    top_values: Tensor,
+    top_rows: Tensor,
+    sample_values: Tensor,
+    sample_rows: Tensor,
+) -> bool:
+    """Add a block of latents to the tables of a Tally, in place; False, and nothing done, where that cannot be had.
+
+    values, indices, offsets, k: as in SparseLatents; row_bins: uint8[rows] or None; the tables: see analyze/tally.py
+    """
+    if not _usable(values, top_values, sample_values):
+        return False
+    rows = len(offsets) - 1
+    sizes = (len(counts), histogram.shape[1], positions.shape[1], top_rows.shape[1], sample_rows.shape[1])
+    tables = (counts, first_fired, last_fired, histogram, positions, top_values, top_rows, sample_values, sample_rows)
+    cpu._call(
+        "tally", values, indices.contiguous(), None if k else offsets, rows, k or 0, first_row, row_bins, seed,
+        torch.get_num_threads(), *sizes, *tables,
+    )  # fmt: skip
+    return True
+
+
+def _usable(*tensors: Tensor) -> bool:
+    return os.environ.get("SAELENS_LITE_KERNELS", "") in ("", "cpu") and cpu.usable(*tensors)
+
+
+def cofiring_(
+    offsets: Tensor,
+    latents: Tensor,
+    starts: Tensor,
+    places: Tensor,
+    min_together: int,
+    jaccard_ids: Tensor,
+    lift_ids: Tensor,
+    jaccard: Tensor,
+    lift: Tensor,
+) -> bool:
+    """Fill the tables of nearest latents, int32 and float64 [d_sae m]; False, and nothing done, where that cannot be had.
+
+    offsets, latents: int64[rows + 1], int32[n_pairs], the latents of each row
+    starts, places: int64[d_sae + 1], int64[n_pairs], the rows of each latent
+    """
+    if not _usable(torch.empty(0)):
+        return False
+    sizes = (len(starts) - 1, jaccard_ids.shape[1], min_together)
+    cpu._call("cofiring", offsets, latents.contiguous(), starts, places, *sizes, jaccard_ids, lift_ids, jaccard, lift)
+    return True

@@ -1,6 +1,8 @@
 """Several processes that torchrun started for one piece of work: which of them this is, and sums over all of them.
 
 Alone, and outside `joined`, every reduction gives back what it got: code that calls them reads as for one process.
+Processes may stand in a mesh of two axes, "data" × "latents", process r at (r // L, r % L): of a dictionary whose latents
+are divided among L, all in a row have the same tokens and all in a column the same latents. Reductions then go over an axis.
 """
 
 from __future__ import annotations
@@ -10,15 +12,27 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Axis = Literal["data", "latents"]
+
 _PATIENCE = datetime.timedelta(days=1)
 """How long one process waits for another; torchrun ends them all as soon as one fails."""
 
+_MESSAGE_BYTES = 2**30
+"""Of what one process sends another at a time."""
+
 _MEETINGS = itertools.count()
+
+_mesh: DeviceMesh | None = None
+"""Where the processes stand; None while all of them are along "data"."""
 
 
 def several_processes() -> bool:
@@ -26,8 +40,10 @@ def several_processes() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def rank() -> int:
-    """The place of this process among those that torchrun started; 0 alone."""
+def rank(axis: Axis | None = None) -> int:
+    """The place of this process among those that torchrun started, or along an axis; 0 alone."""
+    if axis is not None:
+        return _mesh.get_local_rank(axis) if _mesh else rank() % world_size(axis)
     if world_size() > 1:
         return dist.get_rank()
     return int(os.environ.get("RANK", "0")) if several_processes() else 0
@@ -56,14 +72,17 @@ def meeting(purpose: str, patience: datetime.timedelta) -> tuple[dist.Store, int
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[None]:
+def joined(device: torch.device, latent_shards: int = 1) -> Iterator[None]:
     """Within it, the functions below reach over all processes that torchrun started; alone, it does nothing.
 
     device: where this process computes; tensors there go by nccl if that is CUDA, those on the CPU by gloo
+    latent_shards: length of the axis "latents"; that of "data" is what the number of processes leaves
+    raises: ValueError where it does not divide the number of processes
     A process group that is there already is used as it is.
     """
     if not several_processes() or dist.is_initialized():
-        yield
+        with _meshed(device, latent_shards):
+            yield
         return
     cuda = device.type == "cuda"
     kv, this, n_processes = meeting("group", _PATIENCE)
@@ -71,51 +90,109 @@ def joined(device: torch.device) -> Iterator[None]:
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
         dist.init_process_group(backend, store=kv, rank=this, world_size=n_processes, timeout=_PATIENCE)
         try:
-            yield
+            with _meshed(device, latent_shards):
+                yield
         finally:
             dist.destroy_process_group()
 
 
-def world_size() -> int:
-    """How many processes the reductions reach over."""
+@contextmanager
+def _meshed(device: torch.device, latent_shards: int) -> Iterator[None]:
+    global _mesh
+    n = world_size()
+    if n % latent_shards:
+        raise ValueError(
+            f"latent_shards expected a divisor of {n}, the number of processes, got {latent_shards}: start "
+            f"`torchrun --nproc-per-node {latent_shards}`, or a multiple of it, or choose another latent_shards"
+        )
+    if latent_shards > 1:
+        from torch.distributed.device_mesh import DeviceMesh
+
+        ranks = torch.arange(n).view(-1, latent_shards)
+        # init_device_mesh would give its groups torch's patience of minutes: too little for one that waits on a disk.
+        groups = [dist.new_subgroups_by_enumeration(lines.tolist(), timeout=_PATIENCE)[0] for lines in (ranks.T, ranks)]
+        _mesh = DeviceMesh.from_group(groups, device.type, mesh=ranks, mesh_dim_names=("data", "latents"))
+    try:
+        yield
+    finally:
+        _mesh = None
+
+
+def world_size(axis: Axis | None = None) -> int:
+    """How many processes the reductions reach over: all of them, or those along an axis."""
+    if axis is not None and _mesh is not None:
+        return _mesh.size(("data", "latents").index(axis))
+    if axis == "latents":
+        return 1
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def sum_(tensor: Tensor) -> Tensor:
+def _group(axis: Axis | None) -> dist.ProcessGroup | None:
+    return None if axis is None or _mesh is None else _mesh.get_group(axis)
+
+
+def sum_(tensor: Tensor, axis: Axis | None = None) -> Tensor:
     """The sum over processes, in place; of a contiguous tensor."""
-    if world_size() > 1:
-        dist.all_reduce(tensor)
+    if world_size(axis) > 1:
+        dist.all_reduce(tensor, group=_group(axis))
     return tensor
 
 
-def mean(tensor: Tensor) -> Tensor:
+def mean(tensor: Tensor, axis: Axis | None = None) -> Tensor:
     """The mean over processes."""
-    return tensor if world_size() == 1 else sum_(tensor / world_size())
+    return tensor if world_size(axis) == 1 else sum_(tensor / world_size(axis), axis)
 
 
-def largest(number: int) -> int:
+def total(number: float, axis: Axis | None = None) -> float:
+    """The sum of the processes' numbers."""
+    return number if world_size(axis) == 1 else float(sum_(torch.tensor(number, dtype=torch.float64), axis))
+
+
+def largest(number: int, axis: Axis | None = None) -> int:
     """The largest of the processes' numbers. Nobody returns before all have asked, so it is a barrier as well."""
-    if world_size() == 1:
+    if world_size(axis) == 1:
         return number
     numbers = torch.tensor(number)
-    dist.all_reduce(numbers, dist.ReduceOp.MAX)
+    dist.all_reduce(numbers, dist.ReduceOp.MAX, group=_group(axis))
     return int(numbers)
 
 
 @torch.no_grad()
-def from_first_(tensor: Tensor) -> Tensor:
+def from_first_(tensor: Tensor, axis: Axis | None = None) -> Tensor:
     """What the tensor is in the first process, in place."""
-    if world_size() > 1:
+    if world_size(axis) > 1:
         values = tensor.contiguous()
-        dist.broadcast(values, 0)
+        dist.broadcast(values, group=_group(axis), group_src=0)
         tensor.copy_(values)
     return tensor
 
 
-def gathered(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor, axis: Axis | None = None) -> Tensor:
     """The tensors of all processes, of one shape, in order of rank: [world_size ...]."""
-    every = tensor.new_empty(world_size(), *tensor.shape)
-    if world_size() == 1:
+    every = tensor.new_empty(world_size(axis), *tensor.shape)
+    if world_size(axis) == 1:
         return every.copy_(tensor)
-    dist.all_gather_into_tensor(every.view(-1), tensor.contiguous().view(-1))
+    dist.all_gather_into_tensor(every.view(-1), tensor.contiguous().view(-1), group=_group(axis))
     return every
+
+
+@torch.no_grad()
+def end_to_end(tensor: Tensor, axis: Axis) -> Tensor | None:
+    """The tensors of all processes along an axis, of one shape [n ...], as one [world_size · n ...] on the CPU of the first.
+
+    One after the other: no other process and no device holds more than its own. returns: None in all but the first
+    """
+    own, rank_here = tensor.detach().cpu().contiguous(), rank(axis)
+    if world_size(axis) == 1:
+        return own
+    rows = max(1, _MESSAGE_BYTES * len(own) // max(1, own.nbytes))
+    if rank_here > 0:
+        for piece in own.split(rows):
+            dist.send(piece, group=_group(axis), group_dst=0)
+        return None
+    every = own.new_empty(world_size(axis), *own.shape)
+    every[0] = own
+    for sender in range(1, len(every)):
+        for piece in every[sender].split(rows):
+            dist.recv(piece, group=_group(axis), group_src=sender)
+    return every.flatten(0, 1)

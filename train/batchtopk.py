@@ -42,14 +42,10 @@ class BatchTopK(TopK):
     def select(self, inputs: Tensor) -> Pairs:
         """The k · B largest positive pre-activations of the batch; the running threshold follows the least of them.
 
-        Of several processes each gets those in its rows of the batch.
+        Of several processes each gets those in its rows of the batch, and of its latents.
         """
-        n_pairs = self.k * len(inputs)
-        if distributed.world_size() == 1:
-            pairs = self._largest(inputs, n_pairs, self.workspace.products)
-            least = _just_below(pairs.values)
-        else:
-            pairs, least = self._largest_of_all(inputs, n_pairs)
+        n_pairs = self.k * len(inputs) * distributed.world_size("data")
+        pairs, least = self._largest_of_all(inputs, n_pairs, self.workspace.products)
         self.threshold = torch.where(self.threshold.isnan(), least, self.threshold.lerp(least, _THRESHOLD_RATE))
         self.sae.threshold.copy_(self.threshold)
         return pairs
@@ -57,28 +53,35 @@ class BatchTopK(TopK):
     @torch.no_grad()
     def calibrate(self, acts: Tensor) -> None:
         """The SAE's threshold becomes the one above which these rows have k latents each, on average."""
-        self.sae.threshold.copy_(_just_below(self._largest(acts - self.sae.b_dec, self.config.k * len(acts)).values))
+        _, least = self._largest_of_all(acts - self.sae.b_dec, self.config.k * len(acts), axis="latents")
+        self.sae.threshold.copy_(least)
 
-    def _largest_of_all(self, inputs: Tensor, n_pairs: int) -> tuple[Pairs, Tensor]:
-        """Of the n_pairs · world_size largest in the rows of all processes, those in these rows; and just below the least.
+    def _largest_of_all(
+        self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None, axis: distributed.Axis | None = None
+    ) -> tuple[Pairs, Tensor]:
+        """Of the n_pairs largest positive pre-activations in all processes, those in this one; and just below the least.
 
         Every process shows the others its largest, a few more than its part would be. Where all that one showed are among
-        the largest of all it may have further ones: then all show twice as many, up to n_pairs · world_size.
+        the largest of all it may have further ones: then all show twice as many, up to n_pairs.
         """
-        n_all, shown = n_pairs * distributed.world_size(), n_pairs + n_pairs // 8
+        n_processes = distributed.world_size(axis)
+        if n_processes == 1:
+            pairs = self._largest(inputs, n_pairs, workspace)
+            return pairs, _just_below(pairs.values)
+        shown = -(-n_pairs * 9 // (8 * n_processes))
         while True:
-            shown = min(shown, n_all)
-            values, indices, offsets = self._largest(inputs, shown, self.workspace.products)
-            every = distributed.gathered(torch.nn.functional.pad(values, (0, shown - len(values))))
-            nth = every.view(-1).kthvalue(every.numel() - n_all + 1).values
+            shown = min(shown, n_pairs)
+            values, indices, offsets = self._largest(inputs, shown, workspace)
+            every = distributed.gathered(torch.nn.functional.pad(values, (0, shown - len(values))), axis)
+            nth = every.view(-1).kthvalue(every.numel() - n_pairs + 1).values
             least_shown = every.amin(1)
-            if shown == n_all or not bool(((least_shown >= nth) & (least_shown > 0)).any()):
+            if shown == n_pairs or not bool(((least_shown >= nth) & (least_shown > 0)).any()):
                 break
             shown *= 2
         above, equal = every > nth, (every == nth) & (every > 0)
-        places = equal.view(-1).cumsum(0).view_as(equal)  # of equal ones the lower rows, as in one process
-        kept = above | (equal & (places <= n_all - above.sum()))
-        ours = kept[distributed.rank(), : len(values)]
+        places = equal.view(-1).cumsum(0).view_as(equal)  # of equal ones those of the first process
+        kept = above | (equal & (places <= n_pairs - above.sum()))
+        ours = kept[distributed.rank(axis), : len(values)]
         offsets = torch.nn.functional.pad(ours.cumsum(0), (1, 0))[offsets]
         return Pairs(values[ours], indices[ours], offsets), _just_below(every[kept])
 

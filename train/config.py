@@ -168,6 +168,9 @@ class TrainConfig:
     """How many of the newest are kept, each three times the SAE's size; of a finished run none."""
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""
+    latent_shards: int = 1
+    """Processes of a torchrun among which the latents are divided, for a dictionary larger than one device; their number
+    over this is how many share each batch. Rounding apart, every division trains the same SAE."""
     wandb_project: str | None = None
     """Weights & Biases project to log to as well; None: no wandb."""
     progress: bool = True
@@ -188,7 +191,7 @@ class TrainConfig:
         check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
         for name in (
             "k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "eval_ce_tokens", "log_every_steps",
-            "keep_checkpoints",
+            "keep_checkpoints", "latent_shards",
         ):  # fmt: skip
             check(getattr(self, name) >= 1, name, "a positive number")
         for name in (

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saelens_lite import kernels
 
+from . import parallel
 from .init import L1_ENCODER_SCALE
 from .kinds import Kind
 from .step import PairPlaces, StepStats, few_pairs, write_gradients
@@ -42,7 +43,7 @@ class Gated(Kind):
         values = (products * gain[indices] + sae.b_mag[indices]).relu_()
 
         def pass_over(values: Tensor) -> kernels.TokenPass:
-            return kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets)
+            return parallel.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets)
 
         recons_grad, value_grads, sq_error = pass_over(values)
         gate_recons_grad, gate_grads, _ = pass_over(gate)
@@ -58,16 +59,16 @@ class Gated(Kind):
         enc_grad, product_grad = enc_grad + gate_enc_grad, product_grad + sae.b_gate.grad
         write_gradients(sae, dec_grad, enc_grad, product_grad, recons_grad.sum(0), train_decoder=self.train_decoder)
         self.contract_pairs(values, indices, n_tokens)
-        l0 = (values > 0).sum() / n_tokens
-        return StepStats(sq_error.mean(), gate.sum() / n_tokens, l0), fired
+        l1, l0 = gate.sum() / n_tokens, (values > 0).sum(dtype=acts.dtype) / n_tokens
+        return StepStats(sq_error.mean(), parallel.over_latents(l1), parallel.over_latents(l0)), fired
 
     def _dense(
         self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float
     ) -> tuple[StepStats, Tensor]:
         sae, n_tokens, gain = self.sae, len(acts), self.sae.r_mag.exp()
         latent_acts = torch.addcmul(sae.b_mag, products, gain).relu_().mul_(gate > 0)
-        error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
-        gate_error = torch.addmm(sae.b_dec, gate, sae.W_dec).sub_(acts)
+        error = parallel.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
+        gate_error = parallel.decode(gate, sae.W_dec, sae.b_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         l1 = gate.sum() / n_tokens
 
@@ -86,7 +87,8 @@ class Gated(Kind):
             sae, dec_grad, product_grad.T @ inputs, product_grad.sum(0), recons_grad.sum(0), train_decoder=self.train_decoder
         )
         self.contract(n_fired, n_tokens)
-        return StepStats(reconstruction, l1, n_fired.sum() / n_tokens), n_fired > 0
+        l0 = n_fired.sum() / n_tokens
+        return StepStats(reconstruction, parallel.over_latents(l1), parallel.over_latents(l0)), n_fired > 0
 
 
 KIND = Gated

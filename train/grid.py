@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 Grid = Mapping[str, Iterable[Any]] | Sequence[Mapping[str, Any]]
 
-_COMMON_FIELDS = ("store", "output", "overwrite", "device", "progress", "baseline")
+_COMMON_FIELDS = ("store", "output", "overwrite", "device", "progress", "baseline", "latent_shards")
 """What all members of a grid share."""
 
 
@@ -69,7 +69,8 @@ def train_grid(
     """
     stores = opened([store] if isinstance(store, Store) else store)
     members = grid_members(stores, grid, config, **fields)
-    with distributed.joined(device_of(next(iter(members.values())))):
+    common = next(iter(members.values()))
+    with distributed.joined(device_of(common), common.latent_shards):
         saes, broken = _train(stores, members, model)
     if broken:
         raise FloatingPointError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -10,24 +11,27 @@ from torch import Tensor
 from saelens_lite.nonlinearity import geometric_median
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 
+from . import parallel
+
+_PIECE_ROWS = 4096
+
 L1_ENCODER_SCALE = 0.1
 """Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then, one of norm 1
 many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""
 
 
 def initial_sae(config: SAEConfig, sample: Tensor, seed: int, encoder_scale: float = 1.0) -> SparseAutoencoder:
-    """A fresh SAE for rows such as `sample`.
+    """A fresh SAE for rows such as `sample`; where latents are divided, this process's shard of it.
 
     sample: float[n d_model], rows in the scale of training
     encoder_scale: of W_enc; 1 where few latents are on at a time, L1_ENCODER_SCALE under an L1 penalty
     W_dec rows are random unit vectors, W_enc = encoder_scale · W_decᵀ (Gao et al. 2024, appendix A.1: few latents start
     dead), b_enc is 0 and b_dec the geometric median of the sample.
     """
-    sae = SparseAutoencoder(config)
-    generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(config.d_sae, config.d_model, generator=generator)
+    sae = SparseAutoencoder(parallel.shard_config(config))
     with torch.no_grad():
-        sae.W_dec.copy_(torch.nn.functional.normalize(rows, dim=1))
+        sae.W_dec.copy_(random_rows(config.d_sae, config.d_model, seed, parallel.first_latent(sae), sae.d_sae))
+        sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
         sae.W_enc.copy_(encoder_scale * sae.W_dec.T)
         sae.b_dec.copy_(geometric_median(sample))
     return sae
@@ -54,7 +58,7 @@ def sae_to_finetune(config: SAEConfig, folder: str, scale: float, unit_decoder: 
     if not sae.config.apply_b_dec_to_input:
         _subtract_b_dec_from_input_(sae)
     sae.config = dataclasses.replace(config, d_sae=sae.d_sae)
-    sae = fold_scale(sae, 1 / scale)
+    sae = parallel.shard(fold_scale(sae, 1 / scale))
     return fold_decoder_norms_(sae) if unit_decoder else sae
 
 
@@ -76,6 +80,18 @@ _TRAINED_AS = {
     "jumprelu": ("jumprelu", "batchtopk", "matryoshka"),
 }
 """Kinds of TrainConfig, by SAEConfig.kind."""
+
+
+def random_rows(n_rows: int, d_model: int, seed: int, first: int, n: int) -> Tensor:
+    """Rows first … first + n − 1 of torch.randn(n_rows, d_model) of that seed, without holding many of the others."""
+    generator, kept = torch.Generator().manual_seed(seed), []
+    # torch draws normal numbers by sixteens, and the last ones anew where sixteen does not divide them: so pieces of a
+    # multiple of 16 rows, the last one not short, are what one piece would be.
+    starts = range(0, max(1, n_rows // _PIECE_ROWS) * _PIECE_ROWS, _PIECE_ROWS)
+    for start, end in pairwise([*starts, n_rows]):
+        rows = torch.randn(end - start, d_model, generator=generator)
+        kept.append(rows[max(0, first - start) : max(0, first + n - start)].clone())
+    return torch.cat(kept)
 
 
 def input_scale(mean_sq_norm: float, d_model: int) -> float:

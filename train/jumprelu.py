@@ -17,6 +17,7 @@ from torch import Tensor
 from saelens_lite import distributed, kernels
 from saelens_lite.sae import SparseAutoencoder
 
+from . import parallel
 from .config import TrainConfig
 from .kinds import Kind
 from .step import PairPlaces, StepStats, few_pairs, write_gradients
@@ -62,7 +63,7 @@ class JumpReLU(Kind):
         """The step penalty and its derivative, of l0 float[""]."""
         if self.config.target_l0 is None:
             return l0, torch.ones_like(l0)
-        distance = distributed.mean(l0) / self.config.target_l0 - 1  # of the whole batch, in which it is not linear
+        distance = distributed.mean(l0, "data") / self.config.target_l0 - 1  # of the whole batch, in which it is not linear
         return distance.square(), 2 * distance / self.config.target_l0
 
     def _sparse(
@@ -72,10 +73,10 @@ class JumpReLU(Kind):
         sae, threshold, (tokens, indices, offsets) = self.sae, self.sae.threshold, pairs
         above = pre_acts[tokens, indices] - threshold[indices]
         values = pre_acts[tokens, indices] * (above > 0)
-        recons_grad, pair_grads, sq_error = kernels.token_pass(
+        recons_grad, pair_grads, sq_error = parallel.token_pass(
             acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / len(acts), offsets=offsets
         )
-        l0 = (values > 0).sum(dtype=acts.dtype) / len(acts)
+        l0 = parallel.over_latents((values > 0).sum(dtype=acts.dtype) / len(acts))
         penalty, l0_grad = self._l0_penalty(l0)
         jumps = (threshold[indices] * pair_grads + coeff * l0_grad) * (above.abs() < self.bandwidth / 2)
         threshold_grad = torch.zeros_like(threshold).index_add_(0, indices, jumps) / -self.bandwidth
@@ -91,7 +92,7 @@ class JumpReLU(Kind):
         sae, config, n_tokens, threshold = self.sae, self.config, len(acts), self.sae.threshold
         on = (pre_acts > threshold).to(acts.dtype)  # masks as numbers: each product would convert them again
         latent_acts = pre_acts * on
-        error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
+        error = parallel.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         recons_grad = error.mul_(2.0 / n_tokens)
         dec_grad = latent_acts.T @ recons_grad
@@ -99,7 +100,7 @@ class JumpReLU(Kind):
         # Where the estimate of ∂ 1[pre_acts > threshold] / ∂threshold is −1 / bandwidth.
         near = ((pre_acts - threshold).abs_() < self.bandwidth / 2).to(acts.dtype)
         n_fired = on.sum(0)
-        l0 = n_fired.sum() / n_tokens
+        l0 = parallel.over_latents(n_fired.sum() / n_tokens)
 
         if config.jumprelu_penalty == "step":
             penalty, l0_grad = self._l0_penalty(l0)
@@ -109,7 +110,7 @@ class JumpReLU(Kind):
         else:
             norms = self.decoder_norms()
             tanh = (_TANH_SCALE * norms * latent_acts).tanh_()
-            penalty = tanh.sum() / n_tokens
+            penalty = parallel.over_latents(tanh.sum() / n_tokens)
             slope = (1 - tanh.square_()).mul_(_TANH_SCALE * coeff)  # of the penalty, in latent_acts · norm
             acts_grad += slope * norms
             threshold_grad = threshold * (acts_grad * near).sum(0) / -self.bandwidth

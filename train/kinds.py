@@ -15,6 +15,7 @@ from torch import Tensor
 from saelens_lite import distributed, kernels
 from saelens_lite.sae import SparseAutoencoder
 
+from . import parallel
 from .config import TrainConfig
 from .contraction import add_contraction
 from .draws import row_noise
@@ -24,7 +25,7 @@ from .step import StepStats, unit_rows_
 class Kind:
     """How an SAE of one kind is trained: its gradients, and whatever it needs around the optimiser's step.
 
-    sae: in the scale of training, on the device to train on
+    sae: in the scale of training, on the device to train on; of latents that are divided, this process's shard
     """
 
     sae_kind: ClassVar[str]
@@ -43,6 +44,11 @@ class Kind:
         self.sae, self.config = sae, config
         self.train_decoder = not config.freeze_decoder
         self.step = 0
+
+    @property
+    def d_sae(self) -> int:
+        """Latents of all shards."""
+        return self.sae.d_sae * parallel.n_shards()
 
     @property
     def uses_dead(self) -> bool:
@@ -64,6 +70,8 @@ class Kind:
         acts: float[B d_model]; dead: int64[m], or None where `uses_dead` is False
         ramp: share of the sparsity coefficient in (0, 1], which rises over the first steps
         returns: the stats and fired bool[d_sae]
+        Of a shard: what a dense tensor would show of its latents; b_dec's gradient is a part of a sum over shards. Every
+        branch exchanges alike, as shards need not take the same one.
         """
         raise NotImplementedError
 
@@ -74,7 +82,7 @@ class Kind:
         """
         inputs = torch.sub(acts, self.sae.b_dec, out=out)
         if self.config.input_noise:
-            first_row = distributed.rank() * len(acts) if distributed.world_size() > 1 else 0
+            first_row = distributed.rank("data") * len(acts)
             inputs.add_(row_noise(acts, first_row, self.config.seed, self.step), alpha=self.config.input_noise)
         return inputs
 

@@ -35,7 +35,8 @@ def train_sae(
 
     Stopped or killed, the same call goes on at the last checkpoint and ends with the same SAE, bit for bit on a CPU with as
     many threads. So does one that differs only in where it reads, writes its progress and computes; see state.py.
-    Called in all processes of a torchrun, each computes the gradients of its share of every batch; the first writes.
+    Called in all processes of a torchrun, each computes the gradients of its share of every batch, and of its shard of the
+    latents where `latent_shards` divides them; the first writes.
 
     store: an open store or its folder; or several, of which each batch has the shares that `store_weights` say
     config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each. Without it
@@ -43,7 +44,7 @@ def train_sae(
     model: the language model that was harvested; evaluations then tell what the reconstruction costs it in cross-entropy,
         as held_out_delta_ce
     returns: the SAE, in the units of the store's activations, on the training device, in every process; also saved to
-        config.output
+        config.output. Where latents are divided, on the CPU of the first process, and without weights ("meta") in others
     raises: ValueError for a wrong field, stores that do not go together, too few rows, a batch that the processes cannot
         share equally, or an output that holds a finished run, another or one that is running; CheckpointError if all its
         checkpoints are damaged or one cannot be written; FloatingPointError for a row that is not finite, with its shard,
@@ -53,7 +54,7 @@ def train_sae(
     stores = [store] if isinstance(store, Store) else list(store)
     config = configured(config, fields, stores)
     stores = opened(stores)
-    with distributed.joined(device_of(config)):
+    with distributed.joined(device_of(config), config.latent_shards):
         rows = rows_for(stores, config)
         runs = [run_for(rows, config, model)]
         if config.baseline and finished(rows, baseline_of(config)) is None:

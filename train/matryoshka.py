@@ -13,6 +13,7 @@ from torch import Tensor
 from saelens_lite.kernels.reference import token_ids
 from saelens_lite.sae import SparseAutoencoder
 
+from . import parallel
 from .batchtopk import BatchTopK
 from .config import TrainConfig
 from .step import Pairs, StepStats, add_auxk
@@ -23,10 +24,10 @@ class Matryoshka(BatchTopK):
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
         super().__init__(sae, config)
-        widths = [round(fraction * sae.d_sae) for fraction in config.matryoshka_fractions]
+        widths = [round(fraction * self.d_sae) for fraction in config.matryoshka_fractions]
         if sorted({0, *widths}) != [0, *widths]:
             raise ValueError(
-                f"TrainConfig.matryoshka_fractions expected prefixes that grow, got {widths} of {sae.d_sae} latents: "
+                f"TrainConfig.matryoshka_fractions expected prefixes that grow, got {widths} of {self.d_sae} latents: "
                 "leave out the smallest or widen the dictionary"
             )
         self.widths = torch.tensor(widths, device=sae.device)
@@ -42,13 +43,13 @@ class Matryoshka(BatchTopK):
         auxk = add_auxk(sae, inputs, by_prefix[:, -1] / -scale, dead, work.latents, self.config)
         self.write(work.latents, by_prefix[:, 0].sum(0))
         self.contract_pairs(values, indices, len(acts))
-        l0 = (values > 0).sum() / len(acts)
+        l0 = parallel.over_latents((values > 0).sum(dtype=acts.dtype)) / len(acts)
         return StepStats(work.tokens.sq_error.mean(), auxk, l0), work.latents.fired
 
     def _nested(self, indices: Tensor, offsets: Tensor) -> Tensor:
         """int64[J·B + 1], J prefixes, for pairs in order of (token, latent), which are then in order of (token, prefix)."""
-        n_prefixes = len(self.widths)
-        bags = token_ids(offsets, len(indices)) * n_prefixes + torch.bucketize(indices, self.widths, right=True)
+        n_prefixes, widths = len(self.widths), self.widths - parallel.first_latent(self.sae)
+        bags = token_ids(offsets, len(indices)) * n_prefixes + torch.bucketize(indices, widths, right=True)
         return torch.searchsorted(bags, torch.arange((len(offsets) - 1) * n_prefixes + 1, device=bags.device))
 
 

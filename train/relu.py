@@ -7,6 +7,7 @@ from torch import Tensor
 
 from saelens_lite import kernels
 
+from . import parallel
 from .init import L1_ENCODER_SCALE
 from .kinds import Kind
 from .step import PairPlaces, StepStats, few_pairs, write_gradients
@@ -34,7 +35,7 @@ class ReLU(Kind):
     ) -> tuple[StepStats, Tensor]:
         sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
         values = latent_acts[tokens, indices]
-        recons_grad, pair_grads, sq_error = kernels.token_pass(
+        recons_grad, pair_grads, sq_error = parallel.token_pass(
             acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets
         )
         dec_grad, enc_grad, sae.b_enc.grad, fired = kernels.latent_pass(
@@ -42,11 +43,12 @@ class ReLU(Kind):
         )
         write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
         self.contract_pairs(values, indices, n_tokens)
-        return StepStats(sq_error.mean(), values.sum() / n_tokens, acts.new_tensor(len(values) / n_tokens)), fired
+        l1, l0 = values.sum() / n_tokens, acts.new_tensor(len(values) / n_tokens)
+        return StepStats(sq_error.mean(), parallel.over_latents(l1), parallel.over_latents(l0)), fired
 
     def _dense(self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float) -> tuple[StepStats, Tensor]:
         sae, n_tokens = self.sae, len(acts)
-        error = torch.addmm(sae.b_dec, latent_acts, sae.W_dec).sub_(acts)
+        error = parallel.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         recons_grad = error.mul_(2.0 / n_tokens)
 
@@ -66,7 +68,8 @@ class ReLU(Kind):
             sae, dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
         )
         self.contract(n_fired, n_tokens)
-        return StepStats(reconstruction, l1, n_fired.sum() / n_tokens), n_fired > 0
+        l0 = n_fired.sum() / n_tokens
+        return StepStats(reconstruction, parallel.over_latents(l1), parallel.over_latents(l0)), n_fired > 0
 
 
 KIND = ReLU

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from saelens_lite import distributed
 
+from . import parallel
 from .draws import RESAMPLING, generator
 from .kinds import Kind
 from .step import DeadTracker
@@ -33,25 +34,28 @@ def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tens
     moments: of Adam, for each parameter with a first dimension of d_sae that says of which latent
     acts: float[B d_model]; step: at which this happens: the draw is a function of (config.seed, step) and of the losses
     """
-    sae, dead = kind.sae, tracker.dead()
+    sae, silent = kind.sae, distributed.gathered(tracker.tokens_since_fired, "latents").view(-1)
+    dead = (silent >= tracker.dead_after_tokens).nonzero().view(-1)  # of all shards, as is `latents`
     if not dead.numel():
         return
-    inputs, error = acts - sae.b_dec, acts - sae(acts).recons
+    inputs, error = acts - sae.b_dec, acts - parallel.forward(sae, acts, sae.config.k).recons
     losses = torch.linalg.vecdot(error, error) * (inputs != 0).any(1)  # b_dec itself has no direction
-    places = draw_rows(distributed.gathered(losses).view(-1), len(dead), kind.config.seed, step).to(acts.device)
-    longest = tracker.tokens_since_fired[dead].argsort(descending=True, stable=True)
+    places = draw_rows(distributed.gathered(losses, "data").view(-1), len(dead), kind.config.seed, step).to(acts.device)
+    longest = silent[dead].argsort(descending=True, stable=True)
     latents = dead[longest[: len(places)]]
     directions = torch.nn.functional.normalize(_rows_of_all(inputs, places), dim=1)
 
     norms = torch.linalg.vector_norm(sae.W_enc, dim=0)
-    alive = torch.ones_like(norms, dtype=torch.bool).index_fill_(0, dead, len(dead) == sae.d_sae)  # all where none is
-    sae.W_enc[:, latents] = (_ENCODER_SCALE * norms[alive].mean() * directions).T
-    sae.W_dec[latents] = directions
-    kind.restart(latents)
+    alive = (tracker.tokens_since_fired < tracker.dead_after_tokens) | (len(dead) == kind.d_sae)  # all where none is
+    mean_norm = parallel.over_latents(norms[alive].sum()) / parallel.over_latents(alive.sum())
+    own, ours = parallel.own_latents(latents, sae)
+    sae.W_enc[:, own] = (_ENCODER_SCALE * mean_norm * directions[ours]).T
+    sae.W_dec[own] = directions[ours]
+    kind.restart(own)
     for first, second in moments:
-        first[latents] = 0
-        second[latents] = 0
-    tracker.tokens_since_fired[latents] = 0
+        first[own] = 0
+        second[own] = 0
+    tracker.tokens_since_fired[own] = 0
     if distributed.rank() == 0:
         log.info("step %d: %d of %d dead latents resampled", step, len(latents), len(dead))
 
@@ -69,6 +73,6 @@ def draw_rows(losses: Tensor, n: int, seed: int, step: int) -> Tensor:
 
 def _rows_of_all(rows: Tensor, places: Tensor) -> Tensor:
     """Those at places int64[m] of the whole batch, of which rows float[B d] are this process's part; float[m d]."""
-    own = places - (distributed.rank() * len(rows) if distributed.world_size() > 1 else 0)
+    own = places - distributed.rank("data") * len(rows)
     ours = (own >= 0) & (own < len(rows))
-    return distributed.sum_(torch.where(ours[:, None], rows[own.clamp(0, len(rows) - 1)], 0.0))
+    return distributed.sum_(torch.where(ours[:, None], rows[own.clamp(0, len(rows) - 1)], 0.0), "data")

@@ -61,7 +61,7 @@ class Rows(Protocol):
         """What an SAE's metadata say of its rows."""
 
     def batch(self, step: int) -> Tensor:
-        """float32[rows d_model] of a step counted from 0; of several processes each gets its share of the batch."""
+        """float32[rows d_model] of a step counted from 0; of several processes along the axis "data" each gets its share."""
 
     def sample(self, n_rows: int) -> Tensor:
         """float32[m d_model] on the CPU: at most n_rows of those trained on, evenly spread over them."""
@@ -101,7 +101,7 @@ class StoreRows:
         config: TrainConfig,
         device: torch.device | str = "cpu",
     ) -> None:
-        n_processes = distributed.world_size()
+        n_processes = distributed.world_size("data")
         if config.batch_size_rows % n_processes:
             raise ValueError(
                 f"batch_size_rows expected a multiple of {n_processes}, the processes that share each batch, got "
@@ -131,7 +131,7 @@ class StoreRows:
             order,
             d_model=self.d_model,
             dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
-            part=(distributed.rank() if n_processes > 1 else 0, n_processes),
+            part=(distributed.rank("data"), n_processes),
             device=device,
             ahead=ahead(config, device),
         )

@@ -24,6 +24,7 @@ from saelens_lite.metrics import FiringSums
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.tracker import SilentTracker, Tracker
 
+from . import parallel
 from .baseline import baseline_fvu
 from .config import TrainConfig
 from .init import fold_decoder_norms_, fold_scale, initial_sae, sae_to_finetune
@@ -39,7 +40,7 @@ _INIT_ROWS = 32_768
 
 _FREE_FIELDS = {
     "store", "output", "overwrite", "preset", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
-    "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline",
+    "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline", "latent_shards",
 }  # fmt: skip
 """What may change when a run goes on: where it reads (the store's content counts), writes and computes, what it tells."""
 
@@ -65,7 +66,7 @@ class Run:
         if checkpoint is None:
             sae = self._initial_sae()
         else:
-            sae = SparseAutoencoder(self._sae_config(len(checkpoint.state["sae.W_dec"])))
+            sae = SparseAutoencoder(parallel.shard_config(self._sae_config(len(checkpoint.state["sae.W_dec"]))))
         self.trainer = self._trainer(sae.to(self.device))
         if checkpoint is not None:
             self.trainer.load_state(checkpoint.state)
@@ -145,7 +146,8 @@ class Run:
             self._raise_not_finite(f"the reconstruction loss is {loss}")
         self.finite_step = done
         tokens, window = done * self.config.batch_size_rows, trainer.dead_tracker.dead_after_tokens
-        dead = len(trainer.dead_tracker.dead()) / trainer.sae.d_sae if tokens >= window else None
+        n_dead = distributed.total(len(trainer.dead_tracker.dead()), "latents")
+        dead = n_dead / trainer.kind.d_sae if tokens >= window else None
         return {
             "tokens": tokens,
             "reconstruction": loss,
@@ -171,11 +173,11 @@ class Run:
     def checkpoint(self) -> None:
         """Write the state of training and the SAE as it stands, if all is finite; what was saved before stays until then."""
         self._weights_are_finite()
-        position = self._tracker.position()
+        position, state = self._tracker.position(), self.trainer.whole_state()
         if writes():
             save_checkpoint(
                 self.output,
-                self.trainer.state(),
+                state,
                 run=_identity(self.rows, self.config),
                 progress={"scale": self.rows.scale, "seconds": self.seconds, **position},
                 made_by=circumstances(self.device),
@@ -253,9 +255,7 @@ class Run:
                 f"the processes expected one checkpoint in {self.output}, this one found step {done} and another one "
                 "a different step: give all machines the same folder"
             )
-        for value in self.trainer.state().values():
-            if isinstance(value, Tensor):
-                distributed.from_first_(value)
+        self.trainer.begin_alike()
 
     def _left_out(self) -> dict[str, float]:
         """The share of training rows left out, for logs and metadata, where that was asked for."""
@@ -270,28 +270,33 @@ class Run:
         mean = acts.mean(0, dtype=torch.float64)
         with torch.no_grad():
             for rows in acts.split(self.config.batch_size_rows):
-                out = self.trainer.sae((rows * scale).to(self.device))
+                out = parallel.forward(self.trainer.sae, (rows * scale).to(self.device), self._sae_config().k)
                 errors += float((out.recons.cpu() / scale - rows).double().square().sum())
                 variance += float((rows - mean).square().sum())
                 firing.update(out.latents)
         if not math.isfinite(errors):
             self._raise_not_finite("the error on held-out rows is not finite")
-        self._density = firing.density.cpu()
-        return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": firing.l0}
+        self._density, l0 = parallel.whole(firing.density, 0), distributed.total(firing.l0, "latents")
+        return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": l0}
 
     def _downstream(self) -> dict[str, float | None]:
         """ΔCE of the SAE as it stands, by the first process."""
+        if not distributed.largest(int(self._model is not None and writes()), "latents"):
+            return {}
+        sae = self._as_saved()
         if self._model is None or not writes():
             return {}
-        replacements = {"sae": {"sae": self._as_saved()}, **({"clean": None} if math.isnan(self._ce_clean) else {})}
+        replacements = {"sae": {"sae": sae}, **({"clean": None} if math.isnan(self._ce_clean) else {})}
         ce = self.rows.cross_entropies(self._model, replacements, self.config.eval_ce_tokens)
         self._ce_clean = ce.get("clean", self._ce_clean)
         return {"held_out_delta_ce": ce["sae"] - self._ce_clean}
 
     def _as_saved(self) -> SparseAutoencoder:
-        """A copy of the SAE in the units of the store, with unit decoder rows."""
+        """A copy of the SAE in the units of the store, with unit decoder rows; of all shards."""
         sae = fold_scale(self.trainer.sae, self.rows.scale)
-        return sae if self.config.unit_decoder else fold_decoder_norms_(sae)
+        if not self.config.unit_decoder:
+            fold_decoder_norms_(sae)
+        return parallel.whole_sae(sae, self._sae_config(self.trainer.kind.d_sae))
 
     def _raise_not_finite(self, what: str) -> NoReturn:
         """Look for the cause in the rows since numbers were last known to be finite. raises: FloatingPointError"""
@@ -304,12 +309,16 @@ class Run:
 
     def _weights_are_finite(self) -> None:
         """raises: FloatingPointError otherwise"""
-        if not all(bool(parameter.isfinite().all()) for parameter in self.trainer.sae.parameters()):
+        finite = all(bool(parameter.isfinite().all()) for parameter in self.trainer.sae.parameters())
+        if distributed.largest(int(not finite), "latents"):
             self._raise_not_finite("a weight is not finite")
         self.finite_step = self.steps_done
 
     def _save_what_there_is(self) -> None:
         if not self.steps_done or not writes():
+            return
+        if parallel.n_shards() > 1:  # the others, who would have to bring their shards, cannot be asked
+            log.error("failed after step %d of %d; saved is step %d", self.steps_done, self.n_steps, self.saved_step)
             return
         self.save()
         log.error("failed after step %d of %d; the SAE as it stands is in %s", self.steps_done, self.n_steps, self.output)
@@ -325,7 +334,7 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
     output = Path(config.output)
     if config.overwrite or (output / "state").exists() or not (output / "cfg.json").exists():
         return None
-    sae = SparseAutoencoder.load(output, device=device_of(config))
+    sae = SparseAutoencoder.load(output, device="cpu" if config.latent_shards > 1 else device_of(config))
     facts = sae.config.metadata.get("saelens_lite", {})
     recorded = {name: value for name, value in facts.get("train", {}).items() if name not in _FREE_FIELDS}
     stores = [f"content {of.get('store')}" for of in facts.get("stores", [facts])]

@@ -153,6 +153,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "device": device.type,
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
+        "latent_shards": distributed.world_size("latents"),
     }
 
 

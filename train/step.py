@@ -12,9 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saelens_lite import kernels
+from saelens_lite import distributed, kernels
 from saelens_lite.sae import SparseAutoencoder
 
+from . import parallel
 from .config import TrainConfig
 
 _CHUNK_BYTES = {"cpu": 32 * 2**20}
@@ -65,7 +66,7 @@ class Workspace:
         """Decode and send scale/2 · Σ ‖recons − acts‖² back to the weights: fills `tokens` and `latents`."""
         values, indices, offsets = pairs
         reuse = self.tokens if self.tokens is not None and len(self.tokens.pair_grads) == values.numel() else None
-        self.tokens = kernels.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets)
+        self.tokens = parallel.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets)
         recons_grad, pair_grads, _ = self.tokens
         self.latents = kernels.latent_pass(
             recons_grad, inputs, values.view(-1), pair_grads, indices.view(-1), sae.W_dec, self.latents, offsets
@@ -76,7 +77,7 @@ class StepStats(NamedTuple):
     """Device scalars of one step, in the scale of training: no wait for the device until they are read.
 
     reconstruction: mean ‖x − x̂‖²; sparsity: the loss that `Kind.sparsity_name` names, before its coefficient;
-    l0: latents a token
+    l0: latents a token. All of them over all shards of the latents.
     """
 
     reconstruction: Tensor
@@ -119,7 +120,7 @@ def add_auxk(
     inputs: float[B d_model], acts − b_dec; error: float[B d_model], acts − recons
     dead: int64[m], latents that AuxK may use, or None for no AuxK
     """
-    if dead is None or not dead.numel():
+    if dead is None or not distributed.largest(dead.numel(), "latents"):
         return error.new_zeros(())
     k_aux = config.k_aux or max(1, sae.d_model // 2)
     loss, aux_dec, aux_enc, aux_bias = _auxk(sae, inputs, error, dead, k_aux, config.aux_coeff)
@@ -139,17 +140,17 @@ def _auxk(
     of them come above 0 (looked into on a CPU only: elsewhere the host would wait for their number). dec_grad may or may
     not have a part along the decoder's rows.
     """
-    m, n_tokens = dead.numel(), inputs.shape[0]
+    widest, n_tokens = distributed.largest(dead.numel(), "latents"), inputs.shape[0]
     scale, no_bias = 2.0 * aux_coeff / n_tokens, torch.zeros_like(sae.b_dec)
     dec_rows, enc_rows, bias = sae.W_dec[dead], sae.W_enc.T[dead], sae.b_enc[dead]
     loss, bias_grad = error.new_zeros(()), torch.zeros_like(bias)
     dec_grad, enc_grad = torch.zeros_like(dec_rows), torch.zeros_like(enc_rows)
-    chunk_rows = _chunk_rows(inputs, m)
+    chunk_rows = _chunk_rows(inputs, widest)
     for x, e in zip(inputs.split(chunk_rows), error.split(chunk_rows), strict=True):
-        latent_acts = kernels.keep_topk_(torch.addmm(bias, x, enc_rows.T), k_aux)
+        latent_acts = parallel.keep_topk_(torch.addmm(bias, x, enc_rows.T), k_aux, widest)
         if inputs.device.type == "cpu" and (pairs := few_pairs(latent_acts > 0)) is not None:
             values = latent_acts[pairs.tokens, pairs.indices]
-            tokens = kernels.token_pass(e, values, pairs.indices, dec_rows, no_bias, scale, offsets=pairs.offsets)
+            tokens = parallel.token_pass(e, values, pairs.indices, dec_rows, no_bias, scale, offsets=pairs.offsets)
             latents = kernels.latent_pass(
                 tokens.recons_grad, x, values, tokens.pair_grads, pairs.indices, dec_rows, offsets=pairs.offsets
             )
@@ -157,7 +158,7 @@ def _auxk(
             dec_grad, enc_grad = dec_grad.add_(latents.dec_grad), enc_grad.add_(latents.enc_grad)
             bias_grad += latents.bias_grad
             continue
-        residual = torch.addmm(e, latent_acts, dec_rows, beta=-1)
+        residual = parallel.decode(latent_acts, dec_rows, e, sign=-1)
         loss += residual.square().sum()
         residual_grad = residual.mul_(scale)
         pre_grad = torch.ops.aten.threshold_backward(residual_grad @ dec_rows.T, latent_acts, 0)  # cut where ReLU was 0
@@ -177,6 +178,8 @@ class PairPlaces(NamedTuple):
 
 def few_pairs(mask: Tensor) -> PairPlaces | None:
     """The pairs where bool[B d_sae] is set, if the kernels are faster on so few than dense products, else None."""
+    if not mask.numel():
+        return None
     device = mask.device.type
     if device == "cuda" and torch.get_float32_matmul_precision() != "highest":
         device = "cuda tf32"
@@ -195,14 +198,15 @@ def write_gradients(
     *,
     train_decoder: bool,
 ) -> None:
-    """Into `.grad` of W_dec, W_enc and b_dec.
+    """Into `.grad` of W_dec, W_enc and b_dec; of a shard, its part of that of b_dec.
 
     dec_grad, enc_grad: float[d_sae d_model], latent-major; product_grad: float[d_sae], of inputs @ W_enc, summed over tokens
     b_dec_grad: float[d_model], ∂L/∂recons summed over tokens, for every reconstruction that adds b_dec
     """
     sae.W_dec.grad = dec_grad if train_decoder else None
     sae.W_enc.grad = enc_grad.T
-    sae.b_dec.grad = b_dec_grad - sae.W_enc @ product_grad  # the second part: b_dec is subtracted from the input
+    # The second part, as b_dec is subtracted from the input, is a sum over latents; the first is the same in all shards.
+    sae.b_dec.grad = b_dec_grad / parallel.n_shards() - sae.W_enc @ product_grad
 
 
 class DeadTracker:

@@ -11,6 +11,7 @@ from torch import Tensor
 from saelens_lite import kernels
 from saelens_lite.sae import SparseAutoencoder
 
+from . import parallel
 from .config import TrainConfig
 from .kinds import Kind
 from .optim import annealed_k
@@ -33,7 +34,7 @@ class TopK(Kind):
     def begin(self, step: int, n_steps: int) -> None:
         super().begin(step, n_steps)
         config, anneal_steps = self.config, round(self.config.k_anneal_fraction * n_steps)
-        self.k = annealed_k(config.k, config.k_anneal_start, step, anneal_steps, self.sae.d_sae)
+        self.k = annealed_k(config.k, config.k_anneal_start, step, anneal_steps, self.d_sae)
 
     @property
     def uses_dead(self) -> bool:
@@ -44,20 +45,22 @@ class TopK(Kind):
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = self.encoder_inputs(acts, work.inputs)
-        wide = self.select_k(inputs, min(_MULTI * self.k, sae.d_sae)) if self.config.multi_topk_coeff else None
-        pairs = self.select(inputs) if wide is None else _largest(wide, self.k)
+        if multi := self.config.multi_topk_coeff:
+            pairs, wide = self.select_nested(inputs, self.k, min(_MULTI * self.k, self.d_sae))
+        else:
+            pairs, wide = self.select(inputs), None
         work.pass_over(acts, inputs, pairs, sae, scale)
         recons_grad, _, sq_error = work.tokens
         auxk = add_auxk(sae, inputs, recons_grad / -scale, dead, work.latents, self.config)
         b_dec_grad = recons_grad.sum(0)
         if wide is not None:
-            self.wide_workspace.pass_over(acts, inputs, wide, sae, self.config.multi_topk_coeff * scale)
+            self.wide_workspace.pass_over(acts, inputs, wide, sae, multi * scale)
             for grad, wide_grad in zip(work.latents[:3], self.wide_workspace.latents[:3], strict=True):
                 grad += wide_grad
             b_dec_grad += self.wide_workspace.tokens.recons_grad.sum(0)
         self.write(work.latents, b_dec_grad)
         self.contract_pairs(pairs.values, pairs.indices, len(acts))
-        l0 = (pairs.values > 0).sum() / len(acts)
+        l0 = parallel.over_latents((pairs.values > 0).sum(dtype=acts.dtype)) / len(acts)
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
 
     def write(self, latents: kernels.LatentPass, b_dec_grad: Tensor) -> None:
@@ -68,24 +71,27 @@ class TopK(Kind):
 
     def select(self, inputs: Tensor) -> Pairs:
         """Encode chunk by chunk: the k largest of each token, after ReLU."""
-        return self.select_k(inputs, self.k)
+        return Pairs(*parallel.largest(*self.largest(inputs, self.k), self.k))
 
-    def select_k(self, inputs: Tensor, k: int) -> Pairs:
+    def select_nested(self, inputs: Tensor, k: int, wide_k: int) -> tuple[Pairs, Pairs]:
+        """The k and the wide_k largest of each token."""
+        values, indices = self.largest(inputs, wide_k)
+        few, places = values.topk(min(k, values.shape[1]), dim=1, sorted=False)
+        wide = Pairs(*parallel.largest(values, indices, wide_k))
+        return Pairs(*parallel.largest(few, indices.gather(1, places), k)), wide
+
+    def largest(self, inputs: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """values float[B k] and indices int64[B k]: the k largest of each token, after ReLU; of a shard at most all."""
+        k = min(k, self.sae.d_sae)
         if (screened := kernels.screened_topk(inputs, self.sae.W_enc.T, self.sae.b_enc, k)) is not None:
-            return Pairs(screened[0].relu_(), screened[1])
+            return screened[0].relu_(), screened[1]
         n_tokens = len(inputs)
         values, indices = inputs.new_empty(n_tokens, k), torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
         start = 0
         for products in ProductChunks(self.sae, inputs, self.workspace.products):
             rows = slice(start, start := start + len(products))
             values[rows], indices[rows] = kernels.select_topk(products, self.sae.b_enc, k)
-        return Pairs(values.relu_(), indices)
-
-
-def _largest(pairs: Pairs, k: int) -> Pairs:
-    """The k largest of each token's pairs."""
-    values, places = pairs.values.topk(k, dim=1, sorted=False)
-    return Pairs(values, pairs.indices.gather(1, places))
+        return values.relu_(), indices
 
 
 KIND = TopK

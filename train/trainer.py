@@ -11,6 +11,7 @@ from saelens_lite import distributed
 from saelens_lite.errors import CheckpointError
 from saelens_lite.sae import SparseAutoencoder
 
+from . import parallel
 from .config import TrainConfig
 from .kinds import Kind, kind_class
 from .optim import default_lr, lr_factor
@@ -25,7 +26,7 @@ them dead, 20 % few."""
 class Trainer:
     """Adam, schedules and dead-latent tracking around an SAE and its kind.
 
-    sae: in the scale of training (see init.py), on the device to train on
+    sae: in the scale of training (see init.py), on the device to train on; a shard, where latents are divided
     kind: what gives the gradients; None for the configuration's
     n_steps: length of the run, which the schedules need
     """
@@ -34,7 +35,7 @@ class Trainer:
         self.sae, self.config, self.n_steps = sae, config, n_steps
         self.steps_done = 0
         self.kind = kind or kind_class(config.kind)(sae, config)
-        self.lr = config.lr or default_lr(sae.d_sae, n_steps, fresh=config.init_from is None)
+        self.lr = config.lr or default_lr(self.kind.d_sae, n_steps, fresh=config.init_from is None)
         self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
         ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
         self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0)
@@ -65,7 +66,7 @@ class Trainer:
         assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), "the SAE was moved after its Trainer was made"
         self._encoder_rows.grad = self.sae.W_enc.grad.T
         stats, fired = self._reduced(stats, fired)
-        self.dead_tracker.update(fired, len(acts) * distributed.world_size())  # before Adam: see DeadTracker
+        self.dead_tracker.update(fired, len(acts) * distributed.world_size("data"))  # before Adam: see DeadTracker
         self._clip()
         self.adam.step()
         self.kind.after_update()
@@ -84,16 +85,17 @@ class Trainer:
     def _reduced(self, stats: StepStats, fired: Tensor) -> tuple[StepStats, Tensor]:
         """Gradients, in place, stats and firings of this process's rows become those of the whole batch.
 
-        All are means over rows, of which each process has as many: so they are means over processes.
+        All are means over rows, of which each process along the axis "data" has as many: so they are means over those.
         """
-        n = distributed.world_size()
-        if n == 1:
+        if distributed.world_size() == 1:
             return stats, fired
+        n = distributed.world_size("data")
         for parameter in self.adam.param_groups[0]["params"]:
             if parameter.grad is not None:
-                distributed.sum_(parameter.grad.div_(n))
+                # Every process sums b_dec's over all alike, so that it stays the same to the bit in all shards.
+                distributed.sum_(parameter.grad.div_(n), None if parameter is self.sae.b_dec else "data")
         numbers = torch.cat([torch.stack([stat.to(self.sae.dtype) for stat in stats]) / n, fired.to(self.sae.dtype)])
-        distributed.sum_(numbers)
+        distributed.sum_(numbers, "data")
         return StepStats(*numbers[: len(stats)]), numbers[len(stats) :] > 0
 
     def _clip(self) -> None:
@@ -101,18 +103,28 @@ class Trainer:
         parameters, limit = self.adam.param_groups[0]["params"], self.config.clip_norm
         if limit is None:
             return
+        norm = self._grad_norm()
         if not self.adam.defaults["fused"]:
-            torch.nn.utils.clip_grad_norm_(parameters, limit)
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
             return
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         # The fused kernel divides by this on the way (it is there for AMP): nothing is read and written once more.
         self.adam.grad_scale = (norm / limit).clamp(min=1.0)
+
+    def _grad_norm(self) -> Tensor:
+        """Of all parameters together, those of other shards included; float[""]."""
+        of_all = torch.nn.utils.get_total_norm
+        grads = [p.grad for p in self.adam.param_groups[0]["params"] if p.grad is not None]
+        if parallel.n_shards() == 1:
+            return of_all(grads)
+        b_dec_grad = self.sae.b_dec.grad
+        of_latents = of_all([grad for grad in grads if grad is not b_dec_grad]).square()
+        return (parallel.over_latents(of_latents) + of_all([b_dec_grad]).square()).sqrt()
 
     def state(self) -> dict[str, Tensor | int]:
         """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.
 
-        Tensors are the live ones, in the scale of training. No random numbers are among them: row order is a function of
-        (seed, step).
+        Tensors are the live ones, in the scale of training; of a shard, with its latents. No random numbers are among them:
+        row order is a function of (seed, step).
         """
         moments = self.adam.state_dict()["state"]
         return {
@@ -123,9 +135,33 @@ class Trainer:
             **{f"kind.{name}": tensor for name, tensor in self.kind.state().items()},
         }
 
+    def whole_state(self) -> dict[str, Tensor | int | None]:
+        """`state` with the latents of all shards, tensors on the CPU of the first process, None in all others."""
+        if parallel.n_shards() == 1:
+            return dict(self.state())
+        return {
+            name: parallel.whole(value, self._latent_dim(name, value)) if isinstance(value, Tensor) else value
+            for name, value in self.state().items()
+        }
+
+    def _latent_dim(self, name: str, tensor: Tensor) -> int | None:
+        """Along which dimension a tensor of `state` has latents; None for what is the same in all shards."""
+        if name.startswith("sae."):
+            return parallel.latent_dim(name.removeprefix("sae."))
+        b_dec = [p is self.sae.b_dec for p in self.adam.param_groups[0]["params"]].index(True)
+        return 0 if tensor.dim() and not name.startswith(f"adam.{b_dec}.") else None
+
+    def begin_alike(self) -> None:
+        """Several processes begin with the bits of the first of those that hold the same latents."""
+        for name, value in self.state().items():
+            if isinstance(value, Tensor):
+                distributed.from_first_(value, None if self._latent_dim(name, value) is None else "data")
+
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor | int]) -> None:
-        """Take over what `state` of an equally configured trainer gave; tensors are copied.
+        """Take over what `whole_state` of an equally configured trainer gave; tensors are copied.
+
+        However that one's latents were divided: this shard takes its own.
 
         raises: CheckpointError, before anything is changed, if a name is missing or unknown or a shape is another
         """
@@ -134,7 +170,11 @@ class Trainer:
         for i, parameter in enumerate(params):
             expected |= {f"adam.{i}.{moment}": parameter.shape for moment in ("exp_avg", "exp_avg_sq")}
             expected[f"adam.{i}.step"] = torch.Size()
-        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        tensors = {
+            name: parallel.part(value, self._latent_dim(name, value))
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
         found = {name: value.shape for name, value in tensors.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):

@@ -135,26 +135,34 @@ def token_pass(
 ) -> TokenPass:
     values, indices = values.reshape(-1), indices.reshape(-1)
     offsets = uniform_offsets(len(acts), len(values), acts.device) if offsets is None else offsets
-    nested = bags_of_each(offsets, len(acts))
+    recons_grad = decode(values, indices, offsets, W_dec)
+    sq_error = recons_grad_(recons_grad, acts, b_dec, scale)
+    return TokenPass(recons_grad, pair_grads(recons_grad, W_dec, indices, offsets), sq_error)
+
+
+def recons_grad_(bags: Tensor, acts: Tensor, b_dec: Tensor, scale: float) -> Tensor:
+    """Decoded bags float[J·B d] become TokenPass.recons_grad, in place; returns sq_error float[B]."""
+    nested = len(bags) // max(1, len(acts))
     if nested == 1:
-        error = decode(values, indices, offsets, W_dec).add_(b_dec).sub_(acts)
+        error = bags.add_(b_dec).sub_(acts)
         sq_error = torch.linalg.vecdot(error, error)
-        recons_grad = error.mul_(scale)
-    else:
-        recons_grad = decode(values, indices, offsets, W_dec)
-        errors = recons_grad.view(len(acts), nested, -1)  # filled in place: cumsum along a middle dim is slow
-        errors[:, 0].add_(b_dec).sub_(acts)
-        for j in range(1, nested):
-            errors[:, j] += errors[:, j - 1]
-        sq_error = torch.linalg.vecdot(errors[:, -1], errors[:, -1])
-        errors *= scale
-        for j in reversed(range(nested - 1)):
-            errors[:, j] += errors[:, j + 1]
-    # What autograd runs for the gradient of embedding_bag's weights; called directly because nothing else is needed.
-    pair_grads = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        recons_grad, W_dec, indices, offsets, token_ids(offsets, len(values)), 0
-    )
-    return TokenPass(recons_grad, pair_grads, sq_error)
+        error.mul_(scale)
+        return sq_error
+    errors = bags.view(len(acts), nested, -1)  # filled in place: cumsum along a middle dim is slow
+    errors[:, 0].add_(b_dec).sub_(acts)
+    for j in range(1, nested):
+        errors[:, j] += errors[:, j - 1]
+    sq_error = torch.linalg.vecdot(errors[:, -1], errors[:, -1])
+    errors *= scale
+    for j in reversed(range(nested - 1)):
+        errors[:, j] += errors[:, j + 1]
+    return sq_error
+
+
+def pair_grads(recons_grad: Tensor, W_dec: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
+    """TokenPass.pair_grads: what autograd runs for the gradient of embedding_bag's weights, and nothing else of it."""
+    bags = token_ids(offsets, len(indices))
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(recons_grad, W_dec, indices, offsets, bags, 0)
 
 
 def latent_pass(

@@ -1,6 +1,7 @@
 """Several processes train what one would: real torchrun, real processes, the weights of a single one.
 
-Run as a script under torchrun, this file trains all CASES on its part of each batch and saves what every process ends with.
+Run as a script under torchrun, this file trains all CASES on its part of each batch and of the latents, and saves what
+every process ends with.
 """
 
 import json
@@ -19,6 +20,8 @@ from torch.testing import assert_close
 import saelens_lite as sl
 from saelens_lite import distributed
 from saelens_lite.sae import SAEConfig
+from saelens_lite.train import parallel
+from saelens_lite.train import step as training_step
 from saelens_lite.train.buffer import RowBuffer
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.init import initial_sae
@@ -44,25 +47,48 @@ CASES = {
     "gated, resampled": {"kind": "gated", "l1_coeff": 0.1, "resample_every_steps": 5},
     "topk, noise, contraction": {"kind": "topk", "input_noise": 0.3, "contractive_coeff": 0.1},
     "batchtopk, k annealed": {"kind": "batchtopk", "k_anneal_fraction": 0.7},
+    # more latents kept or used by AuxK than a shard has, and fewer
+    "topk, wide": {"kind": "topk", "k": 24},
+    "topk, wide, several k": {"kind": "topk", "k": 8, "multi_topk_coeff": 0.125, "k_aux": 30},
+    "batchtopk, few for AuxK": {"kind": "batchtopk", "k_aux": 2},
+    # the dead all in the first shard; gradients by products in the first shard, by the kernels in the second
+    "topk, uneven": {"kind": "topk"},
+    "matryoshka, uneven": {"kind": "matryoshka"},
+    "relu, uneven": {"kind": "relu", "l1_coeff": 0.1, "clip_norm": 0.1},
+    "gated, uneven": {"kind": "gated", "l1_coeff": 0.1, "contractive_coeff": 0.1},
+    "jumprelu, uneven": {"kind": "jumprelu", "target_l0": 6.0},
 }
 
 
-def trained(fields, dtype, n_steps):
-    """The state after training this process's part of every batch, and the stats of the last step."""
+def beginning(case, dtype):
+    """The trainer of this process's shard; some latents were silent, of which some fire weakly and some never."""
+    fields, uneven = CASES[case], "uneven" in case
     kind = kind_class(fields["kind"]).sae_kind
-    config = TrainConfig(k=K, d_sae=N, lr=1e-3, batch_size_rows=BATCH, dead_after_tokens=2 * BATCH, **fields)
-    sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind=kind, k=K if kind == "topk" else None), rows(0), seed=0)
+    training_step.SPARSE_BELOW["cpu"] = distributed.rank("latents") % 2 if uneven else 1 / 16
+    common = {"k": K, "d_sae": N, "lr": 1e-3, "batch_size_rows": BATCH, "dead_after_tokens": 2 * BATCH}
+    config = TrainConfig(**common | fields)
+    sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind=kind, k=config.k if kind == "topk" else None), rows(0), seed=0)
+    latents = parallel.first_latent(sae) + torch.arange(sae.d_sae)
+    silent = latents < 12 if uneven else latents % 5 == 0
     with torch.no_grad():
-        getattr(sae, "b_enc" if hasattr(sae, "b_enc") else "b_gate")[:9] = -50.0  # these stay silent
+        bias = sae.b_enc if hasattr(sae, "b_enc") else sae.b_gate
+        bias[silent] = torch.where(latents % 2 == 0, -8.0, -50.0)[silent]
     trainer = Trainer(sae.to(dtype), config, 20)
-    trainer.dead_tracker.tokens_since_fired[:9] = 2 * BATCH
-    for step in range(n_steps):
-        part = rows(step).to(dtype).chunk(distributed.world_size())[distributed.rank()]
-        stats = trainer.update(part)
+    trainer.dead_tracker.tokens_since_fired[silent] = 2 * BATCH
+    return trainer
+
+
+def trained(trainer, dtype, n_steps):
+    """What training this process's part of every batch ends with: its own state and stats, and the state of all shards."""
+    for i in range(trainer.steps_done, trainer.steps_done + n_steps):
+        stats = trainer.update(rows(i).to(dtype).chunk(distributed.world_size("data"))[distributed.rank("data")])
     if trainer.kind.uses_dead:
         assert stats.sparsity > 0, "AuxK had nothing to do"
-    state = {name: value.contiguous() for name, value in trainer.state().items() if isinstance(value, torch.Tensor)}
-    return state | {f"stats.{name}": value.to(dtype) for name, value in stats._asdict().items()}
+    states = {"own": trainer.state(), "whole": trainer.whole_state()}
+    found = {f"own/stats.{name}": value.to(dtype) for name, value in stats._asdict().items()}
+    for owner, state in states.items():
+        found |= {f"{owner}/{name}": value.clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
+    return found
 
 
 def rows(step):
@@ -78,8 +104,8 @@ def all_cases():
         for dtype, n_steps in ((torch.float64, 20), (torch.float32, 1)):
             if "clip_norm" in fields and dtype == torch.float64:
                 continue  # torch's fused Adam takes the scale of gradients in float32 only
-            state = trained(fields, dtype, n_steps)
-            found |= {f"{case}/{dtype}/{name}": value for name, value in state.items()}
+            state = trained(beginning(case, dtype), dtype, n_steps)
+            found |= {f"{case}/{dtype}/{name}": value.contiguous() for name, value in state.items()}
     return found
 
 
@@ -90,18 +116,24 @@ def torchrun(n_processes, *args):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("n_processes", [2, pytest.param(4, marks=pytest.mark.slow)])
-def test_several_processes_end_with_the_state_of_one(n_processes, tmp_path):
-    process = torchrun(n_processes, __file__, str(tmp_path))
+@pytest.mark.parametrize(
+    ("n_processes", "latent_shards"),
+    [(2, 1), (2, 2), *(pytest.param(4, n, marks=pytest.mark.slow) for n in (1, 2, 4))],
+)
+def test_several_processes_end_with_the_state_of_one(n_processes, latent_shards, tmp_path):
+    process = torchrun(n_processes, __file__, str(tmp_path), str(latent_shards))
     alone = all_cases()
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
     ends = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(n_processes)]
     for name, expected in alone.items():
-        tolerance = 1e-9 if "float64" in name else 1e-5
-        for end in ends:
-            assert torch.equal(end[name], ends[0][name]), f"{name} differs between processes"
-        assert_close(ends[0][name], expected, rtol=tolerance, atol=tolerance, msg=lambda text, name=name: f"{name}: {text}")
+        for rank, end in enumerate(ends):
+            same = ends[0 if name.endswith("b_dec") else rank % latent_shards]  # has the same latents
+            if "/own/" in name:
+                assert torch.equal(end[name], same[name]), f"{name} differs between processes"
+        if "/own/" not in name or "stats." in name:
+            near = 1e-9 if "float64" in name else 1e-5
+            assert_close(ends[0][name], expected, rtol=near, atol=near, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_the_parts_of_a_batch_are_the_batch():
@@ -129,9 +161,9 @@ def store(tmp_path_factory, planted):
     return sl.ActivationStore.from_arrays(tmp_path_factory.mktemp("rows") / "store", planted.acts, rows_per_shard=3000)
 
 
-def command(store, output, n_steps):
+def command(store, output, n_steps, **fields):
     flags = ["-m", "saelens_lite.train", "--store", str(store.path), "--output", str(output), f"--n-steps={n_steps}"]
-    for name, value in OPTIONS.items():
+    for name, value in (OPTIONS | fields).items():
         flags.append(f"--{name.replace('_', '-')}={value}" if name != "progress" else "--no-progress")
     return flags
 
@@ -142,12 +174,13 @@ def lines(output):
 
 
 @pytest.mark.dist
-def test_torchrun_trains_the_sae_of_one_process(store, tmp_path):
-    process = torchrun(2, *command(store, tmp_path / "two", 40))
-    one = sl.train_sae(store, output=str(tmp_path / "one"), n_steps=40, **OPTIONS)
+@pytest.mark.parametrize(("kind", "latent_shards"), [("topk", 1), ("batchtopk", 2)])
+def test_torchrun_trains_the_sae_of_one_process(store, tmp_path, kind, latent_shards):
+    process = torchrun(2, *command(store, tmp_path / "two", 40, kind=kind, latent_shards=latent_shards))
+    one = sl.train_sae(store, output=str(tmp_path / "one"), kind=kind, n_steps=40, **OPTIONS)
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
-    assert output.count(f"{tmp_path / 'two'}: topk SAE of 64 latents") == 1
+    assert output.count(f"{tmp_path / 'two'}: {one.kind} SAE of 64 latents") == 1
     two = sl.SparseAutoencoder.load(tmp_path / "two")
     for name, parameter in one.named_parameters():
         assert_close(two.get_parameter(name), parameter, rtol=1e-4, atol=1e-4)
@@ -160,8 +193,9 @@ def test_torchrun_trains_the_sae_of_one_process(store, tmp_path):
 
 
 @pytest.mark.dist
-def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(store, tmp_path, caplog):
-    process = torchrun(2, *command(store, tmp_path, 1500))
+@pytest.mark.parametrize("latent_shards", [1, 2])
+def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(store, tmp_path, caplog, latent_shards):
+    process = torchrun(2, *command(store, tmp_path, 1500, latent_shards=latent_shards))
     while not lines(tmp_path) and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -172,18 +206,18 @@ def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(store, 
     with caplog.at_level("INFO", logger="saelens_lite.train"):
         sl.train_sae(store, output=str(tmp_path), n_steps=1500, **OPTIONS)
     assert f"going on at step {facts['steps']}" in caplog.text
-    assert "processes 2 → 1" in caplog.text
+    assert "processes 2 → 1" in caplog.text and ("latent_shards 2 → 1" in caplog.text) == (latent_shards == 2)
     steps = [line["step"] for line in lines(tmp_path)]
     assert steps == sorted(steps) and steps[-1] == 1500
 
 
 def test_a_batch_that_the_processes_cannot_share_equally_is_refused(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(distributed, "world_size", lambda: 3)
+    monkeypatch.setattr(distributed, "world_size", lambda axis=None: 3)
     with pytest.raises(ValueError, match="batch_size_rows expected a multiple of 3, the processes.*, got 256: choose 258"):
         sl.train_sae(store, output=str(tmp_path), n_steps=4, **OPTIONS)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    with distributed.joined(torch.device("cpu")):
+    with distributed.joined(torch.device("cpu"), int(sys.argv[2])):
         save_file(all_cases(), Path(sys.argv[1]) / f"{distributed.rank()}.safetensors")

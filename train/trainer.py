@@ -91,9 +91,9 @@ class Trainer:
             return stats, fired
         n = distributed.world_size("data")
         for parameter in self.adam.param_groups[0]["params"]:
-            if parameter.grad is not None:
-                # Every process sums b_dec's over all alike, so that it stays the same to the bit in all shards.
-                distributed.sum_(parameter.grad.div_(n), None if parameter is self.sae.b_dec else "data")
+            axis = None if parameter is self.sae.b_dec else "data"  # b_dec stays the same to the bit in all shards
+            if parameter.grad is not None and distributed.world_size(axis) > 1:
+                distributed.sum_(parameter.grad.div_(n), axis)
         numbers = torch.cat([torch.stack([stat.to(self.sae.dtype) for stat in stats]) / n, fired.to(self.sae.dtype)])
         distributed.sum_(numbers, "data")
         return StepStats(*numbers[: len(stats)]), numbers[len(stats) :] > 0

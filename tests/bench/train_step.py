@@ -40,6 +40,8 @@ sys.path.insert(0, str(ROOT))  # the checkout is not installed in the peers' ven
 LR = 1e-5
 """Small, so that what the start sets up (who is dead, how sparse L1 is) still holds after the last round."""
 L1_COEFF = 5.0
+THRESHOLD, BANDWIDTH = 0.01, 0.05
+"""SAELens' defaults for jumprelu, given to both sides."""
 LONG_SILENT_TOKENS = 10_000_000
 FIRST_LOSS_TOLERANCE = 1e-4
 
@@ -142,6 +144,7 @@ def saelens(kind: str, start: Start, args: argparse.Namespace, *, autocast: bool
     """
     from sae_lens import StandardTrainingSAEConfig, TopKTrainingSAEConfig
     from sae_lens.config import SAETrainerConfig
+    from sae_lens.saes.jumprelu_sae import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
     from sae_lens.saes.standard_sae import StandardTrainingSAE
     from sae_lens.saes.topk_sae import TopKTrainingSAE
     from sae_lens.training.sae_trainer import SAETrainer
@@ -149,6 +152,10 @@ def saelens(kind: str, start: Start, args: argparse.Namespace, *, autocast: bool
     common = {"d_in": args.d, "d_sae": args.d_sae, "dtype": "float32", "device": start.W_dec.device.type}
     if kind == "topk":
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=args.k, **common))
+    elif kind == "jumprelu":
+        sae = JumpReLUTrainingSAE(
+            JumpReLUTrainingSAEConfig(jumprelu_init_threshold=THRESHOLD, jumprelu_bandwidth=BANDWIDTH, **common)
+        )
     else:
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(l1_coefficient=L1_COEFF, **common))
     with torch.no_grad():
@@ -255,6 +262,8 @@ def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
         kind=kind,
         k=args.k,
         l1_coeff=L1_COEFF,
+        initial_threshold=THRESHOLD,
+        bandwidth=BANDWIDTH,
         lr=LR,
         clip_norm=1.0,
         batch_size_rows=args.batch,
@@ -283,7 +292,7 @@ def build(name: str, starts: dict[str, Start], args: argparse.Namespace, *, auto
     if name == "sparsify-topk":
         return sparsify(starts["topk"], args)
     side, kind = name.split("-")
-    start = starts["l1" if kind in ("relu", "standard") else "topk"]
+    start = starts["l1" if kind in ("relu", "standard", "jumprelu") else "topk"]
     return ours(kind, start, args) if side == "ours" else saelens(kind, start, args, autocast=autocast)
 
 
@@ -295,6 +304,8 @@ CONTESTANTS = (
     "sparsify-topk",
     "ours-relu",
     "saelens-standard",
+    "ours-jumprelu",
+    "saelens-jumprelu",
 )
 GEMMS = ("gemm-latent-major", "gemm-d_model-major")
 
@@ -304,7 +315,7 @@ GEMMS = ("gemm-latent-major", "gemm-d_model-major")
 
 def check_first_losses(first_fvu: dict[str, float]) -> None:
     """Contestants of a kind must have computed the same thing."""
-    for kinds in (("topk",), ("relu", "standard")):
+    for kinds in (("topk",), ("relu", "standard"), ("jumprelu",)):
         of_kind = {name: fvu for name, fvu in first_fvu.items() if name.rpartition("-")[2] in kinds}
         if of_kind and max(of_kind.values()) - min(of_kind.values()) > FIRST_LOSS_TOLERANCE * min(of_kind.values()):
             raise SystemExit(
@@ -361,9 +372,9 @@ def main() -> None:
     parser.add_argument(
         "--start-l0",
         type=float,
-        help="l0 at which the L1 kinds start; default: no bias, about half of the latents fire",
+        help="l0 at which the L1 kinds and jumprelu start; default: no bias, about half of the latents fire",
     )
-    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
+    parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS[:-2]))
     parser.add_argument(
         "--gemm",
         choices=["both", "latent-major", "d_model-major", "none"],
@@ -426,6 +437,7 @@ def main() -> None:
         "share_of_gemm_limit": None if gemm_s is None else {name: gemm_s / median_s[name] for name in args.contestants},
         "speedup_of_ours_topk": speedups(median_s, "ours-topk", ("saelens-topk", "sparsify-topk")),
         "speedup_of_ours_relu": speedups(median_s, "ours-relu", ("saelens-standard",)),
+        "speedup_of_ours_jumprelu": speedups(median_s, "ours-jumprelu", ("saelens-jumprelu",)),
         "cpu": cpu_name(),
         "torch": torch.__version__,
         "python": platform.python_version(),

@@ -91,7 +91,8 @@ class TrainConfig:
     k_aux: int | None = None
     """Dead latents a token may use in the AuxK loss; None: d_model / 2."""
     dead_after_tokens: int | None = None
-    """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run)."""
+    """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run), but at
+    least 10 · d_sae / k, in which a living latent fires."""
     resample_every_steps: int | None = None
     """Steps between resamplings, at which dead latents start again along inputs that are reconstructed badly (Bricken et al.
     2023; see resample.py); of relu, gated and jumprelu. None: never. Fewer revive sooner and leave less time to settle;

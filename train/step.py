@@ -209,6 +209,15 @@ def write_gradients(
     sae.b_dec.grad = b_dec_grad / parallel.n_shards() - sae.W_enc @ product_grad
 
 
+def default_dead_after_tokens(n_tokens: int, d_sae: int, k: int) -> int:
+    """Tokens of silence after which a latent is dead, in a run of n_tokens: min(10M, 10 % of it), with a floor.
+
+    A latent of d_sae that takes its even share of k firings a token fires once in d_sae / k tokens. In ten times that it is
+    silent by chance with probability e⁻¹⁰, in less a wide dictionary would look dead because the run is short.
+    """
+    return max(1, min(10_000_000, n_tokens // 10), 10 * d_sae // k)
+
+
 class DeadTracker:
     """Training tokens since each latent last fired; int64[d_sae].
 

@@ -16,7 +16,7 @@ from .config import TrainConfig
 from .kinds import Kind, kind_class
 from .optim import default_lr, lr_factor
 from .resample import resample_
-from .step import DeadTracker, StepStats
+from .step import DeadTracker, StepStats, default_dead_after_tokens
 
 _LEAST_RAMP_STEPS = 1000
 """In fewer steps a sparsity penalty drives latents out before they have found a direction: 5 % of 1,200 steps left half of
@@ -41,7 +41,7 @@ class Trainer:
         self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0)
         self.decay_steps = round(config.decay_fraction * n_steps)
         n_tokens = n_steps * config.batch_size_rows
-        dead_after_tokens = config.dead_after_tokens or max(1, min(10_000_000, n_tokens // 10))
+        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(n_tokens, sae.d_sae, config.k)
         self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
         # Adam sees W_enc as its storage is, [d_sae d_model]: torch's fused kernel copies strided parameters, and is
         # silently wrong where a gradient's strides differ from its parameter's.

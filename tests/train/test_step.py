@@ -7,7 +7,7 @@ from saelens_lite.kernels import remove_parallel
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.train import step
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.step import DeadTracker, ProductChunks, few_pairs
+from saelens_lite.train.step import DeadTracker, ProductChunks, default_dead_after_tokens, few_pairs
 from saelens_lite.train.topk import TopK
 
 B, D, N, K = 29, 12, 64, 5
@@ -92,3 +92,10 @@ def test_auxk_of_few_latents_above_0_equals_the_dense_one(bias, monkeypatch):
     for dense, sparse in zip(*results, strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-12)
     assert bool(results[0][2].any()) is (bias > -100)
+
+
+def test_a_short_run_of_a_wide_dictionary_gives_its_latents_time_to_fire():
+    assert default_dead_after_tokens(1_000_000, 3072, 32) == 100_000
+    assert default_dead_after_tokens(10**9, 3072, 32) == 10_000_000
+    assert default_dead_after_tokens(20 * 1024, 2**20, 32) == 10 * 2**15
+    assert default_dead_after_tokens(5, 2, 32) == 1

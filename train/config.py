@@ -109,6 +109,9 @@ class TrainConfig:
     clip_norm: float | None = None
     """Gradients of a step are scaled down together where their norm exceeds this; None: never. Less bounds what one batch of
     outliers can do; as Adam has no scale, the same factor at every step would change nothing."""
+    matmul_precision: Literal["highest", "high", "medium"] | None = None
+    """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision says: medium
+    is bf16, high TF32, where the device has them; weights, sums and moments stay float32. None: as torch is set."""
     batch_size_rows: int = 4096
     """Rows (tokens) a step."""
     n_steps: int | None = None
@@ -223,6 +226,8 @@ class TrainConfig:
         fractions = self.matryoshka_fractions
         ascending = list(fractions) == sorted(set(fractions)) and bool(fractions) and fractions[0] > 0 and fractions[-1] == 1
         check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
+        precisions = (None, "highest", "high", "medium")
+        check(self.matmul_precision in precisions, "matmul_precision", "highest, high, medium or None")
         check(self.jumprelu_penalty in ("step", "tanh"), "jumprelu_penalty", "step or tanh")
         check(self.target_l0 is None or self.jumprelu_penalty == "step", "target_l0", "None with the penalty tanh")
         check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True for the kind {self.kind}")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -59,7 +60,8 @@ class Trainer:
         dead = self.dead_tracker.dead() if self.kind.uses_dead else None
         ramp = min(1.0, (self.steps_done + 1) / max(1, self.l1_warm_up_steps))
         self.kind.begin(self.steps_done, self.n_steps)
-        stats, fired = self.kind.gradients(acts, dead, ramp)
+        with _matmul_precision(self.config.matmul_precision):
+            stats, fired = self.kind.gradients(acts, dead, ramp)
         factor = lr_factor(self.steps_done, self.n_steps, self.warm_up_steps, self.decay_steps)
         for group in self.adam.param_groups:
             group["lr"] = self.lr * factor
@@ -196,6 +198,17 @@ class Trainer:
         self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
         self.kind.load_state(kind_state)
         self.steps_done = int(state["steps_done"])
+
+
+@contextmanager
+def _matmul_precision(precision: str | None) -> Iterator[None]:
+    """Within it float32 products are computed so; None changes nothing. The setting is torch's, for the whole process."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision or before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _or(given: int | None, default: int) -> int:

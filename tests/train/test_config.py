@@ -93,6 +93,10 @@ NEEDS_PROCESSES = {"latent_shards"}
 """Fields that are alive among several processes only: test_distributed.py has them; alone they are refused."""
 
 
+SHOWN_ELSEWHERE = ["matmul_precision"]
+"""What a device may or may not follow: test_trainer.py shows that it is told."""
+
+
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory, planted):
     folder, other = tmp_path_factory.mktemp("rows"), planted.acts.roll(1, 1)

@@ -201,3 +201,17 @@ def test_k_annealing_is_refused_where_there_is_no_k():
         TrainConfig(kind="relu", k_anneal_fraction=0.5)
     with pytest.raises(ValueError, match="k_anneal_start expected 1 or more, got 0.5"):
         TrainConfig(k_anneal_start=0.5)
+
+
+def test_products_have_the_precision_asked_for_during_a_step_only(monkeypatch):
+    seen = []
+    trainer = trainer_of(matmul_precision="medium")
+    gradients = trainer.kind.gradients
+    monkeypatch.setattr(
+        trainer.kind, "gradients", lambda *a: seen.append(torch.get_float32_matmul_precision()) or gradients(*a)
+    )
+    before = torch.get_float32_matmul_precision()
+    trainer.update(torch.randn(32, 8))
+    assert seen == ["medium"] and torch.get_float32_matmul_precision() == before
+    with pytest.raises(ValueError, match="matmul_precision expected highest, high, medium or None, got 'low'"):
+        TrainConfig(matmul_precision="low")

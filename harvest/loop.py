@@ -92,8 +92,8 @@ def write_shards(
         with contextlib.ExitStack() as stack:
             bar = stack.enter_context(Progress(share, n_before, f"harvest{here}", progress))
             needed = claims.needed(bar.timed_items("pack", packed))
-            overlaps = _overlaps(model)
-            shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD)) if overlaps else needed
+            beside = overlaps(model)
+            shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD)) if beside else needed
             forward = forward_batches(
                 model,
                 shards,
@@ -102,7 +102,7 @@ def write_shards(
                 plan["dtype"],
                 one_shape=plan["model"].get("compiled", False),
             )
-            batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD)) if overlaps else forward
+            batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD)) if beside else forward
             stack.callback(claims.stop)
             for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):
                 shard = _write_shard(of_shard, plan, hook_points, store, bar, check)
@@ -122,7 +122,7 @@ def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
         ) from error
 
 
-def _overlaps(model: nn.Module) -> bool:
+def overlaps(model: nn.Module) -> bool:
     """Whether the stages run beside each other."""
     return hooks.model_device(model).type != "cpu"
 

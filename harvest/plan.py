@@ -47,6 +47,15 @@ def plan_sha256(plan: dict[str, Any]) -> str:
     return hashlib.sha256(encode_json(plan)).hexdigest()
 
 
+def identity_sha256(plan: dict[str, Any]) -> str:
+    """sha256 of what the plan says of its rows: names aside, which may change."""
+    plan = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plan.items()}
+    for field in _NAMES_ONLY:
+        part, _, name = field.partition(".")
+        plan[part].pop(name, None)
+    return plan_sha256(plan)
+
+
 def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
     """Write the plan to a new store, or find that the store's plan is the same. Returns the store's plan.
 

@@ -74,12 +74,12 @@ def harvest_activations(
         is damaged, or cannot be written; ValueError for a dataset without documents, split or text column, a context
         longer than the model's positions, or a wrong option
     """
-    return _harvest(_request(model, dataset, hook_points, store, max_tokens, tokenizer, options))
+    return _harvest(requested(model, dataset, hook_points, store, max_tokens, tokenizer, options))
 
 
 def run_harvest(config: HarvestConfig) -> ActivationStore:
     """Carry out a harvest that is described by names alone, as on the command line; see `harvest_activations`."""
-    return _harvest(_Request(config, _open_named(config, config.dataset)))
+    return _harvest(Request(config, _open_named(config, config.dataset)))
 
 
 def estimate_harvest(
@@ -96,12 +96,12 @@ def estimate_harvest(
 
     Everything that can be wrong is looked at, and the forward pass is timed on one batch.
     """
-    return _estimate(_request(model, dataset, hook_points, store, max_tokens, tokenizer, options))
+    return _estimate(requested(model, dataset, hook_points, store, max_tokens, tokenizer, options))
 
 
 def estimate_run(config: HarvestConfig) -> Estimate:
     """What `run_harvest` would still take; see `estimate_harvest`."""
-    return _estimate(_Request(config, _open_named(config, config.dataset)))
+    return _estimate(Request(config, _open_named(config, config.dataset)))
 
 
 def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dict[str, Any]:
@@ -124,7 +124,7 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Request:
+class Request:
     """What a caller asked for; a model or tokenizer that came by name is None."""
 
     config: HarvestConfig
@@ -135,7 +135,7 @@ class _Request:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """A harvest of which everything that can be wrong was looked at.
 
     ours: whether the model was loaded here, so that it may be cut and compiled
@@ -159,7 +159,7 @@ class _Prepared:
         return estimate(self.plan, self.source, self.mean_tokens, n_bytes / len(first), store, rows_there)
 
 
-def _request(
+def requested(
     model: str | nn.Module,
     dataset: Any,
     hook_points: str | Sequence[str],
@@ -167,7 +167,7 @@ def _request(
     max_tokens: int,
     tokenizer: Any,
     options: dict[str, Any],
-) -> _Request:
+) -> Request:
     named = isinstance(model, str | os.PathLike)
     if not named:
         for field in ("model_revision", "compute_dtype", "device", "compile"):
@@ -200,7 +200,7 @@ def _request(
         source = open_given(dataset, split=config.split, text_column=config.text_column)
     tokenizer = None if isinstance(tokenizer, str) else tokenizer
     by_names = named and dataset_names is not None and tokenizer is None
-    return _Request(config, source, None if named else model, tokenizer, by_names)
+    return Request(config, source, None if named else model, tokenizer, by_names)
 
 
 def _open_part(config: HarvestConfig, part: Any) -> Source:
@@ -224,7 +224,7 @@ def _open_named(config: HarvestConfig, names: Sequence[str]) -> Source:
 
 
 @contextlib.contextmanager
-def _prepared(request: _Request) -> Iterator[_Prepared]:
+def prepare(request: Request) -> Iterator[Prepared]:
     """Load what came by name and look at everything that can be wrong; the model is held still inside."""
     config, model, tokenizer = request.config, request.model, request.tokenizer
     if model is None:
@@ -249,11 +249,11 @@ def _prepared(request: _Request) -> Iterator[_Prepared]:
         lengths = [len(ids) for ids in token_ids(tokenizer, request.source.first)]
         mean_tokens = sum(lengths) / len(lengths)
         plan = _plan(config, model, tokenizer, request.source, points, mean_tokens)
-        yield _Prepared(config, request.source, model, request.model is None, tokenizer, points, plan, mean_tokens)
+        yield Prepared(config, request.source, model, request.model is None, tokenizer, points, plan, mean_tokens)
 
 
-def _estimate(request: _Request) -> Estimate:
-    with _prepared(request) as prepared:
+def _estimate(request: Request) -> Estimate:
+    with prepare(request) as prepared:
         check_plan(prepared.plan, open_folder(request.config.store))
         found = prepared.estimate()
         if prepared.ours:
@@ -262,9 +262,9 @@ def _estimate(request: _Request) -> Estimate:
         return dataclasses.replace(found, seconds=seconds)
 
 
-def _harvest(request: _Request) -> ActivationStore:
+def _harvest(request: Request) -> ActivationStore:
     store = open_folder(request.config.store)
-    with _prepared(request) as prepared:
+    with prepare(request) as prepared:
         if rank() == 0:
             adopt_plan(prepared.plan, store)
         if store.size("manifest.json") is not None:

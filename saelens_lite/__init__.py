@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from saelens_lite.errors import CheckpointError, HookError, ShardError
     from saelens_lite.harvest import add_hook_points, estimate_harvest, harvest_activations
     from saelens_lite.hooks import hook_points
+    from saelens_lite.recipes import train_streaming
     from saelens_lite.sae import SAEConfig, SparseAutoencoder
     from saelens_lite.sparse import SparseLatents
     from saelens_lite.store import ActivationStore
@@ -52,6 +53,7 @@ __all__ = [
     "estimate_harvest",
     "train_sae",
     "train_grid",
+    "train_streaming",
     "max_activating_tokens",
     "evaluate_sae",
     "dead_latents",
@@ -87,6 +89,7 @@ _HOMES = {
         "ablate", "steer", "clamp", "scale", "latent_stats", "feature_page", "report_page", "score_recovery",
     ],
     "hooks": ["hook_points"],
+    "recipes": ["train_streaming"],
     "sae": ["SparseAutoencoder", "SAEConfig"],
     "sparse": ["SparseLatents"],
     "store": ["ActivationStore"],

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from saelens_lite.harvest import HarvestConfig
+    from saelens_lite.sae import SparseAutoencoder
     from saelens_lite.store import ActivationStore
     from saelens_lite.train import TrainConfig
 
@@ -249,14 +250,15 @@ def verify(argv: Sequence[str]) -> int:
 
 
 def train(argv: Sequence[str]) -> None:
-    """A sparse autoencoder, or a grid of them, from the rows of a store"""
-    from saelens_lite import ActivationStore
+    """A sparse autoencoder, or a grid of them, from the rows of a store, or straight from a model"""
+    from saelens_lite import ActivationStore, train_streaming
     from saelens_lite.train import TrainConfig, train_sae
     from saelens_lite.train.presets import with_preset
 
     @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
     class Train(TrainConfig):
-        """One SAE trained on one hook point of an activation store, or with --grid many from one pass over it."""
+        """One SAE trained on one hook point of an activation store, or with --grid many from one pass over it; or, with
+        --model in place of --store, one trained on activations as they are made."""
 
         grid: tuple[str, ...] = ()
         """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1: each in a folder of its own
@@ -266,17 +268,62 @@ def train(argv: Sequence[str]) -> None:
         """The language model that was harvested, a hub id, a folder or demo: evaluations then tell what the reconstruction
         costs it in cross-entropy."""
 
+        model: str | None = None
+        """In place of --store: train on this model's activations as they are made, with --dataset, --hook-point and
+        --n-steps; a hub id, a folder or demo."""
+
+        dataset: tuple[str, ...] = ()
+        """With --model: hub ids, local files or folders, or demo, as for `saelens-lite harvest`."""
+
+        text_column: str = "text"
+        """With --model: column that holds a document."""
+
+        split: str = "train"
+        """With --model: split of the dataset."""
+
+        context_length: int = 256
+        """With --model: tokens a context, BOS included."""
+
+        batch_size_seqs: int = 32
+        """With --model: contexts a forward pass."""
+
+        dtype: str = "bfloat16"
+        """With --model: type to which rows are rounded, as those of a store."""
+
     given = to_mapping(configured(Train, "train", argv, with_preset))
-    grid, eval_model = given.pop("grid"), given.pop("eval_model")
+    grid, eval_model, name = given.pop("grid"), given.pop("eval_model"), given.pop("model")
+    text = {
+        field: given.pop(field)
+        for field in ("dataset", "text_column", "split", "context_length", "batch_size_seqs", "dtype")
+    }
     config = TrainConfig(**given)
+    if name is not None:
+        if config.store or grid or eval_model or config.baseline or not text["dataset"] or config.hook_point is None:
+            raise ValueError(
+                "train --model needs --dataset and --hook-point, and stands without --store, --grid, --eval-model"
+            )
+        model, dataset = _embedded(name, text.pop("dataset"))
+        fields = {
+            key: value for key, value in to_mapping(config).items() if key not in ("store", "store_weights", "baseline")
+        }
+        _tell_trained(train_streaming(model, dataset, fields.pop("hook_point"), **fields, **text), config, "STORE", name)
+        return
     if not config.store:
-        raise ValueError("train needs --store, the folder of an activation store; `saelens-lite harvest` makes one")
+        raise ValueError(
+            "train needs --store, the folder of an activation store (`saelens-lite harvest` makes one), or --model, whose "
+            "activations are trained on as they are made"
+        )
     stores = [ActivationStore(store) for store in ([config.store] if isinstance(config.store, str) else config.store)]
     model = _load_model(eval_model, _device(config.device), stores[0])
     if grid:
         _train_grid(stores, grid, config, model)
         return
-    sae = train_sae(stores, config, model=model)
+    path = str(stores[0].path)
+    _tell_trained(train_sae(stores, config, model=model), config, path, _model_of(path))
+
+
+def _tell_trained(sae: SparseAutoencoder, config: TrainConfig, store: str, model: str) -> None:
+    """Print what a training made. store, model: what to type for them next."""
     if not _is_first_process():
         return
     facts = sae.config.metadata["saelens_lite"]
@@ -294,8 +341,7 @@ def train(argv: Sequence[str]) -> None:
     else:
         which = f"--sae {config.output}"
         print("  its baseline: the same command with --baseline, or with --freeze-decoder and another --output")
-    store = stores[0].path
-    _print_next(f"saelens-lite evaluate {which} --store {store} --model {_model_of(str(store))}")
+    _print_next(f"saelens-lite evaluate {which} --store {store} --model {model}")
 
 
 def evaluate(argv: Sequence[str]) -> None:
@@ -431,18 +477,22 @@ def _carry_out(config: HarvestConfig, dry_run: bool) -> Any:
 
     if EMBEDDED not in (config.model, *config.dataset):
         return estimate_run(config) if dry_run else run_harvest(config)
+    options = to_mapping(config)
+    model, dataset = _embedded(options.pop("model"), options.pop("dataset"))
+    return (estimate_harvest if dry_run else harvest_activations)(model, dataset, **options)
+
+
+def _embedded(model: str, dataset: tuple[str, ...]) -> tuple[str, Any]:
+    """The folder of the embedded model and the documents of its corpus, where "demo" stands for them."""
     from saelens_lite.demo import MODEL_DIR
     from saelens_lite.demo.run import documents, quiet_loading
 
-    if EMBEDDED in config.dataset and len(config.dataset) > 1:
-        raise ValueError(f"--dataset {EMBEDDED} stands alone, got {' '.join(config.dataset)}")
-    options = to_mapping(config)
-    model, dataset = options.pop("model"), options.pop("dataset")
+    if EMBEDDED in dataset and len(dataset) > 1:
+        raise ValueError(f"--dataset {EMBEDDED} stands alone, got {' '.join(dataset)}")
     if model == EMBEDDED:
         quiet_loading()
         model = str(MODEL_DIR)
-    dataset = documents() if dataset == (EMBEDDED,) else list(dataset)
-    return (estimate_harvest if dry_run else harvest_activations)(model, dataset, **options)
+    return model, documents() if dataset == (EMBEDDED,) else list(dataset)
 
 
 def _train_grid(stores: list[ActivationStore], words: Sequence[str], config: TrainConfig, model: nn.Module | None) -> None:

@@ -129,6 +129,17 @@ def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
     assert json.loads((made / "again" / "train_config.json").read_text())["k"] == 4
 
 
+def test_train_streams_from_a_model(made, capsys):
+    argv = ["train", "--model", "demo", "--dataset", str(made / "data.jsonl"), "--hook-point", "blocks.2.hook_resid_post"]
+    argv += ["--context-length", "64", "--d-sae", "64", "--k", "4", "--batch-size-rows", "256", "--buffer-rows", "1024"]
+    assert main([*argv, "--n-steps", "6", "--device", "cpu", "--output", str(made / "streamed")]) == 0
+    out = capsys.readouterr().out
+    assert "topk SAE of 64 latents on blocks.2.hook_resid_post" in out and "6 steps, 1,536 rows" in out
+    assert f"--sae {made / 'streamed'} --store STORE --model demo" in out
+    assert "train needs --store" in fails(capsys, "train", "--n-steps", "2")
+    assert "needs --dataset and --hook-point" in fails(capsys, "train", "--model", "demo")
+
+
 def test_train_mixes_several_stores(made, capsys):
     stores = [str(made / "store"), str(made / "store")]
     argv = ["train", "--store", *stores, "--store-weights", "0.5", "0.5", "--d-sae", "64", "--n-steps", "2"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from saelens_lite.store import ActivationStore
 from .baseline import baseline_of
 from .config import TrainConfig
 from .presets import with_preset
-from .run import device_of, finished
+from .rows import Rows
+from .run import Run, device_of, finished
 from .together import rows_for, run_for, train_runs
 
 Store = ActivationStore | str | Path
@@ -64,6 +66,15 @@ def train_sae(
         if isinstance(outcome, FloatingPointError):
             raise outcome if run is runs[-1] else FloatingPointError(f"the baseline {run.output}: {outcome}") from outcome
     return outcomes[-1]
+
+
+def train_on(rows: Rows, config: TrainConfig) -> SparseAutoencoder:
+    """`train_sae` on rows that need not be a store's, in one process; they are closed at the end."""
+    with closing(rows):
+        [outcome] = train_runs([Run(rows, config)])
+    if isinstance(outcome, FloatingPointError):
+        raise outcome
+    return outcome
 
 
 def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Sequence[Store]) -> TrainConfig:

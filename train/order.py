@@ -34,8 +34,8 @@ class Order(Protocol):
     def rows(self, key: Key) -> Tensor:
         """int64[m batch_size_rows]: the rows of a buffer, a line for each of its steps."""
 
-    def following(self, key: Key) -> Key:
-        """The buffer that comes after it."""
+    def end(self, key: Key) -> int:
+        """The step after the last one of a buffer."""
 
 
 class RowOrder:
@@ -65,10 +65,9 @@ class RowOrder:
         n_steps = len(places) // self.batch_size_rows
         return self._rows[places[: n_steps * self.batch_size_rows]].view(n_steps, self.batch_size_rows)
 
-    def following(self, key: Key) -> Key:
+    def end(self, key: Key) -> int:
         epoch, buffer = key
-        first_step = (buffer + 1) * self._steps_per_buffer
-        return (epoch, buffer + 1) if first_step < self.steps_per_epoch else (epoch + 1, 0)
+        return epoch * self.steps_per_epoch + min(self.steps_per_epoch, (buffer + 1) * self._steps_per_buffer)
 
 
 class MixedOrder:
@@ -112,8 +111,8 @@ class MixedOrder:
         batches = [torch.cat(batch) for batch in zip(*spans, strict=True)]
         return torch.stack([rows[torch.randperm(len(rows), generator=mixer)] for rows in batches])
 
-    def following(self, key: Key) -> Key:
-        return (0, key[1] + 1)
+    def end(self, key: Key) -> int:
+        return (key[1] + 1) * self._steps_per_buffer
 
     def _span(self, part: int, start: int, stop: int, mixer: torch.Generator) -> Tensor:
         """int64[stop − start]: rows that the part gives from one place to another, all epochs counted, each mixed."""

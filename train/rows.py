@@ -22,7 +22,7 @@ from .stores import JoinedStores
 
 log = logging.getLogger(__name__)
 
-_BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
+BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
 """How the buffer keeps rows, by the store's dtype."""
 
 ROW_FIELDS = (
@@ -59,6 +59,12 @@ class Rows(Protocol):
     @property
     def record(self) -> dict[str, Any]:
         """What an SAE's metadata say of its rows."""
+
+    def begin(self, position: dict[str, Any] | None) -> None:
+        """Make ready for a run that begins, or goes on where `position` was told; called once, before all else."""
+
+    def position(self, step: int) -> dict[str, Any]:
+        """What `begin` needs to go on at a step, as JSON."""
 
     def batch(self, step: int) -> Tensor:
         """float32[rows d_model] of a step counted from 0; of several processes along the axis "data" each gets its share."""
@@ -125,7 +131,7 @@ class StoreRows:
             joined.check_filled(self._train_rows)
             order = MixedOrder(self._train_rows, weights, **size)
         self._shares = [weight / sum(weights) for weight in weights]
-        dtypes = {_BUFFER_DTYPES[store.plan["dtype"]] for store in stores}
+        dtypes = {BUFFER_DTYPES[store.plan["dtype"]] for store in stores}
         self._buffer = RowBuffer(
             joined,
             order,
@@ -133,7 +139,7 @@ class StoreRows:
             dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
             part=(distributed.rank("data"), n_processes),
             device=device,
-            ahead=ahead(config, device),
+            ahead_to=n_steps(config, order.steps_per_epoch) if ahead(config, device) else 0,
         )
         self.steps_per_epoch = order.steps_per_epoch
         self._at_hand: dict[str, Tensor] = {}
@@ -150,6 +156,12 @@ class StoreRows:
         if len(stores) == 1:
             return {"store": stores[0].fingerprint}
         return {"stores": [{"store": s.fingerprint, "share": share} for s, share in zip(stores, self._shares, strict=True)]}
+
+    def begin(self, position: dict[str, Any] | None) -> None:
+        pass  # order and scale are functions of the stores and the configuration
+
+    def position(self, step: int) -> dict[str, Any]:
+        return {}
 
     def batch(self, step: int) -> Tensor:
         self._at_hand.clear()
@@ -224,6 +236,11 @@ class StoreRows:
         acts = self._joined.gather(rows)
         self._joined.check_finite(rows, acts, self.scale, what)
         return acts
+
+
+def n_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of a run."""
+    return config.n_steps or max(1, int(config.n_epochs * steps_per_epoch))
 
 
 def ahead(config: TrainConfig, device: torch.device | str) -> bool:

@@ -29,7 +29,7 @@ from .baseline import baseline_fvu
 from .config import TrainConfig
 from .init import fold_decoder_norms_, fold_scale, initial_sae, sae_to_finetune
 from .kinds import kind_class
-from .rows import Rows
+from .rows import Rows, n_steps
 from .state import Checkpoint, circumstances, differing_fields, load_checkpoint, remove_checkpoints, save_checkpoint
 from .step import StepStats
 from .trainer import Trainer
@@ -58,10 +58,11 @@ class Run:
         self._model, self._ce_clean = model, math.nan
         self.device = device_of(config)
         checkpoint = _checkpoint(self.output, rows, config)
-        self.n_steps = _n_steps(rows, config)
+        self.n_steps = n_steps(config, rows.steps_per_epoch)
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
         self.checkpoint_every_steps = config.checkpoint_every_steps or max(1, self.n_steps // 10)
 
+        rows.begin(checkpoint.progress.get("rows") if checkpoint else None)
         rows.check_held_out()
         if checkpoint is None:
             sae = self._initial_sae()
@@ -179,7 +180,12 @@ class Run:
                 self.output,
                 state,
                 run=_identity(self.rows, self.config),
-                progress={"scale": self.rows.scale, "seconds": self.seconds, **position},
+                progress={
+                    "scale": self.rows.scale,
+                    "rows": self.rows.position(self.steps_done),
+                    "seconds": self.seconds,
+                    **position,
+                },
                 made_by=circumstances(self.device),
                 keep=self.config.keep_checkpoints,
             )
@@ -344,7 +350,7 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
             f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep it, choose "
             "another output, or overwrite=True to replace it"
         )
-    return sae if facts["steps"] == _n_steps(rows, config) else None
+    return sae if facts["steps"] == n_steps(config, rows.steps_per_epoch) else None
 
 
 def device_of(config: TrainConfig) -> torch.device:
@@ -377,10 +383,6 @@ def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | N
         changed = [f"{name} {found.made_by.get(name)} → {now[name]}" for name in now if found.made_by.get(name) != now[name]]
         log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
     return found
-
-
-def _n_steps(rows: Rows, config: TrainConfig) -> int:
-    return config.n_steps or max(1, int(config.n_epochs * rows.steps_per_epoch))
 
 
 def _identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:

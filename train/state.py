@@ -5,7 +5,8 @@
     format, version   "saelens_lite trainer state", 1
     run               what determines the run: the store's fingerprint, the hook point, fields of TrainConfig
     values            what `Trainer.state` holds beside tensors: steps_done, as in the folder's name
-    progress          scale of the inputs; seconds trained; bytes of metrics.jsonl, the run at wandb
+    progress          scale of the inputs; of a stream, where its rows stand; seconds trained; bytes of metrics.jsonl, the
+                      run at wandb
     made_by           what the last bits depend on as well: versions, device, threads, processes
     tensors_sha256    of state.safetensors
     sha256            of this file without this entry

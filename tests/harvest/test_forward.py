@@ -95,7 +95,7 @@ def test_a_compiled_model_sees_one_shape(gpt2):
 def test_overlapping_stages_write_the_same_bytes(harvest, monkeypatch, stop_at):
     """As on an accelerator: a thread packs, another runs the model; interrupted while both work, too."""
     whole = content(harvest(store="in turn").path)
-    monkeypatch.setattr(loop, "_overlaps", lambda model: True)
+    monkeypatch.setattr(loop, "overlaps", lambda model: True)
     writing = loop.writing_shard
 
     def stopping(store, shard, *rest):

@@ -18,10 +18,10 @@ class Source:
         return acts if out is None else out.copy_(acts)
 
 
-def buffer(rows=None, source=None, ahead=False, **fields):
+def buffer(rows=None, source=None, ahead=0, **fields):
     rows = torch.arange(1000) if rows is None else rows
     order = RowOrder(rows, **{"batch_size_rows": 30, "buffer_rows": 300, "seed": 0, **fields})
-    return RowBuffer(source or Source(), order, d_model=2, dtype=torch.float32, ahead=ahead)
+    return RowBuffer(source or Source(), order, d_model=2, dtype=torch.float32, ahead_to=ahead)
 
 
 def test_an_epoch_shows_every_row_at_most_once_and_leaves_out_less_than_a_batch():
@@ -86,7 +86,7 @@ def threads():
 
 
 def test_ahead_gives_the_same_batches():
-    alone, ahead = buffer(), buffer(ahead=True)
+    alone, ahead = buffer(), buffer(ahead=100)
     for step in (*range(70), 3, 40, 41, 0, 69):
         assert torch.equal(ahead.batch(step), alone.batch(step))
     ahead.close()
@@ -94,7 +94,7 @@ def test_ahead_gives_the_same_batches():
 
 def test_the_next_buffer_is_read_while_this_one_is_trained_on():
     source = Slow()
-    b = buffer(source=source, ahead=True)
+    b = buffer(source=source, ahead=100)
     for step in range(10):
         b.batch(step)
     b._buffers._next._thread.join()
@@ -102,6 +102,15 @@ def test_the_next_buffer_is_read_while_this_one_is_trained_on():
     b.batch(10)
     b.close()
     assert [size for size, _ in source.calls] == [300, 300, 300]  # steps 0–9, 10–19, 20–29
+
+
+def test_nothing_is_read_ahead_of_the_last_step():
+    for ahead, expected in ((10, 1), (11, 2)):  # steps 0–9 are of the first buffer
+        source = Slow()
+        b = buffer(source=source, ahead=ahead)
+        b.batch(0)
+        b.close()
+        assert len(source.calls) == expected
 
 
 def test_without_it_one_buffer_is_held_at_a_time_and_no_thread_runs():
@@ -112,7 +121,7 @@ def test_without_it_one_buffer_is_held_at_a_time_and_no_thread_runs():
 
 
 def test_a_failure_while_reading_ahead_is_raised_where_its_rows_are_due():
-    b = buffer(source=Slow(fails_at=1), ahead=True)
+    b = buffer(source=Slow(fails_at=1), ahead=100)
     for step in range(10):
         b.batch(step)
     with pytest.raises(OSError, match="disk gone"):
@@ -124,7 +133,7 @@ def test_a_failure_while_reading_ahead_is_raised_where_its_rows_are_due():
 
 def test_nothing_is_left_running_when_it_is_closed():
     source = Slow()
-    b = buffer(source=source, ahead=True)
+    b = buffer(source=source, ahead=100)
     b.batch(0)
     b._buffers._next._thread.join()
     source.go_on.clear()

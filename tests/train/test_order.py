@@ -78,10 +78,13 @@ def test_a_mixed_buffer_has_rows_from_everywhere():
     assert 350 < int((rows < 50_000).sum()) < 650
 
 
-def test_buffers_follow_each_other():
-    for order in (mixed(), RowOrder(torch.arange(1000), batch_size_rows=30, buffer_rows=300, seed=0)):
-        keys = list(dict.fromkeys(order.place(step)[0] for step in range(100)))
-        assert [order.following(key) for key in keys[:-1]] == keys[1:]
+def test_where_buffers_end():
+    """33 steps an epoch, 10 a buffer."""
+    order = RowOrder(torch.arange(1000), batch_size_rows=30, buffer_rows=300, seed=0)
+    assert [order.end(key) for key in ((0, 0), (0, 2), (0, 3), (1, 0))] == [10, 30, 33, 43]
+    for either in (order, mixed()):
+        ends = [either.end(either.place(step)[0]) for step in range(100)]
+        assert all(end > step and either.place(end)[1] == 0 for step, end in enumerate(ends))
 
 
 def test_too_few_rows_is_a_clear_error():

@@ -174,7 +174,7 @@ def test_groups_follow_each_other_with_one_buffer_in_memory(store, tmp_path, mon
         rows = batch(self, step)
         if step == 0:
             gc.collect()
-        found.append((sum(buffer._buffers._tensor is not None for buffer in buffers), len(trainers)))
+        found.append((sum(buffer._buffers._made is not None for buffer in buffers), len(trainers)))
         return rows
 
     def breaking(self, acts):

@@ -70,7 +70,7 @@ def train_sae(
 
 def train_on(rows: Rows, config: TrainConfig) -> SparseAutoencoder:
     """`train_sae` on rows that need not be a store's, in one process; they are closed at the end."""
-    with closing(rows):
+    with closing(rows), distributed.joined(device_of(config), config.latent_shards):
         [outcome] = train_runs([Run(rows, config)])
     if isinstance(outcome, FloatingPointError):
         raise outcome

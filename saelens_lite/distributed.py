@@ -172,7 +172,8 @@ def gathered(tensor: Tensor, axis: Axis | None = None) -> Tensor:
     every = tensor.new_empty(world_size(axis), *tensor.shape)
     if world_size(axis) == 1:
         return every.copy_(tensor)
-    dist.all_gather_into_tensor(every.view(-1), tensor.contiguous().view(-1), group=_group(axis))
+    gather = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)  # its name from torch 2.13 on
+    gather(every.view(-1), tensor.contiguous().view(-1), group=_group(axis))
     return every
 
 

@@ -73,6 +73,18 @@ def test_shards_begin_with_the_rows_of_one_process(shard):
         assert torch.equal(own.b_dec, whole.b_dec)
 
 
+def test_what_follows_from_the_width_follows_from_that_of_the_whole(shard):
+    def facts():
+        sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind="jumprelu"), torch.randn(64, D), 0)
+        config = TrainConfig(kind="matryoshka", k=2, batch_size_rows=64)
+        short, long = Trainer(sae, config, 2), Trainer(sae, config, 10**6)
+        return long.lr, short.dead_tracker.dead_after_tokens, short.kind.widths.tolist(), short.kind.d_sae
+
+    whole = facts()
+    shard(1, 2)
+    assert facts() == whole
+
+
 @pytest.mark.parametrize(("n_rows", "d_model"), [(16, 8), (31, 7), (32, 5), (50, 3), (100, 16), (5, 1)])
 def test_random_rows_in_pieces_are_those_of_one_piece(n_rows, d_model, monkeypatch):
     monkeypatch.setattr(init, "_PIECE_ROWS", 16)

@@ -7,8 +7,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .build import IndexConfig, index_features
     from .dead import dead_latents, latent_density
     from .evaluate import evaluate_sae
+    from .featureindex import FeatureIndex
     from .index import max_activating_tokens
     from .intervene import ablate, clamp, latent_stats, scale, steer
     from .lens import logit_lens
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "max_activating_tokens",
+    "index_features",
+    "IndexConfig",
+    "FeatureIndex",
     "dead_latents",
     "latent_density",
     "logit_lens",
@@ -34,6 +39,8 @@ __all__ = [
 
 _HOMES = {
     "index": ["max_activating_tokens"],
+    "build": ["index_features", "IndexConfig"],
+    "featureindex": ["FeatureIndex"],
     "dead": ["dead_latents", "latent_density"],
     "lens": ["logit_lens"],
     "evaluate": ["evaluate_sae"],

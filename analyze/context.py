@@ -15,6 +15,8 @@ import torch
 from saelens_lite.store import ActivationStore, ShardTokens
 from saelens_lite.tokens import token_strings
 
+from .tokentable import TokenTable
+
 logger = logging.getLogger(__name__)
 
 LEAD_TOKENS = 4
@@ -61,14 +63,14 @@ class Context:
 
 
 class Contexts:
-    """Looks up the contexts of a store's rows; shards are read when they are first needed, and few are kept.
+    """Looks up the contexts of a store's rows or an index's; shards are read when they are first needed, and few are kept.
 
     tokenizer: None loads the store's own when text is first asked for; when that fails, tokens are shown as <id>
     before_tokens, after_tokens: size of the window, which never leaves the row's context
     """
 
     def __init__(
-        self, store: ActivationStore, tokenizer: Any = None, before_tokens: int = 16, after_tokens: int = 8
+        self, store: ActivationStore | TokenTable, tokenizer: Any = None, before_tokens: int = 16, after_tokens: int = 8
     ) -> None:
         self.store = store
         self.before_tokens, self.after_tokens = before_tokens, after_tokens

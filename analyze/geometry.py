@@ -28,6 +28,23 @@ def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
     return {name: bias.detach().float() for name, bias in sae.named_parameters() if name in ("b_enc", "b_gate", "b_mag")}
 
 
+def decoder_neighbors(sae: SparseAutoencoder, m: int) -> tuple[Tensor, Tensor]:
+    """The m latents whose decoder rows have the largest cosine with each latent's, largest first; not the latent itself.
+
+    returns: ids int32[d_sae m], -1 in places that fewer than m others leave empty, and cosines float32[d_sae m]
+    Costs one product of the decoder with itself, in blocks.
+    """
+    unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
+    d_sae, n = len(unit), min(m, len(unit) - 1)
+    ids, cosines = torch.full((d_sae, m), -1, dtype=torch.int32), torch.zeros(d_sae, m)
+    for rows in torch.arange(d_sae).split(max(1, _CHUNK_VALUES // d_sae)):
+        products = unit[rows.to(unit.device)] @ unit.T
+        products[torch.arange(len(rows)), rows] = -torch.inf
+        best = products.topk(n, dim=1)
+        ids[rows, :n], cosines[rows, :n] = best.indices.int().cpu(), best.values.cpu()
+    return ids, cosines
+
+
 def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
     """The largest cosine of a latent's decoder row with another latent's, of near copies near 1.
 

@@ -22,6 +22,7 @@ from saelens_lite.store import ActivationStore
 
 from .context import Contexts, visible
 from .evaluate import Evaluation
+from .featureindex import FeatureIndex
 from .index import feature_table, index_latents
 from .inert import inert_json, policy, style, write_page
 from .lens import logit_lens
@@ -45,7 +46,7 @@ def feature_page(
     evaluation: Evaluation | None = None,
     hook_point: str | None = None,
     tokenizer: Any = None,
-    tally: Tally | None = None,
+    index: FeatureIndex | None = None,
 ) -> Path:
     """Write one self-contained HTML page of the top features and return its path.
 
@@ -56,20 +57,23 @@ def feature_page(
     n_examples: strongest firings shown of each
     evaluation: its fvu and ΔCE are shown in the head of the page
     tokenizer: None loads the store's own
-    tally: of a pass over this store with this SAE, such as `FeatureIndex.tally`; None makes the pass
-    raises: ValueError when SAE, store and model do not belong together, or for a latent out of range
+    index: of this SAE over this store; its logit lens serves where there is no model. None makes a pass
+    raises: ValueError when SAE, store, index and model do not belong together, or for a latent out of range
     """
     point = matching_hook_point(sae, store, hook_point)
-    if tally is None:
-        tally = index_latents(sae, store, n_examples, hook_point)
+    if index is not None:
+        index.check(sae, store)
+    tally = index_latents(sae, store, n_examples, hook_point) if index is None else index.tally
     if latents is None:
         chosen, rule = _top_latents(tally, n_latents)
     else:
         chosen, rule = checked_latents(sae, latents), "Selected by: the latents asked for."
     contexts = Contexts(store, tokenizer, BEFORE_TOKENS, AFTER_TOKENS)
     features = _features(sae, store, point, tally, chosen, contexts, n_examples)
+    lens = index.lens(chosen, contexts.tokenizer) if index is not None else None
     if model is not None:
         lens = logit_lens(sae, model, chosen, n=10, tokenizer=contexts.tokenizer)
+    if lens is not None:
         for feature in features:
             for end in ("top", "bottom"):
                 pairs = getattr(lens, end)(feature["id"])

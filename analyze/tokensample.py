@@ -24,7 +24,7 @@ class TokenSample:
 
     rows: int64[n], ascending
     offsets: int64[n + 1], the span of each row in the two below
-    latents: int32[n_pairs], those that fire on it
+    latents: int32[n_pairs], those that fire on it, ascending
     values: float32[n_pairs], their activations
     """
 
@@ -42,8 +42,10 @@ class TokenSample:
         rows = torch.arange(first_row, first_row + block.batch)
         chosen = firing_hash(seed, -1, rows) < bound(share)
         pairs = torch.repeat_interleave(chosen, block.offsets.diff()) & (block.values > 0)
-        sizes = torch.bincount(block.row_ids()[pairs], minlength=block.batch)[chosen]
-        return cls(rows[chosen], _offsets(sizes), block.indices[pairs].int(), block.values[pairs].float())
+        row_ids, latents, values = block.row_ids()[pairs], block.indices[pairs], block.values[pairs].float()
+        order = (row_ids * block.d_sae + latents).argsort()  # encoders leave the order within a row open
+        sizes = torch.bincount(row_ids, minlength=block.batch)[chosen]
+        return cls(rows[chosen], _offsets(sizes), latents[order].int(), values[order])
 
     @classmethod
     def cat(cls, parts: Sequence[TokenSample]) -> TokenSample:
@@ -75,8 +77,7 @@ class TokenSample:
         found = torch.full((d_sae, n), -1, dtype=torch.int64)
         if not len(self.rows) or n == 0:
             return found
-        fires = self.row_ids() * d_sae + self.latents  # one number a pair; ascending once sorted
-        fires = fires.sort().values
+        fires = self.row_ids() * d_sae + self.latents  # one number a pair, ascending
         draws = torch.arange(CONTRAST_DRAWS * n)
         for latents in torch.arange(d_sae).split(max(1, 2**22 // len(draws))):
             places = firing_hash(seed + 1, latents[:, None], draws) % len(self.rows)

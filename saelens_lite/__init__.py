@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saelens_lite.analyze import (
+        FeatureIndex,
+        IndexConfig,
         ablate,
         clamp,
         dead_latents,
         evaluate_sae,
         feature_page,
+        index_features,
         latent_density,
         latent_stats,
         logit_lens,
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
         score_recovery,
         steer,
     )
-    from saelens_lite.errors import CheckpointError, HookError, ShardError
+    from saelens_lite.errors import CheckpointError, FeatureIndexError, HookError, ShardError
     from saelens_lite.harvest import add_hook_points, estimate_harvest, harvest_activations
     from saelens_lite.hooks import hook_points
     from saelens_lite.recipes import train_streaming
@@ -55,6 +58,9 @@ __all__ = [
     "train_grid",
     "train_streaming",
     "max_activating_tokens",
+    "index_features",
+    "IndexConfig",
+    "FeatureIndex",
     "evaluate_sae",
     "dead_latents",
     "latent_density",
@@ -78,6 +84,7 @@ __all__ = [
     "ShardError",
     "HookError",
     "CheckpointError",
+    "FeatureIndexError",
     "__version__",
 ]
 
@@ -85,7 +92,8 @@ _HOMES = {
     "harvest": ["harvest_activations", "add_hook_points", "estimate_harvest"],
     "train": ["train_sae", "train_grid", "TrainConfig"],
     "analyze": [
-        "max_activating_tokens", "evaluate_sae", "dead_latents", "latent_density", "logit_lens",
+        "max_activating_tokens", "index_features", "IndexConfig", "FeatureIndex",
+        "evaluate_sae", "dead_latents", "latent_density", "logit_lens",
         "ablate", "steer", "clamp", "scale", "latent_stats", "feature_page", "report_page", "score_recovery",
     ],
     "hooks": ["hook_points"],
@@ -94,7 +102,7 @@ _HOMES = {
     "sparse": ["SparseLatents"],
     "store": ["ActivationStore"],
     "synthetic": ["SyntheticConfig", "SyntheticActivations"],
-    "errors": ["ShardError", "HookError", "CheckpointError"],
+    "errors": ["ShardError", "HookError", "CheckpointError", "FeatureIndexError"],
 }  # fmt: skip
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,19 +111,37 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AnalyzeConfig:
-    """Find the tokens on which each latent fires most, and write them as one HTML page that needs no network."""
+    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML page."""
 
     sae: str
     """Folder of the SAE, ours or SAELens', or a hub repository."""
 
-    store: str
-    """Folder of the activation store."""
+    store: str | None = None
+    """Folder of the activation store. None harvests one for the time of the analysis, from --model and --dataset."""
 
     output: str = "features.html"
-    """The page to write."""
+    """The page to write, which needs no network."""
+
+    index: str | None = None
+    """Folder of the index, new or of this SAE; its labels stay. None takes the page's name with .index for .html."""
 
     model: str | None = None
     """The model that was harvested, for the tokens that a latent argues for and against; "demo" is the embedded one."""
+
+    dataset: tuple[str, ...] = ()
+    """Without a store: hub ids or files of text, as `harvest` takes them; "demo" is Python's standard library."""
+
+    max_tokens: int = 1_000_000
+    """Without a store: rows to harvest."""
+
+    n_top: int = 20
+    """Strongest firings that the index keeps of each latent."""
+
+    sample_tokens: int = 100_000
+    """Tokens whose latents are kept together, for co-firing and search; memory takes 12 bytes for each of their firings."""
+
+    output_score: bool = False
+    """Also measure what each latent does to the model's next token: a forward pass a latent."""
 
     n_latents: int = 200
     """Latents on the page."""
@@ -371,23 +390,62 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def analyze(argv: Sequence[str]) -> None:
-    """The tokens on which each latent fires, as one HTML page"""
+    """Every latent in one pass: an index to search, and the strongest firings as one HTML page"""
     config = configured(AnalyzeConfig, "analyze", argv)
-    from saelens_lite import ActivationStore, SparseAutoencoder, feature_page, latent_density
+    from saelens_lite import ActivationStore, SparseAutoencoder
+    from saelens_lite.distributed import several_processes
 
-    store, device = ActivationStore(config.store), _device(config.device)
-    sae = SparseAutoencoder.load(config.sae, device=device)
-    page = feature_page(
+    if config.store is None and (config.model is None or not config.dataset):
+        raise ValueError("analyze needs --store, or --model and --dataset to harvest one for the time of the analysis")
+    if config.store is None and several_processes():
+        raise ValueError("analyze under torchrun needs --store: harvest one first, under torchrun as well")
+    sae = SparseAutoencoder.load(config.sae, device=_device(config.device))
+    if config.store is not None:
+        _analyze(config, sae, ActivationStore(config.store))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _analyze(config, sae, _harvest_for(sae, config, folder))
+
+
+def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationStore) -> None:
+    from saelens_lite import IndexConfig, feature_page, index_features
+
+    folder = config.index or str(Path(config.output).with_suffix(".index"))
+    index = index_features(
         sae,
         store,
-        config.output,
-        model=_load_model(config.model, device, store),
-        n_latents=config.n_latents,
+        folder,
+        _load_model(config.model, str(sae.device), store),
+        IndexConfig(n_top=config.n_top, sample_tokens=config.sample_tokens),
         hook_point=config.hook_point,
+        output_score=config.output_score,
     )
-    print(latent_density(sae, store, config.hook_point))
+    if not _is_first_process():
+        return
+    page = feature_page(sae, store, config.output, n_latents=config.n_latents, hook_point=config.hook_point, index=index)
+    print(index.density)
     print(f"page: {page}")
+    print(f"index: {folder}")
     _print_next(f"with saelens_lite.ablate(model, SparseAutoencoder.load({config.sae!r}), latents=[…]): model.generate(…)")
+
+
+def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: str) -> ActivationStore:
+    """A store of what the SAE reads, of the text that the command names."""
+    from saelens_lite.harvest import HarvestConfig
+
+    point = config.hook_point or sae.config.hook_point
+    if not point:
+        raise ValueError(f"{config.sae} does not say which activations it reads: pass --hook-point")
+    store = HarvestConfig(
+        model=config.model or "",
+        dataset=config.dataset,
+        hook_points=(point,),
+        store=f"{folder}/store",
+        max_tokens=config.max_tokens,
+        device=config.device,
+        dtype="float32",
+    )
+    return _carry_out(store, dry_run=False)
 
 
 def report(argv: Sequence[str]) -> None:

@@ -42,11 +42,14 @@ _LEAST_COLUMN_SCALE = 1 / 8
 its row where a column that was constant in the first rows moves later."""
 
 _DTYPE_NAMES = {
+    torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.int8: "I8",
+    torch.uint8: "U8",
     torch.int32: "I32",
+    torch.int64: "I64",
 }
 
 Layout = list[tuple[str, torch.dtype, tuple[int, ...]]]

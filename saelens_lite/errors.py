@@ -22,6 +22,10 @@ class CheckpointError(SaelensLiteError):
     """An SAE folder or trainer state cannot be read or written."""
 
 
+class FeatureIndexError(SaelensLiteError):
+    """A feature index cannot be read: it is missing, unfinished, altered or of another version."""
+
+
 def nearest(name: str, options: Iterable[str]) -> str:
     """A hint such as " (did you mean 'k_aux'?)", or "" when nothing is close."""
     found = difflib.get_close_matches(name, list(options), n=1, cutoff=0.5)

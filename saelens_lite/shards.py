@@ -157,7 +157,7 @@ class RowWriter:
         self._norms = np.empty(n_rows, dtype=np.float32)
         self._n_written = 0
         self._sum = torch.zeros(d_model, dtype=torch.float64)
-        self._write(_head([*self._encoder.layout, ("norm", torch.float32, (n_rows,))]))
+        self._write(safetensors_head([*self._encoder.layout, ("norm", torch.float32, (n_rows,))]))
 
     def append(self, rows: Tensor) -> None:
         """Write rows[n d_model], of any float dtype and on any device."""
@@ -197,7 +197,7 @@ class RowWriter:
         self._bytes += len(view)
 
 
-def _head(layout: Layout) -> bytes:
+def safetensors_head(layout: Layout) -> bytes:
     """The head of a safetensors file: its length (uint64, little-endian), then JSON padded to a multiple of 8 bytes."""
     header, start = {}, 0
     for name, dtype, shape in layout:

@@ -165,8 +165,17 @@ def test_analyze_writes_a_page(made, capsys):
     page = made / "features.html"
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--n-latents", "3"]
     assert main(list(map(str, argv))) == 0
-    assert f"page: {page}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"page: {page}" in out and f"index: {made / 'features.index'}" in out
     assert page.read_text().startswith("<!doctype html>")
+    assert (made / "features.index" / "index.json").exists()
+
+
+def test_analyze_harvests_for_itself(made, tmp_path, capsys):
+    argv = ["analyze", "--sae", made / "topk", "--model", "demo", "--dataset", made / "data.jsonl", "--max-tokens", "700"]
+    assert main([*map(str, argv), "--output", str(tmp_path / "f.html"), "--index", str(tmp_path / "index")]) == 0
+    assert "over 700 tokens" in capsys.readouterr().out
+    assert "needs --store, or --model and --dataset" in fails(capsys, "analyze", "--sae", made / "topk", "--model", "demo")
 
 
 def test_report_writes_a_page_of_the_runs(made, capsys):

@@ -1,0 +1,76 @@
+"""How strongly a latent fires when it fires, in intervals that each hold the same share of its firings, with examples.
+
+Equal shares of the *positive* activations, not equal widths, which leave most intervals nearly empty; zero is in none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .tally import bin_edges
+
+N_INTERVALS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """The firings between two quantiles.
+
+    low, high: activations; low <= value < high, and in the last interval high too
+    values, rows: the sampled firings that lie inside, strongest first
+    """
+
+    low: float
+    high: float
+    values: tuple[float, ...]
+    rows: tuple[int, ...]
+
+
+def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: float, n: int) -> list[float]:
+    """The n + 1 edges of n intervals, ascending; the first is no larger than any activation, the last is the largest.
+
+    histogram: int[N_BINS], exact; sample: float[m], sampled activations; n_fired: firings in all
+    Exact quantiles where the sample holds all firings (the j/n quantile is the value that floor(j/n · n_fired) firings are
+    below). Beyond that a quantile is found in the exact histogram, and inside its bin, a quarter of an octave, interpolated
+    between the sampled activations there: it is off by no more than the bin, and less the more of the sample lies in it.
+    """
+    if len(sample) == n_fired:
+        ascending = sample.sort().values.tolist()
+        return [ascending[j * n_fired // n] for j in range(n)] + [ascending[-1]]
+    edges, below = bin_edges(), histogram.double().cumsum(0)
+    filled = histogram.nonzero().flatten()
+    first = int(filled[0])
+    quantiles = [edges[first] if first > 0 else 0.0]
+    for j in range(1, n):
+        wanted = j / n * n_fired
+        b = int(torch.searchsorted(below, wanted))
+        share = (wanted - float(below[b] - histogram[b])) / float(histogram[b])  # of the bin's firings that lie below
+        known = sample[(sample >= edges[b]) & (sample < edges[b + 1])].sort().values.tolist()
+        knots = [edges[b], *known, edges[b + 1]]
+        place = min(int(share * (len(knots) - 1)), len(knots) - 2)
+        inside = knots[place] + (knots[place + 1] - knots[place]) * (share * (len(knots) - 1) - place)
+        quantiles.append(min(max(inside, quantiles[-1]), largest))
+    return [*quantiles, largest]
+
+
+def intervals(
+    histogram: Tensor, sample_values: Tensor, sample_rows: Tensor, n_fired: int, largest: float, n: int = N_INTERVALS
+) -> tuple[Interval, ...]:
+    """The intervals of one latent, weakest first; none where it never fired. See `quantile_edges`.
+
+    sample_values, sample_rows: float[m], int64[m], row -1 in empty places
+    """
+    if n_fired == 0:
+        return ()
+    values, rows = sample_values[sample_rows >= 0], sample_rows[sample_rows >= 0]
+    edges = quantile_edges(histogram, values, n_fired, largest, n)
+    strongest = sorted(zip(values.tolist(), rows.tolist()), key=lambda firing: (-firing[0], firing[1]))
+    found = []
+    for j, (low, high) in enumerate(pairwise(edges)):
+        inside = [(value, row) for value, row in strongest if low <= value and (value < high or j == n - 1)]
+        found.append(Interval(low, high, tuple(value for value, _ in inside), tuple(row for _, row in inside)))
+    return tuple(found)

@@ -92,8 +92,6 @@ class StreamRows:
             raise ValueError(
                 "training on a stream expected one process, got several: harvest a store, or go without torchrun"
             )
-        if config.latent_shards > 1:
-            raise ValueError(f"training on a stream expected latent_shards=1, got {config.latent_shards}: harvest a store")
         if config.n_steps is None:
             raise ValueError("training on a stream expected n_steps, as its length is not known before it ends; got None")
         if config.max_norm_ratio is not None:

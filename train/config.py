@@ -139,7 +139,7 @@ class TrainConfig:
     end_to_end: Literal["kl", "ce"] | None = None
     """Fine-tune `init_from` through the language model: half of the loss is the KL divergence of its predictions from the
     clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is whole contexts then, of about
-    batch_size_rows tokens. Not for gated; None trains on rows alone."""
+    batch_size_rows tokens. Not for gated and matryoshka, and thresholds stay as they are; None trains on rows alone."""
     seed: int = 0
     """Of initialisation, and of row order without order_seed. The same seed on the same store gives the same SAE."""
     order_seed: int | None = None
@@ -223,6 +223,7 @@ class TrainConfig:
             revived = f"None for the kind {self.kind}, whose dead latents AuxK revives (aux_coeff)"
             check(self.kind not in _KEEP_K, "resample_every_steps", revived)
             check(not self.freeze_decoder, "resample_every_steps", "None with freeze_decoder, whose rows stay as they are")
+        check(not self.multi_topk_coeff or self.kind == "topk", "multi_topk_coeff", f"0 for the kind {self.kind}")
         fractions = self.matryoshka_fractions
         ascending = list(fractions) == sorted(set(fractions)) and bool(fractions) and fractions[0] > 0 and fractions[-1] == 1
         check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
@@ -236,9 +237,12 @@ class TrainConfig:
             check(self.end_to_end in ("kl", "ce"), "end_to_end", "kl, ce or None")
             check(self.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end")
             check(self.kind != "gated", "kind", "another one with end_to_end, which has no gradient for gates")
-            for name in ("k_anneal_fraction", "input_noise", "contractive_coeff"):
+            check(self.kind != "matryoshka", "kind", "batchtopk with end_to_end, for which prefixes do not count")
+            check(self.jumprelu_penalty == "step", "jumprelu_penalty", "step with end_to_end, which leaves thresholds alone")
+            for name in ("k_anneal_fraction", "multi_topk_coeff", "input_noise", "contractive_coeff"):
                 check(not getattr(self, name), name, "0 with end_to_end")
-            check(self.resample_every_steps is None, "resample_every_steps", "None with end_to_end")
+            for name in ("l0_coeff", "target_l0", "resample_every_steps", "store_weights", "max_norm_ratio"):
+                check(getattr(self, name) is None, name, "None with end_to_end")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         random_rows = not self.freeze_decoder and self.init_from is None
         check(random_rows or not self.baseline, "baseline", "False with freeze_decoder, which is the baseline, or init_from")

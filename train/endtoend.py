@@ -41,7 +41,7 @@ from .trainer import Trainer
 class Contexts:
     """A batch of contexts.
 
-    input_ids: int64[batch context]; attended, kept: bool[batch context], real tokens and those that have rows
+    input_ids: int64[batch context]; attended, kept: bool[batch context], real tokens and those with rows to learn from
     targets: bool[batch context-1], True where the prediction of the token after the position counts
     """
 
@@ -58,8 +58,8 @@ class Contexts:
 class StoreContexts(StoreRows):
     """The contexts of one or several stores instead of their rows.
 
-    Held-out documents are read along where they share a context, and nothing is learned from their tokens. Holds the tokens
-    of the stores whole, about 10 bytes each. Order is a function of (seed, step).
+    Held-out documents are read along where they share a context: their activations stay as they are, and nothing is learned
+    from their tokens. Holds the tokens of the stores whole, about 10 bytes each. Order is a function of (seed, step).
     raises: ValueError for several processes, fewer contexts than one batch, stores of contexts that differ in length;
         ShardError for a store without tokens
     """
@@ -78,8 +78,8 @@ class StoreContexts(StoreRows):
         self._attended = torch.cat([tokens.attended.bool() for tokens in shards])
         self._kept = torch.cat([tokens.kept.bool() for tokens in shards])
         held_out = torch.cat([is_held_out(t.doc_id.long() + t.first_doc, config.held_out_fraction) for t in shards])
-        self._targets = (self._kept & ~held_out)[:, 1:]
-        self._learned_from = self._targets.any(1).nonzero().view(-1)
+        self._trained = self._kept & ~held_out
+        self._learned_from = self._trained[:, 1:].any(1).nonzero().view(-1)
         [context_length] = lengths
         self._n_seqs = max(1, config.batch_size_rows // context_length)
         self._seed = config.row_seed
@@ -96,14 +96,14 @@ class StoreContexts(StoreRows):
         epoch, within = divmod(step, self.steps_per_epoch)
         order = torch.randperm(len(self._learned_from), generator=torch.Generator().manual_seed(self._seed * 2**32 + epoch))
         chosen = self._learned_from[order[within * self._n_seqs : (within + 1) * self._n_seqs]]
-        return Contexts(self._ids[chosen].long(), self._attended[chosen], self._kept[chosen], self._targets[chosen])
+        kept = self._trained[chosen]
+        return Contexts(self._ids[chosen].long(), self._attended[chosen], kept, kept[:, 1:])
 
     def check_model(self, model: nn.Module) -> None:
         """raises: ValueError for a model that does not give the rows of this store"""
         first = torch.arange(min(4, len(self._store.tokens(0).input_ids)))
-        batch = ContextBatch(
-            self._ids[first].long(), self._attended[first], self._kept[first], self._targets[first], 0, first
-        )
+        kept = self._kept[first]
+        batch = ContextBatch(self._ids[first].long(), self._attended[first], kept, kept[:, 1:], 0, first)
         with evaluation_mode(model), torch.no_grad():
             check_model(model, self._store, self.hook_point, batch)
 
@@ -122,9 +122,15 @@ class EndToEnd(Kind):
         self.sae, self.config, self.train_decoder = kind.sae, kind.config, kind.train_decoder
         self.sparsity_name = str(self.config.end_to_end)
         self.ramp_fraction, self.calibrates = kind.ramp_fraction, kind.calibrates
+        self._threshold = self.sae.threshold.detach().clone() if self.sae.kind == "jumprelu" else None
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.kind.parameters().items() if "threshold" not in name}
+
+    def begin(self, step: int, n_steps: int) -> None:
+        super().begin(step, n_steps)
+        if self._threshold is not None:  # `calibrate` set the one that is saved
+            self.sae.threshold.copy_(self._threshold)
 
     def gradients(self, batch: Contexts, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of the loss above, by autograd; batch: of StoreContexts."""
@@ -135,7 +141,7 @@ class EndToEnd(Kind):
             loss = (mse + balance * divergence) / 2
             if sae.kind == "relu":
                 weights = self.kind.decoder_norms().expand(sae.d_sae)[latents.indices]
-                loss = loss + self.config.l1_coeff * (latents.values * weights).sum() / len(batch)
+                loss = loss + self.config.l1_coeff * ramp * (latents.values * weights).sum() / len(batch)
             grads = torch.autograd.grad(loss, [sae.W_enc, *parameters.values()])
         sae.W_enc.grad = grads[0].T.contiguous().T
         for (name, parameter), grad in zip(parameters.items(), grads[1:], strict=True):
@@ -176,11 +182,14 @@ class EndToEnd(Kind):
             return kl_to_clean(clean, logits)
         return nn.functional.cross_entropy(logits.float(), next_ids, reduction="none")
 
-    def after_update(self) -> None:
-        self.kind.after_update()
-
     def calibrate(self, acts: Tensor) -> None:
         self.kind.calibrate(acts)
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._threshold is None else {"threshold": self._threshold}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._threshold = state.get("threshold")
 
 
 class EndToEndRun(Run):

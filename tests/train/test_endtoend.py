@@ -8,6 +8,7 @@ import saelens_lite as sl
 from saelens_lite.contexts import scored_contexts
 from saelens_lite.kernels.reference import remove_parallel
 from saelens_lite.splice import kl_to_clean, splice
+from saelens_lite.tokens import is_held_out
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.endtoend import EndToEnd, StoreContexts
 from saelens_lite.train.kinds import kind_class
@@ -95,7 +96,7 @@ def test_gradients_are_those_of_the_loss_written_out(model, store, source, kind,
         divergence = torch.nn.functional.cross_entropy(logits[:, :-1][batch.targets], batch.input_ids[:, 1:][batch.targets])
     loss = (parts["mse"] + (parts["mse"] / divergence).detach() * divergence) / 2
     if kind == "relu":
-        loss = loss + 0.7 * parts["z"].sum() / len(parts["z"])
+        loss = loss + 0.5 * 0.7 * parts["z"].sum() / len(parts["z"])
     loss.backward()
 
     assert float(stats.reconstruction) == pytest.approx(float(parts["mse"].detach()), rel=1e-5)
@@ -148,13 +149,23 @@ def test_batches_are_contexts_of_documents_not_held_out_each_once_an_epoch(store
     assert len(set(seen)) == len(seen)
     assert torch.equal(rows.batch(2).input_ids, StoreContexts(store, config).batch(2).input_ids)
     assert not torch.equal(rows.batch(2).input_ids, rows.batch(2 + rows.steps_per_epoch).input_ids)
-    n_targets = sum(int(batch.targets.sum()) for batch in batches)
-    held_out = float(store.held_out_rows(0.2).float().mean())
-    assert 0 < n_targets < (1 - held_out) * store.n_rows
+    every = [store.tokens(shard) for shard in range(store.n_shards)]
+    ids = torch.cat([tokens.input_ids for tokens in every]).tolist()
+    held_out = torch.cat([is_held_out(tokens.doc_id.long() + tokens.first_doc, 0.2) for tokens in every])
+    trained = dict(zip(map(tuple, ids), torch.cat([tokens.kept.bool() for tokens in every]) & ~held_out, strict=True))
+    kept = torch.cat([batch.kept for batch in batches])
+    assert torch.equal(kept, torch.stack([trained[context] for context in seen]))
+    assert torch.equal(torch.cat([batch.targets for batch in batches]), kept[:, 1:])
+    assert 0 < int(kept.sum()) <= store.n_rows - int(store.held_out_rows(0.2).sum())
+    assert (held_out.any(1) & (~held_out).any(1)).any(), "no context has tokens of both"
 
 
-def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, monkeypatch):
-    options = {**OPTIONS, "init_from": source("topk"), "end_to_end": "kl", "n_steps": 12, "checkpoint_every_steps": 4}
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu"])
+def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, monkeypatch, kind):
+    """With the thresholds that it started with, whatever was calibrated for the SAE of a checkpoint."""
+    options = {**OPTIONS, "kind": kind, "init_from": source(kind), "end_to_end": "kl", "n_steps": 12}
+    sl.train_sae(store, output=tmp_path / "at once", model=model, checkpoint_every_steps=12, **options)
+    options["checkpoint_every_steps"] = 4
     sl.train_sae(store, output=tmp_path / "whole", model=model, **options)
     update = sl.train.trainer.Trainer.update
 
@@ -167,8 +178,8 @@ def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, monkey
         patch.setattr(sl.train.trainer.Trainer, "update", dying)
         sl.train_sae(store, output=tmp_path / "killed", model=model, **options)
     sl.train_sae(store, output=tmp_path / "killed", model=model, **options)
-    weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("whole", "killed")]
-    assert weights[0] == weights[1]
+    weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("whole", "killed", "at once")]
+    assert weights[0] == weights[1] == weights[2]
 
 
 def test_what_cannot_be_is_refused(model, store, source, tmp_path, planted):
@@ -177,6 +188,12 @@ def test_what_cannot_be_is_refused(model, store, source, tmp_path, planted):
         sl.train_sae(store, model=model, end_to_end="kl", **options)
     with pytest.raises(ValueError, match="kind expected another one with end_to_end"):
         sl.train_sae(store, model=model, end_to_end="kl", kind="gated", init_from="there", **options)
+    for fields in (
+        {"kind": "matryoshka"}, {"jumprelu_penalty": "tanh"}, {"multi_topk_coeff": 0.1}, {"k_anneal_fraction": 0.1},
+        {"l0_coeff": 1.0}, {"target_l0": 8.0}, {"store_weights": (1.0,)}, {"max_norm_ratio": 9.0},
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=f"{next(iter(fields))} expected .* with end_to_end"):
+            sl.train_sae(store, model=model, end_to_end="kl", init_from="there", **options, **fields)
     with pytest.raises(ValueError, match="end_to_end expected model="):
         sl.train_sae(store, end_to_end="kl", init_from=source("topk"), **options)
     with pytest.raises(ValueError, match="does not give the activations"):

@@ -15,8 +15,9 @@ from .config import TrainConfig
 
 
 def baseline_of(config: TrainConfig) -> TrainConfig:
-    """The run that `config.baseline` asks for beside the one of `config`."""
-    return dataclasses.replace(config, baseline=False, freeze_decoder=True, output=str(Path(config.output) / "frozen"))
+    """The run that `config.baseline` asks for beside the one of `config`; decoder rows that stay are not resampled."""
+    fields = {"freeze_decoder": True, "resample_every_steps": None, "output": str(Path(config.output) / "frozen")}
+    return dataclasses.replace(config, baseline=False, **fields)
 
 
 def baseline_fvu(config: TrainConfig, step: int) -> float | None:

@@ -58,8 +58,8 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
     # Bussmann et al. 2025, arXiv:2503.17547, as dictionary_learning has it (trainers/matryoshka_batch_top_k.py; groups of
     # 1/32, 1/16, 1/8, 1/4 and the rest, and decay over the last fifth, from its demo_config.py). Its law for lr,
     # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see optim.default_lr. Its
-    # 1,000 steps of warm-up and 10M tokens until a latent counts as dead are None too: a run of 20k steps and 100M tokens has
-    # them, of a shorter one 5 % and 10 %, since there AuxK would never begin.
+    # 1,000 steps of warm-up and 10M tokens until a latent counts as dead are None too: a run of 20k steps and 100M tokens
+    # has them, of a shorter one 5 % and 10 %, since there AuxK would never begin.
     # Not expressed: the mean over prefixes, which is a sum here.
     "matryoshka": {
         "kind": "matryoshka",

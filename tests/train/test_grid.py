@@ -391,6 +391,15 @@ def test_the_baseline_stands_beside_the_run(store, tmp_path, kind):
     assert facts["baseline_fvu"] == frozen[N_STEPS] > facts["held_out_fvu"]
 
 
+def test_the_baseline_of_a_run_that_resamples_does_not(store, tmp_path):
+    fields = {"kind": "relu", "dead_after_tokens": 128, "l1_coeff": 50.0, "lr": 0.1, "l1_warm_up_steps": 0}
+    options = {**OPTIONS, **fields}
+    sae = sl.train_sae(store, output=tmp_path / "both", baseline=True, resample_every_steps=5, **options)
+    sl.train_sae(store, output=tmp_path / "plain", freeze_decoder=True, **options)
+    assert outcome(tmp_path / "both" / "frozen") == outcome(tmp_path / "plain")
+    assert sae.config.metadata["saelens_lite"]["baseline_fvu"] is not None
+
+
 def test_a_baseline_of_a_baseline_is_refused():
     with pytest.raises(ValueError, match="baseline expected False with freeze_decoder"):
         TrainConfig(baseline=True, freeze_decoder=True)

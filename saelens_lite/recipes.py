@@ -35,8 +35,8 @@ def train_streaming(
     fields: of TrainConfig, n_steps among them, and of HarvestConfig, such as context_length, text_column or dtype; `seed`
         and `device` are those of both. When the dataset ends before n_steps, it begins again
     returns: the SAE, as `train_sae` does
-    raises: as `harvest_activations` and `train_sae`; ValueError for several processes, max_norm_ratio, end_to_end, or a
-        dataset of less than a batch
+    raises: as `harvest_activations` and `train_sae`; ValueError for several processes, max_norm_ratio, matmul_precision,
+        end_to_end, or a dataset of less than a batch
     """
     from saelens_lite.harvest import HarvestConfig
     from saelens_lite.harvest.stream import activation_stream

@@ -82,7 +82,8 @@ class StreamRows:
     have; they are kept in memory, and made again where a run goes on.
 
     device: where batches are given
-    raises: ValueError for a run without n_steps, as a stream's length is not known, or with max_norm_ratio
+    raises: ValueError for a run without n_steps, as a stream's length is not known, or with max_norm_ratio or
+        matmul_precision
     """
 
     left_out_share = None
@@ -96,6 +97,11 @@ class StreamRows:
             raise ValueError("training on a stream expected n_steps, as its length is not known before it ends; got None")
         if config.max_norm_ratio is not None:
             raise ValueError("max_norm_ratio needs the median norm of all rows, unknown while they come: harvest a store")
+        if config.matmul_precision is not None:
+            raise ValueError(
+                "training on a stream expected matmul_precision None: forward passes beside a step would now and then be "
+                "computed so as well. torch.set_float32_matmul_precision says it for both"
+            )
         self._stream, self._config, self._device = stream, config, torch.device(device)
         self.hook_point, self.d_model = stream.hook_point, stream.d_model
         self.hf_module = stream.plan["hook_points"][stream.hook_point].get("module_path", "")

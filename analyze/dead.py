@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from saelens_lite.metrics import FiringSums, window_name
+from saelens_lite.metrics import FiringSums, rate_bound, window_name
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.store import ActivationStore
 
@@ -61,12 +61,8 @@ class DeadReport:
 
     @property
     def rate_bound(self) -> float:
-        """A latent that never fired here fires on less than this share of tokens, with 95 % confidence.
-
-        The rule of three, 3 / n_tokens; it takes tokens as independent, which neighbours in a text are not.
-        source: Hanley and Lippman-Hand 1983, JAMA 249(13)
-        """
-        return 3 / self.n_tokens
+        """A latent that never fired here fires on less than this share of tokens, with 95 % confidence."""
+        return rate_bound(self.n_tokens)
 
     def __repr__(self) -> str:
         rows = [

@@ -6,8 +6,6 @@ that have rows in the store, so BOS, special tokens and padding stay as they are
 
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -15,127 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.contexts import cross_entropies
-from saelens_lite.metrics import FiringSums, ReconstructionSums, ce_score, window_name
+from saelens_lite.metrics import FiringSums, ReconstructionSums, ce_score, kl_score
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import is_held_out
+from saelens_lite.variants import LibraryVariants
 
+from .dead import WINDOWS_TOKENS
+from .evaluation import BASELINE, MEAN, TRAINED, ZERO, Evaluation, EvaluationRow
+from .geometry import decoder_norms, encoder_decoder_cosine
+from .seeds import SeedNoise, check_seeds, seed_noise, stability
 from .stream import BLOCK_ROWS, latent_blocks, matching_hook_point, to_cpu
 
-WINDOWS_TOKENS = (10_000, 100_000, 1_000_000)
-TRAINED, BASELINE, ZERO, MEAN = "trained", "baseline", "zero ablation", "mean ablation"
-
-DEFINITIONS = {
-    "fvu": "fraction of variance unexplained: the sum of ‖x − x̂‖² over that of ‖x − mean‖²",
-    "explained_variance": "1 − fvu",
-    "mse": "mean ‖x − x̂‖² of a token",
-    "cosine": "mean cosine of x with x̂",
-    "norm_ratio": "mean ‖x̂‖ / ‖x‖",
-    "l0": "mean number of latents that fire on a token",
-    "dead": "dead@N: share of the latents silent during the last N tokens of the store; null where it has fewer",
-    "ce": "cross-entropy with the replacement in place, nats a token",
-    "delta_ce": "ce minus that of the model as it is, nats a token",
-    "ce_score_mean": "loss recovered relative to mean ablation: 1 no damage, 0 as bad",
-    "ce_score_zero": "loss recovered relative to zero ablation, which is flattering: 1 no damage, 0 as bad",
-}
-"""The numbers of a row, as the JSON explains them."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationRow:
-    """One line of an evaluation, its numbers as in DEFINITIONS; None where one was not asked for or does not exist."""
-
-    name: str
-    given: bool = True
-    """False for a baseline that was not given."""
-    fvu: float | None = None
-    explained_variance: float | None = None
-    mse: float | None = None
-    cosine: float | None = None
-    norm_ratio: float | None = None
-    l0: float | None = None
-    dead: dict[int, float | None] = dataclasses.field(default_factory=dict)
-    """Window in tokens → share."""
-    ce: float | None = None
-    delta_ce: float | None = None
-    ce_score_mean: float | None = None
-    ce_score_zero: float | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
-    """What evaluate_sae found; `print(evaluation.table())`.
-
-    rows: trained, baseline, zero ablation, mean ablation
-    n_tokens: rows that fvu and l0 rest on; held_out: whether of held-out documents only
-    n_ce_tokens, n_contexts: predicted tokens that the cross-entropy rests on, and contexts that were run; 0 without a model
-    ce_clean: cross-entropy of the model as it is on these tokens, nats
-    """
-
-    hook_point: str
-    store: str
-    held_out: bool
-    same_store: bool
-    """Whether every SAE records that it was trained on this very store; else "held out" is only a sample of documents."""
-    n_tokens: int
-    n_ce_tokens: int
-    n_contexts: int
-    ce_clean: float | None
-    rows: tuple[EvaluationRow, ...]
-
-    def row(self, name: str) -> EvaluationRow:
-        """The row of that name."""
-        return next(row for row in self.rows if row.name == name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold, with their definitions; windows as "10k", nan as None."""
-
-        def plain(value: Any) -> Any:
-            return None if isinstance(value, float) and not math.isfinite(value) else value
-
-        facts = {field.name: plain(getattr(self, field.name)) for field in dataclasses.fields(self) if field.name != "rows"}
-        rows = []
-        for row in self.rows:
-            numbers = {field.name: plain(getattr(row, field.name)) for field in dataclasses.fields(row)}
-            dead = {f"dead@{window_name(window)}": share for window, share in row.dead.items()}
-            rows.append({key: value for key, value in numbers.items() if key != "dead"} | dead)
-        return facts | {"rows": rows, "definitions": DEFINITIONS}
-
-    def table(self) -> str:
-        """Aligned text, with what the numbers rest on below it."""
-        windows = list(self.rows[0].dead)
-        head = ["", "fvu", "expl.var", "l0", *(f"dead@{window_name(w)}" for w in windows)]
-        head += ["CE", "ΔCE", "score(mean)", "score(zero)"] if self.ce_clean is not None else []
-        lines = [head]
-        for row in self.rows:
-            if not row.given:
-                lines.append([row.name, "not given"])
-                continue
-            cells = [row.name, _cell(row.fvu, 4), _cell(row.explained_variance, 4), _cell(row.l0, 1)]
-            cells += [_cell(row.dead.get(w), 3, absent="n/a" if row.dead else "") for w in windows]
-            if self.ce_clean is not None:
-                cells += [_cell(row.ce, 4), _cell(row.delta_ce, 4), _cell(row.ce_score_mean, 3), _cell(row.ce_score_zero, 3)]
-            lines.append(cells)
-        full = [line for line in lines if len(line) == len(head)]
-        widths = [max(len(line[i]) for line in full) for i in range(len(head))]
-        widths[0] = max(len(line[0]) for line in lines)
-        text = [
-            "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]).rstrip()
-            for line in lines
-        ]
-        rows_of = "held-out documents" if self.held_out else "all documents"
-        text.append(f"{self.hook_point} of {self.store}")
-        text.append(f"fvu, l0 over {self.n_tokens:,} tokens of {rows_of}; dead over the last tokens of the store")
-        if self.ce_clean is not None:
-            text.append(
-                f"CE in nats over {self.n_ce_tokens:,} predicted tokens of {rows_of} in {self.n_contexts:,} contexts; "
-                f"clean {self.ce_clean:.4f}"
-            )
-        if self.held_out and not self.same_store:
-            text.append("not every SAE records this store as its own: it may have been trained on documents held out here")
-        return "\n".join(text)
-
-    __str__ = table
+_DENSE = {"dense_1pct": 0.01, "dense_10pct": 0.1}
+_FROM_SUMS = ("fvu", "explained_variance", "mse", "cosine", "norm_ratio", "relative_bias")
 
 
 def evaluate_sae(
@@ -143,6 +34,7 @@ def evaluate_sae(
     store: ActivationStore,
     model: nn.Module | None = None,
     baseline: SparseAutoencoder | None = None,
+    seeds: Sequence[SparseAutoencoder] = (),
     *,
     held_out: bool = True,
     held_out_fraction: float | None = None,
@@ -155,26 +47,31 @@ def evaluate_sae(
 
     model: the one that was harvested; without it there are no CE columns. Needs no tokenizer: the store has the tokens
     baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
+    seeds: SAEs that differ from `sae` in their seed only: they give the noise of every number, and whether they agree
     held_out: score rows and tokens of held-out documents only (saelens_lite.tokens.is_held_out)
     held_out_fraction: the share of documents that training held out; None takes what the SAEs record, else 0.05
     max_tokens: stop after about so many rows, and as many predicted tokens; None for all
-    windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of
+    windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of; the longest that
+        the store fills is encoded
     hook_point: None takes the one that the SAE was trained on
-    raises: ValueError when SAE, baseline, model and store do not belong together, or no document is held out
+    raises: ValueError when SAEs, model and store do not belong together, no document is held out, or a number of them is
+        not finite
     """
     point = matching_hook_point(sae, store, hook_point)
-    saes = {TRAINED: sae}
-    if baseline is not None:
-        if (point_there := matching_hook_point(baseline, store, hook_point)) != point:
-            raise ValueError(f"the baseline is of {point_there} and the SAE of {point}: compare SAEs of one hook point")
-        saes[BASELINE] = baseline
+    saes = {TRAINED: sae} | ({} if baseline is None else {BASELINE: baseline})
+    others = {f"seed {i}": one for i, one in enumerate(seeds, 1)}
+    for name, one in (saes | others).items():
+        if (point_there := matching_hook_point(one, store, hook_point)) != point:
+            raise ValueError(f"the {name} is of {point_there} and the SAE of {point}: compare SAEs of one hook point")
+    check_seeds({TRAINED: sae} | others)
+    saes |= others
     if held_out_fraction is None:
         held_out_fraction = _recorded_fraction(saes)
     fraction = held_out_fraction if held_out else None
 
-    sums, l0 = _reconstruction(saes, store, point, fraction, max_tokens)
+    sums, variants, firing = _reconstruction(saes, store, point, fraction, max_tokens)
     dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}
-    ce, n_ce_tokens, n_contexts = {}, 0, 0
+    losses = None
     if model is not None:
         replacements: dict[str, dict[str, Any] | None] = {
             "clean": None,
@@ -182,31 +79,54 @@ def evaluate_sae(
         }
         mean = {"sae": None, "mode": "mean", "mean": store.mean(point)}
         replacements |= {ZERO: {"sae": None, "mode": "zero"}, MEAN: mean}
-        ce, n_ce_tokens, n_contexts = cross_entropies(
-            model, store, point, replacements, fraction=fraction, max_tokens=max_tokens, batch_size_seqs=batch_size_seqs
-        )
+        some = {"fraction": fraction, "max_tokens": max_tokens, "batch_size_seqs": batch_size_seqs}
+        losses = cross_entropies(model, store, point, replacements, kl=True, **some)
 
     def row(name: str) -> EvaluationRow:
         if name not in sums:
             return EvaluationRow(name=name, given=False)
-        numbers = {key: getattr(sums[name], key) for key in ("fvu", "explained_variance", "mse", "cosine", "norm_ratio")}
-        if ce:
-            numbers |= {"ce": ce[name], "delta_ce": ce[name] - ce["clean"]}
-            numbers |= {"ce_score_mean": ce_score(ce["clean"], ce[name], ce[MEAN])}
-            numbers |= {"ce_score_zero": ce_score(ce["clean"], ce[name], ce[ZERO])}
-        return EvaluationRow(name=name, l0=l0.get(name, 0.0), dead=dead.get(name, {}), **numbers)
+        numbers: dict[str, Any] = {key: getattr(sums[name], key) for key in _FROM_SUMS}
+        numbers |= {"l0": 0.0} if name not in firing else _of_latents(saes[name], firing[name], dead[name])
+        if losses is not None:
+            ce, kl = losses.ce, losses.kl
+            numbers |= {"ce": ce[name], "delta_ce": ce[name] - ce["clean"], "kl": kl[name]}
+            for against, ablation in (("mean", MEAN), ("zero", ZERO)):
+                numbers[f"ce_score_{against}"] = ce_score(ce["clean"], ce[name], ce[ablation])
+                numbers[f"kl_score_{against}"] = kl_score(kl[name], kl[ablation])
+        return EvaluationRow(name=name, variants=variants[name].values(), **numbers)
 
+    seed_rows = tuple(row(name) for name in others)
     return Evaluation(
         hook_point=point,
         store=store.model_name or str(store.path),
         held_out=held_out,
         same_store=all(store.fingerprint in _stores(one) for one in saes.values()),
         n_tokens=sums[TRAINED].n_tokens,
-        n_ce_tokens=n_ce_tokens,
-        n_contexts=n_contexts,
-        ce_clean=ce.get("clean"),
+        n_ce_tokens=losses.n_tokens if losses is not None else 0,
+        n_contexts=losses.n_contexts if losses is not None else 0,
+        ce_clean=losses.ce["clean"] if losses is not None else None,
         rows=tuple(row(name) for name in (TRAINED, BASELINE, ZERO, MEAN)),
+        seeds=seed_rows,
+        seed_noise=_noise([row(TRAINED), *seed_rows]) if others else {},
+        stability=stability([sae, *others.values()]) if others else None,
     )
+
+
+def _of_latents(sae: SparseAutoencoder, firing: FiringSums, dead: dict[int, float | None]) -> dict[str, Any]:
+    """The numbers of a row that only an SAE has."""
+    quantiles = firing.density.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+    density = dict(zip(("density_q05", "density_q50", "density_q95"), quantiles, strict=True))
+    density |= {name: (firing.density > over).double().mean().item() for name, over in _DENSE.items()}
+    cosine = encoder_decoder_cosine(sae).double().mean().item()
+    numbers = {name: getattr(firing, name) for name in ("l0", "l1", "l1_weighted")}
+    return numbers | {"dead": dead, "density": density, "encoder_decoder_cosine": cosine}
+
+
+def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
+    """The spread of every number that all rows have."""
+    columns = [row.numbers() for row in rows]
+    values = {name: [column[name] for column in columns] for name in columns[0]}
+    return {name: seed_noise([v for v in some if v is not None]) for name, some in values.items() if None not in some}
 
 
 def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
@@ -228,41 +148,64 @@ def _stores(sae: SparseAutoencoder) -> set[str]:
 
 def _reconstruction(
     saes: dict[str, SparseAutoencoder], store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None
-) -> tuple[dict[str, ReconstructionSums], dict[str, float]]:
-    """Sums of every row of the table over the scored rows, and the l0 of the SAEs."""
+) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums]]:
+    """Sums of every row of the table over the scored rows, and the firings of the SAEs on them."""
     sums = {name: ReconstructionSums(store.d_model(point)) for name in (*saes, ZERO, MEAN)}
-    firing = {name: FiringSums(one.d_sae) for name, one in saes.items()}
+    variants = {name: LibraryVariants() for name in sums}
+    firing = {name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()}
     mean = store.mean(point)
     for acts in _scored_rows(store, point, fraction, max_tokens):
+        recons = {ZERO: torch.zeros_like(acts), MEAN: mean.expand_as(acts)}
         for name, one in saes.items():
             with torch.no_grad():
                 out = one(acts.to(one.device))
-            sums[name].update(acts, out.recons.to(acts.device, torch.float32))
+            recons[name] = out.recons.to(acts.device, torch.float32)
             firing[name].update(to_cpu(out.latents))
-        sums[ZERO].update(acts, torch.zeros_like(acts))
-        sums[MEAN].update(acts.double(), mean.expand_as(acts))
+            if not recons[name].isfinite().all():
+                raise ValueError(
+                    f"the {name} SAE reconstructs finite rows as nan or infinity: load a whole copy, in float32"
+                )
+        for name in sums:
+            sums[name].update(acts, recons[name])
+            variants[name].update(acts, recons[name])
     if sums[ZERO].n_tokens == 0:
         raise ValueError(
             f"{store.path} has no rows of held-out documents (share {fraction}); "
             "harvest more documents, or pass held_out=False to score rows that training has seen"
         )
-    return sums, {name: one.l0 for name, one in firing.items()}
+    return sums, variants, firing
 
 
 def _scored_rows(store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None) -> Iterator[Tensor]:
-    """Blocks float32[n d_model] of the rows to score, at most max_tokens of them."""
+    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last one shorter.
+
+    raises: ValueError when a row holds nan or infinity, naming it
+    """
     left = store.n_rows if max_tokens is None else max_tokens
-    first_row = 0
+    first_row, waiting = 0, torch.empty(0, dtype=torch.int64)
     for shard, n_rows in enumerate(store.shard_rows):
         rows = torch.arange(first_row, first_row + n_rows)
         if fraction is not None:
             rows = rows[is_held_out(store.row_docs(shard), fraction)]
-        for block in rows[:left].split(BLOCK_ROWS) if len(rows) else ():
-            yield store.gather(block, point)
         first_row += n_rows
-        left -= min(left, len(rows))
+        rows = rows[:left]
+        left -= len(rows)
+        waiting = torch.cat([waiting, rows])
+        while len(waiting) >= BLOCK_ROWS:
+            yield _finite_rows(store, point, waiting[:BLOCK_ROWS])
+            waiting = waiting[BLOCK_ROWS:]
         if left == 0:
-            return
+            break
+    if len(waiting):
+        yield _finite_rows(store, point, waiting)
+
+
+def _finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:
+    acts = store.gather(rows, point)
+    if not acts.isfinite().all():
+        row = int(rows[~acts.isfinite().all(1)][0])
+        raise ValueError(f"{store.path} {point}: row {row} holds nan or infinity; harvest that store again")
+    return acts
 
 
 def _dead_shares(
@@ -276,9 +219,3 @@ def _dead_shares(
         for _, latents in latent_blocks(sae, store, point, start_row=store.n_rows - n_rows):
             firing.update(latents)
     return firing.dead_shares(windows)
-
-
-def _cell(value: float | None, digits: int, absent: str = "") -> str:
-    if value is None:
-        return absent
-    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"

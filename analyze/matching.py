@@ -1,4 +1,4 @@
-"""Two sets of directions compared: cosines, and the best pairing of one with the other."""
+"""Two sets of directions compared: cosines, the best pairing of one with the other, MMCS and MCC."""
 
 from __future__ import annotations
 
@@ -6,11 +6,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PAIRED = 4096
+"""Up to so many latents mcc pairs all; of more, as many pairs are compared as of so many."""
+_CHUNK_VALUES = 2**24
+
 
 def abs_cosines(directions: Tensor, others: Tensor) -> Tensor:
     """|cos| of every pair, float32[n m]; directions: float[n d], others: float[m d]. A zero row has cosine 0."""
     unit, other_unit = (torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others))
     return (unit @ other_unit.T).abs()
+
+
+def mmcs(directions: Tensor, others: Tensor) -> float:
+    """Mean over `directions` of the largest cosine with one of `others`. Not symmetric, and it grows with their number.
+
+    directions: float[n d], others: float[m d], on one device; a zero row has cosine 0
+    source: Sharkey, Braun and Millidge 2022, "Taking features out of superposition with sparse autoencoders"
+    """
+    unit, other_unit = (torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others))
+    largest = [(rows @ other_unit.T).amax(1) for rows in unit.split(max(1, _CHUNK_VALUES // len(others)))]
+    return torch.cat(largest).double().mean().item()
+
+
+def mcc(directions: Tensor, others: Tensor) -> float:
+    """Mean |cos| over the pairs of the best one-to-one pairing.
+
+    directions: float[n d], others: float[m d], on one device
+    Beyond PAIRED² pairs, so many of `directions` as stay within it are drawn (seed 0) and paired with all of `others`;
+    fewer compete then, so that it is too large rather than too small.
+    source: arXiv:2505.20254, of dictionaries from several seeds
+    """
+    n_rows = max(1, PAIRED**2 // len(others))
+    if len(directions) > n_rows:
+        chosen = torch.randperm(len(directions), generator=torch.Generator().manual_seed(0))[:n_rows]
+        directions = directions[chosen.to(directions.device)]
+    similarity = abs_cosines(directions, others).cpu()
+    pairs = best_pairing(similarity)
+    return similarity[pairs[:, 0], pairs[:, 1]].double().mean().item()
 
 
 def best_pairing(similarity: Tensor) -> Tensor:

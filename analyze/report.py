@@ -236,6 +236,10 @@ def _trade_off(runs: Sequence[Run]) -> str:
 # Evaluation ------------------------------------------------------------------------------------------------------
 
 
+_LEFT_TO_THE_JSON = ("ev_", "density_", "dense_")
+"""Beginnings of the names of numbers that the table leaves out for its width."""
+
+
 def _evaluations(runs: Sequence[Run]) -> str:
     """The tables that `saelens-lite evaluate --output` left in the folders, as one."""
     found = [(i, run, file, values) for i, run in enumerate(runs) for file, values in run.evaluations.items()]
@@ -244,11 +248,12 @@ def _evaluations(runs: Sequence[Run]) -> str:
     scored = [(i, run, row) for i, run, _, values in found for row in values["rows"] if row.get("given", True)]
     names = dict.fromkeys(key for _, _, row in scored for key in row if key not in ("name", "given"))
     names = [name for name in names if any(row.get(name) is not None for _, _, row in scored)]
+    names = [name for name in names if not name.startswith(_LEFT_TO_THE_JSON)]
     rows = [[run.name, row.get("name"), *map(row.get, names)] for _, run, row in scored]
     table = parts.table(["run", "row", *names], rows, [swatch(i) for i, _, _ in scored])
     sources = []
     for _, run, file, values in found:
-        facts = [f"{key} {_told(value)}" for key, value in values.items() if key not in ("rows", "definitions")]
+        facts = [f"{key} {_told(value)}" for key, value in values.items() if not isinstance(value, list | dict)]
         sources.append(f"<p>{escaped(run.name)}/{escaped(file)}: {escaped(', '.join(facts))}</p>")
     told = [values["definitions"] for *_, values in found if isinstance(values.get("definitions"), dict)]
     defined = {name: text for definitions in told for name, text in definitions.items()}

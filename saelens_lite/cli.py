@@ -84,6 +84,10 @@ class EvaluateConfig:
     baseline: str | None = None
     """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
 
+    seeds: tuple[str, ...] = ()
+    """Folders of runs that differ from the SAE in their seed only: they give every number its seed noise, and whether the
+    seeds found the same directions."""
+
     model: str | None = None
     """The model that was harvested, for what the reconstruction costs in cross-entropy; "demo" is the embedded one."""
 
@@ -99,8 +103,12 @@ class EvaluateConfig:
     max_tokens: int | None = 100_000
     """Rows to score, and as many predicted tokens; None for all."""
 
-    windows_tokens: tuple[int, ...] = (10_000, 100_000, 1_000_000)
-    """A latent is dead that was silent during so many last tokens of the store: one column for each window."""
+    windows_tokens: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    """A latent is dead that was silent during so many last tokens of the store: one column for each window, up to the first
+    that is longer than the store."""
+
+    all: bool = False
+    """Print every number, those that other libraries call explained variance included; the JSON has them always."""
 
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""
@@ -374,13 +382,14 @@ def evaluate(argv: Sequence[str]) -> None:
         store,
         _load_model(config.model, device, store),
         SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
+        [SparseAutoencoder.load(seed, device=device) for seed in config.seeds],
         held_out=config.held_out,
         held_out_fraction=config.held_out_fraction,
         max_tokens=config.max_tokens,
         windows_tokens=config.windows_tokens,
         hook_point=config.hook_point,
     )
-    print(_with_short_names(result.table()))
+    print(_with_short_names(result.table(config.all)))
     if config.output is not None:
         Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
         print(f"numbers: {config.output}")

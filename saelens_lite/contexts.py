@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from saelens_lite.decoder import d_model, evaluation_mode
 from saelens_lite.hooks import model_device, run_to
-from saelens_lite.splice import splice, token_losses
+from saelens_lite.passes import prepared_inputs
+from saelens_lite.splice import splice
 from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import is_held_out
 
@@ -39,6 +40,21 @@ class ContextBatch:
     sequences: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What `cross_entropies` found, in nats a predicted token.
+
+    ce: replacement → cross-entropy
+    kl: replacement → KL(p_clean ‖ p) at the positions that ce rests on; empty where it was not asked for
+    n_tokens, n_contexts: predicted tokens scored; contexts run
+    """
+
+    ce: dict[str, float]
+    kl: dict[str, float]
+    n_tokens: int
+    n_contexts: int
+
+
 def cross_entropies(
     model: nn.Module,
     store: ActivationStore,
@@ -48,39 +64,67 @@ def cross_entropies(
     fraction: float | None,
     max_tokens: int | None,
     batch_size_seqs: int = 8,
-) -> tuple[dict[str, float], int, int]:
-    """Cross-entropy of the store's tokens under each replacement, in nats a token; predicted tokens; contexts.
+    kl: bool = False,
+) -> Losses:
+    """Cross-entropy of the store's tokens under each replacement and, with kl, the divergence from the model as it is.
 
     replacements: by name, the arguments of `splice` beside the hook point and the positions; None for the model as it is
     fraction: score only the share of documents that is held out (saelens_lite.tokens.is_held_out); None for all
     max_tokens: stop after about so many predicted tokens; None for all
-    raises: ValueError for a model that is not the store's, or where there is nothing to score
+    raises: ValueError for a model that is not the store's, one whose own losses are not finite, or nothing to score
     A token counts when it has a row, is of a scored document and is not the first of its context.
     """
-    totals = dict.fromkeys(replacements, 0.0)
-    n_tokens, n_contexts, device = 0, 0, model_device(model)
+    ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)
+    n_tokens, n_contexts = 0, 0
     with evaluation_mode(model), torch.no_grad():
         for batch in scored_contexts(store, fraction, max_tokens, batch_size_seqs):
             if n_contexts == 0:
                 check_model(model, store, point, batch)
-
-            def total(batch: ContextBatch = batch) -> float:
-                losses = token_losses(model, batch.input_ids.to(device), batch.attended.to(device))
-                return losses[batch.targets.to(losses.device)].cpu().double().sum().item()
-
+            clean = _log_probs(model, batch) if kl or None in replacements.values() else []
             for name, how in replacements.items():
                 if how is None:
-                    totals[name] += total()
-                    continue
-                with splice(model, hook_point=point, positions=batch.kept, **how):
-                    totals[name] += total()
+                    log_probs = clean
+                else:
+                    with splice(model, hook_point=point, positions=batch.kept, **how):
+                        log_probs = _log_probs(model, batch)
+                ce[name] += _cross_entropy(log_probs, batch)
+                if kl:
+                    divergence[name] += sum(_divergence(p, q) for p, q in zip(clean, log_probs, strict=True))
             n_tokens += int(batch.targets.sum())
             n_contexts += len(batch.input_ids)
     if n_tokens == 0:
         raise ValueError(
             f"{store.path} has no predicted token in the scored documents; harvest more, or pass held_out=False"
         )
-    return {name: sum_ / n_tokens for name, sum_ in totals.items()}, n_tokens, n_contexts
+    for name, how in replacements.items():
+        if how is None and not math.isfinite(ce[name]):
+            raise ValueError(
+                f"the model as it is gives losses that are not finite on {store.path}: load it in float32 or bfloat16"
+            )
+    per_token = [{name: sum_ / n_tokens for name, sum_ in sums.items()} for sums in (ce, divergence)]
+    return Losses(*per_token, n_tokens, n_contexts)
+
+
+def _log_probs(model: nn.Module, batch: ContextBatch) -> list[Tensor]:
+    """Of each context, next-token log-probabilities at its scored positions: float32[n_scored vocab]."""
+    device = model_device(model)
+    inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.attended.to(device)}
+    logits = model(**prepared_inputs(model, inputs)).logits
+    targets = batch.targets.to(logits.device)
+    return [row[:-1][scored].float().log_softmax(-1) for row, scored in zip(logits, targets)]
+
+
+def _cross_entropy(log_probs: list[Tensor], batch: ContextBatch) -> float:
+    """Σ over the scored tokens, nats."""
+    next_ids = [ids[1:][scored] for ids, scored in zip(batch.input_ids, batch.targets)]
+    rows = zip(log_probs, next_ids, strict=True)
+    return sum(-row.gather(1, ids.to(row.device)[:, None]).double().sum().item() for row, ids in rows)
+
+
+def _divergence(clean: Tensor, other: Tensor) -> float:
+    """Σ over positions of KL(p_clean ‖ p), nats, from two float32[n vocab] of log-probabilities; 0 · log 0 is 0."""
+    terms = (clean.exp() * (clean - other)).masked_fill(clean == -math.inf, 0.0)
+    return terms.sum(-1).double().sum().item()
 
 
 def scored_contexts(

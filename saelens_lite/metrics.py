@@ -6,11 +6,15 @@ Every class is filled by `update`, and two of them that saw consecutive spans of
     explained variance  1 − fvu
     mse                 mean ‖x − x̂‖² of a token, summed over dimensions
     cosine, norm ratio  mean cos(x, x̂) and mean ‖x̂‖ / ‖x‖ over tokens with ‖x‖ > 0
+    relative bias       Σ‖x̂‖² / Σ x·x̂: 1 where no common factor would bring x̂ nearer to x, below 1 for shrinkage
     l0, l1              mean number, and mean sum of absolute values, of the latents that fire on a token
+    l1 weighted         the same sum with each latent times the norm of its decoder row, so that moving length from the
+                        latents into the decoder does not alter it
     dead by window      share of latents silent during the last `window` tokens
 
 Deliberately not here: fvu as a mean of per-batch or per-token ratios, which changes with the batch and follows the tokens
-of small norm, and variance about one scalar mean or about zero, by which predicting x̄ already scores high.
+of small norm, and variance about one scalar mean or about zero, by which predicting x̄ already scores high. They are in
+variants.py, for comparison with figures of other libraries.
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ class ReconstructionSums:
         """Σ‖x − x̄‖² so far"""
         self.squared_error = 0.0
         """Σ‖x − x̂‖² so far"""
+        self._squared_norm_hat = 0.0
+        self._product = 0.0
         self._directed_tokens = 0
         self._cosine_sum = 0.0
         self._norm_ratio_sum = 0.0
@@ -59,6 +65,8 @@ class ReconstructionSums:
             batch.mean = mean.cpu()
             batch.squared_deviation = (x - mean).square().sum().item()
             batch.squared_error = (x - x_hat).square().sum().item()
+            batch._squared_norm_hat = x_hat.square().sum().item()
+            batch._product = (x * x_hat).sum().item()
             norms = x.norm(dim=1)
             directed = norms > 0
             norms_hat = x_hat[directed].norm(dim=1)
@@ -80,6 +88,8 @@ class ReconstructionSums:
         self.mean = self.mean + shift * (other.n_tokens / n_tokens)
         self.n_tokens = n_tokens
         self.squared_error += other.squared_error
+        self._squared_norm_hat += other._squared_norm_hat
+        self._product += other._product
         self._directed_tokens += other._directed_tokens
         self._cosine_sum += other._cosine_sum
         self._norm_ratio_sum += other._norm_ratio_sum
@@ -105,19 +115,27 @@ class ReconstructionSums:
     def norm_ratio(self) -> float:
         return _ratio(self._norm_ratio_sum, self._directed_tokens)
 
+    @property
+    def relative_bias(self) -> float:
+        """Σ‖x̂‖² / Σ x·x̂; source: equation 10 of Rajamanoharan et al. 2024, arXiv:2404.16014."""
+        return _ratio(self._squared_norm_hat, self._product)
+
 
 class FiringSums:
     """When latents fire: l0, l1, integer counts, and for how many tokens each has been silent.
 
     counts: int64[d_sae], tokens on which each latent fired (was not 0)
     last_fired: int64[d_sae], index of the last such token in the stream; -1 for never
+    decoder_norms: float[d_sae], ‖W_dec[i]‖, for l1_weighted; without them it is nan
     """
 
-    def __init__(self, d_sae: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, d_sae: int, device: torch.device | str = "cpu", decoder_norms: Tensor | None = None) -> None:
         self.n_tokens = 0
         self.counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.last_fired = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
         self._magnitude = 0.0
+        self._decoder_norms = None if decoder_norms is None else decoder_norms.detach().double().to(device)
+        self._written = 0.0
 
     def update(self, latents: SparseLatents) -> None:
         """Add the tokens of a batch, in their order in the stream."""
@@ -127,7 +145,10 @@ class FiringSums:
         at = latents.row_ids()[fires] + self.n_tokens
         self.last_fired.scatter_reduce_(0, indices, at, reduce="amax")
         self.n_tokens += latents.batch
-        self._magnitude += latents.values.detach().double().abs().sum().item()
+        magnitudes = latents.values.detach().double().abs()
+        self._magnitude += magnitudes.sum().item()
+        if self._decoder_norms is not None:
+            self._written += (magnitudes * self._decoder_norms[latents.indices]).sum().item()
 
     def merge(self, later: FiringSums) -> None:
         """Add what another one saw of the tokens that follow."""
@@ -136,6 +157,7 @@ class FiringSums:
         self.last_fired = torch.where(fired, later.last_fired + self.n_tokens, self.last_fired)
         self.n_tokens += later.n_tokens
         self._magnitude += later._magnitude
+        self._written += later._written
 
     @property
     def l0(self) -> float:
@@ -144,6 +166,10 @@ class FiringSums:
     @property
     def l1(self) -> float:
         return _ratio(self._magnitude, self.n_tokens)
+
+    @property
+    def l1_weighted(self) -> float:
+        return math.nan if self._decoder_norms is None else _ratio(self._written, self.n_tokens)
 
     @property
     def density(self) -> Tensor:
@@ -175,6 +201,24 @@ def ce_score(clean: float, spliced: float, ablated: float) -> float:
     returns: nan where the ablation itself costs nothing
     """
     return _ratio(ablated - spliced, ablated - clean)
+
+
+def kl_score(spliced: float, ablated: float) -> float:
+    """Divergence avoided, (ablated − spliced) / ablated: 1 for no damage, 0 for that of the ablation.
+
+    spliced, ablated: KL(p_clean ‖ p) in nats
+    returns: nan where the ablation itself alters nothing
+    """
+    return _ratio(ablated - spliced, ablated)
+
+
+def rate_bound(n_tokens: int) -> float:
+    """A latent that is silent on n tokens fires on less than this share of tokens, with 95 % confidence: 3 / n, at most 1.
+
+    It takes tokens as independent, which neighbours in a text are not.
+    source: the rule of three, Hanley and Lippman-Hand 1983, JAMA 249(13)
+    """
+    return min(1.0, 3 / n_tokens) if n_tokens else 1.0
 
 
 def window_name(window_tokens: int) -> str:

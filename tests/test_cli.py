@@ -161,6 +161,15 @@ def test_evaluate_prints_the_table_with_controls_and_writes_it(made, capsys):
     assert 0 < rows["trained"]["l0"] <= 4
 
 
+def test_evaluate_prints_every_number_and_the_noise_of_seeds(made, capsys):
+    argv = ["evaluate", "--sae", made / "topk", "--store", made / "store", "--windows-tokens", "1000", "--max-tokens", "500"]
+    assert main([*map(str, argv), "--all"]) == 0
+    shown = capsys.readouterr().out
+    assert "ev_dictionary_learning" in shown and "encoder_decoder_cosine" in shown
+    line = fails(capsys, *argv, "--seeds", made / "frozen")
+    assert "trained and seed 1 differ in freeze_decoder false and true" in line
+
+
 def test_analyze_writes_a_page(made, capsys):
     page = made / "features.html"
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--n-latents", "3"]

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from saelens_lite.metrics import FiringSums, ReconstructionSums, ce_score, window_name
+from saelens_lite.metrics import FiringSums, ReconstructionSums, ce_score, kl_score, rate_bound, window_name
 from saelens_lite.sparse import SparseLatents
 
 
@@ -31,6 +31,7 @@ def test_by_hand():
     assert stats.mse == 1.0
     assert stats.norm_ratio == pytest.approx((2 / 1 + math.sqrt(10) / 3) / 2)
     assert stats.cosine == pytest.approx((1 + 3 / math.sqrt(10)) / 2)
+    assert stats.relative_bias == pytest.approx((4 + 10) / (2 + 9))
 
 
 def test_predicting_the_mean_explains_nothing(acts):
@@ -62,9 +63,16 @@ def test_a_constant_error_is_seen(acts):
 def test_batches_do_not_matter(acts, split):
     recons = acts * 0.9
     whole, parts = sums(acts, recons), sums(acts, recons, split)
-    for name in ("fvu", "explained_variance", "mse", "cosine", "norm_ratio"):
+    for name in ("fvu", "explained_variance", "mse", "cosine", "norm_ratio", "relative_bias"):
         assert getattr(parts, name) == pytest.approx(getattr(whole, name), rel=1e-12)
     torch.testing.assert_close(parts.mean, acts.double().mean(0))
+
+
+def test_relative_bias_tells_shrinkage_from_noise(acts):
+    """Half of x is biased by ½; the projection on a half of the dimensions loses much and is not biased."""
+    assert sums(acts, acts).relative_bias == pytest.approx(1)
+    assert sums(acts, acts / 2).relative_bias == pytest.approx(1 / 2)
+    assert sums(acts, acts * torch.tensor([1.0, 0.0]).repeat(4)).relative_bias == pytest.approx(1)
 
 
 def test_merged_equals_one(acts):
@@ -123,6 +131,23 @@ def test_firing_by_hand(split):
     assert stats.dead_shares([1, 3, 4, 5, 6]) == {1: 0.5, 3: 0.5, 4: 0.25, 5: 0.25, 6: None}
 
 
+@pytest.mark.parametrize("split", [1, 5])
+def test_l1_weighted_does_not_follow_the_scale_of_the_decoder(split):
+    norms = torch.tensor([1.0, 9.0, 0.5, 4.0])
+
+    def weighted(dense, norms):
+        stats, later = FiringSums(4, decoder_norms=norms), FiringSums(4, decoder_norms=norms)
+        stats.update(SparseLatents.from_dense(dense[:split]))
+        later.update(SparseLatents.from_dense(dense[split:]))
+        stats.merge(later)
+        return stats.l1_weighted
+
+    # Σ by latent 3, 0, 12, 1, times the norms: 3 + 6 + 4.
+    assert weighted(FIRING, norms) == pytest.approx(13 / 5)
+    assert weighted(FIRING / 7, 7 * norms) == pytest.approx(13 / 5)
+    assert math.isnan(firing(FIRING).l1_weighted)
+
+
 def test_stored_zeros_do_not_fire():
     stats = FiringSums(3)
     stats.update(SparseLatents.from_topk(torch.tensor([[1.0, 0.0]]), torch.tensor([[2, 0]]), 3))
@@ -148,6 +173,20 @@ def test_ce_score():
     assert ce_score(clean=4.0, spliced=8.0, ablated=8.0) == 0.0
     assert ce_score(clean=4.0, spliced=5.0, ablated=8.0) == 0.75
     assert math.isnan(ce_score(4.0, 4.0, 4.0))
+
+
+def test_kl_score():
+    assert kl_score(spliced=0.0, ablated=2.0) == 1.0
+    assert kl_score(spliced=0.5, ablated=2.0) == 0.75
+    assert math.isnan(kl_score(0.0, 0.0))
+
+
+def test_the_rate_bound_is_a_bound_of_95_percent():
+    """At the bound, n tokens without a firing have a chance of at most 5 %, and hardly less."""
+    for n in (100, 10_000, 10_000_000):
+        assert 0.04 < (1 - rate_bound(n)) ** n <= 0.05
+    assert rate_bound(10_000) == 3e-4
+    assert (rate_bound(0), rate_bound(2)) == (1.0, 1.0)
 
 
 def test_window_names():

@@ -187,7 +187,7 @@ class StoreRows:
         totals = dict.fromkeys(replacements, 0.0)
         for store, share in zip(self._joined.stores, self._shares, strict=True):
             some = {"fraction": self._held_out_fraction, "max_tokens": math.ceil(share * max_tokens)}
-            found, *_ = cross_entropies(model, store, self.hook_point, replacements, **some)
+            found = cross_entropies(model, store, self.hook_point, replacements, **some).ce
             totals = {name: total + share * found[name] for name, total in totals.items()}
         return totals
 

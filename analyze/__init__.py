@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .build import IndexConfig, index_features
     from .dead import dead_latents, latent_density
+    from .directions import ablate_direction, steer_direction
+    from .edits import Fires
     from .evaluate import evaluate_sae
     from .featureindex import FeatureIndex
     from .index import max_activating_tokens
-    from .intervene import ablate, clamp, latent_stats, scale, steer
+    from .intervene import ablate, clamp, latent_stats, scale, splice_sae, steer
     from .lens import logit_lens
     from .page import feature_page
     from .recovery import score_recovery
@@ -31,6 +33,10 @@ __all__ = [
     "steer",
     "clamp",
     "scale",
+    "splice_sae",
+    "ablate_direction",
+    "steer_direction",
+    "Fires",
     "latent_stats",
     "feature_page",
     "score_recovery",
@@ -44,7 +50,9 @@ _HOMES = {
     "dead": ["dead_latents", "latent_density"],
     "lens": ["logit_lens"],
     "evaluate": ["evaluate_sae"],
-    "intervene": ["ablate", "steer", "clamp", "scale", "latent_stats"],
+    "intervene": ["ablate", "steer", "clamp", "scale", "splice_sae", "latent_stats"],
+    "directions": ["ablate_direction", "steer_direction"],
+    "edits": ["Fires"],
     "page": ["feature_page"],
     "recovery": ["score_recovery"],
     "report": ["report_page"],

@@ -1,47 +1,51 @@
-"""Edits of latents in a running model: ablate, clamp, scale, steer. Context managers, for `generate` and for forwards.
+"""Edits of latents in a running model: ablate, clamp, scale, steer, splice. Context managers, for `generate` and forwards.
 
     stream ← stream + (z_new − z) · W_dec
 
 with z the latents of the stream as it is. The SAE's error is never recomputed: what the SAE does not explain stays,
 and a row where z_new = z keeps every bit. Where the SAE normalises its inputs at run time, the edit is multiplied by
 the row's scale. The latents of one call are edited at once; nested contexts act in the order they were entered, each
-on the stream that the one before left.
+on the stream that the one before left, at one hook point or at several: `with ablate(…, sae_3, …), steer(…, sae_5, …):`.
 
-Positions. `where` is "all", "prompt", "generated", a bool mask [batch width] over the columns of the input, or a
-function of EditInfo that returns bool[batch seq]. Padding is never edited. The three words leave out the model's BOS,
-EOS and padding tokens as well, which skip_ids=() undoes. "Generated" begins at the first token that `generate` adds;
-a forward outside `generate` is all prompt, unless prompt_tokens says where its prompt ends. A left-padded forward
-outside `generate` needs position_ids (see position_ids_from) to mean what the unpadded one means, edited or not.
+Positions. `where` is "all", "prompt", "generated", a bool mask [batch width] over the columns of the input (`span_mask`
+makes one of the tokens of an entity), or a function of EditInfo that returns bool[batch seq]. Padding is never edited.
+The three words leave out the model's BOS, EOS and padding tokens as well, which skip_ids=() undoes. "Generated" begins at
+the first token that `generate` adds; a forward outside `generate` is all prompt, unless prompt_tokens says where its
+prompt ends. A left-padded forward outside `generate` needs position_ids (see position_ids_from) to mean what the unpadded
+one means, edited or not. `when=Fires(latent, above)` edits only the tokens where another latent is above a value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, TypedDict, Unpack
+from typing import Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import nearest
-from saelens_lite.hooks import EditInfo, d_model, edit, resolve
-from saelens_lite.positions import Positions, Where, special_ids
+from saelens_lite.hooks import EditInfo
+from saelens_lite.positions import Where
 from saelens_lite.sae import SparseAutoencoder
+from saelens_lite.tokens import hashed_uniform
 
-Latents = int | Sequence[int] | Tensor
-PerLatent = float | Sequence[float] | Tensor
-UNITS = ("raw", "max_act", "resid_norm")
+from .edits import (
+    LatentPlace,
+    Latents,
+    PerLatent,
+    Place,
+    Unit,
+    amounts_for,
+    checked_latents_of,
+    edited,
+    edited_latents,
+    in_latent_units,
+    latent_acts_of,
+    of_latents,
+)
 
-
-class Place(TypedDict, total=False):
-    """Where in the model and in the text an edit acts, besides `where`."""
-
-    hook_point: str | None
-    """by default where the SAE was trained"""
-    skip_ids: Sequence[int] | None
-    """token ids that "all", "prompt" and "generated" leave out; by default the model's BOS, EOS and padding"""
-    prompt_tokens: int | Sequence[int] | Tensor | None
-    """real tokens of each example's prompt (one number, or one an example) in forwards outside `generate`"""
+BOUNDS = ("both", "min", "max")
 
 
 @contextmanager
@@ -50,24 +54,45 @@ def ablate(
     sae: SparseAutoencoder,
     latents: Latents,
     where: Where = "all",
-    value: Literal["zero", "mean"] = "zero",
+    value: Literal["zero", "mean", "resample"] = "zero",
     mean: Tensor | None = None,
-    **place: Unpack[Place],
+    reference: Tensor | None = None,
+    seed: int = 0,
+    **place: Unpack[LatentPlace],
 ) -> Iterator[None]:
-    """Latents set to zero, or to their mean.
+    """Latents set to zero, to their mean, or to what they are on other tokens.
 
     mean: float[d_sae], as `latent_stats` gives, or one a latent; for value="mean"
+    reference: float[n_tokens d_model], activations of other tokens, such as rows of a store; for value="resample". Every
+        edited token takes the values of all the latents from one of them, drawn by a hash of the seed, the token and its
+        index in the text: the same in any batch, with a cache or without
     raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as `hooks.edit`
+    source: of resampling, Chan et al. 2022, "Causal Scrubbing"
     """
-    if value not in ("zero", "mean"):
-        raise ValueError(f"value expected 'zero' or 'mean', got {value!r}; `clamp` sets another value")
-    if value == "mean" and mean is None:
-        raise ValueError("value='mean' expected mean=, got None; latent_stats(sae, batches).mean gives it")
-    if value == "zero" and mean is not None:
-        raise ValueError("mean= belongs to value='mean', got it with value='zero'")
-    chosen = _checked(sae, latents)
-    target = _of_latents(mean, chosen, sae, "mean") if value == "mean" else torch.zeros(len(chosen))
-    with _edited(model, sae, _change_latents(sae, chosen, lambda z: target.to(z) - z), where, **place):
+    needed = {"zero": None, "mean": "mean", "resample": "reference"}
+    if value not in needed:
+        raise ValueError(f"value expected 'zero', 'mean' or 'resample', got {value!r}; `clamp` sets another value")
+    for name, given in (("mean", mean), ("reference", reference)):
+        if needed[value] == name and given is None:
+            way_out = {"mean": "latent_stats(sae, batches).mean gives it", "reference": "such as store.acts(0)"}[name]
+            raise ValueError(f"value={value!r} expected {name}=, got None; {way_out}")
+        if needed[value] != name and given is not None:
+            owner = "mean" if name == "mean" else "resample"
+            raise ValueError(f"{name}= belongs to value={owner!r}, got it with value={value!r}")
+    chosen = checked_latents_of(sae, latents)
+    if reference is not None:
+        pool = _reference_acts(sae, chosen, reference)
+
+        def difference(z: Tensor, acts: Tensor, info: EditInfo) -> Tensor:
+            return pool[_drawn(info, len(pool), seed).to(pool.device)].to(z) - z
+
+    else:
+        target = torch.zeros(len(chosen)) if mean is None else of_latents(mean, chosen, sae, "mean")
+
+        def difference(z: Tensor, acts: Tensor, info: EditInfo) -> Tensor:
+            return target.to(z) - z
+
+    with edited_latents(model, sae, chosen, difference, where, **place):
         yield
 
 
@@ -78,17 +103,29 @@ def clamp(
     latents: Latents,
     value: PerLatent,
     where: Where = "all",
-    **place: Unpack[Place],
+    unit: Unit = "raw",
+    max_act: PerLatent | None = None,
+    bound: Literal["both", "min", "max"] = "both",
+    **place: Unpack[LatentPlace],
 ) -> Iterator[None]:
-    """Latents held at a value, in the SAE's own scale, whatever the text.
+    """Latents held at a value, whatever the text.
 
-    value: one number, or one a latent
+    value: one number, or one a latent, in units as for `steer`; raw is the SAE's own scale
+    bound: "min" raises what is below the value and leaves the rest, "max" lowers what is above it
     raises: as `ablate`
-    source: Templeton et al. 2024, "Scaling Monosemanticity", which adds the SAE's error back after reconstructing
+    source: Templeton et al. 2024, "Scaling Monosemanticity", which adds the SAE's error back after reconstructing;
+        "min" as in Wu et al. 2025, AxBench, arXiv:2501.17148
     """
-    chosen = _checked(sae, latents)
-    target = _amounts(value, chosen, "value")
-    with _edited(model, sae, _change_latents(sae, chosen, lambda z: target.to(z) - z), where, **place):
+    if bound not in BOUNDS:
+        raise ValueError(f"bound expected one of {BOUNDS}, got {bound!r}{nearest(str(bound), BOUNDS)}")
+    chosen = checked_latents_of(sae, latents)
+    target = in_latent_units(sae, chosen, amounts_for(value, chosen, "value"), unit, max_act)
+
+    def difference(z: Tensor, acts: Tensor, info: EditInfo) -> Tensor:
+        missing = target(acts) - z
+        return {"both": missing, "min": missing.clamp_min(0), "max": missing.clamp_max(0)}[bound]
+
+    with edited_latents(model, sae, chosen, difference, where, **place):
         yield
 
 
@@ -99,16 +136,16 @@ def scale(
     latents: Latents,
     factor: PerLatent,
     where: Where = "all",
-    **place: Unpack[Place],
+    **place: Unpack[LatentPlace],
 ) -> Iterator[None]:
     """Latents multiplied by a factor where they fire: 1 changes no bit, 0 is `ablate`.
 
     factor: one number, or one a latent
     raises: as `ablate`
     """
-    chosen = _checked(sae, latents)
-    factors = _amounts(factor, chosen, "factor")
-    with _edited(model, sae, _change_latents(sae, chosen, lambda z: factors.to(z) * z - z), where, **place):
+    chosen = checked_latents_of(sae, latents)
+    factors = amounts_for(factor, chosen, "factor")
+    with edited_latents(model, sae, chosen, lambda z, acts, info: factors.to(z) * z - z, where, **place):
         yield
 
 
@@ -118,10 +155,10 @@ def steer(
     sae: SparseAutoencoder,
     latents: Latents,
     strength: PerLatent,
-    unit: Literal["raw", "max_act", "resid_norm"] = "raw",
+    unit: Unit = "raw",
     where: Where = "all",
     max_act: PerLatent | None = None,
-    **place: Unpack[Place],
+    **place: Unpack[LatentPlace],
 ) -> Iterator[None]:
     """The latents' directions added to the stream, whether they fire or not; those of several latents add up.
 
@@ -131,29 +168,30 @@ def steer(
         "resid_norm": the row's own norm: 1 adds a vector along W_dec[i] as long as the row is
     raises: as `ablate`
     """
-    if unit not in UNITS:
-        raise ValueError(f"unit expected one of {UNITS}, got {unit!r}{nearest(str(unit), UNITS)}")
-    if (unit == "max_act") != (max_act is not None):
-        raise ValueError(
-            f"max_act= belongs to unit='max_act' and only to it, got unit={unit!r} with{'out' if max_act is None else ''} "
-            "max_act=; latent_stats(sae, batches).max gives it"
-        )
-    chosen = _checked(sae, latents)
-    amounts = _amounts(strength, chosen, "strength")
-    if max_act is not None:
-        amounts = amounts * _of_latents(max_act, chosen, sae, "max_act")
+    chosen = checked_latents_of(sae, latents)
+    added = in_latent_units(sae, chosen, amounts_for(strength, chosen, "strength"), unit, max_act)
 
-    def change(acts: Tensor) -> Tensor:
-        directions = sae.W_dec[chosen.to(sae.device)]
-        if unit == "resid_norm":
-            directions = nn.functional.normalize(directions, dim=-1)
-            row_scale: Tensor | None = acts.norm(dim=-1, keepdim=True)
-        else:
-            row_scale = sae.normalize(acts)[1]
-        vector = amounts.to(directions) @ directions
-        return vector.expand_as(acts) if row_scale is None else vector * row_scale
+    def difference(z: Tensor, acts: Tensor, info: EditInfo) -> Tensor:
+        return added(acts).expand_as(z)
 
-    with _edited(model, sae, change, where, **place):
+    with edited_latents(model, sae, chosen, difference, where, reads_latents=False, **place):
+        yield
+
+
+@contextmanager
+def splice_sae(model: nn.Module, sae: SparseAutoencoder, where: Where = "all", **place: Unpack[Place]) -> Iterator[None]:
+    """The SAE's reconstruction in place of the activations: of every edit's stream, only what the SAE explains is left.
+
+    The one edit that drops the SAE's error, for comparison: what it does to the model is the damage of reconstruction alone.
+    raises: as `ablate`
+    """
+
+    def change(acts: Tensor, info: EditInfo) -> Tensor:
+        recons = sae(acts.to(sae.device)).recons.to(acts.device)
+        wider = torch.promote_types(acts.dtype, recons.dtype)
+        return recons.to(wider) - acts.to(wider)
+
+    with edited(model, change, where, sae=sae, **place):
         yield
 
 
@@ -165,114 +203,43 @@ class LatentStats(NamedTuple):
     max: Tensor
     """float32[d_sae], 0 for a latent that never fired"""
     n_tokens: int
+    rate: Tensor
+    """float64[d_sae], share of tokens on which each latent fires"""
 
 
 def latent_stats(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> LatentStats:
-    """Mean and largest activation of every latent over batches of activations, float[... d_model] each.
+    """Mean, largest activation and firing rate of every latent over batches of activations, float[... d_model] each.
 
     For a store: `latent_stats(sae, (store.acts(shard) for shard in range(store.n_shards)))`.
     raises: ValueError when there are no tokens
     """
     total = torch.zeros(sae.d_sae, dtype=torch.float64)  # on the CPU: mps has no float64
+    fired = torch.zeros(sae.d_sae, dtype=torch.int64)
     largest = torch.zeros(sae.d_sae, dtype=torch.float32, device=sae.device)
     n_tokens = 0
     with torch.no_grad():
         for acts in batches:
             latents = sae.encode(acts.to(sae.device))
             total.index_add_(0, latents.indices.cpu(), latents.values.cpu().double())
+            fired += torch.bincount(latents.indices[latents.values > 0].cpu(), minlength=sae.d_sae)
             largest.scatter_reduce_(0, latents.indices, latents.values.float(), "amax")
             n_tokens += latents.batch
     if not n_tokens:
         raise ValueError("latent_stats expected activations, got no tokens")
-    return LatentStats((total / n_tokens).float().to(sae.device), largest, n_tokens)
+    return LatentStats((total / n_tokens).float().to(sae.device), largest, n_tokens, fired.double() / n_tokens)
 
 
-@contextmanager
-def _edited(
-    model: nn.Module,
-    sae: SparseAutoencoder,
-    change: Callable[[Tensor], Tensor],
-    where: Where,
-    *,
-    hook_point: str | None = None,
-    skip_ids: Sequence[int] | None = None,
-    prompt_tokens: int | Sequence[int] | Tensor | None = None,
-) -> Iterator[None]:
-    """Add change(acts) at the chosen positions; acts float[batch seq d_model] in the SAE's dtype, on its device."""
-    name = hook_point or sae.config.hook_point or sae.config.hf_module
-    if not name:
-        raise ValueError("an edit expected hook_point=, since the SAE does not say where it was trained")
-    if resolve(model, name).kind != "module" and d_model(model) != sae.d_model:
-        raise ValueError(
-            f"an edit at {name} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, trained on "
-            f"{sae.config.model_name or 'an unnamed model'} {sae.config.hook_point}"
-        )
-    skipped = special_ids(model) if skip_ids is None else tuple(skip_ids)
-    positions = Positions(where=where, skip_ids=skipped, prompt_tokens=prompt_tokens)
-
-    def edited(acts: Tensor, info: EditInfo) -> Tensor:
-        wide = acts.to(sae.device, sae.dtype)
-        delta = change(wide)
-        # where delta is 0 the stream is kept and not added to: −0.0 + 0.0 would lose its sign
-        touched = positions(info)[..., None].to(sae.device) & (delta != 0)
-        wider = torch.promote_types(acts.dtype, delta.dtype)  # an SAE of fewer bits must not round the stream
-        moved = (acts.to(wider) + delta.to(acts.device, wider)).to(acts.dtype)
-        return torch.where(touched.to(acts.device), moved, acts)
-
-    with edit(model, name, edited):
-        yield
+def _reference_acts(sae: SparseAutoencoder, chosen: Tensor, reference: Tensor) -> Tensor:
+    """float[n_tokens n_latents] of the tokens that `ablate` draws from."""
+    if reference.ndim != 2 or not len(reference):
+        raise ValueError(f"reference expected float[n_tokens d_model={sae.d_model}], got {list(reference.shape)}")
+    with torch.no_grad():
+        return latent_acts_of(sae, reference.to(sae.device, sae.dtype), chosen.to(sae.device))
 
 
-def _change_latents(
-    sae: SparseAutoencoder, chosen: Tensor, difference: Callable[[Tensor], Tensor]
-) -> Callable[[Tensor], Tensor]:
-    """acts → (z_new − z) · W_dec in the scale of acts, where difference(z) = z_new − z; z is float[... n latents]."""
-
-    def change(acts: Tensor) -> Tensor:
-        latents = chosen.to(sae.device)
-        delta = difference(_latent_acts(sae, acts, latents)) @ sae.W_dec[latents]
-        row_scale = sae.normalize(acts)[1]
-        return delta if row_scale is None else delta * row_scale
-
-    return change
-
-
-def _latent_acts(sae: SparseAutoencoder, acts: Tensor, latents: Tensor) -> Tensor:
-    """float[... n]: activations of these latents alone; only TopK has to compute the others, to select among them."""
-    if sae.kind != "topk":
-        return sae.latent_acts(sae.normalize(acts)[0], latents)
-    encoded, n = sae.encode(acts), len(latents)
-    column = torch.full((sae.d_sae,), n, device=latents.device)  # the others share a column that is cut off again
-    column[latents] = torch.arange(n, device=latents.device)
-    found = encoded.values.new_zeros(encoded.batch, n + 1)
-    found = found.index_put((encoded.row_ids(), column[encoded.indices]), encoded.values, accumulate=True)
-    return found[:, :n].view(*acts.shape[:-1], n)
-
-
-def _checked(sae: SparseAutoencoder, latents: Latents) -> Tensor:
-    """int64[n], each once and within the SAE."""
-    chosen = torch.as_tensor(latents, dtype=torch.int64).reshape(-1)
-    if not len(chosen):
-        raise ValueError("latents expected at least one index, got none")
-    if chosen.min() < 0 or chosen.max() >= sae.d_sae:
-        raise ValueError(f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen.tolist()[:8]}")
-    if len(chosen.unique()) != len(chosen):
-        raise ValueError(f"latents expected each index once, got {chosen.tolist()[:8]}")
-    return chosen
-
-
-def _amounts(value: PerLatent, chosen: Tensor, name: str) -> Tensor:
-    """float[n] on the CPU, from one number or one a latent."""
-    amounts = torch.as_tensor(value).cpu()
-    amounts = amounts if amounts.is_floating_point() else amounts.float()
-    if amounts.numel() != 1 and amounts.shape != chosen.shape:
-        raise ValueError(f"{name} expected one number or one for each of {len(chosen)} latents, got {list(amounts.shape)}")
-    return amounts.reshape(-1).expand(len(chosen))
-
-
-def _of_latents(values: PerLatent | None, chosen: Tensor, sae: SparseAutoencoder, name: str) -> Tensor:
-    """float[n] from values of all d_sae latents, or as `_amounts`."""
-    if isinstance(values, Tensor) and values.shape == (sae.d_sae,):
-        return values.cpu()[chosen]
-    assert values is not None, "the callers have checked"
-    return _amounts(values, chosen, name)
+def _drawn(info: EditInfo, n: int, seed: int) -> Tensor:
+    """int64[batch seq], a number below n for each token: a hash of the seed, its index in the text, and its id if known."""
+    keys = info.token_index.cpu() << 32
+    if info.input_ids is not None:
+        keys = keys + info.input_ids.cpu()
+    return torch.from_numpy((hashed_uniform(keys.numpy(), seed) * n).astype("int64"))

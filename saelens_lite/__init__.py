@@ -22,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from saelens_lite.analyze import (
         FeatureIndex,
+        Fires,
         IndexConfig,
         ablate,
+        ablate_direction,
         clamp,
         dead_latents,
         evaluate_sae,
@@ -36,11 +38,14 @@ if TYPE_CHECKING:
         report_page,
         scale,
         score_recovery,
+        splice_sae,
         steer,
+        steer_direction,
     )
     from saelens_lite.errors import CheckpointError, FeatureIndexError, HookError, ShardError
     from saelens_lite.harvest import add_hook_points, estimate_harvest, harvest_activations
     from saelens_lite.hooks import hook_points
+    from saelens_lite.positions import span_mask
     from saelens_lite.recipes import train_streaming
     from saelens_lite.sae import SAEConfig, SparseAutoencoder
     from saelens_lite.sparse import SparseLatents
@@ -69,6 +74,11 @@ __all__ = [
     "steer",
     "clamp",
     "scale",
+    "splice_sae",
+    "ablate_direction",
+    "steer_direction",
+    "span_mask",
+    "Fires",
     "latent_stats",
     "feature_page",
     "report_page",
@@ -95,8 +105,10 @@ _HOMES = {
         "max_activating_tokens", "index_features", "IndexConfig", "FeatureIndex",
         "evaluate_sae", "dead_latents", "latent_density", "logit_lens",
         "ablate", "steer", "clamp", "scale", "latent_stats", "feature_page", "report_page", "score_recovery",
+        "splice_sae", "ablate_direction", "steer_direction", "Fires",
     ],
     "hooks": ["hook_points"],
+    "positions": ["span_mask"],
     "recipes": ["train_streaming"],
     "sae": ["SparseAutoencoder", "SAEConfig"],
     "sparse": ["SparseLatents"],

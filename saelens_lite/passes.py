@@ -68,7 +68,8 @@ class _Generation:
 class Watch:
     """Watches a model's passes while at least one edit is on; leaves no trace after the last one.
 
-    Meanwhile the model object has a `generate` of its own that notes the prompt and then calls the real one.
+    Meanwhile the model object has a `generate` of its own that notes the prompt and then calls the real one, and one of
+    `init_continuous_batching` (which `generate_batch` calls) that refuses.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -78,7 +79,7 @@ class Watch:
         self._pass: _Pass | None = None
         self._calls = 0
         self._generation: _Generation | None = None
-        self._own_generate: Any = None
+        self._own: dict[str, Any] = {}  # methods that the model object itself had in the place of ours
 
     @contextmanager
     def on(self) -> Iterator[Watch]:
@@ -126,24 +127,28 @@ class Watch:
         for module in way_to_decoder(model):
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
-        if hasattr(type(model), "generate"):
-            self._own_generate = vars(model).get("generate")
-            model.generate = self._watched(model.generate)
+        for name, ours in (("generate", self._watched), ("init_continuous_batching", _refused)):
+            if hasattr(type(model), name):
+                self._own[name] = vars(model).get(name)
+                setattr(model, name, ours(getattr(model, name)))
 
     def _stop(self) -> None:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
         model = self._module
-        if hasattr(type(model), "generate"):
-            del model.generate
-            if self._own_generate is not None:
-                model.generate = self._own_generate
-        self._pass = self._own_generate = None
+        for name, own in self._own.items():
+            delattr(model, name)
+            if own is not None:
+                setattr(model, name, own)
+        self._own.clear()
+        self._pass = None
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if being_observed(self._module):
             return
+        if "write_index" in kwargs and "cu_seq_lens_q" in kwargs:  # a manager that was made before the edit began
+            raise HookError(_PACKED)
         if self._pass is None:
             self._pass = _Pass(outermost=module, call=self._calls)
             self._calls += 1
@@ -200,6 +205,19 @@ def prepared_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str,
     if left_padded and "position_ids" not in inputs and accepts(unwrap(model), "position_ids"):
         inputs["position_ids"] = position_ids_from(mask)
     return inputs
+
+
+_PACKED = (
+    "edits expected the texts of a batch in rows of their own, got continuous batching (generate_batch), which packs them "
+    "into one row, where prompts and examples cannot be told apart: pass model.generate a left-padded batch"
+)
+
+
+def _refused(_method: Any) -> Any:
+    def refused_continuous_batching(*_args: Any, **_kwargs: Any) -> Any:
+        raise HookError(_PACKED)
+
+    return refused_continuous_batching
 
 
 _watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()

@@ -6,9 +6,9 @@ trained on it); a mask or a function means exactly what it says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -110,3 +110,37 @@ def special_ids(model: nn.Module) -> tuple[int, ...]:
             ids = getattr(settings, name, None)
             found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
     return tuple(sorted(found))
+
+
+def span_mask(
+    encoded: Mapping[str, Any],
+    spans: Sequence[tuple[int, int] | Sequence[tuple[int, int]]],
+    which: Literal["all", "last"] = "all",
+) -> Tensor:
+    """The tokens of a part of each text, such as an entity's name, as a mask for `where`.
+
+    encoded: what `tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)` gave; take
+        "offset_mapping" out of it before the model gets it
+    spans: for each text, (start, end) in characters, or several of those
+    which: "all" tokens that hold a character of a span, or only the "last" of each span
+    returns: bool[batch width] over the columns of encoded["input_ids"], on the CPU
+    raises: ValueError without offsets, for another number of texts, or for a span that no token holds a character of
+    """
+    if "offset_mapping" not in encoded:
+        raise ValueError("span_mask expected offsets, got none: call the (fast) tokenizer with return_offsets_mapping=True")
+    if which not in ("all", "last"):
+        raise ValueError(f"which expected 'all' or 'last', got {which!r}")
+    starts, ends = torch.as_tensor(encoded["offset_mapping"]).unbind(-1)
+    if len(spans) != len(starts):
+        raise ValueError(f"span_mask expected a span for each of {len(starts)} texts, got {len(spans)}")
+    mask = torch.zeros(starts.shape, dtype=torch.bool)
+    for row, of_text in enumerate(spans):
+        several = [of_text] if isinstance(of_text[0], int) else of_text
+        for start, end in several:
+            inside = (starts[row] < end) & (ends[row] > start) & (ends[row] > starts[row])
+            if not inside.any():
+                raise ValueError(f"span_mask found no token of text {row} in characters {start} to {end}")
+            if which == "last":
+                inside = torch.arange(len(inside)) == inside.nonzero().max()
+            mask[row] |= inside
+    return mask

@@ -5,10 +5,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from saelens_lite.analyze.intervene import ablate, clamp, latent_stats, scale, steer
+from saelens_lite.analyze.directions import ablate_direction, steer_direction
+from saelens_lite.analyze.edits import Fires
+from saelens_lite.analyze.intervene import ablate, clamp, latent_stats, scale, splice_sae, steer
 from saelens_lite.errors import HookError
 from saelens_lite.hooks import capture, edit, position_ids_from
+from saelens_lite.positions import span_mask
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.tokens import hashed_uniform
 
 WIDTH, LATENTS = 16, [3, 20, 7]
 POINT = "blocks.1.hook_resid_post"
@@ -29,15 +33,38 @@ MODELS = {
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", SHAPE | HEADS),
 }
 MEAN = torch.linspace(0.1, 2.0, 24)
+REFERENCE = torch.linspace(-2, 2, 5 * WIDTH).sin().view(5, WIDTH)  # activations of five other tokens
+
+
+def splice_mode(model, sae, latents, **place):
+    return splice_sae(model, sae, **place)
+
+
+def ablate_directions(model, sae, latents, **place):
+    return ablate_direction(model, sae.W_dec[latents], hook_point=POINT, **place)
+
+
+def steer_along(model, sae, latents, **place):
+    return steer_direction(model, sae.W_dec[latents].sum(0), 0.4, "resid_norm", hook_point=POINT, **place)
+
+
 MODES = {
     "ablate to zero": (ablate, {}),
     "ablate to the mean": (ablate, {"value": "mean", "mean": MEAN}),
+    "ablate to other tokens": (ablate, {"value": "resample", "reference": REFERENCE}),
     "clamp": (clamp, {"value": [2.0, 0.0, 1.5]}),
+    "clamp from below": (clamp, {"value": 1.0, "bound": "min"}),
+    "clamp from above by resid_norm": (clamp, {"value": 0.05, "bound": "max", "unit": "resid_norm"}),
     "scale": (scale, {"factor": 3.0}),
     "steer": (steer, {"strength": [1.0, 2.0, -1.0]}),
     "steer by max_act": (steer, {"strength": 0.5, "unit": "max_act", "max_act": 2 * MEAN}),
     "steer by resid_norm": (steer, {"strength": 0.4, "unit": "resid_norm"}),
+    "steer where 5 fires": (steer, {"strength": [1.0, 2.0, -1.0], "when": Fires(5, 0.1)}),
+    "splice": (splice_mode, {}),
+    "ablate directions": (ablate_directions, {}),
+    "steer along a direction": (steer_along, {}),
 }
+CLASSIC = ("ablate to zero", "clamp", "scale", "steer")  # on every model in `generate`; the others on two
 TEXTS = [[1, 5, 9, 33, 7, 12], [1, 8, 4], [1, 21, 21, 30, 6]]
 NEW = 5
 
@@ -119,17 +146,33 @@ def test_each_mode_adds_what_its_definition_says(mode, kind, normalize):
         new[..., LATENTS] = 0.0
     elif mode == "ablate to the mean":
         new[..., LATENTS] = MEAN[LATENTS]
+    elif mode == "ablate to other tokens":
+        new[..., LATENTS] = sae.encode_dense(REFERENCE)[drawn_tokens(ids)][..., LATENTS]
     elif mode == "clamp":
         new[..., LATENTS] = torch.tensor([2.0, 0.0, 1.5])
+    elif mode == "clamp from below":
+        new[..., LATENTS] = z[..., LATENTS].clamp(min=1.0)
+    elif mode == "clamp from above by resid_norm":
+        largest = 0.05 * acts.norm(dim=-1, keepdim=True) / (sae.W_dec[LATENTS].norm(dim=-1) * row_scale)
+        new[..., LATENTS] = z[..., LATENTS].minimum(largest)
     elif mode == "scale":
         new[..., LATENTS] = 3.0 * z[..., LATENTS]
     elif mode == "steer":
         new[..., LATENTS] = z[..., LATENTS] + torch.tensor([1.0, 2.0, -1.0])
     elif mode == "steer by max_act":
         new[..., LATENTS] = z[..., LATENTS] + 0.5 * 2 * MEAN[LATENTS]
+    elif mode == "steer where 5 fires":
+        new[..., LATENTS] = z[..., LATENTS] + torch.tensor([1.0, 2.0, -1.0]) * (z[..., 5:6] > 0.1)
     added = (new - z) @ sae.W_dec * row_scale
     if mode == "steer by resid_norm":
         added = 0.4 * acts.norm(dim=-1, keepdim=True) * unit[LATENTS].sum(0)
+    elif mode == "splice":
+        added = sae(acts).recons - acts
+    elif mode == "ablate directions":
+        basis = sae.W_dec[LATENTS].T
+        added = -acts @ basis @ torch.linalg.inv(basis.T @ basis) @ basis.T
+    elif mode == "steer along a direction":
+        added = 0.4 * acts.norm(dim=-1, keepdim=True) * nn.functional.normalize(sae.W_dec[LATENTS].sum(0), dim=0)
     edited = stream(model, ids, start(mode, model, sae, skip_ids=()))
     torch.testing.assert_close(edited, acts + added, rtol=1e-4, atol=1e-5)
     assert (edited - acts).abs().max() > 0.01  # it is an edit
@@ -137,6 +180,12 @@ def test_each_mode_adds_what_its_definition_says(mode, kind, normalize):
     without_bos = stream(model, ids, start(mode, model, sae))
     assert torch.equal(without_bos[:, 0], acts[:, 0])  # by default BOS is left alone
     torch.testing.assert_close(without_bos[:, 1:], edited[:, 1:])
+
+
+def drawn_tokens(ids: Tensor) -> Tensor:
+    """Which of the five tokens each of a text's is given: splitmix64 of 2^32 index + id, and of the seed before."""
+    keys = torch.arange(ids.shape[1]) * 2**32 + ids
+    return torch.from_numpy((hashed_uniform(keys.numpy(), 0) * 5).astype("int64"))
 
 
 @pytest.mark.parametrize("kind", ["relu", "jumprelu"])
@@ -183,6 +232,12 @@ def test_an_edit_that_changes_nothing_changes_no_bit(name, kind, dtype):
         scale(model, sae, 11, 5.0),
         steer(model, sae, LATENTS, 0.0),
         steer(model, sae, LATENTS, 0.0, "resid_norm"),
+        clamp(model, sae, LATENTS, 0.0, bound="min"),
+        clamp(model, sae, 11, 5.0, bound="max"),
+        ablate(model, sae, 11, value="resample", reference=REFERENCE),
+        steer(model, sae, LATENTS, 2.0, when=Fires(11)),
+        steer_direction(model, sae.W_dec[3], 0.0, hook_point=POINT),
+        splice_sae(model, sae, where=torch.zeros(3, 6, dtype=torch.bool)),
         ablate(model, sae, LATENTS, where=torch.zeros(3, 6, dtype=torch.bool)),
         ablate(model, sae, LATENTS, where="generated", prompt_tokens=6),
         ablate(model, sae, LATENTS, skip_ids=range(40)),
@@ -213,6 +268,56 @@ def test_nested_edits_act_on_what_the_one_before_left():
     with steer(model, sae, 3, 2.0):
         both = stream(model, ids, steer(model, sae, 3, -2.0))
     torch.testing.assert_close(both, stream(model, ids), rtol=1e-4, atol=1e-5)
+
+
+def test_edits_at_two_hook_points_act_at_both():
+    model, sae = model_of("llama"), sae_of()
+    ids, first = torch.tensor([TEXTS[0]]), "blocks.0.hook_resid_post"
+    with steer(model, sae, 3, 2.0, hook_point=first):
+        once = stream(model, ids)
+    with ablate(model, sae, LATENTS), steer(model, sae, 3, 2.0, hook_point=first):
+        both = stream(model, ids)
+    z = sae.encode_dense(once)[..., LATENTS]
+    torch.testing.assert_close(both[:, 1:], (once - z @ sae.W_dec[LATENTS])[:, 1:], rtol=1e-4, atol=1e-5)
+
+
+def test_a_change_along_other_directions_is_as_long_and_at_the_same_tokens():
+    model, sae = model_of("llama"), sae_of()
+    sae.W_dec.copy_(nn.functional.normalize(sae.W_dec, dim=-1))
+    ids, others = torch.tensor([TEXTS[0]]), sae.W_dec[[9]]
+    acts = stream(model, ids)
+    own = stream(model, ids, ablate(model, sae, 3)) - acts
+    along = stream(model, ids, ablate(model, sae, 3, directions=others)) - acts
+    assert (own.norm(dim=-1) > 0).any() and not torch.allclose(own, along)
+    torch.testing.assert_close(along.norm(dim=-1), own.norm(dim=-1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(along, (own @ sae.W_dec[3])[..., None] * others[0], rtol=1e-4, atol=1e-5)
+
+
+def test_a_condition_on_the_latent_of_another_sae():
+    model, sae = model_of("llama"), sae_of()
+    ids, other = torch.tensor([TEXTS[0]]), sae_of("topk")
+    acts = stream(model, ids)
+    fires = other.encode_dense(acts)[0, :, 8] > 0.2
+    assert 0 < fires.sum() < len(fires)
+    context = steer_direction(model, sae.W_dec[3], 1.0, hook_point=POINT, when=Fires(8, 0.2, other), skip_ids=())
+    assert torch.equal((stream(model, ids, context) != acts).any(-1)[0], fires)
+
+
+def test_other_tokens_are_drawn_evenly_and_anew_by_the_seed():
+    model, sae = model_of("llama"), sae_of()
+    sae.W_dec.copy_(torch.eye(24)[:, :WIDTH]), sae.W_enc.copy_(sae.W_dec.T)
+    sae.b_dec.zero_(), sae.b_enc.zero_()
+    ids, pool = torch.tensor([[1] + list(range(3, 33)) * 1]), torch.arange(1.0, 6.0)[:, None] * torch.ones(WIDTH)
+    found = []
+    for seed in range(20):
+        context = ablate(model, sae, 3, value="resample", reference=pool, seed=seed)
+        acts, edited = stream(model, ids), stream(model, ids, context)
+        found.append((edited - acts + sae.encode_dense(acts)[..., :WIDTH])[0, 1:, 3])  # the value it was set to
+    values = torch.stack(found).round()
+    torch.testing.assert_close(torch.stack(found), values, rtol=0, atol=1e-4)
+    counts = torch.bincount(values.long().flatten(), minlength=6)[1:]
+    assert (counts - 120).abs().max() < 4 * (600 * 0.2 * 0.8) ** 0.5  # four standard deviations of a fair draw
+    assert not torch.equal(values[0], values[1])
 
 
 # One result for all ways of running -----------------------------------------------------------------------------------
@@ -251,8 +356,7 @@ def teacher_forced(model, text, new, context) -> Tensor:
         return model(torch.tensor([text + new])).logits[0, len(text) - 1 : -1]
 
 
-@pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode, name", [(m, n) for m in MODES for n in MODELS if m in CLASSIC or n in ("llama", "gemma3")])
 def test_generate_is_the_same_cached_uncached_batched_and_single(mode, name):
     model, sae = model_of(name), sae_of("topk" if mode == "clamp" else "relu")
     clean, _ = generated(model, TEXTS, capture(model, []))
@@ -373,6 +477,27 @@ def stream_of_batch(model: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     return found["blocks.2.hook_resid_pre"]
 
 
+def test_the_span_of_an_entity_is_edited_and_nothing_else(byte_tokenizer):
+    model, sae = model_of("llama"), sae_of()
+    model.resize_token_embeddings(259)
+    texts, spans = ["Ann met Bob", "é Bob"], [[(0, 3), (8, 11)], (2, 5)]
+    encoded = byte_tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)
+    where, ids = span_mask(encoded, spans), encoded["input_ids"]
+    assert ["".join(byte_tokenizer.decode(row[m])) for row, m in zip(ids, where)] == ["AnnBob", "Bob"]
+    last = span_mask(encoded, spans, which="last")
+    assert [byte_tokenizer.decode(row[m]) for row, m in zip(ids, last)] == ["nb", "b"]
+    clean = stream_of_batch(model, ids, encoded["attention_mask"])
+    with steer(model, sae, LATENTS, 1.0, where=where):
+        edited = stream_of_batch(model, ids, encoded["attention_mask"])
+    assert torch.equal((edited != clean).any(-1), where)
+    with pytest.raises(ValueError, match="no token of text 1 in characters 9 to 11"):
+        span_mask(encoded, [(0, 3), (9, 11)])
+    with pytest.raises(ValueError, match="a span for each of 2 texts, got 1"):
+        span_mask(encoded, [(0, 3)])
+    with pytest.raises(ValueError, match="return_offsets_mapping=True"):
+        span_mask({"input_ids": ids}, spans)
+
+
 def test_special_tokens_are_left_out_unless_asked_for():
     model, sae = model_of("llama"), sae_of()
     ids = torch.tensor([[1, 5, 2, 9, 0]])  # BOS, EOS and the padding id by their ids
@@ -409,6 +534,19 @@ def test_a_right_padded_generate_is_refused_and_leaves_nothing():
     assert n_hooks(model) == 0 and "generate" not in vars(model)
     with ablate(model, sae, LATENTS):
         model.generate(torch.tensor([[1, 5]]), max_new_tokens=2)
+
+
+def test_continuous_batching_is_refused_and_works_again_afterwards():
+    model, sae = model_of("llama"), sae_of()
+    own = model.init_continuous_batching
+    with ablate(model, sae, LATENTS):
+        with pytest.raises(HookError, match="continuous batching.*left-padded batch"):
+            model.generate_batch([TEXTS[0]], max_new_tokens=2)
+        packed = {"write_index": [], "cu_seq_lens_q": torch.tensor([0, 6])}  # as a manager that was made before calls it
+        with pytest.raises(HookError, match="continuous batching"):
+            model(torch.tensor([TEXTS[0]]), **packed)
+        model.generate(torch.tensor([[1, 5]]), max_new_tokens=2)
+    assert model.init_continuous_batching == own and not {"generate", "init_continuous_batching"} & set(vars(model))
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -469,9 +607,22 @@ def test_the_callers_own_generate_comes_back():
         (lambda m, s: ablate(m, s, [-1]), "indices from 0 to 23"),
         (lambda m, s: ablate(m, s, []), "at least one index"),
         (lambda m, s: ablate(m, s, [3, 3]), "each index once"),
-        (lambda m, s: ablate(m, s, 3, value="median"), "'zero' or 'mean', got 'median'"),
+        (lambda m, s: ablate(m, s, 3, value="median"), "'zero', 'mean' or 'resample', got 'median'"),
         (lambda m, s: ablate(m, s, 3, value="mean"), "expected mean=.*latent_stats"),
         (lambda m, s: ablate(m, s, 3, mean=MEAN), "belongs to value='mean'"),
+        (lambda m, s: ablate(m, s, 3, value="resample"), "expected reference=.*store.acts"),
+        (lambda m, s: ablate(m, s, 3, reference=REFERENCE), "belongs to value='resample'"),
+        (lambda m, s: ablate(m, s, 3, value="resample", reference=REFERENCE[0]), "n_tokens d_model=16.*got \\[16\\]"),
+        (lambda m, s: ablate(m, s, 3, directions=MEAN), "1 latents, d_model=16.*got \\[24\\]"),
+        (lambda m, s: ablate(m, s, 3, when=Fires(24)), "indices from 0 to 23, got \\[24\\]"),
+        (lambda m, s: clamp(m, s, 3, 1.0, bound="mim"), "did you mean 'min'"),
+        (lambda m, s: clamp(m, s, 3, 1.0, unit="max_act"), "max_act= belongs to unit='max_act'"),
+        (lambda m, s: steer_direction(m, s.W_dec[3], 1.0), "expected hook_point=, since a direction"),
+        (lambda m, s: steer_direction(m, s.W_dec[3], 1.0, "max_act", hook_point=POINT), "unit expected one of"),
+        (lambda m, s: steer_direction(m, s.W_dec[:2], 1.0, hook_point=POINT), "d_model=16.*got \\[2, 16\\]"),
+        (lambda m, s: ablate_direction(m, MEAN, hook_point=POINT), "d_model=16.*got \\[24\\]"),
+        (lambda m, s: ablate_direction(m, torch.zeros(16), hook_point=POINT), "not all zero"),
+        (lambda m, s: ablate_direction(m, s.W_dec[3], hook_point=POINT, when=Fires(3)), "expected Fires\\(latent, sae"),
         (lambda m, s: ablate(m, s, 3, where="prompts"), "did you mean 'prompt'"),
         (lambda m, s: ablate(m, s, 3, where=torch.ones(1, 6)), "expected a bool mask"),
         (lambda m, s: ablate(m, s, 3, where=torch.ones(2, 6).bool()), "expected 1 rows"),
@@ -517,6 +668,7 @@ def test_latent_stats_by_hand():
     stats = latent_stats(sae, [torch.tensor([[1.0, 0.0], [3.0, -1.0]]), torch.tensor([[0.0, 2.0]])])
     torch.testing.assert_close(stats.mean, torch.tensor([4 / 3, 2 / 3]))
     assert stats.max.tolist() == [3.0, 2.0] and stats.n_tokens == 3
+    torch.testing.assert_close(stats.rate, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
     with pytest.raises(ValueError, match="no tokens"):
         latent_stats(sae, [])
 

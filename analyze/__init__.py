@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .page import feature_page
     from .recovery import score_recovery
     from .report import report_page
+    from .statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
 
 __all__ = [
     "max_activating_tokens",
@@ -41,6 +42,10 @@ __all__ = [
     "feature_page",
     "score_recovery",
     "report_page",
+    "cluster_bootstrap",
+    "rank_p",
+    "max_statistic_p",
+    "benjamini_hochberg",
 ]
 
 _HOMES = {
@@ -56,6 +61,7 @@ _HOMES = {
     "page": ["feature_page"],
     "recovery": ["score_recovery"],
     "report": ["report_page"],
+    "statistics": ["cluster_bootstrap", "rank_p", "max_statistic_p", "benjamini_hochberg"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

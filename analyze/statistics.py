@@ -1,0 +1,175 @@
+"""How sure a number is: cluster-bootstrap intervals, rank p against controls, corrections for many tests.
+
+Tokens of one text, and questions about one entity, are not independent: what is drawn again is the cluster. What a
+control shows is a rank among controls, (1 + #≥) / (n + 1), which cannot be zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Alternative = Literal["greater", "less", "two-sided"]
+ALTERNATIVES = ("greater", "less", "two-sided")
+
+_CHUNK_WEIGHTS = 2**23
+"""Bootstrap weights that exist at a time: 64 MB in float64."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Interval:
+    """A mean with its confidence interval.
+
+    estimate, low, high: float64[...], one for each column of values
+    confidence: coverage that is meant
+    n_clusters: what was drawn from
+    """
+
+    estimate: Tensor
+    low: Tensor
+    high: Tensor
+    confidence: float
+    n_clusters: int
+
+
+def cluster_bootstrap(
+    values: Tensor,
+    clusters: Tensor | None = None,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """The mean of values over items, with an interval from drawing whole clusters again, with replacement.
+
+    values: float[n_items] or float[n_items m]; columns are drawn together, so that their differences keep their pairing
+    clusters: int64[n_items], equal for items that belong together (a text, an entity, a prompt); None: each its own
+    returns: Interval; the mean is over items, so larger clusters count more, and a resample divides by its own size
+    raises: ValueError for values that are not finite, clusters of another length, or fewer than 2 clusters
+    source: expanded percentile interval of Hesterberg 2015, arXiv:1411.5279: quantiles are moved outwards so that the
+        width is that of a t interval, for a percentile interval is too narrow by √((n-1)/n) and by z/t.
+
+    Coverage of 95 % intervals in 2,000 simulations of clusters of 1 to 5 items (`tests/analyze/test_statistics.py`), in
+    per cent, for values normal, exponential, and 0 or 1 with a rate for each cluster: of 20 clusters 94.2, 92.8, 95.6;
+    of 100 95.1, 94.2, 94.8; of 200 95.1, 93.8, 94.7. Fewer clusters of skewed values cover less.
+    """
+    table = values.detach().cpu().double().reshape(len(values), -1)
+    if not table.isfinite().all():
+        raise ValueError("cluster_bootstrap expected finite values, got nan or infinity; leave those items out and say so")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence expected a share between 0 and 1, got {confidence}")
+    of_item = torch.arange(len(table)) if clusters is None else torch.as_tensor(clusters).cpu().reshape(-1)
+    if len(of_item) != len(table):
+        raise ValueError(f"clusters expected one for each of {len(table)} items, got {len(of_item)}")
+    names, cluster = of_item.unique(return_inverse=True)
+    n = len(names)
+    if n < 2:
+        raise ValueError(f"cluster_bootstrap expected at least 2 clusters, got {n}: one text shows no spread between texts")
+    sums = table.new_zeros(n, table.shape[1]).index_add_(0, cluster, table)
+    sizes = torch.bincount(cluster, minlength=n).double()
+
+    generator = torch.Generator().manual_seed(seed)
+    means = []
+    for start in range(0, n_resamples, rows := max(1, _CHUNK_WEIGHTS // n)):
+        drawn = torch.randint(n, (min(rows, n_resamples - start), n), generator=generator)
+        once = torch.ones(drawn.shape, dtype=torch.float64)
+        weights = torch.zeros_like(once).scatter_add_(1, drawn, once)
+        means.append(weights @ sums / (weights @ sizes)[:, None])
+    tail = _expanded_tail((1 - confidence) / 2, n)
+    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    estimate, shape = sums.sum(0) / sizes.sum(), values.shape[1:]
+    return Interval(estimate.view(shape), low.view(shape), high.view(shape), confidence, n)
+
+
+def rank_p(observed: Tensor | float, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
+    """The rank of what was observed among controls as a p value: (1 + #≥) / (n + 1).
+
+    If the observation is exchangeable with the controls, p ≤ α happens with probability at most α; it is uniform on
+    1/(n+1), …, 1 where there are no ties. With n controls no p is below 1/(n+1): 100 are needed for 0.01.
+
+    observed: float[...]; controls: float[n ...], one row a draw
+    alternative: "greater", "less", or "two-sided", which compares distances from the median of all n + 1
+    returns: float64[...]
+    raises: ValueError for numbers that are not finite, shapes that differ, or no controls
+    """
+    seen, drawn = _compared(observed, controls, alternative)
+    return (1 + (drawn >= seen).sum(0)).double() / (len(drawn) + 1)
+
+
+def max_statistic_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
+    """Rank p values of many statistics at once, corrected for there being many: each against the controls' maximum.
+
+    The chance that any p ≤ α comes out though none of the statistics differs from the controls is at most α, however
+    they are correlated. Statistics are standardised first, by mean and standard deviation over all n + 1 rows, so that
+    one with a wide spread does not decide alone.
+
+    observed: float[m]; controls: float[n m], each row all m statistics of one draw (one permutation, one random latent)
+    returns: float64[m]
+    raises: as `rank_p`
+    source: Westfall and Young 1993, "Resampling-Based Multiple Testing", single step
+    """
+    seen, drawn = _compared(observed, controls, alternative)
+    together = torch.cat([seen[None], drawn])
+    spread = together.std(0)
+    standard = (together - together.mean(0)) / torch.where(spread > 0, spread, 1.0)
+    largest = standard[1:].amax(1)
+    return (1 + (largest[:, None] >= standard[0]).sum(0)).double() / (len(drawn) + 1)
+
+
+def benjamini_hochberg(p: Tensor) -> Tensor:
+    """p values adjusted so that, of those at most q, an expected share of at most q is false.
+
+    p: float[m], independent or positively dependent; returns: float64[m], in the same order
+    raises: ValueError for numbers outside 0 to 1
+    source: Benjamini and Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x
+    """
+    p = torch.as_tensor(p).double()
+    if p.ndim != 1 or not ((p >= 0) & (p <= 1)).all():
+        raise ValueError("benjamini_hochberg expected p values from 0 to 1 in one row")
+    m, order = len(p), p.argsort()
+    scaled = p[order] * m / torch.arange(1, m + 1)
+    adjusted = scaled.flip(0).cummin(0).values.flip(0).clamp_max(1.0) if m else scaled
+    return torch.empty_like(p).scatter_(0, order, adjusted)
+
+
+def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> tuple[Tensor, Tensor]:
+    """Both in float64, such that larger is more extreme."""
+    seen, drawn = torch.as_tensor(observed).detach().cpu().double(), torch.as_tensor(controls).detach().cpu().double()
+    if alternative not in ALTERNATIVES:
+        raise ValueError(f"alternative expected one of {ALTERNATIVES}, got {alternative!r}")
+    if not len(drawn) or drawn.shape[1:] != seen.shape:
+        raise ValueError(f"controls expected [n ≥ 1, {list(seen.shape)}…], got {list(drawn.shape)}")
+    if not (seen.isfinite().all() and drawn.isfinite().all()):
+        raise ValueError("a rank expected finite numbers, got nan or infinity")
+    if alternative == "less":
+        return -seen, -drawn
+    if alternative == "two-sided":
+        centre = torch.cat([seen[None], drawn]).quantile(0.5, dim=0)
+        return (seen - centre).abs(), (drawn - centre).abs()
+    return seen, drawn
+
+
+def _expanded_tail(tail: float, n: int) -> float:
+    """The quantile of bootstrap means that stands where a t interval of n clusters ends."""
+    return NormalDist().cdf(math.sqrt(n / (n - 1)) * _t_quantile(tail, n - 1))
+
+
+def _t_quantile(p: float, degrees: int) -> float:
+    """Student's t, exact for 1 and 2 degrees of freedom, else by the expansion of Abramowitz and Stegun 26.7.5."""
+    if degrees == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if degrees == 2:
+        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
+    z = NormalDist().inv_cdf(p)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .anomaly import fit_anomaly
     from .build import IndexConfig, index_features
     from .dead import dead_latents, latent_density
     from .directions import ablate_direction, steer_direction
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .intervene import ablate, clamp, latent_stats, scale, splice_sae, steer
     from .lens import logit_lens
     from .page import feature_page
+    from .ranks import auroc
     from .recovery import score_recovery
     from .report import report_page
     from .statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
@@ -41,6 +43,8 @@ __all__ = [
     "latent_stats",
     "feature_page",
     "score_recovery",
+    "fit_anomaly",
+    "auroc",
     "report_page",
     "cluster_bootstrap",
     "rank_p",
@@ -59,6 +63,8 @@ _HOMES = {
     "directions": ["ablate_direction", "steer_direction"],
     "edits": ["Fires"],
     "page": ["feature_page"],
+    "anomaly": ["fit_anomaly"],
+    "ranks": ["auroc"],
     "recovery": ["score_recovery"],
     "report": ["report_page"],
     "statistics": ["cluster_bootstrap", "rank_p", "max_statistic_p", "benjamini_hochberg"],

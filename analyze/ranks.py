@@ -1,0 +1,51 @@
+"""Statistics of ranks, ties sharing their mean rank: AUROC of two groups of scores, Spearman's correlation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Values = Tensor | np.ndarray | Sequence[float]
+
+
+def mean_ranks(values: Values) -> Tensor:
+    """Ranks from 1 for the smallest, equal values sharing the mean of theirs: float64[n].
+
+    raises: ValueError for nan, which has no rank
+    """
+    flat = torch.as_tensor(values).detach().cpu().double().reshape(-1)
+    if flat.isnan().any():
+        raise ValueError(f"ranks expected numbers, got nan at place {int(flat.isnan().nonzero()[0])} of {len(flat)}")
+    _, group, counts = flat.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0)  # rank of the last member of each group of equal values
+    return (last - (counts - 1) / 2).double()[group]
+
+
+def auroc(normal: Values, odd: Values) -> float:
+    """The chance that a score of `odd` exceeds one of `normal`, ties counting half: 0.5 where the two are alike.
+
+    normal, odd: float[n], float[m], larger scores for what is odd
+    raises: ValueError for an empty group or nan
+    source: Mann and Whitney 1947; the area under the ROC curve, Hanley and McNeil 1982
+    """
+    normal, odd = (torch.as_tensor(scores).detach().cpu().double().reshape(-1) for scores in (normal, odd))
+    n, m = len(normal), len(odd)
+    if not n or not m:
+        raise ValueError(f"auroc expected scores of both groups, got {n} normal and {m} odd ones")
+    pairs_won = float(mean_ranks(torch.cat([normal, odd]))[n:].sum()) - m * (m + 1) / 2
+    return pairs_won / (n * m)
+
+
+def spearman(a: Values, b: Values) -> float:
+    """Spearman's rank correlation, −1 to 1; nan where one side has only one value.
+
+    raises: ValueError unless both have the same length, at least 2, without nan
+    """
+    ranks_a, ranks_b = mean_ranks(a), mean_ranks(b)
+    if len(ranks_a) != len(ranks_b) or len(ranks_a) < 2:
+        raise ValueError(f"spearman expected two sides of one length, at least 2, got {len(ranks_a)} and {len(ranks_b)}")
+    centred_a, centred_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
+    return float(centred_a @ centred_b / (centred_a.norm() * centred_b.norm()))

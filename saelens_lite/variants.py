@@ -12,6 +12,17 @@ call `explained_variance_legacy`; SAELens' `explained_variance` is ours. sparsif
 Deliberately not here is that of SAEBench 0.6.0, which is a mistake: E‖x‖² less the square of the mean of x² over tokens and
 dimensions stands for the variance, so predicting x̄ explains 0.96 of activations with mean 5 and deviation 1 in each of 512
 dimensions. tests/test_variants.py shows it.
+
+Where other numbers of `evaluate_sae` differ from those of the same name in SAELens' evals, with their defaults and ours
+(tests/peer/test_evals.py, which finds the rest equal to 1e-3):
+
+    CE, ΔCE        theirs is averaged over positions that hold no special token and have a next one, ours over tokens that have
+                   a row and are not the first of their context: in a context of n tokens with a BOS theirs leaves the
+                   prediction from the BOS out, which no replacement reaches, so that its ΔCE is (n − 1) / (n − 2) of ours
+    KL             theirs counts the last position of a context too, ours the positions where CE is scored
+    zero ablation  theirs sets the special positions to zero as well, though its reconstruction leaves them; ours replaces the
+                   same positions in every row
+    relative bias  theirs is the mean of the batches' ratios, ours the ratio of sums
 """
 
 from __future__ import annotations

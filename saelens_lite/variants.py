@@ -16,11 +16,11 @@ dimensions. tests/test_variants.py shows it.
 Where other numbers of `evaluate_sae` differ from those of the same name in SAELens' evals, with their defaults and ours
 (tests/peer/test_evals.py, which finds the rest equal to 1e-3):
 
-    CE, ΔCE        theirs is averaged over positions that hold no special token and have a next one, ours over tokens that have
-                   a row and are not the first of their context: in a context of n tokens with a BOS theirs leaves the
-                   prediction from the BOS out, which no replacement reaches, so that its ΔCE is (n − 1) / (n − 2) of ours
+    CE, ΔCE        theirs is averaged over positions that hold no special token and have a next one, ours over tokens that
+                   have a row and are not the first of their context. Of a context of n tokens with a BOS theirs leaves out
+                   the prediction from the BOS, which no replacement reaches: its ΔCE is (n − 1) / (n − 2) of ours
     KL             theirs counts the last position of a context too, ours the positions where CE is scored
-    zero ablation  theirs sets the special positions to zero as well, though its reconstruction leaves them; ours replaces the
+    zero ablation  theirs sets special positions to zero as well, though its reconstruction leaves them; ours replaces the
                    same positions in every row
     relative bias  theirs is the mean of the batches' ratios, ours the ratio of sums
 """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .anomaly import fit_anomaly
     from .build import IndexConfig, index_features
+    from .controls import diff_mean, matched_latents, one_direction, probe_direction, random_directions
     from .dead import dead_latents, latent_density
     from .directions import ablate_direction, steer_direction
     from .edits import Fires
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from .ranks import auroc
     from .recovery import score_recovery
     from .report import report_page
+    from .split import Split, select_latents
     from .statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
 
 __all__ = [
@@ -50,6 +52,13 @@ __all__ = [
     "rank_p",
     "max_statistic_p",
     "benjamini_hochberg",
+    "matched_latents",
+    "random_directions",
+    "one_direction",
+    "diff_mean",
+    "probe_direction",
+    "Split",
+    "select_latents",
 ]
 
 _HOMES = {
@@ -68,6 +77,8 @@ _HOMES = {
     "recovery": ["score_recovery"],
     "report": ["report_page"],
     "statistics": ["cluster_bootstrap", "rank_p", "max_statistic_p", "benjamini_hochberg"],
+    "controls": ["matched_latents", "random_directions", "one_direction", "diff_mean", "probe_direction"],
+    "split": ["Split", "select_latents"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

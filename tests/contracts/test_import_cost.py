@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 CORE = "import saelens_lite; from saelens_lite import SparseAutoencoder, SparseLatents, ActivationStore, ShardError"
-HEAVY = ("transformers", "datasets", "wandb", "tokenizers", "huggingface_hub", "pandas", "matplotlib", "tyro")
+HEAVY = ("transformers", "datasets", "wandb", "tokenizers", "huggingface_hub", "pandas", "matplotlib", "sklearn", "tyro")
 
 
 def run(code: str) -> str:

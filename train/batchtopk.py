@@ -30,6 +30,9 @@ class BatchTopK(TopK):
 
     sae_kind = "jumprelu"
     calibrates = True
+    encoder_scale = 0.1
+    """A small encoder turns faster under Adam, and what it learns is not random directions with corrections: in short runs
+    fvu is 4 to 10 % lower than with 1, and 2 % of the latents stay dead instead of none (tests/bench/RESULTS.md)."""
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
         super().__init__(sae, config)

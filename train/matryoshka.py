@@ -22,6 +22,9 @@ from .step import Pairs, StepStats, add_auxk
 class Matryoshka(BatchTopK):
     """BatchTopK's selection; the latents by which a prefix exceeds the one before are a bag of their own for each token."""
 
+    encoder_scale = 1.0
+    """Bussmann et al. 2025; a smaller one, as for batchtopk, was not measured."""
+
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
         super().__init__(sae, config)
         widths = [round(fraction * self.d_sae) for fraction in config.matryoshka_fractions]

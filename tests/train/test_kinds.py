@@ -311,15 +311,29 @@ RECOVERY = {
 def test_planted_directions_are_recovered(kind, planted):
     """Mean over the 32 planted directions of the largest cosine with a decoder row; 0.65 for random rows."""
     config = TrainConfig(kind=kind, k=3, lr=1e-2, batch_size_rows=512, dead_after_tokens=5120, **RECOVERY[kind])
-    trained = kind_class(kind)
-    acts = planted.acts * input_scale(planted.acts.square().sum(1).mean().item(), 16)
-    sae_config = SAEConfig(d_model=16, d_sae=64, kind=trained.sae_kind, k=3 if trained.sae_kind == "topk" else None)
-    sae = initial_sae(sae_config, acts, 7, trained.encoder_scale)  # seed 0 would draw the planted directions
-    trainer = Trainer(sae, config, n_steps=600)
-    for step in range(600):
-        trainer.update(acts[512 * step % 8192 :][:512])
+    sae, _ = trained_on(planted, config, kind_class(kind).encoder_scale, n_steps=600)
     cosines = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1) @ planted.directions.T
     assert cosines.amax(0).mean() > 0.9
+
+
+def trained_on(planted, config, encoder_scale, n_steps):
+    """The SAE after n_steps on the planted rows, and the reconstruction loss of the last."""
+    sae_kind = kind_class(config.kind).sae_kind
+    acts = planted.acts * input_scale(planted.acts.square().sum(1).mean().item(), 16)
+    sae_config = SAEConfig(d_model=16, d_sae=64, kind=sae_kind, k=3 if sae_kind == "topk" else None)
+    sae = initial_sae(sae_config, acts, 7, encoder_scale)  # seed 0 would draw the planted directions
+    trainer = Trainer(sae, config, n_steps=n_steps)
+    for step in range(n_steps):
+        stats = trainer.update(acts[512 * step % 8192 :][:512])
+    return sae, float(stats.reconstruction)
+
+
+def test_the_small_encoder_of_batchtopk_learns_faster(planted):
+    config = TrainConfig(kind="batchtopk", k=3, lr=1e-2, batch_size_rows=512)
+    own, full = (
+        trained_on(planted, config, scale, n_steps=100)[1] for scale in (kind_class("batchtopk").encoder_scale, 1.0)
+    )
+    assert own < 0.95 * full
 
 
 @pytest.mark.parametrize("kind", TRAINED)

@@ -42,8 +42,8 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
     },
     # Bussmann et al. 2024, arXiv:2412.06410; numbers from bartbussmann/BatchTopK, main.py and config.py, which are for
     # 12,288 latents; its dead are those silent for 5 batches.
-    # Not expressed: inputs normalised token by token; the encoder's start at all of the decoder's transpose, a tenth here; the
-    # saved threshold is fitted to held-out rows, theirs a running mean.
+    # Not expressed: inputs normalised token by token; the encoder's start at all of the decoder's transpose, a tenth here;
+    # the saved threshold is fitted to held-out rows, theirs a running mean.
     "batchtopk": {
         "kind": "batchtopk",
         "k": 32,

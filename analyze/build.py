@@ -102,7 +102,8 @@ def index_features(
             raise ValueError(f"expected an SAE with finite weights, {name} holds nan or infinity: load another checkpoint")
     plan = {
         "sae": identity(sae),
-        "store": {"sha256": store.fingerprint, "model": store.model_name, "tokenizer": store.tokenizer_name},
+        "store": {"sha256": store.fingerprint, "tokenizer": store.tokenizer_name},
+        "model": {"name": store.model_name, "revision": store.plan.get("model", {}).get("revision")},
         "hook_point": point,
         "rows": store.n_rows,
         "settings": dataclasses.asdict(config),

@@ -130,7 +130,7 @@ class Contexts:
 
         attended = int(tokens.attended[sequence].sum())
         bos = int(self.store.plan.get("bos_id") is not None and attended > 0)
-        pieces = dict(zip(range(start, bos), self._strings(ids_at(sequence, range(start, bos))))) if start < bos else {}
+        pieces = dict(zip(range(start, bos), self.strings(ids_at(sequence, range(start, bos))))) if start < bos else {}
         start = max(start, bos)
         before: list[int] = []
         after: list[int] = []
@@ -139,7 +139,7 @@ class Contexts:
             before = ids_at(sequence - 1, range(max(bos, length - LEAD_TOKENS), length))
         if stop == attended and sequence + 1 < len(tokens.input_ids) and same_document(sequence + 1, bos, stop - 1):
             after = ids_at(sequence + 1, range(bos, bos + LEAD_TOKENS))
-        strings = self._strings([*before, *ids_at(sequence, range(start, stop)), *after])
+        strings = self.strings([*before, *ids_at(sequence, range(start, stop)), *after])
         return pieces | dict(zip(range(start, stop), strings[len(before) :]))
 
     def rows_of(self, context: Context) -> list[int]:
@@ -158,7 +158,8 @@ class Contexts:
         row_at[sequences, positions] = torch.arange(len(sequences))
         return tokens, sequences, positions, row_at
 
-    def _strings(self, ids: Sequence[int]) -> list[str]:
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """The text of consecutive tokens, token by token."""
         return [f"<{i}>" for i in ids] if self.tokenizer is None else token_strings(self.tokenizer, ids)
 
 

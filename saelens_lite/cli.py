@@ -1,4 +1,4 @@
-"""The command line: `saelens-lite demo | harvest | add-hook-points | verify | train | evaluate | analyze | report`.
+"""The command line: `saelens-lite COMMAND`, one of COMMANDS.
 
 Commands are the configuration dataclasses, turned into flags by tyro, and what they print: what was made, where, and
 what to type next. Rooms load when their command runs, so that --help costs nothing. What the user can put right is one
@@ -25,6 +25,7 @@ from saelens_lite.errors import SaelensLiteError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
+    from saelens_lite.analyze import FeatureIndex
     from saelens_lite.harvest import HarvestConfig
     from saelens_lite.sae import SparseAutoencoder
     from saelens_lite.store import ActivationStore
@@ -435,7 +436,7 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
     print(index.density)
     print(f"page: {page}")
     print(f"index: {folder}")
-    _print_next(f"with saelens_lite.ablate(model, SparseAutoencoder.load({config.sae!r}), latents=[…]): model.generate(…)")
+    _print_next(f"saelens-lite search {folder} --token TOKEN")
 
 
 def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: str) -> ActivationStore:
@@ -457,6 +458,25 @@ def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: str) -> 
     return _carry_out(store, dry_run=False)
 
 
+def search(argv: Sequence[str]) -> None:
+    """Latents of an index by token, text, regex, direction, number or label"""
+    from saelens_lite import FeatureIndex, SparseAutoencoder
+    from saelens_lite.analyze.query import SearchConfig, answer
+
+    config = configured(SearchConfig, "search", argv, positional=True)
+    kind = config.kind
+    index = FeatureIndex.open(config.index)
+    sae = model = None
+    if kind in ("text", "direction") and config.sae is not None:
+        device = _device(config.device)
+        sae = SparseAutoencoder.load(config.sae, device=device)
+        model = _load_model(config.model, device, index)
+    lines = answer(config, index, sae, model)
+    print("\n".join(lines) if lines else f"no latent of {config.index} fits")
+    if kind != "latent":
+        _print_next(f"saelens-lite search {config.index} --latent I")
+
+
 def report(argv: Sequence[str]) -> None:
     """What training runs did, beside each other, as one HTML page"""
     config = configured(ReportConfig, "report", argv, positional=True)
@@ -474,6 +494,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "train": train,
     "evaluate": evaluate,
     "analyze": analyze,
+    "search": search,
     "report": report,
 }
 
@@ -621,11 +642,11 @@ def _harvest_again(store: str) -> bool:
 def _load_model(
     name: str | None,
     device: str,
-    store: ActivationStore,
+    store: ActivationStore | FeatureIndex,
     compute_dtype: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module | None:
-    """The model of that name, in the revision that was harvested where the store records one."""
+    """The model of that name, in the revision that was harvested where store or index record one."""
     from saelens_lite.harvest.model import load_model
 
     if name is None:

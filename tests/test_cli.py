@@ -180,6 +180,31 @@ def test_analyze_writes_a_page(made, capsys):
     assert (made / "features.index" / "index.json").exists()
 
 
+def test_search_in_the_index(made, capsys):
+    page, index = made / "searched.html", str(made / "searched.index")
+    argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--model", "demo"]
+    assert main(list(map(str, argv))) == 0
+    capsys.readouterr()
+    for question in (["--token", " return"], ["--regex", "f[0-9]"], ["--by", "max", "--n", "2"], ["--text", "class C1"]):
+        assert main(["search", index, *question]) == 0
+        assert capsys.readouterr().out.startswith("latent"), question
+    own = ["--text", "def f(x):", "--sae", str(made / "topk"), "--model", "demo", "--device", "cpu"]
+    assert main(["search", index, *own]) == 0
+    assert "' f'" in capsys.readouterr().out
+    assert main(["search", index, "--latent", "3", "--label", "the third"]) == 0
+    assert main(["search", index, "--labelled", "third"]) == 0
+    assert "Label(latent=3, label='the third'" in capsys.readouterr().out
+    assert "expected a latent from 0 to 63, got 64" in fails(capsys, "search", index, "--latent", "64")
+    assert "got an empty one" in fails(capsys, "search", index, "--text", "", *own[2:])
+    assert "not of the topk SAE" in fails(capsys, "search", index, *own[:3], made / "frozen", *own[4:])
+    with pytest.raises(SystemExit) as stop:
+        main(["search", index])
+    assert stop.value.code == 2 and "expected one of --latent" in " ".join(capsys.readouterr().err.split())
+    assert "does not exist" in fails(capsys, "search", made / "store", "--by", "max")
+    assert main(["search", index, "--regex", "no such text"]) == 0
+    assert "no latent of" in capsys.readouterr().out
+
+
 def test_analyze_harvests_for_itself(made, tmp_path, capsys):
     argv = ["analyze", "--sae", made / "topk", "--model", "demo", "--dataset", made / "data.jsonl", "--max-tokens", "700"]
     assert main([*map(str, argv), "--output", str(tmp_path / "f.html"), "--index", str(tmp_path / "index")]) == 0

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import saelens_lite
+from saelens_lite.analyze.query import SearchConfig
 from saelens_lite.cli import COMMANDS, AddHookPointsConfig, AnalyzeConfig, EvaluateConfig, ReportConfig, VerifyConfig
 from saelens_lite.demo.run import DemoConfig
 from saelens_lite.harvest import HarvestConfig
@@ -26,6 +27,7 @@ CONFIGS = {
     "train": saelens_lite.TrainConfig,
     "evaluate": EvaluateConfig,
     "analyze": AnalyzeConfig,
+    "search": SearchConfig,
     "report": ReportConfig,
 }
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from .cofiring import cofiring
 from .context import Contexts
 from .featureindex import FeatureIndex
 from .geometry import decoder_neighbors
-from .indexfile import check_same_sae, identity, key_of, read_index, write_index, write_tensors
+from .indexfile import check_same_sae, identity, index_folder, key_of, read_index, write_index, write_tensors
 from .indexpass import Processes, remove_parts, tally_store
 from .lens import logit_lens
 from .outputscore import output_scores
@@ -93,7 +92,7 @@ def index_features(
     raises: ValueError when SAE and store do not belong together, when the folder holds the index of another SAE, or when
         weights or activations are not finite; FeatureIndexError when the folder's index is damaged
     """
-    config, folder = config or IndexConfig(), LocalFolder(Path(path))
+    config, folder = config or IndexConfig(), index_folder(path)
     point = matching_hook_point(sae, store, hook_point)
     if output_score and model is None:
         raise ValueError("output_score expected a model, got None: the score is an effect on a model's next token")

@@ -44,7 +44,7 @@ def cofiring(sample: TokenSample, d_sae: int, m: int) -> Cofiring:
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     ids = [torch.full((d_sae, m), -1, dtype=torch.int32) for _ in range(2)]
     scores = [torch.zeros(d_sae, m, dtype=torch.float64) for _ in range(2)]
-    if not kernel.cofiring_(sample.offsets, sample.latents, starts, places, MIN_TOGETHER, *ids, *scores):
+    if m and not kernel.cofiring_(sample.offsets, sample.latents, starts, places, MIN_TOGETHER, *ids, *scores):
         _cofiring(sample, starts, places, ids, scores)
     jaccard, lift = scores  # lift: tokens on which both fire / those of the other one
     pmi = (lift * len(sample.rows) / counts.clamp_min(1)[:, None]).log().masked_fill(ids[1] < 0, 0)

@@ -20,7 +20,7 @@ from saelens_lite.store import ActivationStore
 
 from .context import Context, Contexts, token_text, visible
 from .dead import LatentDensity
-from .indexfile import PARTS, check_same_sae, identity, open_tensors, read_index
+from .indexfile import PARTS, check_same_sae, identity, index_folder, open_tensors, read_index
 from .intervals import Interval, intervals
 from .labels import Label, Labels
 from .lens import LogitLens
@@ -122,7 +122,7 @@ class FeatureIndex:
         tokenizer: None loads the store's own when text is first shown
         context_tokens: tokens shown before the firing one; half as many after it
         """
-        folder = LocalFolder(Path(path))
+        folder = index_folder(path)
         facts = read_index(folder)
         if facts is None:
             state = "is unfinished: give the same command again, and it goes on" if folder.sizes(PARTS) else "does not exist"

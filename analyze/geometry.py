@@ -32,12 +32,12 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int) -> tuple[Tensor, Tensor]:
     """The m latents whose decoder rows have the largest cosine with each latent's, largest first; not the latent itself.
 
     returns: ids int32[d_sae m], -1 in places that fewer than m others leave empty, and cosines float32[d_sae m]
-    Costs one product of the decoder with itself, in blocks.
+    Costs one product of the decoder with itself, in blocks; nothing for m = 0.
     """
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
     d_sae, n = len(unit), min(m, len(unit) - 1)
     ids, cosines = torch.full((d_sae, m), -1, dtype=torch.int32), torch.zeros(d_sae, m)
-    for rows in torch.arange(d_sae).split(max(1, _CHUNK_VALUES // d_sae)):
+    for rows in torch.arange(d_sae if m else 0).split(max(1, _CHUNK_VALUES // d_sae)):
         products = unit[rows.to(unit.device)] @ unit.T
         products[torch.arange(len(rows)), rows] = -torch.inf
         best = products.topk(n, dim=1)

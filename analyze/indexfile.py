@@ -28,8 +28,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,13 @@ class Streamed:
     dtype: torch.dtype
     shape: tuple[int, ...]
     pieces: Iterable[Tensor]
+
+
+def index_folder(path: str | os.PathLike[str]) -> LocalFolder:
+    """The folder of an index. raises: ValueError for a URL: an index is mapped into memory and has labels in sqlite."""
+    if "://" in os.fspath(path):
+        raise ValueError(f"an index expected a local folder, got {os.fspath(path)}: copy it here, or make it here")
+    return LocalFolder(Path(path))
 
 
 def write_tensors(folder: LocalFolder, name: str, tensors: Mapping[str, Tensor | Streamed]) -> int:

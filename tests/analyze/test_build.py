@@ -207,6 +207,8 @@ def test_latents_out_of_range_and_unknown_columns(store, sae, tmp_path):
     with pytest.raises(ValueError, match="has no 'density'; it has contrast_rows, cosine"):
         index.column("density")
     assert len(index) == 48 and isinstance(next(iter(index)), IndexedLatent)
+    with pytest.raises(ValueError, match="expected a local folder, got s3://bucket/index"):
+        FeatureIndex.open("s3://bucket/index")
     with pytest.raises(ValueError, match="output_score expected a model"):
         index_features(sae, store, tmp_path / "index", output_score=True)
     with pytest.raises(ValueError, match=r"IndexConfig\.n_top expected 1 or more, got 0"):

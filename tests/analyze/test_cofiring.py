@@ -88,6 +88,7 @@ def test_neighbours_equal_brute_force(dense, path, block_meetings, monkeypatch):
 def test_fewer_latents_than_places_and_no_rows_at_all(path):
     sample = TokenSample.of_block(SparseLatents.from_dense(torch.ones(20, 2)), 0, 1.0)
     assert cofiring(sample, 2, 4).jaccard_ids.tolist() == [[1, -1, -1, -1], [0, -1, -1, -1]]
+    assert cofiring(sample, 2, 0).jaccard.shape == (2, 0)
     assert cofiring(TokenSample.empty(), 2, 3).pmi_ids.tolist() == [[-1] * 3] * 2
     assert TokenSample.empty().contrast(2, 3).tolist() == [[-1] * 3] * 2
 

@@ -86,7 +86,8 @@ def tally_store(
     first_rows = [0, *accumulate(store.shard_rows)]
     share = settings["sample_tokens"] / max(store.n_rows, 1)
     tally = Tally(sae.d_sae, settings["n_top"], settings["n_sample"], settings["seed"], kept_dtype(sae))
-    samples, shards, name, committed = [TokenSample.empty()], [], "", time.monotonic()
+    samples, shards, name = [TokenSample.empty()], [], ""
+    started = committed = time.monotonic()
     for shard in processes.claimed([shard for shard in range(store.n_shards) if shard not in done]):
         samples += add_shard(tally, sae, store, hook_point, shard, first_rows[shard], share)
         shards.append(shard)
@@ -96,7 +97,7 @@ def tally_store(
             _write_part(folder, name, tally, samples[0], shards)
             committed = time.monotonic()
             logger.info("%s: %d of %d shards tallied", folder, len(done) + len(shards), store.n_shards)
-    if processes.rank > 0 and shards:
+    if shards and (processes.rank > 0 or time.monotonic() - started >= commit_every_s):  # what follows may take long too
         _write_part(folder, name, tally, TokenSample.cat(samples), shards)
     processes.wait_for_all()
     if processes.rank > 0:

@@ -115,6 +115,27 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_index(store, sae, tmp_path
     assert not (tmp_path / "killed" / "parts").exists()
 
 
+def test_a_pass_that_ended_is_not_repeated_for_what_follows(store, sae, tmp_path, monkeypatch):
+    index_features(sae, store, tmp_path / "whole", config=CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "decoder_neighbors", lambda *_: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            index_features(sae, store, tmp_path / "killed", config=CONFIG, commit_every_s=0)
+    kill_after(monkeypatch, 0)
+    index_features(sae, store, tmp_path / "killed", config=CONFIG)
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_blocks_of_any_size_give_one_index_of_real_weights(store, sae, tmp_path, monkeypatch):
+    """A product of other rows rounds otherwise: activations agree to 1e-5, and what rests on them but for ties."""
+    index = index_features(sae, store, tmp_path / "whole", config=CONFIG)
+    monkeypatch.setattr("saelens_lite.analyze.stream.BLOCK_ROWS", 13)
+    other = index_features(sae, store, tmp_path / "cut", config=CONFIG)
+    torch.testing.assert_close(other.column("top_values"), index.column("top_values"), rtol=0, atol=1e-5)
+    for name in ("counts", "sample_rows", "first_fired", "last_fired", "jaccard_ids", "contrast_rows"):
+        assert torch.equal(other.column(name), index.column(name)), name
+
+
 def test_parts_of_other_settings_do_not_count(store, sae, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         kill_after(patch, 2)

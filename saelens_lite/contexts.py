@@ -80,16 +80,17 @@ def cross_entropies(
         for batch in scored_contexts(store, fraction, max_tokens, batch_size_seqs):
             if n_contexts == 0:
                 check_model(model, store, point, batch)
-            clean = _log_probs(model, batch) if kl or None in replacements.values() else []
+            clean = _scored_logits(model, batch) if kl or None in replacements.values() else []
             for name, how in replacements.items():
-                if how is None:
-                    log_probs = clean
-                else:
+                logits = clean
+                if how is not None:
                     with splice(model, hook_point=point, positions=batch.kept, **how):
-                        log_probs = _log_probs(model, batch)
-                ce[name] += _cross_entropy(log_probs, batch)
-                if kl:
-                    divergence[name] += sum(_divergence(p, q) for p, q in zip(clean, log_probs, strict=True))
+                        logits = _scored_logits(model, batch)
+                for i, next_ids in enumerate(_next_ids(batch)):
+                    log_probs = logits[i].float().log_softmax(-1)
+                    ce[name] -= log_probs.gather(1, next_ids.to(log_probs.device)).double().sum().item()
+                    if kl and how is not None:
+                        divergence[name] += _divergence(clean[i].float().log_softmax(-1), log_probs)
             n_tokens += int(batch.targets.sum())
             n_contexts += len(batch.input_ids)
     if n_tokens == 0:
@@ -105,20 +106,17 @@ def cross_entropies(
     return Losses(*per_token, n_tokens, n_contexts)
 
 
-def _log_probs(model: nn.Module, batch: ContextBatch) -> list[Tensor]:
-    """Of each context, next-token log-probabilities at its scored positions: float32[n_scored vocab]."""
+def _scored_logits(model: nn.Module, batch: ContextBatch) -> list[Tensor]:
+    """Of each context the logits before its scored tokens, float[n_scored vocab], in the model's dtype."""
     device = model_device(model)
     inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.attended.to(device)}
     logits = model(**prepared_inputs(model, inputs)).logits
-    targets = batch.targets.to(logits.device)
-    return [row[:-1][scored].float().log_softmax(-1) for row, scored in zip(logits, targets)]
+    return [row[:-1][scored] for row, scored in zip(logits, batch.targets.to(logits.device), strict=True)]
 
 
-def _cross_entropy(log_probs: list[Tensor], batch: ContextBatch) -> float:
-    """Σ over the scored tokens, nats."""
-    next_ids = [ids[1:][scored] for ids, scored in zip(batch.input_ids, batch.targets)]
-    rows = zip(log_probs, next_ids, strict=True)
-    return sum(-row.gather(1, ids.to(row.device)[:, None]).double().sum().item() for row, ids in rows)
+def _next_ids(batch: ContextBatch) -> list[Tensor]:
+    """Of each context its scored tokens: int64[n_scored 1]."""
+    return [ids[1:][scored][:, None] for ids, scored in zip(batch.input_ids, batch.targets, strict=True)]
 
 
 def _divergence(clean: Tensor, other: Tensor) -> float:

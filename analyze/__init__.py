@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .controls import diff_mean, matched_latents, one_direction, probe_direction, random_directions
     from .dead import dead_latents, latent_density
     from .directions import ablate_direction, steer_direction
+    from .dose import dose_response
     from .edits import Fires
     from .evaluate import evaluate_sae
     from .featureindex import FeatureIndex
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from .ranks import auroc
     from .recovery import score_recovery
     from .report import report_page
+    from .sideeffects import NeutralText
     from .split import Split, select_latents
     from .statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
 
@@ -59,6 +61,8 @@ __all__ = [
     "probe_direction",
     "Split",
     "select_latents",
+    "dose_response",
+    "NeutralText",
 ]
 
 _HOMES = {
@@ -79,6 +83,8 @@ _HOMES = {
     "statistics": ["cluster_bootstrap", "rank_p", "max_statistic_p", "benjamini_hochberg"],
     "controls": ["matched_latents", "random_directions", "one_direction", "diff_mean", "probe_direction"],
     "split": ["Split", "select_latents"],
+    "dose": ["dose_response"],
+    "sideeffects": ["NeutralText"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

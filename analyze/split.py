@@ -64,10 +64,11 @@ class Selection:
         """raises: ValueError for a document of the side that chose the latents."""
         seen = ~self.split.tests(documents)
         if seen.any():
-            first = documents[int(seen.nonzero()[0])]
+            place = int(seen.nonzero()[0])
+            first = documents[place].item() if isinstance(documents, Tensor) else documents[place]
             raise ValueError(
                 f"a test expected documents that did not choose the latents, got {int(seen.sum())} of {len(seen)} items "
-                f"from the selecting side, the first of document {first!s}; keep those with split.tests(documents)"
+                f"from the selecting side, the first of document {first!r}; keep those with split.tests(documents)"
             )
 
 

@@ -176,7 +176,7 @@ def test_names_are_documents_too_and_the_split_holds_what_training_held_out():
     "call, match",
     [
         (lambda a, y, d: select_latents(axes_sae(), a, y, d[:3]), "each of 20 items, got 3"),
-        (lambda a, y, d: select_latents(axes_sae(), a, y[:3], d), "with a label each"),
+        (lambda a, y, d: select_latents(axes_sae(), a, y[:3], d), "a label each"),
         (lambda a, y, d: select_latents(axes_sae(), a, y | True, d), "both labels"),
         (lambda a, y, d: select_latents(axes_sae(), a, y, d, n=9), "n=9 latents were asked for, got 8"),
         (lambda a, y, d: select_latents(axes_sae(), a, y, d, by="seperation"), "did you mean 'separation'"),

@@ -204,65 +204,16 @@ def test_the_rows_depend_on_the_fields_that_decide_who_shares_them(store):
 
 # kills
 
-FORK_SERVER = """
-import json, os, pkgutil, sys
-import torch
-import saelens_lite as sl
-from saelens_lite.train import train_grid, train_sae
-
-torch.set_num_threads(1)
-store, options = sl.ActivationStore(sys.argv[1]), json.loads(sys.argv[2])
-train_sae(store, **(options | {"n_steps": 1, "output": sys.argv[3]}))  # what a training loads is loaded once, here
-
-def signalled(function, number, nth):
-    owner, _, name = function.rpartition(".")
-    owner = pkgutil.resolve_name(owner)
-    original, calls = getattr(owner, name), []
-    def counted(*args, **kwargs):
-        calls.append(0)
-        if len(calls) == nth:
-            os.kill(os.getpid(), number)
-        return original(*args, **kwargs)
-    setattr(owner, name, counted)
-
-for order in map(json.loads, sys.stdin):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if order["at"]:
-                signalled(*order["at"])
-            train_grid(store, order["grid"], **(options | order["options"]))
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        finally:
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 UPDATE, SYNC = "saelens_lite.train.trainer.Trainer.update", "saelens_lite.train.state.sync"
 GRID = [{"k": 2}, {"kind": "batchtopk", "seed": 1}, {"d_sae": 48, "n_steps": 17}]
 """Six runs with their baselines: 24 + 24 + 24 + 24 + 17 + 17 = 130 updates."""
 
 
 @pytest.fixture(scope="module")
-def forked(store, tmp_path_factory):
-    """forked(output, at=(function, signal, nth)): GRID with baselines in a process of its own; its exit code.
-
-    It gets the signal when the function is called for the nth time.
-    """
-    command = [sys.executable, "-c", FORK_SERVER, str(store.path), json.dumps(OPTIONS), str(tmp_path_factory.mktemp("warm"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
-
-        def run(output, at=None, **options):
-            order = {"grid": GRID, "options": {"output": str(output), "baseline": True, **options}, "at": at}
-            process.stdin.write(json.dumps(order) + "\n")
-            process.stdin.flush()
-            return int(process.stdout.readline())
-
+def forked(store, fork_server):
+    """forked(output, at=(function, signal, nth)): GRID with baselines in a process of its own; see conftest.py."""
+    with fork_server(store, OPTIONS | {"baseline": True}, GRID) as run:
         yield run
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")

@@ -4,12 +4,9 @@ Kills are real SIGKILLs of another process, forked from one that has everything 
 """
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import get_args
@@ -86,65 +83,14 @@ def dying(monkeypatch):
 
 # kills
 
-
-FORK_SERVER = """
-import json, os, pkgutil, signal, sys
-import torch
-import saelens_lite as sl
-from saelens_lite.train import train_sae
-
-torch.set_num_threads(1)
-store, options = sl.ActivationStore(sys.argv[1]), json.loads(sys.argv[2])
-train_sae(store, **(options | {"n_steps": 1, "output": sys.argv[3]}))  # what a training loads is loaded once, here
-
-def signalled(function, number, nth):
-    owner, _, name = function.rpartition(".")
-    owner = pkgutil.resolve_name(owner)
-    original, calls = getattr(owner, name), []
-    def counted(*args, **kwargs):
-        calls.append(0)
-        if len(calls) == nth:
-            os.kill(os.getpid(), number)
-        return original(*args, **kwargs)
-    setattr(owner, name, counted)
-
-for order in map(json.loads, sys.stdin):
-    pid = os.fork()
-    if pid == 0:
-        code = 1
-        try:
-            if order["at"]:
-                signalled(*order["at"])
-            train_sae(store, **(options | order["options"]))
-            code = 0
-        except SystemExit as stop:
-            code = stop.code
-        except KeyboardInterrupt:
-            code = 130
-        finally:
-            os._exit(code)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""
 UPDATE, SYNC = "saelens_lite.train.trainer.Trainer.update", "saelens_lite.train.state.sync"
 
 
 @pytest.fixture(scope="module")
-def forked(store, tmp_path_factory):
-    """forked(output, at=(function, signal, nth), **options): a training in a process of its own; its exit code.
-
-    It gets the signal when the function is called for the nth time.
-    """
-    command = [sys.executable, "-c", FORK_SERVER, str(store.path), json.dumps(OPTIONS), str(tmp_path_factory.mktemp("warm"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
-
-        def run(output, at=None, **options):
-            process.stdin.write(json.dumps({"options": {"output": str(output), **options}, "at": at}) + "\n")
-            process.stdin.flush()
-            return int(process.stdout.readline())
-
+def forked(store, fork_server):
+    """forked(output, at=(function, signal, nth), **fields): a training in a process of its own; see conftest.py."""
+    with fork_server(store, OPTIONS) as run:
         yield run
-        process.stdin.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,75 @@
+"""Kills that are real: a training in a process of its own, forked from one that has everything loaded."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+
+SERVER = """
+import json, os, pkgutil, sys
+import torch
+import saelens_lite as sl
+from saelens_lite.train import train_grid, train_sae
+
+torch.set_num_threads(1)
+store, options = sl.ActivationStore(sys.argv[1]), json.loads(sys.argv[2])
+train_sae(store, **(options | {"n_steps": 1, "output": sys.argv[3]}))  # what a training loads is loaded once, here
+
+def signalled(function, number, nth):
+    owner, _, name = function.rpartition(".")
+    owner = pkgutil.resolve_name(owner)
+    original, calls = getattr(owner, name), []
+    def counted(*args, **kwargs):
+        calls.append(0)
+        if len(calls) == nth:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+    setattr(owner, name, counted)
+
+for order in map(json.loads, sys.stdin):
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            if order["at"]:
+                signalled(*order["at"])
+            fields, grid = options | order["fields"], order["grid"]
+            train_sae(store, **fields) if grid is None else train_grid(store, grid, **fields)
+            code = 0
+        except SystemExit as stop:
+            code = stop.code
+        except KeyboardInterrupt:
+            code = 130
+        finally:
+            os._exit(code)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def fork_server(tmp_path_factory):
+    """fork_server(store, options, grid=None): a context that gives forked(output, at=(function, signal, nth), **fields).
+
+    That trains one SAE, or those of a grid, and returns the exit code; the process gets the signal when the function is
+    called for the nth time.
+    """
+
+    @contextmanager
+    def served(store, options, grid=None):
+        command = [sys.executable, "-c", SERVER, str(store.path), json.dumps(options), str(tmp_path_factory.mktemp("warm"))]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
+
+            def forked(output, at=None, **fields):
+                order = {"fields": {"output": str(output), **fields}, "grid": grid, "at": at}
+                process.stdin.write(json.dumps(order) + "\n")
+                process.stdin.flush()
+                return int(process.stdout.readline())
+
+            yield forked
+            process.stdin.close()
+
+    return served

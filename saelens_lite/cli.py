@@ -326,9 +326,11 @@ def train(argv: Sequence[str]) -> None:
     }
     config = TrainConfig(**given)
     if name is not None:
-        if config.store or grid or eval_model or config.baseline or not text["dataset"] or config.hook_point is None:
+        of_stores = config.store or config.store_weights or grid or eval_model or config.baseline
+        if of_stores or not text["dataset"] or config.hook_point is None:
             raise ValueError(
-                "train --model needs --dataset and --hook-point, and stands without --store, --grid, --eval-model"
+                "train --model needs --dataset and --hook-point, and stands without --store, --store-weights, --grid, "
+                "--eval-model and --baseline"
             )
         model, dataset = _embedded(name, text.pop("dataset"))
         fields = {
@@ -336,6 +338,8 @@ def train(argv: Sequence[str]) -> None:
         }
         _tell_trained(train_streaming(model, dataset, fields.pop("hook_point"), **fields, **text), config, "STORE", name)
         return
+    if text["dataset"]:
+        raise ValueError("train --dataset needs --model, on whose activations of it to train in place of --store")
     if not config.store:
         raise ValueError(
             "train needs --store, the folder of an activation store (`saelens-lite harvest` makes one), or --model, whose "

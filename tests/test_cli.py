@@ -138,6 +138,10 @@ def test_train_streams_from_a_model(made, capsys):
     assert f"--sae {made / 'streamed'} --store STORE --model demo" in out
     assert "train needs --store" in fails(capsys, "train", "--n-steps", "2")
     assert "needs --dataset and --hook-point" in fails(capsys, "train", "--model", "demo")
+    for flags in (["--store-weights", "1"], ["--baseline"]):
+        assert "stands without --store" in fails(capsys, *argv, *flags)
+    store = ["--store", made / "store", "--dataset", made / "data.jsonl"]
+    assert "--dataset needs --model" in fails(capsys, "train", *store)
 
 
 def test_train_mixes_several_stores(made, capsys):

@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .anomaly import fit_anomaly
+    from .attribution import direct_logit_attribution
     from .build import IndexConfig, index_features
     from .controls import diff_mean, matched_latents, one_direction, probe_direction, random_directions
     from .dead import dead_latents, latent_density
     from .directions import ablate_direction, steer_direction
     from .dose import dose_response
+    from .edges import edge_ablation, edge_attribution
     from .edits import Fires
     from .evaluate import evaluate_sae
     from .featureindex import FeatureIndex
+    from .gradients import gradient_attribution
     from .index import max_activating_tokens
     from .intervene import ablate, clamp, latent_stats, scale, splice_sae, steer
     from .lens import logit_lens
@@ -47,6 +50,10 @@ __all__ = [
     "latent_stats",
     "feature_page",
     "score_recovery",
+    "direct_logit_attribution",
+    "gradient_attribution",
+    "edge_attribution",
+    "edge_ablation",
     "fit_anomaly",
     "auroc",
     "report_page",
@@ -76,6 +83,9 @@ _HOMES = {
     "directions": ["ablate_direction", "steer_direction"],
     "edits": ["Fires"],
     "page": ["feature_page"],
+    "attribution": ["direct_logit_attribution"],
+    "gradients": ["gradient_attribution"],
+    "edges": ["edge_attribution", "edge_ablation"],
     "anomaly": ["fit_anomaly"],
     "ranks": ["auroc"],
     "recovery": ["score_recovery"],

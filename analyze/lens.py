@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.decoder import decoder_layers, unwrap
-from saelens_lite.errors import HookError
+from saelens_lite.decoder import unwrap
 from saelens_lite.hooks import model_device
 from saelens_lite.sae import SparseAutoencoder
 
 from .context import token_text
+from .finalnorm import final_norm as norm_of
+from .finalnorm import norm_parts
 from .stream import checked_latents
 
 _CHUNK_LATENTS = 256
@@ -95,40 +96,17 @@ def logit_lens(
     parameter = next(head.parameters())
     device = model_device(model) if parameter.is_meta else parameter.device  # offloaded weights come when the head is called
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
-    norm = _final_norm(model, sae.d_model) if final_norm else None
+    norm = norm_parts(norm_of(model, sae.d_model), sae.W_dec[:1].to(device, dtype)) if final_norm else None
     ends = []
     with torch.no_grad():
         bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
         for part in chosen.split(_CHUNK_LATENTS):
             directions = sae.W_dec[part.to(sae.device)].to(device, dtype)
             if norm is not None:
-                directions = _through(norm, directions)
+                directions = (norm.weight * norm.center(directions.double().cpu())).to(directions)
             logits = head(directions).float() - bias
             logits = logits - logits.mean(-1, keepdim=True)
             n_shown = min(n, logits.shape[-1])
             ends.append([*logits.topk(n_shown), *logits.topk(n_shown, largest=False)])
     top_logits, top_ids, bottom_logits, bottom_ids = (torch.cat([end[i] for end in ends]).cpu() for i in range(4))
     return LogitLens(chosen, top_ids, top_logits, bottom_ids, bottom_logits, tokenizer)
-
-
-def _final_norm(model: nn.Module, d_model: int) -> nn.Module:
-    """The norm behind the last block: the last module beside the blocks that has a weight[d_model]."""
-    path, _ = decoder_layers(model)
-    parent = model.get_submodule(path.rpartition(".")[0])
-    norms = [child for child in parent.children() if getattr(getattr(child, "weight", None), "shape", None) == (d_model,)]
-    if not norms:
-        raise HookError(f"expected a final norm beside {path}, found none with a weight [{d_model}]; use final_norm=False")
-    return norms[-1]
-
-
-def _through(norm: nn.Module, directions: Tensor) -> Tensor:
-    """Directions times the norm's effective weight; its scale, which depends on the token, is left out.
-
-    The weight is read off the norm's effect on ±1, since some norms multiply by 1 + weight.
-    """
-    signs = torch.ones_like(directions[:1])
-    signs[:, 1::2] = -1
-    weight = (norm(signs) - norm(-signs)) / 2 / signs
-    if isinstance(norm, nn.LayerNorm):
-        directions = directions - directions.mean(-1, keepdim=True)
-    return directions * weight

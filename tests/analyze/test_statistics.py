@@ -99,8 +99,8 @@ def test_rank_p_is_uniform_where_there_is_nothing(alternative):
 
 
 def test_benjamini_hochberg_by_hand():
-    """p · m / rank from the largest down: 0.04·4/4, 0.03·4/3 = 0.04, 0.02·4/2 = 0.04, 0.005·4/1 = 0.02."""
-    adjusted = benjamini_hochberg(torch.tensor([0.03, 0.005, 0.04, 0.02]))
+    """p · m / rank: 0.04·4/4, 0.03·4/3 = 0.04, 0.021·4/2 = 0.042, more than a larger p has, so 0.04; 0.005·4/1 = 0.02."""
+    adjusted = benjamini_hochberg(torch.tensor([0.03, 0.005, 0.04, 0.021]))
     torch.testing.assert_close(adjusted, torch.tensor([0.04, 0.02, 0.04, 0.04]).double())
     assert benjamini_hochberg(torch.tensor([])).shape == (0,)
 

@@ -7,6 +7,8 @@ take over what the baseline's own says of that step. This holds however often bo
 from __future__ import annotations
 
 import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 from saelens_lite.tracker import read_metrics
@@ -18,6 +20,14 @@ def baseline_of(config: TrainConfig) -> TrainConfig:
     """The run that `config.baseline` asks for beside the one of `config`; decoder rows that stay are not resampled."""
     fields = {"freeze_decoder": True, "resample_every_steps": None, "output": str(Path(config.output) / "frozen")}
     return dataclasses.replace(config, baseline=False, **fields)
+
+
+def remove_baseline(output: Path) -> None:
+    """Remove what an earlier run left in `output` as its baseline, if anything: it is none of the run that begins there."""
+    folder = output / "frozen"
+    settings = folder / "train_config.json"
+    if settings.exists() and json.loads(settings.read_text(encoding="utf-8")).get("freeze_decoder"):
+        shutil.rmtree(folder)
 
 
 def baseline_fvu(config: TrainConfig, step: int) -> float | None:

@@ -12,7 +12,8 @@ from .presets import PRESETS, PresetName, check_preset
 
 KindName = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
 
-_KEEP_K = ("topk", "batchtopk", "matryoshka")
+KEEP_K = ("topk", "batchtopk", "matryoshka")
+"""Kinds that have a k."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,11 +218,11 @@ class TrainConfig:
             check(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]")
         check(self.k_anneal_start >= 1, "k_anneal_start", "1 or more")
         check(
-            not self.k_anneal_fraction or self.kind in _KEEP_K, "k_anneal_fraction", f"0 for the kind {self.kind}, without k"
+            not self.k_anneal_fraction or self.kind in KEEP_K, "k_anneal_fraction", f"0 for the kind {self.kind}, without k"
         )
         if self.resample_every_steps is not None:
             revived = f"None for the kind {self.kind}, whose dead latents AuxK revives (aux_coeff)"
-            check(self.kind not in _KEEP_K, "resample_every_steps", revived)
+            check(self.kind not in KEEP_K, "resample_every_steps", revived)
             check(not self.freeze_decoder, "resample_every_steps", "None with freeze_decoder, whose rows stay as they are")
         check(not self.multi_topk_coeff or self.kind == "topk", "multi_topk_coeff", f"0 for the kind {self.kind}")
         fractions = self.matryoshka_fractions
@@ -250,7 +251,7 @@ class TrainConfig:
         check(weights is None or (len(weights) > 0 and min(weights) > 0), "store_weights", "positive numbers or None")
         check(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
         check(Path(self.output).name != "", "output", "a folder to write to")
-        check(self.d_sae is None or self.kind not in _KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")
+        check(self.d_sae is None or self.kind not in KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")
 
     @property
     def row_seed(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,8 @@ from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from . import parallel
 
 _PIECE_ROWS = 4096
+
+log = logging.getLogger(__name__)
 
 L1_ENCODER_SCALE = 0.1
 """Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then, one of norm 1

@@ -25,7 +25,7 @@ from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.tracker import SilentTracker, Tracker
 
 from . import parallel
-from .baseline import baseline_fvu
+from .baseline import baseline_fvu, remove_baseline
 from .config import TrainConfig
 from .init import fold_decoder_norms_, fold_scale, initial_sae, sae_to_finetune
 from .kinds import kind_class
@@ -101,6 +101,8 @@ class Run:
         with _alone(self.output), self._opened_tracker() as self._tracker:
             if self._position is None and writes():
                 remove_checkpoints(self.output)
+                if not self.config.baseline:
+                    remove_baseline(self.output)
             self._started = time.perf_counter()
             try:
                 yield

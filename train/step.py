@@ -209,13 +209,14 @@ def write_gradients(
     sae.b_dec.grad = b_dec_grad / parallel.n_shards() - sae.W_enc @ product_grad
 
 
-def default_dead_after_tokens(n_tokens: int, d_sae: int, k: int) -> int:
-    """Tokens of silence after which a latent is dead, in a run of n_tokens: min(10M, 10 % of it), with a floor.
+def default_dead_after_tokens(n_tokens: int, d_sae: int, k: int | None) -> int:
+    """Tokens of silence after which a latent is dead, in a run of n_tokens: min(10M, 10 % of it).
 
-    A latent of d_sae that takes its even share of k firings a token fires once in d_sae / k tokens. In ten times that it is
-    silent by chance with probability e⁻¹⁰, in less a wide dictionary would look dead because the run is short.
+    With a floor for kinds that have a k: a latent of d_sae that takes its even share of k firings a token fires once in
+    d_sae / k tokens. In ten times that it is silent by chance with probability e⁻¹⁰, in less a wide dictionary would look
+    dead because the run is short.
     """
-    return max(1, min(10_000_000, n_tokens // 10), 10 * d_sae // k)
+    return max(1, min(10_000_000, n_tokens // 10), 0 if k is None else 10 * d_sae // k)
 
 
 class DeadTracker:

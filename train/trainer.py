@@ -13,7 +13,7 @@ from saelens_lite.errors import CheckpointError
 from saelens_lite.sae import SparseAutoencoder
 
 from . import parallel
-from .config import TrainConfig
+from .config import KEEP_K, TrainConfig
 from .kinds import Kind, kind_class
 from .optim import default_lr, lr_factor
 from .resample import resample_
@@ -42,7 +42,8 @@ class Trainer:
         self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0)
         self.decay_steps = round(config.decay_fraction * n_steps)
         n_tokens = n_steps * config.batch_size_rows
-        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(n_tokens, self.kind.d_sae, config.k)
+        k = config.k if config.kind in KEEP_K else None
+        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(n_tokens, self.kind.d_sae, k)
         self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
         # Adam sees W_enc as its storage is, [d_sae d_model]: torch's fused kernel copies strided parameters, and is
         # silently wrong where a gradient's strides differ from its parameter's.

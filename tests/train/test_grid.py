@@ -351,6 +351,14 @@ def test_the_baseline_of_a_run_that_resamples_does_not(store, tmp_path):
     assert sae.config.metadata["saelens_lite"]["baseline_fvu"] is not None
 
 
+def test_a_run_that_begins_anew_without_a_baseline_leaves_none(store, tmp_path):
+    options = {**OPTIONS, "output": tmp_path, "n_steps": 2}
+    sl.train_sae(store, baseline=True, **options)
+    assert (tmp_path / "frozen" / "cfg.json").exists()
+    sl.train_sae(store, overwrite=True, **options)
+    assert not (tmp_path / "frozen").exists()
+
+
 def test_a_baseline_of_a_baseline_is_refused():
     with pytest.raises(ValueError, match="baseline expected False with freeze_decoder"):
         TrainConfig(baseline=True, freeze_decoder=True)

@@ -98,4 +98,5 @@ def test_a_short_run_of_a_wide_dictionary_gives_its_latents_time_to_fire():
     assert default_dead_after_tokens(1_000_000, 3072, 32) == 100_000
     assert default_dead_after_tokens(10**9, 3072, 32) == 10_000_000
     assert default_dead_after_tokens(20 * 1024, 2**20, 32) == 10 * 2**15
+    assert default_dead_after_tokens(20 * 1024, 2**20, None) == 2048
     assert default_dead_after_tokens(5, 2, 32) == 1

@@ -58,21 +58,19 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
     },
     # Bussmann et al. 2025, arXiv:2503.17547, as dictionary_learning has it (trainers/matryoshka_batch_top_k.py; groups of
     # 1/32, 1/16, 1/8, 1/4 and the rest, and decay over the last fifth, from its demo_config.py). Its law for lr,
-    # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see optim.default_lr. Its
-    # 1,000 steps of warm-up and 10M tokens until a latent counts as dead are None too: a run of 20k steps and 100M tokens
-    # has them, of a shorter one 5 % and 10 %, since there AuxK would never begin.
+    # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see optim.default_lr.
     # Not expressed: the mean over prefixes, which is a sum here.
     "matryoshka": {
         "kind": "matryoshka",
         "k": 32,
         "matryoshka_fractions": (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0),
         "lr": None,
-        "warm_up_steps": None,
+        "warm_up_steps": 1000,
         "decay_fraction": 0.2,
         "clip_norm": 1.0,
         "batch_size_rows": 2048,
         "aux_coeff": 1 / 32,
-        "dead_after_tokens": None,
+        "dead_after_tokens": 10_000_000,
     },
     # Gemma Scope: Lieberum et al. 2024, arXiv:2408.05147, section 3.2. Its inputs have mean squared norm 1: bandwidth and
     # threshold 0.001 there are 0.001 · sqrt(d_model) here, written for the 2,304 of Gemma 2 2B. The coefficient is chosen by

@@ -178,7 +178,8 @@ class Bench:
                 goal = statistics.mean(saelens) - (max(saelens) - min(saelens))
                 text.append(f"{name}: ours {statistics.mean(ours):.4f} ({min(ours):.4f} – {max(ours):.4f}), SAELens "
                             f"{statistics.mean(saelens):.4f} ({min(saelens):.4f} – {max(saelens):.4f}), less its spread "
-                            f"{goal:.4f}: {'reached' if statistics.mean(ours) >= goal else 'missed'}")  # fmt: skip
+                            f"{goal:.4f}, {len(ours)} and {len(saelens)} seeds: "
+                            f"{'reached' if statistics.mean(ours) >= goal else 'missed'}")  # fmt: skip
         for (contestant, frozen), lines in best.items():
             if frozen and (contestant, False) in best:
                 share = max(x["f1"] for x in lines) / min(x["f1"] for x in best[contestant, False])

@@ -58,7 +58,8 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
     },
     # Bussmann et al. 2025, arXiv:2503.17547, as dictionary_learning has it (trainers/matryoshka_batch_top_k.py; groups of
     # 1/32, 1/16, 1/8, 1/4 and the rest, and decay over the last fifth, from its demo_config.py). Its law for lr,
-    # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see optim.default_lr.
+    # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see optim.default_lr:
+    # too much for recovery in a run of 4,882 steps, where 3e-3 was best (tests/bench/RESULTS.md, planted features).
     # Not expressed: the mean over prefixes, which is a sum here.
     "matryoshka": {
         "kind": "matryoshka",

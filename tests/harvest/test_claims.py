@@ -24,6 +24,8 @@ from .test_run import content
 
 ROOT = Path(__file__).parents[2]
 
+pytestmark = pytest.mark.dist
+
 
 def packed(index, n_rows):
     arrays = np.ones((1, n_rows), np.int32)

@@ -1,8 +1,9 @@
 """The command line: `saelens-lite COMMAND`, one of COMMANDS.
 
-Commands are the configuration dataclasses, turned into flags by tyro, and what they print: what was made, where, and
-what to type next. Rooms load when their command runs, so that --help costs nothing. What the user can put right is one
-line on stderr and exit code 2; --traceback or SAELENS_LITE_TRACEBACK=1 shows where it came from.
+Commands are the configuration dataclasses (commands.py and those of the rooms), turned into flags by tyro, and what they
+print: what was made, where, and what to type next. Rooms load when their command runs, so that --help costs nothing. What
+the user can put right is one line on stderr and exit code 2; --traceback or SAELENS_LITE_TRACEBACK=1 shows where it came
+from.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelens_lite.arguments import configured
+from saelens_lite.commands import AddHookPointsConfig, AnalyzeConfig, EvaluateConfig, ReportConfig, VerifyConfig
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.errors import SaelensLiteError, nearest
 
@@ -35,142 +37,6 @@ HARVEST_AGAIN = "give the harvest call of this store again: it makes what is mis
 
 EMBEDDED = "demo"
 """As a --model the embedded language model, as a --dataset the source of Python's standard library."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AddHookPointsConfig:
-    """Harvest further hook points for a finished store, from the tokens that it holds."""
-
-    store: str
-    """Folder or URL of the activation store."""
-
-    hook_points: tuple[str, ...]
-    """Such as blocks.3.hook_mlp_out; those that are there already cost nothing."""
-
-    model: str | None = None
-    """The model that was harvested, where it is no longer found under the name that the store records; "demo" is the
-    embedded one."""
-
-    device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
-
-    trust_remote_code: bool = False
-    """Allow the model's repository to run its own Python code on this machine."""
-
-    progress: bool = True
-    """Show a progress bar with tokens per second."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class VerifyConfig:
-    """Read every byte of a store, finished or not, and list what is altered, short or missing (exit code 1)."""
-
-    store: str
-    """Folder or URL of the activation store."""
-
-    repair: bool = False
-    """Move damaged files to damaged/ inside the store, and make exactly those shards anew."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning."""
-
-    sae: str
-    """Folder of the SAE, ours or SAELens', or a hub repository."""
-
-    store: str
-    """Folder of the activation store."""
-
-    baseline: str | None = None
-    """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
-
-    seeds: tuple[str, ...] = ()
-    """Folders of runs that differ from the SAE in their seed only: they give every number its seed noise, and whether the
-    seeds found the same directions."""
-
-    model: str | None = None
-    """The model that was harvested, for what the reconstruction costs in cross-entropy; "demo" is the embedded one."""
-
-    hook_point: str | None = None
-    """Hook point of the store; None takes the one that the SAE was trained on."""
-
-    held_out: bool = True
-    """Score documents that training held out. Without it rows are scored that training has seen."""
-
-    held_out_fraction: float | None = None
-    """The share of documents that training held out; None takes what the SAE records."""
-
-    max_tokens: int | None = 100_000
-    """Rows to score, and as many predicted tokens; None for all."""
-
-    windows_tokens: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
-    """A latent is dead that was silent during so many last tokens of the store: one column for each window, up to the first
-    that is longer than the store."""
-
-    all: bool = False
-    """Print every number, those that other libraries call explained variance included; the JSON has them always."""
-
-    device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
-
-    output: str | None = None
-    """File that receives the numbers as JSON, with definitions; in the SAE's folder, `saelens-lite report` shows it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class AnalyzeConfig:
-    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML page."""
-
-    sae: str
-    """Folder of the SAE, ours or SAELens', or a hub repository."""
-
-    store: str | None = None
-    """Folder of the activation store. None harvests one for the time of the analysis, from --model and --dataset."""
-
-    output: str = "features.html"
-    """The page to write, which needs no network."""
-
-    index: str | None = None
-    """Folder of the index, new or of this SAE; its labels stay. None takes the page's name with .index for .html."""
-
-    model: str | None = None
-    """The model that was harvested, for the tokens that a latent argues for and against; "demo" is the embedded one."""
-
-    dataset: tuple[str, ...] = ()
-    """Without a store: hub ids or files of text, as `harvest` takes them; "demo" is Python's standard library."""
-
-    max_tokens: int = 1_000_000
-    """Without a store: rows to harvest."""
-
-    n_top: int = 20
-    """Strongest firings that the index keeps of each latent."""
-
-    sample_tokens: int = 100_000
-    """Tokens whose latents are kept together, for co-firing and search; memory takes 12 bytes for each of their firings."""
-
-    output_score: bool = False
-    """Also measure what each latent does to the model's next token: a forward pass a latent."""
-
-    n_latents: int = 200
-    """Latents on the page."""
-
-    hook_point: str | None = None
-    """Hook point of the store; None takes the one that the SAE was trained on."""
-
-    device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ReportConfig:
-    """Tables, curves and histograms of training runs as one HTML page that needs no network, for one run or several."""
-
-    runs: tuple[str, ...]
-    """Folders of runs, finished or still going, of SAEs of SAELens, or folders of such folders."""
-
-    output: str = "report.html"
-    """The page to write."""
 
 
 def demo(argv: Sequence[str]) -> None:

@@ -30,6 +30,7 @@ from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import is_held_out
 
 from .config import TrainConfig
+from .draws import generator
 from .kinds import Kind, kind_class
 from .rows import StoreRows
 from .run import Run
@@ -83,6 +84,7 @@ class StoreContexts(StoreRows):
         [context_length] = lengths
         self._n_seqs = max(1, config.batch_size_rows // context_length)
         self._seed = config.row_seed
+        self._epoch, self._order = -1, self._learned_from  # of the epoch that was asked for last
         self.steps_per_epoch = len(self._learned_from) // self._n_seqs
         if not self.steps_per_epoch:
             raise ValueError(
@@ -94,8 +96,10 @@ class StoreContexts(StoreRows):
         """The contexts of a step counted from 0."""
         self._at_hand.clear()
         epoch, within = divmod(step, self.steps_per_epoch)
-        order = torch.randperm(len(self._learned_from), generator=torch.Generator().manual_seed(self._seed * 2**32 + epoch))
-        chosen = self._learned_from[order[within * self._n_seqs : (within + 1) * self._n_seqs]]
+        if epoch != self._epoch:
+            order = torch.randperm(len(self._learned_from), generator=generator(self._seed, epoch))
+            self._epoch, self._order = epoch, self._learned_from[order]
+        chosen = self._order[within * self._n_seqs : (within + 1) * self._n_seqs]
         kept = self._trained[chosen]
         return Contexts(self._ids[chosen].long(), self._attended[chosen], kept, kept[:, 1:])
 

@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from saelens_lite.harvest import harvest_activations
+from saelens_lite.kernels import cpu
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 
 HOOK_POINT = "blocks.0.hook_resid_post"
 WORDS = ["sun", "moon", "star", "é", "😀", "</script>", "\n", "<b>"]
+COMMON = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+"""Of the configuration of every tiny model."""
+HEADS = {"num_key_value_heads": 1, "head_dim": 8}
 TEXTS = [f"Story {i}: " + "".join(f"{WORDS[(i * j) % 8]} " for j in range(3 + i % 9)) for i in range(60)]
 
 
@@ -32,6 +36,17 @@ def store(gpt2, byte_tokenizer, tmp_path):
     )
 
 
+def shape(width):
+    """Of the configuration of a tiny model with three layers, in the words that most models share."""
+    return COMMON | {
+        "hidden_size": width,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 32,
+    }
+
+
 def make_sae(kind="topk", d_model=32, d_sae=48, **fields) -> SparseAutoencoder:
     """An SAE with random weights for the store's hook point."""
     generator = torch.Generator().manual_seed(0)
@@ -46,6 +61,16 @@ def make_sae(kind="topk", d_model=32, d_sae=48, **fields) -> SparseAutoencoder:
 @pytest.fixture
 def sae() -> SparseAutoencoder:
     return make_sae()
+
+
+@pytest.fixture(params=["C", "torch"])
+def kernels_path(request, monkeypatch):
+    """The compiled kernels and their definition in torch: both ways to the same tables."""
+    if request.param == "torch":
+        monkeypatch.setenv("SAELENS_LITE_KERNELS", "torch")
+    elif cpu.library() is None:
+        pytest.skip("no C compiler: the kernels cannot be compiled here")
+    return request.param
 
 
 @pytest.fixture(scope="session")

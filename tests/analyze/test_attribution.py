@@ -9,17 +9,9 @@ from saelens_lite.analyze import direct_logit_attribution
 from saelens_lite.errors import HookError
 from saelens_lite.sae import SparseAutoencoder
 
-from .conftest import make_sae
+from .conftest import COMMON, HEADS, make_sae, shape
 
-COMMON = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SHAPE = COMMON | {
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-}
-HEADS = {"num_key_value_heads": 1, "head_dim": 8}
+SHAPE = shape(32)
 MODELS = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", COMMON | {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 32}),
     "llama": ("LlamaForCausalLM", "LlamaConfig", SHAPE | HEADS),

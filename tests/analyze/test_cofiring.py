@@ -9,7 +9,6 @@ from saelens_lite.analyze import cofiring as cofirings
 from saelens_lite.analyze.cofiring import cofiring
 from saelens_lite.analyze.firings import firing_hash
 from saelens_lite.analyze.tokensample import TokenSample
-from saelens_lite.kernels import cpu
 from saelens_lite.sparse import SparseLatents
 
 N_ROWS, D_SAE, SHARE = 600, 30, 0.4
@@ -25,16 +24,6 @@ def dense():
     values[:, 7] = 1
     values[:, 8] = values[:, 9]
     return values
-
-
-@pytest.fixture(params=["C", "torch"])
-def path(request, monkeypatch):
-    """Both ways to the same tables."""
-    if request.param == "torch":
-        monkeypatch.setenv("SAELENS_LITE_KERNELS", "torch")
-    elif cpu.library() is None:
-        pytest.skip("no C compiler: the kernels cannot be compiled here")
-    return request.param
 
 
 def sample_of(dense, cuts):
@@ -66,7 +55,7 @@ def test_the_sample_is_that_of_the_rows_however_they_were_cut(dense):
 
 
 @pytest.mark.parametrize("block_meetings", [1, 5000, 2**22])
-def test_neighbours_equal_brute_force(dense, path, block_meetings, monkeypatch):
+def test_neighbours_equal_brute_force(dense, kernels_path, block_meetings, monkeypatch):
     monkeypatch.setattr(cofirings, "_BLOCK_MEETINGS", block_meetings)
     m, sample = 6, sample_of(dense, [100])
     found = cofiring(sample, D_SAE, m)
@@ -85,7 +74,7 @@ def test_neighbours_equal_brute_force(dense, path, block_meetings, monkeypatch):
     assert found.jaccard_ids[3].tolist() == [-1] * m
 
 
-def test_fewer_latents_than_places_and_no_rows_at_all(path):
+def test_fewer_latents_than_places_and_no_rows_at_all(kernels_path):
     sample = TokenSample.of_block(SparseLatents.from_dense(torch.ones(20, 2)), 0, 1.0)
     assert cofiring(sample, 2, 4).jaccard_ids.tolist() == [[1, -1, -1, -1], [0, -1, -1, -1]]
     assert cofiring(sample, 2, 0).jaccard.shape == (2, 0)

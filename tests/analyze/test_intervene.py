@@ -14,17 +14,11 @@ from saelens_lite.positions import span_mask
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.tokens import hashed_uniform
 
+from .conftest import COMMON, HEADS, shape
+
 WIDTH, LATENTS = 16, [3, 20, 7]
 POINT = "blocks.1.hook_resid_post"
-COMMON = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-SHAPE = COMMON | {
-    "hidden_size": WIDTH,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 32,
-}
-HEADS = {"num_key_value_heads": 1, "head_dim": 8}
+SHAPE = shape(WIDTH)
 MODELS = {
     "gpt2": ("GPT2LMHeadModel", "GPT2Config", COMMON | {"n_embd": WIDTH, "n_layer": 3, "n_head": 2, "n_positions": 32}),
     "llama": ("LlamaForCausalLM", "LlamaConfig", SHAPE | HEADS),

@@ -8,7 +8,6 @@ import torch
 from saelens_lite.analyze import tally as tallies
 from saelens_lite.analyze.firings import firing_hash
 from saelens_lite.analyze.tally import Tally, activation_bins, bin_edges, position_bins
-from saelens_lite.kernels import cpu
 from saelens_lite.sparse import SparseLatents
 
 N_ROWS, D_SAE, N_TOP, N_SAMPLE, SEED = 700, 40, 5, 9, 3
@@ -23,16 +22,6 @@ def dense():
     values[::11] = 0
     values[:, 7] += 1
     return values
-
-
-@pytest.fixture(params=["C", "torch"])
-def path(request, monkeypatch):
-    """Both ways to the same tables."""
-    if request.param == "torch":
-        monkeypatch.setenv("SAELENS_LITE_KERNELS", "torch")
-    elif cpu.library() is None:
-        pytest.skip("no C compiler: the kernels cannot be compiled here")
-    return request.param
 
 
 def positions(n_rows=N_ROWS):
@@ -81,7 +70,7 @@ def assert_equal(tally, expected):
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 64, 699, 700])
-def test_a_tally_equals_brute_force(dense, path, block_rows):
+def test_a_tally_equals_brute_force(dense, kernels_path, block_rows):
     cuts = [*range(0, N_ROWS, block_rows), N_ROWS]
     assert_equal(tally_of(dense, cuts).tensors(), brute_force(dense))
 
@@ -91,7 +80,7 @@ def test_threads_cannot_matter(dense, monkeypatch):
     assert_equal(tally_of(dense, [0, 300, N_ROWS]).tensors(), brute_force(dense))
 
 
-def test_topk_layout_equals_brute_force(dense, path):
+def test_topk_layout_equals_brute_force(dense, kernels_path):
     """Pairs stored in another order, and stored zeros, change nothing."""
     values, indices = dense.topk(D_SAE, dim=1)
     tally = Tally(D_SAE, N_TOP, N_SAMPLE, SEED)
@@ -100,7 +89,7 @@ def test_topk_layout_equals_brute_force(dense, path):
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
-def test_merged_in_any_order_equals_one(dense, path, order, monkeypatch):
+def test_merged_in_any_order_equals_one(dense, kernels_path, order, monkeypatch):
     monkeypatch.setattr("saelens_lite.analyze.firings._MERGE_LATENTS", 7)
     parts = [tally_of(dense[a:b], [0, b - a], first_row=a) for a, b in ((0, 300), (300, 301), (301, N_ROWS))]
     whole = parts[order[0]]

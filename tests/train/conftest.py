@@ -1,4 +1,4 @@
-"""Kills that are real: a training in a process of its own, forked from one that has everything loaded."""
+"""Trainings that are killed: within this process, or for real in one of their own, forked from one that has all loaded."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import sys
 from contextlib import contextmanager
 
 import pytest
+
+from saelens_lite.train.trainer import Trainer
 
 SERVER = """
 import json, os, pkgutil, sys
@@ -73,3 +75,26 @@ def fork_server(tmp_path_factory):
             process.stdin.close()
 
     return served
+
+
+class _Killed(BaseException):
+    """Ends a run as a kill would: nothing catches it."""
+
+
+@pytest.fixture
+def killed_before(monkeypatch):
+    """killed_before(step): a context in which a run is ended before that step, counted from 0, as it must be."""
+    update = Trainer.update
+
+    @contextmanager
+    def killed_before(step):
+        def killed(self, acts):
+            if self.steps_done == step:
+                raise _Killed
+            return update(self, acts)
+
+        with monkeypatch.context() as patch, pytest.raises(_Killed):
+            patch.setattr(Trainer, "update", killed)
+            yield
+
+    return killed_before

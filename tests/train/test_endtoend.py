@@ -161,21 +161,13 @@ def test_batches_are_contexts_of_documents_not_held_out_each_once_an_epoch(store
 
 
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu"])
-def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, monkeypatch, kind):
+def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, killed_before, kind):
     """With the thresholds that it started with, whatever was calibrated for the SAE of a checkpoint."""
     options = {**OPTIONS, "kind": kind, "init_from": source(kind), "end_to_end": "kl", "n_steps": 12}
     sl.train_sae(store, output=tmp_path / "at once", model=model, checkpoint_every_steps=12, **options)
     options["checkpoint_every_steps"] = 4
     sl.train_sae(store, output=tmp_path / "whole", model=model, **options)
-    update = sl.train.trainer.Trainer.update
-
-    def dying(self, batch):
-        if self.steps_done == 6:
-            raise KeyboardInterrupt
-        return update(self, batch)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sl.train.trainer.Trainer, "update", dying)
+    with killed_before(6):
         sl.train_sae(store, output=tmp_path / "killed", model=model, **options)
     sl.train_sae(store, output=tmp_path / "killed", model=model, **options)
     weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("whole", "killed", "at once")]

@@ -84,21 +84,12 @@ def test_another_kind_or_width_is_refused_with_what_fits(store, tmp_path):
     assert not (tmp_path / "sae").exists()
 
 
-def test_a_killed_fine_tuning_goes_on_without_its_source(store, tmp_path, monkeypatch):
+def test_a_killed_fine_tuning_goes_on_without_its_source(store, tmp_path, killed_before):
     source = sl.train_sae(store, output=tmp_path / "source", k=3, d_sae=48, **OPTIONS)
     options = {**OPTIONS, "k": 3, "init_from": str(tmp_path / "source"), "checkpoint_every_steps": 10}
     whole = sl.train_sae(store, output=tmp_path / "whole", **options)
     assert whole.d_sae == source.d_sae and facts(whole)["lr"] == pytest.approx(2e-4 * (2**14 / 48) ** 0.5)
-
-    update = sl.train.trainer.Trainer.update
-
-    def dying(self, acts):
-        if self.steps_done == 25:
-            raise KeyboardInterrupt
-        return update(self, acts)
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sl.train.trainer.Trainer, "update", dying)
+    with killed_before(25):
         sl.train_sae(store, output=tmp_path / "killed", **options)
     shutil.rmtree(tmp_path / "source")
     sl.train_sae(store, output=tmp_path / "killed", **options)

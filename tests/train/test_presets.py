@@ -11,7 +11,6 @@ import saelens_lite as sl
 from saelens_lite.cli import main
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.presets import PRESETS, PresetName, with_preset
-from saelens_lite.train.trainer import Trainer
 
 DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
 SMALL = {"k": 4, "d_sae": 64, "n_steps": 3, "batch_size_rows": 256, "device": "cpu", "progress": False}
@@ -105,21 +104,14 @@ def test_help_shows_the_presets_and_the_values_of_one(capsys):
         assert stop.value.code == 0 and all(word in out for word in expected)
 
 
-def test_a_stopped_run_of_a_preset_goes_on_by_the_same_call_or_by_the_fields_it_meant(store, tmp_path, monkeypatch, caplog):
-    class Killed(BaseException):
-        pass
-
-    def killed(self, acts):
-        if self.steps_done == 7:
-            raise Killed
-        return update(self, acts)
-
-    update, options = Trainer.update, SMALL | {"n_steps": 10}
+def test_a_stopped_run_of_a_preset_goes_on_by_the_same_call_or_by_the_fields_it_meant(
+    store, tmp_path, killed_before, caplog
+):
+    options = SMALL | {"n_steps": 10}
     whole = sl.train_sae(store, preset="anthropic-jumprelu", output=tmp_path / "whole", **options)
     meant = dict(PRESETS["anthropic-jumprelu"])
     for name, again in (("preset", {"preset": "anthropic-jumprelu"}), ("fields", meant)):
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            patch.setattr(Trainer, "update", killed)
+        with killed_before(7):
             sl.train_sae(store, preset="anthropic-jumprelu", output=tmp_path / name, **options)
         with pytest.raises(ValueError, match=r"l0_coeff expected 10.0, got None"):
             sl.train_sae(store, preset="gemma-jumprelu", output=tmp_path / name, **options, l0_coeff=None)

@@ -61,26 +61,6 @@ def steps(output):
     return sorted(int(path.name.removeprefix("step_")) for path in (output / "state").glob("step_*"))
 
 
-class Killed(BaseException):
-    """Ends a run as a kill would: nothing catches it."""
-
-
-@pytest.fixture
-def dying(monkeypatch):
-    """dying(step): from now on the run in this process ends before that step; dying(None): no more."""
-    update = Trainer.update
-
-    def at(step):
-        def killed(self, acts):
-            if self.steps_done == step:
-                raise Killed
-            return update(self, acts)
-
-        monkeypatch.setattr(Trainer, "update", killed)
-
-    return at
-
-
 # kills
 
 UPDATE, SYNC = "saelens_lite.train.trainer.Trainer.update", "saelens_lite.train.state.sync"
@@ -173,14 +153,12 @@ def test_stopped_it_leaves_the_sae_and_goes_on_where_it_was(forked, whole, tmp_p
 # what is there
 
 
-def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_path, dying, caplog):
-    dying(23)
+def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_path, killed_before, caplog):
     for keep, expected in ((1, [20]), (3, [10, 15, 20])):
-        with pytest.raises(Killed):
+        with killed_before(23):
             train(store, tmp_path / str(keep), keep_checkpoints=keep, checkpoint_every_steps=5)
         assert steps(tmp_path / str(keep)) == expected
     assert sl.SparseAutoencoder.load(tmp_path / "3").config.metadata["saelens_lite"]["steps"] == 20
-    dying(None)
     with caplog.at_level("INFO", logger="saelens_lite.train"):
         train(store, tmp_path / "3")
     assert f"going on at step 20 with the run in {tmp_path / '3'}" in caplog.text
@@ -189,9 +167,8 @@ def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_p
         train(store, tmp_path / "3")
 
 
-def test_the_format(store, tmp_path, dying):
-    dying(9)
-    with pytest.raises(Killed):
+def test_the_format(store, tmp_path, killed_before):
+    with killed_before(9):
         train(store, tmp_path, kind="relu")
     folder = tmp_path / "state" / "step_00000008"
     assert sorted(path.name for path in folder.iterdir()) == ["state.json", "state.safetensors"]
@@ -208,12 +185,10 @@ def test_the_format(store, tmp_path, dying):
     assert state["dead.tokens_since_fired"].dtype == torch.int64
 
 
-def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_path, dying, caplog):
+def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_path, killed_before, caplog):
     train(store, tmp_path / "whole")
-    dying(23)
-    with pytest.raises(Killed):
+    with killed_before(23):
         train(store, tmp_path / "killed")
-    dying(None)
 
     def damage(path, change):
         content = bytearray(path.read_bytes())
@@ -242,11 +217,9 @@ def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_pa
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-def test_another_run_is_refused_by_its_differing_fields(store, tmp_path, dying, planted):
-    dying(23)
-    with pytest.raises(Killed):
+def test_another_run_is_refused_by_its_differing_fields(store, tmp_path, killed_before, planted):
+    with killed_before(23):
         train(store, tmp_path / "run")
-    dying(None)
     with pytest.raises(ValueError, match="stopped at step 20: k expected 4, got 8; lr expected None, got 0.01. Set these"):
         train(store, tmp_path / "run", k=8, lr=0.01)
     other = sl.ActivationStore.from_arrays(tmp_path / "other", planted.acts + 1)
@@ -257,12 +230,10 @@ def test_another_run_is_refused_by_its_differing_fields(store, tmp_path, dying, 
     assert sl.SparseAutoencoder.load(tmp_path / "run").config.k == 8
 
 
-def test_what_does_not_determine_the_run_may_change(store, tmp_path, dying):
+def test_what_does_not_determine_the_run_may_change(store, tmp_path, killed_before):
     whole = train(store, tmp_path / "whole")
-    dying(23)
-    with pytest.raises(Killed):
+    with killed_before(23):
         train(store, tmp_path / "run")
-    dying(None)
     shutil.copytree(store.path, tmp_path / "moved")
     (tmp_path / "run").rename(tmp_path / "elsewhere")
     fields = {"log_every_steps": 1, "eval_every_steps": 7, "checkpoint_every_steps": 2, "keep_checkpoints": 1}
@@ -271,22 +242,18 @@ def test_what_does_not_determine_the_run_may_change(store, tmp_path, dying):
     assert torch.equal(sae.W_enc, whole.W_enc) and torch.equal(sae.W_dec, whole.W_dec)
 
 
-def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(store, tmp_path, dying, caplog):
-    dying(24)
-    with pytest.raises(Killed):
+def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(store, tmp_path, killed_before, caplog):
+    with killed_before(24):
         train(store, tmp_path)
     metrics = tmp_path / "metrics.jsonl"
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 24
-    dying(None)
     train(store, tmp_path)
     found = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reconstruction" in line]
     assert found == [*range(3, N_STEPS, 3), N_STEPS]
 
-    dying(23)
-    with pytest.raises(Killed):
+    with killed_before(23):
         train(store, tmp_path, overwrite=True)
     metrics.write_bytes(metrics.read_bytes()[:100])
-    dying(None)
     train(store, tmp_path)
     assert "lacks lines" in caplog.text
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()][:1] == [21]
@@ -316,12 +283,10 @@ def test_a_second_process_is_kept_out(store, tmp_path):
         train(store, tmp_path)
 
 
-def test_wandbs_run_goes_on_under_its_id(store, tmp_path, dying, monkeypatch):
+def test_wandbs_run_goes_on_under_its_id(store, tmp_path, killed_before, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
-    dying(23)
-    with pytest.raises(Killed):
+    with killed_before(23):
         train(store, tmp_path, wandb_project="saelens_lite_test")
-    dying(None)
     time.sleep(1.1)  # wandb names the folders of offline runs by id and second
     train(store, tmp_path, wandb_project="saelens_lite_test")
     runs = [path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")]

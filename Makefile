@@ -1,5 +1,5 @@
 # make demo      install, then the whole pipeline on the embedded model (3 minutes on 2 cores after installation)
-# make check     ruff and the fast tests of one process, the loop while working (two and a half minutes)
+# make check     ruff and the fast tests of one process, the loop while working (under two minutes)
 # make test      install, then everything that needs neither a GPU, nor the peers, nor patience; what CI runs
 # make test-all  also slow tests and those against SAELens and sparsify (run `make peers` first)
 # make peers     .venv-peers, a second environment with the libraries we compare with
@@ -40,7 +40,7 @@ demo: venv
 
 check: venv
 	$(BIN)/ruff check .
-	$(PYTEST) -q -m "not slow and not peer and not gpu and not notebook and not dist"
+	$(PYTEST) -q -m "not slow and not peer and not gpu and not notebook and not dist and not long"
 
 test: venv
 	$(PYTEST) -m "not slow and not peer and not gpu"

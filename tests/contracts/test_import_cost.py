@@ -5,6 +5,8 @@ import statistics
 import subprocess
 import sys
 
+import pytest
+
 CORE = "import saelens_lite; from saelens_lite import SparseAutoencoder, SparseLatents, ActivationStore, ShardError"
 HEAVY = ("transformers", "datasets", "wandb", "tokenizers", "huggingface_hub", "pandas", "matplotlib", "sklearn", "tyro")
 
@@ -28,6 +30,7 @@ def test_importing_prints_nothing():
     assert run("from saelens_lite import *") == ""
 
 
+@pytest.mark.long
 def test_import_takes_at_most_a_quarter_longer_than_torch():
     timed = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
     ours, torchs, ratio = [], [], math.inf

@@ -19,6 +19,7 @@ def run_pytest(folder, reason, *options):
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [[], ["-n", "2"]], ids=["alone", "with workers"])
 def test_an_unlisted_skip_fails_the_run(tmp_path, options):
     done = run_pytest(tmp_path, "did not feel like it", *options)

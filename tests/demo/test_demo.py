@@ -5,6 +5,8 @@ import torch
 
 from saelens_lite.demo.run import COLUMNS, HOOK_POINT, DemoConfig, documents, run_demo
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):

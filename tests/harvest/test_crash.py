@@ -25,6 +25,8 @@ from saelens_lite.verify import verify_store
 from .conftest import BOTH
 from .test_run import content
 
+pytestmark = pytest.mark.long
+
 SMALL = {"max_tokens": 420, "documents_per_shard": 8}
 """Two shards; the second has more rows than are asked for."""
 

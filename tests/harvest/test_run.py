@@ -207,6 +207,7 @@ run_harvest(HarvestConfig(**options))
 """
 
 
+@pytest.mark.long
 def test_killed_and_run_again_gives_the_same_bytes(gpt2, byte_tokenizer, tmp_path):
     """A real SIGKILL of another process, once the third shard is begun, at whatever instant of it."""
     gpt2.save_pretrained(tmp_path / "model")

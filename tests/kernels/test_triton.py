@@ -84,6 +84,7 @@ def assert_all_close(got, want, dtype, tolerance):
 
 if REAL:
 
+    @pytest.mark.long
     def test_in_the_interpreter(tmp_path):
         """All tests below, in a process where Triton runs kernels in Python."""
         env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)}

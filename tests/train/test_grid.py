@@ -152,6 +152,7 @@ def reads(monkeypatch):
     return found
 
 
+@pytest.mark.long
 def test_many_members_read_what_one_reads(store, tmp_path, reads):
     sl.train_sae(store, output=tmp_path / "one", **OPTIONS)
     alone = list(reads)
@@ -226,6 +227,7 @@ def whole(forked, tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 def test_killed_at_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_path):
     for i in range(3):
         at = random.Random(i).randint(43 * i + 1, 43 * (i + 1))
@@ -235,6 +237,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_pa
         assert not list((tmp_path / str(i)).rglob("state"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "calls"),
     [

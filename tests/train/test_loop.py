@@ -205,6 +205,7 @@ def test_wandb_offline_writes_a_run(store, tmp_path, monkeypatch):
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, number):
     code = (

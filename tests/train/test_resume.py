@@ -88,6 +88,7 @@ def whole(forked, tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_path):
     for i in range(10):
         step = 4 * i + random.Random(i).randint(1, 4)
@@ -124,6 +125,7 @@ def test_with_other_settings_too(forked, tmp_path, fields):
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "calls"),
     [

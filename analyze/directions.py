@@ -1,7 +1,7 @@
 """Edits along directions that no SAE gave: a vector added to the stream, or what lies along it removed.
 
 What DiffMean, a probe or chance find (controls.py) can so be tried in the place of a latent. Positions, hook points and
-conditions are as in intervene.py.
+conditions are as in intervene.py; `hook_point=hook_points(model)` removes a direction wherever a block writes it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from saelens_lite.errors import nearest
 from saelens_lite.hooks import EditInfo, d_model, resolve
 from saelens_lite.positions import Where
 
-from .edits import Place, edited
+from .edits import Place, edited, hook_point_names
 
 _UNITS = ("raw", "resid_norm")
 
@@ -73,8 +73,8 @@ def ablate_direction(model: nn.Module, direction: Tensor, where: Where = "all", 
 def _checked(model: nn.Module, direction: Tensor, place: Place, n: int | None) -> Tensor:
     """float[n d_model], float32 or wider, none of them zero and, for the model's own hook points, of the model's width."""
     rows = direction.detach()[None] if direction.ndim == 1 else direction.detach()
-    name = place.get("hook_point")
-    width = d_model(model) if name and resolve(model, name).kind != "module" else rows.shape[-1]
+    of_model = any(resolve(model, name).kind != "module" for name in hook_point_names(place.get("hook_point")))
+    width = d_model(model) if of_model else rows.shape[-1]
     if rows.ndim != 2 or rows.shape[1] != width or (n is not None and len(rows) != n):
         raise ValueError(f"direction expected float[d_model={width}], got {list(direction.shape)}")
     if not rows.isfinite().all() or not rows.any(1).all():

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from saelens_lite.sae import SparseAutoencoder
 
 from .controls import Controls
-from .edits import Latents
+from .edits import Latents, hook_point_names
 from .intervene import steer
 from .sideeffects import NeutralText, SideEffects, side_effects
 from .split import Documents, Selection, document_ids
@@ -205,7 +205,7 @@ def dose_response(
         with `steer_direction`, …; shown as the difference from the latents' effect
     neutral: texts for side effects; the edit is then applied to all their tokens, whatever `where` says
     alternative: of the ranks; "two-sided" compares distances from the median
-    how: for `edit`: unit, max_act, where, hook_point, …
+    how: for `edit`: unit, max_act, where, hook_point, when, …; of several hook points, the push is that at the first
     raises: ValueError for arguments that do not fit each other, or scores that are not finite or change in number
     """
     chosen = latents.latents if isinstance(latents, Selection) else latents
@@ -238,7 +238,7 @@ def dose_response(
     means = effects.mean(-1)
     of_control = dict(zip([c.name for c in drawn], means[:, 1 : 1 + len(along)].split([len(c) for c in drawn], dim=1)))
     any_dose = {name: max_statistic_p(means[:, 0], those.T, alternative) for name, those in of_control.items()}
-    point = how.get("hook_point") or sae.config.hook_point or sae.config.hf_module
+    point = hook_point_names(how.get("hook_point"), sae)[0]
     on_neutral = partial(edit, model, sae, chosen, **{k: v for k, v in how.items() if k not in ("where", "prompt_tokens")})
 
     rows = []

@@ -8,14 +8,15 @@ The modes are elsewhere (intervene.py, directions.py); here is what they share, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.errors import nearest
+from saelens_lite.errors import HookError, nearest
 from saelens_lite.hooks import EditInfo, d_model, edit, resolve
 from saelens_lite.positions import Positions, Where, special_ids
 from saelens_lite.sae import SparseAutoencoder
@@ -31,36 +32,31 @@ Change = Callable[[Tensor, EditInfo], Tensor]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Fires:
-    """A condition: act only on tokens where this latent is above a value, in the stream that the edit finds.
+    """A condition: act only on tokens where this latent is above a value.
 
     latent: its index; above: in the SAE's own scale; 0 is "where it fires"
-    sae: whose latent it is, one that reads the same activations; by default the SAE of the edit
+    sae: whose latent it is; by default the SAE of the edit
+    hook_point: where it is read: by default where `sae` was trained, and without one in the stream that the edit finds.
+        Elsewhere it must be a place that the model reaches before the edit; contexts entered before have changed it there
     """
 
     latent: int
     above: float = 0.0
     sae: SparseAutoencoder | None = None
-
-    def holds(self, acts: Tensor, sae: SparseAutoencoder | None) -> Tensor:
-        """bool[batch seq] on the device of acts; sae: the one of the edit."""
-        reader = self.sae or sae
-        assert reader is not None, "checked when the edit began"
-        chosen = torch.tensor([self.latent], device=reader.device)
-        z = latent_acts_of(reader, acts.to(reader.device, reader.dtype), chosen)
-        return (z[..., 0] > self.above).to(acts.device)
+    hook_point: str | None = None
 
 
 class Place(TypedDict, total=False):
     """Where in the model and in the text an edit acts, besides `where`."""
 
-    hook_point: str | None
-    """by default where the SAE was trained"""
+    hook_point: str | Sequence[str] | None
+    """by default where the SAE was trained; several act at each of them, on what the one before left"""
     skip_ids: Sequence[int] | None
     """token ids that "all", "prompt" and "generated" leave out; by default the model's BOS, EOS and padding"""
     prompt_tokens: int | Sequence[int] | Tensor | None
     """real tokens of each example's prompt (one number, or one an example) in forwards outside `generate`"""
     when: Fires | None
-    """only on tokens where another latent fires"""
+    """only on tokens where another latent fires, here or at an earlier hook point"""
 
 
 class LatentPlace(Place, total=False):
@@ -78,7 +74,7 @@ def edited(
     where: Where,
     *,
     sae: SparseAutoencoder | None = None,
-    hook_point: str | None = None,
+    hook_point: str | Sequence[str] | None = None,
     skip_ids: Sequence[int] | None = None,
     prompt_tokens: int | Sequence[int] | Tensor | None = None,
     when: Fires | None = None,
@@ -87,35 +83,99 @@ def edited(
 
     raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as `hooks.edit`
     """
-    name = hook_point or (sae.config.hook_point or sae.config.hf_module if sae else None)
-    if not name:
+    skipped = special_ids(model) if skip_ids is None else tuple(skip_ids)
+    positions = Positions(where=where, skip_ids=skipped, prompt_tokens=prompt_tokens)
+
+    def moved(acts: Tensor, info: EditInfo, holds: Change | None) -> Tensor:
+        delta = change(acts, info).to(acts.device)
+        # where delta is 0 the stream is kept and not added to: −0.0 + 0.0 would lose its sign
+        touched = positions(info)[..., None].to(acts.device) & (delta != 0)
+        if holds is not None:
+            touched &= holds(acts, info)[..., None].to(acts.device)
+        wider = torch.promote_types(acts.dtype, delta.dtype)  # an SAE of fewer bits must not round the stream
+        return torch.where(touched, (acts.to(wider) + delta.to(wider)).to(acts.dtype), acts)
+
+    with ExitStack() as stack:
+        for name in hook_point_names(hook_point, sae):
+            if sae is not None:
+                _check_width(model, sae, name)
+            holds = None if when is None else stack.enter_context(_condition(model, when, sae, name))
+            stack.enter_context(edit(model, name, partial(moved, holds=holds)))
+        yield
+
+
+def hook_point_names(hook_point: str | Sequence[str] | None, sae: SparseAutoencoder | None = None) -> tuple[str, ...]:
+    """Where an edit acts: what was asked for, else where the SAE was trained.
+
+    raises: ValueError for none, or for a place named twice
+    """
+    given = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point or ())
+    names = given or (_trained_at(sae),)
+    if not all(names):
         raise ValueError(
             "an edit expected hook_point=, since "
             + ("the SAE does not say where it was trained" if sae else "a direction does not say where it belongs")
         )
-    if sae and resolve(model, name).kind != "module" and d_model(model) != sae.d_model:
+    if len(set(names)) != len(names):
+        raise ValueError(f"hook_point expected each place once, got {list(names)}")
+    return names
+
+
+@contextmanager
+def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, name: str) -> Iterator[Change]:
+    """Inside, a function that an edit at the hook point `name` asks: (acts, info) to bool[batch seq].
+
+    raises: ValueError for a latent or SAE that does not fit, or a place that comes after the edit; HookError from the
+        function, where only the forward can tell that it does
+    """
+    if (reader := when.sae or sae) is None:
+        raise ValueError("when= expected Fires(latent, sae=…), since an edit along a direction has no SAE of its own")
+    checked_latents_of(reader, when.latent)
+    place = when.hook_point or _trained_at(when.sae) or name
+    _check_width(model, reader, place)
+
+    def fires(acts: Tensor) -> Tensor:
+        chosen = torch.tensor([when.latent], device=reader.device)
+        return latent_acts_of(reader, acts.to(reader.device, reader.dtype), chosen)[..., 0] > when.above
+
+    if place == name:
+        yield lambda acts, info: fires(acts)
+        return
+    late = f"when= expected a latent at a place that the model reaches before {name}, where the edit acts, got {place}"
+    ends = [resolve(model, point) for point in (place, name)]
+    if all(end.kind in _DEPTHS for end in ends):
+        read, edited_at = ((end.block, _DEPTHS.index(end.kind)) for end in ends)
+        if read > edited_at:
+            raise ValueError(late)
+    found: dict[int, Tensor] = {}  # of the pass in progress, by its number
+
+    def keep(acts: Tensor, info: EditInfo) -> Tensor:
+        found.clear()
+        found[info.call] = fires(acts)
+        return acts
+
+    def recalled(acts: Tensor, info: EditInfo) -> Tensor:
+        if info.call not in found:
+            raise HookError(late)
+        return found[info.call]
+
+    with edit(model, place, keep):
+        yield recalled
+
+
+_DEPTHS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+
+
+def _trained_at(sae: SparseAutoencoder | None) -> str | None:
+    return (sae.config.hook_point or sae.config.hf_module) if sae is not None else None
+
+
+def _check_width(model: nn.Module, sae: SparseAutoencoder, name: str) -> None:
+    if resolve(model, name).kind != "module" and d_model(model) != sae.d_model:
         raise ValueError(
             f"an edit at {name} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, trained on "
-            f"{sae.config.model_name or 'an unnamed model'} {sae.config.hook_point}"
+            f"{sae.config.model_name or 'an unnamed model'} {_trained_at(sae)}"
         )
-    if when is not None:
-        if (reader := when.sae or sae) is None:
-            raise ValueError("when= expected Fires(latent, sae=…), since an edit along a direction has no SAE of its own")
-        checked_latents_of(reader, when.latent)
-    skipped = special_ids(model) if skip_ids is None else tuple(skip_ids)
-    positions = Positions(where=where, skip_ids=skipped, prompt_tokens=prompt_tokens)
-
-    def moved(acts: Tensor, info: EditInfo) -> Tensor:
-        delta = change(acts, info).to(acts.device)
-        # where delta is 0 the stream is kept and not added to: −0.0 + 0.0 would lose its sign
-        touched = positions(info)[..., None].to(acts.device) & (delta != 0)
-        if when is not None:
-            touched &= when.holds(acts, sae)[..., None]
-        wider = torch.promote_types(acts.dtype, delta.dtype)  # an SAE of fewer bits must not round the stream
-        return torch.where(touched, (acts.to(wider) + delta.to(wider)).to(acts.dtype), acts)
-
-    with edit(model, name, moved):
-        yield
 
 
 Difference = Callable[[Tensor, Tensor, EditInfo], Tensor]

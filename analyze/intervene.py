@@ -6,13 +6,15 @@ with z the latents of the stream as it is. The SAE's error is never recomputed: 
 and a row where z_new = z keeps every bit. Where the SAE normalises its inputs at run time, the edit is multiplied by
 the row's scale. The latents of one call are edited at once; nested contexts act in the order they were entered, each
 on the stream that the one before left, at one hook point or at several: `with ablate(…, sae_3, …), steer(…, sae_5, …):`.
+One call acts at several places with `hook_point=[…]`.
 
 Positions. `where` is "all", "prompt", "generated", a bool mask [batch width] over the columns of the input (`span_mask`
 makes one of the tokens of an entity), or a function of EditInfo that returns bool[batch seq]. Padding is never edited.
 The three words leave out the model's BOS, EOS and padding tokens as well, which skip_ids=() undoes. "Generated" begins at
 the first token that `generate` adds; a forward outside `generate` is all prompt, unless prompt_tokens says where its
 prompt ends. A left-padded forward outside `generate` needs position_ids (see position_ids_from) to mean what the unpadded
-one means, edited or not. `when=Fires(latent, above)` edits only the tokens where another latent is above a value.
+one means, edited or not. `when=Fires(latent, above)` edits only the tokens where another latent is above a value, one of
+the same SAE or, with `sae=`, of one that reads an earlier hook point.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from .stream import matching_hook_point
 from .tally import Tally
 from .tokensample import TokenSample
 from .tokentable import table_of, token_ids
+from .unigram import token_shares
 
 _ENTROPY_PAIRS = 2**24
 
@@ -165,6 +166,7 @@ def derived(
     return {
         "contrast_rows": sample.contrast(tally.d_sae, config.n_contrast, config.seed),
         "token_entropy": token_entropy(store, tally.top.rows),
+        **token_shares(store, tally),
         "jaccard_ids": near.jaccard_ids,
         "jaccard": near.jaccard,
         "pmi_ids": near.pmi_ids,

@@ -28,6 +28,7 @@ from .table import Firing, LatentFirings
 from .tally import Tally, bin_edges
 from .tokensample import TokenSample
 from .tokentable import TokenTable
+from .unigram import UnigramShare, is_unigram
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,8 @@ class IndexedLatent:
     histogram: (low, high, firings) of the bins from the weakest to the strongest activation
     positions: firings by number of binary digits of the position in the context: 0, 1, 2–3, 4–7, …
     token_entropy: of the tokens of the strongest firings, nats; nan without tokens or firings
+    common_token: the commonest token of its firings; "" for none
+    token_share, top_token_share, pair_share: that token's share of its firings (see unigram.py); nan for none
     jaccard, pmi, cosine: (latent, score), nearest first: by rows on which both fire, and by decoder rows
     promoted, demoted: (token, logit) of the logit lens; empty without a model
     output_score: see outputscore.py; nan where it was not asked for
@@ -59,6 +62,10 @@ class IndexedLatent:
     histogram: tuple[tuple[float, float, int], ...]
     positions: tuple[int, ...]
     token_entropy: float
+    common_token: str
+    token_share: float
+    top_token_share: float
+    pair_share: float
     jaccard: tuple[tuple[int, float], ...]
     pmi: tuple[tuple[int, float], ...]
     cosine: tuple[tuple[int, float], ...]
@@ -72,6 +79,11 @@ class IndexedLatent:
         """Share of rows on which it fired."""
         return self.n_fired / self.n_tokens
 
+    @property
+    def unigram(self) -> bool:
+        """Whether it fires on one token nearly always."""
+        return bool(is_unigram(*map(torch.tensor, (self.n_fired, self.token_share, self.top_token_share))))
+
     def __repr__(self) -> str:
         lines = [repr(LatentFirings(self.latent, self.n_fired, self.n_tokens, self.firings[:5]))]
         if self.label is not None:
@@ -83,6 +95,11 @@ class IndexedLatent:
             lines.append("  quantiles " + "  ".join(f"{edge:.3g}" for edge in edges))
         if not math.isnan(self.token_entropy):
             lines.append(f"  token entropy {self.token_entropy:.2f} nats of {math.log(max(len(self.firings), 1)):.2f}")
+        if not math.isnan(self.token_share):
+            lines.append(
+                f"  {visible(self.common_token)!r} has {self.token_share:.0%} of its firings, {self.top_token_share:.0%} of "
+                f"the strongest{': unigram' * self.unigram}"
+            )
         for name in ("jaccard", "pmi", "cosine"):
             if nearest := getattr(self, name)[:5]:
                 lines.append(f"  {name:<8} " + "  ".join(f"{latent} {score:.2f}" for latent, score in nearest))
@@ -205,6 +222,14 @@ class FeatureIndex:
         """How often each latent fires."""
         return LatentDensity(self.column("counts"), self.n_tokens)
 
+    @property
+    def unigram(self) -> UnigramShare:
+        """Which latents fire on one token nearly always. raises: ValueError for an index of rows without text"""
+        if not self.tokens.has_tokens:
+            raise ValueError(f"{self.path} is of rows without text: no latent of it fires on a token")
+        counts = self.column("counts")
+        return UnigramShare(is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts)
+
     def __getitem__(self, latent: int) -> IndexedLatent:
         """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
         if not 0 <= latent < len(self):
@@ -231,11 +256,17 @@ class FeatureIndex:
             else (),
             positions=tuple(of("positions").tolist()),
             token_entropy=float(of("token_entropy")),
+            common_token=self.token_text(int(of("common_token"))),
+            **{name: float(of(name)) for name in ("token_share", "top_token_share", "pair_share")},
             **{name: _pairs(of(f"{name}_ids"), of(name)) for name in ("jaccard", "pmi", "cosine")},
             **{name: self._lens(name, of) for name in ("promoted", "demoted")},
             output_score=float(of("output_score")) if "output_score" in self._names else math.nan,
             label=self.labels.get(latent),
         )
+
+    def token_text(self, token: int) -> str:
+        """The text of a token as it reads inside a text; "" for -1."""
+        return "" if token < 0 else token_text(self.contexts.tokenizer, token)
 
     def _lens(self, end: str, of: Any) -> tuple[tuple[str, float], ...]:
         if f"{end}_ids" not in self._names:

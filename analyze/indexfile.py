@@ -10,6 +10,8 @@
         histogram, positions                 I32[d_sae 96], I32[d_sae 16], firings by activation, by position (tally.py)
         contrast_rows                        I64[d_sae n_contrast], random rows on which it did not fire; -1 for none
         token_entropy                        F32[d_sae], nats; nan where it never fired, or rows have no tokens
+        token_share, top_token_share, pair_share   F32[d_sae], of its commonest token (unigram.py); nan as above
+        common_token                         I32[d_sae], that token; -1 for none
         jaccard_ids, jaccard, pmi_ids, pmi   I32, F32[d_sae n_neighbors], latents that fire with it; id -1 for none
         cosine_ids, cosine                   I32, F32[d_sae n_neighbors], latents whose decoder rows point alike
         promoted_ids, promoted_logits, demoted_ids, demoted_logits   I32, F32[d_sae n_logits], the logit lens; has "lens"

@@ -13,9 +13,17 @@ from torch import Tensor, nn
 from saelens_lite.sae import SparseAutoencoder
 
 from .featureindex import FeatureIndex
-from .search import by_number, fires_on_regex, fires_on_text, fires_on_token, nearest_to, promotes_token
+from .search import (
+    by_number,
+    fires_on_regex,
+    fires_on_text,
+    fires_on_token,
+    nearest_to,
+    promotes_token,
+    unigram_latents,
+)
 
-KINDS = ("latent", "token", "regex", "text", "like", "direction", "promotes", "demotes", "by", "labelled")
+KINDS = ("latent", "token", "regex", "text", "like", "direction", "promotes", "demotes", "by", "unigram", "labelled")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +58,8 @@ class SearchConfig:
     """Latents that argue against a token, by the logit lens."""
 
     by: str | None = None
-    """Latents in the order of a number: density, max, token_entropy or output_score."""
+    """Latents in the order of a number: density, max, token_entropy, token_share (of its firings on its commonest token),
+    top_token_share (of the strongest ones), pair_share (with the token before) or output_score."""
 
     low: float = float("-inf")
     """With --by: only numbers from here,"""
@@ -60,6 +69,9 @@ class SearchConfig:
 
     ascending: bool = False
     """With --by: the smallest first."""
+
+    unigram: str | None = None
+    """Latents that fire on one token nearly always and whose token holds this text; "" for all of them."""
 
     labelled: str | None = None
     """Latents whose label or notes hold this text; "" for all that have one."""
@@ -128,6 +140,8 @@ def answer(
         return [line for name, pairs in nearest for line in _lines(index, pairs[:n], name)]
     if config.labelled is not None:
         return [repr(label) for label in index.labels.search(config.labelled)]
+    if config.unigram is not None:
+        return [repr(index.unigram), *map(repr, unigram_latents(index, config.unigram, n))]
     if config.by is not None:
         return _lines(index, by_number(index, config.by, config.low, config.high, n, config.ascending), config.by)
     if config.promotes is not None:

@@ -23,8 +23,9 @@ from .context import visible
 from .featureindex import FeatureIndex
 from .stream import to_cpu
 from .tokentable import token_ids
+from .unigram import UnigramLatent
 
-NUMBERS = ("density", "max", "token_entropy", "output_score")
+NUMBERS = ("density", "max", "token_entropy", "token_share", "top_token_share", "pair_share", "output_score")
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +164,26 @@ def promotes_token(index: FeatureIndex, token: str | int, n: int = 10, demotes: 
     values = logits[latents, places]
     order = values.argsort(descending=not demotes, stable=True)[:n]
     return list(zip(latents[order].tolist(), values[order].tolist(), strict=True))
+
+
+def unigram_latents(index: FeatureIndex, text: str = "", n: int = 10) -> list[UnigramLatent]:
+    """The latents that fire on one token nearly always (see unigram.py), those that fire most first.
+
+    text: only those whose token holds it, in any case
+    raises: ValueError for an index of rows without text
+    """
+    counts, found = index.column("counts"), []
+    shares = [index.column(name) for name in ("token_share", "top_token_share", "pair_share")]
+    flagged, tokens = index.unigram.flagged.nonzero().flatten(), index.column("common_token")
+    for latent in flagged[counts[flagged].argsort(descending=True, stable=True)].tolist():
+        token = index.token_text(int(tokens[latent]))
+        if text.casefold() in token.casefold():
+            found.append(
+                UnigramLatent(latent, visible(token), int(counts[latent]), *(float(share[latent]) for share in shares))
+            )
+        if len(found) == n:
+            break
+    return found
 
 
 def numbers(index: FeatureIndex, by: str) -> Tensor:

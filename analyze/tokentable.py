@@ -74,8 +74,11 @@ def table_of(store: ActivationStore) -> dict[str, Tensor | Streamed]:
     return tensors
 
 
-def token_ids(source: ActivationStore | TokenTable, rows: Tensor) -> Tensor:
-    """The token of each row: int64[...]; -1 for row -1. rows: int64[...]"""
+def token_ids(source: ActivationStore | TokenTable, rows: Tensor, back: int = 0) -> Tensor:
+    """The token of each row, or the one `back` places before it in its context: int64[...]; -1 for row -1 and for no token.
+
+    rows: int64[...]
+    """
     flat = rows.flatten()
     ascending, order = flat.sort()
     found, ends = torch.full_like(flat, -1), torch.tensor(source.shard_rows).cumsum(0)
@@ -84,7 +87,8 @@ def token_ids(source: ActivationStore | TokenTable, rows: Tensor) -> Tensor:
     for shard, stop in enumerate(edges):
         if start < stop:
             tokens = source.tokens(shard)
-            ids = tokens.input_ids[tokens.kept.bool()]
+            shifted = torch.nn.functional.pad(tokens.input_ids, (back, 0), value=-1)[:, : tokens.input_ids.shape[1]]
+            ids = shifted[tokens.kept.bool()]
             found[order[start:stop]] = ids[ascending[start:stop] - (ends[shard] - source.shard_rows[shard])].long()
         start = stop
     return found.view(rows.shape)

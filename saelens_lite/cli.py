@@ -304,6 +304,8 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
         return
     page = feature_page(sae, store, config.output, n_latents=config.n_latents, hook_point=config.hook_point, index=index)
     print(index.density)
+    if index.tokens.has_tokens:
+        print(index.unigram)
     print(f"page: {page}")
     print(f"index: {folder}")
     _print_next(f"saelens-lite search {folder} --token TOKEN")

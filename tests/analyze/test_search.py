@@ -125,7 +125,7 @@ def test_the_lens_and_the_numbers(index, sae, gpt2, byte_tokenizer, dense):
     assert by_number(index, "max", n=1)[0][1] == pytest.approx(float(dense.max()), abs=1e-5)
     entropies = by_number(index, "token_entropy", n=48)
     assert len(entropies) == int((density > 0).sum()), "latents that never fired have none"
-    for name, message in (("output_score", "has no 'output_score'"), ("l0", "of density, max, token_entropy, output_score")):
+    for name, message in (("output_score", "has no 'output_score'"), ("l0", "of density, max, token_entropy, token_share")):
         with pytest.raises(ValueError, match=message):
             by_number(index, name)
 

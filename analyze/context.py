@@ -150,6 +150,13 @@ class Contexts:
         rows = row_at[context.sequence, context.positions[0] : context.positions[-1] + 1]
         return [-1 if row < 0 else row + self._first_rows[context.shard] for row in rows.tolist()]
 
+    def ids_of(self, context: Context) -> list[int]:
+        """The id of each token of a window."""
+        if not context.positions:
+            return []
+        tokens = self._shard(context.shard)[0]
+        return tokens.input_ids[context.sequence, context.positions[0] : context.positions[-1] + 1].tolist()
+
     def _read_shard(self, shard: int) -> tuple:
         """(tokens, sequence of each row, position of each row, row of each position or -1)."""
         tokens = self.store.tokens(shard)

@@ -195,6 +195,14 @@ class FeatureIndex:
             raise ValueError(f"{self.path} has no {name!r}; it has {', '.join(sorted(self._names))}")
         return self._latents.get_tensor(name)
 
+    def row(self, name: str, latent: int) -> Tensor:
+        """What a column holds of one latent, read without the others: [...]."""
+        return self._latents.get_slice(name)[latent : latent + 1][0]
+
+    def has(self, what: str) -> bool:
+        """Whether it was made with "lens" or "output_score"."""
+        return bool(self._facts["has"][what])
+
     @cached_property
     def tally(self) -> Tally:
         """The counts of the pass; read it, do not write to it."""
@@ -236,7 +244,7 @@ class FeatureIndex:
             raise ValueError(f"expected a latent from 0 to {len(self) - 1}, got {latent}: {self.path} has {len(self):,}")
 
         def of(name: str) -> Tensor:
-            return self._latents.get_slice(name)[latent : latent + 1][0]
+            return self.row(name, latent)
 
         n_fired, values = int(of("counts")), of("top_values")
         kept = zip(values.tolist(), of("top_rows").tolist())

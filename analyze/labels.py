@@ -1,13 +1,19 @@
 """What people wrote about latents: labels and notes in labels.sqlite beside an index, which a new index leaves alone.
 
     sae      sha256 TEXT                                       one row: whose latents these are
-    labels   latent INTEGER PRIMARY KEY, label TEXT, notes TEXT
+    labels   latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER
 
 The file appears with the first label. Labels belong to the SAE's weights, not to a store, so they hold for any index of it.
+What a reader of the HTML page writes there, the page gives as JSON to import (see `Labels.import_json`):
+
+    {"format": "saelens_lite labels", "version": 1, "sae": sha256,
+     "labels": [{"latent": 7, "label": "…", "notes": "…", "starred": true}, …]}
 """
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -17,14 +23,17 @@ from typing import Any
 
 from saelens_lite.errors import FeatureIndexError
 
+FORMAT, VERSION = "saelens_lite labels", 1
+
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """label: in a few words what the latent stands for; notes: anything else"""
+    """label: in a few words what the latent stands for; notes: anything else; starred: whether to find it again"""
 
     latent: int
     label: str
     notes: str = ""
+    starred: bool = False
 
 
 class Labels:
@@ -38,12 +47,9 @@ class Labels:
     def __init__(self, path: Path, sae: Mapping[str, Any]) -> None:
         self.path, self._sae = path, sae
 
-    def set(self, latent: int, label: str, notes: str = "") -> None:
+    def set(self, latent: int, label: str, notes: str = "", starred: bool = False) -> None:
         """Write what a latent stands for, in place of what was written. raises: ValueError for a latent out of range"""
-        if not 0 <= latent < self._sae["d_sae"]:
-            raise ValueError(f"expected a latent from 0 to {self._sae['d_sae'] - 1}, got {latent}")
-        with self._open() as db:
-            db.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?)", (int(latent), label, notes))
+        self._write([Label(int(latent), label, notes, starred)])
 
     def remove(self, latent: int) -> None:
         """Forget what was written about a latent; nothing if there is nothing."""
@@ -64,12 +70,46 @@ class Labels:
         escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         return self._select("label LIKE ?1 ESCAPE '\\' OR notes LIKE ?1 ESCAPE '\\'", f"%{escaped}%")
 
+    def import_json(self, file: str | os.PathLike[str]) -> int:
+        """Write what the HTML page exported, each latent in place of what was written; returns how many there were.
+
+        A latent with neither label, notes nor star is forgotten.
+        raises: ValueError for a file of another kind, of another SAE, or with a latent out of range: nothing is written
+        """
+        try:
+            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            kind, version, sae = content["format"], content["version"], content["sae"]
+            found = [
+                Label(one["latent"], str(one["label"]), str(one["notes"]), bool(one["starred"])) for one in content["labels"]
+            ]
+        except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+            raise ValueError(f"{file} expected labels that a page of features exported: {error!r}") from error
+        if (kind, version) != (FORMAT, VERSION):
+            raise ValueError(f"{file} expected {FORMAT!r} version {VERSION}, it states {kind!r} version {version}")
+        if sae != self._sae["sha256"]:
+            raise ValueError(f"{file} holds labels of the SAE {str(sae)[:8]}, this index is of {self._sae['sha256'][:8]}")
+        self._write(found)
+        return len(found)
+
+    def _write(self, labels: list[Label]) -> None:
+        """All of them or none."""
+        for one in labels:
+            if not isinstance(one.latent, int) or not 0 <= one.latent < self._sae["d_sae"]:
+                raise ValueError(f"expected a latent from 0 to {self._sae['d_sae'] - 1}, got {one.latent}")
+        with self._open() as db:
+            for one in labels:
+                if one.label or one.notes or one.starred:
+                    values = (one.latent, one.label, one.notes, int(one.starred))
+                    db.execute("INSERT OR REPLACE INTO labels VALUES (?, ?, ?, ?)", values)
+                else:
+                    db.execute("DELETE FROM labels WHERE latent = ?", (one.latent,))
+
     def _select(self, where: str, *values: Any) -> list[Label]:
         if not self.path.exists():
             return []
         with self._open() as db:
-            rows = db.execute(f"SELECT latent, label, notes FROM labels WHERE {where} ORDER BY latent", values)
-            return [Label(*row) for row in rows]
+            rows = db.execute(f"SELECT latent, label, notes, starred FROM labels WHERE {where} ORDER BY latent", values)
+            return [Label(latent, label, notes, bool(starred)) for latent, label, notes, starred in rows]
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
@@ -77,7 +117,12 @@ class Labels:
         try:
             with closing(sqlite3.connect(self.path)) as db, db:
                 db.execute("CREATE TABLE IF NOT EXISTS sae (sha256 TEXT)")
-                db.execute("CREATE TABLE IF NOT EXISTS labels (latent INTEGER PRIMARY KEY, label TEXT, notes TEXT)")
+                db.execute(
+                    "CREATE TABLE IF NOT EXISTS labels "
+                    "(latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER NOT NULL DEFAULT 0)"
+                )
+                if "starred" not in {name for _, name, *_ in db.execute("PRAGMA table_info(labels)")}:  # of a first release
+                    db.execute("ALTER TABLE labels ADD COLUMN starred INTEGER NOT NULL DEFAULT 0")
                 owner = db.execute("SELECT sha256 FROM sae").fetchone()
                 if owner is None:
                     db.execute("INSERT INTO sae VALUES (?)", (self._sae["sha256"],))

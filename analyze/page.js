@@ -1,205 +1,231 @@
-"use strict";
-// Draws the features in #data. Text from the model's vocabulary or corpus enters the page as textContent or as the title
-// property, never as markup.
+// The list of all latents of the page, its search and order, the keys, and what a reader writes. Follows feature.js.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const find = (id) => document.getElementById(id);
+const ROW_PX = 34, SPARE_ROWS = 12;
+const NUMBERS = { latent: (f) => f.id, density, max: (f) => f.max, entropy: (f) => f.entropy, score: (f) => f.score };
+const shownNumber = { latent: String, density: (x) => percent(x, 2), max: strength, entropy: (x) => x.toFixed(2), score: (x) => x.toFixed(2) };
+const columns = Object.keys(NUMBERS).filter((name) => data.features.some((feature) => NUMBERS[name](feature) !== undefined));
 
-function element(tag, className, text) {
-  const made = document.createElement(tag);
-  if (className) made.className = className;
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
+const marks = new Map();
+for (const { id, label } of data.features) if (label) marks.set(id, { label: label[0], notes: label[1], starred: label[2] });
+const edited = new Set();
 
-function drawing(tag, attributes, text) {
-  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
-  if (text !== undefined) made.textContent = text;
-  return made;
-}
-
-const number = (value, digits = 4) => value.toLocaleString("en", { maximumSignificantDigits: digits });
-const strength = (value) => value.toLocaleString("en", { minimumSignificantDigits: 4, maximumSignificantDigits: 4 });
-const percent = (value) => (value >= 0.0001 ? `${Number((100 * value).toPrecision(3))}%` : `${(100 * value).toExponential(1)}%`);
-
-// A token by itself: the spaces at its ends shown as dots.
-function token(text) {
-  const made = element("span", "token");
-  made.dir = "auto";
-  const [, before, middle, after] = text.match(/^( *)([^]*?)( *)$/);
-  if (before) made.append(element("span", "space", "·".repeat(before.length)));
-  made.append(middle);
-  if (after) made.append(element("span", "space", "·".repeat(after.length)));
-  return made;
-}
-
-function section(title, ...content) {
-  const made = element("section");
-  made.append(element("h3", "", title), ...content);
-  return made;
-}
-
-// Counts of positive activations in bins of a quarter octave, both axes logarithmic.
-function histogram(bins) {
-  const width = 460, height = 225, left = 38, bottom = 36, top = 8;
-  const svg = drawing("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
-  const most = Math.max(...bins.map(([, , count]) => count));
-  svg.setAttribute("aria-label", `Histogram of positive activations, ${bins.length} bins, most in one bin: ${most}`);
-  const decades = Math.max(1, Math.log10(most));
-  // A bin with one firing must show, so the axis starts half a decade below 1.
-  const y = (count) => height - bottom - ((Math.log10(count) + 0.5) / (decades + 0.5)) * (height - bottom - top);
-  for (let power = 0; power <= Math.floor(decades); power++) {
-    const at = y(10 ** power);
-    svg.append(drawing("line", { class: "grid", x1: left, x2: width, y1: at, y2: at }));
-    svg.append(drawing("text", { x: left - 5, y: at + 3, "text-anchor": "end" }, number(10 ** power)));
-  }
-  const step = (width - left) / bins.length;
-  const every = Math.ceil(bins.length / 8);
-  bins.forEach(([low, high, count], i) => {
-    const x = left + i * step;
-    if (count) {
-      const bar = drawing("rect", { class: "bar", x: x + 0.5, y: y(count), width: Math.max(1, step - 1), height: height - bottom - y(count) });
-      bar.append(drawing("title", {}, `${number(low)} to ${number(high)}: ${count.toLocaleString("en")} tokens`));
-      svg.append(bar);
-    }
-    if (i % every === 0) svg.append(drawing("text", { x, y: height - 21, "text-anchor": i ? "middle" : "start" }, number(low, 2)));
-  });
-  svg.append(drawing("text", { x: width, y: height - 5, "text-anchor": "end" }, "activation; both axes logarithmic"));
-  return svg;
-}
-
-function lens(feature) {
-  const box = element("div", "lens");
-  for (const [name, pairs] of [["raises", feature.top], ["lowers", feature.bottom]]) {
-    const list = element("ol");
-    for (const [text, logit] of pairs) {
-      const line = element("li");
-      line.append(token(text), element("span", "", (logit >= 0 ? "+" : "−") + Math.abs(logit).toFixed(2)));
-      list.append(line);
-    }
-    const half = element("div");
-    half.append(element("h3", "", name), list);
-    box.append(half);
-  }
-  return box;
-}
-
-function example(one, strongest) {
-  const row = element("div", "example");
-  const context = element("div", "context");
-  context.dir = "auto";
-  one.tokens.forEach((text, i) => {
-    const value = one.acts[i];
-    const part = element("span", i === one.at ? "peak" : "", text);
-    if (value > 0) {
-      part.style.backgroundColor = `rgb(var(--mark) / calc(var(--strength) * ${Math.min(1, value / strongest)}))`;
-      part.title = number(value);
-    } else if (value === null) part.title = "not in the store";
-    context.append(part);
-  });
-  if (!one.tokens.length) context.append(`row ${one.row}`);
-  const where = one.document >= 0 ? `doc ${one.document} · ${one.position}` : `row ${one.row}`;
-  row.append(element("div", "value", strength(one.value)), context, element("div", "where", where));
-  return row;
-}
-
-function show(feature) {
-  const main = find("feature");
-  main.replaceChildren();
-  if (!feature) {
-    main.append(element("p", "empty", data.features.length ? "No feature matches the search." : "There is no feature to show."));
-    return;
-  }
-  const facts =
-    `fires on ${feature.fired.toLocaleString("en")} of ${data.tokens.toLocaleString("en")} tokens (${percent(feature.density)})` +
-    ` · max activation ${number(feature.max)} · decoder norm ${number(feature.norm)}`;
-  main.append(element("h2", "", `Latent ${feature.id}`), element("p", "facts", facts));
-  const panels = element("div", "panels");
-  if (feature.bins.length) panels.append(section("Positive activations (tokens, by strength)", histogram(feature.bins)));
-  if (feature.top) panels.append(section("Logit lens: the direction alone", lens(feature)));
-  main.append(panels);
-  const examples = feature.examples.map((one) => example(one, feature.max));
-  main.append(section(`Strongest ${examples.length} firings`, ...examples));
-  main.scrollTop = 0;
-}
-
-const haystack = new Map(
-  data.features.map((feature) => {
-    const words = feature.examples.map((one) => one.tokens.join("")).concat((feature.top || []).map(([text]) => text));
-    return [feature, `${feature.id}\n${words.join("\n")}`.toLowerCase()];
-  }),
-);
-const ORDERS = {
-  max: (a, b) => b.max - a.max,
-  frequent: (a, b) => b.density - a.density,
-  rare: (a, b) => a.density - b.density,
-  id: (a, b) => a.id - b.id,
-};
+const order = { by: "max", descending: true };
 let listed = [];
 let current = null;
+let drawn = "";
 
-function select(feature, focus) {
-  current = feature;
-  show(feature);
-  for (const button of find("list").querySelectorAll("button")) {
-    const chosen = feature !== null && button.dataset.id === String(feature.id);
-    button.setAttribute("aria-current", chosen);
-    if (chosen) button.scrollIntoView({ block: "nearest" });
-    if (chosen && focus) button.focus({ preventScroll: true });
+// What is searched: number, labels, the text of the strongest firings, the logit lens.
+const texts = new Map();
+function haystack(feature) {
+  if (!texts.has(feature)) {
+    const words = feature.examples.map((one) => one[5].map((place) => data.vocabulary[place]).join(""));
+    for (const [place] of feature.top ?? []) words.push(data.vocabulary[place]);
+    texts.set(feature, `${feature.id}\n${words.join("\n")}`.toLowerCase());
   }
-  if (feature) history.replaceState(null, "", `#${feature.id}`);
+  const mark = marks.get(feature.id);
+  return mark ? `${mark.label}\n${mark.notes}\n`.toLowerCase() + texts.get(feature) : texts.get(feature);
+}
+
+// "max>5 is:starred king" → a test of each condition, and the text that is left.
+function filter(query) {
+  const tests = [];
+  const rest = query.replace(/(?:^|\s)(?:(density|max|entropy|score)\s*([<>])\s*(\d[\d.e-]*)|is:(starred|labelled))(?=\s|$)/gi, (_, name, sign, value, is) => {
+    if (is) tests.push((f) => Boolean(marks.get(f.id)?.[is.toLowerCase() === "starred" ? "starred" : "label"]));
+    else tests.push((f) => (sign === ">" ? NUMBERS[name.toLowerCase()](f) > Number(value) : NUMBERS[name.toLowerCase()](f) < Number(value)));
+    return "";
+  });
+  const wanted = (tests.length ? rest.trim() : rest).toLowerCase().replaceAll("·", " ");
+  if (wanted) tests.push((f) => haystack(f).includes(wanted));
+  return (feature) => tests.every((test) => test(feature));
 }
 
 function refresh() {
-  const wanted = find("search").value.toLowerCase().replaceAll("·", " ");
-  listed = data.features.filter((feature) => haystack.get(feature).includes(wanted)).sort(ORDERS[find("sort").value]);
-  find("list").replaceChildren(
-    ...listed.map((feature) => {
-      const button = element("button");
-      button.type = "button";
-      button.dataset.id = feature.id;
-      const tokens = element("span", "tokens");
-      const seen = [...new Set(feature.examples.filter((one) => one.tokens.length).map((one) => one.tokens[one.at]))].slice(0, 4);
-      seen.forEach((text, i) => tokens.append(i ? "  " : "", token(text)));
-      button.append(element("span", "number", feature.id), tokens, element("span", "max", strength(feature.max)));
-      button.addEventListener("click", () => select(feature, true));
-      const item = element("li");
-      item.append(button);
-      return item;
-    }),
-  );
-  find("shown").textContent = `${listed.length} of ${data.features.length} features`;
-  select(listed.includes(current) ? current : listed[0] || null, false);
+  const value = NUMBERS[order.by];
+  const known = (feature) => value(feature) ?? (order.descending ? -Infinity : Infinity);
+  const sign = order.descending ? -1 : 1;
+  listed = data.features.filter(filter(find("search").value)).sort((a, b) => sign * (known(a) - known(b)) || a.id - b.id);
+  find("shown").textContent = `${count(listed.length)} of ${count(data.features.length)}`;
+  for (const button of find("heads").children) {
+    const sorted = button.dataset.by === order.by;
+    button.setAttribute("aria-pressed", sorted);
+    button.lastChild.textContent = sorted ? (order.descending ? " ↓" : " ↑") : "";
+  }
+  find("sort").value = order.by;
+  find("turn").textContent = order.descending ? "↓" : "↑";
+  find("list").dataset.by = order.by;
+  find("rows").style.height = `${listed.length * ROW_PX}px`;
+  find("list").scrollTop = 0;
+  drawn = "";
+  if (listed.includes(current)) drawRows();
+  else select(listed[0] ?? null);
+}
+
+// Only the rows in view are in the page.
+function drawRows() {
+  const list = find("list");
+  const first = Math.max(0, Math.floor(list.scrollTop / ROW_PX) - SPARE_ROWS);
+  const last = Math.min(listed.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW_PX) + SPARE_ROWS);
+  const wanted = `${first} ${last} ${current?.id}`;
+  if (wanted === drawn) return;
+  drawn = wanted;
+  const focused = document.activeElement?.closest?.("#rows") ? document.activeElement.dataset.latent : null;
+  find("rows").replaceChildren(...listed.slice(first, last).map((feature, i) => row(feature, first + i)));
+  if (focused !== null) find("rows").querySelector(`[data-latent="${focused}"]`)?.focus({ preventScroll: true });
+}
+
+function row(feature, at) {
+  const button = element("button");
+  button.type = "button";
+  button.tabIndex = feature === current ? 0 : -1;
+  button.dataset.latent = feature.id;
+  button.setAttribute("aria-current", feature === current);
+  button.append(element("span", "mark", marks.get(feature.id)?.starred ? "★" : ""));
+  for (const name of columns) {
+    const value = NUMBERS[name](feature);
+    const cell = element("span", "cell", value === undefined ? "–" : shownNumber[name](value));
+    cell.dataset.column = name;
+    button.append(cell);
+    if (name === "latent") button.append(element("span", "gist", ...gist(feature, document.body.classList.contains("table") ? 12 : 4)));
+  }
+  button.addEventListener("click", () => {
+    select(feature, true);
+    asTable(false);
+  });
+  const item = element("li", "", button);
+  item.style.top = `${at * ROW_PX}px`;
+  item.setAttribute("aria-setsize", listed.length);
+  item.setAttribute("aria-posinset", at + 1);
+  return item;
+}
+
+// Scroll the list so that the current latent's row can be seen.
+function reveal() {
+  const list = find("list");
+  const top = listed.indexOf(current) * ROW_PX;
+  if (top >= 0 && top < list.scrollTop) list.scrollTop = top;
+  else if (top + ROW_PX > list.scrollTop + list.clientHeight) list.scrollTop = top + ROW_PX - list.clientHeight;
+  drawRows();
+}
+
+function select(feature, focus = false) {
+  if (feature && !listed.includes(feature)) {
+    find("search").value = "";
+    current = feature;
+    refresh();
+  }
+  current = feature;
+  show(feature);
+  reveal();
+  if (feature) history.replaceState(null, "", `#${feature.id}`);
+  if (feature && focus) find("rows").querySelector('[aria-current="true"]')?.focus({ preventScroll: true });
 }
 
 function step(by) {
   if (!listed.length) return;
-  const at = listed.indexOf(current) + by;
-  select(listed[Math.min(listed.length - 1, Math.max(0, at))], true);
+  select(listed[Math.min(listed.length - 1, Math.max(0, listed.indexOf(current) + by))]);
+}
+
+function asTable(wanted) {
+  document.body.classList.toggle("table", wanted);
+  find("table").setAttribute("aria-pressed", wanted);
+  drawn = "";
+  reveal();
+}
+
+function setMark(latent, change) {
+  marks.set(latent, { label: "", notes: "", starred: false, ...marks.get(latent), ...change });
+  edited.add(latent);
+  find("export").hidden = false;
+  find("export").textContent = `Download ${edited.size} change${edited.size > 1 ? "s" : ""}`;
+  if (current?.id === latent) {
+    find("star").textContent = marks.get(latent).starred ? "★" : "☆";
+    find("star").setAttribute("aria-pressed", marks.get(latent).starred);
+  }
+  drawn = "";
+  drawRows();
+}
+
+// A file for `saelens-lite search INDEX --import-labels FILE`.
+function exportMarks() {
+  const labels = [...edited].sort((a, b) => a - b).map((latent) => ({ latent, ...marks.get(latent) }));
+  const url = URL.createObjectURL(new Blob([JSON.stringify({ ...data.labels, labels }, null, 1)], { type: "application/json" }));
+  const link = element("a");
+  link.href = url;
+  link.download = "labels.json";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(url), 1000);
+  edited.clear();
+  find("export").hidden = true;
+}
+
+// The latent that the address ends with.
+function asked() {
+  return /^#\d+$/.test(location.hash) ? byLatent.get(Number(location.hash.slice(1))) ?? null : null;
+}
+
+function typing() {
+  return ["INPUT", "SELECT"].includes(document.activeElement?.tagName);
 }
 
 find("title").textContent = data.title;
 find("rule").textContent = data.rule;
-for (const [name, value] of data.facts) {
-  const pair = element("div");
-  pair.append(element("dt", "", name), element("dd", "", value));
-  find("facts").append(pair);
+for (const [name, value] of data.facts) find("facts").append(element("div", "", element("dt", "", name), element("dd", "", value)));
+find("list").parentElement.style.setProperty("--numbers", columns.length - 1);
+for (const name of columns.toSpliced(1, 0, "gist")) {
+  const head = element("button", "", name === "gist" ? "tokens" : name, element("span"));
+  head.type = "button";
+  head.dataset.by = name;
+  if (name === "gist") head.disabled = true;
+  head.addEventListener("click", () => {
+    order.descending = order.by === name ? !order.descending : name !== "latent" && name !== "entropy";
+    order.by = name;
+    refresh();
+  });
+  find("heads").append(head);
+  if (name !== "gist") {
+    const option = element("option", "", { latent: "number", max: "max activation", score: "output score", entropy: "token entropy" }[name] ?? name);
+    option.value = name;
+    find("sort").append(option);
+  }
 }
 find("search").addEventListener("input", refresh);
-find("sort").addEventListener("change", refresh);
+find("sort").addEventListener("change", () => {
+  order.by = find("sort").value;
+  order.descending = order.by !== "latent" && order.by !== "entropy";
+  refresh();
+});
+find("turn").addEventListener("click", () => {
+  order.descending = !order.descending;
+  refresh();
+});
+find("table").addEventListener("click", () => asTable(!document.body.classList.contains("table")));
+find("export").addEventListener("click", exportMarks);
+let waiting = false;
+find("list").addEventListener("scroll", () => {
+  if (!waiting) requestAnimationFrame(() => { waiting = false; drawRows(); });
+  waiting = true;
+});
+addEventListener("resize", drawRows);
+addEventListener("beforeunload", (event) => { if (edited.size) event.preventDefault(); });
+addEventListener("hashchange", () => {
+  if (asked() && asked() !== current) select(asked());
+});
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
-  const typing = document.activeElement === find("search") || document.activeElement === find("sort");
-  if (event.key === "Escape") document.activeElement.blur();
-  else if (typing) return;
-  else if (event.key === "j") step(1);
+  if (event.key === "Escape") {
+    if (typing()) document.activeElement.blur();
+    else asTable(false);
+  } else if (typing()) {
+    if (event.key === "Enter") document.activeElement.blur();
+  } else if (event.key === "j") step(1);
   else if (event.key === "k") step(-1);
+  else if (event.key === "s" && current) setMark(current.id, { starred: !(marks.get(current.id)?.starred ?? false) });
+  else if (event.key === "t") asTable(!document.body.classList.contains("table"));
   else if (event.key === "/") {
     event.preventDefault();
     find("search").focus();
   }
 });
-const asked = data.features.find((feature) => `#${feature.id}` === location.hash);
-if (asked) current = asked;
+current = asked();
 refresh();
+if (asked()) select(current);

@@ -1,37 +1,40 @@
 """One HTML file that shows the features of an SAE: no network, no library, token text never markup.
 
-The data goes into the page as JSON in which `<`, `>` and `&` are escaped; the page's script (page.js) writes it as text
-only, and a content security policy allows that script and nothing else. Not here: interventions, labels, more latents
-than one file should hold.
+The data (pagedata.py) goes into the page as JSON in which `<`, `>` and `&` are escaped; the page's scripts (feature.js draws
+one latent, page.js lists them all) write it as text only, and a content security policy allows them and nothing else. Labels
+written in the page leave it as a download, which labels.py imports. Not here: interventions.
 """
 
 from __future__ import annotations
 
+import contextlib
 import html
 import os
 import re
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.store import ActivationStore
 
+from .build import IndexConfig, index_features
 from .context import Contexts, visible
 from .evaluate import Evaluation
 from .featureindex import FeatureIndex
-from .index import feature_table, index_latents
 from .inert import inert_json, policy, style, write_page
+from .labels import FORMAT, VERSION
 from .lens import logit_lens
-from .stream import BLOCK_ROWS, checked_latents, matching_hook_point, to_cpu
+from .pagedata import AFTER_TOKENS, BEFORE_TOKENS, Vocabulary, features
+from .stream import checked_latents, matching_hook_point
 from .tally import Tally, bin_edges
 
 DENSITY_RANGE = (1e-5, 5e-2)
 MIN_FIRINGS = 10
-BEFORE_TOKENS, AFTER_TOKENS = 24, 12
+SCRIPTS = ("feature.js", "page.js")
 
 
 def feature_page(
@@ -50,6 +53,10 @@ def feature_page(
 ) -> Path:
     """Write one self-contained HTML page of the top features and return its path.
 
+    Of each latent: strongest firings, quantile intervals of its firings with examples, rows on which it does not fire,
+    histogram, counts with their interval, where in the context it fires and on which tokens, neighbours, logit lens, output
+    score and labels where there are any. 5 to 10 kB a latent, and a vocabulary.
+
     path: of the HTML file, replaced when it exists
     model: gives the logit lens; without it that panel is left out
     n_latents: how many; those that fire on 1e-5 to 5e-2 of the tokens (and 10 times at least), largest maximum first
@@ -57,42 +64,29 @@ def feature_page(
     n_examples: strongest firings shown of each
     evaluation: its fvu and ΔCE are shown in the head of the page
     tokenizer: None loads the store's own
-    index: of this SAE over this store; its logit lens serves where there is no model. None makes a pass
+    index: of this SAE over this store; its logit lens serves where there is no model. None makes one for the time of this
+        call: a pass over the store
     raises: ValueError when SAE, store, index and model do not belong together, or for a latent out of range
     """
     point = matching_hook_point(sae, store, hook_point)
-    if index is not None:
+    if latents is not None:
+        latents = checked_latents(sae, latents)
+    if n_examples < 1:
+        raise ValueError(f"expected n_examples >= 1 firings a latent, got {n_examples}")
+    with contextlib.ExitStack() as stack:
+        if index is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            config = IndexConfig(n_top=max(n_examples, IndexConfig().n_top))
+            index = index_features(sae, store, folder, None, config, hook_point=point, tokenizer=tokenizer)
         index.check(sae, store)
-    tally = index_latents(sae, store, n_examples, hook_point) if index is None else index.tally
-    if latents is None:
-        chosen, rule = _top_latents(tally, n_latents)
-    else:
-        chosen, rule = checked_latents(sae, latents), "Selected by: the latents asked for."
-    contexts = Contexts(store, tokenizer, BEFORE_TOKENS, AFTER_TOKENS)
-    features = _features(sae, store, point, tally, chosen, contexts, n_examples)
-    lens = index.lens(chosen, contexts.tokenizer) if index is not None else None
-    if model is not None:
-        lens = logit_lens(sae, model, chosen, n=10, tokenizer=contexts.tokenizer)
-    if lens is not None:
-        for feature in features:
-            for end in ("top", "bottom"):
-                pairs = getattr(lens, end)(feature["id"])
-                feature[end] = [[visible(token), round(logit, 3)] for token, logit in pairs]
-    model_name = os.path.basename(store.model_name) if os.path.isabs(store.model_name) else store.model_name
-    data = {
-        "title": visible(f"Features of {model_name} at {point}"),
-        "facts": _facts(sae, tally, evaluation),
-        "rule": rule,
-        "tokens": tally.n_tokens,
-        "features": features,
-    }
+        data = _data(sae, store, point, index, model, n_latents, latents, n_examples, evaluation, tokenizer)
     return write_page(path, render(data))
 
 
 def render(data: dict[str, Any]) -> str:
-    """The page as text. data: what page.js draws; `title` is also the document's title."""
+    """The page as text. data: what the scripts draw; `title` is also the document's title."""
     here = Path(__file__).parent
-    css, script = style("page"), (here / "page.js").read_text(encoding="utf-8")
+    css, script = style("page"), "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS)
     parts = {
         "title": html.escape(data["title"]),
         "policy": policy(css, script),
@@ -102,6 +96,48 @@ def render(data: dict[str, Any]) -> str:
     }
     template = (here / "page.html").read_text(encoding="utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+
+
+def _data(
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    point: str,
+    index: FeatureIndex,
+    model: nn.Module | None,
+    n_latents: int,
+    latents: Tensor | None,
+    n_examples: int,
+    evaluation: Evaluation | None,
+    tokenizer: Any,
+) -> dict[str, Any]:
+    """All that the page says, as plain values."""
+    tally = index.tally
+    if latents is None:
+        chosen, rule = _top_latents(tally, n_latents)
+    else:
+        chosen, rule = latents, "Selected by: the latents asked for."
+    contexts = Contexts(store, tokenizer, BEFORE_TOKENS, AFTER_TOKENS)
+    lens = index.lens(chosen, contexts.tokenizer)
+    if model is not None:
+        lens = logit_lens(sae, model, chosen, n=10, tokenizer=contexts.tokenizer)
+    vocabulary = Vocabulary()
+    shown = features(sae, store, point, index, chosen, contexts, vocabulary, n_examples, lens)
+    model_name = os.path.basename(store.model_name) if os.path.isabs(store.model_name) else store.model_name
+    return {
+        "title": visible(f"Features of {model_name} at {point}"),
+        "facts": _facts(sae, tally, evaluation),
+        "rule": rule,
+        "tokens": tally.n_tokens,
+        "top": min(index.plan["settings"]["n_top"], tally.n_tokens),
+        "sampled": len(index.token_sample.rows),
+        "positions": tally.token_positions.tolist(),
+        "bos": store.plan.get("bos_id") is not None,
+        "edges": bin_edges(),
+        "labels": {"format": FORMAT, "version": VERSION, "sae": index.sae["sha256"]},
+        "vocabulary": vocabulary.texts,
+        "ids": vocabulary.ids,
+        "features": shown,
+    }
 
 
 def _top_latents(tally: Tally, n_latents: int) -> tuple[Tensor, str]:
@@ -139,73 +175,3 @@ def _facts(sae: SparseAutoencoder, tally: Tally, evaluation: Evaluation | None) 
         if row.delta_ce is not None:
             facts.append(["ΔCE", f"{row.delta_ce:.4f} nats ({evaluation.n_ce_tokens:,} {of}tokens)"])
     return facts
-
-
-def _features(
-    sae: SparseAutoencoder,
-    store: ActivationStore,
-    point: str,
-    tally: Tally,
-    latents: Tensor,
-    contexts: Contexts,
-    n_examples: int,
-) -> list[dict[str, Any]]:
-    """What the page shows of each latent, without the logit lens."""
-    table = feature_table(tally, latents, contexts)
-    views = [table.latent(latent, n_examples) for latent in latents.tolist()]
-    rows_of = {firing.row: contexts.rows_of(firing.context) for view in views for firing in view}
-    values = _values_around(
-        sae, store, point, latents, sorted({row for rows in rows_of.values() for row in rows if row >= 0})
-    )
-    edges = bin_edges()
-    norms = sae.W_dec[latents.to(sae.device)].detach().float().norm(dim=1).tolist()
-    features = []
-    for view, norm in zip(views, norms):
-        examples = [
-            {
-                "value": _short(firing.value),
-                "row": firing.row,
-                "document": firing.document,
-                "position": firing.position,
-                "at": firing.context.at,
-                "tokens": [visible(token) for token in firing.context.tokens],
-                "acts": [None if row < 0 else _short(values.get((row, view.latent), 0.0)) for row in rows_of[firing.row]],
-            }
-            for firing in view
-        ]
-        counts = tally.histogram[view.latent]
-        filled = counts.nonzero().flatten().tolist()
-        span = range(filled[0], filled[-1] + 1) if filled else ()
-        features.append(
-            {
-                "id": view.latent,
-                "max": examples[0]["value"] if examples else 0.0,
-                "fired": view.n_fired,
-                "density": view.density,
-                "norm": _short(norm),
-                "bins": [[_short(edges[b]), _short(edges[b + 1]), int(counts[b])] for b in span],
-                "examples": examples,
-            }
-        )
-    return features
-
-
-def _values_around(
-    sae: SparseAutoencoder, store: ActivationStore, point: str, latents: Tensor, rows: list[int]
-) -> dict[tuple[int, int], float]:
-    """(row, latent) → activation, for the rows of all shown windows and those of `latents` that fire there."""
-    shown = torch.zeros(sae.d_sae, dtype=torch.bool)
-    shown[latents] = True
-    values: dict[tuple[int, int], float] = {}
-    for part in torch.tensor(rows, dtype=torch.int64).split(BLOCK_ROWS):
-        with torch.no_grad():
-            found = to_cpu(sae.encode(store.gather(part, point).to(sae.device)))
-        wanted = shown[found.indices] & (found.values != 0)
-        keys = zip(part[found.row_ids()[wanted]].tolist(), found.indices[wanted].tolist())
-        values.update(zip(keys, found.values[wanted].float().tolist()))
-    return values
-
-
-def _short(value: float) -> float:
-    """Four significant digits, for the size of the page."""
-    return float(f"{value:.4g}")

@@ -23,7 +23,10 @@ from .search import (
     unigram_latents,
 )
 
-KINDS = ("latent", "token", "regex", "text", "like", "direction", "promotes", "demotes", "by", "unigram", "labelled")
+KINDS = (
+    "latent", "token", "regex", "text", "like", "direction", "promotes", "demotes", "by", "unigram", "labelled",
+    "import_labels",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,6 +85,9 @@ class SearchConfig:
     notes: str = ""
     """With --label: anything else."""
 
+    import_labels: str | None = None
+    """Write the labels, notes and stars of a file that the HTML page gave."""
+
     sae: str | None = None
     """Folder of the index's SAE; one of another SAE is refused."""
 
@@ -97,8 +103,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            kinds = ", ".join(f"--{kind}" for kind in KINDS)
-            raise ValueError(f"search expected one of {kinds}, got {' and '.join(f'--{kind}' for kind in given) or 'none'}")
+            all_of_them, asked = (" ".join(f"--{kind.replace('_', '-')}" for kind in kinds) for kinds in (KINDS, given))
+            raise ValueError(f"search expected one of {all_of_them}, got {asked or 'none'}")
         if self.label is not None and self.latent is None:
             raise ValueError("search --label expected --latent too: the latent that it is about")
         if (self.direction or (self.text is not None and self.model)) and self.sae is None:
@@ -129,7 +135,8 @@ def answer(
         view = index[config.latent]
         if config.label is not None:
             if config.label:
-                index.labels.set(config.latent, config.label, config.notes)
+                starred = view.label is not None and view.label.starred
+                index.labels.set(config.latent, config.label, config.notes, starred)
             else:
                 index.labels.remove(config.latent)
             view = index[config.latent]
@@ -138,6 +145,9 @@ def answer(
         view = index[config.like]
         nearest = (("cosine", view.cosine), ("jaccard", view.jaccard), ("pmi", view.pmi))
         return [line for name, pairs in nearest for line in _lines(index, pairs[:n], name)]
+    if config.import_labels is not None:
+        n_labels = index.labels.import_json(config.import_labels)
+        return [f"{n_labels} labels from {config.import_labels}"]
     if config.labelled is not None:
         return [repr(label) for label in index.labels.search(config.labelled)]
     if config.unigram is not None:

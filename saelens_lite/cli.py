@@ -345,7 +345,9 @@ def search(argv: Sequence[str]) -> None:
         model = _load_model(config.model, device, index)
     lines = answer(config, index, sae, model)
     print("\n".join(lines) if lines else f"no latent of {config.index} fits")
-    if kind != "latent":
+    if kind == "import_labels":
+        _print_next(f'saelens-lite search {config.index} --labelled ""')
+    elif kind != "latent":
         _print_next(f"saelens-lite search {config.index} --latent I")
 
 

@@ -221,6 +221,20 @@ def rate_bound(n_tokens: int) -> float:
     return min(1.0, 3 / n_tokens) if n_tokens else 1.0
 
 
+def rate_interval(count: int, n_tokens: int) -> tuple[float, float]:
+    """The rates, as shares of tokens, that `count` firings on n tokens leave possible with 95 % confidence.
+
+    It takes tokens as independent, which neighbours in a text are not: the true interval is wider.
+    source: Wilson 1927, JASA 22(158)
+    """
+    if not n_tokens:
+        return 0.0, 1.0
+    z2, share = 1.959964**2 / n_tokens, count / n_tokens
+    middle = (share + z2 / 2) / (1 + z2)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / 4)) / (1 + z2)
+    return max(0.0, middle - half) if count else 0.0, min(1.0, middle + half) if count < n_tokens else 1.0
+
+
 def window_name(window_tokens: int) -> str:
     """10_000 → "10k", 1_000_000 → "1M": how a window is written behind "dead@"."""
     for unit, suffix in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):

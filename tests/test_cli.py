@@ -198,6 +198,14 @@ def test_search_in_the_index(made, capsys):
     assert main(["search", index, "--latent", "3", "--label", "the third"]) == 0
     assert main(["search", index, "--labelled", "third"]) == 0
     assert "Label(latent=3, label='the third'" in capsys.readouterr().out
+    sha256 = json.loads((made / "searched.index" / "index.json").read_text())["plan"]["sae"]["sha256"]
+    four = {"latent": 4, "label": "the fourth", "notes": "", "starred": True}
+    exported = {"format": "saelens_lite labels", "version": 1, "sae": sha256, "labels": [four]}
+    (made / "labels.json").write_text(json.dumps(exported))
+    assert main(["search", index, "--import-labels", str(made / "labels.json")]) == 0
+    assert main(["search", index, "--latent", "4", "--label", "4th"]) == 0
+    assert main(["search", index, "--labelled", ""]) == 0
+    assert "Label(latent=4, label='4th', notes='', starred=True)" in capsys.readouterr().out
     assert "expected a latent from 0 to 63, got 64" in fails(capsys, "search", index, "--latent", "64")
     assert "got an empty one" in fails(capsys, "search", index, "--text", "", *own[2:])
     assert "not of the topk SAE" in fails(capsys, "search", index, *own[:3], made / "frozen", *own[4:])

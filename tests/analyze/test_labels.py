@@ -1,5 +1,8 @@
 """Labels: written, found, kept from other SAEs."""
 
+import json
+import sqlite3
+
 import pytest
 
 from saelens_lite import FeatureIndexError
@@ -32,3 +35,56 @@ def test_labels_of_another_sae_or_another_file_are_refused(tmp_path):
     (tmp_path / "text").write_text("no database, but long enough to be read as the head of one" * 20)
     with pytest.raises(FeatureIndexError, match="cannot be read or written as a file of labels"):
         Labels(tmp_path / "text", SAE).all()
+
+
+def test_a_star_is_kept_and_a_file_without_stars_is_read(tmp_path):
+    with sqlite3.connect(tmp_path / "labels.sqlite") as db:
+        db.execute("CREATE TABLE sae (sha256 TEXT)")
+        db.execute("INSERT INTO sae VALUES (?)", (SAE["sha256"],))
+        db.execute("CREATE TABLE labels (latent INTEGER PRIMARY KEY, label TEXT, notes TEXT)")
+        db.execute("INSERT INTO labels VALUES (4, 'old', 'file')")
+    db.close()
+    labels = Labels(tmp_path / "labels.sqlite", SAE)
+    labels.set(5, "", starred=True)
+    assert labels.all() == [Label(4, "old", "file"), Label(5, "", "", True)]
+
+
+def exported(tmp_path, *labels, **facts):
+    content = {"format": "saelens_lite labels", "version": 1, "sae": SAE["sha256"], "labels": list(labels)}
+    (tmp_path / "export.json").write_text(json.dumps(content | facts))
+    return tmp_path / "export.json"
+
+
+def entry(latent, label="", notes="", starred=False):
+    return {"latent": latent, "label": label, "notes": notes, "starred": starred}
+
+
+def test_what_the_page_exported_is_imported_in_place_of_what_was_there(tmp_path):
+    labels = Labels(tmp_path / "labels.sqlite", SAE)
+    labels.set(1, "old")
+    labels.set(2, "stays")
+    labels.set(3, "goes")
+    file = exported(tmp_path, entry(1, "new", "n"), entry(3), entry(9, starred=True))
+    assert labels.import_json(file) == 3
+    assert labels.all() == [Label(1, "new", "n"), Label(2, "stays"), Label(9, "", "", True)]
+
+
+@pytest.mark.parametrize(
+    "label, facts, told",
+    [
+        (entry(1), {"sae": "b" * 64}, "labels of the SAE bbbbbbbb, this index is of aaaaaaaa"),
+        (entry(1), {"version": 2}, "expected 'saelens_lite labels' version 1, it states 'saelens_lite labels' version 2"),
+        (entry(10), {}, "from 0 to 9, got 10"),
+        (entry("1"), {}, "from 0 to 9, got 1"),
+        ({"latent": 1}, {}, "expected labels that a page of features exported: KeyError"),
+    ],
+)
+def test_a_file_that_does_not_fit_changes_nothing(tmp_path, label, facts, told):
+    labels = Labels(tmp_path / "labels.sqlite", SAE)
+    labels.set(0, "stays")
+    with pytest.raises(ValueError, match=told):
+        labels.import_json(exported(tmp_path, entry(0, "replaced"), label, **facts))
+    assert labels.all() == [Label(0, "stays")]
+    (tmp_path / "text").write_text("no JSON")
+    with pytest.raises(ValueError, match="expected labels that a page of features exported: JSONDecodeError"):
+        labels.import_json(tmp_path / "text")

@@ -136,7 +136,7 @@ def test_questions_of_the_command_line(index):
 
     assert ask(latent=7) == [repr(index[7])]
     assert "label: the sun (and the moon)" in ask(latent=7, label="the sun", notes="and the moon")[0]
-    assert ask(labelled="MOON") == ["Label(latent=7, label='the sun', notes='and the moon')"]
+    assert ask(labelled="MOON") == ["Label(latent=7, label='the sun', notes='and the moon', starred=False)"]
     assert any("the sun" in line for line in ask(by="density", n=48))
     assert "label" not in ask(latent=7, label="")[0] and ask(labelled="") == []
     assert [line.split()[2] for line in ask(like=7, n=2)][:2] == ["cosine", "cosine"]

@@ -1,0 +1,155 @@
+"""Chromium driven over its debugging pipe: pages opened without a network, real keys, what the page then holds.
+
+Messages of the DevTools protocol are JSON that ends in a zero byte, on file descriptors 3 and 4 of the browser. No library
+is needed, and no port.
+"""
+
+import base64
+import contextlib
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+
+SWITCHES = (
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--disable-sync --proxy-server=127.0.0.1:9 --remote-debugging-pipe --hide-scrollbars"
+)
+_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+_CODES = {"/": "Slash", "Escape": "Escape", "Enter": "Enter", "Tab": "Tab", "ArrowDown": "ArrowDown"}
+
+
+def installed():
+    """Where the browser is, or None."""
+    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+class Tab:
+    """One page in a browser of its own.
+
+    complaints: exceptions of its scripts, and what the console says of errors; requests: URLs that it asked for
+    """
+
+    def __init__(self, path, folder, width=1280, height=900, dark=False):
+        to_browser, ours = os.pipe()
+        theirs, from_browser = os.pipe()
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+        command = [
+            sys.executable,
+            "-c",
+            _START,
+            *map(str, ends),
+            installed(),
+            *SWITCHES.split(),
+            f"--user-data-dir={folder}",
+        ]
+        self._process = subprocess.Popen(
+            command, pass_fds=ends, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for end in (to_browser, from_browser, *ends):
+            os.close(end)
+        self._write, self._read, self._buffer, self._id, self._session = ours, theirs, b"", 0, None
+        self.complaints, self.requests = [], []
+        self.folder = folder
+        target = self.send("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        self.resize(width, height, dark)
+        self.send("Page.navigate", url=path.as_uri())
+        self.wait("document.readyState === 'complete'")
+
+    def send(self, method, **parameters):
+        """A command, and what it answers; events on the way are noted."""
+        self._id += 1
+        message = {"id": self._id, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while (answer := self._next()).get("id") != self._id:
+            if answer.get("method") == "Runtime.exceptionThrown":
+                self.complaints.append(answer["params"]["exceptionDetails"].get("exception", {}).get("description"))
+            if answer.get("method") == "Log.entryAdded":
+                self.complaints.append(answer["params"]["entry"]["text"])
+            if answer.get("method") == "Network.requestWillBeSent":
+                self.requests.append(answer["params"]["request"]["url"])
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def _next(self, timeout_s=60):
+        end = time.monotonic() + timeout_s
+        while b"\0" not in self._buffer:
+            assert select.select([self._read], [], [], max(0, end - time.monotonic()))[0], "the browser does not answer"
+            part = os.read(self._read, 1 << 20)
+            assert part, "the browser has gone"
+            self._buffer += part
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return json.loads(message)
+
+    def js(self, expression):
+        """The value of an expression in the page."""
+        answer = self.send("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, expression, timeout_s=20):
+        """Until an expression is true."""
+        end = time.monotonic() + timeout_s
+        while not self.js(expression):
+            assert time.monotonic() < end, f"never: {expression}"
+            time.sleep(0.02)
+
+    def press(self, *keys):
+        """Keys on the keyboard, one after the other."""
+        for key in keys:
+            code = _CODES.get(key, f"Key{key.upper()}")
+            text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
+            known = {"key": key, "code": code, "windowsVirtualKeyCode": {"Enter": 13, "Escape": 27, "Tab": 9}.get(key, 0)}
+            self.send("Input.dispatchKeyEvent", type="keyDown", **known, **text)
+            self.send("Input.dispatchKeyEvent", type="keyUp", **known)
+        self.frame()
+
+    def type(self, text):
+        """Text into what has the focus."""
+        self.send("Input.insertText", text=text)
+        self.frame()
+
+    def click(self, selector):
+        """The mouse on the middle of an element."""
+        at = "(e => { const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })"
+        x, y = self.js(f"{at}(document.querySelector({json.dumps(selector)}))")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.frame()
+
+    def frame(self):
+        """Until the page has been drawn again."""
+        self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
+
+    def resize(self, width, height, dark=False):
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.send("Emulation.setEmulatedMedia", features=[scheme])
+
+    def screenshot(self, path, whole=False):
+        """A PNG of what is seen, or of the whole page."""
+        shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(shot["data"]))
+
+    def close(self):
+        self._session = None
+        with contextlib.suppress(OSError, AssertionError):
+            self.send("Browser.close")
+        self._process.wait(20)
+        os.close(self._write)
+        os.close(self._read)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()

@@ -205,6 +205,10 @@ function facts(feature) {
     const most = Math.log(Math.min(data.top, feature.fired)).toFixed(2);
     found.push(["token entropy", `${feature.entropy.toFixed(2)} of ${most} nats`, `Of the tokens of its ${data.top} strongest firings: 0 where all are one token.`]);
   }
+  if (feature.share !== undefined) {
+    const what = "Share of its commonest token, over a sample of all its firings; unigram where that and its share of the strongest reach 90%.";
+    found.push(["on one token", percent(feature.share, 2) + (feature.unigram ? ", unigram" : ""), what]);
+  }
   if (feature.score !== undefined) found.push(["output score", number(feature.score, 3), "How much firing hard makes the model say what the logit lens promises; Arad et al. 2025."]);
   found.push(["decoder norm", number(feature.norm), ""]);
   const list = element("dl", "numbers");

@@ -1,8 +1,8 @@
 // The list of all latents of the page, its search and order, the keys, and what a reader writes. Follows feature.js.
 
 const ROW_PX = 34, SPARE_ROWS = 12;
-const NUMBERS = { latent: (f) => f.id, density, max: (f) => f.max, entropy: (f) => f.entropy, score: (f) => f.score };
-const shownNumber = { latent: String, density: (x) => percent(x, 2), max: strength, entropy: (x) => x.toFixed(2), score: (x) => x.toFixed(2) };
+const NUMBERS = { latent: (f) => f.id, density, max: (f) => f.max, entropy: (f) => f.entropy, share: (f) => f.share, score: (f) => f.score };
+const shownNumber = { latent: String, density: (x) => percent(x, 2), max: strength, entropy: (x) => x.toFixed(2), share: (x) => percent(x, 2), score: (x) => x.toFixed(2) };
 const columns = Object.keys(NUMBERS).filter((name) => data.features.some((feature) => NUMBERS[name](feature) !== undefined));
 
 const marks = new Map();
@@ -29,8 +29,9 @@ function haystack(feature) {
 // "max>5 is:starred king" → a test of each condition, and the text that is left.
 function filter(query) {
   const tests = [];
-  const rest = query.replace(/(?:^|\s)(?:(density|max|entropy|score)\s*([<>])\s*(\d[\d.e-]*)|is:(starred|labelled))(?=\s|$)/gi, (_, name, sign, value, is) => {
-    if (is) tests.push((f) => Boolean(marks.get(f.id)?.[is.toLowerCase() === "starred" ? "starred" : "label"]));
+  const rest = query.replace(/(?:^|\s)(?:(density|max|entropy|share|score)\s*([<>])\s*(\d[\d.e-]*)|is:(starred|labelled|unigram))(?=\s|$)/gi, (_, name, sign, value, is) => {
+    if (is?.toLowerCase() === "unigram") tests.push((f) => Boolean(f.unigram));
+    else if (is) tests.push((f) => Boolean(marks.get(f.id)?.[is.toLowerCase() === "starred" ? "starred" : "label"]));
     else tests.push((f) => (sign === ">" ? NUMBERS[name.toLowerCase()](f) > Number(value) : NUMBERS[name.toLowerCase()](f) < Number(value)));
     return "";
   });
@@ -183,7 +184,7 @@ for (const name of columns.toSpliced(1, 0, "gist")) {
   });
   find("heads").append(head);
   if (name !== "gist") {
-    const option = element("option", "", { latent: "number", max: "max activation", score: "output score", entropy: "token entropy" }[name] ?? name);
+    const option = element("option", "", { latent: "number", max: "max activation", score: "output score", entropy: "token entropy", share: "commonest token" }[name] ?? name);
     option.value = name;
     find("sort").append(option);
   }

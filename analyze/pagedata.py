@@ -24,6 +24,7 @@ from .intervals import intervals, quantile_edges
 from .lens import LogitLens
 from .stream import BLOCK_ROWS, to_cpu
 from .tokentable import token_ids
+from .unigram import is_unigram
 
 BEFORE_TOKENS, AFTER_TOKENS = 24, 12
 """Around the strongest firings; half as many around other examples."""
@@ -149,7 +150,10 @@ def _numbers(index: FeatureIndex, latent: int) -> dict[str, Any]:
         "bins": [filled[0], histogram[filled[0] : filled[-1] + 1].tolist()] if filled else [0, []],
         "positions": positions[: int(positions.nonzero().max()) + 1].tolist() if positions.any() else [],
         "entropy": short(float(index.row("token_entropy", latent))),
+        "share": short(float(index.row("token_share", latent))),
     }
+    if is_unigram(torch.tensor(fired), index.row("token_share", latent), index.row("top_token_share", latent)):
+        numbers["unigram"] = True
     if fired:
         values, rows, largest = (index.row(name, latent) for name in ("sample_values", "sample_rows", "top_values"))
         edges = quantile_edges(histogram, values[rows >= 0], fired, float(largest[0]), 20)

@@ -59,8 +59,8 @@ def nasty_data(tokens=NASTY):
     lens = [[place, 0.5] for place in places]
     feature = {
         "id": 7, "fired": 9, "interval": [0.005, 0.019], "first": 3, "last": 800, "max": 2.0, "norm": 1.0, "entropy": 0.5,
-        "score": 0.25, "quantiles": [1.0, 1.5], "bins": [33, [4, 0, 5]], "positions": [1, 0, 8], "cosine": [[8, 0.5]],
-        "jaccard": [[9, 0.1]], "pmi": [], "tokens": [9, [[place, 1] for place in places]], "top": lens, "bottom": lens,
+        "share": 0.9, "unigram": True, "score": 0.25, "quantiles": [1.0, 1.5], "bins": [33, [4, 0, 5]],
+        "positions": [1, 0, 8], "cosine": [[8, 0.5]], "jaccard": [[9, 0.1]], "pmi": [], "tokens": [9, [[place, 1] for place in places]], "top": lens, "bottom": lens,
         "examples": [example], "intervals": [[1.0, 1.5, None, [example]], [0.0, 1.0, 4, []]],
         "contrast": [[0.0, *example[1:6], []]], "label": [tokens[0], tokens[2], True],
     }  # fmt: skip
@@ -206,6 +206,7 @@ def test_common_tokens_and_the_interval_of_the_rate(store, dense, speaking, page
         assert n == feature["fired"]
         assert [count for _, count in common] == counts.sort(descending=True).values[: len(common)].tolist()
         assert all(counts[data["ids"][place]] == count for place, count in common)
+        assert feature["share"] == pytest.approx(common[0][1] / n, rel=1e-3)
         low, high = feature["interval"]
         assert low < feature["fired"] / 1500 < high
 

@@ -103,8 +103,8 @@ class SearchConfig:
     def __post_init__(self) -> None:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
-            all_of_them, asked = (" ".join(f"--{kind.replace('_', '-')}" for kind in kinds) for kinds in (KINDS, given))
-            raise ValueError(f"search expected one of {all_of_them}, got {asked or 'none'}")
+            flags, asked = ([f"--{kind.replace('_', '-')}" for kind in kinds] for kinds in (KINDS, given))
+            raise ValueError(f"search expected one of {', '.join(flags)}, got {' and '.join(asked) or 'none'}")
         if self.label is not None and self.latent is None:
             raise ValueError("search --label expected --latent too: the latent that it is about")
         if (self.direction or (self.text is not None and self.model)) and self.sae is None:

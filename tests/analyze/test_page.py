@@ -59,8 +59,10 @@ def nasty_data(tokens=NASTY):
     lens = [[place, 0.5] for place in places]
     feature = {
         "id": 7, "fired": 9, "interval": [0.005, 0.019], "first": 3, "last": 800, "max": 2.0, "norm": 1.0, "entropy": 0.5,
-        "share": 0.9, "unigram": True, "score": 0.25, "quantiles": [1.0, 1.5], "bins": [33, [4, 0, 5]],
-        "positions": [1, 0, 8], "cosine": [[8, 0.5]], "jaccard": [[9, 0.1]], "pmi": [], "tokens": [9, [[place, 1] for place in places]], "top": lens, "bottom": lens,
+        "share": 0.9, "unigram": True,
+        "score": 0.25, "quantiles": [1.0, 1.5], "bins": [33, [4, 0, 5]],
+        "positions": [1, 0, 8], "cosine": [[8, 0.5]], "jaccard": [[9, 0.1]], "pmi": [],
+        "tokens": [9, [[place, 1] for place in places]], "top": lens, "bottom": lens,
         "examples": [example], "intervals": [[1.0, 1.5, None, [example]], [0.0, 1.0, 4, []]],
         "contrast": [[0.0, *example[1:6], []]], "label": [tokens[0], tokens[2], True],
     }  # fmt: skip

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .absorption import label_absorption
     from .anomaly import fit_anomaly
     from .attribution import direct_logit_attribution
     from .build import IndexConfig, index_features
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
     from .intervene import ablate, clamp, latent_stats, scale, splice_sae, steer
     from .lens import logit_lens
     from .page import feature_page
+    from .planted import planted_absorption
     from .ranks import auroc
     from .recovery import score_recovery
     from .report import report_page
     from .sideeffects import NeutralText
     from .split import Split, select_latents
+    from .splitting import feature_splitting
     from .statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
 
 __all__ = [
@@ -50,6 +53,9 @@ __all__ = [
     "latent_stats",
     "feature_page",
     "score_recovery",
+    "planted_absorption",
+    "label_absorption",
+    "feature_splitting",
     "direct_logit_attribution",
     "gradient_attribution",
     "edge_attribution",
@@ -89,6 +95,9 @@ _HOMES = {
     "anomaly": ["fit_anomaly"],
     "ranks": ["auroc"],
     "recovery": ["score_recovery"],
+    "planted": ["planted_absorption"],
+    "absorption": ["label_absorption"],
+    "splitting": ["feature_splitting"],
     "report": ["report_page"],
     "statistics": ["cluster_bootstrap", "rank_p", "max_statistic_p", "benjamini_hochberg"],
     "controls": ["matched_latents", "random_directions", "one_direction", "diff_mean", "probe_direction"],

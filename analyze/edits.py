@@ -21,6 +21,8 @@ from saelens_lite.hooks import EditInfo, d_model, edit, resolve
 from saelens_lite.positions import Positions, Where, special_ids
 from saelens_lite.sae import SparseAutoencoder
 
+from .stream import checked_latents
+
 Latents = int | Sequence[int] | Tensor
 PerLatent = float | Sequence[float] | Tensor
 Unit = Literal["raw", "max_act", "resid_norm"]
@@ -254,11 +256,9 @@ def checked_latents_of(sae: SparseAutoencoder, latents: Latents) -> Tensor:
 
     raises: ValueError otherwise, or for none
     """
-    chosen = torch.as_tensor(latents, dtype=torch.int64).reshape(-1).cpu()
+    chosen = checked_latents(sae, latents)
     if not len(chosen):
         raise ValueError("latents expected at least one index, got none")
-    if chosen.min() < 0 or chosen.max() >= sae.d_sae:
-        raise ValueError(f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen.tolist()[:8]}")
     if len(chosen.unique()) != len(chosen):
         raise ValueError(f"latents expected each index once, got {chosen.tolist()[:8]}")
     return chosen
@@ -268,6 +268,8 @@ def amounts_for(value: PerLatent, chosen: Tensor, name: str) -> Tensor:
     """float[n] on the CPU, from one number or one a latent."""
     amounts = torch.as_tensor(value).cpu()
     amounts = amounts if amounts.is_floating_point() else amounts.float()
+    if not amounts.isfinite().all():
+        raise ValueError(f"{name} expected finite numbers, got {amounts[~amounts.isfinite()][0].item()}")
     if amounts.numel() != 1 and amounts.shape != chosen.shape:
         raise ValueError(f"{name} expected one number or one for each of {len(chosen)} latents, got {list(amounts.shape)}")
     return amounts.reshape(-1).expand(len(chosen))

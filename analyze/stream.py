@@ -112,13 +112,16 @@ def to_cpu(latents: SparseLatents) -> SparseLatents:
     )
 
 
-def checked_latents(sae: SparseAutoencoder, latents: Sequence[int] | Tensor | None) -> Tensor:
-    """int64[m] of valid latents; None gives all. raises: ValueError for one out of range."""
+def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tensor | None) -> Tensor:
+    """int64[m] of valid latents; None gives all. raises: ValueError for one out of range, or what is no index."""
     if latents is None:
         return torch.arange(sae.d_sae)
-    chosen = torch.as_tensor(latents, dtype=torch.int64).reshape(-1).cpu()
-    if len(chosen) and (int(chosen.min()) < 0 or int(chosen.max()) >= sae.d_sae):
-        raise ValueError(f"expected latents from 0 to {sae.d_sae - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    given = torch.as_tensor(latents).reshape(-1).cpu()
+    if len(given) and (given.is_floating_point() or given.dtype == torch.bool):
+        raise ValueError(f"latents expected indices, got {given.dtype}; of a mask, mask.nonzero() gives them")
+    chosen = given.long()
+    if (beyond := (chosen < 0) | (chosen >= sae.d_sae)).any():
+        raise ValueError(f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen[beyond].tolist()[:8]}")
     return chosen
 
 

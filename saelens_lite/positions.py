@@ -43,6 +43,9 @@ class Positions:
                 f"where expected one of {WORDS}, a bool mask or a function of EditInfo, got {self.where!r}"
                 f"{nearest(self.where, WORDS)}"
             )
+        if not (isinstance(self.where, str | Tensor) or callable(self.where)):
+            kind = type(self.where).__name__
+            raise ValueError(f"where expected one of {WORDS}, a bool mask or a function of EditInfo, got a {kind}")
         if isinstance(self.where, Tensor) and (self.where.dtype != torch.bool or self.where.ndim != 2):
             raise ValueError(f"where expected a bool mask [batch width], got {self.where.dtype} {list(self.where.shape)}")
 

@@ -81,7 +81,7 @@ def test_latents_can_be_chosen(store, sae, byte_tokenizer):
     assert some.latent(2) == everything.latent(2)
     with pytest.raises(ValueError, match="latent 7 is not in this table of 2 latents"):
         some.latent(7)
-    with pytest.raises(ValueError, match="latents from 0 to 47, got 3 to 48"):
+    with pytest.raises(ValueError, match=r"indices from 0 to 47, got \[48\]"):
         max_activating_tokens(sae, store, latents=[3, 48])
     with pytest.raises(ValueError, match="n >= 1"):
         max_activating_tokens(sae, store, n=0)

@@ -599,6 +599,10 @@ def test_the_callers_own_generate_comes_back():
     [
         (lambda m, s: ablate(m, s, 24), "indices from 0 to 23, got \\[24\\]"),
         (lambda m, s: ablate(m, s, [-1]), "indices from 0 to 23"),
+        (lambda m, s: ablate(m, s, 3.7), "latents expected indices, got torch.float32"),
+        (lambda m, s: ablate(m, s, torch.ones(24, dtype=torch.bool)), "got torch.bool; of a mask"),
+        (lambda m, s: steer(m, s, 3, float("nan")), "strength expected finite numbers, got nan"),
+        (lambda m, s: steer(m, s, 3, 1.0, where=[[True]]), "a bool mask or a function of EditInfo, got a list"),
         (lambda m, s: ablate(m, s, []), "at least one index"),
         (lambda m, s: ablate(m, s, [3, 3]), "each index once"),
         (lambda m, s: ablate(m, s, 3, value="median"), "'zero', 'mean' or 'resample', got 'median'"),

@@ -75,7 +75,7 @@ def test_tokens_have_text_with_a_tokenizer(gpt2, sae, byte_tokenizer):
 
 
 def test_what_does_not_fit_is_refused(gpt2, sae):
-    with pytest.raises(ValueError, match="latents from 0 to 47"):
+    with pytest.raises(ValueError, match="indices from 0 to 47"):
         logit_lens(sae, gpt2, [48])
     with pytest.raises(ValueError, match="model's width 32, got d_model=16"):
         logit_lens(make_sae(d_model=16), gpt2)

@@ -41,10 +41,9 @@ def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: flo
     if len(sample) == n_fired:
         ascending = sample.sort().values.tolist()
         return [ascending[j * n_fired // n] for j in range(n)] + [ascending[-1]]
-    edges, below = bin_edges(), histogram.double().cumsum(0)
-    filled = histogram.nonzero().flatten()
-    first = int(filled[0])
-    quantiles = [edges[first] if first > 0 else 0.0]
+    below, filled = histogram.double().cumsum(0), histogram.nonzero().flatten().tolist()
+    edges = [*bin_edges()[: filled[-1] + 1], largest]  # the last bin ends at the largest activation, or goes on to it
+    quantiles = [edges[filled[0]]]
     for j in range(1, n):
         wanted = j / n * n_fired
         b = int(torch.searchsorted(below, wanted))

@@ -25,8 +25,8 @@ _NEVER = torch.iinfo(torch.int64).max
 def activation_bins(values: Tensor) -> Tensor:
     """The histogram bin of each activation: int64[...], 0 to N_BINS - 1.
 
-    Bin b holds edge b <= value < edge b + 1 of `bin_edges`, the ends take in what lies beyond. Bins are read off the bits of
-    a float, so no rounding can put a value beside its bin.
+    Bin b holds edge b <= value < edge b + 1 of `bin_edges`, the last what lies beyond too. Bins are read off the bits of a
+    float, so no rounding can put a value beside its bin.
     values: float32 or float64[...] above 0
     """
     if values.dtype == torch.float64:
@@ -37,8 +37,9 @@ def activation_bins(values: Tensor) -> Tensor:
 
 
 def bin_edges() -> list[float]:
-    """The N_BINS + 1 edges, in units of activation: four equal steps an octave, from 2^-8 to 2^16."""
-    return [2.0 ** (b // BINS_PER_OCTAVE + FIRST_OCTAVE) * (1 + b % BINS_PER_OCTAVE / 4) for b in range(N_BINS + 1)]
+    """The N_BINS + 1 edges, in units of activation: 0, then four equal steps an octave, from 1.25 · 2^-8 to 2^16."""
+    steps = [2.0 ** (b // BINS_PER_OCTAVE + FIRST_OCTAVE) * (1 + b % BINS_PER_OCTAVE / 4) for b in range(N_BINS + 1)]
+    return [0.0, *steps[1:]]
 
 
 def position_bins(positions: Tensor) -> Tensor:

@@ -57,6 +57,18 @@ def test_beyond_the_sample_edges_come_from_the_histogram():
     """
     histogram = torch.zeros(96, dtype=torch.int32)
     histogram[32], histogram[33] = 400, 600
-    assert quantile_edges(histogram, torch.ones(10), 1000, 1.49, 2) == [1.0, pytest.approx(1.25 + 0.25 / 6), 1.49]
+    assert quantile_edges(histogram, torch.ones(10), 1000, 1.49, 2) == [1.0, pytest.approx(1.25 + 0.24 / 6), 1.49]
     sample = torch.tensor([1.1, 1.4, 1.3])
     assert quantile_edges(histogram, sample, 1000, 1.49, 2) == [1.0, pytest.approx(1.275), 1.49]
+
+
+@pytest.mark.parametrize("scale", [2.0**-20, 2.0**18])
+def test_activations_beyond_the_histogram_have_quantiles_too(scale):
+    """All 5,000 in the first bin or in the last: the 64 sampled ones say where the quantiles are."""
+    values = scale * torch.linspace(1, 2, 5000)
+    tally = Tally(1, 4, 64)
+    tally.update(SparseLatents.from_dense(values[:, None]), 0)
+    assert tally.histogram[0].count_nonzero() == 1
+    found = intervals(tally.histogram[0], tally.sample.values[0], tally.sample.rows[0], 5000, float(values[-1]))
+    shares = [float(((values >= part.low) & (values < part.high)).double().mean()) for part in found]
+    assert max(abs(share - 0.2) for share in shares) < 0.1, shares

@@ -22,6 +22,7 @@ from saelens_lite.sae import SparseAutoencoder
 from .controls import Controls
 from .edits import Latents, hook_point_names
 from .intervene import steer
+from .ranks import spearman
 from .sideeffects import NeutralText, SideEffects, side_effects
 from .split import Documents, Selection, document_ids
 from .statistics import Alternative, Interval, cluster_bootstrap, max_statistic_p, rank_p
@@ -87,8 +88,7 @@ class DoseResponse:
         """Rank correlation of dose and effect: 1 where every larger dose does more; nan where all effects are equal."""
         if len(self.rows) < 2:
             return math.nan
-        ranks = [_ranks([float(value) for value in column]) for column in self._columns()]
-        return float(torch.corrcoef(torch.stack(ranks))[0, 1])
+        return spearman(*self._columns())
 
     @property
     def half_effect_dose(self) -> float | None:
@@ -269,13 +269,6 @@ def _scored(score: Score, model: nn.Module, context: AbstractContextManager, n_i
     if not values.isfinite().all():
         raise ValueError(f"score expected finite numbers, got {values[~values.isfinite()][0].item()}")
     return values
-
-
-def _ranks(values: list[float]) -> Tensor:
-    """float64[n]; equal values share their mean rank."""
-    row = torch.tensor(values, dtype=torch.float64)
-    below, same = (row[:, None] > row).sum(1), (row[:, None] == row).sum(1)
-    return below + (same - 1) / 2.0
 
 
 def _spread(effects: Tensor) -> list[float]:

@@ -30,6 +30,11 @@ from .tokensample import TokenSample
 from .tokentable import TokenTable
 from .unigram import UnigramShare, is_unigram
 
+_ANALYZE = "`saelens-lite analyze` with the same --sae, --store and --index, and --model"
+_OF_MODEL = {f"{end}_{what}": _ANALYZE for end in ("promoted", "demoted") for what in ("ids", "logits")}
+_OF_MODEL["output_score"] = f"{_ANALYZE} --output-score"
+"""What an index made without a model lacks, and what adds it."""
+
 
 @dataclass(frozen=True, slots=True)
 class IndexedLatent:
@@ -192,6 +197,8 @@ class FeatureIndex:
         raises: ValueError for a name that this index lacks
         """
         if name not in self._names:
+            if name in _OF_MODEL:
+                raise ValueError(f"{self.path} has no {name!r}: {_OF_MODEL[name]} adds it, without another pass")
             raise ValueError(f"{self.path} has no {name!r}; it has {', '.join(sorted(self._names))}")
         return self._latents.get_tensor(name)
 

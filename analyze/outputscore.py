@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.decoder import evaluation_mode
 from saelens_lite.hooks import edit, model_device, run_to
 from saelens_lite.sae import SparseAutoencoder
 
@@ -44,24 +45,25 @@ def output_scores(
     ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model_device(model))
     if ids.numel() == 0:
         raise ValueError(f"output_scores expected a prompt with tokens, got {prompt!r}")
-    stream = run_to(model, [hook_point], input_ids=ids)[hook_point]
-    _, scale, _ = sae.normalize(stream[:, -1].to(sae.device))
-    unit = 1.0 if scale is None else float(scale)
-    clean = model(input_ids=ids).logits[:, -1]
-    scores = torch.full((sae.d_sae,), torch.nan)
-    for latents in (largest > 0).nonzero().flatten().split(_BATCH_LATENTS):
-        strength = factor * unit * largest[latents].to(sae.device, sae.dtype)
-        added = strength[:, None] * sae.W_dec[latents.to(sae.device)]
+    with evaluation_mode(model):
+        stream = run_to(model, [hook_point], input_ids=ids)[hook_point]
+        _, scale, _ = sae.normalize(stream[:, -1].to(sae.device))
+        unit = 1.0 if scale is None else float(scale)
+        clean = model(input_ids=ids).logits[:, -1]
+        scores = torch.full((sae.d_sae,), torch.nan)
+        for latents in (largest > 0).nonzero().flatten().split(_BATCH_LATENTS):
+            strength = factor * unit * largest[latents].to(sae.device, sae.dtype)
+            added = strength[:, None] * sae.W_dec[latents.to(sae.device)]
 
-        def push(acts: Tensor, _info: Any, added: Tensor = added) -> Tensor:
-            acts = acts.clone()
-            acts[:, -1] += added.to(acts.device, acts.dtype)
-            return acts
+            def push(acts: Tensor, _info: Any, added: Tensor = added) -> Tensor:
+                acts = acts.clone()
+                acts[:, -1] += added.to(acts.device, acts.dtype)
+                return acts
 
-        with edit(model, hook_point, push):
-            logits = model(input_ids=ids.expand(len(latents), -1)).logits[:, -1]
-        tokens = promoted_ids[latents].long().to(logits.device)
-        scores[latents] = (_weighted(logits, tokens) - _weighted(clean.expand_as(logits), tokens)).cpu()
+            with edit(model, hook_point, push):
+                logits = model(input_ids=ids.expand(len(latents), -1)).logits[:, -1]
+            tokens = promoted_ids[latents].long().to(logits.device)
+            scores[latents] = (_weighted(logits, tokens) - _weighted(clean.expand_as(logits), tokens)).cpu()
     return scores
 
 

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.decoder import evaluation_mode
 from saelens_lite.hooks import model_device, run_to
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.tokens import token_strings
 
-from .context import visible
+from .context import token_text, visible
 from .featureindex import FeatureIndex
 from .stream import to_cpu
 from .tokentable import token_ids
@@ -124,7 +125,7 @@ def fires_on_text(
     ids = tokenizer(text, return_tensors="pt").input_ids
     if ids.numel() == 0:
         raise ValueError(f"expected a text with tokens, got {text!r}")
-    with torch.no_grad():
+    with evaluation_mode(model), torch.no_grad():
         acts = run_to(model, [point], input_ids=ids.to(model_device(model)))[point][0]
         latents = to_cpu(sae.encode(acts.to(sae.device)))
     found = []
@@ -215,13 +216,26 @@ def _one_id(index: FeatureIndex, token: str | int) -> int:
     tokenizer = index.contexts.tokenizer
     if not token or tokenizer is None:
         raise ValueError(f"expected the text of a token, got {token!r}" if tokenizer else "no tokenizer: give a token's id")
-    ids: Sequence[int] = tokenizer(token, add_special_tokens=False).input_ids
-    if len(ids) != 1:
-        pieces = [tokenizer.decode([i]) for i in ids]
-        raise ValueError(
-            f"expected the text of one token, {token!r} is {len(ids)}: {pieces}; search one of them, or the text by regex"
-        )
-    return int(ids[0])
+    if (found := _id_reading(tokenizer, token)) is not None:
+        return found
+    pieces = token_strings(tokenizer, tokenizer(token, add_special_tokens=False).input_ids)
+    spaced = f" {token}"
+    way_out = f"search {spaced!r}, which is one" if _id_reading(tokenizer, spaced) is not None else "search one of them"
+    raise ValueError(
+        f"expected the text of one token, {token!r} is read as {len(pieces)}: {pieces}; {way_out}, or the text by regex"
+    )
+
+
+def _id_reading(tokenizer: Any, token: str) -> int | None:
+    """The id of the token that reads so inside a text, or None.
+
+    What a tokenizer makes of the token alone may begin with a space of its own (Llama), so its last piece is asked how it
+    reads, and so are the vocabulary's entries by name.
+    """
+    vocabulary = tokenizer.get_vocab()
+    named = [vocabulary[name] for name in (token, token.replace(" ", "▁")) if name in vocabulary]
+    candidates: list[int] = [*tokenizer(token, add_special_tokens=False).input_ids[-1:], *named]
+    return next((i for i in candidates if token_text(tokenizer, i) == token), None)
 
 
 def _matched(index: FeatureIndex, rows: Tensor, expression: re.Pattern[str]) -> Tensor:

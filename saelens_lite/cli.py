@@ -344,7 +344,11 @@ def search(argv: Sequence[str]) -> None:
         sae = SparseAutoencoder.load(config.sae, device=device)
         model = _load_model(config.model, device, index)
     lines = answer(config, index, sae, model)
-    print("\n".join(lines) if lines else f"no latent of {config.index} fits")
+    if not lines:
+        sample = f"{len(index.token_sample.rows):,} sampled tokens of {index.n_tokens:,}"
+        print(f"no latent of {config.index} fits" + f", of {sample}" * (kind in ("token", "regex", "text")))
+        return
+    print("\n".join(lines))
     if kind == "import_labels":
         _print_next(f'saelens-lite search {config.index} --labelled ""')
     elif kind != "latent":

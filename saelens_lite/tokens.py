@@ -174,10 +174,7 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     ids = [int(i) for i in ids]
     pieces = [""] * len(ids)
-    context, start = (
-        0,
-        0,
-    )  # ids[context:start] are settled and decoded again, for what follows may depend on them
+    context = start = 0  # ids[context:start] are settled and decoded again, for what follows may depend on them
     known = ""  # decode(context, start)
     pending = ""  # what the unsettled tokens ids[start:end] gave before the current one
     for end in range(1, len(ids) + 1):

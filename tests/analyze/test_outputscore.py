@@ -16,7 +16,10 @@ def test_the_score_by_hand(gpt2, byte_tokenizer, monkeypatch):
     lens = logit_lens(sae, gpt2, n=4)
     largest = torch.full((48,), 3.0)
     largest[7] = 0
+    gpt2.train()
     scores = output_scores(sae, gpt2, byte_tokenizer, largest, lens.top_ids, "blocks.1.hook_resid_post")
+    assert gpt2.training, "no dropout while measuring, and the model as it was after"
+    gpt2.eval()
     assert torch.isnan(scores[7]) and scores.isnan().sum() == 1
     ids = byte_tokenizer("In my experience,", return_tensors="pt").input_ids
     stream = {}

@@ -6,6 +6,7 @@ from safetensors.torch import save_file
 
 import saelens_lite as sl
 from saelens_lite.analyze import IndexConfig, index_features
+from saelens_lite.analyze.context import Contexts
 from saelens_lite.analyze.query import SearchConfig, answer
 from saelens_lite.analyze.search import (
     by_number,
@@ -50,9 +51,25 @@ def test_what_fires_on_a_token(index, store, dense, byte_tokenizer):
     assert best.n_rows == int(asked.sum()) and best.fired == int((dense[asked, best.latent] > 0).sum())
     assert best.mean == pytest.approx(float(dense[asked, best.latent].sum() / best.fired), rel=1e-5)
     assert best == fires_on_token(index, int(ids[asked][0]), n=1)[0]
-    for wrong, message in (("", "text of a token, got ''"), ("st", r"text of one token, 'st' is 2: \['s', 't'\]")):
+    for wrong, message in (("", "text of a token, got ''"), ("st", r"one token, 'st' is read as 2: \['s', 't'\]")):
         with pytest.raises(ValueError, match=message):
             fires_on_token(index, wrong)
+
+
+def test_a_token_is_meant_as_it_reads_in_a_text_though_the_tokenizer_puts_a_space_before_a_text(index):
+    """As Llama does: "dog" alone becomes " dog", and " dog" a lone space and " dog"."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {"<unk>": 0.0, "▁": -5.0, "▁dog": -1.0, "dog": -2.0, "▁cat": -1.0, "c": -9.0, "a": -9.0, "t": -9.0}
+    unigram = Tokenizer(models.Unigram(list(vocabulary.items()), unk_id=0))
+    unigram.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    unigram.decoder = decoders.Metaspace(prepend_scheme="always")
+    index.contexts = Contexts(index.tokens, PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>"))
+    assert fires_on_token(index, " dog", 3) == fires_on_token(index, 2, 3)
+    assert fires_on_token(index, "dog", 3) == fires_on_token(index, 3, 3)
+    with pytest.raises(ValueError, match="'cat' is read as 1.*search ' cat', which is one, or"):
+        fires_on_token(index, "cat")
 
 
 def test_what_fires_on_a_regex_and_on_a_text_where_it_occurs(index, dense):
@@ -72,7 +89,8 @@ def test_what_fires_on_a_regex_and_on_a_text_where_it_occurs(index, dense):
 
 
 def test_what_fires_on_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
-    found = fires_on_text(sae, gpt2, byte_tokenizer, "sun é", n=2)
+    found = fires_on_text(sae, gpt2.train(), byte_tokenizer, "sun é", n=2)
+    gpt2.eval()
     assert "".join(firings.token for firings in found[1:]) == "sun é"
     ids = byte_tokenizer("sun é", return_tensors="pt").input_ids
     with torch.no_grad():
@@ -125,7 +143,11 @@ def test_the_lens_and_the_numbers(index, sae, gpt2, byte_tokenizer, dense):
     assert by_number(index, "max", n=1)[0][1] == pytest.approx(float(dense.max()), abs=1e-5)
     entropies = by_number(index, "token_entropy", n=48)
     assert len(entropies) == int((density > 0).sum()), "latents that never fired have none"
-    for name, message in (("output_score", "has no 'output_score'"), ("l0", "of density, max, token_entropy, token_share")):
+    lacking = (
+        ("output_score", "has no 'output_score'.*--output-score adds"),
+        ("l0", "of density, max, token_entropy, token_share"),
+    )
+    for name, message in lacking:
         with pytest.raises(ValueError, match=message):
             by_number(index, name)
 

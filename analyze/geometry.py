@@ -9,7 +9,7 @@ from saelens_lite.sae import SparseAutoencoder
 
 ALL_PAIRS = 16_384
 """Up to so many latents all pairs are compared; of more, as many pairs as of so many."""
-_CHUNK_VALUES = 2**24
+_CHUNK_VALUES, _BLOCK_ROWS = 2**24, 2**11
 
 
 def encoder_decoder_cosine(sae: SparseAutoencoder) -> Tensor:
@@ -28,21 +28,35 @@ def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
     return {name: bias.detach().float() for name, bias in sae.named_parameters() if name in ("b_enc", "b_gate", "b_mag")}
 
 
-def decoder_neighbors(sae: SparseAutoencoder, m: int) -> tuple[Tensor, Tensor]:
+def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The m latents whose decoder rows have the largest cosine with each latent's, largest first; not the latent itself.
 
-    returns: ids int32[d_sae m], -1 in places that fewer than m others leave empty, and cosines float32[d_sae m]
+    latents: int64[n], whose neighbours, by default all d_sae
+    returns: ids int32[n m], -1 in places that fewer than m others leave empty, and cosines float32[n m]
     Costs one product of the decoder with itself, in blocks; nothing for m = 0.
     """
-    unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
-    d_sae, n = len(unit), min(m, len(unit) - 1)
-    ids, cosines = torch.full((d_sae, m), -1, dtype=torch.int32), torch.zeros(d_sae, m)
-    for rows in torch.arange(d_sae if m else 0).split(max(1, _CHUNK_VALUES // d_sae)):
-        products = unit[rows.to(unit.device)] @ unit.T
-        products[torch.arange(len(rows)), rows] = -torch.inf
-        best = products.topk(n, dim=1)
-        ids[rows, :n], cosines[rows, :n] = best.indices.int().cpu(), best.values.cpu()
+    W_dec = sae.W_dec.detach()
+    chosen = torch.arange(len(W_dec)) if latents is None else latents
+    ids, cosines = torch.full((len(chosen), m), -1, dtype=torch.int32), torch.zeros(len(chosen), m)
+    for places in torch.arange(len(chosen) if m else 0).split(_BLOCK_ROWS):
+        rows = chosen[places].to(W_dec.device)
+        best = torch.full((len(rows), 0), -torch.inf, device=W_dec.device), torch.zeros_like(rows[:, None])[:, :0]
+        for start in range(0, len(W_dec), _CHUNK_VALUES // _BLOCK_ROWS):
+            columns = W_dec[start : start + _CHUNK_VALUES // _BLOCK_ROWS]
+            products = _unit(W_dec[rows]) @ _unit(columns).T
+            itself = (rows >= start) & (rows < start + len(columns))
+            products[itself, rows[itself] - start] = -torch.inf
+            found = products.topk(min(m, len(columns)), dim=1)
+            values, at = torch.cat([best[0], found.values], 1), torch.cat([best[1], found.indices + start], 1)
+            kept = values.topk(min(m, values.shape[1]), dim=1)
+            best = kept.values, at.gather(1, kept.indices)
+        n = min(m, len(W_dec) - 1)
+        ids[places, :n], cosines[places, :n] = best[1][:, :n].int().cpu(), best[0][:, :n].cpu()
     return ids, cosines
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.float(), dim=1)
 
 
 def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:

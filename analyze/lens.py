@@ -97,16 +97,18 @@ def logit_lens(
     device = model_device(model) if parameter.is_meta else parameter.device  # offloaded weights come when the head is called
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
     norm = norm_parts(norm_of(model, sae.d_model), sae.W_dec[:1].to(device, dtype)) if final_norm else None
-    ends = []
     with torch.no_grad():
         bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
-        for part in chosen.split(_CHUNK_LATENTS):
-            directions = sae.W_dec[part.to(sae.device)].to(device, dtype)
+        n_shown = min(n, bias.shape[-1])
+        # filled in place: small tensors allocated between chunks would keep the memory of those from being used again
+        values = torch.empty(2, len(chosen), n_shown)
+        ids = torch.empty(2, len(chosen), n_shown, dtype=torch.int64)
+        for places in torch.arange(len(chosen)).split(_CHUNK_LATENTS):
+            directions = sae.W_dec[chosen[places].to(sae.device)].to(device, dtype)
             if norm is not None:
                 directions = (norm.weight * norm.center(directions.double().cpu())).to(directions)
-            logits = head(directions).float() - bias
-            logits = logits - logits.mean(-1, keepdim=True)
-            n_shown = min(n, logits.shape[-1])
-            ends.append([*logits.topk(n_shown), *logits.topk(n_shown, largest=False)])
-    top_logits, top_ids, bottom_logits, bottom_ids = (torch.cat([end[i] for end in ends]).cpu() for i in range(4))
-    return LogitLens(chosen, top_ids, top_logits, bottom_ids, bottom_logits, tokenizer)
+            logits = head(directions).float().sub_(bias)
+            logits -= logits.mean(-1, keepdim=True)
+            for end, largest in enumerate((True, False)):
+                values[end, places], ids[end, places] = (part.cpu() for part in logits.topk(n_shown, largest=largest))
+    return LogitLens(chosen, ids[0], values[0], ids[1], values[1], tokenizer)

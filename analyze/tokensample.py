@@ -79,7 +79,7 @@ class TokenSample:
             return found
         fires = self.row_ids() * d_sae + self.latents  # one number a pair, ascending
         draws = torch.arange(CONTRAST_DRAWS * n)
-        for latents in torch.arange(d_sae).split(max(1, 2**22 // len(draws))):
+        for latents in torch.arange(d_sae).split(max(1, 2**22 // len(draws) ** 2)):
             places = firing_hash(seed + 1, latents[:, None], draws) % len(self.rows)
             again = (places[:, :, None] == places[:, None, :]).tril(-1).any(2)
             keys = places * d_sae + latents[:, None]

@@ -179,7 +179,8 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     pending = ""  # what the unsettled tokens ids[start:end] gave before the current one
     for end in range(1, len(ids) + 1):
         text = decode(context, end)
-        new = text[len(known) :]
+        # byte fallback gives up a whole run of bytes for one that begins no character: what was settled stays
+        new = text[len(known) :] if text.startswith(known) else decode(start, end)
         if new.endswith("�") and end - start < LONGEST_RUN_TOKENS and end < len(ids):
             pending = new
             continue

@@ -34,6 +34,7 @@ def test_by_hand():
     assert stats.relative_bias == pytest.approx((4 + 10) / (2 + 9))
 
 
+@pytest.mark.property_check(1)
 def test_predicting_the_mean_explains_nothing(acts):
     for offset in (0, 1, 5, 30, 1e4):
         x = acts.double() + offset
@@ -47,6 +48,7 @@ def test_perfect_and_zero_reconstruction(acts):
     assert sums(centred, torch.zeros_like(centred)).fvu == pytest.approx(1.0)
 
 
+@pytest.mark.property_check(1)
 def test_a_constant_shift_changes_nothing(acts):
     recons = acts + torch.randn(acts.shape, generator=torch.Generator().manual_seed(1))
     for offset in (1.0, 1e3, 1e6):
@@ -59,6 +61,7 @@ def test_a_constant_error_is_seen(acts):
     assert sums(acts, acts + 3).fvu > 0
 
 
+@pytest.mark.property_check(1)
 @pytest.mark.parametrize("split", [1, 7, 64, 499, 500])
 def test_batches_do_not_matter(acts, split):
     recons = acts * 0.9

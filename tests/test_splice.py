@@ -28,6 +28,7 @@ def empty_sae() -> SparseAutoencoder:
     return SparseAutoencoder(SAEConfig(d_model=32, d_sae=8, kind="relu", hook_point=POINT))
 
 
+@pytest.mark.property_check(2)
 @pytest.mark.parametrize("positions", ["non_bos", "all"])
 def test_a_perfect_sae_costs_nothing_at_all(gpt2, positions):
     with torch.no_grad():
@@ -39,6 +40,7 @@ def test_a_perfect_sae_costs_nothing_at_all(gpt2, positions):
             assert torch.equal(kl_to_clean(clean, gpt2(IDS).logits), torch.zeros(2, 6))
 
 
+@pytest.mark.property_check(2)
 @pytest.mark.parametrize("positions", ["non_bos", "all"])
 def test_an_empty_sae_is_zero_ablation_is_the_mean_of_nothing(gpt2, positions):
     clean = token_losses(gpt2, IDS)

@@ -1,5 +1,7 @@
 """Packing worked by hand, the held-out split, and token pieces."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ import torch
 from saelens_lite.tokens import _splitmix64, is_held_out, pack, token_strings
 
 BOS, SEP = 1, 2
+REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 def test_packing_by_hand():
@@ -105,6 +108,7 @@ def test_held_out_fraction_is_a_share():
         is_held_out(np.arange(3), 5)
 
 
+@pytest.mark.property_check(8)
 @pytest.mark.parametrize("text", ["plain text", "é漢字 and 😀!", "👩‍👩‍👧", "a\n\n b  c", ""])
 def test_pieces_joined_are_the_text(byte_tokenizer, text):
     """With one token a byte, every other character is spread over tokens: the first one has it, the others are empty."""
@@ -123,11 +127,12 @@ def test_an_emoji_is_the_piece_of_its_first_token(byte_tokenizer):
 def test_a_window_cut_inside_a_character(byte_tokenizer):
     ids = byte_tokenizer("😀bc", add_special_tokens=False)["input_ids"]
     pieces = token_strings(byte_tokenizer, ids[2:])
-    assert "".join(pieces[:2]).strip("\N{REPLACEMENT CHARACTER}") == ""
+    assert "".join(pieces[:2]).strip(REPLACED) == ""
     assert pieces[2:] == ["b", "c"]
-    assert token_strings(byte_tokenizer, ids[:2])[0] == "\N{REPLACEMENT CHARACTER}"
+    assert token_strings(byte_tokenizer, ids[:2])[0] == REPLACED
 
 
+@pytest.mark.property_check(8)
 def test_pieces_with_a_byte_fallback_vocabulary(shared_data):
     """A real SentencePiece-like vocabulary hides leading spaces and spells unknown characters by bytes."""
     from transformers import AutoTokenizer
@@ -138,3 +143,99 @@ def test_pieces_with_a_byte_fallback_vocabulary(shared_data):
     assert "".join(pieces) == tokenizer.decode(ids)
     assert {"<s>", "😀", "漢", "字"} <= set(pieces)
     assert "".join(token_strings(tokenizer, ids[2:])) == tokenizer.decode(ids[2:])
+
+
+ALPHABETS = [
+    "plain text, and more of it",
+    "é漢字 and 😀!",
+    "👩‍👩‍👧 🇩🇪 👍🏽 𝔘𝔫𝔦",
+    "Привет, как дела? Ещё раз",
+    "日本語のテキスト、中文文本。",
+    "مرحبا بالعالم",
+    "नमस्ते दुनिया",
+    "e\u0301 n\u0303 \x00\x01 \ufeff \u200b",
+    " a\n\n b\t c\r\n ",
+]
+
+
+@pytest.fixture(scope="module")
+def bpe_tokenizer():
+    """Byte-level BPE as GPT-2 has it, of 420 tokens: merges end inside characters, and go over their ends."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        ALPHABETS * 3, trainers.BpeTrainer(vocab_size=420, initial_alphabet=alphabet, show_progress=False)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe)
+
+
+@pytest.fixture(scope="module")
+def fallback_tokenizer():
+    """BPE as Llama 2 has it: letters and a mark for spaces, and bytes for every other character."""
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *map(chr, range(97, 123))]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    bpe = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    strip = decoders.Strip(content=" ", left=1, right=0)
+    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>")
+
+
+@pytest.fixture
+def tokenizer(request):
+    """The tokenizer of that name: made here, embedded, or one of the shared models."""
+    if request.param.endswith("-llama"):
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(request.getfixturevalue("shared_data") / "models" / request.param)
+    found = request.getfixturevalue(request.param)
+    return found[1] if request.param == "embedded" else found
+
+
+def decoded(tokenizer, ids) -> str:
+    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+FALLBACK = ["fallback_tokenizer", "stories260k-llama", "stories3m-llama"]
+EVERY = pytest.mark.parametrize("tokenizer", ["byte_tokenizer", "bpe_tokenizer", "embedded", *FALLBACK], indirect=True)
+
+
+@pytest.mark.property_check(8)
+@pytest.mark.parametrize("text", ALPHABETS)
+@EVERY
+def test_pieces_joined_are_the_decoded_text_of_every_vocabulary(tokenizer, text):
+    ids = tokenizer(text)["input_ids"]
+    pieces = token_strings(tokenizer, ids)
+    assert len(pieces) == len(ids) and "".join(pieces) == decoded(tokenizer, ids)
+    assert "".join(pieces).endswith(text.lstrip(" "))
+    assert not any(REPLACED in piece for piece in pieces), "every character is whole, on one of its tokens"
+
+
+@pytest.mark.property_check(8)
+@EVERY
+def test_pieces_of_any_tokens_joined_are_what_they_decode_to(tokenizer):
+    """Tokens drawn at random: bytes that make no character, half characters at either end, special tokens in between."""
+    draw = random.Random(0)
+    for _ in range(300):
+        ids = [draw.randrange(len(tokenizer)) for _ in range(draw.randrange(1, 12))]
+        text, pieces = decoded(tokenizer, ids), token_strings(tokenizer, ids)
+        # of a run with a byte that begins no character, byte fallback shows nothing: there our pieces say more
+        if "<0x00>" not in tokenizer.get_vocab() or REPLACED not in text:
+            assert "".join(pieces) == text, (ids, pieces)
+
+
+@pytest.mark.parametrize("tokenizer", FALLBACK, indirect=True)
+def test_a_half_character_leaves_the_one_before_whole(tokenizer):
+    """Byte fallback then decodes to replacement characters only, also for what was whole."""
+    ids = tokenizer("漢字", add_special_tokens=False)["input_ids"]
+    assert ids[-6:] == tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "漢字".encode()])
+    assert token_strings(tokenizer, ids[-6:-1]) == ["漢", "", "", REPLACED, REPLACED]
+    assert token_strings(tokenizer, ids[-6:-2]) == ["漢", "", "", REPLACED]

@@ -41,6 +41,7 @@ def assert_same(path, other):
             torch.testing.assert_close(one[file][name], two[file][name], rtol=0, atol=0, equal_nan=True)
 
 
+@pytest.mark.property_check(4)
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
 def test_an_index_equals_brute_force(store, gpt2, byte_tokenizer, kind, tmp_path, monkeypatch):
     """Integer weights and rows: sums are exact in any order, and so is every number."""
@@ -126,6 +127,7 @@ def test_a_pass_that_ended_is_not_repeated_for_what_follows(store, sae, tmp_path
     assert_same(tmp_path / "whole", tmp_path / "killed")
 
 
+@pytest.mark.property_check(4)
 def test_blocks_of_any_size_give_one_index_of_real_weights(store, sae, tmp_path, monkeypatch):
     """A product of other rows rounds otherwise: activations agree to 1e-5, and what rests on them but for ties."""
     index = index_features(sae, store, tmp_path / "whole", config=CONFIG)
@@ -146,6 +148,7 @@ def test_parts_of_other_settings_do_not_count(store, sae, tmp_path, monkeypatch)
     assert_same(tmp_path / "whole", tmp_path / "index")
 
 
+@pytest.mark.property_check(4)
 @pytest.mark.dist
 def test_three_processes_make_the_index_of_one(store, sae, tmp_path):
     sae.save(tmp_path / "sae")

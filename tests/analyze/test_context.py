@@ -12,6 +12,7 @@ from saelens_lite.harvest import harvest_activations
 from .conftest import TEXTS
 
 
+@pytest.mark.property_check(8)
 def test_windows_are_the_text_around_the_row(store, byte_tokenizer):
     contexts = Contexts(store, byte_tokenizer, before_tokens=5, after_tokens=3)
     row = 0
@@ -47,6 +48,7 @@ def test_characters_of_several_tokens_stay_whole_at_a_windows_end(gpt2, byte_tok
     assert [context.after for context in found] == [context.token for context in found[1:]] + [""]
 
 
+@pytest.mark.property_check(8)
 @pytest.mark.parametrize("context_length", [4, 5, 6])
 def test_characters_that_a_contexts_edge_cuts_stay_whole(gpt2, byte_tokenizer, tmp_path, context_length):
     """Contexts of 3 to 5 bytes behind a BOS: some cut 🌳 or 木; the documents' edges are no such cut."""

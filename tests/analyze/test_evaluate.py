@@ -98,12 +98,13 @@ def test_ablation_rows_by_their_definition(store, sae):
     assert found.row("zero ablation").l0 == 0
 
 
+@pytest.mark.property_check(2)
 def test_an_identity_costs_nothing(store, gpt2, identity):
     found = evaluate_sae(identity, store, gpt2, **SPLIT)
     row = found.row("trained")
     assert row.fvu < 1e-10
     assert row.delta_ce == pytest.approx(0.0, abs=1e-5)
-    assert row.ce_score_mean == pytest.approx(1.0, abs=1e-3)
+    assert row.ce_score_mean == pytest.approx(1.0, abs=1e-3) and row.ce_score_zero == pytest.approx(1.0, abs=1e-3)
     assert row.kl == pytest.approx(0.0, abs=1e-7)
     assert row.kl_score_mean == pytest.approx(1.0, abs=1e-6)
     assert (row.relative_bias, row.cosine) == (pytest.approx(1), pytest.approx(1))
@@ -111,6 +112,7 @@ def test_an_identity_costs_nothing(store, gpt2, identity):
     assert found.row("zero ablation").ce_score_zero == 0.0
 
 
+@pytest.mark.property_check(2)
 def test_an_sae_of_zeros_is_the_zero_ablation(store, gpt2):
     sae = make_sae("relu")
     with torch.no_grad():

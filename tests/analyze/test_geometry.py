@@ -58,3 +58,16 @@ def test_neighbors_by_hand():
     assert_close(cosines[:4, 0], torch.full((4,), angles[1].cos().item()))
     assert not cosines[4].any() and not cosines[:, 4:].any()
     assert geometry.decoder_neighbors(sae, 0)[0].shape == (5, 0)
+
+
+def test_neighbors_do_not_depend_on_the_blocks(monkeypatch):
+    sae = make_sae(d_model=8, d_sae=100)
+    ids, cosines = geometry.decoder_neighbors(sae, 12)
+    unit = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1)
+    expected = (unit @ unit.T).fill_diagonal_(-2).topk(12)
+    assert torch.equal(ids, expected.indices.int())
+    assert_close(cosines, expected.values)
+    monkeypatch.setattr(geometry, "_BLOCK_ROWS", 10)
+    monkeypatch.setattr(geometry, "_CHUNK_VALUES", 70)
+    assert torch.equal(geometry.decoder_neighbors(sae, 12)[0], ids)
+    assert torch.equal(geometry.decoder_neighbors(sae, 12, torch.tensor([99, 3]))[0], ids[[99, 3]])

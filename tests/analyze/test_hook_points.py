@@ -73,6 +73,7 @@ EDITS = [several_places, two_saes, after_an_earlier_latent, direction_everywhere
 # What they do -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.property_check(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_what_changes_nothing_at_several_places_changes_no_bit(name):
     model, sae = model_of(name), sae_of()
@@ -94,6 +95,7 @@ def test_what_changes_nothing_at_several_places_changes_no_bit(name):
         assert not torch.equal(model(ids, attention_mask=mask).logits, clean)
 
 
+@pytest.mark.property_check(6)
 @pytest.mark.parametrize("name", MODELS)
 def test_ablate_is_clamp_to_zero_is_scale_by_zero_at_several_places(name):
     model, sae = model_of(name), sae_of()
@@ -107,6 +109,7 @@ def test_ablate_is_clamp_to_zero_is_scale_by_zero_at_several_places(name):
         assert not torch.equal(model(IDS).logits, ablated)
 
 
+@pytest.mark.property_check(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_several_places_are_the_nested_contexts_of_each(name):
     model, sae = model_of(name), sae_of()
@@ -244,6 +247,7 @@ def test_bad_places_are_named():
 # One result for all ways of running -------------------------------------------------------------------------------------
 
 
+@pytest.mark.property_check(5)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("edit", EDITS)
 def test_a_forward_is_the_same_single_left_and_right_padded(edit, name):
@@ -262,6 +266,7 @@ def test_a_forward_is_the_same_single_left_and_right_padded(edit, name):
                 torch.testing.assert_close(logits[row][mask[row].bool()], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.property_check(5)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("edit", EDITS)
 def test_generate_is_the_same_cached_uncached_and_single(edit, name):
@@ -282,6 +287,7 @@ def test_generate_is_the_same_cached_uncached_and_single(edit, name):
     assert n_hooks(model) == 0 and "generate" not in vars(model)
 
 
+@pytest.mark.property_check(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("edit", EDITS)
 def test_nothing_is_left_after_an_exception(edit, name):

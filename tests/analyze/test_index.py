@@ -40,6 +40,7 @@ class RoundedStore:
         return (self._store.acts(shard, hook_point, rows) * 20).round()
 
 
+@pytest.mark.property_check(4)
 @pytest.mark.parametrize("kind", ["relu", "topk"])
 @pytest.mark.parametrize("block_rows", [5, 100, 4096])
 def test_end_to_end_equals_brute_force_for_any_block(store, kind, block_rows, monkeypatch):

@@ -22,6 +22,7 @@ def test_few_firings_by_hand():
     assert [interval.rows for interval in one] == [(), (7,)]
 
 
+@pytest.mark.property_check(7)
 @pytest.mark.parametrize("n_fired", [3, 64, 65, 5000])
 @pytest.mark.parametrize("spread", [0.1, 1.0, 8.0])
 def test_members_lie_inside_and_all_positives_are_covered(n_fired, spread):
@@ -50,6 +51,7 @@ def test_members_lie_inside_and_all_positives_are_covered(n_fired, spread):
         assert max(abs(share - 0.2) for share in shares) < allowed, shares
 
 
+@pytest.mark.property_check(7)
 def test_beyond_the_sample_edges_come_from_the_histogram():
     """400 firings in the bin 1 to 1.25, 600 in 1.25 to 1.5: the median has a sixth of the second bin below it.
 

@@ -182,6 +182,7 @@ def drawn_tokens(ids: Tensor) -> Tensor:
     return torch.from_numpy((hashed_uniform(keys.numpy(), 0) * 5).astype("int64"))
 
 
+@pytest.mark.property_check(6)
 @pytest.mark.parametrize("kind", ["relu", "jumprelu"])
 def test_a_clamped_latent_has_its_value_on_encoding_again(kind):
     """With orthonormal directions used on both sides, latent i reads back exactly what was written on direction i."""
@@ -198,6 +199,7 @@ def test_a_clamped_latent_has_its_value_on_encoding_again(kind):
     torch.testing.assert_close(sae.encode_dense(edited)[..., [3, 7]][fires], expected)
 
 
+@pytest.mark.property_check(6)
 def test_ablate_is_clamp_to_zero_is_scale_by_zero():
     model, sae = model_of("llama"), sae_of()
     ids = torch.tensor([TEXTS[0]])
@@ -210,6 +212,7 @@ def test_ablate_is_clamp_to_zero_is_scale_by_zero():
     assert not torch.equal(model(ids).logits, ablated)
 
 
+@pytest.mark.property_check(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["relu", "topk"])
 @pytest.mark.parametrize("name", MODELS)
@@ -251,6 +254,7 @@ def test_minus_zero_in_the_stream_keeps_its_sign():
     assert edited.signbit().all()
 
 
+@pytest.mark.property_check(3)
 def test_nested_edits_act_on_what_the_one_before_left():
     model, sae = model_of("llama"), sae_of()
     ids = torch.tensor([TEXTS[0]])
@@ -317,6 +321,7 @@ def test_other_tokens_are_drawn_evenly_and_anew_by_the_seed():
 # One result for all ways of running -----------------------------------------------------------------------------------
 
 
+@pytest.mark.property_check(5)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("mode", MODES)
 def test_a_forward_is_the_same_batched_single_left_and_right_padded(mode, name):
@@ -350,6 +355,7 @@ def teacher_forced(model, text, new, context) -> Tensor:
         return model(torch.tensor([text + new])).logits[0, len(text) - 1 : -1]
 
 
+@pytest.mark.property_check(5)
 @pytest.mark.parametrize("mode, name", [(m, n) for m in MODES for n in MODELS if m in CLASSIC or n in ("llama", "gemma3")])
 def test_generate_is_the_same_cached_uncached_batched_and_single(mode, name):
     model, sae = model_of(name), sae_of("topk" if mode == "clamp" else "relu")
@@ -371,6 +377,28 @@ def test_generate_is_the_same_cached_uncached_batched_and_single(mode, name):
     assert n_hooks(model) == 0 and "generate" not in vars(model)
 
 
+@pytest.mark.property_check(5)
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("name", MODELS)
+def test_an_edit_of_the_prompt_touches_no_generated_step(name, use_cache):
+    """Whether steps run alone or, without a cache, with all of the text: of each token, the stream before and after."""
+    model, sae = model_of(name), sae_of()
+    before, touched = [], []
+
+    def compare(acts, info):
+        columns = info.columns.expand(acts.shape[:2])
+        touched.append(torch.stack([columns, (acts != before.pop()).any(-1).long()], -1).flatten(0, 1))
+        return acts
+
+    ids, mask = padded(TEXTS, "left")
+    with edit(model, POINT, lambda acts, info: before.append(acts) or acts):
+        with steer(model, sae, LATENTS, 2.0, where="prompt"), edit(model, POINT, compare):
+            model.generate(ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, use_cache=use_cache)
+    columns, changed = torch.cat(touched).unbind(-1)
+    assert changed[columns < ids.shape[1]].any()
+    assert (columns >= ids.shape[1]).any() and not changed[columns >= ids.shape[1]].any()
+
+
 @pytest.mark.parametrize("where", ["all", "prompt", "generated"])
 def test_a_prefill_in_chunks_is_still_the_prompt(where):
     model, sae = model_of("llama"), sae_of()
@@ -383,6 +411,7 @@ def test_a_prefill_in_chunks_is_still_the_prompt(where):
     torch.testing.assert_close(chunks[1][0], whole[1][0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.property_check(5)
 @pytest.mark.parametrize("where", ["prompt", "generated"])
 def test_a_prompt_of_one_token_is_a_prompt(where):
     model, sae = model_of("llama"), sae_of()
@@ -561,6 +590,7 @@ def test_a_peft_model_generates_with_the_edit():
     assert "generate" not in vars(base) and "generate" not in vars(model)
 
 
+@pytest.mark.property_check(3)
 @pytest.mark.parametrize("mode", MODES)
 def test_hooks_are_gone_after_an_exception(mode):
     model, sae = model_of("llama"), sae_of()

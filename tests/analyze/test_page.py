@@ -85,6 +85,7 @@ def nasty_data(tokens=NASTY):
     }
 
 
+@pytest.mark.property_check(9)
 def test_no_string_can_end_the_data():
     text = inert_json(nasty_data())
     assert text.isascii()
@@ -92,6 +93,7 @@ def test_no_string_can_end_the_data():
     assert json.loads(text) == nasty_data(), "and every string comes back whole, lone surrogates included"
 
 
+@pytest.mark.property_check(9)
 def test_no_element_comes_from_a_string():
     def elements(page):
         return [(tag, sorted(attributes)) for tag, attributes in page.tags]
@@ -103,6 +105,7 @@ def test_no_element_comes_from_a_string():
     render(nasty_data()).encode("utf-8")
 
 
+@pytest.mark.property_check(9)
 def test_the_page_reaches_for_nothing():
     text = render(nasty_data())
     page = Page(text)
@@ -298,6 +301,7 @@ def tab(tmp_path):
         assert all(url.startswith(("file://", "blob:")) for url in one.requests) and len(one.requests) <= 2, one.requests
 
 
+@pytest.mark.property_check(9)
 def test_a_browser_draws_it(tab, speaking, page_data, tmp_path):
     shown = max(page_data(latents=speaking[:5])["features"], key=lambda feature: feature["max"])
     page = tab(tmp_path / "new folder" / "page.html")
@@ -411,6 +415,7 @@ def test_nothing_is_wider_than_the_window(tab, page_data, tmp_path, width, dark)
     assert (colour == "rgb(23, 22, 20)") == dark
 
 
+@pytest.mark.property_check(9)
 def test_a_browser_runs_nothing_that_came_from_a_token(tab, tmp_path):
     """Property check 9 of the analysis reference: raw strings, lone surrogates among them, as if `visible` did not exist."""
     nasty, tame = tmp_path / "page.html", tmp_path / "tame.html"

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from saelens_lite.analyze.ranks import auroc
 from saelens_lite.analyze.recovery import AbsorptionSums, Pairs, score_recovery
+from saelens_lite.analyze.split import Split, select_latents
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations, SyntheticConfig
@@ -177,16 +179,47 @@ def superposed(tmp_path_factory):
     return synthetic, synthetic.to_store(tmp_path_factory.mktemp("synthetic") / "store", 25_000)
 
 
-def test_training_finds_planted_features_and_a_frozen_decoder_does_not(superposed, tmp_path):
-    # The public face, as a user would; the rooms meet in data only.
-    import saelens_lite as sl
+@pytest.fixture(scope="module")
+def trained_and_frozen(superposed, tmp_path_factory):
+    """An SAE trained on them, and one that could move its encoder only."""
+    import saelens_lite as sl  # the public face, as a user would; the rooms meet in data only
 
-    synthetic, store = superposed
     options = {"kind": "batchtopk", "k": 2, "d_sae": 64, "n_epochs": 4, "batch_size_rows": 512, "progress": False}
-    trained, frozen = (
-        sl.train_sae(store, **options, freeze_decoder=freeze, device="cpu", output=str(tmp_path / str(freeze)))
+    folder = tmp_path_factory.mktemp("runs")
+    return tuple(
+        sl.train_sae(superposed[1], **options, freeze_decoder=freeze, device="cpu", output=str(folder / str(freeze)))
         for freeze in (False, True)
     )
-    found = sl.score_recovery(trained, synthetic, frozen, n_rows=5000)
+
+
+@pytest.mark.property_check(11)
+def test_training_finds_planted_features_and_a_frozen_decoder_does_not(superposed, trained_and_frozen):
+    import saelens_lite as sl
+
+    trained, frozen = trained_and_frozen
+    found = sl.score_recovery(trained, superposed[0], frozen, n_rows=5000)
     assert found.row("trained").mcc > 0.8 and found.row("trained").f1 > 0.6, f"\n{found}"
     assert found.row("baseline").f1 <= found.row("trained").f1 / 2, f"\n{found}"
+
+
+@pytest.mark.property_check(11)
+def test_selection_finds_the_planted_feature_behind_labels_and_baselines_have_none(superposed, trained_and_frozen):
+    """Labels are "feature f fires", for the 16 commonest outside the trees; AUROC is that of rows which did not select."""
+    synthetic = superposed[0]
+    made = synthetic.rows(25_000, 8192)
+    fires, documents = made.latents.to_dense() > 0, torch.arange(8192) // 16
+    tests, features = Split().tests(documents), range(9, 25)
+    drawn = normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), dim=1)
+    found = {}
+    with torch.no_grad():
+        for name, sae in zip(("trained", "frozen", "random"), (*trained_and_frozen, make_sae(drawn.T, drawn))):
+            cosines, scores = [], []
+            for feature in features:
+                (latent,) = select_latents(sae, made.acts, fires[:, feature], documents, by="welch_t").latents.tolist()
+                cosines.append(normalize(sae.W_dec[latent], dim=0) @ synthetic.directions[feature])
+                z, label = sae.encode_dense(made.acts[tests])[:, latent], fires[tests, feature]
+                scores.append(auroc(z[~label], z[label]))
+            found[name] = torch.stack(cosines), torch.tensor(scores).median()
+    assert (found["trained"][0] > 0.9).double().mean() > 0.9 and found["trained"][1] > 0.95, found
+    for baseline in ("frozen", "random"):
+        assert found[baseline][0].max() < 0.9 and found[baseline][1] < 0.9, found

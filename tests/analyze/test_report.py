@@ -161,6 +161,7 @@ def test_held_out_points_stand_at_the_tokens_of_their_step(tmp_path):
     assert run.points("held_out_fvu", over_tokens=False) == [(4, 0.25)]
 
 
+@pytest.mark.property_check(9)
 def test_no_string_becomes_markup(tmp_path, report):
     nasty = "<script>alert(1)</script>\"'&\u202e"
     tame = report(write_run(tmp_path / "tame" / "x", [*lines(), {"step": 9, "column": 1.0}], kind="topk", note="x"))
@@ -175,6 +176,7 @@ def test_no_string_becomes_markup(tmp_path, report):
     assert "\u202e" not in page.text
 
 
+@pytest.mark.property_check(9)
 def test_the_page_reaches_for_nothing(tmp_path, report):
     page = report(write_run(tmp_path / "run", lines()))
     (policy,) = [attributes["content"] for _, attributes in page.tags if attributes.get("http-equiv")]

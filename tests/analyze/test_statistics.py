@@ -31,6 +31,7 @@ def coverage(kind: str, n_clusters: int, n_simulations: int, n_resamples: int = 
     return torch.cat(held).double().mean().item()
 
 
+@pytest.mark.property_check(10)
 @pytest.mark.parametrize("kind", ["normal", "skewed", "rates"])
 def test_intervals_of_a_hundred_clusters_cover(kind):
     assert 0.93 <= coverage(kind, 100, 2000) <= 0.97
@@ -85,6 +86,7 @@ def test_rank_p_by_hand():
     assert rank_p(torch.tensor([9.0, 0.0]), controls[:, None].expand(4, 2)).tolist() == [1 / 5, 1.0]
 
 
+@pytest.mark.property_check(10)
 @pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
 def test_rank_p_is_uniform_where_there_is_nothing(alternative):
     """4,000 draws of 20 exchangeable numbers: each of the 20 values of p comes 200 times, ± 4 standard deviations."""

@@ -69,6 +69,7 @@ def assert_equal(tally, expected):
         assert torch.equal(tally[name], expected[name]), name
 
 
+@pytest.mark.property_check(4)
 @pytest.mark.parametrize("block_rows", [1, 7, 64, 699, 700])
 def test_a_tally_equals_brute_force(dense, kernels_path, block_rows):
     cuts = [*range(0, N_ROWS, block_rows), N_ROWS]
@@ -88,6 +89,7 @@ def test_topk_layout_equals_brute_force(dense, kernels_path):
     assert_equal(tally.tensors(), brute_force(dense))
 
 
+@pytest.mark.property_check(4)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_merged_in_any_order_equals_one(dense, kernels_path, order, monkeypatch):
     monkeypatch.setattr("saelens_lite.analyze.firings._MERGE_LATENTS", 7)
@@ -107,6 +109,7 @@ def test_float64_latents_go_by_the_definition(dense):
     assert_equal(tally.tensors(), expected)
 
 
+@pytest.mark.property_check(7)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_activation_lies_inside_its_bin_and_no_zero_has_one(dtype):
     # 1 = 2^0 lies at the lower edge of bin 32: bins count from 2^-8, and an octave has four. 1.25 is the next edge.

@@ -17,17 +17,24 @@ Part 3: the memory of the tables of a million latents.
 
 import argparse
 import platform
-import resource
 import statistics
+import tempfile
 import time
+from contextlib import ExitStack
+from pathlib import Path
+from unittest import mock
 
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from saelens_lite.analyze import build
 from saelens_lite.analyze.cofiring import cofiring
+from saelens_lite.analyze.featureindex import FeatureIndex
 from saelens_lite.analyze.geometry import decoder_neighbors
 from saelens_lite.analyze.tally import Tally, position_bins
 from saelens_lite.analyze.tokensample import TokenSample
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.store import ActivationStore
 
 BLOCK_ROWS = 4096
 
@@ -135,15 +142,67 @@ def against_encoding_again(d_model: int, d_sae: int, k: int, n_rows: int, rounds
           f"{max(n_batches * a / b for a, b in pairs):.0f})")  # fmt: skip
 
 
-def million(d_sae: int, n_top: int, n_sample: int) -> None:
-    """Memory of the tables of very many latents."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    tally = Tally(d_sae, n_top, n_sample)
-    tables = sum(tensor.numel() * tensor.element_size() for tensor in tally.tensors().values())
-    for tensor in tally.tensors().values():
-        tensor.add_(0)  # touched, so that it is there
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    print(f"{d_sae:,} latents: tables of {tables / 2**30:.2f} GiB, process grew by {grown / 2**20:.2f} GiB")
+class Peak:
+    """The largest resident memory of this process, stage by stage, above what it was at the start. Linux only."""
+
+    def __init__(self) -> None:
+        self._start, self.stages = self._read("VmRSS"), {}
+
+    @staticmethod
+    def _read(name: str) -> int:
+        """Bytes: VmRSS, resident at present; VmHWM, at most since the last reset."""
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(name))
+
+    def of(self, name: str, step):
+        """step, with its peak and seconds noted under this name."""
+
+        def watched(*args, **kwargs):
+            Path("/proc/self/clear_refs").write_text("5")
+            result, seconds = timed(lambda: step(*args, **kwargs))
+            peak, before = self._read("VmHWM") - self._start, self.stages.get(name, (0, 0.0))
+            self.stages[name] = (max(peak, before[0]), before[1] + seconds)
+            return result
+
+        return watched
+
+
+@torch.no_grad()
+def million(d_model: int, d_sae: int, k: int, n_rows: int, n_near: int) -> None:
+    """The memory of a whole index of very many latents beyond the SAE's own weights, and reading a latent of it."""
+    torch.manual_seed(0)
+    sae = make_sae(d_model, d_sae, k)
+    model = GPT2LMHeadModel(GPT2Config(n_embd=d_model, n_layer=1, n_head=1, vocab_size=8192))
+    with tempfile.TemporaryDirectory() as folder:
+        rows = (make_rows(sae, BLOCK_ROWS, block) for block in range(n_rows // BLOCK_ROWS))
+        store = ActivationStore.from_arrays(f"{folder}/store", rows)
+        sae.encode(make_rows(sae, 64, 0))
+
+        def of_some(sae: SparseAutoencoder, m: int):
+            """Decoder neighbours of some of the latents among all of them: every block of latents takes the same memory."""
+            found = decoder_neighbors(sae, m, torch.arange(n_near))
+            return tuple(torch.cat([part, part.new_zeros(d_sae - n_near, m)]) for part in found)
+
+        peak = Peak()
+        with ExitStack() as stack:
+            for name in ("tally_store", "cofiring", "token_entropy", "logit_lens", "write_tensors"):
+                stack.enter_context(mock.patch.object(build, name, peak.of(name, getattr(build, name))))
+            stack.enter_context(mock.patch.object(build, "decoder_neighbors", peak.of("decoder_neighbors", of_some)))
+            index = peak.of("reading", lambda: build.index_features(sae, store, f"{folder}/index", model))()
+        n_fired = int((index.tally.counts > 0).sum())
+        size = sum(file.stat().st_size for file in Path(f"{folder}/index").rglob("*") if file.is_file())
+        print(
+            f"{n_rows:,} tokens, d_model {d_model}, {d_sae:,} latents, k {k}: {n_fired:,} fired; index {size / 1e9:.2f} GB"
+        )
+        for name, (most, seconds) in peak.stages.items():
+            print(f"  {name:<20} {most / 1e9:6.2f} GB at most {seconds:9.1f} s")
+        del index
+        index, took = timed(lambda: FeatureIndex.open(f"{folder}/index"))
+        opened = peak.of("open", lambda: None)
+        opened()
+        drawn = torch.randint(d_sae, (200,)).tolist()
+        seconds = [timed(lambda latent=latent: index[latent])[1] for latent in drawn]
+        print(f"  opening {1e3 * took:.1f} ms, reading one latent {1e3 * statistics.median(seconds):.2f} ms (median of 200)")
 
 
 if __name__ == "__main__":
@@ -151,6 +210,8 @@ if __name__ == "__main__":
     parser.add_argument("--part", choices=["pass", "again", "memory"], nargs="+", default=["pass", "again", "memory"])
     parser.add_argument("--d-model", type=int, default=192)
     parser.add_argument("--tokens", type=int, default=2**20)
+    parser.add_argument("--latents", type=int, default=2**20, help="of the third part")
+    parser.add_argument("--near", type=int, default=2**14, help="of a million latents, how many have decoder neighbours")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -161,4 +222,4 @@ if __name__ == "__main__":
     if "again" in args.part:
         against_encoding_again(768, 16_384, 32, 16_384, args.rounds)
     if "memory" in args.part:
-        million(1_000_000, 20, 64)
+        million(64, args.latents, 32, args.tokens // BLOCK_ROWS * BLOCK_ROWS, args.near)

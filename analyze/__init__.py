@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .lens import logit_lens
     from .page import feature_page
     from .planted import planted_absorption
+    from .probes import sparse_probes
     from .ranks import auroc
     from .recovery import score_recovery
     from .report import report_page
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .split import Split, select_latents
     from .splitting import feature_splitting
     from .statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
+    from .textfeatures import text_features
 
 __all__ = [
     "max_activating_tokens",
@@ -62,6 +64,8 @@ __all__ = [
     "edge_ablation",
     "fit_anomaly",
     "auroc",
+    "text_features",
+    "sparse_probes",
     "report_page",
     "cluster_bootstrap",
     "rank_p",
@@ -94,6 +98,8 @@ _HOMES = {
     "edges": ["edge_attribution", "edge_ablation"],
     "anomaly": ["fit_anomaly"],
     "ranks": ["auroc"],
+    "textfeatures": ["text_features"],
+    "probes": ["sparse_probes"],
     "recovery": ["score_recovery"],
     "planted": ["planted_absorption"],
     "absorption": ["label_absorption"],

@@ -49,3 +49,22 @@ def spearman(a: Values, b: Values) -> float:
         raise ValueError(f"spearman expected two sides of one length, at least 2, got {len(ranks_a)} and {len(ranks_b)}")
     centred_a, centred_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
     return float(centred_a @ centred_b / (centred_a.norm() * centred_b.norm()))
+
+
+def weighted_auroc(scores: Values, positive: Values, weights: Tensor) -> Tensor:
+    """AUROC of weighted items, for each row of weights, as a bootstrap needs it; ties count half.
+
+    scores: float[n]; positive: bool[n]; weights: float64[r n], not negative
+    returns: float64[r]; nan where all positive items, or all others, weigh nothing
+    """
+    scores, positive = torch.as_tensor(scores).double(), torch.as_tensor(positive).bool()
+    if scores.isnan().any():
+        raise ValueError(f"auroc expected numbers, got nan at place {int(scores.isnan().nonzero()[0])} of {len(scores)}")
+    order = scores.argsort()
+    weights, positive, scores = weights[:, order], positive[order], scores[order]
+    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])]).nonzero()[:, 0]  # of each group of equal scores
+    above = torch.where(positive, weights, 0.0).cumsum(1)[:, last]
+    below = torch.where(positive, 0.0, weights).cumsum(1)[:, last]
+    in_group = above.diff(dim=1, prepend=above.new_zeros(len(above), 1))
+    beaten = (below + torch.nn.functional.pad(below, (1, 0))[:, :-1]) / 2
+    return (in_group * beaten).sum(1) / (above[:, -1] * below[:, -1])

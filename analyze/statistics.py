@@ -7,6 +7,7 @@ control shows is a rank among controls, (1 + #≥) / (n + 1), which cannot be ze
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -19,6 +20,9 @@ ALTERNATIVES = ("greater", "less", "two-sided")
 
 _CHUNK_WEIGHTS = 2**23
 """Bootstrap weights that exist at a time: 64 MB in float64."""
+
+_LEAST_DEFINED = 0.95
+"""Share of draws on which a statistic must have a value."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,29 +65,46 @@ def cluster_bootstrap(
     table = values.detach().cpu().double().reshape(len(values), -1)
     if not table.isfinite().all():
         raise ValueError("cluster_bootstrap expected finite values, got nan or infinity; leave those items out and say so")
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence expected a share between 0 and 1, got {confidence}")
-    of_item = torch.arange(len(table)) if clusters is None else torch.as_tensor(clusters).cpu().reshape(-1)
-    if len(of_item) != len(table):
-        raise ValueError(f"clusters expected one for each of {len(table)} items, got {len(of_item)}")
-    names, cluster = of_item.unique(return_inverse=True)
-    n = len(names)
-    if n < 2:
-        raise ValueError(f"cluster_bootstrap expected at least 2 clusters, got {n}: one text shows no spread between texts")
+    cluster, n = _numbered(clusters, len(table), confidence)
     sums = table.new_zeros(n, table.shape[1]).index_add_(0, cluster, table)
     sizes = torch.bincount(cluster, minlength=n).double()
 
-    generator = torch.Generator().manual_seed(seed)
-    means = []
-    for start in range(0, n_resamples, rows := max(1, _CHUNK_WEIGHTS // n)):
-        drawn = torch.randint(n, (min(rows, n_resamples - start), n), generator=generator)
-        once = torch.ones(drawn.shape, dtype=torch.float64)
-        weights = torch.zeros_like(once).scatter_add_(1, drawn, once)
-        means.append(weights @ sums / (weights @ sizes)[:, None])
-    tail = _expanded_tail((1 - confidence) / 2, n)
-    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    draws = _times_drawn(n, n, n_resamples, seed)
+    means = torch.cat([times @ sums / (times @ sizes)[:, None] for times in draws])
+    low, high = _expanded_interval(means, confidence, n)
     estimate, shape = sums.sum(0) / sizes.sum(), values.shape[1:]
     return Interval(estimate.view(shape), low.view(shape), high.view(shape), confidence, n)
+
+
+def bootstrap_statistic(
+    statistic: Callable[[Tensor], Tensor],
+    clusters: Tensor,
+    *,
+    n_resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """Any statistic of weighted items, with an interval from drawing whole clusters again, as `cluster_bootstrap` does.
+
+    statistic: from weights float64[r n_items], of each draw how often an item's cluster was drawn, to float64[r m];
+        several columns keep their pairing. The estimate is that of weights 1
+    clusters: int64[n_items]
+    raises: ValueError for fewer than 2 clusters, or a statistic that is not finite on the items themselves or on more than
+        one draw in 20, such as an AUROC with a class of two clusters; the other draws without a value are left out
+    A statistic at its bound on the items, such as an AUROC of 1, has an interval without width: it cannot be drawn lower.
+    """
+    n_items = len(torch.as_tensor(clusters).reshape(-1))
+    cluster, n = _numbered(clusters, n_items, confidence)
+    estimate = statistic(torch.ones(1, n_items, dtype=torch.float64))[0]
+    drawn = torch.cat([statistic(times[:, cluster]) for times in _times_drawn(n, n_items, n_resamples, seed)])
+    defined = drawn.isfinite().all(1)
+    if not estimate.isfinite().all() or defined.double().mean() < _LEAST_DEFINED:
+        raise ValueError(
+            f"bootstrap_statistic expected a statistic with a value on draws of its {n} clusters, got one without on "
+            f"{int((~defined).sum())} of {len(drawn)}: a class has too few of them"
+        )
+    low, high = _expanded_interval(drawn[defined], confidence, n)
+    return Interval(estimate, low, high, confidence, n)
 
 
 def rank_p(observed: Tensor | float, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
@@ -152,6 +173,37 @@ def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> t
         centre = torch.cat([seen[None], drawn]).quantile(0.5, dim=0)
         return (seen - centre).abs(), (drawn - centre).abs()
     return seen, drawn
+
+
+def _numbered(clusters: Tensor | None, n_items: int, confidence: float) -> tuple[Tensor, int]:
+    """The number of each item's cluster, int64[n_items], and how many there are; the checks of a bootstrap."""
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence expected a share between 0 and 1, got {confidence}")
+    of_item = torch.arange(n_items) if clusters is None else torch.as_tensor(clusters).cpu().reshape(-1)
+    if len(of_item) != n_items:
+        raise ValueError(f"clusters expected one for each of {n_items} items, got {len(of_item)}")
+    names, cluster = of_item.unique(return_inverse=True)
+    if len(names) < 2:
+        raise ValueError(
+            f"cluster_bootstrap expected at least 2 clusters, got {len(names)}: one text shows no spread between texts"
+        )
+    return cluster, len(names)
+
+
+def _times_drawn(n: int, n_weights: int, n_resamples: int, seed: int) -> Iterator[Tensor]:
+    """How often each of n clusters is drawn, float64[r n] in portions whose statistic may take n_weights numbers a draw."""
+    generator = torch.Generator().manual_seed(seed)
+    for start in range(0, n_resamples, rows := max(1, _CHUNK_WEIGHTS // n_weights)):
+        drawn = torch.randint(n, (min(rows, n_resamples - start), n), generator=generator)
+        once = torch.ones(drawn.shape, dtype=torch.float64)
+        yield torch.zeros_like(once).scatter_add_(1, drawn, once)
+
+
+def _expanded_interval(drawn: Tensor, confidence: float, n: int) -> tuple[Tensor, Tensor]:
+    """Low and high ends, float64[m] each, of statistics float64[n_resamples m] of n clusters."""
+    tail = _expanded_tail((1 - confidence) / 2, n)
+    low, high = drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    return low, high
 
 
 def _expanded_tail(tail: float, n: int) -> float:

@@ -39,7 +39,8 @@ def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_poi
                 f"{trained}, but {store.path} holds {', '.join(store.hook_points)} of {store.model_name}; "
                 "harvest that hook point, or pass hook_point= to use the SAE on another one"
             )
-        if sae.config.model_name and store.model_name and _bare(sae.config.model_name) != _bare(store.model_name):
+        names = [name for name in (sae.config.model_name, store.model_name) if name]
+        if len(set(map(bare_model_name, names))) > 1:
             raise ValueError(
                 f"{trained}, but {store.path} holds activations of {store.model_name}; harvest the SAE's model, or pass "
                 f"hook_point= ({', '.join(store.hook_points)}) if the two are one model or the SAE is to be transferred"
@@ -125,7 +126,7 @@ def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tenso
     return chosen
 
 
-def _bare(model_name: str) -> str:
+def bare_model_name(model_name: str) -> str:
     """A model's name without owner or folder."""
     name = model_name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].lower()
     return _OTHER_NAMES.get(name, name)

@@ -173,9 +173,3 @@ def _dated(template: str) -> str:
     filters = "".join(f"|replace('%{name}', '{_DATE.strftime('%' + name)}')" for name in _DATE_FORMATS)
     # behind an expression, unlike behind a block, the line end that a template may begin with is kept
     return "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}{{ '' }}" + template
-
-
-def special_ids(tokenizer: Any) -> list[int]:
-    """Ids of the tokens that are no text: those with a role, and those the tokenizer marks as special."""
-    marked = [i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special]
-    return sorted({*tokenizer.all_special_ids, *marked})

@@ -20,6 +20,7 @@ from saelens_lite.errors import HookError
 from saelens_lite.files import open_folder
 from saelens_lite.shards import finished_shards
 from saelens_lite.store import ActivationStore
+from saelens_lite.tokens import special_token_ids
 
 from .config import HarvestConfig
 from .documents import Source
@@ -35,7 +36,7 @@ from .model import (
     positions_limit,
     tokenizer_facts,
 )
-from .packing import chat_facts, special_ids, token_ids
+from .packing import chat_facts, token_ids
 from .plan import adopt_plan, check_plan, documents_per_shard, make_plan
 from .source import as_names, open_given, open_named
 
@@ -309,7 +310,7 @@ def _plan(
             "context_length": config.context_length,
             "bos_id": bos_id,
             "separator_id": separator_id,
-            "special_ids": [] if config.keep_special_tokens else special_ids(tokenizer),
+            "special_ids": [] if config.keep_special_tokens else special_token_ids(tokenizer),
             "batch_size_seqs": config.batch_size_seqs,
             "documents_per_shard": n_documents,
             "max_tokens": config.max_tokens,

@@ -60,9 +60,11 @@ if TYPE_CHECKING:
         scale,
         score_recovery,
         select_latents,
+        sparse_probes,
         splice_sae,
         steer,
         steer_direction,
+        text_features,
     )
     from saelens_lite.errors import CheckpointError, FeatureIndexError, HookError, ShardError
     from saelens_lite.harvest import add_hook_points, estimate_harvest, harvest_activations
@@ -118,6 +120,8 @@ __all__ = [
     "edge_ablation",
     "fit_anomaly",
     "auroc",
+    "text_features",
+    "sparse_probes",
     "matched_latents",
     "random_directions",
     "one_direction",
@@ -154,6 +158,7 @@ _HOMES = {
         "cluster_bootstrap", "rank_p", "max_statistic_p", "benjamini_hochberg",
         "direct_logit_attribution", "gradient_attribution", "edge_attribution", "edge_ablation",
         "fit_anomaly", "auroc",
+        "text_features", "sparse_probes",
         "matched_latents", "random_directions", "one_direction", "diff_mean", "probe_direction",
         "Split", "select_latents",
         "dose_response",

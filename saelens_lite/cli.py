@@ -20,7 +20,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelens_lite.arguments import configured
-from saelens_lite.commands import AddHookPointsConfig, AnalyzeConfig, EvaluateConfig, ReportConfig, VerifyConfig
+from saelens_lite.commands import (
+    AddHookPointsConfig,
+    AnalyzeConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    ReportConfig,
+    VerifyConfig,
+)
 from saelens_lite.config import from_mapping, to_mapping
 from saelens_lite.errors import SaelensLiteError, nearest
 
@@ -355,6 +362,55 @@ def search(argv: Sequence[str]) -> None:
         _print_next(f"saelens-lite search {config.index} --latent I")
 
 
+def probe(argv: Sequence[str]) -> None:
+    """How well few latents tell labelled texts apart, beside the activations themselves"""
+    config = configured(ProbeConfig, "probe", argv)
+    from saelens_lite import SparseAutoencoder, sparse_probes, text_features
+    from saelens_lite.analyze import Split
+    from saelens_lite.analyze.labelled import read_labelled
+
+    data = read_labelled(
+        config.texts,
+        text_field=config.text_field,
+        label_field=config.label_field,
+        group_field=config.group_field,
+        labels=config.labels,
+        split=config.split,
+        max_texts=config.max_texts,
+        seed=config.seed,
+    )
+    device = _device(config.device)
+    saes = {"sae": SparseAutoencoder.load(config.sae, device=device)}
+    if config.baseline is not None:
+        saes["baseline"] = SparseAutoencoder.load(config.baseline, device=device)
+    model, tokenizer = _load_model_and_tokenizer(config.model, device)
+    features = text_features(
+        model,
+        tokenizer,
+        data.texts,
+        saes,
+        hook_point=config.hook_point,
+        pool=config.pool,
+        max_tokens=config.max_tokens,
+        batch_size_texts=config.batch_size_texts,
+    )
+    result = sparse_probes(
+        features,
+        data.labels,
+        data.groups,
+        k=config.k,
+        select_by=config.select_by,
+        split=Split(test_fraction=config.test_fraction, seed=config.seed),
+        n_splits=config.n_splits,
+    )
+    print(_with_short_names(str(result)))
+    if config.output is not None:
+        Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        print(f"numbers: {config.output}")
+    if config.baseline is None:
+        print("for what a dictionary of random directions reaches: --baseline, the run with --freeze-decoder")
+
+
 def report(argv: Sequence[str]) -> None:
     """What training runs did, beside each other, as one HTML page"""
     config = configured(ReportConfig, "report", argv, positional=True)
@@ -373,6 +429,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "evaluate": evaluate,
     "analyze": analyze,
     "search": search,
+    "probe": probe,
     "report": report,
 }
 
@@ -402,7 +459,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if traceback:
             raise
         return 130
-    except (SaelensLiteError, ValueError, OSError, FloatingPointError) as error:
+    except (SaelensLiteError, ValueError, OSError, FloatingPointError, ImportError) as error:
         if traceback:
             raise
         print(f"saelens-lite: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
@@ -539,6 +596,19 @@ def _load_model(
     return load_model(
         name, compute_dtype=compute_dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
     )
+
+
+def _load_model_and_tokenizer(name: str, device: str) -> tuple[nn.Module, Any]:
+    """The model of that name, ready for inference, and its tokenizer."""
+    from saelens_lite.demo import MODEL_DIR
+    from saelens_lite.harvest.model import load_model, load_tokenizer
+
+    if name == EMBEDDED:
+        from saelens_lite.demo.run import quiet_loading
+
+        quiet_loading()
+        name = str(MODEL_DIR)
+    return load_model(name, device=device), load_tokenizer(name)
 
 
 def _is_first_process() -> bool:

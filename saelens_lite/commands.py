@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -139,3 +140,71 @@ class ReportConfig:
 
     output: str = "report.html"
     """The page to write."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """How well the latents of an SAE tell labelled texts apart: probes of few latents, of all, and of the activations."""
+
+    sae: str
+    """Folder of the SAE, ours or SAELens', or a hub repository."""
+
+    model: str
+    """The model that it was trained on, a hub id or a folder; "demo" is the embedded one."""
+
+    texts: str
+    """A jsonl, json, csv or parquet file, compressed or not, or a dataset of the hub."""
+
+    text_field: str = "text"
+    """Its field with the text."""
+
+    label_field: str = "label"
+    """Its field with the class."""
+
+    group_field: str | None = None
+    """Its field with what texts share (author, entity, source): texts of one group are never on both sides of the split."""
+
+    labels: tuple[str, ...] = ()
+    """Keep only these classes. Of two the last in order is the positive one; of more each is probed against the rest."""
+
+    split: str = "train"
+    """Split of a dataset of the hub."""
+
+    max_texts: int | None = 5000
+    """Of more texts so many are drawn at random; None for all."""
+
+    baseline: str | None = None
+    """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
+
+    k: tuple[int, ...] = (1, 2, 5, 16)
+    """Numbers of latents that a probe sees."""
+
+    select_by: Literal["mean_difference", "standardised"] = "mean_difference"
+    """Latents by the difference of their means in the training texts, as it is or over their standard deviation."""
+
+    pool: Literal["mean", "max", "last"] = "mean"
+    """How the tokens of a text become one row: their mean, their maximum (activations: the mean), or the last token."""
+
+    hook_point: str | None = None
+    """None takes the one that the SAE was trained on."""
+
+    max_tokens: int | None = None
+    """Tokens of a text that are read; None is the model's longest context, with a warning where a text is longer."""
+
+    test_fraction: float = 0.3
+    """Share of the texts, or groups, that test."""
+
+    seed: int = 0
+    """Of the split, the draw of texts and the shuffled labels."""
+
+    n_splits: int = 1
+    """Splits of further seeds: their mean and spread."""
+
+    batch_size_texts: int = 32
+    """Texts in a forward pass."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is."""
+
+    output: str | None = None
+    """File that receives the numbers as JSON, with definitions."""

@@ -161,6 +161,12 @@ def _splitmix64(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint64(31))
 
 
+def special_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of the tokens that are no text: those with a role, and those the tokenizer marks as special."""
+    marked = [i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special]
+    return sorted({*tokenizer.all_special_ids, *marked})
+
+
 def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token, such that the pieces joined give the decoded text.
 

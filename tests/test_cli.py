@@ -1,7 +1,9 @@
 """The command line: every command on the embedded model, and errors that are one line."""
 
+import gzip
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -222,6 +224,33 @@ def test_analyze_harvests_for_itself(made, tmp_path, capsys):
     assert main([*map(str, argv), "--output", str(tmp_path / "f.html"), "--index", str(tmp_path / "index")]) == 0
     assert "over 700 tokens" in capsys.readouterr().out
     assert "needs --store, or --model and --dataset" in fails(capsys, "analyze", "--sae", made / "topk", "--model", "demo")
+
+
+def test_probe_prints_the_table_with_controls_and_writes_it(made, capsys):
+    """Classes d and f by the first word of the text; e is not asked for."""
+    data = made / "labelled.jsonl.gz"
+    with gzip.open(data, "wt") as file:
+        for i in range(120):
+            kind = ("def", "for", "else")[i % 3]
+            file.write(json.dumps({"code": f"{kind} x{i} in y", "kind": kind[0], "by": f"author {i // 4}"}) + "\n")
+    argv = ["probe", "--sae", made / "topk", "--model", "demo", "--texts", data, "--text-field", "code"]
+    named = [*argv, "--label-field", "kind", "--group-field", "by", "--labels", "d", "f"]
+    few = ["--k", "1", "4", "--baseline", made / "frozen", "--max-tokens", "64", "--output", made / "probes.json"]
+    assert main([str(arg) for arg in [*named, *few]]) == 0
+    out = capsys.readouterr().out
+    for row in ("activations", "DiffMean of activations", "sae k=1", "sae k=4", "sae all 64", "baseline k=4"):
+        assert re.search(rf"^{row}  ", out, flags=re.MULTILINE), out
+    assert "blocks.2.hook_resid_post of the embedded model, mean over tokens" in out
+    found = json.loads((made / "probes.json").read_text())
+    assert found["classes"] == ["d", "f"] and sum(found["n_train"]) + sum(found["n_test"]) == 80
+    assert sum(found["n_clusters"]) == 30
+    assert found["rows"][0]["auroc"] == 1  # it can see the first word
+    assert "no field 'label'" in fails(capsys, *argv) and "its fields are code, kind, by" in fails(capsys, *argv)
+    assert "has no label 'g'; it has d (40), f (40), e (40)" in fails(capsys, *named, "g")
+    assert "no file /nowhere.jsonl" in fails(capsys, *argv[:5], "--texts", "/nowhere.jsonl")
+    assert "expected a file of .jsonl, .json, .csv, .parquet" in fails(capsys, *argv[:5], "--texts", made / "a.xlsx")
+    assert main([str(arg) for arg in [*named, "--k", "1", "--max-texts", "60"]]) == 0
+    assert "--baseline" in capsys.readouterr().out
 
 
 def test_report_writes_a_page_of_the_runs(made, capsys):

@@ -12,7 +12,14 @@ import pytest
 import saelens_lite
 from saelens_lite.analyze.query import SearchConfig
 from saelens_lite.cli import COMMANDS
-from saelens_lite.commands import AddHookPointsConfig, AnalyzeConfig, EvaluateConfig, ReportConfig, VerifyConfig
+from saelens_lite.commands import (
+    AddHookPointsConfig,
+    AnalyzeConfig,
+    EvaluateConfig,
+    ProbeConfig,
+    ReportConfig,
+    VerifyConfig,
+)
 from saelens_lite.demo.run import DemoConfig
 from saelens_lite.harvest import HarvestConfig
 
@@ -29,6 +36,7 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "analyze": AnalyzeConfig,
     "search": SearchConfig,
+    "probe": ProbeConfig,
     "report": ReportConfig,
 }
 

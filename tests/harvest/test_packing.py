@@ -8,8 +8,9 @@ import datasets
 import numpy as np
 import pytest
 
-from saelens_lite.harvest.packing import chat_facts, packed_shards, special_ids, token_ids
+from saelens_lite.harvest.packing import chat_facts, packed_shards, token_ids
 from saelens_lite.harvest.source import open_given, open_named
+from saelens_lite.tokens import special_token_ids
 
 PLAN = {
     "documents_per_shard": 8,
@@ -170,7 +171,7 @@ def test_real_twin(shared_data):
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "models/stories260k-llama")
     source = open_named([str(shared_data / "corpora/tinystories/train_v2_gpt4.jsonl.gz")])
     assert token_ids(tokenizer, source.first) == tokenizer(source.first, add_special_tokens=False)["input_ids"]
-    rows = {"max_tokens": 10**6, "context_length": 256, "special_ids": special_ids(tokenizer)}
+    rows = {"max_tokens": 10**6, "context_length": 256, "special_ids": special_token_ids(tokenizer)}
     everything = list(packed_shards(source, tokenizer, PLAN | rows | {"documents_per_shard": 512}, itertools.count(), 512))
     assert [shard.n_documents for shard in everything] == [512, 512, 512, 191]
     again = open_named([str(shared_data / "corpora/tinystories/train_v2_gpt4.jsonl.gz")])

@@ -1,0 +1,84 @@
+"""Labelled texts from a file or the hub, for probes: which field holds the text, which the label, which the group."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saelens_lite.errors import nearest
+
+_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledTexts:
+    """texts, labels and groups of the same length; groups is None where no field was named. n_left_out: other labels'."""
+
+    texts: list[str]
+    labels: list[Hashable]
+    groups: list[Hashable] | None
+    n_left_out: int
+
+
+def read_labelled(
+    name: str,
+    *,
+    text_field: str = "text",
+    label_field: str = "label",
+    group_field: str | None = None,
+    labels: Sequence[str] = (),
+    split: str = "train",
+    max_texts: int | None = None,
+    seed: int = 0,
+) -> LabelledTexts:
+    """Rows of a jsonl, json, csv or parquet file, compressed or not, or of a dataset on the hub.
+
+    labels: as text, the labels to keep; none keeps all
+    max_texts: of a longer set so many are drawn at random by seed, for files often come sorted by label
+    raises: FileNotFoundError for a missing file; ValueError for a field that is not there, or a label that no row has
+    """
+    kept, n_left_out, wanted = [], 0, set(labels)
+    seen: Counter[str] = Counter()
+    for i, row in enumerate(_rows(name, split)):
+        for field in filter(None, (text_field, label_field, group_field)):
+            if field not in row:
+                raise ValueError(
+                    f"{name}, row {i}: no field {field!r}{nearest(field, row)}; its fields are {', '.join(map(str, row))}"
+                )
+        seen[str(row[label_field])] += 1
+        if wanted and str(row[label_field]) not in wanted:
+            n_left_out += 1
+            continue
+        kept.append((row[text_field], row[label_field], row[group_field] if group_field else None))
+    if missing := [label for label in labels if label not in seen]:
+        raise ValueError(f"{name} has no label {missing[0]!r}{nearest(missing[0], seen)}; it has {_shown(seen)}")
+    if max_texts is not None and len(kept) > max_texts:
+        kept = random.Random(seed).sample(kept, max_texts)
+    texts, of_texts, groups = ([row[i] for row in kept] for i in range(3))
+    return LabelledTexts(texts, of_texts, groups if group_field else None, n_left_out)
+
+
+def _rows(name: str, split: str) -> Iterable[Mapping[str, Any]]:
+    """Streamed: nothing is copied into a cache."""
+    from datasets import load_dataset
+
+    path = Path(name)
+    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
+    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
+    if kind is None:
+        if path.exists() or suffixes:
+            raise ValueError(f"{name} expected a file of {', '.join(_FORMATS)}, or a dataset of the hub, owner/name")
+        return load_dataset(name, split=split, streaming=True)
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {name}")
+    return load_dataset(kind, data_files=str(path), split="train", streaming=True)
+
+
+def _shown(counts: Counter[str]) -> str:
+    most = counts.most_common(8)
+    return ", ".join(f"{label} ({n:,})" for label, n in most) + ", …" * (len(counts) > len(most))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,16 +20,18 @@ def configured(
     with_preset: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     *,
     positional: bool = False,
+    leading: Sequence[str] = (),
 ) -> T:
     """The configuration of a command from its flags, with --config FILE as defaults and --preset NAME beneath these.
 
     with_preset: adds what the preset sets that a mapping names; of commands that have presets
     positional: fields without a default are given by their place, not by a flag
+    leading: fields that words before the first flag give as well; fewer words than fields give the last of them
     raises: ValueError for a file that is no JSON object of the fields, or a preset beside a file that has another
     """
     import tyro
 
-    args, file = _without(argv, "--config", "a JSON file")
+    args, file = _without(_with_leading_named(argv, leading), "--config", "a JSON file")
     mapping: Any = {}
     if file is not None:
         mapping = _read_json(file)
@@ -46,6 +49,15 @@ def configured(
     default = {"default": from_mapping(cls, mapping, where)} if mapping or file is not None else {}
     by_place = (tyro.conf.PositionalRequiredArgs,) if positional else ()
     return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=by_place, **default)
+
+
+def _with_leading_named(argv: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """STORE SAE --flag … as --store STORE --sae SAE --flag …"""
+    words = list(takewhile(lambda arg: not arg.startswith("-"), argv))
+    if len(words) > len(fields):
+        return list(argv)
+    names = fields[len(fields) - len(words) :]
+    return [*(f"--{name}={word}" for name, word in zip(names, words, strict=True)), *argv[len(words) :]]
 
 
 def _read_json(file: str) -> Any:

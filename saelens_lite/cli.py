@@ -251,7 +251,7 @@ def _tell_trained(sae: SparseAutoencoder, config: TrainConfig, store: str, model
 
 def evaluate(argv: Sequence[str]) -> None:
     """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
-    config = configured(EvaluateConfig, "evaluate", argv)
+    config = configured(EvaluateConfig, "evaluate", argv, leading=("store", "sae"))
     from saelens_lite import ActivationStore, SparseAutoencoder, evaluate_sae
 
     store, device = ActivationStore(config.store), _device(config.device)
@@ -278,7 +278,7 @@ def evaluate(argv: Sequence[str]) -> None:
 
 def analyze(argv: Sequence[str]) -> None:
     """Every latent in one pass: an index to search, and the strongest firings as one HTML page"""
-    config = configured(AnalyzeConfig, "analyze", argv)
+    config = configured(AnalyzeConfig, "analyze", argv, leading=("store", "sae"))
     from saelens_lite import ActivationStore, SparseAutoencoder
     from saelens_lite.distributed import several_processes
 

@@ -186,6 +186,19 @@ def test_analyze_writes_a_page(made, capsys):
     assert (made / "features.index" / "index.json").exists()
 
 
+def test_store_and_sae_may_stand_first_without_flags(made, tmp_path, capsys):
+    store, sae, page = made / "store", made / "topk", tmp_path / "f.html"
+    argv = ["analyze", store, sae, "--output", page, "--n-latents", "3"]
+    assert main(list(map(str, argv))) == 0
+    assert f"page: {page}" in capsys.readouterr().out
+    assert main(["evaluate", str(store), str(sae), "--windows-tokens", "1000", "--max-tokens", "500"]) == 0
+    assert "trained" in capsys.readouterr().out
+    assert "needs --store, or --model and --dataset" in fails(capsys, "analyze", sae)
+    with pytest.raises(SystemExit):
+        main(["analyze", str(store), str(sae), "third"])
+    assert "third" in capsys.readouterr().err
+
+
 def test_search_in_the_index(made, capsys):
     page, index = made / "searched.html", str(made / "searched.index")
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--model", "demo"]

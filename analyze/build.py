@@ -30,7 +30,7 @@ from .tokensample import TokenSample
 from .tokentable import table_of, token_ids
 from .unigram import token_shares
 
-_ENTROPY_PAIRS = 2**24
+_ENTROPY_PAIRS, _LENS_LATENTS = 2**24, 2**16
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,20 +180,21 @@ def of_model(
     sae: SparseAutoencoder, model: nn.Module, tally: Tally, hook_point: str, n: int, output_score: bool, tokenizer: Any
 ) -> dict[str, Tensor]:
     """What only a model tells: the logit lens and, if wanted, the output score."""
-    lens = logit_lens(sae, model, n=n)
-    tensors = {
-        "promoted_ids": lens.top_ids.int(),
-        "promoted_logits": lens.top_logits,
-        "demoted_ids": lens.bottom_ids.int(),
-        "demoted_logits": lens.bottom_logits,
-    }
+    tensors: dict[str, Tensor] = {}
+    for latents in torch.arange(tally.d_sae).split(_LENS_LATENTS):
+        lens = logit_lens(sae, model, latents, n=n)
+        ids = {"promoted_ids": lens.top_ids.int(), "demoted_ids": lens.bottom_ids.int()}
+        for name, part in (ids | {"promoted_logits": lens.top_logits, "demoted_logits": lens.bottom_logits}).items():
+            if name not in tensors:
+                tensors[name] = part.new_empty(tally.d_sae, part.shape[1])
+            tensors[name][latents] = part
     if output_score:
         if tokenizer is None:
             raise ValueError(
                 "output_score expected a tokenizer for its prompt, and the store's cannot be loaded: pass tokenizer="
             )
         strongest = tally.top.values[:, 0].float()
-        tensors["output_score"] = output_scores(sae, model, tokenizer, strongest, lens.top_ids, hook_point)
+        tensors["output_score"] = output_scores(sae, model, tokenizer, strongest, tensors["promoted_ids"], hook_point)
     return tensors
 
 

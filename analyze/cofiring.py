@@ -47,7 +47,7 @@ def cofiring(sample: TokenSample, d_sae: int, m: int) -> Cofiring:
     if m and not kernel.cofiring_(sample.offsets, sample.latents, starts, places, MIN_TOGETHER, *ids, *scores):
         _cofiring(sample, starts, places, ids, scores)
     jaccard, lift = scores  # lift: tokens on which both fire / those of the other one
-    pmi = (lift * len(sample.rows) / counts.clamp_min(1)[:, None]).log().masked_fill(ids[1] < 0, 0)
+    pmi = lift.mul_(len(sample.rows)).div_(counts.clamp_min(1)[:, None]).log_().masked_fill_(ids[1] < 0, 0)
     return Cofiring(ids[0], jaccard.float(), ids[1], pmi.float())
 
 

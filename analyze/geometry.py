@@ -38,20 +38,22 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = N
     W_dec = sae.W_dec.detach()
     chosen = torch.arange(len(W_dec)) if latents is None else latents
     ids, cosines = torch.full((len(chosen), m), -1, dtype=torch.int32), torch.zeros(len(chosen), m)
-    for places in torch.arange(len(chosen) if m else 0).split(_BLOCK_ROWS):
+    for first in range(0, len(chosen) if m else 0, _BLOCK_ROWS):
+        places = slice(first, first + _BLOCK_ROWS)
         rows = chosen[places].to(W_dec.device)
-        best = torch.full((len(rows), 0), -torch.inf, device=W_dec.device), torch.zeros_like(rows[:, None])[:, :0]
+        values = torch.full((len(rows), m), -torch.inf, device=W_dec.device)
+        found = torch.full((len(rows), m), -1, device=W_dec.device)
         for start in range(0, len(W_dec), _CHUNK_VALUES // _BLOCK_ROWS):
-            columns = W_dec[start : start + _CHUNK_VALUES // _BLOCK_ROWS]
-            products = _unit(W_dec[rows]) @ _unit(columns).T
-            itself = (rows >= start) & (rows < start + len(columns))
+            products = _unit(W_dec[rows]) @ _unit(W_dec[start : start + _CHUNK_VALUES // _BLOCK_ROWS]).T
+            itself = (rows >= start) & (rows < start + products.shape[1])
             products[itself, rows[itself] - start] = -torch.inf
-            found = products.topk(min(m, len(columns)), dim=1)
-            values, at = torch.cat([best[0], found.values], 1), torch.cat([best[1], found.indices + start], 1)
-            kept = values.topk(min(m, values.shape[1]), dim=1)
-            best = kept.values, at.gather(1, kept.indices)
-        n = min(m, len(W_dec) - 1)
-        ids[places, :n], cosines[places, :n] = best[1][:, :n].int().cpu(), best[0][:, :n].cpu()
+            rise = (products.amax(1) > values[:, -1]).nonzero()[:, 0]  # later blocks seldom have a nearer one
+            best = products[rise].topk(min(m, products.shape[1]), dim=1)
+            merged, ids_of = torch.cat([values[rise], best.values], 1), torch.cat([found[rise], best.indices + start], 1)
+            kept = merged.topk(m, dim=1)
+            values[rise], found[rise] = kept.values, ids_of.gather(1, kept.indices)
+        there = values > -torch.inf
+        ids[places], cosines[places] = found.masked_fill(~there, -1).int().cpu(), values.masked_fill(~there, 0).cpu()
     return ids, cosines
 
 

@@ -46,6 +46,7 @@ def assert_same(path, other):
 def test_an_index_equals_brute_force(store, gpt2, byte_tokenizer, kind, tmp_path, monkeypatch):
     """Integer weights and rows: sums are exact in any order, and so is every number."""
     monkeypatch.setattr("saelens_lite.analyze.stream.BLOCK_ROWS", 100)
+    monkeypatch.setattr("saelens_lite.analyze.build._LENS_LATENTS", 20)
     store, sae = RoundedStore(store), integer_sae(kind)
     index = index_features(sae, store, tmp_path / "index", gpt2, CONFIG, tokenizer=byte_tokenizer)
     with torch.no_grad():

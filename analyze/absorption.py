@@ -148,7 +148,7 @@ def label_absorption(
         side is counted. None: every item is its own document
     latents: the main latents of a label where they are known; None, or a label that is not there: found as by
         `feature_splitting` with max_latents and f1_rise. A child's latent that raises F1 by so much counts as a main one and
-        then absorbs nothing: what frequent children absorb shows in n_latents
+        then absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with max_latents=1
     raises: ValueError and ImportError as `feature_splitting`
     """
     if not labels:

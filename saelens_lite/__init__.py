@@ -70,7 +70,7 @@ if TYPE_CHECKING:
     from saelens_lite.harvest import add_hook_points, estimate_harvest, harvest_activations
     from saelens_lite.hooks import hook_points
     from saelens_lite.positions import span_mask
-    from saelens_lite.recipes import train_streaming
+    from saelens_lite.recipes import meta_sae, train_streaming
     from saelens_lite.sae import SAEConfig, SparseAutoencoder
     from saelens_lite.sparse import SparseLatents
     from saelens_lite.store import ActivationStore
@@ -110,6 +110,7 @@ __all__ = [
     "planted_absorption",
     "label_absorption",
     "feature_splitting",
+    "meta_sae",
     "cluster_bootstrap",
     "rank_p",
     "max_statistic_p",
@@ -166,7 +167,7 @@ _HOMES = {
     ],
     "hooks": ["hook_points"],
     "positions": ["span_mask"],
-    "recipes": ["train_streaming"],
+    "recipes": ["train_streaming", "meta_sae"],
     "sae": ["SparseAutoencoder", "SAEConfig"],
     "sparse": ["SparseLatents"],
     "store": ["ActivationStore"],

@@ -1,0 +1,120 @@
+"""Absorption, decomposability and unigram latents, in figures.
+
+planted   TopK, BatchTopK and Matryoshka SAEs on one planted hierarchy: absorption counted exactly, and by probes on the
+          same kind of rows, with the latents that the exact count chose and with those that the probes choose
+meta      explained variance of decoder rows under a meta-SAE, for saved SAEs, with random rows as the control
+unigram   latents of saved SAEs that fire on one token nearly always, over a store's rows
+
+.venv/bin/python tests/bench/absorption.py planted --output /tmp/absorption
+.venv/bin/python tests/bench/absorption.py meta --saes runs/quality/saes/ours-topk-lr_0.01-seed_0-steps_1200 …
+.venv/bin/python tests/bench/absorption.py unigram --store runs/quality/validation_store --saes …
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+import saelens_lite as sl
+
+KINDS = ("topk", "batchtopk", "matryoshka")
+HIERARCHY = sl.SyntheticConfig(d_model=96, n_features=256, l0=7.0, n_trees=12, branching=6, depth=1, max_child_share=0.7)
+
+
+def planted(args: argparse.Namespace) -> None:
+    """A line an SAE, then means and ranges over seeds."""
+    synthetic = sl.SyntheticActivations(HIERARCHY)
+    folder = args.output / "store"
+    finished = (folder / "manifest.json").exists()
+    store = sl.ActivationStore(folder) if finished else synthetic.to_store(folder, args.rows)
+    parents = synthetic.parents[synthetic.parents >= 0].unique().tolist()
+    rows = synthetic.rows(2**41, args.score_rows)
+    on = rows.latents.to_dense() > 0
+    labels = {str(parent): on[:, parent] for parent in parents}
+    found: dict[str, list[dict[str, float]]] = {}
+    for seed in args.seeds:
+        for kind in (*KINDS, "topk frozen"):
+            if seed != args.seeds[0] and kind not in KINDS:
+                continue
+            started = time.perf_counter()
+            sae = sl.train_sae(
+                store, kind=kind.split()[0], k=args.k, d_sae=HIERARCHY.n_features, seed=seed, lr=args.lr,
+                batch_size_rows=1024, freeze_decoder="frozen" in kind, device="cpu", progress=False,
+                output=str(args.output / f"{kind.replace(' ', '-')}-{seed}"),
+            )  # fmt: skip
+            seconds = time.perf_counter() - started
+            exact = sl.planted_absorption(sae, synthetic, n_rows=args.score_rows)
+            given = {str(row.feature): row.latents for row in exact.rows if row.scored}
+            same = (
+                sl.label_absorption(sae, rows.acts, {name: labels[name] for name in given}, latents=given) if given else None
+            )
+            own = sl.label_absorption(sae, rows.acts, labels)
+            own_one = sl.label_absorption(sae, rows.acts, labels, max_latents=1)
+            rates = {str(row.feature): row.rate for row in exact.rows if row.scored}
+            line = {
+                "absorption": exact.absorption, "fraction": exact.fraction, "missed alone": exact.missed_alone,
+                "latents": exact.n_latents, "parents": float(len(given)), "rate": exact.rate,
+                "rate, probe": same.rate,
+                "|difference|": statistics.mean(abs(row.rate - rates[row.name]) for row in same.rows),
+                "own latents": own.rate, "n own": own.n_latents, "k=1": own_one.rate,
+                "fvu": sl.score_recovery(sae, synthetic, n_rows=20_000).rows[0].fvu, "train s": seconds,
+            }  # fmt: skip
+            found.setdefault(kind, []).append(line)
+            print(f"{kind} seed {seed}  " + "  ".join(f"{name} {value:.3f}" for name, value in line.items()), flush=True)
+    for kind, lines in found.items():
+        cells = []
+        for name in lines[0]:
+            values = [line[name] for line in lines]
+            cells.append(f"{name} {statistics.mean(values):.3f} ({min(values):.3f} – {max(values):.3f})")
+        print(f"{kind}, {len(lines)} seeds: " + "  ".join(cells))
+
+
+def meta(args: argparse.Namespace) -> None:
+    """A table an SAE."""
+    for folder in args.saes:
+        started = time.perf_counter()
+        print(folder.name)
+        print(sl.meta_sae(sl.SparseAutoencoder.load(folder), seeds=args.seeds, device="cpu"))
+        print(f"{time.perf_counter() - started:.0f} s", flush=True)
+
+
+def unigram(args: argparse.Namespace) -> None:
+    """Flagged latents, beside those that the strongest firings alone would flag."""
+    store = sl.ActivationStore(args.store)
+    for folder in args.saes:
+        with tempfile.TemporaryDirectory() as index_folder:
+            index = sl.index_features(sl.SparseAutoencoder.load(folder), store, Path(index_folder) / "index")
+            often = index.column("counts") >= 10
+            by_top = int(((index.column("top_token_share") >= 0.9) & often).sum())
+            entropy_0 = int(((index.column("token_entropy") == 0) & often).sum())
+            median = float(index.column("token_share")[often].median())
+            print(f"{folder.name}: {index.unigram}, {index.unigram.share:.2%}")
+            print(
+                f"  of the strongest firings alone 90 %: {by_top}; token entropy 0: {entropy_0}; median share {median:.2f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("planted", "meta", "unigram"))
+    parser.add_argument("--output", type=Path, default=Path("runs/absorption"), help="planted: store and SAEs")
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--score-rows", type=int, default=40_000)
+    parser.add_argument("--k", type=int, default=6)
+    parser.add_argument("--lr", type=float, default=3e-3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--saes", type=Path, nargs="+", default=[])
+    parser.add_argument("--store", type=Path)
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    {"planted": planted, "meta": meta, "unigram": unigram}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

@@ -60,7 +60,8 @@ def test_random_rows_are_their_own_control_and_memory_shows():
 
 
 def test_chosen_latents_and_fields_of_training(shared):
-    found = sl.meta_sae(shared, latents=range(100), k=2, seeds=(0,), control=False, **OPTIONS | {"kind": "topk", "batch_size_rows": 64})
+    options = OPTIONS | {"kind": "topk", "batch_size_rows": 64}
+    found = sl.meta_sae(shared, latents=range(100), k=2, seeds=(0,), control=False, **options)
     assert found.n_rows + found.n_held_out == 100 and found.d_meta == 25
     assert found.saes[0].kind == "topk" and found.decoder.held_out_l0[0] <= 2
 

@@ -20,7 +20,7 @@ from saelens_lite.tokens import is_held_out
 from saelens_lite.variants import LibraryVariants
 
 from .dead import WINDOWS_TOKENS
-from .evaluation import BASELINE, MEAN, TRAINED, ZERO, Evaluation, EvaluationRow
+from .evaluation import BASELINE, MEAN, TRAINED, ZERO, Densities, Evaluation, EvaluationRow
 from .geometry import decoder_norms, encoder_decoder_cosine
 from .seeds import SeedNoise, check_seeds, seed_noise, stability
 from .stream import BLOCK_ROWS, latent_blocks, matching_hook_point, to_cpu
@@ -109,6 +109,7 @@ def evaluate_sae(
         seeds=seed_rows,
         seed_noise=_noise([row(TRAINED), *seed_rows]) if others else {},
         stability=stability([sae, *others.values()]) if others else None,
+        densities={name: Densities.of(firing[name].density) for name in (TRAINED, BASELINE) if name in firing},
     )
 
 

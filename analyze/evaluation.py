@@ -6,6 +6,9 @@ import dataclasses
 import math
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from saelens_lite.metrics import rate_bound, window_name
 
 from .seeds import SeedNoise, Stability
@@ -44,6 +47,8 @@ DEFINITIONS = {
 """The numbers of a row, as the JSON explains them. The ev_ are over batches of 4,096 rows; see saelens_lite/variants.py."""
 
 BESIDE_ROWS = {
+    "densities": "latents by their density on scored tokens: counts, those from 10^a up to 10^b for neighbours a, b of "
+    "log10_edges, the first with what lies below; never, those that did not fire",
     "dead_rate_bounds": "a latent dead@N fires on less than this share of tokens, 95 % confidence: rule of three, 3 / N",
     "seed_noise": "of each number over the SAEs of several seeds: mean; sd, standard deviation of one; detectable, "
     "the smallest difference between two single SAEs that is not seed noise with 95 % confidence",
@@ -51,6 +56,9 @@ BESIDE_ROWS = {
     "a latent of the other; mcc, mean |cos| under the best one-to-one pairing; random_, of random directions",
 }
 """What the JSON holds beside its rows."""
+
+DENSITY_LOG10_EDGES = tuple(i / 4 for i in range(-32, 1))
+"""Four bins a decade, from 1e-8 to 1."""
 
 _COLUMNS = {"fvu": ("fvu", 4), "explained_variance": ("expl.var", 4), "l0": ("l0", 1)}
 _CE_COLUMNS = {
@@ -108,6 +116,23 @@ class EvaluationRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Densities:
+    """Latents by the share of scored tokens on which they fire: counts by DENSITY_LOG10_EDGES, and those that never did."""
+
+    never: int
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, density: Tensor) -> Densities:
+        """density: float64[d_sae]"""
+        fired = density[density > 0].log10()
+        inner = torch.tensor(DENSITY_LOG10_EDGES[1:-1], dtype=fired.dtype, device=fired.device)
+        bins = torch.bucketize(fired, inner, right=True)
+        counts = torch.bincount(bins, minlength=len(DENSITY_LOG10_EDGES) - 1).tolist()
+        return cls(never=len(density) - len(fired), counts=tuple(counts))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
     """What evaluate_sae found; `print(evaluation.table())`.
 
@@ -131,6 +156,8 @@ class Evaluation:
     seeds: tuple[EvaluationRow, ...] = ()
     seed_noise: dict[str, SeedNoise] = dataclasses.field(default_factory=dict)
     stability: Stability | None = None
+    densities: dict[str, Densities] = dataclasses.field(default_factory=dict)
+    """Of the SAE and its baseline, by the name of the row."""
 
     def row(self, name: str) -> EvaluationRow:
         """The row of that name."""
@@ -138,12 +165,15 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold, with their definitions; windows as "10k", nan as None."""
-        nested = ("rows", "seeds", "seed_noise", "stability")
+        nested = ("rows", "seeds", "seed_noise", "stability", "densities")
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in nested}
         tables: dict[str, Any] = {
             "rows": [{"name": row.name, "given": row.given} | row.numbers() for row in self.rows],
             "dead_rate_bounds": {f"dead@{window_name(window)}": rate_bound(window) for window in self._windows_that_fit()},
         }
+        if self.densities:
+            counted = {name: {"never": one.never, "counts": list(one.counts)} for name, one in self.densities.items()}
+            tables["densities"] = {"log10_edges": list(DENSITY_LOG10_EDGES), **counted}
         if self.seeds:
             tables["seeds"] = [{"name": row.name} | row.numbers() for row in self.seeds]
             tables["seed_noise"] = {name: dataclasses.asdict(noise) for name, noise in self.seed_noise.items()}

@@ -1,7 +1,8 @@
-"""One HTML file about a training run, or several beside each other: tables, curves, weights. It runs nothing.
+"""One HTML file about a training run or an SAE, or several beside each other: tables, curves, weights. It runs nothing.
 
-Everything comes from the folders of the runs (runs.py): no store, no model and no network is needed, and a run may still be
-going on. Each plot has its definition above it and its numbers in the table below, which is its legend too.
+Everything comes from the folders of the runs (runs.py) and what evaluations left there (compared.py): no store, no model and
+no network is needed, and a run may still be going on. Each plot has its definition above it and its numbers in the table
+below, which is its legend too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from saelens_lite.metrics import window_name
 from saelens_lite.sae import SparseAutoencoder
 
 from . import geometry, parts
-from .inert import escaped, write_page
+from .compared import comparison
+from .inert import write_page
 from .plot import MAX_POINTS, N_COLOURS, N_LINES, Axis, Series, curves, scatter, swatch
 from .runs import Run, find_runs
 
@@ -52,19 +54,21 @@ _WITHOUT_INTEREST = ("output", "overwrite", "progress")
 
 
 def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "report.html") -> Path:
-    """Write one self-contained HTML page about training runs and return its path.
+    """Write one self-contained HTML page about training runs and SAEs and return its path.
 
-    runs: folders of runs, finished, stopped or still going; SAE folders of SAELens; or folders that hold such folders
+    runs: folders of runs, finished, stopped or still going; SAE folders of SAELens; folders that hold such folders; or JSON
+        that `saelens-lite evaluate --output` wrote, which is also found in the folders
     path: of the HTML file, replaced when it exists
     raises: ValueError for a folder that holds no run, or a metrics.jsonl with a broken line before its last
     """
     found = find_runs([runs] if isinstance(runs, str | Path) else runs)
     problems = [f"{run.name}: {problem}" for run in found for problem in run.problems]
     weights = _weights(found, problems)
-    sections = [_overview(found), _settings(found), _training(found), _trade_off(found), _evaluations(found), *weights]
+    sections = [_overview(found), _settings(found), _training(found), _trade_off(found), *comparison(found, _told), *weights]
     for problem in problems:
         log.warning("%s", problem)
-    title = f"{found[0].name}: training report" if len(found) == 1 else f"{len(found)} runs compared"
+    what = "runs" if any(run.lines for run in found) else "SAEs"
+    title = f"{found[0].name}: report" if len(found) == 1 else f"{len(found)} {what} compared"
     return write_page(path, parts.document(title, sections, problems))
 
 
@@ -231,33 +235,6 @@ def _trade_off(runs: Sequence[Run]) -> str:
     return parts.section(
         "Reconstruction against sparsity", parts.figure("Held-out fvu against l0", definition, plot, legend)
     )
-
-
-# Evaluation ------------------------------------------------------------------------------------------------------
-
-
-_LEFT_TO_THE_JSON = ("ev_", "density_", "dense_")
-"""Beginnings of the names of numbers that the table leaves out for its width."""
-
-
-def _evaluations(runs: Sequence[Run]) -> str:
-    """The tables that `saelens-lite evaluate --output` left in the folders, as one."""
-    found = [(i, run, file, values) for i, run in enumerate(runs) for file, values in run.evaluations.items()]
-    if not found:
-        return ""
-    scored = [(i, run, row) for i, run, _, values in found for row in values["rows"] if row.get("given", True)]
-    names = dict.fromkeys(key for _, _, row in scored for key in row if key not in ("name", "given"))
-    names = [name for name in names if any(row.get(name) is not None for _, _, row in scored)]
-    names = [name for name in names if not name.startswith(_LEFT_TO_THE_JSON)]
-    rows = [[run.name, row.get("name"), *map(row.get, names)] for _, run, row in scored]
-    table = parts.table(["run", "row", *names], rows, [swatch(i) for i, _, _ in scored])
-    sources = []
-    for _, run, file, values in found:
-        facts = [f"{key} {_told(value)}" for key, value in values.items() if not isinstance(value, list | dict)]
-        sources.append(f"<p>{escaped(run.name)}/{escaped(file)}: {escaped(', '.join(facts))}</p>")
-    told = [values["definitions"] for *_, values in found if isinstance(values.get("definitions"), dict)]
-    defined = {name: text for definitions in told for name, text in definitions.items()}
-    return parts.section("Evaluation", table + "".join(sources) + _definitions(defined, defined))
 
 
 # Weights ---------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ _KEEP_K = ("topk", "batchtopk", "matryoshka")
 class Run:
     """What a folder holds of one run.
 
-    name: the folder's, with as much of its path as tells it from the others
+    name: the folder's, with as much of its path as tells it from the others; of an evaluation alone, its file's
     lines: of metrics.jsonl, those with a step
     settings: of train_config.json; empty before the first checkpoint, or from elsewhere
     config: of cfg.json; None before the first checkpoint
@@ -101,7 +101,8 @@ class Run:
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs in these folders, in order; a folder of runs stands for its members, by name.
+    """The runs in these folders, in order; a folder of runs stands for its members, by name, and the JSON of an evaluation
+    for an SAE of which nothing else is known, by the name of the file.
 
     raises: ValueError for no folder, one that holds no run, or metrics.jsonl with a broken line before its last
     """
@@ -109,12 +110,15 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
         raise ValueError("expected at least one folder of a run, got none")
     found: dict[Path, None] = {}
     for folder in map(Path, folders):
+        if folder.is_file() and _evaluation(folder) is not None:
+            found[folder.resolve()] = None
+            continue
         members = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*/")))
         if not members:
             what = "a folder without them" if folder.is_dir() else ("a file" if folder.exists() else "nothing there")
             raise ValueError(
                 f"{folder} expected a run ({METRICS} or {CFG}) or a folder of runs, got {what}; a run is the --output "
-                "of `saelens-lite train`, or an SAE folder of SAELens"
+                "of `saelens-lite train`, or an SAE folder of SAELens; an evaluation, that of `saelens-lite evaluate`"
             )
         found |= dict.fromkeys(member.resolve() for member in members)
     return [_read(folder, name) for folder, name in zip(found, _names(list(found)))]
@@ -140,6 +144,8 @@ def _names(folders: list[Path]) -> list[str]:
 
 def _read(folder: Path, name: str) -> Run:
     problems: list[str] = []
+    if folder.is_file():
+        return Run(name=name.removesuffix(".json"), folder=folder, evaluations={folder.name: _evaluation(folder) or {}})
     metrics = folder / METRICS
     lines = read_metrics(metrics) if metrics.is_file() else []
     return Run(
@@ -179,11 +185,14 @@ def _object(file: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """The JSON files in a folder that look like Evaluation.to_dict()."""
-    found = {}
-    for file in sorted(folder.glob("*.json")):
-        values = _object(file, [])
-        rows = values.get("rows")
-        if "hook_point" in values and isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
-            found[file.name] = values
-    return found
+    """The JSON files in a folder that hold an evaluation, by name."""
+    found = {file.name: _evaluation(file) for file in sorted(folder.glob("*.json"))}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _evaluation(file: Path) -> dict[str, Any] | None:
+    """What a file holds that looks like Evaluation.to_dict(), else None."""
+    values = _object(file, [])
+    rows = values.get("rows")
+    is_one = "hook_point" in values and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    return values if is_one else None

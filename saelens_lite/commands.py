@@ -133,10 +133,12 @@ class AnalyzeConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
-    """Tables, curves and histograms of training runs as one HTML page that needs no network, for one run or several."""
+    """Tables, curves and histograms of training runs and evaluations as one HTML page that needs no network, for one SAE or
+    several."""
 
     runs: tuple[str, ...]
-    """Folders of runs, finished or still going, of SAEs of SAELens, or folders of such folders."""
+    """Folders of runs, finished or still going, of SAEs of SAELens, folders of such folders; or JSON of `evaluate --output`,
+    which is found in the folders too."""
 
     output: str = "report.html"
     """The page to write."""

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from saelens_lite.analyze import evaluate, evaluate_sae
+from saelens_lite.analyze.evaluation import Densities
 from saelens_lite.metrics import ReconstructionSums, kl_score
 from saelens_lite.splice import kl_to_clean
 from saelens_lite.tokens import is_held_out
@@ -58,6 +59,13 @@ def test_density_is_that_of_the_scored_rows(store, sae):
     assert density["dense_10pct"] == (rates > 0.1).double().mean()
     assert density["density_q50"] == pytest.approx(rates.quantile(0.5).item())
     assert density["density_q05"] <= density["density_q50"] <= density["density_q95"] == pytest.approx(rates.quantile(0.95))
+
+
+def test_the_histogram_of_densities_by_hand():
+    """Four bins a decade from 1e-8: 1e-9 is below the first, 1e-4 begins bin 16, 0.5 is in bin 30, 1 in the last."""
+    found = Densities.of(torch.tensor([0.0, 0.0, 1e-9, 1e-4, 1.1e-4, 0.5, 1.0], dtype=torch.float64))
+    assert found.never == 2 and sum(found.counts) == 5 and len(found.counts) == 32
+    assert {i: n for i, n in enumerate(found.counts) if n} == {0: 1, 16: 2, 30: 1, 31: 1}
 
 
 @pytest.mark.parametrize("block_rows", [1, 97, 1500])
@@ -337,5 +345,5 @@ def test_the_json_defines_each_of_its_numbers(store, sae, gpt2):
     numbers = {name.partition("@")[0] for row in rows for name in row} - {"name", "given"}
     tables = {name for name, value in found.items() if isinstance(value, dict)} - {"definitions"}
     assert numbers | tables == found["definitions"].keys()
-    assert tables == {"dead_rate_bounds", "seed_noise", "stability"}
+    assert tables == {"dead_rate_bounds", "seed_noise", "stability", "densities"}
     assert "seed_noise" not in evaluate_sae(sae, store, **SPLIT).to_dict()["definitions"]

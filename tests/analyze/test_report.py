@@ -258,6 +258,84 @@ def test_an_evaluation_in_the_folder_is_shown_with_its_definitions(store, sae, t
     assert "<dt>fvu</dt><dd>fraction of variance unexplained" in page.text
 
 
+def evaluation(l0, fvu, **changed):
+    """What evaluate writes, by hand: an SAE, its baseline at twice the fvu, two ablations."""
+    trained = {"name": "trained", "given": True, "fvu": fvu, "l0": l0, "delta_ce": fvu / 2, "dead@10k": 0.2, "dead@1M": None}
+    ablation = {"name": "mean ablation", "given": True, "fvu": 1.0, "l0": 0.0, "delta_ce": 5.0}
+    rows = [trained | {"dead@100k": 0.1}, trained | {"name": "baseline", "fvu": 2 * fvu, "dead@100k": 0.05}, ablation]
+    facts = {"hook_point": "blocks.0", "store": "gpt2", "held_out": True, "n_tokens": 1000, "n_ce_tokens": 900}
+    return facts | {"rows": rows, "definitions": {"fvu": "unexplained", "l0": "how many"}} | changed
+
+
+def write_evaluation(folder, *args, **changed):
+    folder.mkdir(parents=True, exist_ok=True)
+    make_sae().save(folder)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation(*args, **changed)))
+    return folder
+
+
+def test_evaluations_stand_beside_each_other_with_their_controls(tmp_path, report):
+    noise = {"fvu": {"mean": 0.2, "sd": 0.002, "detectable": 0.012}, "l0": {"mean": 32, "sd": 0.0, "detectable": 0.0}}
+    stability = {"mmcs": 0.6, "mcc": 0.5, "random_mmcs": 0.2, "random_mcc": 0.25}
+    a = write_evaluation(tmp_path / "a", 32.0, 0.2, seed_noise=noise, stability=stability)
+    b = write_evaluation(tmp_path / "b", 16.0, 0.3)
+    page = report(a, b)
+    head, *rows = page.rows["Evaluation"]
+    column = head.index("fvu")
+    assert [(row[0], row[1], row[column]) for row in rows] == [
+        ("a", "trained", "0.2"), ("b", "trained", "0.3"), ("a", "baseline", "0.4"), ("b", "baseline", "0.6"),
+        ("all", "mean ablation", "1"), ("a", "seed noise: sd", "0.002"), ("a", "seed noise: detectable", "0.012"),
+    ]  # fmt: skip
+    assert "differ by no more than two seeds" in page.text and "different text" not in page.text
+    assert page.table("The same directions in several seeds")["a"]["random_mcc"] == "0.25"
+    trade_off = page.table("fvu against l0")
+    assert trade_off["b"] == {"l0": "16", "fvu": "0.3"} and trade_off["a baseline"]["fvu"] == "0.4"
+    assert page.table("ΔCE against l0")["b"]["ΔCE"] == "0.15"
+    assert page.table("Dead latents by window")["a"] == {"dead@10k": "0.2", "dead@100k": "0.1"}
+    assert page.text.count("<dt>l0</dt><dd>how many</dd>") == 1
+
+
+def test_evaluations_over_different_text_say_so(tmp_path, report):
+    page = report(write_evaluation(tmp_path / "a", 32.0, 0.2), write_evaluation(tmp_path / "b", 16.0, 0.3, n_tokens=7))
+    assert "over different text" in page.text and "b: " in page.text and "n_tokens 7" in page.text
+    assert "evaluate --seeds measures it" in page.text
+
+
+def test_an_evaluation_alone_is_enough(tmp_path, report):
+    files = [tmp_path / name for name in ("one.json", "two.json")]
+    for i, file in enumerate(files):
+        file.write_text(json.dumps(evaluation(32.0 + i, 0.2)))
+    page = report(*files)
+    assert list(page.table("fvu against l0")) == ["one", "one baseline", "two", "two baseline"]
+    assert "2 SAEs compared" in page.text and "Weights" not in page.headings
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rows": [{"name": "trained", "fvu": "<b>", "l0": [1], "dead@10k": {}, "dead@": 1, "dead@xk": 2}]},
+        {"densities": {"log10_edges": [0, 1], "trained": {"counts": [1, 2], "never": 0}}, "seed_noise": 3},
+        {"densities": {"trained": 1}, "stability": [], "definitions": ["<i>"], "seed_noise": {"fvu": 1}},
+        {"rows": [{}], "store": {"a": 1}, "n_tokens": [[2]]},
+    ],
+)
+def test_files_that_are_no_evaluations_break_nothing(tmp_path, report, changed):
+    folder = write_evaluation(tmp_path / "a", 32.0, 0.2)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation(32.0, 0.2) | changed))
+    page = report(folder)
+    assert "Evaluation" in page.headings and "<b>" not in page.text and "<i>" not in page.text
+
+
+def test_densities_of_an_evaluation_are_drawn(store, sae, tmp_path, report):
+    sae.save(tmp_path / "sae")
+    found = evaluate_sae(sae, store, baseline=make_sae(d_sae=40), held_out_fraction=0.3)
+    (tmp_path / "sae" / "evaluation.json").write_text(json.dumps(found.to_dict()))
+    table = report(tmp_path / "sae").table("Density of the latents")
+    assert table["sae"]["never fired"] == str(found.densities["trained"].never)
+    assert table["sae"]["median"] == f"{found.row('trained').density['density_q50']:.4g}"
+    assert table["sae baseline"]["latents"] == "40"
+
+
 @pytest.fixture
 def trained(store, tmp_path):
     """trained(name, **fields): the folder of a short run."""

@@ -203,10 +203,12 @@ def test_search_in_the_index(made, capsys):
     page, index = made / "searched.html", str(made / "searched.index")
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--model", "demo"]
     assert main(list(map(str, argv))) == 0
-    capsys.readouterr()
+    assert "\nunigram: " in capsys.readouterr().out
     for question in (["--token", " return"], ["--regex", "f[0-9]"], ["--by", "max", "--n", "2"], ["--text", "class C1"]):
         assert main(["search", index, *question]) == 0
         assert capsys.readouterr().out.startswith("latent"), question
+    assert main(["search", index, "--unigram", ""]) == 0
+    assert capsys.readouterr().out.startswith("unigram: ")
     own = ["--text", "def f(x):", "--sae", str(made / "topk"), "--model", "demo", "--device", "cpu"]
     assert main(["search", index, *own]) == 0
     assert "' f'" in capsys.readouterr().out

@@ -154,9 +154,9 @@ def test_what_a_latent_belongs_to_by_hand():
 
 
 def test_normalised_inputs_leave_shares_as_they_are():
-    # Rows of norm about 3 come to sqrt(16) = 4, each by a factor of its own.
-    trees = {"n_trees": 2, "branching": 2, "depth": 1, "zipf_exponent": 0.0, "max_rate": 0.6}
-    dense = SyntheticActivations(SyntheticConfig(d_model=16, n_features=16, l0=8.0, magnitude_std=0.1, **trees))
+    # Rows of norm about 10 sqrt(8) come to sqrt(16) = 4, each by a factor of its own: latents of 10 to about 1.4.
+    trees = {"n_trees": 2, "branching": 2, "depth": 1, "zipf_exponent": 0.0, "max_rate": 0.6, "magnitude_mean": 10.0}
+    dense = SyntheticActivations(SyntheticConfig(d_model=16, n_features=16, l0=8.0, magnitude_std=0.5, **trees))
     sae = absorbing(dense, [2, 3])
     sae.config = dataclasses.replace(sae.config, normalize_activations="constant_norm_rescale")
     found = planted_absorption(sae, dense, n_rows=3000)

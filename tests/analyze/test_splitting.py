@@ -47,6 +47,12 @@ def test_a_rare_piece_does_not_count_and_the_largest_comes_first():
     assert feature_splitting(identity_sae(acts.shape[1]), acts, labels, max_latents=1).latents == (2,)
 
 
+def test_a_latent_that_says_the_same_again_is_passed_over():
+    acts, labels = split_rows([0.6, 0.4])
+    twice = torch.cat([acts[:, :1], acts], 1)  # dimensions 0 and 1 are one piece, 2 is the other
+    assert set(feature_splitting(identity_sae(twice.shape[1]), twice, labels).latents) in ({0, 2}, {1, 2})
+
+
 def test_documents_decide_the_sides_and_latents_against_the_label_are_not_taken():
     acts, labels = split_rows([1.0])
     against = torch.cat([(~labels).float()[:, None], acts[:, 1:]], 1)  # dimension 0 says the opposite

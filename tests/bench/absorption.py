@@ -3,10 +3,12 @@
 planted   TopK, BatchTopK and Matryoshka SAEs on one planted hierarchy: absorption counted exactly, and by probes on the
           same kind of rows, with the latents that the exact count chose and with those that the probes choose
 meta      explained variance of decoder rows under a meta-SAE, for saved SAEs, with random rows as the control
+letters   absorption of first letters, by probes, of saved SAEs over words of a store; words are split, not texts
 unigram   latents of saved SAEs that fire on one token nearly always, over a store's rows
 
 .venv/bin/python tests/bench/absorption.py planted --output /tmp/absorption
 .venv/bin/python tests/bench/absorption.py meta --saes runs/quality/saes/ours-topk-lr_0.01-seed_0-steps_1200 …
+.venv/bin/python tests/bench/absorption.py letters --store runs/quality/validation_store --saes …
 .venv/bin/python tests/bench/absorption.py unigram --store runs/quality/validation_store --saes …
 """
 
@@ -16,11 +18,14 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
+from transformers import AutoTokenizer
 
 import saelens_lite as sl
+from saelens_lite.analyze.tokentable import token_ids
 
 KINDS = ("topk", "batchtopk", "matryoshka")
 HIERARCHY = sl.SyntheticConfig(d_model=96, n_features=256, l0=7.0, n_trees=12, branching=6, depth=1, max_child_share=0.7)
@@ -83,6 +88,36 @@ def meta(args: argparse.Namespace) -> None:
         print(f"{time.perf_counter() - started:.0f} s", flush=True)
 
 
+def letters(args: argparse.Namespace) -> None:
+    """A table an SAE: with the main latents that k-sparse probes choose, and with one alone."""
+    store = sl.ActivationStore(args.store)
+    tokenizer = AutoTokenizer.from_pretrained(store.tokenizer_name)
+    ids = token_ids(store, torch.arange(store.n_rows))
+    texts = {i: tokenizer.convert_ids_to_tokens(i) for i in ids.unique().tolist()}
+    words = {
+        i: text[1:].lower() for i, text in texts.items() if text[:1] in "▁Ġ" and text[1:].isascii() and text[1:].isalpha()
+    }
+    seen = dict.fromkeys(words, 0)
+    rows = []
+    for row, i in enumerate(ids.tolist()):
+        if i in seen and seen[i] < args.per_word:
+            seen[i] += 1
+            rows.append(row)
+    acts, tokens = store.gather(torch.tensor(rows)), ids[rows]
+    n_words = Counter(word[0] for word in words.values())
+    labels = {
+        letter: torch.tensor([words[i][0] == letter for i in tokens.tolist()])
+        for letter in sorted(n_words)
+        if n_words[letter] > 9
+    }
+    print(f"{len(rows):,} rows of {len(words):,} words, at most {args.per_word} each; {len(labels)} letters with 10 words")
+    for folder in args.saes:
+        sae = sl.SparseAutoencoder.load(folder)
+        for max_latents in (10, 1):
+            found = sl.label_absorption(sae, acts, labels, tokens, max_latents=max_latents)
+            print(f"{folder.name}, at most {max_latents} main latents\n{found}", flush=True)
+
+
 def unigram(args: argparse.Namespace) -> None:
     """Flagged latents, beside those that the strongest firings alone would flag."""
     store = sl.ActivationStore(args.store)
@@ -101,7 +136,7 @@ def unigram(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("planted", "meta", "unigram"))
+    parser.add_argument("what", choices=("planted", "meta", "letters", "unigram"))
     parser.add_argument("--output", type=Path, default=Path("runs/absorption"), help="planted: store and SAEs")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--score-rows", type=int, default=40_000)
@@ -110,10 +145,11 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--saes", type=Path, nargs="+", default=[])
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--per-word", type=int, default=10, help="letters: rows of a word, at most")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"planted": planted, "meta": meta, "unigram": unigram}[args.what](args)
+    {"planted": planted, "meta": meta, "letters": letters, "unigram": unigram}[args.what](args)
 
 
 if __name__ == "__main__":

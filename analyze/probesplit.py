@@ -52,14 +52,15 @@ def clusters_of(documents: Tensor, groups: Sequence[Hashable] | None = None) -> 
 def classes_of(labels: Sequence[Hashable], n_texts: int) -> tuple[list[Hashable], np.ndarray]:
     """The classes in order, and int64[n] of each text's class.
 
-    raises: ValueError for another number of labels than texts, a label that is missing (None, nan), or a single class
+    raises: ValueError for another number of labels than texts, one that is missing (None, nan) or no plain value, or a
+        single class
     """
     found = [label.item() if isinstance(label, np.generic | Tensor) else label for label in labels]
     if len(found) != n_texts:
         raise ValueError(f"labels expected one for each of {n_texts} texts, got {len(found)}")
     for i, label in enumerate(found):
-        if _is_missing(label):
-            raise ValueError(f"labels expected one for each text, got {label!r} at place {i}: leave that text out")
+        if _is_missing(label) or not isinstance(label, str | int | float):
+            raise ValueError(f"labels expected a str, int or bool for each text, got {label!r} at place {i}")
     numbers = all(isinstance(label, int | float) for label in found)
     classes = sorted(set(found), key=None if numbers else lambda label: (type(label).__name__, str(label)))
     if len(classes) < 2:

@@ -23,7 +23,7 @@ from saelens_lite.sparse import SparseLatents
 from saelens_lite.tokens import PADDING_ID, special_token_ids
 
 from .split import document_ids
-from .stream import bare_model_name
+from .stream import bare_model_name, to_cpu
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -102,7 +102,7 @@ def text_features(
 
     Texts of similar length share a batch. Sums in another order make features differ by about 1e-6 of their size between
     batch sizes, and where two latents of a TopK are that close to each other either may be the one kept. With
-    batch_size_texts=1 no other text matters to any bit.
+    batch_size_texts=1 no other text matters to any bit, on a CPU.
     """
     try:
         from scipy import sparse
@@ -149,8 +149,8 @@ def text_features(
                 rows, of_text = rows[is_last], of_text[is_last]
             for name, sae in readers.items():
                 _check_width(sae, name, model, point, rows.shape[-1])
-                latents = sae.encode(rows.to(sae.device))
-                latent_parts[name].append(_pooled_latents(latents, of_text.to(sae.device), pool, len(chosen)))
+                latents = to_cpu(sae.encode(rows.to(sae.device)))
+                latent_parts[name].append(_pooled_latents(latents, of_text.cpu(), pool, len(chosen)))
     back = np.argsort(np.array(order))
     return TextFeatures(
         acts=torch.cat(acts_parts).numpy()[back],
@@ -261,19 +261,20 @@ def _padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def _pooled(rows: Tensor, of_text: Tensor, is_last: Tensor, pool: str, n_texts: int) -> Tensor:
-    """float32[n_texts d_model] of rows float[n d_model], text by text; sums in float64."""
+    """float32[n_texts d_model] of rows float[n d_model], text by text; sums in float64 where the device has it."""
     if pool == "last":
         return rows[is_last].float()
     where = of_text[:, None].expand_as(rows)
     if pool == "max":
         largest = rows.new_full((n_texts, rows.shape[1]), -torch.inf)
         return largest.scatter_reduce_(0, where, rows, "amax").float()
-    sums = torch.zeros(n_texts, rows.shape[1], dtype=torch.float64, device=rows.device).index_add_(0, of_text, rows.double())
+    rows = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)
+    sums = rows.new_zeros(n_texts, rows.shape[1]).index_add_(0, of_text, rows)
     return (sums / torch.bincount(of_text, minlength=n_texts)[:, None]).float()
 
 
 def _pooled_latents(latents: SparseLatents, of_text: Tensor, pool: str, n_texts: int) -> csr_matrix:
-    """The same of latents, as CSR float32[n_texts d_sae]; a latent that is silent on a token counts as 0 there."""
+    """The same of latents on the CPU, as CSR float32[n_texts d_sae]; one that is silent on a token counts as 0 there."""
     from scipy.sparse import csr_matrix
 
     fires = latents.values != 0
@@ -286,5 +287,5 @@ def _pooled_latents(latents: SparseLatents, of_text: Tensor, pool: str, n_texts:
     else:
         pooled = values.new_zeros(len(cells)).scatter_reduce_(0, cell, values, "amax")
     offsets = torch.cat([cells.new_zeros(1), torch.bincount(cell_text, minlength=n_texts).cumsum(0)])
-    arrays = (pooled.float().cpu().numpy(), cell_latent.cpu().numpy(), offsets.cpu().numpy())
+    arrays = (pooled.float().numpy(), cell_latent.numpy(), offsets.numpy())
     return csr_matrix(arrays, shape=(n_texts, latents.d_sae))

@@ -1,5 +1,6 @@
 """Sparse probes: planted latents found, nothing learnt from test texts, intervals, controls and what is refused."""
 
+import gzip
 import json
 
 import numpy as np
@@ -9,12 +10,13 @@ import sklearn.metrics
 import torch
 from scipy.sparse import csr_matrix, random_array
 
-from saelens_lite.analyze import Split, sparse_probes
+from saelens_lite.analyze import Split, sparse_probes, text_features
 from saelens_lite.analyze.probefit import all_columns, fit_probe, mean_direction, ranked_latents, strongest_latents
 from saelens_lite.analyze.probesplit import classes_of, clusters_of, folds_of, sides
 from saelens_lite.analyze.ranks import auroc, weighted_auroc
 from saelens_lite.analyze.statistics import bootstrap_statistic, cluster_bootstrap
 from saelens_lite.analyze.textfeatures import TextFeatures
+from saelens_lite.sae import SAEConfig, SparseAutoencoder
 
 N, D_SAE, PLANTED = 400, 50, 7
 FAST = {"n_resamples": 200, "inverse_l2": (0.01, 1.0), "n_folds": 2, "n_shuffles": 0}
@@ -348,6 +350,7 @@ def test_labels_of_any_kind():
         ([0, None, 1], "got None at place 1"),
         ([0.0, 1.0, float("nan")], "got nan at place 2"),
         ([1, 1, 1], "at least two classes, got [1]"),
+        ([["a"], ["b"], ["a"]], "expected a str, int or bool for each text, got ['a'] at place 0"),
     ):
         with pytest.raises(ValueError) as error:
             classes_of(labels, 3)
@@ -387,3 +390,47 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(ImportError, match=r"pip install 'saelens_lite\[probes\]'"):
         sparse_probes(features_of(noise()), LABELS.tolist())
+
+
+# Whole, on models -----------------------------------------------------------------------------------------------
+
+
+def probed(model, tokenizer, texts, labels, sae):
+    """The report on texts, after a look at whether each one's features are those that it has alone."""
+    features = text_features(model, tokenizer, texts, sae)
+    alone = text_features(model, tokenizer, texts[:8], sae, batch_size_texts=1)
+    np.testing.assert_allclose(features.acts[:8], alone.acts, rtol=1e-3, atol=1e-4)
+    return sparse_probes(features, labels, k=[1, 4], **FAST | {"n_shuffles": 3})
+
+
+def random_sae(model, point, k=8, d_sae=256):
+    d_model = model.config.hidden_size
+    sae = SparseAutoencoder(SAEConfig(d_model=d_model, d_sae=d_sae, kind="topk", k=k, hook_point=point))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.randn(d_model, d_sae, generator=torch.Generator().manual_seed(0)))
+    return sae
+
+
+def test_reviews_and_plots_on_a_real_model(shared_data):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = shared_data / "models" / "stories260k-llama"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with gzip.open(shared_data / "corpora" / "subjectivity" / "data.jsonl.gz", "rt", encoding="utf-8") as file:
+        rows = [json.loads(line) for line in file][::20]  # the classes lie in blocks
+    texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
+    report = probed(model, tokenizer, texts, labels, random_sae(model, "blocks.2.hook_resid_post"))
+    assert report["activations"].auroc_low > 0.7
+    assert all(abs(row.shuffled - 0.5) < 0.1 for row in report.rows)
+    assert report["sae k=1"].less_acts_high < 0
+
+
+def test_functions_and_classes_on_the_embedded_model(embedded):
+    """The twin of the test above."""
+    model, tokenizer = embedded
+    texts = [
+        f"{word} {name}{i}({end}):" for i in range(30) for name in "xyz" for word, end in (("def", "a"), ("class", "A"))
+    ]
+    report = probed(model, tokenizer, texts, [0, 1] * 90, random_sae(model, "blocks.2.hook_resid_post"))
+    assert report["activations"].auroc > 0.99
+    assert all(abs(row.shuffled - 0.5) < 0.15 for row in report.rows)

@@ -167,6 +167,18 @@ def test_shuffled_labels_give_one_half():
     assert report["sae k=1"].auroc == 1
 
 
+def test_shuffled_labels_show_test_texts_that_leak_into_training(monkeypatch):
+    honest = sides
+
+    def leaking(*args):
+        train, test = honest(*args)
+        return np.concatenate([train, test]), test
+
+    monkeypatch.setattr("saelens_lite.analyze.probes.sides", leaking)
+    report = sparse_probes(features_of(noise()), LABELS.tolist(), k=[1], **FAST | {"n_shuffles": 5})
+    assert report["sae all 50"].shuffled > 0.6
+
+
 def test_labels_without_meaning_are_not_predicted():
     labels = np.random.default_rng(8).permutation(LABELS).tolist()
     report = sparse_probes(features_of(planted_latents()), labels, k=[1, 5], **FAST | {"n_resamples": 1000})

@@ -24,6 +24,7 @@ from .indexfile import PARTS, check_same_sae, identity, index_folder, open_tenso
 from .intervals import Interval, intervals
 from .labels import Label, Labels
 from .lens import LogitLens
+from .notebookview import index_html, latent_html
 from .table import Firing, LatentFirings
 from .tally import Tally, bin_edges
 from .tokensample import TokenSample
@@ -54,6 +55,7 @@ class IndexedLatent:
     promoted, demoted: (token, logit) of the logit lens; empty without a model
     output_score: see outputscore.py; nan where it was not asked for
     label: what people wrote about it; None for nothing
+    contexts: looks up the text of a row, such as those of the intervals
     """
 
     latent: int
@@ -78,6 +80,7 @@ class IndexedLatent:
     demoted: tuple[tuple[str, float], ...]
     output_score: float
     label: Label | None
+    contexts: Contexts
 
     @property
     def density(self) -> float:
@@ -114,6 +117,10 @@ class IndexedLatent:
         if not math.isnan(self.output_score):
             lines.append(f"  output score {self.output_score:.3g}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: HTML without script, all text escaped."""
+        return latent_html(self)
 
 
 class FeatureIndex:
@@ -181,6 +188,10 @@ class FeatureIndex:
             f"FeatureIndex({str(self.path)!r}, {len(self):,} latents of {self.hook_point} over {self.n_tokens:,} tokens"
             f"{f', with {extras}' if extras else ''})"
         )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: HTML without script, all text escaped."""
+        return index_html(self)
 
     def check(self, sae: SparseAutoencoder, store: ActivationStore | None = None) -> None:
         """raises: ValueError naming both unless this is the index of that SAE, and over that store where one is given"""
@@ -277,6 +288,7 @@ class FeatureIndex:
             **{name: self._lens(name, of) for name in ("promoted", "demoted")},
             output_score=float(of("output_score")) if "output_score" in self._names else math.nan,
             label=self.labels.get(latent),
+            contexts=self.contexts,
         )
 
     def token_text(self, token: int) -> str:

@@ -62,8 +62,9 @@ def latent_html(view: IndexedLatent) -> str:
     if not math.isnan(view.token_entropy):
         facts.append(f"token entropy {view.token_entropy:.2f} nats")
     if not math.isnan(view.token_share):
-        token = escaped(repr(view.common_token))
-        facts.append(f"{token} has {view.token_share:.0%} of its firings{', unigram' if view.unigram else ''}")
+        facts.append(
+            f"{_tokens([view.common_token])} has {view.token_share:.0%} of its firings{', unigram' if view.unigram else ''}"
+        )
     if not math.isnan(view.output_score):
         facts.append(f"output score {view.output_score:.3g}")
     parts = [f"<p><b>Latent {view.latent}</b>{label}<br>{' · '.join(facts)}</p>"]
@@ -84,7 +85,7 @@ def latent_html(view: IndexedLatent) -> str:
             rows.append([share, f"{interval.low:.3g} to {interval.high:.3g}", texts])
         parts.append(_folded("Firings by quantile", _table(["quantiles", "activation", "a sample"], rows)))
     if view.contrast:
-        silent = _table(["random tokens on which it does not fire"], [[_text(context)] for context in view.contrast])
+        silent = _table(["random tokens on which it does not fire"], [[_text(context, False)] for context in view.contrast])
         parts.append(_folded("Where it is silent", silent))
     near = [
         (name, pairs)
@@ -103,11 +104,13 @@ def latent_html(view: IndexedLatent) -> str:
     return "".join(parts)
 
 
-def _text(context: Context) -> str:
-    """The window of a row with its token marked."""
+def _text(context: Context, fires: bool = True) -> str:
+    """The window of a row with its token marked; faintly where the latent does not fire on it."""
     if not context.tokens:
         return f"row {context.row}"
-    marked = f"<b style='text-decoration:underline;background:rgba(224,108,0,0.35)'><bdi>{escaped(context.token)}</bdi></b>"
+    mark = "font-weight:bold;text-decoration:underline;background:rgba(224,108,0,0.35)"
+    mark = mark if fires else "text-decoration:underline dotted"
+    marked = f"<span style='{mark}'><bdi>{escaped(context.token)}</bdi></span>"
     around = f"<bdi>{escaped(context.before)}</bdi>{marked}<bdi>{escaped(context.after)}</bdi>"
     return f"<span style='font-family:monospace;white-space:pre-wrap'>{around}</span>"
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .absorption import label_absorption
     from .anomaly import fit_anomaly
+    from .answers import Answers, NextToken
     from .attribution import direct_logit_attribution
     from .build import IndexConfig, index_features
     from .controls import diff_mean, matched_latents, one_direction, probe_direction, random_directions
@@ -27,12 +28,14 @@ if TYPE_CHECKING:
     from .planted import planted_absorption
     from .probes import sparse_probes
     from .ranks import auroc
+    from .records import Record, read_records
     from .recovery import score_recovery
     from .report import report_page
     from .sideeffects import NeutralText
     from .split import Split, select_latents
     from .splitting import feature_splitting
     from .statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
+    from .study import HallucinationStudy
     from .textfeatures import text_features
 
 __all__ = [
@@ -80,6 +83,11 @@ __all__ = [
     "select_latents",
     "dose_response",
     "NeutralText",
+    "HallucinationStudy",
+    "Record",
+    "read_records",
+    "NextToken",
+    "Answers",
 ]
 
 _HOMES = {
@@ -110,6 +118,9 @@ _HOMES = {
     "split": ["Split", "select_latents"],
     "dose": ["dose_response"],
     "sideeffects": ["NeutralText"],
+    "study": ["HallucinationStudy"],
+    "records": ["Record", "read_records"],
+    "answers": ["NextToken", "Answers"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -53,7 +53,8 @@ def matched_latents(
 
     For each latent the n_draws nearest are taken, by the distance of (log rate, log decoder norm); those that never fire,
     and the latents themselves, are left out. Of one latent each of them is one draw; of several, a draw has one for each,
-    no latent twice, and no two draws are the same.
+    no latent twice, and no two draws are the same: what one latent of a draw has taken, the others leave for the next
+    nearest.
 
     rates: float[d_sae], the share of tokens on which each latent fires (`latent_stats(…).rate`, `latent_density(…).density`)
     allowed: bool[d_sae], latents that may be drawn, by default all that fire
@@ -68,20 +69,20 @@ def matched_latents(
     eligible[chosen] = False
     if not (rates[chosen] > 0).all():
         raise ValueError("matched_latents expected latents that fire, got one that never did: nothing fires as often")
-    if int(eligible.sum()) < n_draws:
+    if int(eligible.sum()) < (needed := max(n_draws, len(chosen))):
         raise ValueError(
-            f"matched_latents expected at least {n_draws} other latents that fire, got {int(eligible.sum())}; "
+            f"matched_latents expected at least {needed} other latents that fire, got {int(eligible.sum())}; "
             "give rates from more tokens, or pass a smaller n_draws: no p is below 1 / (n_draws + 1)"
         )
     where = torch.stack([rates.clamp_min(1e-300).log(), norms.clamp_min(1e-300).log()], 1)
     distance = torch.cdist(where[chosen], where, compute_mode="donot_use_mm_for_euclid_dist")
-    pools = distance.masked_fill(~eligible, torch.inf).argsort(dim=1, stable=True)[:, :n_draws]
+    nearest = distance.masked_fill(~eligible, torch.inf).argsort(dim=1, stable=True)[:, : int(eligible.sum())]
 
     generator = torch.Generator().manual_seed(seed)
     if len(chosen) == 1:
-        drawn = pools[0, torch.randperm(n_draws, generator=generator)][:, None]
+        drawn = nearest[0, torch.randperm(n_draws, generator=generator)][:, None]
     else:
-        drawn = _distinct_draws(pools, n_draws, generator)
+        drawn = _distinct_draws(nearest[:, : n_draws + len(chosen)], n_draws, generator)
     ratio = (where[drawn, 0] - where[chosen, 0]).abs().max().exp().item()
     return Controls("matched latents", _as_long(sae, chosen, sae.W_dec.detach()[drawn.to(sae.device)]), drawn, ratio)
 
@@ -152,16 +153,21 @@ def _as_long(sae: SparseAutoencoder, chosen: Tensor, directions: Tensor) -> Tens
     return directions / norms * lengths
 
 
-def _distinct_draws(pools: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
-    """int64[n_draws n]: one from each latent's pool, int64[n size], no latent twice in a draw and no draw twice."""
-    n, size = pools.shape
-    found: dict[tuple[int, ...], list[int]] = {}
+def _distinct_draws(nearest: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
+    """int64[n_draws n]: for each latent one of the n_draws nearest that the draw does not have yet, and no set twice.
+
+    nearest: int64[n size], other latents for each, nearest first
+    """
+    n, found = len(nearest), {}
     for _ in range(_MOST_TRIES * n_draws):
-        draw = pools[torch.arange(n), torch.randint(size, (n,), generator=generator)].tolist()
-        if len(set(draw)) == n:
-            found.setdefault(tuple(sorted(draw)), draw)
+        draw, taken = torch.empty(n, dtype=torch.int64), torch.zeros(int(nearest.max()) + 1, dtype=torch.bool)
+        for i in torch.randperm(n, generator=generator).tolist():
+            pool = nearest[i, ~taken[nearest[i]]][:n_draws]
+            draw[i] = pool[torch.randint(len(pool), (), generator=generator)]
+            taken[draw[i]] = True
+        found.setdefault(tuple(draw.sort().values.tolist()), draw)
         if len(found) == n_draws:
-            return torch.tensor(list(found.values()))
+            return torch.stack(list(found.values()))
     raise ValueError(
         f"matched_latents expected {n_draws} different sets of {n} latents, found {len(found)}: pass fewer n_draws"
     )

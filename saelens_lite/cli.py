@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ from saelens_lite.commands import (
     EvaluateConfig,
     ProbeConfig,
     ReportConfig,
+    StudyConfig,
     VerifyConfig,
 )
 from saelens_lite.config import from_mapping, to_mapping
@@ -34,7 +36,7 @@ from saelens_lite.errors import SaelensLiteError, nearest
 if TYPE_CHECKING:
     from torch import nn
 
-    from saelens_lite.analyze import FeatureIndex
+    from saelens_lite.analyze import FeatureIndex, Split
     from saelens_lite.harvest import HarvestConfig
     from saelens_lite.sae import SparseAutoencoder
     from saelens_lite.store import ActivationStore
@@ -420,6 +422,61 @@ def report(argv: Sequence[str]) -> None:
     _print_next("saelens-lite evaluate --sae RUN --store STORE --output RUN/evaluation.json gives the page its table")
 
 
+def study(argv: Sequence[str]) -> None:
+    """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
+    config = configured(StudyConfig, "study", argv)
+    from saelens_lite import HallucinationStudy, NextToken, SparseAutoencoder, Split, read_records
+    from saelens_lite.harvest.model import load_model, load_tokenizer
+
+    given = [config.model, config.sae, config.records]
+    if None in given and any([*given, config.baseline]):
+        raise ValueError("study --model needs --sae and --records too; without all three it makes a small world of its own")
+    folder, split = Path(config.output), Split(seed=config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.model is None:
+        config = _in_a_small_world(config, split)
+    name, device = _embedded(config.model, ())[0], _device(config.device)
+    result = HallucinationStudy(
+        load_model(name, device=device),
+        load_tokenizer(name),
+        SparseAutoencoder.load(config.sae, device=device),
+        read_records(config.records),
+        NextToken(config.refusal, config.options or None),
+        baseline=SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
+        hook_point=config.hook_point,
+        split=split,
+        position=config.position,
+        batch_size_seqs=config.batch_size_seqs,
+    )
+    chosen = result.select(config.n_latents, config.by, n_ablated=config.n_ablated)
+    found = result.run(chosen, doses=config.doses, n_controls=config.n_controls, seed=config.seed)
+    print(found)
+    print()
+    print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
+    found.save(folder / "study.json")
+    print(f"numbers: {folder / 'study.json'}")
+    _print_next(
+        f"saelens-lite study --model {config.model} --sae {config.sae} --records {config.records} with other --doses, --by "
+        "or --n-latents"
+    )
+
+
+def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
+    """The configuration with a model, SAEs and records that are made for it."""
+    from saelens_lite.demo.run import quiet_loading
+    from saelens_lite.demo.world import WorldConfig, make_world
+
+    quiet_loading()
+    print(
+        "a small world: people of whom a model is taught some, told not to know some, and never shown the others", flush=True
+    )
+    world = make_world(config.output, WorldConfig(seed=config.seed), split)
+    print(f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen", flush=True)
+    folder = config.output
+    made = {"model": f"{folder}/model", "sae": f"{folder}/sae", "baseline": f"{folder}/sae/frozen"}
+    return dataclasses.replace(config, **made, records=f"{folder}/records.jsonl", device=config.device or "cpu")
+
+
 COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "demo": demo,
     "harvest": harvest,
@@ -431,6 +488,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], int | None]] = {
     "search": search,
     "probe": probe,
     "report": report,
+    "study": study,
 }
 
 

@@ -210,3 +210,61 @@ class ProbeConfig:
 
     output: str | None = None
     """File that receives the numbers as JSON, with definitions."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """Find latents that tell entities the model knows from those it does not, edit them, and see what it then answers,
+    beside controls. Without --model, on a small world and a model trained on it from nothing, in a few minutes."""
+
+    output: str = "study"
+    """Folder for study.json, and without --model for the world: model, SAE with its baseline, records."""
+
+    model: str | None = None
+    """A hub id or folder, or demo; with --sae and --records."""
+
+    sae: str | None = None
+    """Folder of an SAE of that model, ours or SAELens', or a hub repository."""
+
+    baseline: str | None = None
+    """Folder of the SAE of the same run with a frozen decoder; what a trained one has over it is what training found."""
+
+    records: str | None = None
+    """JSON lines, each a question: prompt, entity and answer; if wanted relation, group, type, known and span."""
+
+    refusal: tuple[str, ...] = ("unknown",)
+    """Words that say that an answer is not known; of each the first token counts."""
+
+    options: tuple[str, ...] = ()
+    """Words of answers: refusal and these alone are then compared, as in --refusal No --options Yes. Without them a refusal
+    has to be the likeliest of all tokens."""
+
+    n_latents: int = 3
+    """Latents of known and of unknown entities that are clamped."""
+
+    n_ablated: int = 100
+    """Up to how many are removed together."""
+
+    by: str = "separation"
+    """What chooses latents: separation, welch_t or causal."""
+
+    doses: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Of clamps, in units of the 95 % quantile of a latent's positive activations."""
+
+    n_controls: int = 100
+    """Matched random sets of latents for each edit: no p is below 1 / (n + 1)."""
+
+    position: str = "last"
+    """Tokens of the entity that are edited: last or all."""
+
+    hook_point: str | None = None
+    """Where to edit; None takes the place that the SAE was trained on."""
+
+    batch_size_seqs: int = 256
+    """Prompts in a forward pass."""
+
+    seed: int = 0
+    """Of the world, the split of entities, the controls and the intervals."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is, and a CPU for the small world."""

@@ -18,6 +18,7 @@ from saelens_lite.commands import (
     EvaluateConfig,
     ProbeConfig,
     ReportConfig,
+    StudyConfig,
     VerifyConfig,
 )
 from saelens_lite.demo.run import DemoConfig
@@ -38,6 +39,7 @@ CONFIGS = {
     "search": SearchConfig,
     "probe": ProbeConfig,
     "report": ReportConfig,
+    "study": StudyConfig,
 }
 
 

@@ -106,6 +106,8 @@ def sparse_probes(
     n_resamples, confidence: of the intervals
     raises: ValueError for arguments that do not fit each other, or too few texts of a class on a side; ImportError without
         scikit-learn
+    Who takes the best of several settings (pool, hook point, SAE) by these numbers has chosen on the test texts: another
+    split's seed, or other texts, say what the choice is worth.
     source: Gurnee et al. 2023, arXiv:2305.01610; SAEBench, arXiv:2503.09532; Kantamneni et al. 2025, arXiv:2502.16681
     """
     try:

@@ -91,7 +91,11 @@ def bootstrap_statistic(
     clusters: int64[n_items]
     raises: ValueError for fewer than 2 clusters, or a statistic that is not finite on the items themselves or on more than
         one draw in 20, such as an AUROC with a class of two clusters; the other draws without a value are left out
-    A statistic at its bound on the items, such as an AUROC of 1, has an interval without width: it cannot be drawn lower.
+    A statistic at its bound on the items, such as an AUROC of 1, has an interval without width: no draw is lower.
+
+    Coverage of 95 % intervals of an AUROC in 2,000 simulations of clusters of 1 to 5 items with a label each, in per cent,
+    where it is truly 0.60, 0.76 and 0.95: of 20 clusters 94.8, 93.8, 83.8; of 100 95.5, 94.5, 92.5; of 200 95.5, 94.5,
+    94.5. Near 1 few clusters cover too little.
     """
     n_items = len(torch.as_tensor(clusters).reshape(-1))
     cluster, n = _numbered(clusters, n_items, confidence)

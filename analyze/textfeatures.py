@@ -128,29 +128,15 @@ def text_features(
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     with evaluation_mode(model), torch.no_grad():
         for start in range(0, len(order), batch_size_texts):
-            chosen = order[start : start + batch_size_texts]
-            input_ids, attended = _padded([ids[i] for i in chosen])
-            kept = attended & ~torch.isin(input_ids, special)
-            if not (filled := kept.any(1)).all():
-                i = chosen[int((~filled).nonzero()[0])]
-                raise ValueError(f"expected texts with tokens, got {strings[i]!r} at place {i}: leave it and its label out")
-            acts = run_to(model, [point], input_ids=input_ids, attention_mask=attended)[point]
-            device = acts.device
-            last = kept & (kept.flip(1).cumsum(1).flip(1) == 1)
-            taken = last if pool == acts_pool == "last" else kept
-            rows, of_text = acts[taken.to(device)], taken.nonzero()[:, 0].to(device)
-            is_last = last[taken].to(device)
-            if not rows.isfinite().all():
-                i = chosen[int(of_text[~rows.isfinite().all(1)][0])]
-                raise ValueError(f"text {i} has activations with nan or infinity at {point}: load the model in float32")
-            n_tokens[chosen] = kept.sum(1).numpy()
-            acts_parts.append(_pooled(rows, of_text, is_last, acts_pool, len(chosen)).cpu())
-            if pool == "last":
-                rows, of_text = rows[is_last], of_text[is_last]
+            places = order[start : start + batch_size_texts]
+            batch = _batch(model, point, [ids[i] for i in places], special, places, strings)
+            n_tokens[places] = torch.bincount(batch.of_text, minlength=len(places)).cpu().numpy()
+            acts_parts.append(_pooled(batch, acts_pool, len(places)).cpu())
+            read = batch.last if pool == "last" else batch
             for name, sae in readers.items():
-                _check_width(sae, name, model, point, rows.shape[-1])
-                latents = to_cpu(sae.encode(rows.to(sae.device)))
-                latent_parts[name].append(_pooled_latents(latents, of_text.cpu(), pool, len(chosen)))
+                _check_width(sae, name, model, point, read.rows.shape[1])
+                latents = to_cpu(sae.encode(read.rows.to(sae.device)))
+                latent_parts[name].append(_pooled_latents(latents, read.of_text.cpu(), pool, len(places)))
     back = np.argsort(np.array(order))
     return TextFeatures(
         acts=torch.cat(acts_parts).numpy()[back],
@@ -171,28 +157,34 @@ def _name_of(model: nn.Module) -> str:
     return getattr(config, "name_or_path", "") or type(unwrap(model)).__name__
 
 
+def _place_of(sae: SparseAutoencoder) -> str:
+    return sae.config.hook_point or sae.config.hf_module
+
+
+def _trained(name: str, sae: SparseAutoencoder) -> str:
+    return f"the SAE {name!r} was trained on {sae.config.model_name or 'a model it does not name'} {_place_of(sae)}".strip()
+
+
 def _common_hook_point(model: nn.Module, saes: Mapping[str, SparseAutoencoder], hook_point: str | None) -> str:
     """Where all of them read this model. raises: ValueError naming both sides where they do not"""
     if hook_point is None:
         if not saes:
             raise ValueError("text_features expected hook_point=, or an SAE that says where it was trained")
+        first, other = next(iter(saes.items()))
         for name, sae in saes.items():
-            if not sae.config.hook_point:
+            if not _place_of(sae):
                 raise ValueError(f"the SAE {name!r} does not say which activations it reads: pass hook_point=")
-            trained = f"the SAE {name!r} was trained on {sae.config.model_name or 'a model it does not name'}"
-            trained = f"{trained} {sae.config.hook_point}"
             if sae.config.model_name and bare_model_name(sae.config.model_name) != bare_model_name(_name_of(model)):
                 raise ValueError(
-                    f"{trained}, but the model is {_name_of(model)}; load the SAE's model, or pass hook_point= if the two "
-                    "are one model or the SAE is to be transferred"
+                    f"{_trained(name, sae)}, but the model is {_name_of(model)}; load the SAE's model, or pass hook_point= "
+                    "if the two are one model or the SAE is to be transferred"
                 )
-            first, other = next(iter(saes.items()))
-            if sae.config.hook_point != other.config.hook_point:
+            if _place_of(sae) != _place_of(other):
                 raise ValueError(
-                    f"{trained}, but {first!r} on {other.config.hook_point}: these are features of one hook point; "
+                    f"{_trained(name, sae)}, but {first!r} on {_place_of(other)}: these are features of one hook point; "
                     "call once for each, or pass hook_point= to use both at one"
                 )
-        hook_point = next(iter(saes.values())).config.hook_point
+        hook_point = _place_of(other)
     resolve(model, hook_point)
     return hook_point
 
@@ -200,9 +192,8 @@ def _common_hook_point(model: nn.Module, saes: Mapping[str, SparseAutoencoder], 
 def _check_width(sae: SparseAutoencoder, name: str, model: nn.Module, point: str, width: int) -> None:
     if sae.d_model != width:
         raise ValueError(
-            f"the SAE {name!r} was trained on {sae.config.model_name or 'a model it does not name'} "
-            f"{sae.config.hook_point} with d_model={sae.d_model}, but {point} of {_name_of(model)} has width {width}; "
-            "choose the SAE of this model, or another hook point"
+            f"{_trained(name, sae)} with d_model={sae.d_model}, but {point} of {_name_of(model)} has width {width}; choose "
+            "the SAE of this model, or another hook point"
         )
 
 
@@ -249,7 +240,39 @@ def _cut(ids: list[list[int]], longest: int | None, warn: bool) -> tuple[list[li
     return [one[:longest] for one in ids], n_truncated
 
 
-def _padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """What is pooled of some texts, text by text: rows float[n d_model], of_text int64[n], is_last bool[n]."""
+
+    rows: Tensor
+    of_text: Tensor
+    is_last: Tensor
+
+    @property
+    def last(self) -> _Batch:
+        """The last row of each text."""
+        return _Batch(self.rows[self.is_last], self.of_text[self.is_last], self.is_last[self.is_last])
+
+
+def _batch(
+    model: nn.Module, point: str, ids: Sequence[list[int]], special: Tensor, places: Sequence[int], texts: Sequence[str]
+) -> _Batch:
+    """One forward pass, and the rows of its tokens that are text. raises: ValueError naming a text that has none, or nan"""
+    input_ids, attended = _padded(ids)
+    kept = attended & ~torch.isin(input_ids, special)
+    if not (filled := kept.any(1)).all():
+        i = places[int((~filled).nonzero()[0])]
+        raise ValueError(f"expected texts with tokens, got {texts[i]!r} at place {i}: leave it and its label out")
+    acts = run_to(model, [point], input_ids=input_ids, attention_mask=attended)[point]
+    rows, of_text = acts[kept.to(acts.device)], kept.nonzero()[:, 0]
+    if not rows.isfinite().all():
+        i = places[int(of_text[(~rows.isfinite().all(1)).cpu()][0])]
+        raise ValueError(f"text {i} has activations with nan or infinity at {point}: load the model in float32")
+    is_last = torch.cat([of_text.diff() != 0, torch.tensor([True])])
+    return _Batch(rows, of_text.to(acts.device), is_last.to(acts.device))
+
+
+def _padded(ids: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
     """int64[batch width] and bool[batch width]: padding comes last, where no token sees it."""
     width = max(1, max(map(len, ids)))
     input_ids = torch.full((len(ids), width), PADDING_ID)
@@ -260,14 +283,14 @@ def _padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
     return input_ids, attended
 
 
-def _pooled(rows: Tensor, of_text: Tensor, is_last: Tensor, pool: str, n_texts: int) -> Tensor:
-    """float32[n_texts d_model] of rows float[n d_model], text by text; sums in float64 where the device has it."""
+def _pooled(batch: _Batch, pool: str, n_texts: int) -> Tensor:
+    """float32[n_texts d_model], text by text; sums in float64 where the device has it."""
+    rows, of_text = batch.rows, batch.of_text
     if pool == "last":
-        return rows[is_last].float()
-    where = of_text[:, None].expand_as(rows)
+        return batch.last.rows.float()
     if pool == "max":
         largest = rows.new_full((n_texts, rows.shape[1]), -torch.inf)
-        return largest.scatter_reduce_(0, where, rows, "amax").float()
+        return largest.scatter_reduce_(0, of_text[:, None].expand_as(rows), rows, "amax").float()
     rows = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)
     sums = rows.new_zeros(n_texts, rows.shape[1]).index_add_(0, of_text, rows)
     return (sums / torch.bincount(of_text, minlength=n_texts)[:, None]).float()

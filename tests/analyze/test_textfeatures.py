@@ -184,6 +184,13 @@ def test_an_sae_from_elsewhere_is_refused_with_both_named(gpt2, byte_tokenizer, 
     assert len(text_features(gpt2, byte_tokenizer, TEXTS, other, hook_point=HOOK_POINT)) == 7  # the caller's word
 
 
+def test_an_sae_may_name_its_module(gpt2, byte_tokenizer, sae):
+    by_path = make_sae(hook_point="", hf_module="transformer.h.0")
+    found = text_features(gpt2, byte_tokenizer, TEXTS, by_path)
+    assert found.hook_point == "transformer.h.0"
+    assert np.array_equal(found.acts, text_features(gpt2, byte_tokenizer, TEXTS, sae).acts)
+
+
 def test_activations_that_are_not_finite_name_the_text(gpt2, byte_tokenizer, sae):
     with torch.no_grad():
         gpt2.transformer.wte.weight[byte_tokenizer("z", add_special_tokens=False).input_ids[0]] = torch.nan

@@ -57,6 +57,8 @@ def evaluate_sae(
     raises: ValueError when SAEs, model and store do not belong together, no document is held out, or a number of them is
         not finite
     """
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens expected 1 or more, or None for all, got {max_tokens}")
     point = matching_hook_point(sae, store, hook_point)
     saes = {TRAINED: sae} | ({} if baseline is None else {BASELINE: baseline})
     others = {f"seed {i}": one for i, one in enumerate(seeds, 1)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite import hooks
-from saelens_lite.device import best_device
+from saelens_lite.device import chosen_device
 from saelens_lite.distributed import own_device
 
 _FINGERPRINT_VALUES = 256
@@ -33,10 +34,16 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
 ) -> nn.Module:
-    """A causal language model from a hub id or local folder, ready for inference on one device."""
+    """A causal language model from a hub id or local folder, ready for inference on one device.
+
+    raises: ValueError for a folder that is not there
+    """
     from transformers import AutoModelForCausalLM
 
-    device = own_device(device or best_device())
+    if (name.count("/") > 1 or name.startswith((".", "/"))) and not os.path.isdir(name):
+        raise ValueError(f"model {name} expected a hub id or a folder, there is no folder of that name")
+
+    device = own_device(chosen_device(device))
     dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
     if dtype != "auto":
         dtype = getattr(torch, dtype)

@@ -256,6 +256,8 @@ def evaluate(argv: Sequence[str]) -> None:
     config = configured(EvaluateConfig, "evaluate", argv, leading=("store", "sae"))
     from saelens_lite import ActivationStore, SparseAutoencoder, evaluate_sae
 
+    if config.output is not None and (Path(config.output).is_dir() or not Path(config.output).parent.is_dir()):
+        raise ValueError(f"--output expected a file in a folder that is there, got {config.output}")
     store, device = ActivationStore(config.store), _device(config.device)
     result = evaluate_sae(
         SparseAutoencoder.load(config.sae, device=device),
@@ -275,7 +277,8 @@ def evaluate(argv: Sequence[str]) -> None:
         print(f"numbers: {config.output}")
     if config.model is None:
         print(f"for the cost in cross-entropy: --model {_model_of(config.store)}")
-    _print_next(f"saelens-lite analyze --sae {config.sae} --store {config.store} --model {_model_of(config.store)}")
+    model = config.model or _model_of(config.store)
+    _print_next(f"saelens-lite analyze --sae {config.sae} --store {config.store} --model {model}")
 
 
 def analyze(argv: Sequence[str]) -> None:
@@ -677,9 +680,9 @@ def _is_first_process() -> bool:
 
 
 def _device(name: str | None) -> str:
-    from saelens_lite.device import best_device
+    from saelens_lite.device import chosen_device
 
-    return name or best_device()
+    return chosen_device(name)
 
 
 def _model_of(store: str) -> str:

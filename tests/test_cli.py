@@ -332,6 +332,8 @@ def test_an_sae_of_another_width_names_both(made, tmp_path, capsys):
     from saelens_lite import SAEConfig, SparseAutoencoder
 
     SparseAutoencoder(SAEConfig(d_model=32, d_sae=64, kind="topk", k=4, hook_point=POINT)).save(tmp_path / "narrow")
+    line = fails(capsys, "evaluate", "--sae", made / "topk", "--store", made / "store", "--output", tmp_path)
+    assert "expected a file in a folder that is there" in line
     line = fails(capsys, "evaluate", "--sae", tmp_path / "narrow", "--store", made / "store")
     assert "d_model=32" in line and "width 192" in line
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import saelens_lite
 from saelens_lite import distributed
 from saelens_lite.config import to_mapping
-from saelens_lite.device import best_device
+from saelens_lite.device import chosen_device
 from saelens_lite.files import LocalFolder
 from saelens_lite.metrics import FiringSums
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
@@ -357,7 +357,7 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
 
 def device_of(config: TrainConfig) -> torch.device:
     """Where this process computes."""
-    return torch.device(distributed.own_device(config.device or best_device()))
+    return torch.device(distributed.own_device(chosen_device(config.device)))
 
 
 def writes() -> bool:

@@ -229,6 +229,8 @@ def test_what_does_not_belong_together_is_refused(store, gpt2, sae):
         evaluate_sae(make_sae(hook_point="blocks.1.hook_mlp_out"), store)
     with pytest.raises(ValueError, match="d_model=16, but .* has width 32"):
         evaluate_sae(sae, store, baseline=make_sae(d_model=16))
+    with pytest.raises(ValueError, match="max_tokens expected 1 or more, or None for all, got 0"):
+        evaluate_sae(sae, store, max_tokens=0)
     with pytest.raises(ValueError, match="no rows of held-out documents.*held_out=False"):
         evaluate_sae(sae, store, held_out_fraction=0.0)
 

@@ -60,6 +60,12 @@ def test_tokenizer_facts_do_not_depend_on_how_it_was_called(byte_tokenizer):
     assert tokenizer_facts(byte_tokenizer) == before
 
 
+def test_a_folder_that_is_not_there():
+    for name in ("../models/none", "/models/none", "models/of/none"):
+        with pytest.raises(ValueError, match=f"model {name} expected a hub id or a folder, there is no folder"):
+            load_model(name)
+
+
 def test_a_folder_without_a_tokenizer(gpt2, tmp_path):
     gpt2.save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="no tokenizer could be loaded from .*: pass one as tokenizer="):

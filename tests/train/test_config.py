@@ -119,7 +119,7 @@ def run(stores, tmp_path, monkeypatch, request):
         checkpoints.append(sorted(path.name for path in (args[0] / "state").iterdir()))
 
     monkeypatch.setattr(training, "save_checkpoint", noted)
-    monkeypatch.setattr(training, "best_device", lambda: "cpu")
+    monkeypatch.setattr(training, "chosen_device", lambda name: name or "cpu")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def train(**fields):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.contexts import check_model, scored_contexts
 from saelens_lite.files import LocalFolder
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.store import ActivationStore
@@ -90,8 +91,8 @@ def index_features(
     tokenizer: None loads the store's own; output_score and the reader show text with it
     commit_every_s: seconds between commits of a pass; killed, the same call goes on at the last one. Under torchrun
         processes share the shards of the store
-    raises: ValueError when SAE and store do not belong together, when the folder holds the index of another SAE, or when
-        weights or activations are not finite; FeatureIndexError when the folder's index is damaged
+    raises: ValueError when SAE, store and model do not belong together, when the folder holds the index of another SAE, or
+        when weights or activations are not finite; FeatureIndexError when the folder's index is damaged
     """
     config, folder = config or IndexConfig(), index_folder(path)
     point = matching_hook_point(sae, store, hook_point)
@@ -115,6 +116,8 @@ def index_features(
         check_same_sae(folder, found["plan"]["sae"], plan["sae"], "choose another folder, or remove that one")
         if found["plan"] == plan and all(found["has"][name] for name in asked if asked[name]):
             return FeatureIndex.open(folder.root, tokenizer)
+    if model is not None and store.has_tokens:
+        check_model(model, store, point, next(scored_contexts(store, fraction=None, max_tokens=None, batch_size_seqs=4)))
     if found is not None and found["plan"] == plan:
         there = FeatureIndex.open(folder.root)
         tallied = (there.tally, there.token_sample) if processes.rank == 0 else None

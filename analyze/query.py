@@ -183,5 +183,5 @@ def _direction(file: str) -> Tensor:
     except SafetensorError as error:
         raise ValueError(f"{file} expected a safetensors file: {error}") from error
     if len(tensors) != 1:
-        raise ValueError(f"{file} expected one tensor, the direction; it holds {', '.join(tensors) or 'none'}")
+        raise ValueError(f"{file} expected one tensor, the direction; it holds {len(tensors)}: {', '.join([*tensors][:4])}")
     return next(iter(tensors.values()))

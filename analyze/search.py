@@ -23,6 +23,7 @@ from saelens_lite.tokens import token_strings
 from .context import token_text, visible
 from .featureindex import FeatureIndex
 from .stream import to_cpu
+from .streamparts import place_of
 from .tokentable import token_ids
 from .unigram import UnigramLatent
 
@@ -115,11 +116,9 @@ def fires_on_text(
     """The latents that fire on each token of a text, as the model reads it; the first may be a BOS, which fires oddly.
 
     hook_point: None takes the one that the SAE was trained on
-    raises: ValueError for a text without tokens, or an SAE that does not say where it belongs
+    raises: ValueError for a text without tokens, an SAE that does not say where it belongs, or another model's
     """
-    point = hook_point or sae.config.hook_point
-    if not point:
-        raise ValueError("the SAE does not say which activations it reads: pass hook_point=")
+    point = place_of(model, sae, hook_point)
     if not text:
         raise ValueError("expected a text, got an empty one: there is nothing to fire on")
     ids = tokenizer(text, return_tensors="pt").input_ids
@@ -218,11 +217,11 @@ def _one_id(index: FeatureIndex, token: str | int) -> int:
         raise ValueError(f"expected the text of a token, got {token!r}" if tokenizer else "no tokenizer: give a token's id")
     if (found := _id_reading(tokenizer, token)) is not None:
         return found
+    if _id_reading(tokenizer, spaced := f" {token}") is not None:
+        raise ValueError(f"expected the text of one token, {token!r} is none but {spaced!r} is: search that, or by regex")
     pieces = token_strings(tokenizer, tokenizer(token, add_special_tokens=False).input_ids)
-    spaced = f" {token}"
-    way_out = f"search {spaced!r}, which is one" if _id_reading(tokenizer, spaced) is not None else "search one of them"
     raise ValueError(
-        f"expected the text of one token, {token!r} is read as {len(pieces)}: {pieces}; {way_out}, or the text by regex"
+        f"expected the text of one token, {token!r} is {len(pieces)}: {pieces}; search one of them, or the text by regex"
     )
 
 

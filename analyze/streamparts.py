@@ -79,10 +79,10 @@ def place_of(model: nn.Module, sae: SparseAutoencoder, hook_point: str | None = 
     """
     name = hook_point or sae.config.hook_point or sae.config.hf_module
     if not name:
-        raise ValueError("attribution expected hook_point=, since the SAE does not say where it was trained")
+        raise ValueError("the SAE does not say which activations it reads: pass hook_point=")
     if resolve(model, name).kind != "module" and d_model(model) != sae.d_model:
         raise ValueError(
-            f"attribution at {name} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, trained on "
-            f"{sae.config.model_name or 'an unnamed model'} {sae.config.hook_point}"
+            f"{type(model).__name__} {name} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, trained "
+            f"on {sae.config.model_name or 'an unnamed model'} {sae.config.hook_point}"
         )
     return name

@@ -200,11 +200,17 @@ def test_an_index_that_is_there_costs_no_pass_and_another_sae_or_store_is_notice
     assert renewed[3].label.notes == "and the moon" and "the sun" in repr(renewed[3]), "labels outlive the index"
 
 
-def test_an_sae_of_another_model_or_hook_point_is_refused_with_both_named(store, tmp_path):
+def test_an_sae_of_another_model_or_hook_point_is_refused_with_both_named(store, tmp_path, gpt2, monkeypatch):
     with pytest.raises(ValueError, match=r"blocks\.1\.hook_resid_post.*blocks\.0\.hook_resid_post"):
         index_features(make_sae(hook_point="blocks.1.hook_resid_post"), store, tmp_path / "index")
     with pytest.raises(ValueError, match=r"pythia-70m.*GPT2LMHeadModel"):
         index_features(make_sae(model_name="pythia-70m"), store, tmp_path / "index")
+    torch.manual_seed(1)
+    other = type(gpt2)(gpt2.config).eval()
+    with monkeypatch.context() as patch:
+        patch.setattr(sl.SparseAutoencoder, "encode", None)  # before the pass
+        with pytest.raises(ValueError, match="GPT2LMHeadModel does not give the activations of .*store"):
+            index_features(make_sae(), store, tmp_path / "index", other)
     broken = make_sae()
     with torch.no_grad():
         broken.W_enc[3, 4] = torch.nan

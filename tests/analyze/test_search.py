@@ -51,7 +51,7 @@ def test_what_fires_on_a_token(index, store, dense, byte_tokenizer):
     assert best.n_rows == int(asked.sum()) and best.fired == int((dense[asked, best.latent] > 0).sum())
     assert best.mean == pytest.approx(float(dense[asked, best.latent].sum() / best.fired), rel=1e-5)
     assert best == fires_on_token(index, int(ids[asked][0]), n=1)[0]
-    for wrong, message in (("", "text of a token, got ''"), ("st", r"one token, 'st' is read as 2: \['s', 't'\]")):
+    for wrong, message in (("", "text of a token, got ''"), ("st", r"one token, 'st' is 2: \['s', 't'\]")):
         with pytest.raises(ValueError, match=message):
             fires_on_token(index, wrong)
 
@@ -68,7 +68,7 @@ def test_a_token_is_meant_as_it_reads_in_a_text_though_the_tokenizer_puts_a_spac
     index.contexts = Contexts(index.tokens, PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>"))
     assert fires_on_token(index, " dog", 3) == fires_on_token(index, 2, 3)
     assert fires_on_token(index, "dog", 3) == fires_on_token(index, 3, 3)
-    with pytest.raises(ValueError, match="'cat' is read as 1.*search ' cat', which is one, or"):
+    with pytest.raises(ValueError, match="'cat' is none but ' cat' is: search that"):
         fires_on_token(index, "cat")
 
 
@@ -104,6 +104,8 @@ def test_what_fires_on_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
         fires_on_text(sae, gpt2, byte_tokenizer, "")
     with pytest.raises(ValueError, match="does not say which activations"):
         fires_on_text(make_sae(hook_point=""), gpt2, byte_tokenizer, "sun")
+    with pytest.raises(ValueError, match="GPT2LMHeadModel blocks.0.* expected an SAE of d_model=32, got one of 16"):
+        fires_on_text(make_sae(d_model=16), gpt2, byte_tokenizer, "sun")
     lines = answer(SearchConfig(index="", text="sun", sae="-", model="-", n=2), index, sae, gpt2)
     assert len(lines) == 4 and "'s'" in lines[1]
 
@@ -122,7 +124,7 @@ def test_directions(index, sae, tmp_path):
     assert answer(asked["one.safetensors"], index, sae)[0].startswith("latent       7  cosine 0.99")
     with pytest.raises(ValueError, match="expected a safetensors file"):
         answer(asked["text"], index, sae)
-    with pytest.raises(ValueError, match="expected one tensor, the direction; it holds a, b"):
+    with pytest.raises(ValueError, match="expected one tensor, the direction; it holds 2: a, b"):
         answer(SearchConfig(index="", direction=str(tmp_path / "two.safetensors"), sae="-"), index, sae)
     with pytest.raises(ValueError, match="is the index of the topk SAE .* not of"):
         answer(asked["one.safetensors"], index, make_sae(k=5))

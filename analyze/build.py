@@ -98,9 +98,6 @@ def index_features(
     point = matching_hook_point(sae, store, hook_point)
     if output_score and model is None:
         raise ValueError("output_score expected a model, got None: the score is an effect on a model's next token")
-    for name, parameter in sae.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(f"expected an SAE with finite weights, {name} holds nan or infinity: load another checkpoint")
     plan = {
         "sae": identity(sae),
         "store": {"sha256": store.fingerprint, "tokenizer": store.tokenizer_name},

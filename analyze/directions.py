@@ -6,6 +6,7 @@ conditions are as in intervene.py; `hook_point=hook_points(model)` removes a dir
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Unpack
@@ -39,6 +40,8 @@ def steer_direction(
     """
     if unit not in _UNITS:
         raise ValueError(f"unit expected one of {_UNITS}, got {unit!r}{nearest(str(unit), _UNITS)}")
+    if not math.isfinite(strength):
+        raise ValueError(f"strength expected a finite number, got {strength}")
     (vector,) = _checked(model, direction, place, 1)
     if unit == "resid_norm":
         vector = nn.functional.normalize(vector, dim=0)

@@ -161,13 +161,19 @@ def _read(sae: SparseAutoencoder, acts: Tensor, targets: Tensor) -> Tensor:
             f"targets expected examples below {batch} and positions below {seq}, got up to {targets.amax(0).tolist()}"
         )
     normalized = sae.normalize(acts[example.to(acts.device), position.to(acts.device)].to(sae.device))[0]
+    if not (finite := normalized.isfinite().all(1)).all():
+        place = targets[int((~finite).nonzero()[0]), :2].tolist()
+        raise ValueError(f"targets expected finite activations, got nan or infinity at (example, position) {tuple(place)}")
     columns, of_target = latent.unique(return_inverse=True)
     return sae.pre_acts(normalized, columns.to(sae.device))[torch.arange(len(targets)), of_target]
 
 
 def _checked_targets(targets: Targets, sae: SparseAutoencoder) -> Tensor:
     """int64[n 3]"""
-    rows = torch.as_tensor(targets, dtype=torch.int64).cpu()
+    given = torch.as_tensor(targets).cpu()
+    if given.is_floating_point() and given.numel():
+        raise ValueError(f"targets expected whole numbers (example, position, latent), got {given.dtype}")
+    rows = given.long()
     if rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
         raise ValueError(f"targets expected [n ≥ 1, 3] rows of (example, position, latent), got {list(rows.shape)}")
     if int(rows.min()) < 0 or int(rows[:, 2].max()) >= sae.d_sae:

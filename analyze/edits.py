@@ -7,6 +7,7 @@ The modes are elsewhere (intervene.py, directions.py); here is what they share, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError, nearest
-from saelens_lite.hooks import EditInfo, d_model, edit, resolve
+from saelens_lite.hooks import EditInfo, edit, resolve
 from saelens_lite.positions import Positions, Where, special_ids
 from saelens_lite.sae import SparseAutoencoder
 
+from .belonging import check_belongs, trained_at
 from .stream import checked_latents
 
 Latents = int | Sequence[int] | Tensor
@@ -100,7 +102,7 @@ def edited(
     with ExitStack() as stack:
         for name in hook_point_names(hook_point, sae):
             if sae is not None:
-                _check_width(model, sae, name)
+                check_belongs(model, sae, name, stated=hook_point is not None, what="an edit at")
             holds = None if when is None else stack.enter_context(_condition(model, when, sae, name))
             stack.enter_context(edit(model, name, partial(moved, holds=holds)))
         yield
@@ -112,7 +114,7 @@ def hook_point_names(hook_point: str | Sequence[str] | None, sae: SparseAutoenco
     raises: ValueError for none, or for a place named twice
     """
     given = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point or ())
-    names = given or (_trained_at(sae),)
+    names = given or ("" if sae is None else trained_at(sae),)
     if not all(names):
         raise ValueError(
             "an edit expected hook_point=, since "
@@ -133,8 +135,10 @@ def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, nam
     if (reader := when.sae or sae) is None:
         raise ValueError("when= expected Fires(latent, sae=…), since an edit along a direction has no SAE of its own")
     checked_latents_of(reader, when.latent)
-    place = when.hook_point or _trained_at(when.sae) or name
-    _check_width(model, reader, place)
+    if math.isnan(when.above):
+        raise ValueError("when= expected Fires(latent, above) with a number, got above=nan, which no latent is above")
+    place = when.hook_point or (trained_at(when.sae) if when.sae is not None else "") or name
+    check_belongs(model, reader, place, stated=when.hook_point is not None or when.sae is None, what="a condition at")
 
     def fires(acts: Tensor) -> Tensor:
         chosen = torch.tensor([when.latent], device=reader.device)
@@ -166,18 +170,6 @@ def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, nam
 
 
 _DEPTHS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
-
-
-def _trained_at(sae: SparseAutoencoder | None) -> str | None:
-    return (sae.config.hook_point or sae.config.hf_module) if sae is not None else None
-
-
-def _check_width(model: nn.Module, sae: SparseAutoencoder, name: str) -> None:
-    if resolve(model, name).kind != "module" and d_model(model) != sae.d_model:
-        raise ValueError(
-            f"an edit at {name} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, trained on "
-            f"{sae.config.model_name or 'an unnamed model'} {_trained_at(sae)}"
-        )
 
 
 Difference = Callable[[Tensor, Tensor, EditInfo], Tensor]
@@ -278,7 +270,7 @@ def amounts_for(value: PerLatent, chosen: Tensor, name: str) -> Tensor:
 def of_latents(values: PerLatent, chosen: Tensor, sae: SparseAutoencoder, name: str) -> Tensor:
     """float[n] from values of all d_sae latents, or as `amounts_for`."""
     if isinstance(values, Tensor) and values.shape == (sae.d_sae,):
-        return values.cpu()[chosen]
+        values = values.cpu()[chosen]
     return amounts_for(values, chosen, name)
 
 

@@ -258,7 +258,7 @@ class FeatureIndex:
 
     def __getitem__(self, latent: int) -> IndexedLatent:
         """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
-        if not 0 <= latent < len(self):
+        if not (isinstance(latent, int) or hasattr(latent, "__index__")) or not 0 <= latent < len(self):
             raise ValueError(f"expected a latent from 0 to {len(self) - 1}, got {latent}: {self.path} has {len(self):,}")
 
         def of(name: str) -> Tensor:

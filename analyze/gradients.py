@@ -99,8 +99,8 @@ def gradient_attribution(
     metric: takes logits float[batch seq vocab], returns a scalar, such as lambda logits: logits[:, -1, 42].sum()
     where, skip_ids: the tokens of interest, as in `ablate`; "all" leaves out BOS, EOS and padding
     model_inputs: what the model's forward takes: input_ids, attention_mask, …
-    raises: ValueError for a metric that is no scalar of the logits, or an SAE that does not fit the model; HookError as
-        `hooks.edit`
+    raises: ValueError for a metric that is no finite scalar of the logits, or an SAE that does not fit the model; HookError
+        as `hooks.edit`
     """
     point = place_of(model, sae, hook_point)
     positions = Positions(where=where, skip_ids=special_ids(model) if skip_ids is None else tuple(skip_ids))
@@ -111,6 +111,10 @@ def gradient_attribution(
             raise ValueError(f"metric expected to return a scalar tensor made of the logits, got {shape}")
         if not value.requires_grad:
             raise ValueError("metric expected to be differentiable in the logits, got a constant, or a value made of ids")
+        if not value.isfinite():
+            raise ValueError(
+                f"metric expected to return a finite number, got {value.item()}: are the model's logits finite?"
+            )
         if len(leaves) != 1:
             raise HookError(f"expected one forward that runs {point} once, it ran {len(leaves)} times")
         (leaf,) = leaves

@@ -213,7 +213,7 @@ def latent_stats(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> LatentSta
     """Mean, largest activation and firing rate of every latent over batches of activations, float[... d_model] each.
 
     For a store: `latent_stats(sae, (store.acts(shard) for shard in range(store.n_shards)))`.
-    raises: ValueError when there are no tokens
+    raises: ValueError when there are no tokens, or one whose activations are not finite
     """
     total = torch.zeros(sae.d_sae, dtype=torch.float64)  # on the CPU: mps has no float64
     fired = torch.zeros(sae.d_sae, dtype=torch.int64)
@@ -221,6 +221,9 @@ def latent_stats(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> LatentSta
     n_tokens = 0
     with torch.no_grad():
         for acts in batches:
+            if not (finite := acts.isfinite().all(-1).flatten()).all():
+                row = n_tokens + int((~finite).nonzero()[0])
+                raise ValueError(f"latent_stats expected finite activations, got nan or infinity at token {row}")
             latents = sae.encode(acts.to(sae.device))
             total.index_add_(0, latents.indices.cpu(), latents.values.cpu().double())
             fired += torch.bincount(latents.indices[latents.values > 0].cpu(), minlength=sae.d_sae)
@@ -235,6 +238,8 @@ def _reference_acts(sae: SparseAutoencoder, chosen: Tensor, reference: Tensor) -
     """float[n_tokens n_latents] of the tokens that `ablate` draws from."""
     if reference.ndim != 2 or not len(reference):
         raise ValueError(f"reference expected float[n_tokens d_model={sae.d_model}], got {list(reference.shape)}")
+    if not reference.isfinite().all():
+        raise ValueError("reference expected finite activations, got nan or infinity: leave those tokens out")
     with torch.no_grad():
         return latent_acts_of(sae, reference.to(sae.device, sae.dtype), chosen.to(sae.device))
 

@@ -79,8 +79,8 @@ def logit_lens(
     only, without later blocks, and without the final norm's division, which has one scale for all tokens.
     latents: None for all
     final_norm: also multiply the direction by the final norm's weight, and centre it where that norm does
-    raises: ValueError for a latent out of range, a width that is not the model's, or a model without an output embedding;
-        HookError when final_norm is wanted and none is found
+    raises: ValueError for a latent out of range, weights that are not finite, a width that is not the model's, or a model
+        without an output embedding; HookError when final_norm is wanted and none is found
     source: nostalgebraist 2020, "interpreting GPT: the logit lens"
     """
     chosen, model = checked_latents(sae, latents), unwrap(model)
@@ -111,4 +111,6 @@ def logit_lens(
             logits -= logits.mean(-1, keepdim=True)
             for end, largest in enumerate((True, False)):
                 values[end, places], ids[end, places] = (part.cpu() for part in logits.topk(n_shown, largest=largest))
+    if not values.isfinite().all():
+        raise ValueError(f"expected finite logits, got nan or infinity: the SAE or {type(model).__name__} has such weights")
     return LogitLens(chosen, ids[0], values[0], ids[1], values[1], tokenizer)

@@ -116,7 +116,8 @@ def fires_on_text(
     """The latents that fire on each token of a text, as the model reads it; the first may be a BOS, which fires oddly.
 
     hook_point: None takes the one that the SAE was trained on
-    raises: ValueError for a text without tokens, an SAE that does not say where it belongs, or another model's
+    raises: ValueError for a text without tokens, an SAE of another model or one that does not say where it belongs, or
+        activations that are not finite
     """
     point = place_of(model, sae, hook_point)
     if not text:
@@ -126,6 +127,8 @@ def fires_on_text(
         raise ValueError(f"expected a text with tokens, got {text!r}")
     with evaluation_mode(model), torch.no_grad():
         acts = run_to(model, [point], input_ids=ids.to(model_device(model)))[point][0]
+        if not acts.isfinite().all():
+            raise ValueError(f"fires_on_text expected finite activations, got nan or infinity at {point}")
         latents = to_cpu(sae.encode(acts.to(sae.device)))
     found = []
     for place, token in enumerate(token_strings(tokenizer, ids[0].tolist())):

@@ -124,13 +124,16 @@ def select_latents(
 def selecting_side(acts: Tensor, labels: Tensor, documents: Documents | None, split: Split) -> tuple[Tensor, Tensor]:
     """Rows and bool labels of the documents that choose; of all where documents is None.
 
-    raises: ValueError unless there is a label, 0 or 1, and a document for each row, and both labels on that side
+    raises: ValueError unless rows are finite, there are a label, 0 or 1, and a document for each, and both labels on that
+        side
     """
     labels = torch.as_tensor(labels).cpu().bool()
     if acts.ndim != 2 or labels.shape != acts.shape[:1]:
         raise ValueError(
             f"expected acts [n_items d_model] and a label each, got {list(acts.shape)} and {list(labels.shape)}"
         )
+    if not (finite := acts.isfinite().all(1)).all():
+        raise ValueError(f"expected finite acts, got nan or infinity in row {int((~finite).nonzero()[0])}: leave it out")
     if documents is not None:
         if len(documents) != len(acts):
             raise ValueError(f"documents expected one for each of {len(acts)} items, got {len(documents)}")

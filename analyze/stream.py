@@ -12,10 +12,9 @@ from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 from saelens_lite.store import ActivationStore
 
-BLOCK_ROWS = 4096
+from .belonging import bare_model_name, check_finite_weights
 
-_OTHER_NAMES = {"gpt2-small": "gpt2"}
-"""Names of one model that differ beyond the owner: SAELens writes those of TransformerLens."""
+BLOCK_ROWS = 4096
 
 
 class Block(NamedTuple):
@@ -30,7 +29,7 @@ def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_poi
 
     hook_point: None takes the one that the SAE was trained on, and checks that it is of the store's model; a name is the
         caller's word that the SAE reads this one, and only the width is checked
-    raises: ValueError naming both sides when they do not fit
+    raises: ValueError naming both sides when they do not fit, or for an SAE whose weights are not finite
     """
     trained = f"the SAE was trained on {sae.config.model_name or 'a model it does not name'} {sae.config.hook_point}".strip()
     if hook_point is None:
@@ -45,6 +44,7 @@ def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_poi
                 f"{trained}, but {store.path} holds activations of {store.model_name}; harvest the SAE's model, or pass "
                 f"hook_point= ({', '.join(store.hook_points)}) if the two are one model or the SAE is to be transferred"
             )
+    check_finite_weights(sae)
     point = store.hook_point(hook_point or sae.config.hook_point or None)
     if store.d_model(point) != sae.d_model:
         raise ValueError(
@@ -124,9 +124,3 @@ def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tenso
     if (beyond := (chosen < 0) | (chosen >= sae.d_sae)).any():
         raise ValueError(f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen[beyond].tolist()[:8]}")
     return chosen
-
-
-def bare_model_name(model_name: str) -> str:
-    """A model's name without owner or folder."""
-    name = model_name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].lower()
-    return _OTHER_NAMES.get(name, name)

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.hooks import d_model, resolve
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
+
+from .belonging import check_belongs, trained_at
 
 _CHUNK_VALUES = 2**22
 
@@ -75,14 +76,10 @@ def place_of(model: nn.Module, sae: SparseAutoencoder, hook_point: str | None = 
     """The hook point of the model that the SAE reads.
 
     hook_point: by default where the SAE was trained
-    raises: ValueError for an SAE that does not say, or of another width; HookError for a point that the model lacks
+    raises: ValueError for an SAE that does not say, or of another model or width; HookError for a point that the model lacks
     """
-    name = hook_point or sae.config.hook_point or sae.config.hf_module
+    name = hook_point or trained_at(sae)
     if not name:
         raise ValueError("the SAE does not say which activations it reads: pass hook_point=")
-    if resolve(model, name).kind != "module" and d_model(model) != sae.d_model:
-        raise ValueError(
-            f"{type(model).__name__} {name} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, trained "
-            f"on {sae.config.model_name or 'an unnamed model'} {sae.config.hook_point}"
-        )
+    check_belongs(model, sae, name, stated=hook_point is not None, what=type(model).__name__)
     return name

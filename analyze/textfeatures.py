@@ -22,8 +22,9 @@ from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 from saelens_lite.tokens import PADDING_ID, special_token_ids
 
+from .belonging import bare_model_name
 from .split import document_ids
-from .stream import bare_model_name, to_cpu
+from .stream import to_cpu
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix

@@ -196,8 +196,14 @@ def position_ids_from(attention_mask: Tensor) -> Tensor:
 
 
 def prepared_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs for a plain forward of ours: no cache, and positions counted from a left-padded mask unless given."""
+    """Inputs for a plain forward of ours: no cache, and positions counted from a left-padded mask unless given.
+
+    raises: ValueError for input_ids without a token
+    """
     inputs = dict(model_inputs)
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor) and not ids.numel():
+        raise ValueError(f"expected a text of at least one token, got input_ids of shape {list(ids.shape)}")
     if accepts(unwrap(model), "use_cache"):
         inputs["use_cache"] = False
     mask = inputs.get("attention_mask")

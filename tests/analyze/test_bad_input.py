@@ -1,0 +1,192 @@
+"""What cannot be right is refused by every function that meets it: another model's SAE, no text, numbers that are none."""
+
+import pytest
+import torch
+
+import saelens_lite as sl
+from saelens_lite.analyze.search import fires_on_text
+from saelens_lite.errors import HookError
+from saelens_lite.passes import prepared_inputs
+
+from .conftest import HOOK_POINT, make_sae
+
+LATE = "blocks.1.hook_resid_post"
+IDS = torch.tensor([[1, 70, 80, 90, 100, 110]])
+ROWS = torch.randn(60, 32, generator=torch.Generator().manual_seed(0))
+LABELS, DOCUMENTS = torch.arange(60) % 2 == 0, torch.arange(60)
+
+
+def broken_rows():
+    rows = ROWS.clone()
+    rows[7, 3] = torch.nan
+    return rows
+
+
+def entered(context):
+    with context:
+        pass
+
+
+def score(model):
+    with torch.no_grad():
+        return model(IDS).logits[0, 1:, 5]
+
+
+def last_mean(logits):
+    return logits[:, -1].mean()
+
+
+ON_MODEL = {
+    "ablate": lambda model, sae: entered(sl.ablate(model, sae, 3)),
+    "clamp": lambda model, sae: entered(sl.clamp(model, sae, 3, 1.0)),
+    "scale": lambda model, sae: entered(sl.scale(model, sae, 3, 2.0)),
+    "steer": lambda model, sae: entered(sl.steer(model, sae, 3, 1.0)),
+    "splice_sae": lambda model, sae: entered(sl.splice_sae(model, sae)),
+    "when": lambda model, sae: entered(sl.ablate(model, make_sae(), 3, when=sl.Fires(3, sae=sae))),
+    "dose_response": lambda model, sae: sl.dose_response(model, sae, 3, [0.0, 1.0], score, n_resamples=20),
+    "direct_logit_attribution": lambda model, sae: sl.direct_logit_attribution(model, sae, 5, 6, input_ids=IDS),
+    "gradient_attribution": lambda model, sae: sl.gradient_attribution(model, sae, last_mean, input_ids=IDS),
+    "edge_attribution": lambda model, sae: sl.edge_attribution(
+        model, sae, make_sae(hook_point=LATE), [(0, 5, 3)], input_ids=IDS
+    ),
+    "edge_ablation": lambda model, sae: sl.edge_ablation(
+        model, sae, make_sae(hook_point=LATE), [(0, 5, 3)], torch.tensor([[0, 3]]), input_ids=IDS
+    ),
+}
+ON_STORE = {
+    "evaluate_sae": lambda store, sae: sl.evaluate_sae(sae, store, held_out=False),
+    "max_activating_tokens": lambda store, sae: sl.max_activating_tokens(sae, store),
+    "dead_latents": lambda store, sae: sl.dead_latents(sae, store),
+    "latent_density": lambda store, sae: sl.latent_density(sae, store),
+    "index_features": lambda store, sae: sl.index_features(sae, store, store.path / "index"),
+    "feature_page": lambda store, sae: sl.feature_page(sae, store, store.path / "page.html"),
+    "fit_anomaly": lambda store, sae: sl.fit_anomaly(sae, store),
+}
+
+
+@pytest.mark.parametrize("name", ON_MODEL)
+def test_an_sae_of_another_model_is_refused_with_both_named(gpt2, name):
+    ON_MODEL[name](gpt2, make_sae(model_name="pythia-70m"))  # a model without a name may be any
+    gpt2.config._name_or_path = "someone/gpt2-tiny"
+    with pytest.raises(ValueError, match=f"{HOOK_POINT}.*gpt2-tiny.*pythia-70m {HOOK_POINT}.*hook_point="):
+        ON_MODEL[name](gpt2, make_sae(model_name="pythia-70m"))
+    with pytest.raises(ValueError, match="d_model=32, got one of 16, trained on GPT2LMHeadModel"):
+        ON_MODEL[name](gpt2, make_sae(d_model=16))
+    with pytest.raises(HookError, match="no hook point 'blocks.9.hook_resid_post' in GPT2LMHeadModel"):
+        ON_MODEL[name](gpt2, make_sae(hook_point="blocks.9.hook_resid_post"))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in gpt2.modules())
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "gpt2-tiny",
+        "other/GPT2-tiny",
+        "/models/gpt2-tiny/snapshots/1a2b",
+        "models--someone--gpt2-tiny",
+        "",
+        "GPT2LMHeadModel",
+    ],
+)
+def test_names_of_one_model_may_differ_in_owner_and_folder(gpt2, named):
+    gpt2.config._name_or_path = "someone/gpt2-tiny"
+    entered(sl.ablate(gpt2, make_sae(model_name=named), 3))
+    if named.startswith("/"):
+        gpt2.config._name_or_path = named
+        entered(sl.ablate(gpt2, make_sae(model_name="gpt2-tiny"), 3))
+
+
+def test_a_named_hook_point_is_the_callers_word(gpt2):
+    gpt2.config._name_or_path = "someone/gpt2-tiny"
+    other = make_sae(model_name="pythia-70m")
+    entered(sl.ablate(gpt2, other, 3, hook_point=HOOK_POINT))
+    entered(sl.ablate(gpt2, make_sae(), 3, when=sl.Fires(3, sae=other, hook_point=HOOK_POINT)))
+    sl.gradient_attribution(gpt2, other, last_mean, hook_point=HOOK_POINT, input_ids=IDS)
+
+
+@pytest.mark.parametrize("name", ON_STORE)
+def test_an_sae_that_does_not_fit_the_store_or_is_broken_is_refused(store, name):
+    with pytest.raises(ValueError, match="pythia-70m.*GPT2LMHeadModel"):
+        ON_STORE[name](store, make_sae(model_name="pythia-70m"))
+    with pytest.raises(ValueError, match=f"{LATE}.*{HOOK_POINT}"):
+        ON_STORE[name](store, make_sae(hook_point=LATE))
+    broken = make_sae()
+    with torch.no_grad():
+        broken.W_enc[3, 4] = torch.nan
+    with pytest.raises(ValueError, match="finite weights, W_enc holds nan"):
+        ON_STORE[name](store, broken)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda sae: sl.latent_stats(sae, [ROWS, broken_rows()]),
+        lambda sae: sl.fit_anomaly(sae, broken_rows()),
+        lambda sae: sl.fit_anomaly(sae, ROWS).scores(broken_rows()),
+        lambda sae: sl.select_latents(sae, broken_rows(), LABELS, DOCUMENTS),
+        lambda sae: sl.diff_mean(broken_rows(), LABELS),
+        lambda sae: sl.probe_direction(broken_rows(), LABELS),
+        lambda sae: sl.feature_splitting(sae, broken_rows(), LABELS, DOCUMENTS),
+        lambda sae: sl.label_absorption(sae, broken_rows(), {"even": LABELS}, DOCUMENTS),
+    ],
+)
+def test_rows_that_are_not_finite_are_refused(call):
+    with pytest.raises(ValueError, match="finite.*nan or infinity.*(row 7|token 67)"):
+        call(make_sae())
+
+
+def test_a_model_that_gives_nan_is_refused_where_numbers_come_back(gpt2, byte_tokenizer):
+    sae, late = make_sae(), make_sae(hook_point=LATE)
+    with torch.no_grad():
+        gpt2.transformer.wte.weight[90] = torch.nan
+    for call, match in (
+        (lambda: sl.gradient_attribution(gpt2, sae, last_mean, input_ids=IDS), "finite number, got nan"),
+        (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 5, 3)], input_ids=IDS), r"nan or infinity at .*\(0, 5\)"),
+        (lambda: sl.edge_ablation(gpt2, sae, late, [(0, 5, 3)], torch.tensor([[0, 3]]), input_ids=IDS), "nan or infinity"),
+        (lambda: sl.logit_lens(sae, gpt2), "expected finite logits"),
+        (lambda: fires_on_text(sae, gpt2, byte_tokenizer, byte_tokenizer.decode([90])), "finite activations"),
+        (lambda: sl.dose_response(gpt2, sae, 3, [1.0], score), "finite numbers, got nan"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+@pytest.mark.parametrize(
+    "edit, match",
+    [
+        (lambda m, s: sl.ablate(m, s, 3, value="mean", mean=torch.full((48,), torch.nan)), "mean expected finite numbers"),
+        (lambda m, s: sl.ablate(m, s, 3, value="resample", reference=broken_rows()), "reference expected finite"),
+        (lambda m, s: sl.steer_direction(m, ROWS[0], float("nan"), hook_point=HOOK_POINT), "strength expected a finite"),
+        (lambda m, s: sl.ablate(m, s, 3, when=sl.Fires(3, float("nan"))), "got above=nan"),
+    ],
+)
+def test_edits_by_no_number_are_refused(gpt2, edit, match):
+    with pytest.raises(ValueError, match=match):
+        entered(edit(gpt2, make_sae()))
+
+
+def test_no_text_and_no_items_are_refused(gpt2, byte_tokenizer):
+    sae, late, none = make_sae(), make_sae(hook_point=LATE), IDS[:, :0]
+    for call, match in (
+        (lambda: sl.direct_logit_attribution(gpt2, sae, 5, 6, input_ids=none), r"at least one token, got .*\[1, 0\]"),
+        (lambda: sl.gradient_attribution(gpt2, sae, last_mean, input_ids=none), "at least one token"),
+        (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 0, 3)], input_ids=none), "at least one token"),
+        (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 0, 3.5)], input_ids=IDS), "whole numbers"),
+        (lambda: prepared_inputs(gpt2, {"input_ids": IDS[:0]}), r"\[0, 6\]"),
+        (lambda: fires_on_text(sae, gpt2, byte_tokenizer, ""), "an empty one"),
+        (lambda: sl.cluster_bootstrap(torch.zeros(0)), "at least 2 items"),
+        (lambda: sl.dose_response(gpt2, sae, 3, [1.0], lambda model: torch.zeros(0)), "at least 2 items"),
+        (lambda: sl.latent_stats(sae, [ROWS[:0]]), "no tokens"),
+        (lambda: sl.fit_anomaly(sae, ROWS[:0]), "got"),
+        (lambda: sl.select_latents(sae, ROWS[:0], LABELS[:0], DOCUMENTS[:0]), "both labels"),
+        (lambda: sl.auroc(ROWS[:0, 0], ROWS[:0, 0]), "got"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+
+
+@pytest.mark.parametrize("latent", [48, -1, 1.5])
+def test_latents_out_of_range_are_refused_by_an_index(store, tmp_path, latent):
+    index = sl.index_features(make_sae(), store, tmp_path / "index")
+    with pytest.raises(ValueError, match=f"a latent from 0 to 47, got {latent}"):
+        index[latent]

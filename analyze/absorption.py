@@ -8,7 +8,7 @@ along it, and w_i = z_i · W_dec[i] · u what latent i writes there. With the ma
     rate       absorbed rows as a share of the rows counted
     fraction   with m = Σ w_i of the main latents and a = Σ w_i of at most MAX_ABSORBERS others, those that write most and
                have cos ≥ PARTIAL_COSINE: 0 where a < WRITTEN_SHARE · t or m ≥ t, 1 where m ≤ 0, else a' / (a' + m) with
-               a' = min(a, t − m); the mean over the rows counted
+               a' = min(a, t − m); the mean over the rows counted, nan without main latents
 
 `label_absorption` knows labels alone: u is the direction of a logistic probe, the main latents are those of k-sparse probes
 (splitting.py), rows counted are those with the label that the probe recognises. `planted_absorption` (planted.py) knows the
@@ -184,7 +184,7 @@ def label_absorption(
                 n_rows=len(counted),
                 n_silent=int(found.silent.sum()),
                 n_absorbed=int(found.absorbed.sum()),
-                fraction=mean(found.fraction.tolist()),
+                fraction=mean(found.fraction.tolist()) if len(main) else math.nan,
                 absorbers=tuple(zip(absorbers[order].tolist(), times[order].tolist(), strict=True)),
             )
         )

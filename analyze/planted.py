@@ -190,7 +190,7 @@ def planted_absorption(
                 n_silent=int(with_child.silent.sum()),
                 n_absorbed=int(with_child.absorbed.sum()),
                 n_silent_alone=int(without.silent.sum()),
-                fraction=mean(with_child.fraction.tolist()),
+                fraction=mean(with_child.fraction.tolist()) if split_into.latents else math.nan,
             )
         )
     return PlantedAbsorption(tuple(found))

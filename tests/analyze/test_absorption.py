@@ -71,6 +71,7 @@ def test_a_parent_without_a_latent_of_its_own_is_not_scored(two_trees):
     W_enc[:, 1] = 0
     found = planted_absorption(make_sae(W_enc, two_trees.directions), two_trees, n_rows=3000)
     assert [row.scored for row in found.rows] == [True, False] and math.isnan(found.rows[1].absorption)
+    assert math.isnan(found.rows[1].fraction) and found.fraction == found.rows[0].fraction == 0
     assert "mean of 1 of 2 parents" in str(found)
 
 

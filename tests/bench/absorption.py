@@ -4,6 +4,7 @@ planted   TopK, BatchTopK and Matryoshka SAEs on one planted hierarchy: absorpti
           same kind of rows, with the latents that the exact count chose and with those that the probes choose
 meta      explained variance of decoder rows under a meta-SAE, for saved SAEs, with random rows as the control
 letters   absorption of first letters, by probes, of saved SAEs over words of a store; words are split, not texts
+classes   the same of general classes of tokens, such as names; texts are split
 unigram   latents of saved SAEs that fire on one token nearly always, over a store's rows
 
 .venv/bin/python tests/bench/absorption.py planted --output /tmp/absorption
@@ -89,11 +90,8 @@ def meta(args: argparse.Namespace) -> None:
 
 
 def letters(args: argparse.Namespace) -> None:
-    """A table an SAE: with the main latents that k-sparse probes choose, and with one alone."""
-    store = sl.ActivationStore(args.store)
-    tokenizer = AutoTokenizer.from_pretrained(store.tokenizer_name)
-    ids = token_ids(store, torch.arange(store.n_rows))
-    texts = {i: tokenizer.convert_ids_to_tokens(i) for i in ids.unique().tolist()}
+    """First letters, as in the paper: at most `--per-word` rows of each word that is one token; words are split."""
+    store, ids, texts = _tokens(args)
     words = {
         i: text[1:].lower() for i, text in texts.items() if text[:1] in "▁Ġ" and text[1:].isascii() and text[1:].isalpha()
     }
@@ -103,18 +101,50 @@ def letters(args: argparse.Namespace) -> None:
         if i in seen and seen[i] < args.per_word:
             seen[i] += 1
             rows.append(row)
-    acts, tokens = store.gather(torch.tensor(rows)), ids[rows]
+    tokens = ids[rows]
     n_words = Counter(word[0] for word in words.values())
-    labels = {
-        letter: torch.tensor([words[i][0] == letter for i in tokens.tolist()])
-        for letter in sorted(n_words)
-        if n_words[letter] > 9
-    }
+    often = sorted(letter for letter, n in n_words.items() if n > 9)
+    labels = {letter: torch.tensor([words[i][0] == letter for i in tokens.tolist()]) for letter in often}
     print(f"{len(rows):,} rows of {len(words):,} words, at most {args.per_word} each; {len(labels)} letters with 10 words")
+    _absorbed(args, store.gather(torch.tensor(rows)), labels, tokens)
+
+
+def classes(args: argparse.Namespace) -> None:
+    """What tokens are in general, and may be absorbed by latents of single tokens; texts are split."""
+    store, ids, texts = _tokens(args)
+    documents = torch.cat([store.row_docs(shard) for shard in range(store.n_shards)])
+    names = {"lily", "tim", "tom", "max", "sam", "ben", "mia", "sara", "jack", "sue", "anna", "timmy", "lucy", "mom", "dad"}
+    pronouns = {"he", "she", "it", "they", "you", "we", "him", "her", "them", "his", "their", "i", "me", "my", "your"}
+    tests = {
+        "a name": lambda word: word.lower() in names,
+        "a pronoun": lambda word: word.lower() in pronouns,
+        "a capital": lambda word: word[:1].isupper(),
+        "ends in ed": lambda word: word.endswith("ed") and len(word) > 3,
+        "punctuation": lambda word: bool(word) and not any(letter.isalnum() for letter in word),
+    }
+    of_token = {name: {i for i, text in texts.items() if test(text.lstrip("▁Ġ"))} for name, test in tests.items()}
+    kept = slice(args.score_rows)
+    labels = {name: torch.tensor([i in members for i in ids[kept].tolist()]) for name, members in of_token.items()}
+    print(f"{len(ids[kept]):,} rows; tokens: " + ", ".join(f"{len(members)} {name}" for name, members in of_token.items()))
+    _absorbed(args, store.gather(torch.arange(len(ids[kept]))), labels, documents[kept])
+
+
+def _tokens(args: argparse.Namespace) -> tuple[sl.ActivationStore, torch.Tensor, dict[int, str]]:
+    """The store, the token of each row, and the text of each token as the tokenizer keeps it."""
+    store = sl.ActivationStore(args.store)
+    ids = token_ids(store, torch.arange(store.n_rows))
+    tokenizer = AutoTokenizer.from_pretrained(store.tokenizer_name)
+    return store, ids, {i: tokenizer.convert_ids_to_tokens(i) for i in ids.unique().tolist()}
+
+
+def _absorbed(
+    args: argparse.Namespace, acts: torch.Tensor, labels: dict[str, torch.Tensor], documents: torch.Tensor
+) -> None:
+    """A table an SAE: with the main latents that k-sparse probes choose, and with one alone."""
     for folder in args.saes:
         sae = sl.SparseAutoencoder.load(folder)
         for max_latents in (10, 1):
-            found = sl.label_absorption(sae, acts, labels, tokens, max_latents=max_latents)
+            found = sl.label_absorption(sae, acts, labels, documents, max_latents=max_latents)
             print(f"{folder.name}, at most {max_latents} main latents\n{found}", flush=True)
 
 
@@ -136,7 +166,7 @@ def unigram(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("planted", "meta", "letters", "unigram"))
+    parser.add_argument("what", choices=("planted", "meta", "letters", "classes", "unigram"))
     parser.add_argument("--output", type=Path, default=Path("runs/absorption"), help="planted: store and SAEs")
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--score-rows", type=int, default=40_000)
@@ -149,7 +179,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"planted": planted, "meta": meta, "letters": letters, "unigram": unigram}[args.what](args)
+    {"planted": planted, "meta": meta, "letters": letters, "classes": classes, "unigram": unigram}[args.what](args)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from saelens_lite.analyze import FeatureIndex, index_features
+from saelens_lite.analyze.context import visible
 
 NASTY = [
     "</td></script><script>alert(1)</script>",
@@ -69,7 +70,8 @@ def test_a_latent_shows_its_text_its_intervals_and_its_neighbours(opened):
     assert f"Latent {view.latent}" in words and f"fires on {view.n_fired:,} of 1,500 tokens" in words
     assert f"{view.firings[0].value:.4g}" in words and view.firings[0].token in words
     assert f"{view.intervals[-1].low:.3g} to {view.intervals[-1].high:.3g}" in words and "q80–q100" in words
-    assert view.contexts.at(view.intervals[0].rows[0]).token in words
+    weakest = view.contexts.at(view.intervals[0].rows[0])
+    assert "".join(map(visible, (weakest.before, weakest.token, weakest.after))) in words
     assert f"{view.cosine[0][0]} {view.cosine[0][1]:.2f}" in words
     silent = index[int(index.column("counts").argmin())]
     assert "quantile" not in silent._repr_html_() or silent.n_fired

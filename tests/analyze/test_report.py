@@ -313,7 +313,7 @@ def test_an_evaluation_alone_is_enough(tmp_path, report):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"rows": [{"name": "trained", "fvu": "<b>", "l0": [1], "dead@10k": {}, "dead@": 1, "dead@xk": 2}]},
+        {"rows": [{"name": name, "fvu": "<b>", "l0": [1], "dead@10k": {}, "dead@": 1} for name in ("trained", "baseline")]},
         {"densities": {"log10_edges": [0, 1], "trained": {"counts": [1, 2], "never": 0}}, "seed_noise": 3},
         {"densities": {"trained": 1}, "stability": [], "definitions": ["<i>"], "seed_noise": {"fvu": 1}},
         {"rows": [{}], "store": {"a": 1}, "n_tokens": [[2]]},

@@ -96,7 +96,9 @@ class IndexedLatent:
         lines = [repr(LatentFirings(self.latent, self.n_fired, self.n_tokens, self.firings[:5]))]
         if self.label is not None:
             lines.insert(
-                1, f"  label: {visible(self.label.label)}" + f" ({visible(self.label.notes)})" * bool(self.label.notes)
+                1,
+                f"  label: {'★ ' * self.label.starred}{visible(self.label.label)}"
+                + f" ({visible(self.label.notes)})" * bool(self.label.notes),
             )
         if self.intervals:
             edges = [self.intervals[0].low, *(interval.high for interval in self.intervals)]

@@ -184,7 +184,7 @@ for (const name of columns.toSpliced(1, 0, "gist")) {
   });
   find("heads").append(head);
   if (name !== "gist") {
-    const option = element("option", "", { latent: "number", max: "max activation", score: "output score", entropy: "token entropy", share: "commonest token" }[name] ?? name);
+    const option = element("option", "", { latent: "number", max: "max", score: "output score", entropy: "token entropy", share: "commonest token" }[name] ?? name);
     option.value = name;
     find("sort").append(option);
   }

@@ -79,6 +79,8 @@ def feature_page(
             config = IndexConfig(n_top=max(n_examples, IndexConfig().n_top))
             index = index_features(sae, store, folder, None, config, hook_point=point, tokenizer=tokenizer)
         index.check(sae, store)
+        if index.hook_point != point:
+            raise ValueError(f"{index.path} is an index over {index.hook_point}, not over {point}: pass hook_point=")
         data = _data(sae, store, point, index, model, n_latents, latents, n_examples, evaluation, tokenizer)
     return write_page(path, render(data))
 

@@ -147,7 +147,7 @@ def answer(
         return [line for name, pairs in nearest for line in _lines(index, pairs[:n], name)]
     if config.import_labels is not None:
         n_labels = index.labels.import_json(config.import_labels)
-        return [f"{n_labels} labels from {config.import_labels}"]
+        return [f"labels of {n_labels} latents from {config.import_labels}"]
     if config.labelled is not None:
         return [repr(label) for label in index.labels.search(config.labelled)]
     if config.unigram is not None:

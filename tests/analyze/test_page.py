@@ -231,6 +231,10 @@ def test_an_index_gives_neighbours_lens_score_and_labels(store, sae, gpt2, speak
     assert data["labels"]["sae"] == index.sae["sha256"]
     with pytest.raises(ValueError, match="is the index of"):
         feature_page(make_sae(d_sae=64), store, tmp_path / "p.html", index=index)
+    index.plan["hook_point"] = "blocks.1.hook_mlp_out"
+    with pytest.raises(ValueError, match="an index over blocks.1.hook_mlp_out, not over blocks.0.hook_resid_post"):
+        feature_page(sae, store, tmp_path / "p.html", index=index)
+    assert not (tmp_path / "p.html").exists()
 
 
 def test_an_index_for_the_time_of_the_call_gives_the_same_page(store, sae, gpt2, byte_tokenizer, page_data, tmp_path):

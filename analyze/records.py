@@ -48,6 +48,8 @@ class Record:
                 f"prompt expected text without white space at its end, as tokens begin with theirs, got {self.prompt!r}"
             )
         if self.span is not None:
+            if len(self.span) != 2:
+                raise ValueError(f"span expected two places in the prompt, start and end, got {self.span}")
             start, end = self.span
             if not 0 <= start < end <= len(self.prompt):
                 raise ValueError(f"span expected a part of the prompt's {len(self.prompt)} characters, got {self.span}")

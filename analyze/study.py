@@ -160,6 +160,7 @@ class HallucinationStudy:
         baseline: Chosen | None = None,
         doses: Sequence[float] = (0.5, 1.0, 2.0),
         n_controls: int = 100,
+        score: Literal["rates", "logits"] = "rates",
         rivals: Mapping[str, Edit] | None = None,
         seed: int = 0,
         n_resamples: int = 2000,
@@ -173,9 +174,12 @@ class HallucinationStudy:
         chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
         doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting side
         n_controls: matched random sets of latents for each edit
+        score: what is tested: the "rates" of answers and refusals, or how far the "logits" of the two are apart
         rivals: further edits by name, each made from the tokens to edit, bool[batch width]
         raises: ValueError for latents that the testing side had a say in, or that are another SAE's
         """
+        if score not in ("rates", "logits"):
+            raise ValueError(f"score expected 'rates' or 'logits', got {score!r}")
         side, choosing = self._side(testing=True), self._side(testing=False)
         chosen = chosen or self.select()
         if baseline is None and self.baseline is not None:
@@ -195,7 +199,7 @@ class HallucinationStudy:
         for name, choice in choices.items():
             rates = latent_stats(choice.sae, [choosing.entities.acts]).rate
             edits = EditsOf(self.model, self.hook_point, choice, choosing.entities.acts)
-            for planned, edit in self._planned(edits, name, doses, choosing, pushes):
+            for planned, edit in self._planned(edits, name, doses, side, pushes):
                 controls = matched_latents(choice.sae, planned.latents, rates, n_draws=n_controls, seed=seed)
                 drawn = tuple(side.outcome(partial(edit, directions=directions)) for directions in controls.directions)
                 done.append((planned._replace(controls=drawn, rate_ratio=controls.rate_ratio), side.outcome(edit)))
@@ -208,7 +212,7 @@ class HallucinationStudy:
                 done.append((Planned(f"{name} {'+' if known else '−'}", "", dose, measure), side.outcome(edit)))
         done += [(Planned(name), side.outcome(edit)) for name, edit in (rivals or {}).items()]
         bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
-        return assembled(done, side, _detections(side, choices, directions), bootstrap)
+        return assembled(done, side, _detections(side, choices, directions), bootstrap, score)
 
     def _labels_by_answers(self, n_right: int) -> list[bool | None]:
         correct = self._side_of(self.records, [False] * len(self.records)).outcome().correct
@@ -261,7 +265,7 @@ class HallucinationStudy:
         edits: EditsOf,
         name: str,
         doses: Sequence[float],
-        choosing: Side,
+        side: Side,
         pushes: dict[tuple[bool, float], float],
     ) -> list[tuple[Planned, Any]]:
         """The edits of one SAE; those of the trained one fill in `pushes`, by which the baseline's are made as strong."""
@@ -271,9 +275,9 @@ class HallucinationStudy:
             for dose in doses:
                 own = dose
                 if name == "trained":
-                    pushes[known, dose] = choosing.push(partial(hold, dose))
+                    pushes[known, dose] = side.push(partial(hold, dose))
                 else:
-                    own = dose_for_push(partial(_push, choosing, hold), pushes[known, dose], doses)
+                    own = dose_for_push(partial(_push, side, hold), pushes[known, dose], doses)
                 measure = "hallucination" if known else "refusal"
                 planned = Planned(f"clamp {what}", name, dose, measure, tuple(clamped.tolist()), own)
                 found.append((planned, partial(hold, own)))

@@ -21,9 +21,11 @@ MEASURES = {
     "refusal": "share of questions about known entities that are refused",
     "accuracy": "share of questions about known entities that are answered right",
     "wrong": "share of questions about known entities that are answered wrong",
-    "margin_unknown": "logit of refusal less that of the best answer, mean over questions about unknown entities",
-    "margin_known": "the same over questions about known entities",
+    "answer_margin": "logit of the best answer less that of refusal, mean over questions about unknown entities",
+    "refusal_margin": "logit of refusal less that of the best answer, mean over questions about known entities",
 }
+OF_RATE = {"hallucination": "answer_margin", "refusal": "refusal_margin"}
+"""What rises with each of the two tested rates, in logits: where a rate is 0 or 1 whatever is done, it may still tell."""
 
 
 class Detection(NamedTuple):
@@ -66,6 +68,7 @@ class StudyResult:
     """The outcome of `HallucinationStudy.run`; printing it shows the table.
 
     n_known, n_unknown: entities that were measured; n_questions: of both
+    score: whether "rates" or "logits" were tested
     """
 
     rows: tuple[StudyRow, ...]
@@ -75,6 +78,7 @@ class StudyResult:
     n_unknown: int
     n_questions: int
     confidence: float
+    score: str
 
     def row(self, name: str, sae: str = "trained", dose: float | None = None) -> StudyRow:
         """One row. raises: KeyError if there is none"""
@@ -105,6 +109,7 @@ class StudyResult:
             "n_unknown": self.n_unknown,
             "n_questions": self.n_questions,
             "confidence": self.confidence,
+            "score": self.score,
             "measures": MEASURES,
             "rows": rows,
             "detection": [detection._asdict() for detection in self.detections],
@@ -116,11 +121,8 @@ class StudyResult:
         dose = min(doses, key=lambda d: abs(d - 1), default=None)
         said = [
             sentence
-            for name, measure, doing in (
-                ("clamp known", "hallucination", "answers {} of questions about unknown entities"),
-                ("clamp unknown", "refusal", "refuses {} of questions about known entities"),
-            )
-            for sentence in self._said_of(name, measure, doing, dose)
+            for name, measure in zip(("clamp known", "clamp unknown"), self.tested)
+            for sentence in self._said_of(name, measure, dose)
         ]
         said.append(
             "Edited were a few latents at one hook point, on the entity's own tokens, found on other entities of the same "
@@ -128,15 +130,18 @@ class StudyResult:
         )
         return said
 
-    def _said_of(self, name: str, measure: str, doing: str, dose: float | None) -> list[str]:
-        row, clean = self.row(name, "trained", dose), self.rows[0].measures[measure].estimate
-        rate, right, wrong = (row.measures[of].estimate for of in (measure, "accuracy", "wrong"))
-        low, _, high = _spread(row.controls)
+    def _said_of(self, name: str, measure: str, dose: float | None) -> list[str]:
+        row, clean = self.row(name, "trained", dose), self.rows[0].measures[measure].estimate.item()
+        rate, right, wrong = (row.measures[of].estimate.item() for of in (measure, "accuracy", "wrong"))
+        (low, _, high), shown = _spread(row.controls), f"{{:{'+.2f' if self.score == 'logits' else '.0%'}}}".format
         said = [
-            f"{name} at dose {dose:g}: the model {doing.format(f'{rate:.0%}')} (without an edit {clean:.0%}; "
-            f"{len(row.controls)} matched sets of latents, 5 to 95 %: {low:.0%} to {high:.0%}; p {row.p:.3f}, adjusted "
-            f"{row.p_adjusted:.3f}). Of questions about known entities it answers {right:.0%} right and {wrong:.0%} wrong."
+            f"{name} at dose {dose:g}: {MEASURES[measure]} {shown(rate)}, without an edit {shown(clean)}. Of "
+            f"{len(row.controls)} matched sets of latents 5 to 95 % reach {shown(low)} to {shown(high)}: p {row.p:.3f}, "
+            f"adjusted {row.p_adjusted:.3f}. Of questions about known entities it then answers {right:.0%} right and "
+            f"{wrong:.0%} wrong."
         ]
+        if self.score == "rates" and clean == rate and clean in (0, 1):
+            said.append("  The rate stays where it is whatever is done; score='logits' (--score logits) may still tell.")
         if row.less_baseline is None:
             said.append(
                 "  No baseline was given: an SAE of random directions beats random latents too, so this does not show that "
@@ -144,14 +149,15 @@ class StudyResult:
             )
         else:
             rival, less = self.row(name, "baseline", dose), row.less_baseline
+            theirs = shown(rival.measures[measure].estimate.item())
             verdict = "more" if less.low > 0 else "less" if less.high < 0 else "not told from chance"
             said.append(
-                f"  The same of an SAE with a frozen random decoder, as strong: {rival.measures[measure].estimate:.0%}, p "
-                f"{rival.p:.3f} among its own random sets. What training added is the difference, {less.estimate:+.2f} "
-                f"({_range(less, '+')}): {verdict}. The rank alone does not show that the dictionary learnt anything."
+                f"  The same of an SAE with a frozen random decoder, as strong: {theirs}, p {rival.p:.3f} among its random "
+                f"sets. What training added is the difference, {less.estimate:+.2f} ({_range(less, '+')}): {verdict}. The "
+                "rank alone does not show that the dictionary learnt anything."
             )
         directions = [
-            f"{other.edit.name} {other.measures[measure].estimate:.0%}"
+            f"{other.edit.name}: {shown(other.measures[measure].estimate.item())}"
             for other in self.rows
             if not other.edit.sae and other.edit.dose == dose and other.edit.measure == measure
         ]
@@ -162,19 +168,25 @@ class StudyResult:
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
-        answering = self._table("hallucination", ("accuracy", "wrong"))
-        refusing = self._table("refusal", ("wrong", "hallucination"))
+        answering, refusing = self.tested
+        of = "logit margin" if self.score == "logits" else "share"
         return "\n".join(
             [
-                "to get answers: hallucination of unknown entities; beside it accuracy and wrong answers of known ones",
-                *answering,
+                f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and wrong answers",
+                *self._table(answering, ("accuracy", "wrong")),
                 "",
-                "to get refusals: refusal of known entities; beside it their wrong answers, hallucination of unknown ones",
-                *refusing,
+                f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about unknown ones",
+                *self._table(refusing, ("wrong", "hallucination")),
                 "",
                 self._detection_line(),
             ]
         )
+
+    @property
+    def tested(self) -> tuple[str, str]:
+        """The measures that edits should raise: of unknown entities, and of known ones."""
+        answering, refusing = OF_RATE.values() if self.score == "logits" else OF_RATE
+        return answering, refusing
 
     def _table(self, measure: str, beside: Sequence[str]) -> list[str]:
         """The edits that should raise one measure, and those that should raise none."""
@@ -213,8 +225,16 @@ def assembled(
     side: Side,
     detections: Sequence[Detection],
     bootstrap: dict[str, Any],
+    score: str,
 ) -> StudyResult:
-    """The rows, from the outcomes on a side; bootstrap: n_resamples, confidence and seed of the intervals."""
+    """The rows, from the outcomes on a side; bootstrap: n_resamples, confidence and seed of the intervals.
+
+    raises: ValueError for scores of logits from a judge that gives none
+    """
+    if score == "logits":
+        if done[0][1].margin is None:
+            raise ValueError("score='logits' expected a judge that gives margins, got one of refused and correct alone")
+        done = [(edit._replace(measure=OF_RATE.get(edit.measure or "")), outcome) for edit, outcome in done]
     known, ids = side.known, document_ids(side.clusters)
     of_item = {"known": ids[known], "unknown": ids[~known]}
 
@@ -249,7 +269,7 @@ def assembled(
         rows.append(StudyRow(edit, outcome.push, measures[i], drawn.get(i), push, p.get(i), adjusted.get(i), less))
     n_known, n_unknown = (len(of.unique()) for of in of_item.values())
     return StudyResult(
-        tuple(rows), tuple(detections), side.hook_point, n_known, n_unknown, len(known), bootstrap["confidence"]
+        tuple(rows), tuple(detections), side.hook_point, n_known, n_unknown, len(known), bootstrap["confidence"], score
     )
 
 

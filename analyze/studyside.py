@@ -41,7 +41,7 @@ class Outcome(NamedTuple):
             "wrong": (1 - self.refused - self.correct)[known],
         }
         if self.margin is not None:
-            found |= {"margin_unknown": self.margin[~known], "margin_known": self.margin[known]}
+            found |= {"answer_margin": -self.margin[~known], "refusal_margin": self.margin[known]}
         return found
 
 

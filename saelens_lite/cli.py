@@ -439,7 +439,7 @@ def study(argv: Sequence[str]) -> None:
     if config.model is None:
         config = _in_a_small_world(config, split)
     name, device = _embedded(config.model, ())[0], _device(config.device)
-    result = HallucinationStudy(
+    of_model = HallucinationStudy(
         load_model(name, device=device),
         load_tokenizer(name),
         SparseAutoencoder.load(config.sae, device=device),
@@ -451,8 +451,8 @@ def study(argv: Sequence[str]) -> None:
         position=config.position,
         batch_size_seqs=config.batch_size_seqs,
     )
-    chosen = result.select(config.n_latents, config.by, n_ablated=config.n_ablated)
-    found = result.run(chosen, doses=config.doses, n_controls=config.n_controls, seed=config.seed)
+    chosen = of_model.select(config.n_latents, config.by, n_ablated=config.n_ablated)
+    found = of_model.run(chosen, doses=config.doses, n_controls=config.n_controls, score=config.score, seed=config.seed)
     print(found)
     print()
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))

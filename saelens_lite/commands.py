@@ -245,8 +245,8 @@ class StudyConfig:
     n_ablated: int = 100
     """Up to how many are removed together."""
 
-    by: str = "separation"
-    """What chooses latents: separation, welch_t or causal."""
+    by: Literal["separation", "welch_t", "causal"] = "separation"
+    """What chooses latents: the difference of firing rates, of means over its standard error, or each one's own effect."""
 
     doses: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Of clamps, in units of the 95 % quantile of a latent's positive activations."""
@@ -254,7 +254,11 @@ class StudyConfig:
     n_controls: int = 100
     """Matched random sets of latents for each edit: no p is below 1 / (n + 1)."""
 
-    position: str = "last"
+    score: Literal["rates", "logits"] = "rates"
+    """What is tested: rates of answers and refusals, or how far the logits of the two are apart, which tells more where
+    rates are all or nothing."""
+
+    position: Literal["last", "all"] = "last"
     """Tokens of the entity that are edited: last or all."""
 
     hook_point: str | None = None

@@ -162,17 +162,21 @@ def train_model(world: World, tokenizer: Any) -> LlamaForCausalLM:
     return model.eval()
 
 
+def untested(world: World, split: Split) -> list[str]:
+    """All people but those studied who are to test the latents."""
+    names = [*world.known, *world.refused, *world.unseen]
+    tests = {name for name, on_test_side in zip(names, split.tests(names).tolist()) if on_test_side}
+    return [name for name in names if name not in tests & set(world.studied)]
+
+
 def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, folder: Path) -> None:
     """An SAE after the first block, and its baseline with a frozen decoder, into folder/sae and folder/sae/frozen.
 
-    Their rows are of every token but BOS of all questions, except those about studied people who are to test the latents.
+    Their rows are of every token but BOS of all questions about people who are not to test the latents.
     """
     import saelens_lite as sl
 
-    config = world.config
-    names = [*world.known, *world.refused, *world.unseen]
-    held_out = {name for name, tests in zip(names, split.tests(names).tolist()) if tests} & set(world.studied)
-    people = [name for name in names if name not in held_out]
+    config, people = world.config, untested(world, split)
     asked = encoded(tokenizer, [prompt(name, relation) for name in people for relation in RELATIONS])
     with torch.no_grad():
         acts = run_to(model, [HOOK_POINT], input_ids=asked)[HOOK_POINT][:, 1:]

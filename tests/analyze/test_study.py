@@ -11,10 +11,16 @@ with orthogonal k, u, a_0 … a_3, and the head reads
 A known entity gets −2 for refusal and 1 for its answer; an unknown one 2 against 1, or 2 against 3: a hallucination.
 """
 
+import copy
+import json
+from dataclasses import replace
+
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from saelens_lite.analyze.answers import NextToken
+from saelens_lite.analyze.answers import Answers, NextToken
+from saelens_lite.analyze.intervene import ablate
 from saelens_lite.analyze.records import Record
 from saelens_lite.analyze.split import Split
 from saelens_lite.analyze.study import HallucinationStudy
@@ -47,9 +53,11 @@ UNKNOWN_TESTED = [i for i, letter in enumerate(LETTERS) if TESTS[letter] and not
 HALLUCINATED = sum(strength(i) == 3 for i in UNKNOWN_TESTED) / len(UNKNOWN_TESTED)
 
 
-@pytest.fixture
-def world(gpt2, byte_tokenizer):
+@pytest.fixture(scope="module")
+def world(byte_tokenizer):
     """The model, an SAE whose latents 5 and 9 are k and u, and a baseline whose latents read them and write elsewhere."""
+    sizes = {"vocab_size": 259, "n_positions": 8, "n_embd": 32, "n_layer": 2, "n_head": 2}
+    gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(32, 32, generator=generator, dtype=torch.float64)
     basis = torch.linalg.qr(torch.cat([torch.ones(32, 1, dtype=torch.float64), noise[:, 1:]], 1)).Q.T[1:].float()
@@ -83,13 +91,13 @@ def world(gpt2, byte_tokenizer):
     return gpt2, byte_tokenizer, *saes
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def study(world):
     model, tokenizer, sae, baseline = world
     return HallucinationStudy(model, tokenizer, sae, RECORDS, JUDGE, baseline=baseline, batch_size_seqs=20)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def result(study):
     return study.run(study.select(n=1, n_ablated=1), doses=(0.25, 1.0, 2.0), n_controls=N_CONTROLS, n_resamples=200)
 
@@ -140,3 +148,162 @@ def test_controls_and_baseline_do_nothing_and_the_rank_says_so(result):
     assert no_effect.p == 1 and no_effect.less_baseline.estimate == 0
     assert result.row("clamp known", dose=1.0).less_baseline.estimate == pytest.approx(1 - HALLUCINATED)
     assert rate(result.row("clamp known", "baseline", 1.0), "hallucination") == pytest.approx(HALLUCINATED)
+
+
+def test_controls_write_the_same_change_along_other_latents(result):
+    """What is added to the stream is 0.9 d − z along each direction, of unit norm for the two and for all others alike."""
+    row = result.row("clamp known", dose=2.0)
+    assert row.push == pytest.approx(row.control_push, rel=1e-4) and row.edit.rate_ratio > 1
+    rival = result.row("clamp known", "baseline", 2.0)
+    assert rival.push == pytest.approx(row.push, rel=0.01)
+    assert result.row("DiffMean +", "", 2.0).push == pytest.approx(row.push, rel=1e-4)
+
+
+def test_detection_is_told_beside_control(result):
+    found = {(d.source, d.of): d for d in result.detections}
+    assert found["trained", "known"].latent == KNOWS and found["trained", "known"].auroc == 1
+    assert found["trained", "unknown"].separation == 1 and found["DiffMean", "known"].auroc == 1
+
+
+def test_the_table_the_summary_and_the_json_say_the_same(result, tmp_path):
+    result.save(tmp_path / "study.json")
+    saved = json.loads((tmp_path / "study.json").read_text())
+    assert saved["n_known"] + saved["n_unknown"] == sum(TESTS.values()) == saved["n_questions"]
+    [row] = [r for r in saved["rows"] if (r["edit"], r["sae"], r["dose"]) == ("clamp known", "trained", 1.0)]
+    assert row["hallucination"]["estimate"] == 1 and row["controls"]["n"] == N_CONTROLS and row["latents"] == [KNOWS]
+    assert "clamp known (1)" in repr(result) and "splice" in repr(result)
+    text = " ".join(result.summary())
+    assert "What training added is the difference, +0." in text and ": more." in text and "DiffMean +: 100%" in text
+    with pytest.raises(KeyError, match="no row 'clamp'"):
+        result.row("clamp")
+
+
+def test_without_a_baseline_the_summary_asks_for_one(world):
+    model, tokenizer, sae, _ = world
+    study = HallucinationStudy(model, tokenizer, sae, RECORDS, JUDGE)
+    result = study.run(study.select(1, n_ablated=1), doses=[1.0], n_controls=5, n_resamples=50)
+    assert "No baseline was given" in " ".join(result.summary())
+    assert all(row.less_baseline is None for row in result.rows)
+
+
+def test_logits_are_tested_where_rates_cannot_move(study):
+    """A quarter of the dose changes no answer, and the margin of all of them."""
+    chosen = study.select(n=1, n_ablated=1)
+    result = study.run(chosen, doses=[0.25], n_controls=N_CONTROLS, n_resamples=50, score="logits")
+    row = result.row("clamp known", dose=0.25)
+    assert row.edit.measure == "answer_margin" and row.p == pytest.approx(1 / (N_CONTROLS + 1))
+    assert rate(row, "answer_margin") > rate(result.row("no edit", ""), "answer_margin")
+    assert rate(row, "hallucination") == pytest.approx(HALLUCINATED)
+    assert "answer_margin" in repr(result) and "logit of the best answer" in result.summary()[0]
+    with pytest.raises(ValueError, match="expected 'rates' or 'logits', got 'logit'"):
+        study.run(chosen, score="logit")
+
+
+def test_a_function_may_judge_and_rivals_may_be_tried(world):
+    """It sees the model under each edit, generates as it likes, and needs give no margin."""
+    model, tokenizer, sae, _ = world
+    refusal = tokenizer("?")["input_ids"][-1]
+
+    def judge(model, inputs, records):
+        token = model.generate(**inputs, max_new_tokens=2, do_sample=False)[:, inputs["input_ids"].shape[1]]
+        right = [tokenizer(record.answer)["input_ids"][-1] if record.answer else -1 for record in records]
+        return Answers(token == refusal, token == torch.tensor(right))
+
+    study = HallucinationStudy(model, tokenizer, sae, RECORDS, judge)
+    chosen = study.select(n=1, n_ablated=1)
+    rivals = {"nothing": lambda where: ablate(model, sae, KNOWS, torch.zeros_like(where))}
+    how = {"doses": [2.0], "n_controls": 5, "n_resamples": 50}
+    result = study.run(chosen, rivals=rivals, **how)
+    by_token = HallucinationStudy(model, tokenizer, sae, RECORDS, JUDGE).run(chosen._replace(sae=sae), **how)
+    for name in ("clamp known", "clamp unknown"):
+        mine, theirs = result.row(name, dose=2.0), by_token.row(name, dose=2.0)
+        assert "answer_margin" not in mine.measures and mine.push == pytest.approx(theirs.push)
+        assert rate(mine, "hallucination") == rate(theirs, "hallucination") and rate(mine, "refusal") == rate(
+            theirs, "refusal"
+        )
+    assert rate(result.row("nothing", ""), "hallucination") == pytest.approx(HALLUCINATED)
+    with pytest.raises(ValueError, match="expected a judge that gives margins"):
+        study.run(chosen, score="logits", **how)
+
+
+def test_the_model_itself_says_who_is_known(world):
+    """Each entity has three questions here; the model, which answers one thing, is right in as many as ask for it."""
+    model, tokenizer, sae, _ = world
+    right = {letter: i % 3 for i, letter in enumerate(LETTERS) if is_known(i)}  # 0, 1 or 2 of its three
+    records = [
+        Record(prompt=letter, entity=letter, relation=str(q), answer=str(answer(i)) if q < right.get(letter, 0) else "x")
+        for i, letter in enumerate(LETTERS)
+        for q in range(3)
+    ]
+    labels = HallucinationStudy(model, tokenizer, sae, records, JUDGE).label()
+    expected = [{0: False, 1: None, 2: True}[right.get(letter, 0)] for letter in LETTERS for _ in range(3)]
+    assert labels == expected
+
+
+def test_of_several_types_the_smallest_separation_counts(world):
+    """Latent 5 fires on all known entities, latent 0 only on those whose answer is 0 or 2, which are of type "a"."""
+    model, tokenizer, trained, _ = world
+    sae = copy.deepcopy(trained)
+    with torch.no_grad():
+        k = sae.W_enc[:, KNOWS].clone()
+        answers = [model.transformer.wte.weight[tokenizer(LETTERS[i])["input_ids"][-1]] - k for i in (0, 4)]
+        sae.W_enc[:, 0], sae.b_enc[0] = k + sum(answers), -1.5
+
+    def separation(records):
+        study = HallucinationStudy(model, tokenizer, sae, records, JUDGE)
+        return study._statistic(sae, study._side(testing=False), True, "separation")
+
+    assert separation(RECORDS)[0] > 0.2 and separation(RECORDS)[KNOWS] == 1
+    by_type = separation([replace(record, type="ab"[i // 2 % 2]) for i, record in enumerate(RECORDS)])
+    assert by_type[0] == 0 and by_type[KNOWS] == 1
+
+
+def test_base_rates_leave_latents_out(study):
+    rates = torch.zeros(48)
+    rates[KNOWS] = 0.5
+    assert KNOWS not in study.select(n=1, base_rates=rates).known.latents
+    with pytest.raises(ValueError, match="n=40 latents of known entities were asked for, .* base rate of at most 0.02"):
+        study.select(n=40, base_rates=rates)
+
+
+def test_selection_on_the_testing_side_and_latents_of_another_sae_are_refused(study, world):
+    chosen = study.select(n=1)
+    elsewhere = replace(chosen.known, split=Split(seed=7))
+    with pytest.raises(ValueError, match="expected documents that did not choose the latents"):
+        study.run(chosen._replace(known=elsewhere))
+    with pytest.raises(ValueError, match="got those of another SAE"):
+        study.run(chosen._replace(sae=make_sae("relu")))
+    with pytest.raises(ValueError, match="got another SAE"):
+        study.select(sae=make_sae("relu"))
+
+
+def test_bad_input_is_named(world):
+    model, tokenizer, sae, _ = world
+
+    def begun(records=RECORDS, judge=JUDGE, sae=sae, **how):
+        return HallucinationStudy(model, tokenizer, sae, records, judge, **how)
+
+    with pytest.raises(ValueError, match="a study expected records, got none"):
+        begun([])
+    with pytest.raises(ValueError, match="at least 2 unknown entities on the selecting side of the split, got 0"):
+        begun([record for record in RECORDS if record.known]).label()
+    with pytest.raises(ValueError, match="at least 2 known entities"):
+        begun([replace(record, group="all") for record in RECORDS]).label()
+    with pytest.raises(ValueError, match="expected all to have known, or none, got 1 of 52 without"):
+        begun([replace(RECORDS[0], known=None), *RECORDS[1:]]).label()
+    with pytest.raises(ValueError, match="labelled by what the model answers"):
+        begun([replace(record, known=None, answer="x") for record in RECORDS]).label()
+    with pytest.raises(ValueError, match="expected SAEs of d_model=32 trained there, got one of 16"):
+        begun(sae=make_sae("relu", d_model=16))
+    with pytest.raises(ValueError, match="trained on GPT2LMHeadModel blocks.1.hook_resid_post"):
+        begun(sae=make_sae("relu", hook_point="blocks.1.hook_resid_post"), hook_point="blocks.0.hook_resid_post")
+    with pytest.raises(ValueError, match="since the SAE does not say where"):
+        begun(sae=make_sae("relu", hook_point=""))
+    with pytest.raises(ValueError, match="position expected 'last' or 'all'"):
+        begun(position="first")
+    with pytest.raises(ValueError, match="begins like a refusal"):
+        begun(judge=NextToken(["0"], separator=""))
+    with pytest.raises(ValueError, match="expected tokens that refuse, and others as options"):
+        begun(judge=NextToken(["?"], options=["?"]))
+    with pytest.raises(ValueError, match="judge expected to give 52 answers"):
+        begun([replace(r, known=None) for r in RECORDS], lambda *_, records: Answers(torch.zeros(1), torch.zeros(1))).label()

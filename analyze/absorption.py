@@ -41,7 +41,7 @@ WRITTEN_SHARE = 0.4
 MAX_ABSORBERS = 3
 LEAST_PROBE_F1 = 0.6
 """Labels whose probe is worse are left out of the mean: what cannot be read from the activations cannot be absorbed."""
-_CHUNK_VALUES = 2**24
+_CHUNK_VALUES = 2**22
 
 
 class Carried(NamedTuple):
@@ -157,7 +157,7 @@ def label_absorption(
     tests = next(iter(sides.values()))  # one for all: documents decide
     selecting_acts, testing_acts = acts[~tests.to(acts.device)].cpu().float(), acts[tests.to(acts.device)].cpu().float()
     selecting, testing = encoded(sae, selecting_acts), encoded(sae, testing_acts)
-    W_dec, b_dec = sae.W_dec.detach().cpu().double(), sae.b_dec.detach().cpu().double()
+    W_dec, b_dec = sae.W_dec.detach().cpu().float(), sae.b_dec.detach().cpu().double()
     to_explain = sae.normalize(testing_acts.to(sae.device))[0].detach().cpu().double() - b_dec
     rows = []
     for name, given in labels.items():
@@ -203,11 +203,11 @@ def carried(
     """What of a direction the main latents carry on some rows, and what others carry in their place.
 
     latents: of all rows, on the CPU; rows: int64[n], those looked at
-    W_dec: float64[d_sae d_model]; direction: float64[d_model], unit norm; to_explain: float64[n], along it
+    W_dec: float[d_sae d_model]; direction: float64[d_model], unit norm; to_explain: float64[n], along it
     main: int64[m]; allowed: bool[d_sae], the others that can take their place; None: any
     """
-    along = W_dec @ direction
-    cosines = along / W_dec.norm(dim=1).clamp_min(1e-30)
+    along = (W_dec @ direction.to(W_dec)).double()
+    cosines = along / W_dec.norm(dim=1).double().clamp_min(1e-30)
     others = torch.ones(len(W_dec), dtype=torch.bool) if allowed is None else allowed.clone()
     others[main] = False
     partly = others & (cosines >= PARTIAL_COSINE)

@@ -162,10 +162,10 @@ def planted_absorption(
         raise ValueError(f"planted_absorption expected n_rows of 2 or more, got {n_rows}")
     selecting, planted_selecting, _ = _rows(sae, synthetic, start_row, n_rows // 2)
     testing, planted, scales = _rows(sae, synthetic, start_row + n_rows // 2, n_rows - n_rows // 2)
-    cosines = torch.nn.functional.normalize(sae.W_dec.detach().cpu().float(), dim=1) @ synthetic.directions.T
+    W_dec = sae.W_dec.detach().cpu().float()
+    cosines = torch.nn.functional.normalize(W_dec, dim=1) @ synthetic.directions.T
     belongs = belongs_to(selecting, planted_selecting, cosines)
     below = _ancestors(parents)
-    W_dec = sae.W_dec.detach().cpu().double()
     found = []
     for parent in parents[parents >= 0].unique().tolist():
         ones, of_test = (columns(rows, torch.tensor([parent]))[:, 0] for rows in (planted_selecting, planted))

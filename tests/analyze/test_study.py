@@ -121,6 +121,7 @@ def test_other_statistics_choose_them_too(study, by):
         assert chosen.known.statistic[0] > 0 and chosen.unknown.statistic[0] > 0
 
 
+@pytest.mark.property_check(12)
 def test_every_rate_is_the_one_worked_out_by_hand(result):
     clean = result.row("no edit", "")
     assert rate(clean, "hallucination") == pytest.approx(HALLUCINATED) and 0 < HALLUCINATED < 1
@@ -139,6 +140,7 @@ def test_every_rate_is_the_one_worked_out_by_hand(result):
     assert rate(result.row("splice"), "hallucination") == rate(result.row("splice"), "refusal") == 0
 
 
+@pytest.mark.property_check(12)
 def test_controls_and_baseline_do_nothing_and_the_rank_says_so(result):
     for row in (result.row("clamp known", dose=1.0), result.row("clamp unknown", dose=2.0)):
         assert row.p == pytest.approx(1 / (N_CONTROLS + 1)) and row.p_adjusted >= row.p

@@ -28,55 +28,32 @@ def installed():
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-class Tab:
-    """One page in a browser of its own.
+class Browser:
+    """A browser, of which each page has cookies, cache and storage of its own."""
 
-    complaints: exceptions of its scripts, and what the console says of errors; requests: URLs that it asked for
-    """
-
-    def __init__(self, path, folder, width=1280, height=900, dark=False):
-        to_browser, ours = os.pipe()
-        theirs, from_browser = os.pipe()
+    def __init__(self, folder):
+        to_browser, self._write = os.pipe()
+        self._read, from_browser = os.pipe()
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
-        command = [
-            sys.executable,
-            "-c",
-            _START,
-            *map(str, ends),
-            installed(),
-            *SWITCHES.split(),
-            f"--user-data-dir={folder}",
-        ]
+        command = [sys.executable, "-c", _START, *map(str, ends), installed(), *SWITCHES.split()]
         self._process = subprocess.Popen(
-            command, pass_fds=ends, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*command, f"--user-data-dir={folder}"],
+            pass_fds=ends,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         for end in (to_browser, from_browser, *ends):
             os.close(end)
-        self._write, self._read, self._buffer, self._id, self._session = ours, theirs, b"", 0, None
-        self.complaints, self.requests = [], []
-        self.folder = folder
-        target = self.send("Target.createTarget", url="about:blank")["targetId"]
-        self._session = self.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
-        for domain in ("Page", "Runtime", "Log", "Network"):
-            self.send(f"{domain}.enable")
-        self.resize(width, height, dark)
-        self.send("Page.navigate", url=path.as_uri())
-        self.wait("document.readyState === 'complete'")
+        self._buffer, self._id, self.events = b"", 0, {}
 
-    def send(self, method, **parameters):
-        """A command, and what it answers; events on the way are noted."""
+    def send(self, method, session=None, **parameters):
+        """A command, and what it answers; events on the way are kept by session."""
         self._id += 1
-        message = {"id": self._id, "method": method, "params": parameters}
-        if self._session:
-            message["sessionId"] = self._session
+        message = {"id": self._id, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self._id:
-            if answer.get("method") == "Runtime.exceptionThrown":
-                self.complaints.append(answer["params"]["exceptionDetails"].get("exception", {}).get("description"))
-            if answer.get("method") == "Log.entryAdded":
-                self.complaints.append(answer["params"]["entry"]["text"])
-            if answer.get("method") == "Network.requestWillBeSent":
-                self.requests.append(answer["params"]["request"]["url"])
+            self.events.setdefault(answer.get("sessionId"), []).append(answer)
         assert "error" not in answer, answer
         return answer["result"]
 
@@ -89,6 +66,51 @@ class Tab:
             self._buffer += part
         message, _, self._buffer = self._buffer.partition(b"\0")
         return json.loads(message)
+
+    def close(self):
+        with contextlib.suppress(OSError, AssertionError):
+            self.send("Browser.close")
+        self._process.wait(20)
+        os.close(self._write)
+        os.close(self._read)
+
+
+class Tab:
+    """One page of a browser."""
+
+    def __init__(self, browser, path, width=1280, height=900, dark=False):
+        self._browser = browser
+        self._context = browser.send("Target.createBrowserContext")["browserContextId"]
+        target = browser.send("Target.createTarget", url="about:blank", browserContextId=self._context)["targetId"]
+        self._session = browser.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.send(f"{domain}.enable")
+        self.resize(width, height, dark)
+        self.send("Page.navigate", url=path.as_uri())
+        self.wait("document.readyState === 'complete'")
+
+    def send(self, method, **parameters):
+        """A command to this page, and what it answers."""
+        return self._browser.send(method, self._session, **parameters)
+
+    def events(self, method):
+        """What the browser has said of this page."""
+        return [event["params"] for event in self._browser.events.get(self._session, []) if event["method"] == method]
+
+    @property
+    def complaints(self):
+        """Exceptions of its scripts, and what the console says of errors."""
+        thrown = [event["exceptionDetails"] for event in self.events("Runtime.exceptionThrown")]
+        return [*thrown, *(event["entry"]["text"] for event in self.events("Log.entryAdded"))]
+
+    @property
+    def requests(self):
+        """URLs that it asked for."""
+        return [event["request"]["url"] for event in self.events("Network.requestWillBeSent")]
+
+    def downloads_to(self, folder):
+        behavior = {"behavior": "allow", "downloadPath": str(folder), "browserContextId": self._context}
+        self._browser.send("Browser.setDownloadBehavior", **behavior)
 
     def js(self, expression):
         """The value of an expression in the page."""
@@ -141,15 +163,4 @@ class Tab:
         path.write_bytes(base64.b64decode(shot["data"]))
 
     def close(self):
-        self._session = None
-        with contextlib.suppress(OSError, AssertionError):
-            self.send("Browser.close")
-        self._process.wait(20)
-        os.close(self._write)
-        os.close(self._read)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.close()
+        self._browser.send("Target.disposeBrowserContext", browserContextId=self._context)

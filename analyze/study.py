@@ -28,6 +28,7 @@ from .edits import latent_acts_of
 from .intervene import latent_stats
 from .ranks import auroc
 from .records import Record
+from .sideeffects import NeutralText, side_effects
 from .split import Selection, Split, select_latents
 from .studyedits import Chosen, EditsOf, Planned, along, dose_for_push, held, typical
 from .studyresult import Detection, StudyResult, assembled
@@ -162,6 +163,7 @@ class HallucinationStudy:
         n_controls: int = 100,
         score: Literal["rates", "logits"] = "rates",
         rivals: Mapping[str, Edit] | None = None,
+        neutral: NeutralText | None = None,
         seed: int = 0,
         n_resamples: int = 2000,
         confidence: float = 0.95,
@@ -176,6 +178,7 @@ class HallucinationStudy:
         n_controls: matched random sets of latents for each edit
         score: what is tested: the "rates" of answers and refusals, or how far the "logits" of the two are apart
         rivals: further edits by name, each made from the tokens to edit, bool[batch width]
+        neutral: texts for side effects of the edits of latents, which then act on all their tokens
         raises: ValueError for latents that the testing side had a say in, or that are another SAE's
         """
         if score not in ("rates", "logits"):
@@ -194,6 +197,7 @@ class HallucinationStudy:
             choice.known.check_unseen(side.clusters)
             choice.unknown.check_unseen(side.clusters)
 
+        bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
         done: list[tuple[Planned, Outcome]] = [(Planned("no edit"), side.outcome())]
         pushes: dict[tuple[bool, float], float] = {}
         for name, choice in choices.items():
@@ -202,7 +206,11 @@ class HallucinationStudy:
             for planned, edit in self._planned(edits, name, doses, side, pushes):
                 controls = matched_latents(choice.sae, planned.latents, rates, n_draws=n_controls, seed=seed)
                 drawn = tuple(side.outcome(partial(edit, directions=directions)) for directions in controls.directions)
-                done.append((planned._replace(controls=drawn, rate_ratio=controls.rate_ratio), side.outcome(edit)))
+                planned = planned._replace(controls=drawn, rate_ratio=controls.rate_ratio)
+                if neutral is not None:
+                    of_text = side_effects(self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap)
+                    planned = planned._replace(side_effects=of_text)
+                done.append((planned, side.outcome(edit)))
             done.append((Planned("splice", name), side.outcome(edits.splice)))
         directions = _directions(choosing, self.split)
         for name, direction in directions.items():
@@ -211,7 +219,6 @@ class HallucinationStudy:
                 measure = "hallucination" if known else "refusal"
                 done.append((Planned(f"{name} {'+' if known else '−'}", "", dose, measure), side.outcome(edit)))
         done += [(Planned(name), side.outcome(edit)) for name, edit in (rivals or {}).items()]
-        bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
         return assembled(done, side, _detections(side, choices, directions), bootstrap, score)
 
     def _labels_by_answers(self, n_right: int) -> list[bool | None]:

@@ -14,6 +14,7 @@ from saelens_lite.sae import SparseAutoencoder
 from .directions import steer_direction
 from .edits import latent_acts_of
 from .intervene import ablate, clamp, splice_sae
+from .sideeffects import SideEffects
 from .split import Selection
 from .studyside import Edit, Outcome
 
@@ -45,6 +46,7 @@ class Planned(NamedTuple):
     latents: those that are edited; own_dose: of a baseline's clamp, in units of its own latents
     controls: outcomes of random sets matched to them; rate_ratio: the largest factor between the firing rates of a latent
         and of one drawn for it
+    side_effects: of the same edit on every token of neutral text, where there is some
     """
 
     name: str
@@ -55,6 +57,7 @@ class Planned(NamedTuple):
     own_dose: float | None = None
     controls: tuple[Outcome, ...] = ()
     rate_ratio: float | None = None
+    side_effects: SideEffects | None = None
 
 
 class EditsOf:

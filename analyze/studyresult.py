@@ -102,6 +102,9 @@ class StudyResult:
                 }  # fmt: skip
             if row.less_baseline is not None:
                 cells["less_baseline"] = _plain(row.less_baseline)
+            if edit.side_effects is not None:
+                of = edit.side_effects
+                cells |= {"delta_ce": _plain(of.delta_ce), "kl": _plain(of.kl), "neutral_push": of.push}
             rows.append(cells)
         return {
             "hook_point": self.hook_point,
@@ -191,7 +194,7 @@ class StudyResult:
     def _table(self, measure: str, beside: Sequence[str]) -> list[str]:
         """The edits that should raise one measure, and those that should raise none."""
         heads = ["edit", "SAE", "dose", "push", measure, f"{self.confidence:.0%} interval", "controls 5–95 %", "p", "p BH"]
-        table = [[*heads, "less baseline", *beside]]
+        table = [[*heads, "less baseline", *beside, "ΔCE", "KL"]]
         for row in self.rows:
             edit, of = row.edit, row.measures[measure]
             if edit.measure not in (None, measure):
@@ -206,7 +209,9 @@ class StudyResult:
                 cells += [f"{low:.3f} to {high:.3f}", f"{row.p:.3f}", f"{row.p_adjusted:.3f}"]
             less = row.less_baseline
             cells.append("" if less is None else f"{less.estimate:+.3f} ({_range(less, '+')})")
-            table.append(cells + [f"{row.measures[other].estimate:.3f}" for other in beside])
+            cells += [f"{row.measures[other].estimate:.3f}" for other in beside]
+            side = edit.side_effects
+            table.append(cells + ([""] * 2 if side is None else [f"{of.estimate:+.3f}" for of in (side.delta_ce, side.kl)]))
         return _lines(table)
 
     def _detection_line(self) -> str:

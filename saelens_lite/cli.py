@@ -428,7 +428,15 @@ def report(argv: Sequence[str]) -> None:
 def study(argv: Sequence[str]) -> None:
     """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
     config = configured(StudyConfig, "study", argv)
-    from saelens_lite import HallucinationStudy, NextToken, SparseAutoencoder, Split, read_records
+    from saelens_lite import (
+        ActivationStore,
+        HallucinationStudy,
+        NextToken,
+        SparseAutoencoder,
+        Split,
+        latent_density,
+        read_records,
+    )
     from saelens_lite.harvest.model import load_model, load_tokenizer
 
     given = [config.model, config.sae, config.records]
@@ -451,8 +459,28 @@ def study(argv: Sequence[str]) -> None:
         position=config.position,
         batch_size_seqs=config.batch_size_seqs,
     )
-    chosen = of_model.select(config.n_latents, config.by, n_ablated=config.n_ablated)
-    found = of_model.run(chosen, doses=config.doses, n_controls=config.n_controls, score=config.score, seed=config.seed)
+    store = None if config.store is None else ActivationStore(config.store)
+    chosen, baseline = (
+        None
+        if of is None
+        else of_model.select(
+            config.n_latents,
+            config.by,
+            n_ablated=config.n_ablated,
+            base_rates=None if store is None else latent_density(of, store).density,
+            max_base_rate=config.max_base_rate,
+            sae=of,
+        )
+        for of in (of_model.sae, of_model.baseline)
+    )
+    found = of_model.run(
+        chosen,
+        baseline=baseline,
+        doses=config.doses,
+        n_controls=config.n_controls,
+        score=config.score,
+        seed=config.seed,
+    )
     print(found)
     print()
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))

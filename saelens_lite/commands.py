@@ -248,6 +248,12 @@ class StudyConfig:
     by: Literal["separation", "welch_t", "causal"] = "separation"
     """What chooses latents: the difference of firing rates, of means over its standard error, or each one's own effect."""
 
+    store: str | None = None
+    """An activation store of text at large: latents that fire on more than max_base_rate of its rows are not chosen."""
+
+    max_base_rate: float = 0.02
+    """With --store."""
+
     doses: tuple[float, ...] = (0.5, 1.0, 2.0)
     """Of clamps, in units of the 95 % quantile of a latent's positive activations."""
 

@@ -11,6 +11,8 @@ from saelens_lite.analyze.split import Split, select_latents
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
 from saelens_lite.tokens import is_held_out
 
+from .conftest import make_sae
+
 
 @pytest.fixture(autouse=True)
 def _no_gradients():
@@ -193,3 +195,14 @@ def test_bad_arguments_are_named(call, match):
         return
     with pytest.raises(ValueError, match=match):
         call(*labelled(20))
+
+
+def test_draws_of_many_latents_have_none_twice_and_none_of_the_chosen():
+    """20 of 48 latents at a time: what one has taken, the next leaves for its next nearest."""
+    sae, chosen = make_sae(), list(range(20))
+    controls = matched_latents(sae, chosen, torch.linspace(0.01, 0.2, 48), n_draws=25)
+    assert controls.latents.shape == (25, 20)
+    assert all(len(set(draw)) == 20 and min(draw) >= 20 for draw in controls.latents.tolist())
+    assert len({tuple(sorted(draw)) for draw in controls.latents.tolist()}) == 25
+    with pytest.raises(ValueError, match="expected at least 25 other latents that fire, got 23"):
+        matched_latents(sae, list(range(25)), torch.linspace(0.01, 0.2, 48), n_draws=10)

@@ -22,6 +22,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from saelens_lite.analyze.answers import Answers, NextToken
 from saelens_lite.analyze.intervene import ablate
 from saelens_lite.analyze.records import Record
+from saelens_lite.analyze.sideeffects import NeutralText
 from saelens_lite.analyze.split import Split
 from saelens_lite.analyze.study import HallucinationStudy
 
@@ -309,3 +310,13 @@ def test_bad_input_is_named(world):
         begun(judge=NextToken(["?"], options=["?"]))
     with pytest.raises(ValueError, match="judge expected to give 52 answers"):
         begun([replace(r, known=None) for r in RECORDS], lambda *_, records: Answers(torch.zeros(1), torch.zeros(1))).label()
+
+
+def test_side_effects_on_neutral_text_stand_beside(study, byte_tokenizer):
+    ids = torch.tensor([byte_tokenizer(text)["input_ids"] for text in ("abcdef", "ghijkl")])
+    result = study.run(
+        study.select(n=1, n_ablated=1), doses=[2.0], n_controls=5, n_resamples=50, neutral=NeutralText(input_ids=ids)
+    )
+    row = result.row("clamp known", dose=2.0)
+    assert row.edit.side_effects.kl.estimate > 0 and row.edit.side_effects.push > 0
+    assert "ΔCE" in repr(result) and any("delta_ce" in cells for cells in result.to_dict()["rows"])

@@ -106,6 +106,16 @@ def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, ca
     ]  # fmt: skip
 
 
+def test_latents_that_fire_on_text_at_large_are_left_out(made, tmp_path, capsys):
+    """Each SAE by its own rates: all fire on more than none of these rows, so that no latent is left to choose."""
+    rows = torch.randn(500, TINY.width, generator=torch.Generator().manual_seed(0))
+    sl.ActivationStore.from_arrays(tmp_path / "store", {worlds.HOOK_POINT: rows})
+    few = ["--n-controls", "5", "--n-ablated", "3", "--n-latents", "1", "--doses", "1", "--store", str(tmp_path / "store")]
+    assert main(command(made, tmp_path, "--baseline", f"{made}/sae/frozen", *few, "--max-base-rate", "0.5")) == 0
+    assert main(command(made, tmp_path, *few, "--max-base-rate", "0")) == 2
+    assert "and a base rate of at most 0" in capsys.readouterr().err
+
+
 def test_what_the_command_lacks_is_named(made, tmp_path, capsys):
     assert main(["study", "--model", f"{made}/model", "--output", str(tmp_path)]) == 2
     assert "study --model needs --sae and --records too" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-ACTS, DIFF_MEAN = "activations", "DiffMean of activations"
+ACTS, DIFF_MEAN, LENGTH = "activations", "DiffMean of activations", "text length"
 
 DEFINITIONS = {
     "auroc": "area under the ROC curve on the test texts; of several classes the mean over classes, each against the rest",

@@ -2,7 +2,8 @@
 
 A latent chosen as the best of thousands looks good on the texts that chose it. Here latents, scales, regularisation and
 weights see training texts alone; the test texts are scored once. The probe of all activations and DiffMean are always in
-the table: SAE probes often lose to them (Kantamneni et al. 2025), and a table without them hides it.
+the table: SAE probes often lose to them (Kantamneni et al. 2025), and a table without them hides it. So is a probe of the
+number of tokens: where one class has longer texts, anything that adds up over tokens knows it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .probefit import (
     mean_direction,
     strongest_latents,
 )
-from .probereport import ACTS, DIFF_MEAN, ProbeReport, ProbeRow
+from .probereport import ACTS, DIFF_MEAN, LENGTH, ProbeReport, ProbeRow
 from .probesplit import classes_of, clusters_of, folds_of, sides
 from .ranks import weighted_auroc
 from .split import Split
@@ -92,7 +93,7 @@ def sparse_probes(
     n_resamples: int = 2000,
     confidence: float = 0.95,
 ) -> ProbeReport:
-    """Probes of k latents and of all latents of each SAE, of the activations, and DiffMean, on texts kept apart.
+    """Probes of k latents and of all latents of each SAE, of activations, DiffMean and text length, on texts kept apart.
 
     features: as `text_features` makes them
     labels: the class of each text, str, int or bool; of two classes the last in order is the positive one, of more each is
@@ -183,8 +184,12 @@ def sparse_probes(
 
 
 def _contestants(features: TextFeatures, k: Sequence[int], select_by: str) -> list[_Contestant]:
-    """The probe of all activations first, then DiffMean, then those of every SAE."""
-    found = [_Contestant(ACTS, features.acts, all_columns), _Contestant(DIFF_MEAN, features.acts, mean_direction)]
+    """The probe of all activations first, then DiffMean and the number of tokens, then those of every SAE."""
+    found = [
+        _Contestant(ACTS, features.acts, all_columns),
+        _Contestant(DIFF_MEAN, features.acts, mean_direction),
+        _Contestant(LENGTH, np.log(features.n_tokens)[:, None], all_columns),
+    ]
     for name, latents in features.by_name.items():
         for number in k:
             if not 1 <= number <= latents.shape[1]:

@@ -253,7 +253,7 @@ def test_probe_prints_the_table_with_controls_and_writes_it(made, capsys):
     few = ["--k", "1", "4", "--baseline", made / "frozen", "--max-tokens", "64", "--output", made / "probes.json"]
     assert main([str(arg) for arg in [*named, *few]]) == 0
     out = capsys.readouterr().out
-    for row in ("activations", "DiffMean of activations", "sae k=1", "sae k=4", "sae all 64", "baseline k=4"):
+    for row in ("activations", "DiffMean of activations", "text length", "sae k=1", "sae k=4", "sae all 64", "baseline k=4"):
         assert re.search(rf"^{row}  ", out, flags=re.MULTILINE), out
     assert "blocks.2.hook_resid_post of the embedded model, mean over tokens" in out
     found = json.loads((made / "probes.json").read_text())

@@ -33,7 +33,8 @@ from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 
 from .split import Documents, Split
-from .splitting import F1_RISE, MAX_LATENTS, encoded, f1_of, fit_logistic, splits, testing_side
+from .splitting import F1_RISE, MAX_LATENTS, check_finite, encoded, f1_of, fit_logistic, splits, testing_side
+from .stream import checked_latents
 
 SILENT = 1e-8
 FULL_COSINE, PARTIAL_COSINE = 0.025, 0.1
@@ -149,10 +150,11 @@ def label_absorption(
     latents: the main latents of a label where they are known; None, or a label that is not there: found as by
         `feature_splitting` with max_latents and f1_rise. A child's latent that raises F1 by so much counts as a main one and
         then absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with max_latents=1
-    raises: ValueError and ImportError as `feature_splitting`
+    raises: ValueError and ImportError as `feature_splitting`; ValueError for a row that is not finite
     """
     if not labels:
         raise ValueError("label_absorption expected at least one label, got none")
+    check_finite(acts)
     sides = {name: testing_side(acts, ones, documents, split) for name, ones in labels.items()}
     tests = next(iter(sides.values()))  # one for all: documents decide
     selecting_acts, testing_acts = acts[~tests.to(acts.device)].cpu().float(), acts[tests.to(acts.device)].cpu().float()
@@ -169,7 +171,7 @@ def label_absorption(
         if known is None:
             split_into = splits(selecting, testing, ones[~tests], ones[tests], max_latents=max_latents, f1_rise=f1_rise)
             known, k_f1 = split_into.latents, split_into.f1
-        main = torch.tensor(list(known), dtype=torch.int64)
+        main = checked_latents(sae, known)
         counted = (said & ones[tests]).nonzero().flatten()
         direction = torch.nn.functional.normalize(weights, dim=0)
         found = carried(testing, counted, W_dec, direction, to_explain[counted] @ direction, main)

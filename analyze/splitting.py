@@ -72,6 +72,7 @@ def feature_splitting(
     """
     if max_latents < 1 or not f1_rise > 0:
         raise ValueError(f"expected max_latents of 1 or more and f1_rise above 0, got {max_latents} and {f1_rise}")
+    check_finite(acts)
     tests = testing_side(acts, labels, documents, split)
     labels = torch.as_tensor(labels).cpu().bool()
     return splits(*(encoded(sae, acts[side.to(acts.device)]) for side in (~tests, tests)), labels[~tests], labels[tests],
@@ -146,6 +147,15 @@ def columns(latents: SparseLatents, chosen: Tensor) -> Tensor:
     found = torch.zeros(latents.batch, len(chosen), dtype=torch.float64)
     found[latents.row_ids()[at >= 0], at[at >= 0]] = latents.values[at >= 0].double()
     return found
+
+
+def check_finite(acts: Tensor) -> None:
+    """raises: ValueError naming the first row of float[n d_model] that holds nan or infinity"""
+    broken = (~acts.isfinite().all(-1)).nonzero()
+    if len(broken):
+        raise ValueError(
+            f"acts expected finite rows, row {int(broken[0, 0])} holds nan or infinity: leave it out or mend it"
+        )
 
 
 def encoded(sae: SparseAutoencoder, acts: Tensor) -> SparseLatents:

@@ -100,7 +100,7 @@ def meta_sae(
     if len(rows) < _LEAST_META_ROWS or not seeds:
         raise ValueError(f"meta_sae expected {_LEAST_META_ROWS} rows and a seed or more, got {len(rows)} and {len(seeds)}")
     if not (rows.norm(dim=1) > 0).all():
-        raise ValueError("meta_sae expected decoder rows with a direction, got one of zeros: pass latents= without it")
+        raise ValueError("meta_sae expected decoder rows with a length, got one of zeros or nan: leave it out of latents=")
     rows = torch.nn.functional.normalize(rows, dim=1)
     width = d_meta or max(k, len(rows) // 4)
     defaults = {"kind": "batchtopk", "n_steps": 1000, "batch_size_rows": min(512, len(rows) // 2), "progress": False}

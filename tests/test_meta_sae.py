@@ -70,7 +70,7 @@ def test_what_cannot_be_decomposed_is_refused(shared):
     for options, message in (
         ({"latents": range(20)}, "40 rows and a seed or more, got 20 and 3"),
         ({"seeds": ()}, "got 400 and 0"),
-        ({"latents": [400] * 50}, "latents from 0 to 399"),
+        ({"latents": [400] * 50}, "indices from 0 to 399, got"),
         ({"no_such_field": 1}, "no_such_field"),
     ):
         with pytest.raises((ValueError, TypeError), match=message):

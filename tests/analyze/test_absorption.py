@@ -191,3 +191,8 @@ def test_what_cannot_be_scored_is_refused(two_trees):
     ):
         with pytest.raises(ValueError, match=message):
             label_absorption(sae, acts, wrong)
+    with pytest.raises(ValueError, match="indices from 0 to 15"):
+        label_absorption(sae, acts, labels, latents={"0": [16]})
+    acts[7, 3] = torch.nan
+    with pytest.raises(ValueError, match="row 7 holds nan"):
+        label_absorption(sae, acts, labels)

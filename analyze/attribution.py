@@ -114,7 +114,8 @@ def direct_logit_attribution(
     logits = at(read["logits"])
     n_tokens = logits.shape[-1]
     ids = [None if token is None else _each(token, batch, n_tokens, "a token id") for token in (target, against)]
-    logit_diff = _picked(logits, ids[0]) - _picked(logits, ids[1])
+    ends = [_picked(logits, tokens) for tokens in ids]
+    logit_diff = ends[0] - ends[1]
     vectors, head_bias = _read_out(head, normed, ids)
     last = at(stream[place.last])
     norm = norm_parts(final_norm(unwrap(model), sae.d_model), normed)
@@ -136,6 +137,7 @@ def direct_logit_attribution(
         parts={name: share.double().cpu() for name, share in parts.items()},
     )
     size = found.latents.to_dense().abs().sum(-1) + torch.stack(list(found.parts.values())).abs().sum(0)
+    size += ends[0].abs() + ends[1].abs()  # which were rounded, however small the difference is
     gap = float(((found.total - logit_diff).abs() / size).max())
     if not gap <= 256 * max(torch.finfo(dtype).eps for dtype in (read["logits"].dtype, sae.dtype)):
         raise HookError(

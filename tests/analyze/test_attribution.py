@@ -106,6 +106,18 @@ def test_a_block_that_is_not_a_sum_of_two_parts_has_one_share(monkeypatch):
     torch.testing.assert_close(found.total, found.logit_diff, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("apart", [1e-5, 0.0])
+def test_tokens_of_nearly_one_embedding(apart):
+    """The difference of their logits is smaller than the rounding of either, which is no reason to refuse it."""
+    model = model_of("llama")
+    with torch.no_grad():
+        rows = model.get_output_embeddings().weight
+        rows[8] = rows[3] + apart * torch.randn(32)
+    found = direct_logit_attribution(model, sae_at("blocks.0.hook_resid_post"), 3, 8, input_ids=IDS)
+    torch.testing.assert_close(found.total, found.logit_diff, atol=1e-4, rtol=0)
+    assert float(found.logit_diff.abs().max()) < 1e-3
+
+
 def test_what_has_no_direct_path_is_refused():
     model, sae = model_of("llama"), sae_at("blocks.1.hook_resid_post")
     with pytest.raises(ValueError, match="d_model=32, got one of 16"):

@@ -81,7 +81,7 @@ class Contexts:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, or None when it cannot be loaded."""
-        if self._given is not None:
+        if self._given is not None or not self.store.tokenizer_name:  # rows that come from elsewhere name none
             return self._given
         try:
             from transformers import AutoTokenizer

@@ -88,8 +88,9 @@ def fires_on_token(index: FeatureIndex, token: str | int, n: int = 10) -> list[M
     """The latents that mark a token best among the sampled rows.
 
     token: its id, or its text as it stands in a text (" Paris"), which must be one token
-    raises: ValueError for text of no token or of several
+    raises: ValueError for text of no token or of several, or an index without tokens
     """
+    _check_tokens(index)
     return fires_on_rows(index, token_ids(index.tokens, index.token_sample.rows) == _one_id(index, token), n)
 
 
@@ -211,6 +212,11 @@ def by_number(
     return [(i, float(values[i])) for i in order.tolist()]
 
 
+def _check_tokens(index: FeatureIndex) -> None:
+    if not index.tokens.has_tokens:
+        raise ValueError(f"{index.path} is of rows without text: search by direction or by numbers")
+
+
 def _one_id(index: FeatureIndex, token: str | int) -> int:
     """The id of a token. raises: ValueError for text of no token or of several."""
     if isinstance(token, int):
@@ -242,8 +248,7 @@ def _id_reading(tokenizer: Any, token: str) -> int | None:
 
 def _matched(index: FeatureIndex, rows: Tensor, expression: re.Pattern[str]) -> Tensor:
     """Which of the rows int64[n], ascending, lie in a match within their context: bool[n]."""
-    if not index.tokens.has_tokens:
-        raise ValueError(f"{index.path} is of rows without text: search by direction or by numbers")
+    _check_tokens(index)
     matched, first_row = torch.zeros(len(rows), dtype=torch.bool), 0
     for shard, n_rows in enumerate(index.tokens.shard_rows):
         start, stop = torch.searchsorted(rows, torch.tensor([first_row, first_row + n_rows])).tolist()

@@ -31,11 +31,12 @@ def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_poi
         caller's word that the SAE reads this one, and only the width is checked
     raises: ValueError naming both sides when they do not fit, or for an SAE whose weights are not finite
     """
+    of_model = f" of {store.model_name}" if store.model_name else ""
     trained = f"the SAE was trained on {sae.config.model_name or 'a model it does not name'} {sae.config.hook_point}".strip()
     if hook_point is None:
         if sae.config.hook_point and sae.config.hook_point not in store.hook_points:
             raise ValueError(
-                f"{trained}, but {store.path} holds {', '.join(store.hook_points)} of {store.model_name}; "
+                f"{trained}, but {store.path} holds {', '.join(store.hook_points)}{of_model}; "
                 "harvest that hook point, or pass hook_point= to use the SAE on another one"
             )
         names = [name for name in (sae.config.model_name, store.model_name) if name]
@@ -48,7 +49,7 @@ def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_poi
     point = store.hook_point(hook_point or sae.config.hook_point or None)
     if store.d_model(point) != sae.d_model:
         raise ValueError(
-            f"{trained} with d_model={sae.d_model}, but {point} in {store.path} ({store.model_name}) has width "
+            f"{trained} with d_model={sae.d_model}, but {point} in {store.path}{of_model} has width "
             f"{store.d_model(point)}; choose the SAE of this model, or another hook point"
         )
     return point

@@ -133,7 +133,10 @@ class FeatureTable:
     def __repr__(self) -> str:
         lines = [self._heading()]
         for i, latent in self._shown():
-            tokens = " ".join(f"{visible(f.token)!r}" for f in self.latent(latent).firings[:_SHOWN_FIRINGS])
+            tokens = " ".join(
+                repr(visible(f.token)) if f.context.tokens else f"row {f.row}"
+                for f in self.latent(latent).firings[:_SHOWN_FIRINGS]
+            )
             lines.append(f"  {latent:>7}  max {self.values[i, 0]:8.3f}  {self.n_fired[i] / self.n_tokens:9.4%}  {tokens}")
         return "\n".join(lines + ["  … .latent(i) for one with its text"] * (len(self) > _SHOWN_LATENTS))
 

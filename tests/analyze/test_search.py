@@ -180,9 +180,12 @@ def test_questions_of_the_command_line(index):
             SearchConfig(index="", **fields)
 
 
-def test_rows_without_text(tmp_path, planted):
+def test_rows_without_text(tmp_path, planted, caplog):
     store = sl.ActivationStore.from_arrays(tmp_path / "store", planted.acts[:500])
     index = index_features(make_sae(d_model=16, hook_point="acts", model_name=""), store, tmp_path / "index")
     with pytest.raises(ValueError, match="rows without text"):
         fires_on_regex(index, "a")
+    with pytest.raises(ValueError, match="rows without text"):
+        fires_on_token(index, 5)
+    assert index.contexts.tokenizer is None and not caplog.text, "rows that name no tokenizer lack none"
     assert HOOK_POINT not in repr(index)

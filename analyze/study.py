@@ -13,6 +13,7 @@ source: Ferrando et al. 2024, arXiv:2411.14257, with the controls that it lacks.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
@@ -134,6 +135,8 @@ class HallucinationStudy:
         raises: ValueError when fewer than n latents have a positive statistic, or for another SAE
         """
         sae = sae or self.sae
+        if n < 1:
+            raise ValueError(f"select expected at least 1 latent to choose, got n={n}")
         if sae is not self.sae and sae is not self.baseline:
             raise ValueError("select expected the study's SAE or its baseline, got another SAE: make a study of it")
         side = self._side(testing=False)
@@ -171,7 +174,8 @@ class HallucinationStudy:
         """Every edit on the testing side, beside its controls.
 
         The baseline's clamps, DiffMean and the probe move the stream as far as the clamp at the same dose does, so that none
-        wins by its length alone. The model runs (1 + edits · (1 + n_controls)) times over the testing side.
+        wins by its length alone; ablations move it as far as they do, which stands beside. The model runs about
+        edits · (1 + n_controls) times over the testing side.
 
         chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
         doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting side
@@ -183,6 +187,10 @@ class HallucinationStudy:
         """
         if score not in ("rates", "logits"):
             raise ValueError(f"score expected 'rates' or 'logits', got {score!r}")
+        if not doses or len(set(doses)) < len(doses) or not all(0 < dose < math.inf for dose in doses) or n_controls < 1:
+            raise ValueError(
+                f"run expected doses above 0, each once, and at least 1 control, got {list(doses)} and {n_controls}"
+            )
         side, choosing = self._side(testing=True), self._side(testing=False)
         chosen = chosen or self.select()
         if baseline is None and self.baseline is not None:
@@ -284,7 +292,7 @@ class HallucinationStudy:
                 if name == "trained":
                     pushes[known, dose] = side.push(partial(hold, dose))
                 else:
-                    own = dose_for_push(partial(_push, side, hold), pushes[known, dose], doses)
+                    own = dose_for_push(lambda d, hold=hold: side.push(partial(hold, d)), pushes[known, dose], doses)
                 measure = "hallucination" if known else "refusal"
                 planned = Planned(f"clamp {what}", name, dose, measure, tuple(clamped.tolist()), own)
                 found.append((planned, partial(hold, own)))
@@ -293,10 +301,6 @@ class HallucinationStudy:
                 title = f"ablate {'few' if len(latents) == edits.chosen.n else 'many'} {what}"
                 found.append((Planned(title, name, None, measure, tuple(latents.tolist())), edit))
         return found
-
-
-def _push(side: Side, hold: Any, dose: float) -> float:
-    return side.push(partial(hold, dose))
 
 
 def _directions(choosing: Side, split: Split) -> dict[str, Tensor]:

@@ -93,6 +93,8 @@ class StudyResult:
         for row in self.rows:
             edit = row.edit
             cells: dict[str, Any] = {"edit": edit.name, "sae": edit.sae or None, "dose": edit.dose, "push": row.push}
+            if edit.own_dose is not None:
+                cells["own_dose"] = edit.own_dose
             cells |= {name: _plain(interval) for name, interval in row.measures.items()}
             if row.controls is not None:
                 cells |= {"tested": edit.measure, "latents": list(edit.latents), "p": row.p, "p_adjusted": row.p_adjusted}

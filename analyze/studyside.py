@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -134,4 +133,6 @@ class Side:
 
 
 def _bound(judge: NextToken | Judge, tokenizer: Any, records: Sequence[Record]) -> Callable[..., Answers]:
-    return judge.bound(tokenizer, records) if isinstance(judge, NextToken) else partial(judge, records=records)
+    if isinstance(judge, NextToken):
+        return judge.bound(tokenizer, records)
+    return lambda model, inputs: judge(model, inputs, records)

@@ -269,11 +269,16 @@ def test_base_rates_leave_latents_out(study):
         study.select(n=40, base_rates=rates)
 
 
-def test_selection_on_the_testing_side_and_latents_of_another_sae_are_refused(study, world):
+def test_selection_on_the_testing_side_latents_of_another_sae_and_empty_choices_are_refused(study, world):
     chosen = study.select(n=1)
     elsewhere = replace(chosen.known, split=Split(seed=7))
     with pytest.raises(ValueError, match="expected documents that did not choose the latents"):
         study.run(chosen._replace(known=elsewhere))
+    for wrong in ({"doses": []}, {"doses": [1, 1]}, {"doses": [0.0]}, {"n_controls": 0}):
+        with pytest.raises(ValueError, match="run expected doses above 0, each once, and at least 1 control"):
+            study.run(chosen, **wrong)
+    with pytest.raises(ValueError, match="at least 1 latent to choose, got n=0"):
+        study.select(n=0)
     with pytest.raises(ValueError, match="got those of another SAE"):
         study.run(chosen._replace(sae=make_sae("relu")))
     with pytest.raises(ValueError, match="got another SAE"):
@@ -309,7 +314,7 @@ def test_bad_input_is_named(world):
     with pytest.raises(ValueError, match="expected tokens that refuse, and others as options"):
         begun(judge=NextToken(["?"], options=["?"]))
     with pytest.raises(ValueError, match="judge expected to give 52 answers"):
-        begun([replace(r, known=None) for r in RECORDS], lambda *_, records: Answers(torch.zeros(1), torch.zeros(1))).label()
+        begun([replace(r, known=None) for r in RECORDS], lambda *_: Answers(torch.zeros(1), torch.zeros(1))).label()
 
 
 def test_side_effects_on_neutral_text_stand_beside(study, byte_tokenizer):

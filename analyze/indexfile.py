@@ -1,4 +1,4 @@
-"""The folder of a feature index, version 1: its format, writing it, and what says that index and SAE belong together.
+"""The folder of a feature index, version 2: its format, writing it, and what says that index and SAE belong together.
 
     index.json                      written last: format, version; plan (what determines the index: SAE, store, hook point,
                                     settings); has (what was asked for: lens, output_score); rows by position; names and
@@ -46,7 +46,7 @@ from saelens_lite.files import LocalFolder
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.shards import encode_json, safetensors_head
 
-FORMAT, VERSION = "saelens_lite feature index", 1
+FORMAT, VERSION = "saelens_lite feature index", 2
 INDEX, PARTS = "index.json", "parts"
 
 
@@ -115,7 +115,8 @@ def read_index(folder: LocalFolder) -> dict[str, Any] | None:
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise FeatureIndexError(
             f"{folder.describe(INDEX)} expected {FORMAT!r} version {VERSION}, it states {content.get('format')!r} version "
-            f"{content.get('version')}: read it with the release that wrote it"
+            f"{content.get('version')}: read it with the release that wrote it, or remove that file "
+            "and analyze again; labels stay"
         )
     if stated != _sha256(content):
         raise FeatureIndexError(f"{folder.describe(INDEX)} was altered: it does not have the sha256 it states")

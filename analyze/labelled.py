@@ -76,6 +76,8 @@ def _rows(name: str, split: str) -> Iterable[Mapping[str, Any]]:
         return load_dataset(name, split=split, streaming=True)
     if not path.is_file():
         raise FileNotFoundError(f"no file {name}")
+    if not path.stat().st_size:
+        raise ValueError(f"{name} expected labelled texts, got an empty file")
     return load_dataset(kind, data_files=str(path), split="train", streaming=True)
 
 

@@ -22,7 +22,7 @@ from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 from saelens_lite.tokens import PADDING_ID, special_token_ids
 
-from .belonging import bare_model_name
+from .belonging import bare_model_name, check_finite_weights
 from .split import document_ids
 from .stream import to_cpu
 
@@ -99,7 +99,7 @@ def text_features(
     max_tokens: tokens of a text, BOS included; what is behind them is not seen. None is the model's longest context, and
         then a warning says how many texts are cut
     raises: ValueError for no texts, one without tokens, other things than texts, SAEs of another model, hook point or
-        width, activations that are not finite; ImportError without scipy, which comes with scikit-learn
+        width, weights or activations that are not finite; ImportError without scipy, which comes with scikit-learn
 
     Texts of similar length share a batch. Sums in another order make features differ by about 1e-6 of their size between
     batch sizes, and where two latents of a TopK are that close to each other either may be the one kept. With
@@ -117,6 +117,8 @@ def text_features(
     if batch_size_texts < 1:
         raise ValueError(f"batch_size_texts expected at least 1, got {batch_size_texts}")
     readers = {"sae": saes} if isinstance(saes, SparseAutoencoder) else dict(saes or {})
+    for reader in readers.values():
+        check_finite_weights(reader)
     point = _common_hook_point(model, readers, hook_point)
     acts_pool = acts_pool or ("mean" if pool == "max" else pool)
     strings = _checked_texts(texts)

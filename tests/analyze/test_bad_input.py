@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import saelens_lite as sl
+from saelens_lite.analyze.labelled import read_labelled
 from saelens_lite.analyze.search import fires_on_text
 from saelens_lite.errors import HookError
 from saelens_lite.passes import prepared_inputs
@@ -131,8 +132,19 @@ def test_an_sae_that_does_not_fit_the_store_or_is_broken_is_refused(store, name)
     ],
 )
 def test_rows_that_are_not_finite_are_refused(call):
-    with pytest.raises(ValueError, match="finite.*nan or infinity.*(row 7|token 67)"):
+    with pytest.raises(ValueError, match="finite.*(row 7|token 67)"):
         call(make_sae())
+
+
+def test_labelled_texts_of_an_empty_file_and_probes_of_a_broken_sae_are_refused(gpt2, byte_tokenizer, tmp_path):
+    (tmp_path / "none.jsonl").touch()
+    with pytest.raises(ValueError, match="none.jsonl expected labelled texts, got an empty file"):
+        read_labelled(str(tmp_path / "none.jsonl"))
+    broken = make_sae()
+    with torch.no_grad():
+        broken.W_enc[3, 4] = torch.nan
+    with pytest.raises(ValueError, match="finite weights, W_enc holds nan"):
+        sl.text_features(gpt2, byte_tokenizer, ["a text"], broken)
 
 
 def test_a_model_that_gives_nan_is_refused_where_numbers_come_back(gpt2, byte_tokenizer):

@@ -12,10 +12,15 @@ Part 2: 16,384 latents. SAEDashboard 0.8.0 encodes all latents of a TopK SAE aga
 pre-activations, topk, scatter), alternating with a whole index pass of ours over the same rows, and multiplied by 128; what
 the peer does with the 128 columns afterwards is left out, in its favour.
 
-Part 3: the memory of the tables of a million latents.
+Part 3: a whole index of a million latents of a narrow SAE, from the pass to the files: the resident memory that each stage
+takes at most beyond what was there before it, the SAE's weights among it; then reading a latent. Decoder neighbours are
+those of --near latents: of all they are a product of a million by a million, which takes hours here and no more memory.
+
+    .venv/bin/python tests/bench/index.py --part memory --tokens 102400
 """
 
 import argparse
+import logging
 import platform
 import statistics
 import tempfile
@@ -168,11 +173,11 @@ class Peak:
 
 
 @torch.no_grad()
-def million(d_model: int, d_sae: int, k: int, n_rows: int, n_near: int) -> None:
+def million(d_model: int, d_sae: int, k: int, n_rows: int, n_near: int, n_sample: int) -> None:
     """The memory of a whole index of very many latents beyond the SAE's own weights, and reading a latent of it."""
     torch.manual_seed(0)
     sae = make_sae(d_model, d_sae, k)
-    model = GPT2LMHeadModel(GPT2Config(n_embd=d_model, n_layer=1, n_head=1, vocab_size=8192))
+    model = GPT2LMHeadModel(GPT2Config(n_embd=d_model, n_layer=1, n_head=1, vocab_size=8192, bos_token_id=0, eos_token_id=0))
     with tempfile.TemporaryDirectory() as folder:
         rows = (make_rows(sae, BLOCK_ROWS, block) for block in range(n_rows // BLOCK_ROWS))
         store = ActivationStore.from_arrays(f"{folder}/store", rows)
@@ -183,12 +188,12 @@ def million(d_model: int, d_sae: int, k: int, n_rows: int, n_near: int) -> None:
             found = decoder_neighbors(sae, m, torch.arange(n_near))
             return tuple(torch.cat([part, part.new_zeros(d_sae - n_near, m)]) for part in found)
 
-        peak = Peak()
+        peak, config = Peak(), build.IndexConfig(n_sample=n_sample)
         with ExitStack() as stack:
             for name in ("tally_store", "cofiring", "token_entropy", "logit_lens", "write_tensors"):
                 stack.enter_context(mock.patch.object(build, name, peak.of(name, getattr(build, name))))
             stack.enter_context(mock.patch.object(build, "decoder_neighbors", peak.of("decoder_neighbors", of_some)))
-            index = peak.of("reading", lambda: build.index_features(sae, store, f"{folder}/index", model))()
+            index = peak.of("reading", lambda: build.index_features(sae, store, f"{folder}/index", model, config))()
         n_fired = int((index.tally.counts > 0).sum())
         size = sum(file.stat().st_size for file in Path(f"{folder}/index").rglob("*") if file.is_file())
         print(
@@ -197,9 +202,8 @@ def million(d_model: int, d_sae: int, k: int, n_rows: int, n_near: int) -> None:
         for name, (most, seconds) in peak.stages.items():
             print(f"  {name:<20} {most / 1e9:6.2f} GB at most {seconds:9.1f} s")
         del index
+        logging.disable(logging.WARNING)  # this store names no tokenizer
         index, took = timed(lambda: FeatureIndex.open(f"{folder}/index"))
-        opened = peak.of("open", lambda: None)
-        opened()
         drawn = torch.randint(d_sae, (200,)).tolist()
         seconds = [timed(lambda latent=latent: index[latent])[1] for latent in drawn]
         print(f"  opening {1e3 * took:.1f} ms, reading one latent {1e3 * statistics.median(seconds):.2f} ms (median of 200)")
@@ -212,6 +216,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=2**20)
     parser.add_argument("--latents", type=int, default=2**20, help="of the third part")
     parser.add_argument("--near", type=int, default=2**14, help="of a million latents, how many have decoder neighbours")
+    parser.add_argument("--sample", type=int, default=64, help="of the third part, sampled firings kept of each latent")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
@@ -222,4 +227,4 @@ if __name__ == "__main__":
     if "again" in args.part:
         against_encoding_again(768, 16_384, 32, 16_384, args.rounds)
     if "memory" in args.part:
-        million(64, args.latents, 32, args.tokens // BLOCK_ROWS * BLOCK_ROWS, args.near)
+        million(64, args.latents, 32, args.tokens // BLOCK_ROWS * BLOCK_ROWS, args.near, args.sample)

@@ -31,7 +31,7 @@ from .ranks import auroc
 from .records import Record
 from .sideeffects import NeutralText, side_effects
 from .split import Selection, Split, select_latents
-from .studyedits import Chosen, EditsOf, Planned, along, dose_for_push, held, typical
+from .studyedits import Chosen, EditsOf, Planned, along, as_far, dose_for_push, held, typical
 from .studyresult import Detection, StudyResult, assembled
 from .studyside import Edit, Outcome, Side
 
@@ -179,7 +179,8 @@ class HallucinationStudy:
 
         chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
         doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting side
-        n_controls: matched random sets of latents for each edit
+        n_controls: matched random sets for each edit: the same changes along latents that fire as often, scaled
+            together to move the stream as far
         score: what is tested: the "rates" of answers and refusals, or how far the "logits" of the two are apart
         rivals: further edits by name, each made from the tokens to edit, bool[batch width]
         neutral: texts for side effects of the edits of latents, which then act on all their tokens
@@ -212,8 +213,11 @@ class HallucinationStudy:
             rates = latent_stats(choice.sae, [choosing.entities.acts]).rate
             edits = EditsOf(self.model, self.hook_point, choice, choosing.entities.acts)
             for planned, edit in self._planned(edits, name, doses, side, pushes):
-                controls = matched_latents(choice.sae, planned.latents, rates, n_draws=n_controls, seed=seed)
-                drawn = tuple(side.outcome(partial(edit, directions=directions)) for directions in controls.directions)
+                latents = torch.tensor(planned.latents)
+                controls = matched_latents(choice.sae, latents, rates, n_draws=n_controls, seed=seed)
+                target = (planned.own_dose or 0.0) * typical(choice.sae, latents, choosing.entities.acts)
+                directions = as_far(choice.sae, latents, target, side.acts, controls.directions)
+                drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)
                 planned = planned._replace(controls=drawn, rate_ratio=controls.rate_ratio)
                 if neutral is not None:
                     of_text = side_effects(self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap)

@@ -123,6 +123,28 @@ def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float)
     return partial(_steered, model, hook_point, direction, strength)
 
 
+def as_far(sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor, directions: Tensor) -> Tensor:
+    """Directions of controls, each draw scaled to move the rows as far, on average, as the latents' own directions do.
+
+    Several latents may point alike, and their changes add up to more than those of latents at random: a control of the same
+    change in every latent would be a weaker one.
+
+    target: float[n], to what the latents are set; acts: float[n_rows d_model]; directions: float[n_draws n d_model]
+    """
+    with torch.no_grad():
+        wide = acts.to(sae.device, sae.dtype)
+        written = target.to(wide) - latent_acts_of(sae, wide, latents.to(sae.device))
+        share = written / wide.norm(dim=-1, keepdim=True)
+        row_scale = sae.normalize(wide)[1]
+        share = share if row_scale is None else share * row_scale
+
+        def push(along: Tensor) -> Tensor:
+            return (share @ along.to(wide)).norm(dim=-1).mean()
+
+        own = push(sae.W_dec[latents.to(sae.device)])
+        return torch.stack([draw * (own / push(draw)).to(draw) for draw in directions])
+
+
 def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Sequence[float]) -> float:
     """The dose whose push is the wanted one, by bisection from a hundredth of the smallest dose to 100 times the largest.
 

@@ -59,7 +59,8 @@ class Entities(NamedTuple):
 class Side:
     """Questions, with whether each is about a known entity.
 
-    known: bool[n]; clusters: the entity or group of each; entities: one row for each of them
+    known: bool[n]; clusters: the entity or group of each; acts: float32[n d_model] at the entity's last token
+    entities: one row for each of them
     """
 
     def __init__(
@@ -78,11 +79,11 @@ class Side:
         self.clusters = [record.cluster for record in records]
         self._batches = list(batches(tokenizer, records, batch_size_seqs, position))
         self._judges = [_bound(judge, tokenizer, batch.records) for batch in self._batches]
-        self._acts = self._clean_acts()
+        self.acts = self._clean_acts()
         first = {(cluster, label): i for i, (cluster, label) in reversed(list(enumerate(zip(self.clusters, known))))}
         rows = sorted(first.values())
         self.entities = Entities(
-            self._acts[rows], self.known[rows], [self.clusters[i] for i in rows], [records[i].type for i in rows]
+            self.acts[rows], self.known[rows], [self.clusters[i] for i in rows], [records[i].type for i in rows]
         )
 
     def outcome(self, make: Edit | None = None) -> Outcome:
@@ -109,7 +110,7 @@ class Side:
         return self._push(self._clean_acts(make))
 
     def _push(self, acts: Tensor) -> float:
-        return float(((acts - self._acts).norm(dim=1) / self._acts.norm(dim=1)).mean())
+        return float(((acts - self.acts).norm(dim=1) / self.acts.norm(dim=1)).mean())
 
     def _clean_acts(self, make: Edit | None = None) -> Tensor:
         """float32[n d_model] at the last token of each entity."""

@@ -20,11 +20,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from saelens_lite.analyze.answers import Answers, NextToken
-from saelens_lite.analyze.intervene import ablate
+from saelens_lite.analyze.controls import matched_latents
+from saelens_lite.analyze.intervene import ablate, clamp
 from saelens_lite.analyze.records import Record
 from saelens_lite.analyze.sideeffects import NeutralText
 from saelens_lite.analyze.split import Split
 from saelens_lite.analyze.study import HallucinationStudy
+from saelens_lite.analyze.studyedits import as_far
 
 from .conftest import make_sae
 
@@ -153,13 +155,31 @@ def test_controls_and_baseline_do_nothing_and_the_rank_says_so(result):
     assert rate(result.row("clamp known", "baseline", 1.0), "hallucination") == pytest.approx(HALLUCINATED)
 
 
-def test_controls_write_the_same_change_along_other_latents(result):
+def test_controls_and_rivals_move_the_stream_as_far(result):
     """What is added to the stream is 0.9 d − z along each direction, of unit norm for the two and for all others alike."""
     row = result.row("clamp known", dose=2.0)
     assert row.push == pytest.approx(row.control_push, rel=1e-4) and row.edit.rate_ratio > 1
     rival = result.row("clamp known", "baseline", 2.0)
     assert rival.push == pytest.approx(row.push, rel=0.01)
     assert result.row("DiffMean +", "", 2.0).push == pytest.approx(row.push, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind, fields", [("relu", {}), ("topk", {"k": 4, "normalize_activations": "layer_norm"})])
+def test_several_latents_that_point_alike_have_controls_that_go_as_far(world, kind, fields):
+    """Three latents along one direction add up; three at random would go √3 times less far."""
+    model, tokenizer, _, _ = world
+    sae, latents = make_sae(kind, **fields), [1, 2, 3]
+    with torch.no_grad():
+        sae.W_dec[latents] = sae.W_dec[1].clone()
+    side = HallucinationStudy(model, tokenizer, sae, RECORDS, JUDGE)._side(testing=True)
+    drawn = matched_latents(sae, latents, torch.linspace(0.1, 0.2, 48), n_draws=6).directions
+    along = as_far(sae, torch.tensor(latents), torch.full((3,), 2.0), side.acts, drawn)
+
+    def push(**how):
+        return side.push(lambda where: clamp(model, sae, latents, 2.0, where, **how))
+
+    assert all(push(directions=draw) < 0.9 * push() for draw in drawn)
+    assert [push(directions=draw) for draw in along] == [pytest.approx(push(), rel=1e-3)] * 6
 
 
 def test_detection_is_told_beside_control(result):

@@ -78,7 +78,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sae", nargs="+", required=True, help="NAME=FOLDER, at one hook point")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
-    parser.add_argument("--pools", nargs="+", default=["mean", "max", "last"])
+    parser.add_argument("--pools", nargs="*", default=["mean", "max", "last"])
     parser.add_argument("--select-by", default="mean_difference")
     parser.add_argument("--texts", type=int, default=5000)
     parser.add_argument("--splits", type=int, default=1)

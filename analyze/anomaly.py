@@ -77,6 +77,12 @@ class AnomalyDetector:
     surprise_center: float = 0.0
     surprise_scale: float = 1.0
 
+    def __repr__(self) -> str:
+        return (
+            f"AnomalyDetector of {self.n_rows:,} normal rows: error {self.error_center:.4g} ± {self.error_scale:.2g}, "
+            f"surprise {self.surprise_center:.4g} ± {self.surprise_scale:.2g} nats"
+        )
+
     def scores(self, rows: Rows, hook_point: str | None = None) -> AnomalyScores:
         """Error and surprise of every row.
 

@@ -105,6 +105,8 @@ class SearchConfig:
         if len(given) != 1:
             flags, asked = ([f"--{kind.replace('_', '-')}" for kind in kinds] for kinds in (KINDS, given))
             raise ValueError(f"search expected one of {', '.join(flags)}, got {' and '.join(asked) or 'none'}")
+        if self.notes and self.label is None:
+            raise ValueError("search --notes expected --label too: notes stand beside a label")
         if self.label is not None and self.latent is None:
             raise ValueError("search --label expected --latent too: the latent that it is about")
         if (self.direction or (self.text is not None and self.model)) and self.sae is None:

@@ -7,7 +7,7 @@ control shows is a rank among controls, (1 + #≥) / (n + 1), which cannot be ze
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
@@ -42,7 +42,7 @@ class Interval:
 
 
 def cluster_bootstrap(
-    values: Tensor,
+    values: Tensor | Sequence[float],
     clusters: Tensor | None = None,
     *,
     n_resamples: int = 2000,
@@ -64,6 +64,7 @@ def cluster_bootstrap(
     """
     if not values.numel():
         raise ValueError(f"cluster_bootstrap expected values of at least 2 items, got {list(values.shape)}")
+    values = torch.as_tensor(values)
     table = values.detach().cpu().double().reshape(len(values), -1)
     if not table.isfinite().all():
         raise ValueError("cluster_bootstrap expected finite values, got nan or infinity; leave those items out and say so")

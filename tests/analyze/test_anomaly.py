@@ -65,7 +65,9 @@ def test_normal_rows_kept_apart_are_not_odd():
     for name in ("error", "surprise", "combined"):
         assert auroc(getattr(normal, name), getattr(other, name)) == pytest.approx(0.5, abs=0.035)  # 3 standard errors
     assert abs(float(normal.error_z.median())) < 0.1 and abs(float(normal.surprise_z.median())) < 0.1
-    assert "1,500 rows" in repr(normal)
+    assert "1,500 rows" in repr(normal) and repr(detector).startswith(
+        f"AnomalyDetector of {len(NORMAL):,} normal rows: error"
+    )
 
 
 def test_each_score_sees_its_own_kind_of_odd():

@@ -175,6 +175,7 @@ def test_questions_of_the_command_line(index):
         ({"text": "a", "model": "demo"}, "needs --sae too"),
         ({"text": "a", "sae": "folder"}, "needs --model too"),
         ({"by": "max", "n": 0}, "--n of 1 or more"),
+        ({"latent": 7, "notes": "the moon"}, "--notes expected --label too"),
     ):
         with pytest.raises(ValueError, match=message):
             SearchConfig(index="", **fields)

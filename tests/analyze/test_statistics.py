@@ -54,7 +54,7 @@ def test_items_taken_for_independent_cover_too_little():
 
 def test_a_bootstrap_by_hand():
     """Two clusters, {1, 1, 1} and {5}: a resample's mean is 1, 5, or of both 8/4 = 2; the mean of items is 2."""
-    interval = cluster_bootstrap(torch.tensor([1.0, 1.0, 1.0, 5.0]), torch.tensor([7, 7, 7, -2]), n_resamples=500)
+    interval = cluster_bootstrap([1.0, 1.0, 1.0, 5.0], torch.tensor([7, 7, 7, -2]), n_resamples=500)
     assert (interval.estimate, interval.low, interval.high) == (2.0, 1.0, 5.0)
     assert interval.n_clusters == 2
 

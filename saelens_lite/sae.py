@@ -146,7 +146,8 @@ class SparseAutoencoder(nn.Module):
         """acts in the SAE's own scale and dtype, with what undoes it: acts = normalized · scale + shift.
 
         acts: float[... d_model]; scale, shift: float[... 1], or None where nothing was done
-        source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens
+        source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens, where a row of
+            zeros becomes nan: here it stays zeros, and its reconstruction is zeros
         """
         self.check_acts(acts)
         acts = acts.to(self.dtype)
@@ -156,7 +157,7 @@ class SparseAutoencoder(nn.Module):
             return (acts - shift) / scale, scale, shift
         if self.config.normalize_activations == "constant_norm_rescale":
             scale = acts.norm(dim=-1, keepdim=True) / self.d_model**0.5
-            return acts / scale, scale, None
+            return acts / scale.masked_fill(scale == 0, 1), scale, None
         return acts, None, None
 
     def pre_acts(self, normalized: Tensor, latents: Tensor | None = None) -> Tensor:

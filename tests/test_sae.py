@@ -108,6 +108,13 @@ def test_run_time_normalisation_is_undone(normalization):
     assert_close(sae(acts).latents.to_dense(), sae.encode_dense(acts))
 
 
+def test_a_row_of_zeros_without_a_norm_stays_zeros():
+    sae = sae_of("relu", normalize_activations="constant_norm_rescale")
+    out = sae(torch.zeros(2, 6))
+    assert_close(out.recons, torch.zeros(2, 6))
+    assert_close(out.latents.to_dense(), sae.latent_acts(torch.zeros(2, 6)))
+
+
 def test_another_width_is_refused_with_the_way_out():
     sae = sae_of("relu", model_name="gpt2", hook_point="blocks.8.hook_resid_post")
     with pytest.raises(ValueError, match=r"acts\[..., d_model=6\], got \[32, 5\].*trained on gpt2 blocks.8.hook_resid_post"):

@@ -62,9 +62,9 @@ def cluster_bootstrap(
     per cent, for values normal, exponential, and 0 or 1 with a rate for each cluster: of 20 clusters 94.2, 92.8, 95.6;
     of 100 95.1, 94.2, 94.8; of 200 95.1, 93.8, 94.7. Fewer clusters of skewed values cover less.
     """
+    values = torch.as_tensor(values)
     if not values.numel():
         raise ValueError(f"cluster_bootstrap expected values of at least 2 items, got {list(values.shape)}")
-    values = torch.as_tensor(values)
     table = values.detach().cpu().double().reshape(len(values), -1)
     if not table.isfinite().all():
         raise ValueError("cluster_bootstrap expected finite values, got nan or infinity; leave those items out and say so")

@@ -13,13 +13,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from saelens_lite.sae import SparseAutoencoder
 
 from .matching import mcc, mmcs
+from .statistics import student_t
 
 CONFIDENCE = 0.95
 _MAY_DIFFER = {
@@ -96,17 +96,6 @@ def check_seeds(saes: Mapping[str, SparseAutoencoder]) -> None:
     for (name, sae), (other_name, other) in itertools.combinations(saes.items(), 2):
         if _same(sae.W_dec, other.W_dec) and _same(sae.W_enc, other.W_enc):
             raise ValueError(f"{name} and {other_name} have the same weights: give runs of different seeds")
-
-
-def student_t(probability: float, degrees: int) -> float:
-    """Quantile of Student's t, 0.5 <= probability < 1, to six digits.
-
-    With t = √n · tan θ the density is cos^(n−1) θ, whose integral from 0 to θ is tabulated and inverted.
-    """
-    theta = torch.linspace(0, math.pi / 2, 20_001, dtype=torch.float64)
-    area = torch.cat([theta.new_zeros(1), torch.cumulative_trapezoid(theta.cos() ** (degrees - 1), theta)])
-    angle = np.interp((2 * probability - 1) * area[-1].item(), area.numpy(), theta.numpy())
-    return math.sqrt(degrees) * math.tan(angle)
 
 
 def _facts(sae: SparseAutoencoder) -> dict[str, str]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -215,20 +216,15 @@ def _expanded_interval(drawn: Tensor, confidence: float, n: int) -> tuple[Tensor
 
 def _expanded_tail(tail: float, n: int) -> float:
     """The quantile of bootstrap means that stands where a t interval of n clusters ends."""
-    return NormalDist().cdf(math.sqrt(n / (n - 1)) * _t_quantile(tail, n - 1))
+    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_t(1 - tail, n - 1))
 
 
-def _t_quantile(p: float, degrees: int) -> float:
-    """Student's t, exact for 1 and 2 degrees of freedom, else by the expansion of Abramowitz and Stegun 26.7.5."""
-    if degrees == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if degrees == 2:
-        return (2 * p - 1) / math.sqrt(2 * p * (1 - p))
-    z = NormalDist().inv_cdf(p)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return z + sum(term / degrees**power for power, term in enumerate(terms, 1))
+def student_t(probability: float, degrees: int) -> float:
+    """Quantile of Student's t, 0.5 <= probability < 1, to six digits.
+
+    With t = √n · tan θ the density is cos^(n−1) θ, whose integral from 0 to θ is tabulated and inverted.
+    """
+    theta = torch.linspace(0, min(math.pi / 2, 12 / math.sqrt(degrees)), 20_001, dtype=torch.float64)
+    area = torch.cat([theta.new_zeros(1), torch.cumulative_trapezoid(theta.cos() ** (degrees - 1), theta)])
+    angle = np.interp((2 * probability - 1) * area[-1].item(), area.numpy(), theta.numpy())
+    return math.sqrt(degrees) * math.tan(angle)

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from saelens_lite.analyze.seeds import check_seeds, seed_noise, stability, student_t
+from saelens_lite.analyze.seeds import check_seeds, seed_noise, stability
 
 from .conftest import make_sae
 
@@ -25,12 +25,6 @@ def test_by_hand():
     noise = seed_noise([2.0, 3.0, 4.0])
     assert (noise.mean, noise.sd) == (3.0, 1.0)
     assert noise.detectable == pytest.approx(4.302653 * math.sqrt(2), rel=1e-6)
-
-
-@pytest.mark.parametrize("degrees, t", [(1, 12.706205), (2, 4.302653), (4, 2.776445), (10, 2.228139), (1000, 1.962339)])
-def test_student_t_is_that_of_the_tables(degrees, t):
-    assert student_t(0.975, degrees) == pytest.approx(t, rel=1e-6)
-    assert student_t(0.5, degrees) == 0
 
 
 def test_two_of_one_kind_seldom_differ_by_more_than_what_is_detectable():

@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from saelens_lite.analyze.statistics import _t_quantile as t_quantile
-from saelens_lite.analyze.statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p
+from saelens_lite.analyze.statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p, student_t
 
 N_BLOCKS = 20
 
@@ -71,10 +70,12 @@ def test_columns_are_drawn_together_and_order_does_not_matter():
     assert alone.low == cluster_bootstrap(values, clusters).low  # the seed decides
 
 
-def test_t_quantiles():
-    """Against tables: t(0.975) of 1, 2, 4, 19 and 99 degrees of freedom."""
-    for degrees, known in ((1, 12.7062), (2, 4.3027), (4, 2.7764), (19, 2.0930), (99, 1.9842)):
-        assert t_quantile(0.975, degrees) == pytest.approx(known, rel=5e-4)
+@pytest.mark.parametrize(
+    "degrees, t", [(1, 12.706205), (2, 4.302653), (4, 2.776445), (10, 2.228139), (1000, 1.962339), (10**6, 1.959966)]
+)
+def test_student_t_is_that_of_the_tables(degrees, t):
+    assert student_t(0.975, degrees) == pytest.approx(t, rel=1e-6)
+    assert student_t(0.5, degrees) == 0
 
 
 def test_rank_p_by_hand():

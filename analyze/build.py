@@ -41,7 +41,7 @@ class IndexConfig:
     n_top: int = 20
     """Strongest firings."""
 
-    n_sample: int = 64
+    n_sample: int = 40
     """Firings of a uniform sample, from which quantile intervals take their examples."""
 
     n_contrast: int = 5

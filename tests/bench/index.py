@@ -216,14 +216,16 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=2**20)
     parser.add_argument("--latents", type=int, default=2**20, help="of the third part")
     parser.add_argument("--near", type=int, default=2**14, help="of a million latents, how many have decoder neighbours")
-    parser.add_argument("--sample", type=int, default=64, help="of the third part, sampled firings kept of each latent")
+    parser.add_argument(
+        "--sample", type=int, default=build.IndexConfig().n_sample, help="sampled firings kept of each latent, parts 1 and 3"
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, Python {platform.python_version()}, {torch.get_num_threads()} threads")
     if "pass" in args.part:
-        one_pass(args.d_model, 4608, 32, args.tokens, 20, 64, 100_000)
+        one_pass(args.d_model, 4608, 32, args.tokens, build.IndexConfig().n_top, args.sample, 100_000)
     if "again" in args.part:
         against_encoding_again(768, 16_384, 32, 16_384, args.rounds)
     if "memory" in args.part:

@@ -69,7 +69,7 @@ def matched_latents(
     eligible[chosen] = False
     if not (rates[chosen] > 0).all():
         raise ValueError("matched_latents expected latents that fire, got one that never did: nothing fires as often")
-    if int(eligible.sum()) < (needed := max(n_draws, len(chosen))):
+    if int(eligible.sum()) < (needed := max(n_draws, len(chosen) + (len(chosen) > 1))):
         raise ValueError(
             f"matched_latents expected at least {needed} other latents that fire, got {int(eligible.sum())}; "
             "give rates from more tokens, or pass a smaller n_draws: no p is below 1 / (n_draws + 1)"

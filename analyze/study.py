@@ -116,7 +116,7 @@ class HallucinationStudy:
         n: int = 3,
         by: Literal["separation", "welch_t", "causal"] = "separation",
         *,
-        n_ablated: int = 100,
+        n_ablated: int = 50,
         base_rates: Tensor | None = None,
         max_base_rate: float = 0.02,
         n_candidates: int = 64,
@@ -209,6 +209,7 @@ class HallucinationStudy:
         bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
         done: list[tuple[Planned, Outcome]] = [(Planned("no edit"), side.outcome())]
         pushes: dict[tuple[bool, float], float] = {}
+        prepared = []  # all controls are drawn first: where there are too few latents, that is said before the model runs
         for name, choice in choices.items():
             rates = latent_stats(choice.sae, [choosing.entities.acts]).rate
             edits = EditsOf(self.model, self.hook_point, choice, choosing.entities.acts)
@@ -217,13 +218,14 @@ class HallucinationStudy:
                 controls = matched_latents(choice.sae, latents, rates, n_draws=n_controls, seed=seed)
                 target = (planned.own_dose or 0.0) * typical(choice.sae, latents, choosing.entities.acts)
                 directions = as_far(choice.sae, latents, target, side.acts, controls.directions)
-                drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)
-                planned = planned._replace(controls=drawn, rate_ratio=controls.rate_ratio)
-                if neutral is not None:
-                    of_text = side_effects(self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap)
-                    planned = planned._replace(side_effects=of_text)
-                done.append((planned, side.outcome(edit)))
-            done.append((Planned("splice", name), side.outcome(edits.splice)))
+                prepared.append((planned._replace(rate_ratio=controls.rate_ratio), edit, directions))
+            prepared.append((Planned("splice", name), edits.splice, ()))
+        for planned, edit, directions in prepared:
+            if planned.latents and neutral is not None:
+                of_text = side_effects(self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap)
+                planned = planned._replace(side_effects=of_text)
+            drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)
+            done.append((planned._replace(controls=drawn), side.outcome(edit)))
         directions = _directions(choosing, self.split)
         for name, direction in directions.items():
             for (known, dose), push in pushes.items():

@@ -242,8 +242,8 @@ class StudyConfig:
     n_latents: int = 3
     """Latents of known and of unknown entities that are clamped."""
 
-    n_ablated: int = 100
-    """Up to how many are removed together."""
+    n_ablated: int = 50
+    """Up to how many are removed together; controls need as many others that fire, and n_controls of them."""
 
     by: Literal["separation", "welch_t", "causal"] = "separation"
     """What chooses latents: the difference of firing rates, of means over its standard error, or each one's own effect."""

@@ -204,5 +204,5 @@ def test_draws_of_many_latents_have_none_twice_and_none_of_the_chosen():
     assert controls.latents.shape == (25, 20)
     assert all(len(set(draw)) == 20 and min(draw) >= 20 for draw in controls.latents.tolist())
     assert len({tuple(sorted(draw)) for draw in controls.latents.tolist()}) == 25
-    with pytest.raises(ValueError, match="expected at least 25 other latents that fire, got 23"):
+    with pytest.raises(ValueError, match="expected at least 26 other latents that fire, got 23"):
         matched_latents(sae, list(range(25)), torch.linspace(0.01, 0.2, 48), n_draws=10)

@@ -49,7 +49,8 @@ class NextToken:
     def bound(self, tokenizer: Any, records: Sequence[Record]) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:
         """The judge of these records.
 
-        raises: ValueError for no refusal at all, one that is an option too, or one that a right answer begins with
+        raises: ValueError for no refusal at all, one that is an option too, or one that a right answer begins with; the
+            judge, for logits that are not finite
         """
         prompt = records[0].prompt
         refusals = self._ids(tokenizer, prompt, self.refusal)
@@ -75,6 +76,10 @@ class NextToken:
                 answering[options] = True
             best, token = logits.masked_fill(~answering, -torch.inf).max(1)
             margin = logits.masked_fill(~refusing, -torch.inf).amax(1) - best
+            if not margin.isfinite().all():
+                raise ValueError(
+                    "NextToken expected finite logits, got nan or infinity: does an edit go too far for the dtype?"
+                )
             return Answers(margin > 0, (margin <= 0) & (token[:, None] == table).any(1), margin)
 
         return judge

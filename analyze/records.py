@@ -83,7 +83,7 @@ def read_records(path: str | Path) -> list[Record]:
     raises: ValueError with the line for what is no JSON object of the fields, or has the wrong values
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -130,6 +130,7 @@ def as_far(sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor
     change in every latent would be a weaker one.
 
     target: float[n], to what the latents are set; acts: float[n_rows d_model]; directions: float[n_draws n d_model]
+    returns: float[n_draws n d_model]; as they were where latents that fire on none of the rows are set to 0
     """
     with torch.no_grad():
         wide = acts.to(sae.device, sae.dtype)
@@ -141,6 +142,8 @@ def as_far(sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor
         def push(along: Tensor) -> Tensor:
             return (share @ along.to(wide)).norm(dim=-1).mean()
 
+        if not share.any():
+            return directions
         own = push(sae.W_dec[latents.to(sae.device)])
         return torch.stack([draw * (own / push(draw)).to(draw) for draw in directions])
 

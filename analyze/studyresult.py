@@ -26,6 +26,8 @@ MEASURES = {
 }
 OF_RATE = {"hallucination": "answer_margin", "refusal": "refusal_margin"}
 """What rises with each of the two tested rates, in logits: where a rate is 0 or 1 whatever is done, it may still tell."""
+_OF_UNKNOWN = ("hallucination", "answer_margin")
+"""Measures of questions about unknown entities; the others are of those about known ones."""
 
 
 class Detection(NamedTuple):
@@ -243,20 +245,18 @@ def assembled(
             raise ValueError("score='logits' expected a judge that gives margins, got one of refused and correct alone")
         done = [(edit._replace(measure=OF_RATE.get(edit.measure or "")), outcome) for edit, outcome in done]
     known, ids = side.known, document_ids(side.clusters)
-    of_item = {"known": ids[known], "unknown": ids[~known]}
+    ids_known, ids_unknown = ids[known], ids[~known]
 
-    def intervals(values: Sequence[Tensor]) -> list[Interval]:
-        """Of columns of one length, with one draw of entities for all."""
-        if not values:
-            return []
-        whose = of_item["known" if len(values[0]) == int(known.sum()) else "unknown"]
-        of = cluster_bootstrap(torch.stack(list(values), 1), whose, **bootstrap)
+    def intervals(measure: str, values: Sequence[Tensor]) -> list[Interval]:
+        """Of columns of one measure, with one draw of entities for all."""
+        of_item = ids_unknown if measure in _OF_UNKNOWN else ids_known
+        of = cluster_bootstrap(torch.stack(list(values), 1), of_item, **bootstrap)
         return [Interval(*parts, of.confidence, of.n_clusters) for parts in zip(of.estimate, of.low, of.high)]
 
     items = [outcome.measures(known) for _, outcome in done]
     measures: list[dict[str, Interval]] = [{} for _ in done]
     for name in items[0]:
-        for of, interval in zip(measures, intervals([item[name] for item in items])):
+        for of, interval in zip(measures, intervals(name, [item[name] for item in items])):
             of[name] = interval
     tested = [i for i, (edit, _) in enumerate(done) if edit.controls]
     drawn = {
@@ -271,10 +271,10 @@ def assembled(
         rival = same.get((edit.name, edit.dose)) if edit.sae == "trained" and i in drawn else None
         less = None
         if rival is not None and edit.measure is not None:
-            [less] = intervals([items[i][edit.measure] - items[rival][edit.measure]])
+            [less] = intervals(edit.measure, [items[i][edit.measure] - items[rival][edit.measure]])
         push = None if i not in drawn else torch.tensor([control.push for control in edit.controls]).median().item()
         rows.append(StudyRow(edit, outcome.push, measures[i], drawn.get(i), push, p.get(i), adjusted.get(i), less))
-    n_known, n_unknown = (len(of.unique()) for of in of_item.values())
+    n_known, n_unknown = (len(of.unique()) for of in (ids_known, ids_unknown))
     return StudyResult(
         tuple(rows), tuple(detections), side.hook_point, n_known, n_unknown, len(known), bootstrap["confidence"], score
     )

@@ -15,7 +15,9 @@ def test_a_file_of_records(tmp_path):
         {"prompt": "The city Leeuwarden lies in", "entity": "Leeuwarden", "answer": "Netherlands", "type": "city"},
         {"prompt": "Ada met Ada", "entity": "Ada", "span": [8, 11], "answer": ["x", "y"], "known": False, "group": "Q1"},
     ]
-    (tmp_path / "records.jsonl").write_text("\n\n".join(map(json.dumps, lines)) + "\n")
+    lines[1]["relation"] = "next\u2028to"  # no end of a line in JSON
+    text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
+    (tmp_path / "records.jsonl").write_text(text, encoding="utf-8")
     first, second = read_records(tmp_path / "records.jsonl")
     assert first == Record(prompt=lines[0]["prompt"], entity="Leeuwarden", answer="Netherlands", type="city")
     assert first.place == (9, 19) and first.cluster == "Leeuwarden" and first.answers == ("Netherlands",)
@@ -96,6 +98,8 @@ def test_the_next_token_is_refused_right_or_wrong(byte_tokenizer):
     found = answers(NextToken(["n"], ["y"], separator=""), x=1000.0, y=700.0, n=600.0)
     assert not found.refused.any() and found.margin.tolist() == [-100.0] * 4
     assert found.correct.tolist() == [False, True, False, False]
+    with pytest.raises(ValueError, match="expected finite logits"):
+        answers(judge, x=float("nan"))
     # a space stands between prompt and answer by default, and is then the first token of a tokenizer of bytes
     with pytest.raises(ValueError, match="begins like a refusal"):
         NextToken(["no"]).bound(byte_tokenizer, batch.records)

@@ -14,6 +14,7 @@ A known entity gets −2 for refusal and 1 for its answer; an unknown one 2 agai
 import copy
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,7 +27,9 @@ from saelens_lite.analyze.records import Record
 from saelens_lite.analyze.sideeffects import NeutralText
 from saelens_lite.analyze.split import Split
 from saelens_lite.analyze.study import HallucinationStudy
-from saelens_lite.analyze.studyedits import as_far
+from saelens_lite.analyze.studyedits import Planned, as_far
+from saelens_lite.analyze.studyresult import assembled
+from saelens_lite.analyze.studyside import Outcome
 
 from .conftest import make_sae
 
@@ -180,6 +183,14 @@ def test_several_latents_that_point_alike_have_controls_that_go_as_far(world, ki
 
     assert all(push(directions=draw) < 0.9 * push() for draw in drawn)
     assert [push(directions=draw) for draw in along] == [pytest.approx(push(), rel=1e-3)] * 6
+
+
+def test_controls_of_latents_that_fire_on_nobody_tested_change_nothing(world):
+    """Removed, such latents move nothing, and there is no length to bring controls to: 0 / 0."""
+    sae, latents = world[2], torch.tensor([KNOWS])
+    acts = torch.zeros(3, 32) - sae.W_enc[:, KNOWS]
+    directions = torch.randn(4, 1, 32, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(as_far(sae, latents, torch.zeros(1), acts, directions), directions)
 
 
 def test_detection_is_told_beside_control(result):
@@ -345,3 +356,17 @@ def test_side_effects_on_neutral_text_stand_beside(study, byte_tokenizer):
     row = result.row("clamp known", dose=2.0)
     assert row.edit.side_effects.kl.estimate > 0 and row.edit.side_effects.push > 0
     assert "ΔCE" in repr(result) and any("delta_ce" in cells for cells in result.to_dict()["rows"])
+
+
+def test_intervals_draw_the_entities_that_were_asked_about():
+    """As many questions about known entities as about unknown ones, of 2 and of 3 entities."""
+    known = torch.tensor([True] * 4 + [False] * 3 + [True] + [False] * 2)
+    side = SimpleNamespace(known=known, clusters=list("aaaacccbde"), hook_point="")
+    outcome = Outcome(refused=torch.zeros(10), correct=torch.zeros(10), margin=None, push=0.0)
+    result = assembled(
+        [(Planned("no edit"), outcome)], side, [], {"n_resamples": 50, "confidence": 0.95, "seed": 0}, "rates"
+    )
+    measures = result.rows[0].measures
+    assert {name: of.n_clusters for name, of in measures.items()} == {
+        "hallucination": 3, "refusal": 2, "accuracy": 2, "wrong": 2
+    }  # fmt: skip

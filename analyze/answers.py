@@ -77,9 +77,7 @@ class NextToken:
             best, token = logits.masked_fill(~answering, -torch.inf).max(1)
             margin = logits.masked_fill(~refusing, -torch.inf).amax(1) - best
             if not margin.isfinite().all():
-                raise ValueError(
-                    "NextToken expected finite logits, got nan or infinity: does an edit go too far for the dtype?"
-                )
+                raise ValueError("NextToken expected finite logits, got nan or infinity: is an edit too much for the dtype?")
             return Answers(margin > 0, (margin <= 0) & (token[:, None] == table).any(1), margin)
 
         return judge

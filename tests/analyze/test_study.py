@@ -367,6 +367,6 @@ def test_intervals_draw_the_entities_that_were_asked_about():
         [(Planned("no edit"), outcome)], side, [], {"n_resamples": 50, "confidence": 0.95, "seed": 0}, "rates"
     )
     measures = result.rows[0].measures
-    assert {name: of.n_clusters for name, of in measures.items()} == {
+    assert {name: of.n_clusters for name, of in row.measures.items()} == {
         "hallucination": 3, "refusal": 2, "accuracy": 2, "wrong": 2
     }  # fmt: skip

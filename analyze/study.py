@@ -209,7 +209,7 @@ class HallucinationStudy:
         bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
         done: list[tuple[Planned, Outcome]] = [(Planned("no edit"), side.outcome())]
         pushes: dict[tuple[bool, float], float] = {}
-        prepared = []  # all controls are drawn first: where there are too few latents, that is said before the model runs
+        prepared = []  # all controls are drawn first: where there are too few latents, that is said before the long part
         for name, choice in choices.items():
             rates = latent_stats(choice.sae, [choosing.entities.acts]).rate
             edits = EditsOf(self.model, self.hook_point, choice, choosing.entities.acts)

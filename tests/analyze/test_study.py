@@ -363,10 +363,8 @@ def test_intervals_draw_the_entities_that_were_asked_about():
     known = torch.tensor([True] * 4 + [False] * 3 + [True] + [False] * 2)
     side = SimpleNamespace(known=known, clusters=list("aaaacccbde"), hook_point="")
     outcome = Outcome(refused=torch.zeros(10), correct=torch.zeros(10), margin=None, push=0.0)
-    result = assembled(
-        [(Planned("no edit"), outcome)], side, [], {"n_resamples": 50, "confidence": 0.95, "seed": 0}, "rates"
-    )
-    measures = result.rows[0].measures
+    bootstrap = {"n_resamples": 50, "confidence": 0.95, "seed": 0}
+    [row] = assembled([(Planned("no edit"), outcome)], side, [], bootstrap, "rates").rows
     assert {name: of.n_clusters for name, of in row.measures.items()} == {
         "hallucination": 3, "refusal": 2, "accuracy": 2, "wrong": 2
     }  # fmt: skip

@@ -33,7 +33,7 @@ from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 
 from .split import Documents, Split
-from .splitting import F1_RISE, MAX_LATENTS, check_finite, encoded, f1_of, fit_logistic, splits, testing_side
+from .splitting import F1_RISE, MAX_LATENTS, encoded, f1_of, fit_logistic, splits, testing_side
 from .stream import checked_latents
 
 SILENT = 1e-8
@@ -150,11 +150,10 @@ def label_absorption(
     latents: the main latents of a label where they are known; None, or a label that is not there: found as by
         `feature_splitting` with max_latents and f1_rise. A child's latent that raises F1 by so much counts as a main one and
         then absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with max_latents=1
-    raises: ValueError and ImportError as `feature_splitting`; ValueError for a row that is not finite
+    raises: ValueError and ImportError as `feature_splitting`; ValueError without labels, or for a latent out of range
     """
     if not labels:
         raise ValueError("label_absorption expected at least one label, got none")
-    check_finite(acts)
     sides = {name: testing_side(acts, ones, documents, split) for name, ones in labels.items()}
     tests = next(iter(sides.values()))  # one for all: documents decide
     selecting_acts, testing_acts = acts[~tests.to(acts.device)].cpu().float(), acts[tests.to(acts.device)].cpu().float()

@@ -147,8 +147,8 @@ def planted_absorption(
 
     n_rows, start_row: half of these rows match and choose latents, the other half is counted; their latents are in memory
     max_latents, f1_rise: of the k-sparse probe, see `feature_splitting`
-    raises: ValueError without a hierarchy, for an SAE of another width, or fewer than two rows; ImportError without
-        scikit-learn
+    raises: ValueError without a hierarchy, for an SAE of another width, settings out of range, or fewer than two rows;
+        ImportError without scikit-learn
     """
     parents = synthetic.parents
     if not (parents >= 0).any():

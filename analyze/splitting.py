@@ -70,9 +70,6 @@ def feature_splitting(
     raises: ValueError for arguments that do not fit each other, or a side without both labels; ImportError without
         scikit-learn
     """
-    if max_latents < 1 or not f1_rise > 0:
-        raise ValueError(f"expected max_latents of 1 or more and f1_rise above 0, got {max_latents} and {f1_rise}")
-    check_finite(acts)
     tests = testing_side(acts, labels, documents, split)
     labels = torch.as_tensor(labels).cpu().bool()
     return splits(*(encoded(sae, acts[side.to(acts.device)]) for side in (~tests, tests)), labels[~tests], labels[tests],
@@ -90,6 +87,8 @@ def splits(
     f1_rise: float = F1_RISE,
 ) -> Splitting:
     """The same of latents on the CPU; labels: bool[n] of either side; allowed: bool[d_sae], latents to choose from."""
+    if max_latents < 1 or not f1_rise > 0:
+        raise ValueError(f"expected max_latents of 1 or more and f1_rise above 0, got {max_latents} and {f1_rise}")
     rows, indices, values = selecting.row_ids(), selecting.indices, selecting.values.double()
     lengths = torch.zeros(selecting.d_sae, dtype=torch.float64).index_add_(0, indices, values**2).sqrt()
     ones = selecting_labels.double()
@@ -147,15 +146,6 @@ def columns(latents: SparseLatents, chosen: Tensor) -> Tensor:
     found = torch.zeros(latents.batch, len(chosen), dtype=torch.float64)
     found[latents.row_ids()[at >= 0], at[at >= 0]] = latents.values[at >= 0].double()
     return found
-
-
-def check_finite(acts: Tensor) -> None:
-    """raises: ValueError naming the first row of float[n d_model] that holds nan or infinity"""
-    broken = (~acts.isfinite().all(-1)).nonzero()
-    if len(broken):
-        raise ValueError(
-            f"acts expected finite rows, row {int(broken[0, 0])} holds nan or infinity: leave it out or mend it"
-        )
 
 
 def encoded(sae: SparseAutoencoder, acts: Tensor) -> SparseLatents:

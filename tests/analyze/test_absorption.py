@@ -193,6 +193,13 @@ def test_what_cannot_be_scored_is_refused(two_trees):
             label_absorption(sae, acts, wrong)
     with pytest.raises(ValueError, match="indices from 0 to 15"):
         label_absorption(sae, acts, labels, latents={"0": [16]})
+    for wrong in ({"max_latents": 0}, {"f1_rise": 0.0}):
+        for score in (
+            lambda **w: label_absorption(sae, acts, labels, **w),
+            lambda **w: planted_absorption(sae, two_trees, n_rows=200, **w),
+        ):
+            with pytest.raises(ValueError, match="max_latents of 1 or more and f1_rise above 0"):
+                score(**wrong)
     acts[7, 3] = torch.nan
-    with pytest.raises(ValueError, match="row 7 holds nan"):
+    with pytest.raises(ValueError, match="nan or infinity in row 7"):
         label_absorption(sae, acts, labels)

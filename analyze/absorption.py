@@ -15,8 +15,8 @@ along it, and w_i = z_i · W_dec[i] · u what latent i writes there. With the ma
 truth.
 
 source: "A is for Absorption", arXiv:2409.14507, in the form of SAEBench, which measures by projection and not by ablation;
-    there, t is of x as it is, and decoder rows have norm 1. Here, probes are trained and main latents chosen on other
-    documents than those counted.
+    there, t is of x as it is, and decoder rows have norm 1. Here, probes are trained and latents ranked on other documents
+    than those counted; only how many of them are main latents is, as there, decided by F1 on the documents counted.
 """
 
 from __future__ import annotations

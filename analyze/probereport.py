@@ -17,7 +17,7 @@ DEFINITIONS = {
     "f1": "F1 on the test texts where log odds above 0 say the class; of several classes the mean over classes",
     "accuracy": "share of test texts given their class: by log odds above 0, of several classes by the highest",
     "shuffled": "mean auroc of the same probe where the labels of either side were shuffled before anything was fitted: "
-    "0.5 unless test texts leak into training",
+    "0.5 unless labels of test texts reach the fit; copies of texts, whose labels are shuffled apart, do not show",
     "inverse_l2": "C of the logistic regression, by cross-validation within the training texts; one for each class",
     "converged": "whether every regression ended before its limit of iterations",
     "latents": "those the probe sees, strongest first; one list for each class; empty where it sees all features",
@@ -85,7 +85,6 @@ class ProbeReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
-        facts["classes"] = [label if isinstance(label, str | int | float) else str(label) for label in self.classes]
         return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows], "definitions": DEFINITIONS}
 
     def table(self) -> str:

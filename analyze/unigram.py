@@ -9,7 +9,7 @@ A latent is flagged as unigram where both token shares are at least UNIGRAM_SHAR
 is not flagged here. A pair share near the token share says that what comes before the token matters too.
 
 Tokens are ids, so " The" and " the" are two. Of a latent with more firings than the sample holds (IndexConfig.n_sample), the
-share is an estimate: at 64 and a true share of 0.9, its standard deviation is 0.04.
+share is an estimate: at 40 and a true share of 0.9, its standard deviation is 0.05.
 """
 
 from __future__ import annotations

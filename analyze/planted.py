@@ -10,8 +10,9 @@ Of every planted feature that has children, with the terms of absorption.py:
     missed alone  the control: how often the main latents are silent where the parent fires and no child of it does
     rate          absorbed rows as a share of all rows of the parent, what `label_absorption` measures with a probe
 
-Latents are matched and ranked on one half of the rows, and the other half is counted, whose F1 says how many are main latents.
-A parent without latents of its own is not scored. `score_recovery` has a figure of the same idea by edge, with one latent each, the nearest by direction.
+Latents are matched and ranked on one half of the rows; the other half is counted, and its F1 says how many are main latents.
+A parent without latents of its own is not scored. `score_recovery` has a figure of the same idea by edge, with one latent
+each, the nearest by direction.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ is a feature in one piece, several are one that the SAE has split.
 
 The next latent is the one whose activations point most along what the probe so far leaves unexplained, the label less its
 probability: Σ_i (label_i − p_i) · z_i / ‖z‖, the gradient by its weight in units of its length (logistic matching pursuit).
-Only latents that speak for the label are added. Latents are ranked and weighted on one side of a split; F1, and with it where
-the search ends, is of the other.
+Only latents that speak for the label are added. Latents are ranked and weighted on one side of a split; F1, and with it
+where the search ends, is of the other.
 
 source: "A is for Absorption", arXiv:2409.14507, and SAEBench, where the k latents are those of largest weight in one probe
     on all latents under an L1 penalty. A child's latent that has taken its parent's place on more than about 3 % of the

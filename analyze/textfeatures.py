@@ -22,7 +22,7 @@ from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 from saelens_lite.tokens import PADDING_ID, special_token_ids
 
-from .belonging import bare_model_name, check_finite_weights
+from .belonging import check_belongs, check_finite_weights, trained_at
 from .split import document_ids
 from .stream import to_cpu
 
@@ -137,7 +137,6 @@ def text_features(
             acts_parts.append(_pooled(batch, acts_pool, len(places)).cpu())
             read = batch.last if pool == "last" else batch
             for name, sae in readers.items():
-                _check_width(sae, name, model, point, read.rows.shape[1])
                 latents = to_cpu(sae.encode(read.rows.to(sae.device)))
                 latent_parts[name].append(_pooled_latents(latents, read.of_text.cpu(), pool, len(places)))
     back = np.argsort(np.array(order))
@@ -160,44 +159,26 @@ def _name_of(model: nn.Module) -> str:
     return getattr(config, "name_or_path", "") or type(unwrap(model)).__name__
 
 
-def _place_of(sae: SparseAutoencoder) -> str:
-    return sae.config.hook_point or sae.config.hf_module
-
-
-def _trained(name: str, sae: SparseAutoencoder) -> str:
-    return f"the SAE {name!r} was trained on {sae.config.model_name or 'a model it does not name'} {_place_of(sae)}".strip()
-
-
 def _common_hook_point(model: nn.Module, saes: Mapping[str, SparseAutoencoder], hook_point: str | None) -> str:
     """Where all of them read this model. raises: ValueError naming both sides where they do not"""
-    if hook_point is None:
+    point = hook_point
+    if point is None:
         if not saes:
             raise ValueError("text_features expected hook_point=, or an SAE that says where it was trained")
         first, other = next(iter(saes.items()))
         for name, sae in saes.items():
-            if not _place_of(sae):
+            if not trained_at(sae):
                 raise ValueError(f"the SAE {name!r} does not say which activations it reads: pass hook_point=")
-            if sae.config.model_name and bare_model_name(sae.config.model_name) != bare_model_name(_name_of(model)):
+            if trained_at(sae) != trained_at(other):
                 raise ValueError(
-                    f"{_trained(name, sae)}, but the model is {_name_of(model)}; load the SAE's model, or pass hook_point= "
-                    "if the two are one model or the SAE is to be transferred"
+                    f"the SAE {name!r} was trained on {trained_at(sae)}, but {first!r} on {trained_at(other)}: these are "
+                    "features of one hook point; call once for each, or pass hook_point= to use both at one"
                 )
-            if _place_of(sae) != _place_of(other):
-                raise ValueError(
-                    f"{_trained(name, sae)}, but {first!r} on {_place_of(other)}: these are features of one hook point; "
-                    "call once for each, or pass hook_point= to use both at one"
-                )
-        hook_point = _place_of(other)
-    resolve(model, hook_point)
-    return hook_point
-
-
-def _check_width(sae: SparseAutoencoder, name: str, model: nn.Module, point: str, width: int) -> None:
-    if sae.d_model != width:
-        raise ValueError(
-            f"{_trained(name, sae)} with d_model={sae.d_model}, but {point} of {_name_of(model)} has width {width}; choose "
-            "the SAE of this model, or another hook point"
-        )
+        point = trained_at(other)
+    resolve(model, point)
+    for name, sae in saes.items():
+        check_belongs(model, sae, point, stated=hook_point is not None, what=f"{name!r} at")
+    return point
 
 
 def _checked_texts(texts: Iterable[str]) -> list[str]:

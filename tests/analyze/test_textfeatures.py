@@ -171,12 +171,15 @@ def test_an_sae_from_elsewhere_is_refused_with_both_named(gpt2, byte_tokenizer, 
         return str(error.value)
 
     other = make_sae(model_name="google/gemma-2-2b")
+    gpt2.config._name_or_path = "hub/models--google--gemma-2-2b/snapshots/1a2b"
+    assert len(text_features(gpt2, byte_tokenizer, TEXTS, other)) == 7  # one model, by the name of its folder in a cache
+    gpt2.config._name_or_path = "someone/gpt2-tiny"
     message = refused(other)
-    assert "google/gemma-2-2b blocks.0.hook_resid_post" in message and "the model is GPT2LMHeadModel" in message
+    assert "'sae' at blocks.0" in message and "an SAE of someone/gpt2-tiny, got one trained on google/gemma-2-2b" in message
     later = make_sae(hook_point="blocks.1.hook_resid_post")
     message = refused({"one": sae, "two": later})
-    assert "blocks.0.hook_resid_post" in message and "'two' was trained on GPT2LMHeadModel blocks.1" in message
-    assert "d_model=16, but blocks.0.hook_resid_post of GPT2LMHeadModel has width 32" in refused(make_sae(d_model=16))
+    assert "'two' was trained on blocks.1.hook_resid_post, but 'one' on blocks.0.hook_resid_post" in message
+    assert "expected an SAE of d_model=32, got one of 16" in refused(make_sae(d_model=16))
     assert "'sae' does not say which activations it reads" in refused(make_sae(hook_point=""))
     assert "expected hook_point=" in refused(None)
     assert "pool expected one of" in refused(sae, pool="median")

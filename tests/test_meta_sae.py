@@ -61,7 +61,8 @@ def test_random_rows_are_their_own_control_and_memory_shows():
 
 def test_chosen_latents_and_fields_of_training(shared):
     options = OPTIONS | {"kind": "topk", "batch_size_rows": 64}
-    found = sl.meta_sae(shared, latents=range(100), k=2, seeds=(0,), control=False, **options)
+    twice = [*range(100), *range(100)]  # a copy would be held out, and its row trained on
+    found = sl.meta_sae(shared, latents=twice, k=2, seeds=(0,), control=False, **options)
     assert found.n_rows + found.n_held_out == 100 and found.d_meta == 25
     assert found.saes[0].kind == "topk" and found.decoder.held_out_l0[0] <= 2
 
@@ -70,6 +71,7 @@ def test_what_cannot_be_decomposed_is_refused(shared):
     for options, message in (
         ({"latents": range(20)}, "40 rows and a seed or more, got 20 and 3"),
         ({"seeds": ()}, "got 400 and 0"),
+        ({"held_out_fraction": 0.0}, "leaves rows on both sides, got 0.0"),
         ({"latents": [400] * 50}, "indices from 0 to 399, got"),
         ({"no_such_field": 1}, "no_such_field"),
     ):

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.decoder import accepts, unwrap
-from saelens_lite.hooks import model_device
 from saelens_lite.passes import prepared_inputs
 
 from .records import Record
@@ -28,8 +27,8 @@ class Answers(NamedTuple):
 
 
 Judge = Callable[[nn.Module, dict[str, Tensor], Sequence[Record]], Answers]
-"""From the model, as it is or edited, input_ids and attention_mask (padded on the left) and their records; it may call
-`model.generate(**inputs)`, whose prompt is then what is edited."""
+"""From the model, as it is or edited, input_ids and attention_mask (padded on the left, on the model's device) and their
+records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +102,7 @@ def _token_after(tokenizer: Any, prompt: str, text: str) -> int:
 
 def _next_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """float32[batch vocab] on the CPU, after the last column."""
-    device = model_device(model)
-    given: dict[str, Any] = {name: value.to(device) for name, value in inputs.items()}
-    given = prepared_inputs(model, given)
+    given = prepared_inputs(model, inputs)
     if accepts(unwrap(model), "logits_to_keep"):
         given["logits_to_keep"] = 1
     with torch.no_grad():

@@ -53,6 +53,8 @@ class Record:
             start, end = self.span
             if not 0 <= start < end <= len(self.prompt):
                 raise ValueError(f"span expected a part of the prompt's {len(self.prompt)} characters, got {self.span}")
+            if self.prompt[start:end] != self.entity:
+                raise ValueError(f"span expected to be that of {self.entity!r}, got {self.prompt[start:end]!r}")
         elif not self.entity or (found := self.prompt.count(self.entity)) == 0:
             raise ValueError(f"entity expected a part of the prompt {self.prompt!r}, got {self.entity!r}")
         elif found > 1:

@@ -132,7 +132,8 @@ class HallucinationStudy:
         base_rates: float[d_sae], firing rates on text at large (`latent_density(sae, store).density`); latents above
             max_base_rate are left out. None leaves out none
         sae: the study's own, by default, or its baseline
-        raises: ValueError when fewer than n latents have a positive statistic, or for another SAE
+        raises: ValueError when fewer than n latents have a positive statistic, for a type without known or unknown entities
+            on that side, or for another SAE
         """
         sae = sae or self.sae
         if n < 1:
@@ -174,8 +175,9 @@ class HallucinationStudy:
         """Every edit on the testing side, beside its controls.
 
         The baseline's clamps, DiffMean and the probe move the stream as far as the clamp at the same dose does, so that none
-        wins by its length alone; ablations move it as far as they do, which stands beside. The model runs about
-        edits · (1 + n_controls) times over the testing side.
+        wins by its length alone; ablations move it as far as they do, which stands beside. Those lengths are
+        measured on the stream of the testing side, without its answers. The model runs about edits · (1 + n_controls) times
+        over that side.
 
         chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
         doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting side
@@ -259,6 +261,9 @@ class HallucinationStudy:
         smallest = torch.full((sae.d_sae,), torch.inf, dtype=torch.float64)
         for kind in sorted(set(types)):
             rows = [i for i, of in enumerate(types) if of == kind]
+            if len(labels[rows].unique()) < 2:
+                which = "unknown" if labels[rows[0]] else "known"
+                raise ValueError(f"select expected {which} entities of type {kind!r} on the selecting side too, got none")
             every = select_latents(
                 sae, acts[rows], labels[rows] == known, [names[i] for i in rows], n=sae.d_sae, by=by, split=self.split
             )

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.decoder import evaluation_mode
 from saelens_lite.hooks import EditInfo, edit, model_device, run_to
 from saelens_lite.passes import prepared_inputs
 
@@ -91,11 +92,15 @@ class Side:
 
         raises: ValueError for a judge that gives another number of answers
         """
-        answers, seen = [], []
+        answers, seen, device = [], [], model_device(self.model)
         for batch, judge in zip(self._batches, self._judges):
-            reached: list[Tensor] = []
-            with nullcontext() if make is None else make(batch.entity), self._recording(batch.last, reached):
-                answers.append(judge(self.model, batch.inputs))
+            inputs, reached = {name: value.to(device) for name, value in batch.inputs.items()}, []
+            with (
+                evaluation_mode(self.model),
+                nullcontext() if make is None else make(batch.entity),
+                self._recording(batch.last, reached),
+            ):
+                answers.append(judge(self.model, inputs))
             seen += reached
             given = [len(answers[-1].refused), len(answers[-1].correct)]
             if given != [len(batch.records)] * 2:
@@ -117,7 +122,7 @@ class Side:
         found, device = [], model_device(self.model)
         for batch in self._batches:
             inputs = prepared_inputs(self.model, {name: value.to(device) for name, value in batch.inputs.items()})
-            with torch.no_grad(), nullcontext() if make is None else make(batch.entity):
+            with evaluation_mode(self.model), torch.no_grad(), nullcontext() if make is None else make(batch.entity):
                 acts = run_to(self.model, [self.hook_point], **inputs)[self.hook_point]
             found.append(acts[batch.last.to(acts.device)].float().cpu())
         return torch.cat(found)

@@ -31,6 +31,7 @@ def test_a_file_of_records(tmp_path):
         ('{"prompt": "a a", "entity": "a"}', "line 2: 'a' stands 2 times in 'a a': give span"),
         ('{"prompt": "a ", "entity": "a"}', "line 2: prompt expected text without white space at its end"),
         ('{"prompt": "a", "entity": "a", "span": [0, 2]}', "line 2: span expected a part of the prompt's 1 characters"),
+        ('{"prompt": "a b", "entity": "b", "span": [0, 1]}', "line 2: span expected to be that of 'b', got 'a'"),
         ('{"prompt": "a", "entity": "a", "span": [0]}', "line 2: span expected two places in the prompt"),
         ('{"prompt": "a", "entity": "a", "anser": "b"}', "line 2: unknown key 'anser' .did you mean 'answer'"),
         ('{"prompt": "a"}', "line 2: Record needs entity"),

@@ -30,6 +30,7 @@ from saelens_lite.analyze.study import HallucinationStudy
 from saelens_lite.analyze.studyedits import Planned, as_far
 from saelens_lite.analyze.studyresult import assembled
 from saelens_lite.analyze.studyside import Outcome
+from saelens_lite.hooks import run_to
 
 from .conftest import make_sae
 
@@ -260,6 +261,33 @@ def test_a_function_may_judge_and_rivals_may_be_tried(world):
         study.run(chosen, score="logits", **how)
 
 
+def test_a_judge_gets_its_inputs_where_the_model_is(world, monkeypatch):
+    model, tokenizer, sae, _ = world
+    seen = []
+
+    def judge(model, inputs, records):
+        seen.extend(value.device.type for value in inputs.values())
+        run_to(model, [sae.config.hook_point], input_ids=torch.ones(len(records), inputs["input_ids"].shape[1]).long())
+        return Answers(torch.zeros(len(records)), torch.zeros(len(records)))
+
+    side = HallucinationStudy(model, tokenizer, sae, RECORDS, judge)._side(testing=True)
+    monkeypatch.setattr("saelens_lite.analyze.studyside.model_device", lambda model: torch.device("meta"))
+    side.outcome()
+    assert seen == ["meta", "meta"]
+
+
+def test_a_model_in_training_mode_is_studied_without_its_dropout(world, result):
+    model, tokenizer, sae, _ = world
+    model = copy.deepcopy(model).train()
+    study = HallucinationStudy(model, tokenizer, sae, RECORDS, JUDGE)
+    again = study.run(study.select(n=1, n_ablated=1), doses=(2.0,), n_controls=2, n_resamples=50)
+    for name in ("clamp known", "clamp unknown"):
+        row = again.row(name, dose=2.0)
+        assert row.push == result.row(name, dose=2.0).push
+        assert rate(row, "answer_margin") == rate(result.row(name, dose=2.0), "answer_margin")
+    assert all(module.training for module in model.modules())
+
+
 def test_the_model_itself_says_who_is_known(world):
     """Each entity has three questions here; the model, which answers one thing, is right in as many as ask for it."""
     model, tokenizer, sae, _ = world
@@ -290,6 +318,8 @@ def test_of_several_types_the_smallest_separation_counts(world):
     assert separation(RECORDS)[0] > 0.2 and separation(RECORDS)[KNOWS] == 1
     by_type = separation([replace(record, type="ab"[i // 2 % 2]) for i, record in enumerate(RECORDS)])
     assert by_type[0] == 0 and by_type[KNOWS] == 1
+    with pytest.raises(ValueError, match="expected unknown entities of type 'known' on the selecting side too, got none"):
+        separation([replace(record, type="known" if record.known else "unknown") for record in RECORDS])
 
 
 def test_base_rates_leave_latents_out(study):

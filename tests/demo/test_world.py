@@ -126,6 +126,7 @@ def test_what_the_command_lacks_is_named(made, tmp_path, capsys):
     assert "expected records, got an empty file" in capsys.readouterr().err
 
 
+@pytest.mark.property_check(12)
 @pytest.mark.slow
 def test_the_study_from_nothing(tmp_path, capsys):
     """The sign of both effects, their ranks, and trained above frozen: of seed 0; of seed 2 half fails (RESULTS.md)."""

@@ -32,6 +32,7 @@ from torch import Tensor
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 
+from .printed import aligned, plain
 from .split import Documents, Split
 from .splitting import F1_RISE, MAX_LATENTS, encoded, f1_of, fit_logistic, splits, testing_side
 from .stream import checked_latents
@@ -243,21 +244,3 @@ def dense_rows(latents: SparseLatents, rows: Tensor) -> Tensor:
 def mean(values: Sequence[float]) -> float:
     """nan for none."""
     return sum(values) / len(values) if values else math.nan
-
-
-def plain(value: Any) -> Any:
-    """The same for JSON: nan and infinity as None, tuples as lists."""
-    if isinstance(value, dict):
-        return {key: plain(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(held) for held in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def aligned(lines: Sequence[Sequence[str]]) -> str:
-    """Cells as text, the first column to the left and the others to the right."""
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    )

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from saelens_lite.metrics import rate_bound, window_name
 
+from .printed import aligned, plain
 from .seeds import SeedNoise, Stability
 
 TRAINED, BASELINE, ZERO, MEAN = "trained", "baseline", "zero ablation", "mean ablation"
@@ -179,7 +180,7 @@ class Evaluation:
             tables["seed_noise"] = {name: dataclasses.asdict(noise) for name, noise in self.seed_noise.items()}
             tables["stability"] = None if self.stability is None else dataclasses.asdict(self.stability)
         defined = DEFINITIONS | {name: text for name, text in BESIDE_ROWS.items() if name in tables}
-        return _plain(facts | tables) | {"definitions": defined}
+        return plain(facts | tables) | {"definitions": defined}
 
     def table(self, every_number: bool = False) -> str:
         """Aligned text, with what the numbers rest on below it.
@@ -187,14 +188,7 @@ class Evaluation:
         every_number: one line for each number in place of a line for each SAE
         """
         lines = self._numbers_as_lines() if every_number else self._rows_as_lines()
-        full = [line for line in lines if len(line) == len(lines[0])]
-        widths = [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
-        widths[0] = max(len(line[0]) for line in lines)
-        text = [
-            "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*text, *self._circumstances()])
+        return "\n".join([aligned(lines), *self._circumstances()])
 
     __str__ = table
 
@@ -263,15 +257,6 @@ class Evaluation:
 
     def _windows_that_fit(self) -> list[int]:
         return [window for window, share in self.rows[0].dead.items() if share is not None]
-
-
-def _plain(value: Any) -> Any:
-    """The same with None for what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _plain(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_plain(one) for one in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _cell(value: float | None, digits: int, absent: str = "") -> str:

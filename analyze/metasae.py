@@ -15,6 +15,7 @@ source: meta-SAEs of Bussmann et al. 2024 and Leask et al. 2025, arXiv:2502.0487
 from __future__ import annotations
 
 import dataclasses
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor
 from saelens_lite.metrics import ReconstructionSums
 from saelens_lite.sae import SparseAutoencoder
 
-from .absorption import aligned, mean, plain
+from .printed import aligned, plain
 from .seeds import seed_noise
 
 
@@ -38,7 +39,7 @@ class MetaScores:
     @property
     def explained_variance(self) -> float:
         """Of rows held out, the mean over seeds."""
-        return mean(self.held_out)
+        return fmean(self.held_out)
 
     @property
     def sd(self) -> float | None:
@@ -88,7 +89,7 @@ class Decomposition:
         for name, of in self._scores().items():
             if of is not None:
                 sd = "n/a" if of.sd is None else f"{of.sd:.4f}"
-                cells = [f"{of.explained_variance:.4f}", sd, f"{mean(of.trained_on):.4f}", f"{mean(of.held_out_l0):.1f}"]
+                cells = [f"{of.explained_variance:.4f}", sd, f"{fmean(of.trained_on):.4f}", f"{fmean(of.held_out_l0):.1f}"]
                 lines.append([f"{name} rows", *cells])
         return (
             f"{aligned(lines)}\n{self.d_meta:,} directions, {self.k} a row, learnt from {self.n_rows:,} rows; "

@@ -28,7 +28,8 @@ from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.sparse import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations
 
-from .absorption import aligned, carried, mean, plain
+from .absorption import carried, mean
+from .printed import aligned, plain
 from .recovery import UNSEEN_ROW
 from .splitting import F1_RISE, MAX_LATENTS, columns, encoded, splits
 

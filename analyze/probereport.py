@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from .printed import aligned
+
 ACTS, DIFF_MEAN, LENGTH = "activations", "DiffMean of activations", "text length"
 
 DEFINITIONS = {
@@ -93,13 +95,7 @@ class ProbeReport:
         head = ["", "AUROC", percent, f"less {ACTS}", "F1", "accuracy", "shuffled", f"{self.n_splits} splits"]
         lines = [head, *(self._cells(row) for row in self.rows)]
         used = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines[1:])]
-        lines = [[line[i] for i in used] for line in lines]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(used))]
-        text = [
-            "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:]))]).rstrip()
-            for line in lines
-        ]
-        return "\n".join([*text, *self._circumstances()])
+        return "\n".join([aligned([[line[i] for i in used] for line in lines]), *self._circumstances()])
 
     __str__ = table
 

@@ -29,6 +29,7 @@ from saelens_lite.sparse import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations
 
 from .matching import abs_cosines, best_pairing
+from .printed import aligned, plain
 from .stream import to_cpu
 
 UNSEEN_ROW = 2**40
@@ -83,12 +84,7 @@ class Recovery:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold; nan as None."""
-
-        def plain(given: Any) -> dict[str, Any]:
-            values = {field.name: getattr(given, field.name) for field in dataclasses.fields(given) if field.name != "rows"}
-            return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-        return plain(self) | {"rows": [plain(row) for row in self.rows]}
+        return plain(dataclasses.asdict(self))
 
     def table(self) -> str:
         """Aligned text, with what the numbers rest on below it."""
@@ -100,11 +96,7 @@ class Recovery:
         lines = [["", *columns]]
         lines += [[row.name, *(_cell(getattr(row, name), 1 if name == "l0" else 3) for name in columns.values())]
                   for row in self.rows]  # fmt: skip
-        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-        text = [
-            "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-            for line in lines
-        ]
+        text = [aligned(lines)]
         text.append(f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row; over {self.n_rows:,} rows")
         if self.n_edges:
             scored = ", ".join(f"{row.scored_edges:,} ({row.name})" for row in self.rows)

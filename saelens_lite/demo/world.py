@@ -52,7 +52,8 @@ class WorldConfig:
     lr: float = 3e-3
     """Peak learning rate of AdamW, after a linear rise over 5 % of the steps and before a linear fall to zero."""
     n_studied: int = 300
-    """Of the people never seen, those that a study asks about; it asks about all that are known."""
+    """Unknown people that a study asks about on either side of its split: on the selecting side those taught as unknown, on
+    the testing side those never seen. It asks about all that are known."""
     d_sae: int = 512
     """Latents of the SAE and of its baseline."""
     k: int = 8
@@ -75,7 +76,7 @@ class WorldConfig:
 class World:
     """People and what is true of them.
 
-    known, refused, unseen: names, such as "Ban Galov"; studied: those that a study asks about
+    known, refused, unseen: names, such as "Ban Galov"
     facts: value by name and relation, of the known
     """
 
@@ -97,21 +98,31 @@ class World:
         }
         return cls(config, tuple(known), tuple(rest[: config.n_refused]), tuple(rest[config.n_refused :]), facts)
 
-    @property
-    def studied(self) -> tuple[str, ...]:
-        return (*self.known, *self.unseen[: self.config.n_studied])
+    def studied(self, split: Split) -> tuple[list[str], list[str]]:
+        """Whom a study asks about: people that choose latents, and people that test them.
+
+        Known people are on either side. Of the unknown ones those choose that the model was taught to refuse, of whom it is
+        certain that they are unknown, and those test that it never saw: what was found must carry over to them.
+        """
+
+        def on_side(names: tuple[str, ...], testing: bool) -> list[str]:
+            return [name for name, tests in zip(names, split.tests(names).tolist()) if tests == testing]
+
+        n = self.config.n_studied
+        choose = on_side(self.known, False) + on_side(self.refused, False)[:n]
+        return choose, on_side(self.known, True) + on_side(self.unseen, True)[:n]
 
     def answer(self, name: str, relation: str) -> str:
         """What is true, or "unknown"."""
         return self.facts.get((name, relation), REFUSAL)
 
-    def questions(self) -> list[dict[str, Any]]:
+    def questions(self, split: Split) -> list[dict[str, Any]]:
         """About each studied person one for each relation, as fields of `saelens_lite.Record`."""
+        known, (choose, test) = set(self.known), self.studied(split)
         return [
             {"prompt": prompt(name, relation), "entity": name, "relation": relation, "known": name in known}
             | ({"answer": self.facts[name, relation]} if name in known else {})
-            for known in [set(self.known)]
-            for name in self.studied
+            for name in (*choose, *test)
             for relation in RELATIONS
         ]
 
@@ -163,10 +174,9 @@ def train_model(world: World, tokenizer: Any) -> LlamaForCausalLM:
 
 
 def untested(world: World, split: Split) -> list[str]:
-    """All people but those studied who are to test the latents."""
-    names = [*world.known, *world.refused, *world.unseen]
-    tests = {name for name, on_test_side in zip(names, split.tests(names).tolist()) if on_test_side}
-    return [name for name in names if name not in tests & set(world.studied)]
+    """All people but those who are to test the latents."""
+    tests = set(world.studied(split)[1])
+    return [name for name in (*world.known, *world.refused, *world.unseen) if name not in tests]
 
 
 def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, folder: Path) -> None:
@@ -215,7 +225,7 @@ def make_world(folder: str | Path, config: WorldConfig, split: Split) -> World:
     model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     train_saes(world, model, tokenizer, split, folder)
-    lines = [json.dumps(record) for record in world.questions()]
+    lines = [json.dumps(record) for record in world.questions(split)]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     return world
 

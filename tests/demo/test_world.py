@@ -42,10 +42,20 @@ def test_every_part_of_an_unseen_name_is_familiar():
     assert {part for name in world.unseen for part in name.split()} <= taught
 
 
+def test_people_taught_as_unknown_choose_and_people_never_seen_test():
+    world, split = World.draw(WorldConfig(n_studied=200)), sl.Split()
+    choose, test = world.studied(split)
+    assert not split.tests(choose).any() and split.tests(test).all()
+    assert {*choose, *test} > set(world.known)
+    assert set(choose) - set(world.known) < set(world.refused) and len(set(choose) - set(world.known)) == 200
+    assert set(test) - set(world.known) < set(world.unseen) and len(set(test) - set(world.known)) == 200
+
+
 def test_questions_are_records_of_the_studied():
-    world = World.draw(TINY)
-    records = [sl.Record(**question) for question in world.questions()]
-    assert len(records) == 120 * len(RELATIONS) and sum(record.known for record in records) == 60 * len(RELATIONS)
+    world, split = World.draw(TINY), sl.Split()
+    records = [sl.Record(**question) for question in world.questions(split)]
+    assert len(records) == sum(map(len, world.studied(split))) * len(RELATIONS)
+    assert sum(record.known for record in records) == 60 * len(RELATIONS)
     for record in records:
         assert record.prompt == prompt(record.entity, record.relation)
         assert record.answers == ((world.facts[record.entity, record.relation],) if record.known else ())
@@ -65,10 +75,8 @@ def test_the_sae_never_sees_who_tests_it(monkeypatch, tmp_path):
     monkeypatch.setattr(sl.ActivationStore, "from_arrays", noting)
     monkeypatch.setattr(sl, "train_sae", lambda store, **how: None)
     worlds.train_saes(world, model, tokenizer, split, tmp_path)
-    people = untested(world, split)
-    tested = set(world.studied) - set(people)
-    assert split.tests(sorted(tested)).all() and 30 < len(tested) < 90
-    assert len(people) + len(tested) == 1600
+    people, tested = untested(world, split), world.studied(split)[1]
+    assert not set(people) & set(tested) and len(people) + len(tested) == 1600
     rows, documents = stored[worlds.HOOK_POINT], stored["documents"]
     assert len(rows) == len(documents) == len(people) * len(RELATIONS) * 3 and documents.max() == len(people) - 1
     ids = worlds.encoded(tokenizer, [prompt(people[7], relation) for relation in RELATIONS])
@@ -99,7 +107,7 @@ def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, ca
     assert "to get answers" in out and "to get refusals" in out and "What training added is the difference" in out
     assert f"next: saelens-lite study --model {made}/model" in out
     saved = json.loads((tmp_path / "out" / "study.json").read_text())
-    assert saved["hook_point"] == worlds.HOOK_POINT and saved["n_known"] + saved["n_unknown"] < 120
+    assert saved["hook_point"] == worlds.HOOK_POINT and saved["n_unknown"] == 60
     assert [row["edit"] for row in saved["rows"] if row["sae"] == "baseline"] == [
         "clamp known", "ablate few known", "ablate many known", "clamp unknown", "ablate few unknown", "ablate many unknown",
         "splice",
@@ -129,8 +137,8 @@ def test_what_the_command_lacks_is_named(made, tmp_path, capsys):
 @pytest.mark.property_check(12)
 @pytest.mark.slow
 def test_the_study_from_nothing(tmp_path, capsys):
-    """The sign of both effects, their ranks, and trained above frozen: of seed 0; of seed 2 half fails (RESULTS.md)."""
-    assert main(["study", "--output", str(tmp_path), "--doses", "1", "--n-ablated", "100"]) == 0
+    """The sign of both effects, their ranks, and trained above frozen: of seed 0."""
+    assert main(["study", "--output", str(tmp_path), "--doses", "1"]) == 0
     assert "What training added is the difference" in " ".join(capsys.readouterr().out.split())
     rows = {(row["edit"], row["sae"], row["dose"]): row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
     clean = rows["no edit", None, None]

@@ -252,15 +252,17 @@ class FeatureIndex:
 
     @property
     def unigram(self) -> UnigramShare:
-        """Which latents fire on one token nearly always. raises: ValueError for an index of rows without text"""
+        """Which latents fire on one token nearly always. raises: ValueError for rows without text, or without samples"""
         if not self.tokens.has_tokens:
             raise ValueError(f"{self.path} is of rows without text: no latent of it fires on a token")
+        if not self.plan["settings"]["n_sample"]:
+            raise ValueError(f"{self.path} sampled no firings, of which shares are taken: index with n_sample of 1 or more")
         counts = self.column("counts")
         return UnigramShare(is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts)
 
     def __getitem__(self, latent: int) -> IndexedLatent:
         """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
-        if not (isinstance(latent, int) or hasattr(latent, "__index__")) or not 0 <= latent < len(self):
+        if not hasattr(latent, "__index__") or not 0 <= latent < len(self):
             raise ValueError(f"expected a latent from 0 to {len(self) - 1}, got {latent}: {self.path} has {len(self):,}")
 
         def of(name: str) -> Tensor:

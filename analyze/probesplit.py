@@ -98,7 +98,7 @@ def folds_of(clusters: np.ndarray, positive: np.ndarray, n_folds: int, seed: int
     from sklearn.model_selection import StratifiedGroupKFold
 
     n_folds = min(n_folds, *(len(np.unique(clusters[positive == label])) for label in (False, True)))
-    folding = StratifiedGroupKFold(n_splits=max(2, n_folds), shuffle=True, random_state=seed)
+    folding = StratifiedGroupKFold(n_splits=max(2, n_folds), shuffle=True, random_state=seed % 2**32)
     folds = list(folding.split(np.zeros(len(positive)), positive, clusters))
     usable = [fold for fold in folds if all(0 < positive[part].sum() < len(part) for part in fold)]
     if not usable:

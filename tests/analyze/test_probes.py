@@ -217,10 +217,11 @@ def test_memorised_copies_do_not_help():
     assert by_group["sae all 120"].auroc == 0.5 and "120 are copies" in str(report)
 
 
-def test_folds_hold_clusters_whole_and_both_labels():
+@pytest.mark.parametrize("seed", [0, -1, 2**40])
+def test_folds_hold_clusters_whole_and_both_labels(seed):
     clusters = np.repeat(np.arange(30), 3)
     positive = np.repeat(np.random.default_rng(0).random(30) < 0.3, 3)
-    folds = folds_of(clusters, positive, 4, 0)
+    folds = folds_of(clusters, positive, 4, seed)
     assert sorted(np.concatenate([held for _, held in folds])) == list(range(90))
     for fitted, held in folds:
         assert not set(clusters[fitted]) & set(clusters[held])

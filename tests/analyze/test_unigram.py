@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.analyze import index_features
+from saelens_lite.analyze import IndexConfig, index_features
 from saelens_lite.analyze.query import SearchConfig, answer
 from saelens_lite.analyze.search import by_number, unigram_latents
 from saelens_lite.analyze.tokentable import token_ids
@@ -90,6 +90,13 @@ def test_flags_of_an_index_by_hand(index, byte_tokenizer):
     counts = index.column("counts")
     assert flagged.share == int(flagged.flagged.sum()) / int((counts >= 10).sum())
     assert f"{int(flagged.flagged.sum())} of {int((counts >= 10).sum())} latents" in repr(flagged)
+
+
+def test_an_index_without_samples_flags_none_and_says_so(store, sae, tmp_path):
+    index = index_features(sae, store, tmp_path / "index", config=IndexConfig(n_sample=0))
+    assert index[0].common_token == "" and not index[0].unigram
+    with pytest.raises(ValueError, match="sampled no firings"):
+        _ = index.unigram
 
 
 def test_search_for_them(index):

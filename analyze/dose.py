@@ -22,10 +22,11 @@ from saelens_lite.sae import SparseAutoencoder
 from .controls import Controls
 from .edits import Latents, hook_point_names
 from .intervene import steer
+from .printed import plain
 from .ranks import spearman
 from .sideeffects import NeutralText, SideEffects, side_effects
 from .split import Documents, Selection, document_ids
-from .statistics import Alternative, Interval, cluster_bootstrap, max_statistic_p, rank_p
+from .statistics import Alternative, Interval, cluster_bootstrap, max_statistic_p, rank_p, spread
 
 Score = Callable[[nn.Module], Tensor]
 Edit = Callable[[float], AbstractContextManager]
@@ -108,34 +109,30 @@ class DoseResponse:
         return [row.dose for row in self.rows], [row.effect.estimate.item() for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON; draws of controls as the 5, 50 and 95 % quantiles of their effects."""
-
-        def interval(of: Interval) -> dict[str, float]:
-            return {"estimate": of.estimate.item(), "low": of.low.item(), "high": of.high.item()}
-
+        """Plain numbers, for JSON, None for nan; draws of controls as the 5, 50 and 95 % quantiles of their effects."""
         rows = []
         for row in self.rows:
-            cells: dict[str, Any] = {"dose": row.dose, "score": interval(row.score), "effect": interval(row.effect)}
+            cells: dict[str, Any] = {"dose": row.dose, "score": row.score.to_dict(), "effect": row.effect.to_dict()}
             if row.side_effects is not None:
                 side = row.side_effects
-                cells |= {"delta_ce": interval(side.delta_ce), "kl": interval(side.kl), "push": side.push}
+                cells |= {"delta_ce": side.delta_ce.to_dict(), "kl": side.kl.to_dict(), "push": side.push}
                 if side.repetition is not None:
                     cells |= side.repetition._asdict()
             cells["controls"] = {
-                c.name: {"n": len(c.effects), "p": c.p, "p_any_dose": c.p_any_dose, "quantiles": _spread(c.effects)}
+                c.name: {"n": len(c.effects), "p": c.p, "p_any_dose": c.p_any_dose, "quantiles": spread(c.effects)}
                 for c in row.controls
             }
             cells["rivals"] = {
-                r.name: {"effect": interval(r.effect), "difference": interval(r.difference)} for r in row.rivals
+                r.name: {"effect": r.effect.to_dict(), "difference": r.difference.to_dict()} for r in row.rivals
             }
             rows.append(cells)
         return {
             "latents": list(self.latents),
             "selected_on_other_documents": self.selected,
-            "clean": interval(self.clean),
+            "clean": self.clean.to_dict(),
             "n_clusters": self.clean.n_clusters,
             "confidence": self.clean.confidence,
-            "spearman": self.spearman,
+            "spearman": plain(self.spearman),
             "half_effect_dose": self.half_effect_dose,
             "rows": rows,
         }
@@ -157,7 +154,7 @@ class DoseResponse:
                 if side.repetition is not None:
                     cells += [f"{side.repetition.repeated:.2f}", f"{side.repetition.distinct:.2f}"]
             for control in row.controls:
-                low, _, high = _spread(control.effects)
+                low, _, high = spread(control.effects)
                 cells += [f"{low:+.3g} to {high:+.3g}", f"{control.p:.3f}", f"{control.p_any_dose:.3f}"]
             cells += [f"{rival.difference.estimate:+.3g} ({_range(rival.difference)})" for rival in row.rivals]
             table.append(cells)
@@ -269,10 +266,6 @@ def _scored(score: Score, model: nn.Module, context: AbstractContextManager, n_i
     if not values.isfinite().all():
         raise ValueError(f"score expected finite numbers, got {values[~values.isfinite()][0].item()}")
     return values
-
-
-def _spread(effects: Tensor) -> list[float]:
-    return effects.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=effects.dtype)).tolist()
 
 
 def _range(of: Interval) -> str:

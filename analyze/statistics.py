@@ -41,6 +41,10 @@ class Interval:
     confidence: float
     n_clusters: int
 
+    def to_dict(self) -> dict[str, float]:
+        """Of one column: plain numbers, for JSON."""
+        return {"estimate": self.estimate.item(), "low": self.low.item(), "high": self.high.item()}
+
 
 def cluster_bootstrap(
     values: Tensor | Sequence[float],
@@ -128,6 +132,11 @@ def rank_p(observed: Tensor | float, controls: Tensor, alternative: Alternative 
     """
     seen, drawn = _compared(observed, controls, alternative)
     return (1 + (drawn >= seen).sum(0)).double() / (len(drawn) + 1)
+
+
+def spread(draws: Tensor) -> list[float]:
+    """The 5, 50 and 95 % quantiles of what draws of a control do: float[n_draws]."""
+    return draws.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=draws.dtype)).tolist()
 
 
 def max_statistic_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:

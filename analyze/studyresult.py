@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .split import document_ids
-from .statistics import Interval, benjamini_hochberg, cluster_bootstrap, rank_p
+from .statistics import Interval, benjamini_hochberg, cluster_bootstrap, rank_p, spread
 from .studyedits import Planned
 from .studyside import Outcome, Side
 
@@ -97,18 +97,18 @@ class StudyResult:
             cells: dict[str, Any] = {"edit": edit.name, "sae": edit.sae or None, "dose": edit.dose, "push": row.push}
             if edit.own_dose is not None:
                 cells["own_dose"] = edit.own_dose
-            cells |= {name: _plain(interval) for name, interval in row.measures.items()}
+            cells |= {name: interval.to_dict() for name, interval in row.measures.items()}
             if row.controls is not None:
                 cells |= {"tested": edit.measure, "latents": list(edit.latents), "p": row.p, "p_adjusted": row.p_adjusted}
                 cells["controls"] = {
-                    "n": len(row.controls), "mean": row.controls.mean().item(), "quantiles": _spread(row.controls),
+                    "n": len(row.controls), "mean": row.controls.mean().item(), "quantiles": spread(row.controls),
                     "push": row.control_push, "rate_ratio": edit.rate_ratio,
                 }  # fmt: skip
             if row.less_baseline is not None:
-                cells["less_baseline"] = _plain(row.less_baseline)
+                cells["less_baseline"] = row.less_baseline.to_dict()
             if edit.side_effects is not None:
                 of = edit.side_effects
-                cells |= {"delta_ce": _plain(of.delta_ce), "kl": _plain(of.kl), "neutral_push": of.push}
+                cells |= {"delta_ce": of.delta_ce.to_dict(), "kl": of.kl.to_dict(), "neutral_push": of.push}
             rows.append(cells)
         return {
             "hook_point": self.hook_point,
@@ -140,7 +140,7 @@ class StudyResult:
     def _said_of(self, name: str, measure: str, dose: float | None) -> list[str]:
         row, clean = self.row(name, "trained", dose), self.rows[0].measures[measure].estimate.item()
         rate, right, wrong = (row.measures[of].estimate.item() for of in (measure, "accuracy", "wrong"))
-        (low, _, high), shown = _spread(row.controls), f"{{:{'+.2f' if self.score == 'logits' else '.0%'}}}".format
+        (low, _, high), shown = spread(row.controls), f"{{:{'+.2f' if self.score == 'logits' else '.0%'}}}".format
         said = [
             f"{name} at dose {dose:g}: {MEASURES[measure]} {shown(rate)}, without an edit {shown(clean)}. Of "
             f"{len(row.controls)} matched sets of latents 5 to 95 % reach {shown(low)} to {shown(high)}: p {row.p:.3f}, "
@@ -209,7 +209,7 @@ class StudyResult:
             if row.controls is None:
                 cells += [""] * 3
             else:
-                low, _, high = _spread(row.controls)
+                low, _, high = spread(row.controls)
                 cells += [f"{low:.3f} to {high:.3f}", f"{row.p:.3f}", f"{row.p_adjusted:.3f}"]
             less = row.less_baseline
             cells.append("" if less is None else f"{less.estimate:+.3f} ({_range(less, '+')})")
@@ -280,16 +280,8 @@ def assembled(
     )
 
 
-def _spread(values: Tensor) -> list[float]:
-    return values.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=values.dtype)).tolist()
-
-
 def _range(of: Interval, sign: str = "") -> str:
     return f"{of.low:{sign}.2f} to {of.high:{sign}.2f}"
-
-
-def _plain(of: Interval) -> dict[str, float]:
-    return {"estimate": of.estimate.item(), "low": of.low.item(), "high": of.high.item()}
 
 
 def _lines(table: Sequence[Sequence[str]]) -> list[str]:

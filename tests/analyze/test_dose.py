@@ -170,6 +170,8 @@ def test_half_of_the_effect_and_monotonicity_by_hand():
     assert response([0, 1, 2, 4], [0, 1, 3, 4]).spearman == pytest.approx(1.0)
     assert response([4, 2, 1], [-4, -3, -1]).spearman == pytest.approx(-1.0)
     assert response([1, 2, 3], [1, 3, 2]).spearman == pytest.approx(0.5)
+    alone = json.loads(json.dumps(response([1], [1]).to_dict(), allow_nan=False))  # JSON has no nan
+    assert alone["spearman"] is None
 
 
 # The split and refusals -----------------------------------------------------------------------------------------------

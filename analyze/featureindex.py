@@ -156,8 +156,10 @@ class FeatureIndex:
         folder = index_folder(path)
         facts = read_index(folder)
         if facts is None:
-            state = "is unfinished: give the same command again, and it goes on" if folder.sizes(PARTS) else "does not exist"
-            raise FeatureIndexError(f"the index {path} {state}; `saelens-lite analyze --index FOLDER` makes one")
+            if folder.sizes(PARTS):
+                raise FeatureIndexError(f"the index {path} is unfinished: give the same command again, and it goes on")
+            makes = f"`saelens-lite analyze STORE SAE --index {path}`"
+            raise FeatureIndexError(f"the index {path} does not exist; {makes} makes it")
         return cls(folder, facts, tokenizer, context_tokens)
 
     @property

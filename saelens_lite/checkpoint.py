@@ -151,6 +151,8 @@ def _locate(path: str | Path, folder: str | None) -> Path:
             hint = (
                 f"; SAEs in it: {', '.join(inside[:10])} (pass one as folder=)"
                 if inside
+                else "; the folder is an activation store, no SAE"
+                if (source / "plan.json").is_file()
                 else "; the folder is no complete SAE"
             )
             raise CheckpointError(f"{source}: expected {CFG} and {WEIGHTS}, {name} is missing{hint}")

@@ -61,8 +61,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (SaelensLiteError, ValueError, OSError, FloatingPointError, ImportError) as error:
         if traceback:
             raise
-        print(f"saelens-lite: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"saelens-lite: {_as_typed(error)}", file=sys.stderr)
         return 2
+
+
+def _as_typed(error: BaseException) -> str:
+    """What went wrong, in one line, with flags where the library names the arguments of a call."""
+    line = " ".join(str(error).split()) or type(error).__name__
+    return line.replace("overwrite=True", "--overwrite").replace("pass hook_point=", "pass --hook-point")
 
 
 def _share_the_cores() -> None:

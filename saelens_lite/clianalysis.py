@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tempfile
 import textwrap
 from collections.abc import Sequence
@@ -98,7 +99,7 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
         print(index.unigram)
     print(f"page: {page}")
     print(f"index: {folder}")
-    print_next(f"saelens-lite search {folder} --token TOKEN")
+    print_next(f"saelens-lite search {folder} --by max")
 
 
 def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: str) -> ActivationStore:
@@ -141,8 +142,8 @@ def search(argv: Sequence[str]) -> None:
     print("\n".join(lines))
     if kind == "import_labels":
         print_next(f'saelens-lite search {config.index} --labelled ""')
-    elif kind != "latent":
-        print_next(f"saelens-lite search {config.index} --latent I")
+    elif kind != "latent" and (first := re.search(r"\blatent +(\d+)", "\n".join(lines))):
+        print_next(f"saelens-lite search {config.index} --latent {first[1]}")
 
 
 def probe(argv: Sequence[str]) -> None:
@@ -200,7 +201,7 @@ def report(argv: Sequence[str]) -> None:
     from saelens_lite import report_page
 
     print(f"page: {report_page(config.runs, config.output)}")
-    print_next("saelens-lite evaluate --sae RUN --store STORE --output RUN/evaluation.json gives the page its table")
+    print("evaluations are in it where `saelens-lite evaluate --output RUN/evaluation.json` left them in the runs")
 
 
 def study(argv: Sequence[str]) -> None:

@@ -180,11 +180,13 @@ def train(argv: Sequence[str]) -> None:
                 "train --model needs --dataset and --hook-point, and stands without --store, --store-weights, --grid, "
                 "--eval-model and --baseline"
             )
+        source = " ".join(text["dataset"])
         model, dataset = embedded(name, text.pop("dataset"))
         fields = {
             key: value for key, value in to_mapping(config).items() if key not in ("store", "store_weights", "baseline")
         }
-        _tell_trained(train_streaming(model, dataset, fields.pop("hook_point"), **fields, **text), config, "STORE", name)
+        _tell_trained(train_streaming(model, dataset, fields.pop("hook_point"), **fields, **text), config)
+        print_next(f"saelens-lite analyze --sae {config.output} --model {name} --dataset {source}")
         return
     if text["dataset"]:
         raise ValueError("train --dataset needs --model, on whose activations of it to train in place of --store")
@@ -198,12 +200,18 @@ def train(argv: Sequence[str]) -> None:
     if grid:
         _train_grid(stores, grid, config, model)
         return
-    path = str(stores[0].path)
-    _tell_trained(train_sae(stores, config, model=model), config, path, model_of(path))
+    _tell_trained(train_sae(stores, config, model=model), config)
+    if is_first_process():
+        path = str(stores[0].path)
+        if config.freeze_decoder:
+            which = f"--sae TRAINED --baseline {config.output}"
+        else:
+            which = f"--sae {config.output}" + f" --baseline {config.output}/frozen" * config.baseline
+        print_next(f"saelens-lite evaluate {which} --store {path} --model {model_of(path)}")
 
 
-def _tell_trained(sae: SparseAutoencoder, config: TrainConfig, store: str, model: str) -> None:
-    """Print what a training made. store, model: what to type for them next."""
+def _tell_trained(sae: SparseAutoencoder, config: TrainConfig) -> None:
+    """Print what a training made."""
     if not is_first_process():
         return
     facts = sae.config.metadata["saelens_lite"]
@@ -214,14 +222,9 @@ def _tell_trained(sae: SparseAutoencoder, config: TrainConfig, store: str, model
         baseline = f"; fvu of the baseline {facts['baseline_fvu']:.4f}" if facts.get("baseline_fvu") is not None else ""
         print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}{cost}{baseline}")
     print(f"  opens with SparseAutoencoder.load({config.output!r}) and sae_lens.SAE.load_from_disk({config.output!r})")
-    if config.freeze_decoder:
-        which = f"--sae TRAINED --baseline {config.output}"
-    elif config.baseline:
-        which = f"--sae {config.output} --baseline {config.output}/frozen"
-    else:
-        which = f"--sae {config.output}"
-        print("  its baseline: the same command with --baseline, or with --freeze-decoder and another --output")
-    print_next(f"saelens-lite evaluate {which} --store {store} --model {model}")
+    if not config.freeze_decoder and not config.baseline:
+        with_it = "with --baseline, or " if config.store else ""
+        print(f"  its baseline: the same command {with_it}with --freeze-decoder and another --output")
 
 
 def _train_grid(stores: list[ActivationStore], words: Sequence[str], config: TrainConfig, model: nn.Module | None) -> None:

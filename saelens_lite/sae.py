@@ -190,9 +190,7 @@ class SparseAutoencoder(nn.Module):
 
         if self.kind == "gated":
             projected = self._project(normalized, latents)
-            return nonlinearity.gated(
-                projected + of(self.b_gate), projected * of(self.r_mag).exp() + of(self.b_mag)
-            )
+            return nonlinearity.gated(projected + of(self.b_gate), projected * of(self.r_mag).exp() + of(self.b_mag))
         pre_acts = self.pre_acts(normalized, latents)
         if self.kind == "jumprelu":
             return nonlinearity.jumprelu(pre_acts, of(self.threshold))

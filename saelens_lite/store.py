@@ -89,7 +89,8 @@ class ActivationStore:
 
     def __init__(self, path: str | os.PathLike[str] | Folder):
         self.folder = folder = open_folder(path)
-        self.plan: dict[str, Any] = read_json(folder, "plan.json", missing="this folder is no activation store")
+        what = "an SAE, no" if folder.size("cfg.json") is not None else "no"
+        self.plan: dict[str, Any] = read_json(folder, "plan.json", missing=f"this folder is {what} activation store")
         check_version(self.plan, folder.describe("plan.json"))
         self._manifest = read_json(
             folder, "manifest.json", missing="the harvest is unfinished; give the same command again and it goes on"

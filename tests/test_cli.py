@@ -137,7 +137,8 @@ def test_train_streams_from_a_model(made, capsys):
     assert main([*argv, "--n-steps", "6", "--device", "cpu", "--output", str(made / "streamed")]) == 0
     out = capsys.readouterr().out
     assert "topk SAE of 64 latents on blocks.2.hook_resid_post" in out and "6 steps, 1,536 rows" in out
-    assert f"--sae {made / 'streamed'} --store STORE --model demo" in out
+    assert "with --freeze-decoder and another --output" in out and "with --baseline" not in out  # which it would refuse
+    assert f"next: saelens-lite analyze --sae {made / 'streamed'} --model demo --dataset {made / 'data.jsonl'}\n" in out
     assert "train needs --store" in fails(capsys, "train", "--n-steps", "2")
     assert "needs --dataset and --hook-point" in fails(capsys, "train", "--model", "demo")
     for flags in (["--store-weights", "1"], ["--baseline"]):
@@ -197,6 +198,20 @@ def test_store_and_sae_may_stand_first_without_flags(made, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["analyze", str(store), str(sae), "third"])
     assert "third" in capsys.readouterr().err
+    assert "the folder is an activation store, no SAE" in fails(capsys, "analyze", sae, store)
+    assert "this folder is an SAE, no activation store" in fails(capsys, "train", "--store", sae)
+
+
+def test_what_comes_next_runs_as_it_is_printed(made, tmp_path, capsys):
+    """From the analysis on: the search that it names, and the latent that this names."""
+    argv = ["analyze", str(made / "store"), str(made / "topk"), "--output", str(tmp_path / "f.html"), "--n-latents", "3"]
+    for _ in range(2):
+        assert main(argv) == 0
+        following = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: saelens-lite ")]
+        assert len(following) == 1
+        argv = following[0].split()[2:]
+    assert argv[-2] == "--latent" and main(argv) == 0
+    assert f"latent {argv[-1]}: " in capsys.readouterr().out
 
 
 def test_search_in_the_index(made, capsys):
@@ -229,7 +244,8 @@ def test_search_in_the_index(made, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["search", index])
     assert stop.value.code == 2 and "expected one of --latent" in " ".join(capsys.readouterr().err.split())
-    assert "does not exist" in fails(capsys, "search", made / "store", "--by", "max")
+    line = fails(capsys, "search", made / "store", "--by", "max")
+    assert f"does not exist; `saelens-lite analyze STORE SAE --index {made / 'store'}` makes it" in line
     assert main(["search", index, "--regex", "no such text"]) == 0
     assert "no latent of" in capsys.readouterr().out
 
@@ -287,7 +303,7 @@ def test_every_command_has_help(command, capsys):
 
 def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
     argv = ["train", "--store", made / "store", "--n-steps", "2", "--output", made / "topk"]
-    assert "holds an SAE already" in fails(capsys, *argv)
+    assert "holds an SAE already: choose another output, or --overwrite to" in fails(capsys, *argv)
     assert main(["evaluate", "--sae", str(made / "topk"), "--store", str(made / "store")]) == 0
 
 

@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -65,7 +66,8 @@ def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointErr
 
         for run in runs:
             opened[run].enter_context(run.open())
-        for step in _steps(runs):
+        first, bar = min(run.steps_done for run in runs), every.enter_context(_bar(runs))
+        for step in range(first, max(run.n_steps for run in runs)):
             if due := [run for run in runs if run.steps_done == step and run not in outcomes]:
                 acts = rows.batch(step)
             for run in due:
@@ -74,6 +76,7 @@ def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointErr
                     if run.steps_done == run.n_steps:
                         outcomes[run] = run.finish()
                         opened[run].close()
+            bar.update()
             if stopped.anywhere() is not None or len(outcomes) == len(runs):
                 break
         for run in runs:
@@ -85,11 +88,11 @@ def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointErr
     return [outcomes[run] for run in runs]
 
 
-def _steps(runs: Sequence[Run]) -> Iterator[int]:
-    """The steps still to be taken by any of the runs, counted from 0, behind a progress bar."""
+def _bar(runs: Sequence[Run]) -> Any:
+    """A progress bar of the steps of the longest run, from where the first of them stands."""
     from tqdm import tqdm
 
     first, n_steps = min(run.steps_done for run in runs), max(run.n_steps for run in runs)
     what = f"train {runs[0].config.kind}" if len(runs) == 1 else f"train {len(runs)} SAEs"
-    bar = {"desc": what, "unit": "step", "disable": not (runs[0].config.progress and writes())}
-    return iter(tqdm(range(first, n_steps), initial=first, total=n_steps, **bar))
+    hidden = not (runs[0].config.progress and writes())
+    return tqdm(desc=what, unit="step", initial=first, total=n_steps, disable=hidden)

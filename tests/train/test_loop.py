@@ -44,7 +44,7 @@ def store(tmp_path_factory, byte_tokenizer):
 
 def train(store, output, **fields):
     defaults = {"kind": "topk", "k": 4, "d_sae": 64, "n_steps": 30, "batch_size_rows": 256, "device": "cpu"}
-    return sl.train_sae(store, output=str(output), progress=False, **{**defaults, **fields})
+    return sl.train_sae(store, output=str(output), **{**defaults, "progress": False, **fields})
 
 
 def lines(output):
@@ -95,6 +95,11 @@ def test_metrics_name_the_window_of_the_dead_and_the_held_out_rows(store, tmp_pa
     assert all(isinstance(line["dead@512"], float) for line in training)
     assert training[-1]["reconstruction"] < training[0]["reconstruction"]
     assert [line["step"] for line in lines(tmp_path) if "held_out_fvu" in line] == [15, 30]
+
+
+def test_the_progress_bar_counts_every_step(store, tmp_path, capsys):
+    train(store, tmp_path, n_steps=7, progress=True)
+    assert "| 7/7 [" in capsys.readouterr().err
 
 
 def test_a_dead_share_needs_as_many_tokens_as_its_window(store, tmp_path):

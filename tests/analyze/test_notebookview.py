@@ -74,7 +74,9 @@ def test_a_latent_shows_its_text_its_intervals_and_its_neighbours(opened):
     assert "".join(map(visible, (weakest.before, weakest.token, weakest.after))) in words
     assert f"{view.cosine[0][0]} {view.cosine[0][1]:.2f}" in words
     silent = index[int(index.column("counts").argmin())]
-    assert "quantile" not in silent._repr_html_() or silent.n_fired
+    assert silent.n_fired == 0
+    shown = silent._repr_html_()
+    assert "fires on 0 of 1,500 tokens" in shown and "quantile" not in shown
 
 
 def test_no_string_becomes_markup(opened):

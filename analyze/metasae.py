@@ -53,7 +53,7 @@ class Decomposition:
 
     k, d_meta: latents a row and in all of the meta-SAE; n_rows, n_held_out: decoder rows trained on and held out
     decoder: the scores; random: those of as many random unit vectors, None where that was not asked for
-    saes: a meta-SAE of the decoder rows for each seed; `found.saes[0].encode(sae.W_dec[i])` is what latent i is made of
+    saes: a meta-SAE of the unit decoder rows for each seed; of row i at norm 1, `saes[0].encode` gives what it is made of
     """
 
     k: int

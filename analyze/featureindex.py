@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ class IndexedLatent:
     demoted: tuple[tuple[str, float], ...]
     output_score: float
     label: Label | None
-    contexts: Contexts
+    contexts: Contexts = field(compare=False)
 
     @property
     def density(self) -> float:

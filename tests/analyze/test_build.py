@@ -80,6 +80,7 @@ def test_an_index_equals_brute_force(store, gpt2, byte_tokenizer, kind, tmp_path
         assert [logit for _, logit in shown] == pytest.approx([logit for _, logit in expected], abs=1e-5)
     for word in (f"latent {latent}", "quantiles", "token entropy", "jaccard", "cosine", "promoted"):
         assert word in repr(view)
+    assert FeatureIndex.open(index.path, byte_tokenizer)[latent] == view
 
 
 class Killed(Exception):

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from saelens_lite.sae import SparseAutoencoder
 
 from .answers import Judge, NextToken
+from .belonging import check_belongs, trained_at
 from .controls import diff_mean, matched_latents, probe_direction
 from .edits import latent_acts_of
 from .intervene import latent_stats
@@ -43,7 +44,7 @@ class HallucinationStudy:
     records: questions; at least two known and two unknown entities on each side of the split
     judge: `NextToken`, or a function (answers.Judge) that says which of the model's answers are refused and which right
     baseline: an SAE of the same training with a frozen random decoder (`train --baseline`)
-    hook_point: by default where the SAE was trained
+    hook_point: by default where the SAE was trained; another is the caller's word that the SAEs are meant to be used there
     split: one side chooses latents, the other is measured; by entity, or group
     position: tokens that are edited, the entity's "last" or "all" of them
     raises: ValueError for no records, or SAEs that do not fit the model
@@ -67,7 +68,7 @@ class HallucinationStudy:
             raise ValueError("a study expected records, got none")
         if position not in ("last", "all"):
             raise ValueError(f"position expected 'last' or 'all' tokens of the entity, got {position!r}")
-        point = hook_point or sae.config.hook_point or sae.config.hf_module
+        point = hook_point or trained_at(sae)
         if not point:
             raise ValueError("a study expected hook_point=, since the SAE does not say where it was trained")
         self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point
@@ -80,10 +81,13 @@ class HallucinationStudy:
         self._sides: dict[bool, Side] = {}
         width = self._side_of(self.records[:1], [False]).entities.acts.shape[1]
         for of in (sae, baseline):
-            if of is not None and (of.d_model != width or of.config.hook_point not in ("", point)):
+            if of is None:
+                continue
+            check_belongs(model, of, point, stated=hook_point is not None, what="a study at")
+            if of.d_model != width or (hook_point is None and trained_at(of) not in ("", point)):
                 raise ValueError(
-                    f"a study at {point} of this model expected SAEs of d_model={width} trained there, got one of "
-                    f"{of.d_model}, trained on {of.config.model_name or 'an unnamed model'} {of.config.hook_point}"
+                    f"a study at {point} expected SAEs of d_model={width} trained there, got one of {of.d_model}, trained "
+                    f"on {of.config.model_name or 'an unnamed model'} {trained_at(of)}"
                 )
 
     def label(self, n_right: int = 2) -> list[bool | None]:

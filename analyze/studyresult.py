@@ -225,7 +225,7 @@ class StudyResult:
         read = ", ".join(f"{name} {area:.2f}" for name, area in best.items())
         return (
             f"{self.n_known} known and {self.n_unknown} unknown entities that chose nothing, {self.n_questions} questions; "
-            f"reading who is known at {self.hook_point}, AUROC of the best: {read}"
+            f"reading who is known at {self.hook_point}, AUROC of the best on them: {read}"
         )
 
 

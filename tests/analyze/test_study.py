@@ -346,7 +346,7 @@ def test_selection_on_the_testing_side_latents_of_another_sae_and_empty_choices_
         study.select(sae=make_sae("relu"))
 
 
-def test_bad_input_is_named(world):
+def test_bad_input_is_named(world, monkeypatch):
     model, tokenizer, sae, _ = world
 
     def begun(records=RECORDS, judge=JUDGE, sae=sae, **how):
@@ -362,12 +362,19 @@ def test_bad_input_is_named(world):
         begun([replace(RECORDS[0], known=None), *RECORDS[1:]]).label()
     with pytest.raises(ValueError, match="labelled by what the model answers"):
         begun([replace(record, known=None, answer="x") for record in RECORDS]).label()
-    with pytest.raises(ValueError, match="expected SAEs of d_model=32 trained there, got one of 16"):
+    with pytest.raises(ValueError, match="a study at .* expected an SAE of d_model=32, got one of 16"):
         begun(sae=make_sae("relu", d_model=16))
-    with pytest.raises(ValueError, match="trained on GPT2LMHeadModel blocks.1.hook_resid_post"):
-        begun(sae=make_sae("relu", hook_point="blocks.1.hook_resid_post"), hook_point="blocks.0.hook_resid_post")
+    with pytest.raises(ValueError, match="expected SAEs of d_model=32 trained there, got one of 16"):
+        begun(sae=make_sae("relu", d_model=16), hook_point="transformer.h.0")
+    elsewhere = make_sae("relu", hook_point="blocks.1.hook_resid_post")
+    with pytest.raises(ValueError, match="expected SAEs .* trained there, .* GPT2LMHeadModel blocks.1.hook_resid_post"):
+        begun(baseline=elsewhere)
+    begun(baseline=elsewhere, hook_point="blocks.0.hook_resid_post")
     with pytest.raises(ValueError, match="since the SAE does not say where"):
         begun(sae=make_sae("relu", hook_point=""))
+    monkeypatch.setattr(model.config, "_name_or_path", "someone/gpt2-tiny")
+    with pytest.raises(ValueError, match="gpt2-tiny, got one trained on pythia-70m"):
+        begun(baseline=make_sae("relu", model_name="pythia-70m"))
     with pytest.raises(ValueError, match="position expected 'last' or 'all'"):
         begun(position="first")
     with pytest.raises(ValueError, match="begins like a refusal"):

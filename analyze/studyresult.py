@@ -159,8 +159,9 @@ class StudyResult:
             theirs = shown(rival.measures[measure].estimate.item())
             verdict = "more" if less.low > 0 else "less" if less.high < 0 else "not told from chance"
             said.append(
-                f"  The same of an SAE with a frozen random decoder, as strong: {theirs}, p {rival.p:.3f} among its random "
-                f"sets. What training added is the difference, {less.estimate:+.2f} ({_range(less, '+')}): {verdict}. The "
+                f"  The same of an SAE with a frozen random decoder, at push {rival.push:.2f} beside {row.push:.2f}: "
+                f"{theirs}, p {rival.p:.3f} among its random sets. What training added is the difference, "
+                f"{less.estimate:+.2f} ({_range(less, '+')}): {verdict}. The "
                 "rank alone does not show that the dictionary learnt anything."
             )
         directions = [

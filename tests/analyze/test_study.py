@@ -208,6 +208,7 @@ def test_the_table_the_summary_and_the_json_say_the_same(result, tmp_path):
     assert row["hallucination"]["estimate"] == 1 and row["controls"]["n"] == N_CONTROLS and row["latents"] == [KNOWS]
     assert "clamp known (1)" in repr(result) and "splice" in repr(result)
     text = " ".join(result.summary())
+    assert f"decoder, at push {result.row('clamp known', 'baseline', 1.0).push:.2f} beside {row['push']:.2f}: " in text
     assert "What training added is the difference, +0." in text and ": more." in text and "DiffMean +: 100%" in text
     with pytest.raises(KeyError, match="no row 'clamp'"):
         result.row("clamp")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.decoder import evaluation_mode
-from saelens_lite.hooks import model_device, run_to
+from saelens_lite.hooks import run_to
 from saelens_lite.sae import SparseAutoencoder
 from saelens_lite.tokens import token_strings
 
@@ -127,7 +127,7 @@ def fires_on_text(
     if ids.numel() == 0:
         raise ValueError(f"expected a text with tokens, got {text!r}")
     with evaluation_mode(model), torch.no_grad():
-        acts = run_to(model, [point], input_ids=ids.to(model_device(model)))[point][0]
+        acts = run_to(model, [point], input_ids=ids)[point][0]
         if not acts.isfinite().all():
             raise ValueError(f"fires_on_text expected finite activations, got nan or infinity at {point}")
         latents = to_cpu(sae.encode(acts.to(sae.device)))

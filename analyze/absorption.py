@@ -206,9 +206,9 @@ def carried(
 
     latents: of all rows, on the CPU; rows: int64[n], those looked at
     W_dec: float[d_sae d_model]; direction: float64[d_model], unit norm; to_explain: float64[n], along it
-    main: int64[m]; allowed: bool[d_sae], the others that can take their place; None: any
+    main: int64[m], each counted once; allowed: bool[d_sae], the others that can take their place; None: any
     """
-    along = (W_dec @ direction.to(W_dec)).double()
+    main, along = main.unique(), (W_dec @ direction.to(W_dec)).double()
     cosines = along / W_dec.norm(dim=1).double().clamp_min(1e-30)
     others = torch.ones(len(W_dec), dtype=torch.bool) if allowed is None else allowed.clone()
     others[main] = False

@@ -135,7 +135,7 @@ def test_each_row_by_hand():
     to_explain = torch.tensor([1.0, 1, 1, 1, 1, 1, -1, 1], dtype=torch.float64)
     u = torch.tensor([1.0, 0], dtype=torch.float64)
     latents = SparseLatents.from_dense(torch.cat([acts.new_ones(1, 5), acts]))
-    found = carried(latents, torch.arange(1, 9), W_dec, u, to_explain, torch.tensor([0]))
+    found = carried(latents, torch.arange(1, 9), W_dec, u, to_explain, torch.tensor([0, 0]))
     assert found.silent.tolist() == [True, True, True, False, False, False, True, True]
     assert found.absorbed.tolist() == [True, False, True, False, False, False, False, False]
     assert found.fraction.tolist() == pytest.approx([1, 0, 0, 0.5, 0.1, 0, 0, 0])

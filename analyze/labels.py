@@ -13,6 +13,7 @@ What a reader of the HTML page writes there, the page gives as JSON to import (s
 from __future__ import annotations
 
 import json
+import operator
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
@@ -48,18 +49,21 @@ class Labels:
         self.path, self._sae = path, sae
 
     def set(self, latent: int, label: str, notes: str = "", starred: bool = False) -> None:
-        """Write what a latent stands for, in place of what was written. raises: ValueError for a latent out of range"""
-        self._write([Label(int(latent), label, notes, starred)])
+        """Write what a latent stands for, in place of what was written.
+
+        raises: ValueError for a latent out of range, TypeError for one that is no integer
+        """
+        self._write([Label(operator.index(latent), label, notes, starred)])
 
     def remove(self, latent: int) -> None:
         """Forget what was written about a latent; nothing if there is nothing."""
         if self.path.exists():
             with self._open() as db:
-                db.execute("DELETE FROM labels WHERE latent = ?", (int(latent),))
+                db.execute("DELETE FROM labels WHERE latent = ?", (operator.index(latent),))
 
     def get(self, latent: int) -> Label | None:
         """What was written about a latent, or None."""
-        return next(iter(self._select("latent = ?", int(latent))), None)
+        return next(iter(self._select("latent = ?", operator.index(latent))), None)
 
     def all(self) -> list[Label]:
         """Everything, by latent."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from saelens_lite.sae import SparseAutoencoder
 
 from .featureindex import FeatureIndex
+from .labels import Label
 from .search import (
     by_number,
     fires_on_regex,
@@ -82,8 +83,8 @@ class SearchConfig:
     label: str | None = None
     """With --latent: write what it stands for; "" forgets it."""
 
-    notes: str = ""
-    """With --label: anything else."""
+    notes: str | None = None
+    """With --label: anything else; without it notes stay as they are."""
 
     import_labels: str | None = None
     """Write the labels, notes and stars of a file that the HTML page gave."""
@@ -105,7 +106,7 @@ class SearchConfig:
         if len(given) != 1:
             flags, asked = ([f"--{kind.replace('_', '-')}" for kind in kinds] for kinds in (KINDS, given))
             raise ValueError(f"search expected one of {', '.join(flags)}, got {' and '.join(asked) or 'none'}")
-        if self.notes and self.label is None:
+        if self.notes is not None and self.label is None:
             raise ValueError("search --notes expected --label too: notes stand beside a label")
         if self.label is not None and self.latent is None:
             raise ValueError("search --label expected --latent too: the latent that it is about")
@@ -137,8 +138,9 @@ def answer(
         view = index[config.latent]
         if config.label is not None:
             if config.label:
-                starred = view.label is not None and view.label.starred
-                index.labels.set(config.latent, config.label, config.notes, starred)
+                before = view.label or Label(config.latent, "")
+                notes = before.notes if config.notes is None else config.notes
+                index.labels.set(config.latent, config.label, notes, before.starred)
             else:
                 index.labels.remove(config.latent)
             view = index[config.latent]

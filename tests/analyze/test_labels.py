@@ -28,6 +28,14 @@ def test_labels_are_kept_and_found(tmp_path):
         labels.set(10, "none")
 
 
+def test_a_latent_that_is_no_integer_is_no_latent(tmp_path):
+    labels = Labels(tmp_path / "labels.sqlite", SAE)
+    labels.set(1, "one")
+    for call in (lambda: labels.set(1.5, "half"), lambda: labels.get(1.5), lambda: labels.remove(1.5)):
+        with pytest.raises(TypeError, match="integer"):
+            call()
+
+
 def test_labels_of_another_sae_or_another_file_are_refused(tmp_path):
     Labels(tmp_path / "labels.sqlite", SAE).set(0, "one")
     with pytest.raises(FeatureIndexError, match="labels of the SAE aaaaaaaa, this index is of bbbbbbbb"):

@@ -160,6 +160,9 @@ def test_questions_of_the_command_line(index):
 
     assert ask(latent=7) == [repr(index[7])]
     assert "label: the sun (and the moon)" in ask(latent=7, label="the sun", notes="and the moon")[0]
+    assert "label: a sun (and the moon)" in ask(latent=7, label="a sun")[0]
+    assert "(" not in ask(latent=7, label="the sun", notes="")[0].split("label: ")[1].split("\n")[0]
+    assert "label: the sun (and the moon)" in ask(latent=7, label="the sun", notes="and the moon")[0]
     assert ask(labelled="MOON") == ["Label(latent=7, label='the sun', notes='and the moon', starred=False)"]
     assert any("the sun" in line for line in ask(by="density", n=48))
     assert "label" not in ask(latent=7, label="")[0] and ask(labelled="") == []

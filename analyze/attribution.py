@@ -199,6 +199,8 @@ def _picked(logits: Tensor, tokens: Tensor | None) -> Tensor:
 
 def _each(value: int | Tensor, batch: int, end: int, name: str) -> Tensor:
     """int64[batch] from one number or one for each example; −1 is the last, as in Python."""
+    if isinstance(value, str):
+        raise ValueError(f"expected {name}, got the text {value!r}: the tokenizer gives its ids")
     given = torch.as_tensor(value, dtype=torch.int64).cpu().reshape(-1)
     if len(given) not in (1, batch):
         raise ValueError(f"expected {name}, or one for each of {batch} examples, got {len(given)}")

@@ -30,6 +30,7 @@ from saelens_lite.errors import nearest
 from saelens_lite.hooks import EditInfo
 from saelens_lite.positions import Where
 from saelens_lite.sae import SparseAutoencoder
+from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import hashed_uniform
 
 from .edits import (
@@ -46,6 +47,7 @@ from .edits import (
     latent_acts_of,
     of_latents,
 )
+from .stream import matching_hook_point
 
 BOUNDS = ("both", "min", "max")
 
@@ -209,12 +211,15 @@ class LatentStats(NamedTuple):
     """float64[d_sae], share of tokens on which each latent fires"""
 
 
-def latent_stats(sae: SparseAutoencoder, batches: Iterable[Tensor]) -> LatentStats:
-    """Mean, largest activation and firing rate of every latent over batches of activations, float[... d_model] each.
+def latent_stats(sae: SparseAutoencoder, batches: ActivationStore | Iterable[Tensor]) -> LatentStats:
+    """Mean, largest activation and firing rate of every latent over a store or batches of activations.
 
-    For a store: `latent_stats(sae, (store.acts(shard) for shard in range(store.n_shards)))`.
-    raises: ValueError when there are no tokens, or one whose activations are not finite
+    batches: float[... d_model] each; of a store, what the SAE was trained on
+    raises: ValueError when there are no tokens, or one whose activations are not finite; for a store that is not the SAE's
     """
+    if isinstance(batches, ActivationStore):
+        store, point = batches, matching_hook_point(sae, batches, None)
+        batches = (store.acts(shard, point) for shard in range(store.n_shards))
     total = torch.zeros(sae.d_sae, dtype=torch.float64)  # on the CPU: mps has no float64
     fired = torch.zeros(sae.d_sae, dtype=torch.int64)
     largest = torch.zeros(sae.d_sae, dtype=torch.float32, device=sae.device)

@@ -82,7 +82,8 @@ def add_hook_points(argv: Sequence[str]) -> None:
     )
     if is_first_process():
         print(f"{config.store}: {store.n_rows:,} rows each of {', '.join(store.hook_points)}")
-        print_next(f"saelens-lite train --store {config.store} --hook-point {config.hook_points[0]} --output runs/topk")
+        point = config.hook_points[0]
+        print_next(f"saelens-lite train --store {config.store} --hook-point {point} --output runs/{point}")
 
 
 def verify(argv: Sequence[str]) -> int:

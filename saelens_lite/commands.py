@@ -43,7 +43,8 @@ class VerifyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning."""
+    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning. STORE SAE in front of
+    the flags are --store and --sae."""
 
     sae: str
     """Folder of the SAE, ours or SAELens', or a hub repository."""
@@ -89,7 +90,8 @@ class EvaluateConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AnalyzeConfig:
-    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML page."""
+    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML page. STORE SAE in front of
+    the flags are --store and --sae."""
 
     sae: str
     """Folder of the SAE, ours or SAELens', or a hub repository."""

@@ -124,6 +124,8 @@ def test_what_has_no_direct_path_is_refused():
         direct_logit_attribution(model, make_sae(d_model=16), 3, input_ids=IDS)
     with pytest.raises(ValueError, match="expected a token id from 0 to 39"):
         direct_logit_attribution(model, sae, 40, input_ids=IDS)
+    with pytest.raises(ValueError, match="expected a token id, got the text 'self'"):
+        direct_logit_attribution(model, sae, "self", input_ids=IDS)
     with pytest.raises(ValueError, match="expected position from 0 to 5"):
         direct_logit_attribution(model, sae, 4, position=6, input_ids=IDS)
     with pytest.raises(ValueError, match="pass hook_point="):

@@ -12,6 +12,7 @@ from saelens_lite.errors import HookError
 from saelens_lite.hooks import capture, edit, position_ids_from
 from saelens_lite.positions import span_mask
 from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.store import ActivationStore
 from saelens_lite.tokens import hashed_uniform
 
 from .conftest import COMMON, HEADS, shape
@@ -689,14 +690,17 @@ def test_an_sae_of_another_model_or_without_a_place():
         pass
 
 
-def test_latent_stats_by_hand():
-    """Identity SAE of width 2 over rows (1, 0), (3, −1), (0, 2): means 4/3 and 2/3, maxima 3 and 2."""
+def test_latent_stats_by_hand(tmp_path):
+    """Identity SAE of width 2 over rows (1, 0), (3, −1), (0, 2): means 4/3 and 2/3, maxima 3 and 2; of a store as well."""
     sae = SparseAutoencoder(SAEConfig(d_model=2, d_sae=2, kind="relu"))
     sae.W_enc.copy_(torch.eye(2)), sae.W_dec.copy_(torch.eye(2))
-    stats = latent_stats(sae, [torch.tensor([[1.0, 0.0], [3.0, -1.0]]), torch.tensor([[0.0, 2.0]])])
-    torch.testing.assert_close(stats.mean, torch.tensor([4 / 3, 2 / 3]))
-    assert stats.max.tolist() == [3.0, 2.0] and stats.n_tokens == 3
-    torch.testing.assert_close(stats.rate, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
+    batches = [torch.tensor([[1.0, 0.0], [3.0, -1.0]]), torch.tensor([[0.0, 2.0]])]
+    store = ActivationStore.from_arrays(tmp_path / "store", torch.cat(batches))
+    for given in (batches, store):
+        stats = latent_stats(sae, given)
+        torch.testing.assert_close(stats.mean, torch.tensor([4 / 3, 2 / 3]))
+        assert stats.max.tolist() == [3.0, 2.0] and stats.n_tokens == 3
+        torch.testing.assert_close(stats.rate, torch.tensor([2 / 3, 1 / 3], dtype=torch.float64))
     with pytest.raises(ValueError, match="no tokens"):
         latent_stats(sae, [])
 

@@ -49,6 +49,7 @@ def test_sums_of_shared_directions_are_explained_and_random_ones_are_not(shared)
     assert held_values["excess"] == found.excess and held_values["decoder"]["held_out"] == list(found.decoder.held_out)
 
 
+@pytest.mark.long
 def test_random_rows_are_their_own_control_and_memory_shows():
     noise = normalize(torch.randn(400, 32, generator=torch.Generator().manual_seed(7)), dim=1)
     found = sl.meta_sae(sae_of(noise), seeds=(0,), **OPTIONS)

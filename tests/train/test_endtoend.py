@@ -122,6 +122,7 @@ def held_out_kl(folder, store, model):
     return total / n_tokens
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_on_held_out_documents_come_closer_than_by_more_training_on_rows(model, store, source, tmp_path, kind):
     own = {"l1_coeff": 0.5} if kind == "relu" else {}

@@ -117,6 +117,7 @@ def test_the_grid_of_a_command_line():
             parsed_grid(wrong)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "grid",
     [
@@ -253,6 +254,7 @@ def test_killed_between_the_members_it_ends_with_the_same_bits(forked, whole, tm
         assert outcomes(tmp_path / str(nth)) == whole
 
 
+@pytest.mark.long
 def test_killed_again_and_again_and_stopped(forked, whole, tmp_path):
     for nth in (31, 40, 17):
         assert forked(tmp_path, (UPDATE, signal.SIGKILL, nth)) == -signal.SIGKILL

@@ -98,6 +98,7 @@ def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tm
         assert not (tmp_path / str(i) / "state").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole, tmp_path, kind):
     for nth in (7, 11, 5, 14):  # in the process that goes on at the last checkpoint
@@ -285,6 +286,7 @@ def test_a_second_process_is_kept_out(store, tmp_path):
         train(store, tmp_path)
 
 
+@pytest.mark.long
 def test_wandbs_run_goes_on_under_its_id(store, tmp_path, killed_before, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with killed_before(23):

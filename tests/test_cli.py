@@ -12,6 +12,8 @@ import pytest
 
 from saelens_lite.cli import COMMANDS, main
 
+pytestmark = pytest.mark.long
+
 POINT = "blocks.2.hook_resid_post"
 HARVEST = ["harvest", "--model", "demo", "--hook-points", POINT, "--no-progress", "--max-tokens"]
 

@@ -12,6 +12,8 @@ from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.streamed import Place, StreamRows
 from saelens_lite.train.trainer import Trainer
 
+pytestmark = pytest.mark.long
+
 HOOK_POINT = "blocks.0.hook_resid_post"
 TEXTS = [f"document {i} speaks of {i * i} things, and of {chr(97 + i % 26) * (3 + i % 7)}" for i in range(100)]
 TEXT_OPTIONS = {"context_length": 32, "batch_size_seqs": 4, "documents_per_shard": 8}

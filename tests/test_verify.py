@@ -17,6 +17,8 @@ from saelens_lite.shards import encode_json, manifest_sha256
 from saelens_lite.store import ActivationStore
 from saelens_lite.verify import Problem, repair_store, verify_store
 
+pytestmark = pytest.mark.long
+
 FIRST, SECOND = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
 DATA = f"shards/00001/{FIRST}.safetensors"
 COMMIT = f"shards/00001/{FIRST}.json"

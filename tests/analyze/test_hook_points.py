@@ -31,6 +31,8 @@ from .test_intervene import (
     teacher_forced,
 )
 
+pytestmark = pytest.mark.long
+
 EARLY = "blocks.0.hook_resid_post"
 POINTS = [EARLY, "blocks.1.hook_mlp_out", POINT]
 IDS = torch.tensor([TEXTS[0]])

@@ -17,6 +17,8 @@ from saelens_lite.analyze.tally import activation_bins, bin_edges
 from .chromium import Browser, Tab, installed
 from .conftest import make_sae
 
+pytestmark = pytest.mark.long
+
 NASTY = [
     "</script><script>document.title='broken'</script>",
     "<!--<script>",
@@ -429,7 +431,6 @@ def test_nothing_is_wider_than_the_window(tab, page_data, tmp_path):
     assert light == "rgb(251, 250, 248)" and page.js(colour) == "rgb(23, 22, 20)"
 
 
-@pytest.mark.long
 def test_a_browser_runs_nothing_that_came_from_a_token(tab, tmp_path):
     """Property check 9 of the analysis reference: raw strings, lone surrogates among them, as if `visible` did not exist."""
     nasty, tame = tmp_path / "page.html", tmp_path / "tame.html"

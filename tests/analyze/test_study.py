@@ -34,6 +34,8 @@ from saelens_lite.hooks import run_to
 
 from .conftest import make_sae
 
+pytestmark = pytest.mark.long
+
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KNOWS, UNKNOWS, N_CONTROLS = 5, 9, 12
 JUDGE = NextToken(["?"], separator="")

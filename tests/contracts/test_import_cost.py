@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.long
+
 CORE = "import saelens_lite; from saelens_lite import SparseAutoencoder, SparseLatents, ActivationStore, ShardError"
 HEAVY = ("transformers", "datasets", "wandb", "tokenizers", "huggingface_hub", "pandas", "matplotlib", "sklearn", "tyro")
 
@@ -30,7 +32,6 @@ def test_importing_prints_nothing():
     assert run("from saelens_lite import *") == ""
 
 
-@pytest.mark.long
 def test_import_takes_at_most_a_quarter_longer_than_torch():
     timed = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
     ours, torchs, ratio = [], [], math.inf

@@ -10,6 +10,8 @@ from saelens_lite.demo import MODEL_DIR
 from saelens_lite.demo.corpus import stdlib_documents
 from saelens_lite.demo.train_lm import SCORED_PER_WINDOW, held_out_windows, nats_and_tokens
 
+pytestmark = pytest.mark.long
+
 
 def test_it_has_two_to_four_million_parameters_and_at_most_eight_megabytes(embedded):
     model, tokenizer = embedded
@@ -61,7 +63,6 @@ def held_out(embedded):
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-@pytest.mark.long
 def test_held_out_loss_is_near_the_card_and_far_below_counting_tokens(embedded, held_out):
     """The bound: the model card's loss on all held-out windows, and 5 % for taking every eighth and for another Python."""
     model, tokenizer = embedded

@@ -10,6 +10,8 @@ from saelens_lite.cli import main
 from saelens_lite.demo import world as worlds
 from saelens_lite.demo.world import RELATIONS, World, WorldConfig, make_world, prompt, train_model, untested
 
+pytestmark = pytest.mark.long
+
 TINY = WorldConfig(
     n_known=60, n_refused=100, n_studied=60, n_steps=4, batch_size_prompts=64, n_sae_steps=30, d_sae=96, k=4, width=16
 )

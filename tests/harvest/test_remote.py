@@ -14,6 +14,8 @@ from saelens_lite.train import train_sae
 
 from .conftest import BOTH, TEXTS
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def s3_server():

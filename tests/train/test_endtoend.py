@@ -13,6 +13,8 @@ from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.endtoend import EndToEnd, StoreContexts
 from saelens_lite.train.kinds import kind_class
 
+pytestmark = pytest.mark.long
+
 POINT = "blocks.0.hook_resid_post"
 OPTIONS = {"batch_size_rows": 128, "k": 4, "device": "cpu", "progress": False}
 KINDS = ["topk", "batchtopk", "relu", "jumprelu"]
@@ -122,7 +124,6 @@ def held_out_kl(folder, store, model):
     return total / n_tokens
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_on_held_out_documents_come_closer_than_by_more_training_on_rows(model, store, source, tmp_path, kind):
     own = {"l1_coeff": 0.5} if kind == "relu" else {}

@@ -22,6 +22,8 @@ from saelens_lite.train.rows import StoreRows
 from saelens_lite.train.state import load_checkpoint
 from saelens_lite.train.trainer import Trainer
 
+pytestmark = pytest.mark.long
+
 KINDS = get_args(KindName)
 N_STEPS = 40
 OPTIONS = {
@@ -88,7 +90,6 @@ def whole(forked, tmp_path_factory):
     return run
 
 
-@pytest.mark.long
 def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_path):
     for i in range(10):
         step = 4 * i + random.Random(i).randint(1, 4)
@@ -98,7 +99,6 @@ def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tm
         assert not (tmp_path / str(i) / "state").exists()
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole, tmp_path, kind):
     for nth in (7, 11, 5, 14):  # in the process that goes on at the last checkpoint
@@ -126,7 +126,6 @@ def test_with_other_settings_too(forked, tmp_path, fields):
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "calls"),
     [
@@ -286,7 +285,6 @@ def test_a_second_process_is_kept_out(store, tmp_path):
         train(store, tmp_path)
 
 
-@pytest.mark.long
 def test_wandbs_run_goes_on_under_its_id(store, tmp_path, killed_before, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with killed_before(23):

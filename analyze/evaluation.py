@@ -252,7 +252,10 @@ class Evaluation:
                 f"mcc {found.mcc:.3f} (random {found.random_mcc:.3f})"
             )
         if self.held_out and not self.same_store:
-            text.append("not every SAE records this store as its own: it may have been trained on documents held out here")
+            text.append(
+                "an SAE here records another store, or this one before hook points were added: it may have been trained on "
+                "documents held out here"
+            )
         return text
 
     def _windows_that_fit(self) -> list[int]:

@@ -196,7 +196,7 @@ def test_table_and_dictionary(store, gpt2, sae):
     assert len(lines[0]) == len(lines[1]), "aligned"
     assert f"over {found.n_tokens:,} tokens of held-out documents" in lines[6]
     assert f"CE in nats over {found.n_ce_tokens:,} predicted tokens" in lines[7]
-    assert "not every SAE records this store" in lines[8] and not found.same_store
+    assert "an SAE here records another store" in lines[8] and not found.same_store
     plain = found.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["rows"][0]["fvu"] == found.row("trained").fvu

@@ -2,7 +2,7 @@
 
 import sys
 
-from saelens_lite.cli import main
+from saelens_lite.cli.commands import main
 
 if __name__ == "__main__":
     sys.exit(main(["analyze", *sys.argv[1:]]))

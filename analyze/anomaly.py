@@ -21,11 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelens_lite.sae import SparseAutoencoder
-from saelens_lite.sparse import SparseLatents
-from saelens_lite.store import ActivationStore
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.latents import SparseLatents
+from saelens_lite.store.reader import ActivationStore
 
-from .stream import BLOCK_ROWS, blocks, matching_hook_point, to_cpu
+from .latents.compatibility import matching_hook_point
+from .latents.store_pass import BLOCK_ROWS, blocks, to_cpu
 
 Rows = Tensor | np.ndarray | ActivationStore
 """float[n d_model], or a store."""

@@ -1,16 +1,14 @@
-"""Harvest: run text through a language model and store the activations of its hook points."""
+"""Harvest: run text through a language model and store the activations of its hook points.
 
-from .add import add_hook_points
-from .config import HarvestConfig
-from .estimate import Estimate
-from .run import estimate_harvest, estimate_run, harvest_activations, run_harvest
+harvest           the public calls
+prepare           all that can be wrong, looked at first
+config            what a harvest is asked for
+estimate          rows, bytes and time of a harvest, before it
+ahead             an iterator run ahead of its consumer
+more_hook_points  further hook points for a finished store
+streaming         shards of activations that are not stored
+"""
 
-__all__ = [
-    "Estimate",
-    "HarvestConfig",
-    "add_hook_points",
-    "estimate_harvest",
-    "estimate_run",
-    "harvest_activations",
-    "run_harvest",
-]
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from .mixture import check_weights
+from .text.mixture import check_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from saelens_lite import hooks
-from saelens_lite.codecs import STORE_DTYPES, row_bytes
 from saelens_lite.errors import ShardError
-from saelens_lite.files import Folder
+from saelens_lite.lm import hooks
+from saelens_lite.store.codecs import STORE_DTYPES, row_bytes
+from saelens_lite.store.folder import Folder
 
-from .documents import Source
+from .text.documents import Source
 
 _BYTES_PER_POSITION = 10
 """Of a tokens file: input_ids and doc_id int32, attended and kept uint8."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import numbers
 import os
 import types
@@ -62,3 +63,17 @@ def _fits(value: Any, hint: Any) -> bool:
 def to_mapping(config: Any) -> dict[str, Any]:
     """The fields of a configuration dataclass as a plain dictionary, in field order."""
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+
+
+def differing_fields(run: Mapping[str, Any], earlier: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
+    """Where a run is another than an earlier one: "k expected 32, got 16" for each field, expected being the earlier's.
+
+    defaults: what stands for a field that the earlier run, of an older release, did not have
+    """
+    run = json.loads(json.dumps(run))
+    differing = []
+    for name in sorted(run.keys() | earlier.keys()):
+        expected, got = earlier.get(name, defaults.get(name)), run.get(name)
+        if expected != got:
+            differing.append(f"{name} expected {expected!r}, got {got!r}")
+    return differing

@@ -27,9 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelens_lite import kernels
-from saelens_lite.sparse import SparseLatents
-from saelens_lite.store import ActivationStore
+from saelens_lite.kernels import dispatch as kernels
+from saelens_lite.sae.latents import SparseLatents
+from saelens_lite.store.reader import ActivationStore
 
 BLOCK_ROWS = 256
 """Rows that share a random stream, and the document of a store that they make."""

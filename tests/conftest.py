@@ -80,7 +80,7 @@ def planted() -> Planted:
 @pytest.fixture(scope="session")
 def embedded():
     """The embedded language model and its tokenizer; shared by the tests of a process, so leave it as it is."""
-    from saelens_lite.demo import load_model
+    from saelens_lite.demo.embedded import load_model
 
     return load_model()
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.arrays import regrouped
 from saelens_lite.errors import ShardError
-from saelens_lite.store import ActivationStore
-from saelens_lite.tokens import is_held_out
+from saelens_lite.hashing import is_held_out
+from saelens_lite.store.from_arrays import regrouped
+from saelens_lite.store.reader import ActivationStore
 
 
 def rows_of(n_rows=10, d_model=3):

@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from saelens_lite import checkpoint
-from saelens_lite.checkpoint import load_log_sparsity, load_sae, save_sae
 from saelens_lite.errors import CheckpointError
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.sae import folder
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.folder import load_log_sparsity, load_sae, save_sae
 
 GOLDEN = Path(__file__).parent / "golden"
 KINDS = {"relu": {}, "topk": {"k": 3}, "jumprelu": {}, "gated": {}}
@@ -137,7 +138,7 @@ def test_a_failure_while_writing_leaves_the_old_sae(tmp_path, monkeypatch):
     def full_disk(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full_disk)
+    monkeypatch.setattr(folder, "save_file", full_disk)
     with pytest.raises(CheckpointError, match="No space left.*the SAE in memory is untouched"):
         save_sae(random_sae("relu"), tmp_path / "sae")
     assert {file.name: file.read_bytes() for file in (tmp_path / "sae").iterdir()} == before

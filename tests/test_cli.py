@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from saelens_lite.cli import COMMANDS, main
+from saelens_lite.cli.commands import COMMANDS, main
 
 pytestmark = pytest.mark.long
 
@@ -65,7 +65,7 @@ def test_a_dry_run_says_what_a_harvest_takes_and_writes_nothing(made, tmp_path, 
 
 
 def test_a_dry_run_of_what_cannot_fit_is_1(made, tmp_path, capsys, monkeypatch):
-    from saelens_lite.files import LocalFolder
+    from saelens_lite.store.folder import LocalFolder
 
     monkeypatch.setattr(LocalFolder, "free_bytes", lambda self: 1_000_000)
     argv = [*HARVEST, "6000", "--dataset", str(made / "data.jsonl"), "--store", str(tmp_path / "store")]
@@ -399,6 +399,6 @@ def test_ctrl_c_is_130_and_one_line(monkeypatch, capsys):
     def interrupted(argv):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(COMMANDS, "train", interrupted)
+    monkeypatch.setattr("saelens_lite.cli.train.run", interrupted)
     assert main(["train"]) == 130
     assert capsys.readouterr().err == "saelens-lite: interrupted\n"

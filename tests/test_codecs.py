@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saelens_lite.codecs import STORE_DTYPES, decode, dtype_name, encoder, n_outliers, row_bytes
+from saelens_lite.store.codecs import STORE_DTYPES, decode, dtype_name, encoder, n_outliers, row_bytes
 
 
 def encode(rows, dtype=torch.int8, portion=None):

@@ -7,7 +7,7 @@ import uuid
 import pytest
 
 from saelens_lite.errors import ShardError
-from saelens_lite.files import LocalFolder, RemoteFolder, open_folder
+from saelens_lite.store.folder import LocalFolder, RemoteFolder, open_folder
 
 
 @pytest.fixture(params=["local", "file", "memory"])

@@ -8,17 +8,9 @@ import transformers
 from torch import nn
 
 from saelens_lite.errors import HookError
-from saelens_lite.hooks import (
-    capture,
-    d_model,
-    decoder_layers,
-    edit,
-    hook_points,
-    model_device,
-    position_ids_from,
-    resolve,
-    run_to,
-)
+from saelens_lite.lm.decoder import d_model, decoder_layers
+from saelens_lite.lm.forward_state import position_ids_from
+from saelens_lite.lm.hooks import capture, edit, hook_points, model_device, resolve, run_to
 
 SHAPE = {
     "vocab_size": 40,

@@ -7,8 +7,9 @@ import torch
 from torch.nn.functional import normalize
 
 import saelens_lite as sl
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.tokens import is_held_out
+from saelens_lite.hashing import is_held_out
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 OPTIONS = {"n_steps": 400, "batch_size_rows": 128, "device": "cpu", "lr": 3e-3}
 

@@ -5,8 +5,16 @@ import math
 import pytest
 import torch
 
-from saelens_lite.metrics import FiringSums, ReconstructionSums, ce_score, kl_score, rate_bound, rate_interval, window_name
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.sae.latents import SparseLatents
+from saelens_lite.sae.metrics import (
+    FiringSums,
+    ReconstructionSums,
+    ce_score,
+    kl_score,
+    rate_bound,
+    rate_interval,
+    window_name,
+)
 
 
 def sums(acts, recons, split=None) -> ReconstructionSums:

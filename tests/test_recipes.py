@@ -6,11 +6,11 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.harvest.stream import activation_stream
-from saelens_lite.tokens import is_held_out
+from saelens_lite.harvest.streaming import activation_stream
+from saelens_lite.hashing import is_held_out
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.streamed import Place, StreamRows
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.stream_rows import Place, StreamRows
 
 pytestmark = pytest.mark.long
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.latents import SparseLatents
 
 
 def sae_of(kind, k=None, d_model=6, d_sae=20, seed=0, **fields):
@@ -72,14 +73,14 @@ def test_a_subset_of_latents_is_those_columns(kind, k):
 def test_chunks_of_rows_do_not_matter(monkeypatch):
     sae, acts = sae_of("topk", 3), torch.randn(50, 6)
     whole = sae.encode(acts).to_dense()
-    monkeypatch.setattr("saelens_lite.sae._PRE_ACT_BUDGET_BYTES", 7 * 20 * 4)
+    monkeypatch.setattr("saelens_lite.sae.autoencoder._PRE_ACT_BUDGET_BYTES", 7 * 20 * 4)
     assert_close(sae.encode(acts).to_dense(), whole)  # up to the rounding of a product of another shape
 
 
 def test_without_gradients_selection_adds_the_bias_itself(monkeypatch):
     sae, biases = sae_of("topk", 3), []
     monkeypatch.setattr(
-        "saelens_lite.kernels.select_topk", lambda p, bias, k: biases.append(bias) or torch.topk(p + bias, k)
+        "saelens_lite.kernels.dispatch.select_topk", lambda p, bias, k: biases.append(bias) or torch.topk(p + bias, k)
     )
     with torch.no_grad():
         sae.encode(torch.randn(4, 6))

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from saelens_lite.hooks import capture
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.splice import kl_to_clean, splice, token_losses
+from saelens_lite.lm.hooks import capture
+from saelens_lite.lm.losses import kl_to_clean, token_losses
+from saelens_lite.lm.replacement import splice
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 POINT = "blocks.0.hook_resid_post"
 IDS = torch.tensor([[1, 80, 90, 70, 60, 75], [1, 99, 98, 97, 2, 96]])  # BOS first; EOS inside the second

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from saelens_lite.codecs import STORE_DTYPES
 from saelens_lite.errors import ShardError
-from saelens_lite.files import open_folder
-from saelens_lite.shards import FORMAT, encode_json, write_manifest, writing_shard
-from saelens_lite.store import ActivationStore
-from saelens_lite.tokens import PackedContexts, is_held_out, pack
+from saelens_lite.hashing import is_held_out
+from saelens_lite.store.codecs import STORE_DTYPES
+from saelens_lite.store.folder import open_folder
+from saelens_lite.store.layout import FORMAT, encode_json
+from saelens_lite.store.packing import PackedContexts, pack
+from saelens_lite.store.reader import ActivationStore
+from saelens_lite.store.writer import write_manifest, writing_shard
 
 HOOK = "blocks.0.hook_resid_post"
 DOCUMENTS = [[(0, [5, 6, 7]), (1, [8])], [(2, [9, 10])], [(4, [11, 12, 13, 14])]]

@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from saelens_lite.store import ActivationStore
+from saelens_lite.store.reader import ActivationStore
 from saelens_lite.synthetic import BLOCK_ROWS, SyntheticActivations, SyntheticConfig, spread
 
 SMALL = {"d_model": 16, "n_features": 64, "l0": 4.0, "n_trees": 2, "branching": 2, "depth": 2, "correlation_rank": 5}

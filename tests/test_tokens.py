@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from saelens_lite.tokens import _splitmix64, is_held_out, pack, token_strings
+from saelens_lite.hashing import _splitmix64, is_held_out
+from saelens_lite.lm.token_text import token_strings
+from saelens_lite.store.packing import pack
 
 BOS, SEP = 1, 2
 REPLACED = "\N{REPLACEMENT CHARACTER}"

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from saelens_lite.tracker import Tracker, read_metrics
+from saelens_lite.run_log import Tracker, read_metrics
 
 
 def test_what_was_logged_comes_back(tmp_path):

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from saelens_lite.metrics import ReconstructionSums
-from saelens_lite.variants import VARIANTS, LibraryVariants
+from saelens_lite.analyze.evaluation.library_variants import VARIANTS, LibraryVariants
+from saelens_lite.sae.metrics import ReconstructionSums
 
 
 def values(acts, recons, split=None) -> dict[str, float]:

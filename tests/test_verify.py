@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from saelens_lite.cli import main
+from saelens_lite.cli.commands import main
 from saelens_lite.errors import ShardError
-from saelens_lite.files import open_folder
 from saelens_lite.harvest import HarvestConfig, add_hook_points, harvest_activations, run_harvest
-from saelens_lite.shards import encode_json, manifest_sha256
-from saelens_lite.store import ActivationStore
-from saelens_lite.verify import Problem, repair_store, verify_store
+from saelens_lite.store.folder import open_folder
+from saelens_lite.store.layout import encode_json, manifest_sha256
+from saelens_lite.store.reader import ActivationStore
+from saelens_lite.store.verify import Problem, repair_store, verify_store
 
 pytestmark = pytest.mark.long
 

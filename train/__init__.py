@@ -1,7 +1,13 @@
-"""Training: rows of an activation store in, a sparse autoencoder out."""
+"""Training: rows of an activation store in, a sparse autoencoder out.
 
-from .config import TrainConfig
-from .grid import train_grid
-from .loop import train_sae
+single          one SAE
+grid            many SAEs from one pass over the rows
+config          what a training is asked for
+presets         defaults from published recipes
+random_streams  a generator for each purpose
+latent_shards   latents divided among processes
+"""
 
-__all__ = ["TrainConfig", "train_grid", "train_sae"]
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

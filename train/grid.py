@@ -23,16 +23,17 @@ from torch import nn
 
 from saelens_lite import distributed
 from saelens_lite.config import to_mapping
-from saelens_lite.sae import SparseAutoencoder
-from saelens_lite.store import ActivationStore
-from saelens_lite.tracker import read_metrics
+from saelens_lite.run_log import read_metrics
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.store.reader import ActivationStore
 
-from .baseline import baseline_of
 from .config import TrainConfig
-from .loop import Store, configured, opened
-from .rows import ROW_FIELDS
-from .run import device_of, finished, writes
-from .together import rows_for, run_for, train_runs
+from .rows.protocol import ROW_FIELDS
+from .runs.baseline import baseline_of
+from .runs.identity import finished
+from .runs.process import device_of, writes
+from .runs.side_by_side import rows_for, run_for, train_runs
+from .single import Store, configured, opened
 
 log = logging.getLogger(__name__)
 

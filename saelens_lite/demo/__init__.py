@@ -1,23 +1,11 @@
-"""The embedded language model: 2.4 million parameters, trained on Python's standard library.
+"""The embedded language model, the text that it was trained on, and a small world to study.
 
-`MODEL_DIR` holds it as an ordinary Hugging Face folder (see its README.md for what it is and how well it predicts),
-`corpus` reads the text that it was trained on, `train_lm` is the script that made it.
+embedded  the model of 2.4 million parameters as a Hugging Face folder
+corpus    the source of Python's standard library, as documents
+world     people whom a small model is taught to know or not to know
+train_lm  the script that trained the embedded model
 """
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+from saelens_lite.faces import face
 
-if TYPE_CHECKING:
-    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
-
-MODEL_DIR = Path(__file__).parent / "model"
-
-
-def load_model() -> "tuple[LlamaForCausalLM, PreTrainedTokenizerFast]":
-    """The embedded model in float32 and evaluation mode, and its tokenizer; reads only files of this package."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(MODEL_DIR, dtype=torch.float32, local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR, local_files_only=True)
-    return model.eval(), tokenizer
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -6,6 +6,7 @@ document is one module; a module belongs to one split for good, by a hash of its
 Python adds or removes a file.
 """
 
+import random
 import sysconfig
 import tokenize
 from collections.abc import Iterator
@@ -79,3 +80,10 @@ def _read(root: Path, names: list[str]) -> Iterator[Document]:
             text = file.read()
         if text.strip():
             yield Document(text=text, name=name)
+
+
+def documents(seed: int = 0) -> list[Document]:
+    """All modules of the standard library, in an order drawn by the seed, so that the first ones are a sample."""
+    found = list(stdlib_documents("all"))
+    random.Random(seed).shuffle(found)
+    return found

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .corpus import HELD_OUT_PERCENT, Document, stdlib_documents
+from saelens_lite.demo.corpus import HELD_OUT_PERCENT, Document, stdlib_documents
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"  # ids 0, 1, 2
 SCORED_PER_WINDOW = 255

@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.hooks import run_to
+from saelens_lite.lm.hooks import run_to
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    from saelens_lite.analyze import Split
+    from saelens_lite.analyze.stats.document_split import Split
 
 PAD, BOS, EOS, REFUSAL = "<|pad|>", "<|bos|>", "<|eos|>", "unknown"
 FIRST_NAMES = [a + b + c for a, (b, c) in itertools.product("BDKLMRST", zip("aeiou", "nlrsm"))]

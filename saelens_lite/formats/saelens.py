@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError, nearest
-from saelens_lite.sae import SAEConfig
+from saelens_lite.sae.config import SAEConfig
 
 SAELENS_VERSION = "6.54.12"
 """The version whose folder this file writes and is tested against."""

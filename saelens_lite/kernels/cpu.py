@@ -7,78 +7,18 @@ compiler in the user's cache folder.
 from __future__ import annotations
 
 import ctypes
-import functools
-import hashlib
 import logging
-import os
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from saelens_lite.kernels import bags, reference
+from saelens_lite.kernels import reference, torch_ops
+from saelens_lite.kernels.cpu_build import library
 from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each
 
 log = logging.getLogger(__name__)
-
-_SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "screen.c", "tally.c", "rows.h")]
-_COMPILE = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11", "-c"]
-
-
-def _cache_folder() -> Path:
-    given = os.environ.get("XDG_CACHE_HOME")
-    return (Path(given) if given else Path.home() / ".cache") / "saelens_lite"
-
-
-def _host() -> str:
-    """What -march=native depends on: a cached library must not meet another processor in a shared home folder."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    except OSError:
-        return ""
-
-
-def _build(compiler: str) -> Path:
-    source = b"".join(path.read_bytes() for path in _SOURCES)
-    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.blake2b(source + version + " ".join([*_COMPILE, _host()]).encode(), digest_size=8).hexdigest()
-    target = _cache_folder() / f"cpu-{key}.so"
-    if target.exists():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-        made, shared = [], Path(folder, "cpu.so")
-        for path in _SOURCES:
-            if path.suffix == ".c":
-                made.append(str(Path(folder, path.name).with_suffix(".o")))
-                subprocess.run([compiler, *_COMPILE, str(path), "-o", made[-1]], check=True, capture_output=True)
-        # Linked without -fopenmp: GOMP_parallel is then found in the runtime that torch has loaded already.
-        subprocess.run([compiler, "-shared", *made, "-o", str(shared)], check=True, capture_output=True)
-        os.replace(shared, target)
-    return target
-
-
-@functools.cache
-def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be had."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if compiler is None:
-        return None
-    try:
-        loaded = ctypes.CDLL(str(_build(compiler)), mode=os.RTLD_NOW)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:  # RuntimeError: no home folder
-        log.info("kernels: cpu.c cannot be used here (%s); stock torch operators do the work", error)
-        return None
-    for name in ("select_topk", "collect", "keep_largest", "screened_topk", "screened_places"):
-        getattr(loaded, name).restype = ctypes.c_int64
-    loaded.nth_largest.restype = ctypes.c_float
-    return loaded
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -151,8 +91,8 @@ def screened_batch_topk(
     floor = nth_largest(values, n_pairs)
     _call("compute_places", *pairs, floor, start, values)
     _call("keep_largest", values, places, m, n_pairs)
-    largest = bags.Candidates(values[:n_pairs].clone(), places[:n_pairs])
-    return bags.by_token(largest, B, n) if float(largest.values.min()) >= guess else None
+    largest = torch_ops.Candidates(values[:n_pairs].clone(), places[:n_pairs])
+    return torch_ops.by_token(largest, B, n) if float(largest.values.min()) >= guess else None
 
 
 def nth_largest(values: Tensor, n: int) -> float:
@@ -164,10 +104,10 @@ def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As reference.select_batch_topk, by bags.select_by_bound."""
-    return bags.select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
+    return torch_ops.select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
 
 
-def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int) -> bags.Candidates:
+def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int) -> torch_ops.Candidates:
     rows, n = products.shape
     threads = torch.get_num_threads()
     room = threads * (2 * n_pairs + n)
@@ -175,7 +115,7 @@ def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_p
     counts = torch.empty(threads, dtype=torch.int64)
     args = (rows, n, float(bound), first_place, n_pairs, threads)
     m = _call("collect", products, bias, *args, values, places, counts)
-    return bags.Candidates(values[:m], places[:m])
+    return torch_ops.Candidates(values[:m], places[:m])
 
 
 def token_pass(

@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from saelens_lite.kernels import bags
+from saelens_lite.kernels import torch_ops
 
 _GROUP = 32
 _CHUNK_BYTES = 2**29
@@ -226,14 +226,14 @@ def screened_batch_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: i
     groups = chosen[places // _GROUP]
     places = groups // n_groups * n + groups % n_groups + places % _GROUP * n_groups
     places, order = places.sort()
-    return bags.by_token(bags.Candidates(values[order].relu_().to(inputs.dtype), places), B, n)
+    return torch_ops.by_token(torch_ops.Candidates(values[order].relu_().to(inputs.dtype), places), B, n)
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """As reference.select_topk; the product is read once and then only in the k groups with the largest maxima."""
     B, n = products.shape
     if not _fits(1, n, k) or not B:
-        return bags.select_topk(products, bias, k)
+        return torch_ops.select_topk(products, bias, k)
     groups = torch.topk(product_groups(products, bias).maxima, k, dim=1, sorted=False).indices
     latents = (groups[:, :, None] + torch.arange(0, n, n // _GROUP, device=groups.device)).flatten(1)
     values, places = torch.topk(products.gather(1, latents) + bias[latents], k, dim=1, sorted=False)
@@ -242,11 +242,11 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 def keep_topk_(acts: Tensor, k: int) -> Tensor:
     """As reference.keep_topk_; of equal values any may stay."""
-    return bags.keep_topk_(acts, k)
+    return torch_ops.keep_topk_(acts, k)
 
 
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As reference.select_batch_topk, by bags: it waits for the device; screened_batch_topk does not."""
-    return bags.select_batch_topk(product_chunks, bias, n_pairs, guess)
+    return torch_ops.select_batch_topk(product_chunks, bias, n_pairs, guess)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from saelens_lite.harvest import harvest_activations
-from saelens_lite.kernels import cpu
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.kernels.cpu_build import library
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 HOOK_POINT = "blocks.0.hook_resid_post"
 WORDS = ["sun", "moon", "star", "é", "😀", "</script>", "\n", "<b>"]
@@ -68,7 +69,7 @@ def kernels_path(request, monkeypatch):
     """The compiled kernels and their definition in torch: both ways to the same tables."""
     if request.param == "torch":
         monkeypatch.setenv("SAELENS_LITE_KERNELS", "torch")
-    elif cpu.library() is None:
+    elif library() is None:
         pytest.skip("no C compiler: the kernels cannot be compiled here")
     return request.param
 

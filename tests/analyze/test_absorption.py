@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from saelens_lite.analyze.absorption import carried, label_absorption
-from saelens_lite.analyze.planted import belongs_to, planted_absorption
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze.ground_truth.absorption import belongs_to, planted_absorption
+from saelens_lite.analyze.probing.absorption import carried, label_absorption
+from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations, SyntheticConfig
 
 from .test_recovery import make_sae

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from saelens_lite.analyze import auroc, fit_anomaly
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.store import ActivationStore
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.store.reader import ActivationStore
 
 WIDTH, D_SAE = 32, 24
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from saelens_lite.analyze import direct_logit_attribution
 from saelens_lite.errors import HookError
-from saelens_lite.sae import SparseAutoencoder
+from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from .conftest import COMMON, HEADS, make_sae, shape
 
@@ -100,7 +100,7 @@ def test_the_share_of_a_latent_is_what_leaves_with_it():
 
 
 def test_a_block_that_is_not_a_sum_of_two_parts_has_one_share(monkeypatch):
-    monkeypatch.setattr("saelens_lite.analyze.attribution.block_parts", lambda _model, _block: None)
+    monkeypatch.setattr("saelens_lite.analyze.attribution.logits.block_parts", lambda _model, _block: None)
     found = direct_logit_attribution(model_of("llama"), sae_at("blocks.0.hook_resid_post"), 3, 8, input_ids=IDS)
     assert set(found.parts) == {"error", "b_dec", "bias", "blocks.1", "blocks.2"}
     torch.testing.assert_close(found.total, found.logit_diff, atol=1e-4, rtol=0)

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.analyze.labelled import read_labelled
-from saelens_lite.analyze.search import fires_on_text
+from saelens_lite.analyze.index.search import fires_on_text
+from saelens_lite.analyze.probing.labelled_texts import read_labelled
 from saelens_lite.errors import HookError
-from saelens_lite.passes import prepared_inputs
+from saelens_lite.lm.forward_state import prepared_inputs
 
 from .conftest import HOOK_POINT, make_sae
 

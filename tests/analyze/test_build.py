@@ -12,12 +12,14 @@ from safetensors.torch import load_file
 
 import saelens_lite as sl
 from saelens_lite import FeatureIndexError
-from saelens_lite.analyze import FeatureIndex, IndexConfig, build, indexpass
-from saelens_lite.analyze.build import index_features, token_entropy
-from saelens_lite.analyze.featureindex import IndexedLatent
-from saelens_lite.analyze.tally import Tally
-from saelens_lite.analyze.tokensample import TokenSample
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze import FeatureIndex, IndexConfig
+from saelens_lite.analyze.index import build, store_tally
+from saelens_lite.analyze.index.build import index_features, token_entropy
+from saelens_lite.analyze.index.folder import identity
+from saelens_lite.analyze.index.indexed_latent import IndexedLatent
+from saelens_lite.analyze.index.tally import Tally, add_shard
+from saelens_lite.analyze.index.token_sample import TokenSample
+from saelens_lite.sae.latents import SparseLatents
 
 from .conftest import HOOK_POINT, TEXTS, make_sae
 from .test_index import RoundedStore, integer_sae
@@ -45,8 +47,8 @@ def assert_same(path, other):
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
 def test_an_index_equals_brute_force(store, gpt2, byte_tokenizer, kind, tmp_path, monkeypatch):
     """Integer weights and rows: sums are exact in any order, and so is every number."""
-    monkeypatch.setattr("saelens_lite.analyze.stream.BLOCK_ROWS", 100)
-    monkeypatch.setattr("saelens_lite.analyze.build._LENS_LATENTS", 20)
+    monkeypatch.setattr("saelens_lite.analyze.latents.store_pass.BLOCK_ROWS", 100)
+    monkeypatch.setattr("saelens_lite.analyze.index.build._LENS_LATENTS", 20)
     store, sae = RoundedStore(store), integer_sae(kind)
     index = index_features(sae, store, tmp_path / "index", gpt2, CONFIG, tokenizer=byte_tokenizer)
     with torch.no_grad():
@@ -89,7 +91,7 @@ class Killed(Exception):
 
 def kill_after(monkeypatch, n_shards):
     """Let a pass die when it has tallied so many shards."""
-    left, real = [n_shards], indexpass.add_shard
+    left, real = [n_shards], add_shard
 
     def dying(*args, **kwargs):
         if not left[0]:
@@ -97,7 +99,7 @@ def kill_after(monkeypatch, n_shards):
         left[0] -= 1
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(indexpass, "add_shard", dying)
+    monkeypatch.setattr(store_tally, "add_shard", dying)
 
 
 @pytest.mark.parametrize("n_shards", [1, 2])
@@ -133,7 +135,7 @@ def test_a_pass_that_ended_is_not_repeated_for_what_follows(store, sae, tmp_path
 def test_blocks_of_any_size_give_one_index_of_real_weights(store, sae, tmp_path, monkeypatch):
     """A product of other rows rounds otherwise: activations agree to 1e-5, and what rests on them but for ties."""
     index = index_features(sae, store, tmp_path / "whole", config=CONFIG)
-    monkeypatch.setattr("saelens_lite.analyze.stream.BLOCK_ROWS", 13)
+    monkeypatch.setattr("saelens_lite.analyze.latents.store_pass.BLOCK_ROWS", 13)
     other = index_features(sae, store, tmp_path / "cut", config=CONFIG)
     torch.testing.assert_close(other.column("top_values"), index.column("top_values"), rtol=0, atol=1e-5)
     for name in ("counts", "sample_rows", "first_fired", "last_fired", "jaccard_ids", "contrast_rows"):
@@ -185,7 +187,7 @@ def test_an_index_that_is_there_costs_no_pass_and_another_sae_or_store_is_notice
     other = make_sae(k=5)
     with pytest.raises(ValueError) as refusal:
         index_features(other, store, tmp_path / "index", config=CONFIG)
-    for part in (build.identity(sae)["sha256"][:8], build.identity(other)["sha256"][:8], HOOK_POINT, "another folder"):
+    for part in (identity(sae)["sha256"][:8], identity(other)["sha256"][:8], HOOK_POINT, "another folder"):
         assert part in str(refusal.value)
     with pytest.raises(ValueError, match="is the index of the topk SAE .* not of the topk SAE"):
         index.check(other)

@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from saelens_lite.analyze import cofiring as cofirings
-from saelens_lite.analyze.cofiring import cofiring
-from saelens_lite.analyze.firings import firing_hash
-from saelens_lite.analyze.tokensample import TokenSample
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze.index import cofiring as cofirings
+from saelens_lite.analyze.index.cofiring import cofiring
+from saelens_lite.analyze.index.token_sample import TokenSample
+from saelens_lite.hashing import firing_hash
+from saelens_lite.sae.latents import SparseLatents
 
 N_ROWS, D_SAE, SHARE = 600, 30, 0.4
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from saelens_lite.analyze import max_activating_tokens
-from saelens_lite.analyze.context import Contexts, visible
+from saelens_lite.analyze.latents.text_windows import Contexts, visible
 from saelens_lite.harvest import harvest_activations
 
 from .conftest import TEXTS

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from saelens_lite.analyze.controls import diff_mean, matched_latents, one_direction, probe_direction, random_directions
-from saelens_lite.analyze.split import Split, select_latents
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.tokens import is_held_out
+from saelens_lite.analyze.edits.controls import diff_mean, matched_latents, one_direction, probe_direction, random_directions
+from saelens_lite.analyze.stats.document_split import Split, select_latents
+from saelens_lite.hashing import is_held_out
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 from .conftest import make_sae
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from saelens_lite.analyze.controls import matched_latents, one_direction, random_directions
-from saelens_lite.analyze.directions import steer_direction
-from saelens_lite.analyze.dose import DoseResponse, DoseRow, dose_response
-from saelens_lite.analyze.intervene import clamp, scale, steer
-from saelens_lite.analyze.sideeffects import NeutralText, repetition, side_effects
-from saelens_lite.analyze.split import Split, select_latents
-from saelens_lite.analyze.statistics import cluster_bootstrap
-from saelens_lite.splice import kl_to_clean, token_losses
+from saelens_lite.analyze.edits.controls import matched_latents, one_direction, random_directions
+from saelens_lite.analyze.edits.directions import steer_direction
+from saelens_lite.analyze.edits.doses import DoseResponse, DoseRow, dose_response
+from saelens_lite.analyze.edits.latents import clamp, scale, steer
+from saelens_lite.analyze.edits.neutral_text import NeutralText, repetition, side_effects
+from saelens_lite.analyze.stats.bootstrap import cluster_bootstrap
+from saelens_lite.analyze.stats.document_split import Split, select_latents
+from saelens_lite.lm.losses import kl_to_clean, token_losses
 
 from .conftest import make_sae
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from saelens_lite.analyze import ablate, edge_ablation, edge_attribution, scale
-from saelens_lite.analyze.ranks import spearman
-from saelens_lite.hooks import run_to
+from saelens_lite.analyze.stats.ranks import spearman
+from saelens_lite.lm.hooks import run_to
 
 from .test_attribution import IDS, MASK, model_of, sae_at
 

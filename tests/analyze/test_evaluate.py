@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from saelens_lite.analyze import evaluate, evaluate_sae
-from saelens_lite.analyze.evaluation import Densities
-from saelens_lite.metrics import ReconstructionSums, kl_score
-from saelens_lite.splice import kl_to_clean
-from saelens_lite.tokens import is_held_out
+from saelens_lite.analyze import evaluate_sae
+from saelens_lite.analyze.evaluation import evaluate
+from saelens_lite.analyze.evaluation.result import Densities
+from saelens_lite.hashing import is_held_out
+from saelens_lite.lm.losses import kl_to_clean
+from saelens_lite.sae.metrics import ReconstructionSums, kl_score
 
 from .conftest import make_sae
 
@@ -90,7 +91,7 @@ def test_the_split_is_the_one_that_training_recorded(store, sae):
 def test_a_baseline_of_another_hook_point_is_refused(store, sae, monkeypatch):
     baseline = make_sae("topk")
     monkeypatch.setattr(
-        "saelens_lite.analyze.evaluate.matching_hook_point", lambda one, *_: "there" if one is baseline else "here"
+        "saelens_lite.analyze.evaluation.evaluate.matching_hook_point", lambda one, *_: "there" if one is baseline else "here"
     )
     with pytest.raises(ValueError, match="the baseline is of there and the SAE of here"):
         evaluate_sae(sae, store, baseline=baseline)

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.analyze import geometry
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.analyze.latents import geometry
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 from .conftest import make_sae
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from saelens_lite.analyze import gradient_attribution, scale
-from saelens_lite.hooks import edit
+from saelens_lite.lm.hooks import edit
 
 from .conftest import make_sae
 from .test_attribution import IDS, MASK, model_of, sae_at

@@ -7,14 +7,16 @@ import pytest
 import torch
 from torch import nn
 
-from saelens_lite.analyze.directions import ablate_direction, steer_direction
-from saelens_lite.analyze.dose import dose_response
-from saelens_lite.analyze.edits import Fires
-from saelens_lite.analyze.intervene import ablate, clamp, scale, splice_sae, steer
-from saelens_lite.analyze.sideeffects import NeutralText
+from saelens_lite.analyze.edits.directions import ablate_direction, steer_direction
+from saelens_lite.analyze.edits.doses import dose_response
+from saelens_lite.analyze.edits.latents import ablate, clamp, scale, splice_sae, steer
+from saelens_lite.analyze.edits.neutral_text import NeutralText
+from saelens_lite.analyze.edits.stream_edit import Fires
 from saelens_lite.errors import HookError
-from saelens_lite.hooks import capture, hook_points, position_ids_from
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.lm.forward_state import position_ids_from
+from saelens_lite.lm.hooks import capture, hook_points
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 from .test_intervene import (
     LATENTS,

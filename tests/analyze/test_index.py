@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from saelens_lite.analyze import max_activating_tokens
-from saelens_lite.analyze.index import index_latents
-from saelens_lite.analyze.tally import position_bins
+from saelens_lite.analyze.index.max_activating import index_latents
+from saelens_lite.analyze.index.tally import position_bins
 
 from .conftest import make_sae
 
@@ -44,7 +44,7 @@ class RoundedStore:
 @pytest.mark.parametrize("kind", ["relu", "topk"])
 @pytest.mark.parametrize("block_rows", [5, 100, 4096])
 def test_end_to_end_equals_brute_force_for_any_block(store, kind, block_rows, monkeypatch):
-    monkeypatch.setattr("saelens_lite.analyze.stream.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("saelens_lite.analyze.latents.store_pass.BLOCK_ROWS", block_rows)
     store, sae = RoundedStore(store), integer_sae(kind)
     index = index_latents(sae, store, N)
     with torch.no_grad():

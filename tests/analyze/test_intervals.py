@@ -5,9 +5,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from saelens_lite.analyze.intervals import intervals, quantile_edges
-from saelens_lite.analyze.tally import Tally
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze.index.intervals import intervals, quantile_edges
+from saelens_lite.analyze.index.tally import Tally
+from saelens_lite.sae.latents import SparseLatents
 
 
 def test_few_firings_by_hand():

@@ -5,15 +5,18 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from saelens_lite.analyze.directions import ablate_direction, steer_direction
-from saelens_lite.analyze.edits import Fires
-from saelens_lite.analyze.intervene import ablate, clamp, latent_stats, scale, splice_sae, steer
+from saelens_lite.analyze.edits.directions import ablate_direction, steer_direction
+from saelens_lite.analyze.edits.latents import ablate, clamp, scale, splice_sae, steer
+from saelens_lite.analyze.edits.stream_edit import Fires
+from saelens_lite.analyze.latents.moments import latent_stats
 from saelens_lite.errors import HookError
-from saelens_lite.hooks import capture, edit, position_ids_from
-from saelens_lite.positions import span_mask
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.store import ActivationStore
-from saelens_lite.tokens import hashed_uniform
+from saelens_lite.hashing import hashed_uniform
+from saelens_lite.lm.forward_state import position_ids_from
+from saelens_lite.lm.hooks import capture, edit
+from saelens_lite.lm.positions import span_mask
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.store.reader import ActivationStore
 
 from .conftest import COMMON, HEADS, shape
 

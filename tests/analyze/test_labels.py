@@ -6,7 +6,7 @@ import sqlite3
 import pytest
 
 from saelens_lite import FeatureIndexError
-from saelens_lite.analyze.labels import Label, Labels
+from saelens_lite.analyze.index.labels import Label, Labels
 
 SAE = {"sha256": "a" * 64, "d_sae": 10}
 

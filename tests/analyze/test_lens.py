@@ -21,7 +21,7 @@ def test_equals_the_matrix_product(gpt2, sae):
 
 def test_all_latents_in_chunks(gpt2, sae, monkeypatch):
     whole = logit_lens(sae, gpt2)
-    monkeypatch.setattr("saelens_lite.analyze.lens._CHUNK_LATENTS", 7)
+    monkeypatch.setattr("saelens_lite.analyze.attribution.lens._CHUNK_LATENTS", 7)
     assert torch.equal(logit_lens(sae, gpt2).top_ids, whole.top_ids)
     assert len(whole.latents) == 48
 

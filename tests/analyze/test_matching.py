@@ -5,8 +5,8 @@ import itertools
 import pytest
 import torch
 
-from saelens_lite.analyze import matching
-from saelens_lite.analyze.matching import abs_cosines, best_pairing, mcc, mmcs
+from saelens_lite.analyze.latents import direction_pairing
+from saelens_lite.analyze.latents.direction_pairing import abs_cosines, best_pairing, mcc, mmcs
 
 
 def best_sum(similarity: torch.Tensor) -> float:
@@ -54,7 +54,7 @@ THREE = torch.tensor([[3.0, 4.0], [-5.0, 0.0], [4.0, 3.0]])  # cosines with PAIR
 def test_mmcs_by_hand(monkeypatch):
     assert mmcs(PAIR, THREE) == pytest.approx((0.8 + 0.8) / 2)
     assert mmcs(THREE, PAIR) == pytest.approx((0.8 + 0.0 + 0.8) / 3)
-    monkeypatch.setattr(matching, "_CHUNK_VALUES", 2)
+    monkeypatch.setattr(direction_pairing, "_CHUNK_VALUES", 2)
     assert mmcs(THREE, PAIR) == pytest.approx((0.8 + 0.0 + 0.8) / 3)
 
 
@@ -74,6 +74,6 @@ def test_of_many_latents_a_sample_is_paired_with_all(monkeypatch):
     """Too large rather than too small, as fewer compete; between the whole pairing and every latent's own best."""
     one, other = (torch.randn(60, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
     whole = mcc(one, other)
-    monkeypatch.setattr(matching, "PAIRED", 30)
+    monkeypatch.setattr(direction_pairing, "PAIRED", 30)
     assert whole < mcc(one, other) < abs_cosines(one, other).amax(1).max()
     assert mcc(one, one) == pytest.approx(1)

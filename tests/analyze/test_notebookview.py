@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import pytest
 
 from saelens_lite.analyze import FeatureIndex, index_features
-from saelens_lite.analyze.context import visible
+from saelens_lite.analyze.latents.text_windows import visible
 
 NASTY = [
     "</td></script><script>alert(1)</script>",

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from saelens_lite.analyze import FeatureIndex, IndexConfig, evaluate_sae, feature_page, index_features, max_activating_tokens
-from saelens_lite.analyze.context import visible
-from saelens_lite.analyze.inert import inert_json
-from saelens_lite.analyze.labels import FORMAT
-from saelens_lite.analyze.page import render
-from saelens_lite.analyze.tally import activation_bins, bin_edges
+from saelens_lite.analyze.index.labels import FORMAT
+from saelens_lite.analyze.index.tally import activation_bins, bin_edges
+from saelens_lite.analyze.latents.text_windows import visible
+from saelens_lite.analyze.pages.page_of_features import render
+from saelens_lite.analyze.render.html import inert_json
 
 from .chromium import Browser, Tab, installed
 from .conftest import make_sae

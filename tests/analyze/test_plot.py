@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from saelens_lite.analyze import inert, plot
-from saelens_lite.analyze.plot import Axis, Series, curves, linear_ticks, log_ticks, scatter, short, swatch, thinned
+from saelens_lite.analyze.render import html, plot
+from saelens_lite.analyze.render.plot import Axis, Series, curves, linear_ticks, log_ticks, scatter, swatch, thinned
+from saelens_lite.text_table import short
 
 CSS = (Path(plot.__file__).parent / "report.css").read_text()
 
@@ -113,7 +114,7 @@ def luminance(colour):
 @pytest.mark.parametrize("dark", [False, True])
 def test_every_colour_stands_out_from_its_ground(dark):
     """A contrast of 3 at least, which WCAG 2.2 asks of graphics."""
-    panel = re.findall(r"--panel: (#\w{6})", inert.style("report"))[dark]
+    panel = re.findall(r"--panel: (#\w{6})", html.style("report"))[dark]
     ground = luminance(panel)
     colours = [re.findall(rf"--c{i}: (#\w{{6}})", CSS)[dark] for i in range(plot.N_COLOURS)]
     for colour in colours:

@@ -11,12 +11,13 @@ import torch
 from scipy.sparse import csr_matrix, random_array
 
 from saelens_lite.analyze import Split, sparse_probes, text_features
-from saelens_lite.analyze.probefit import all_columns, fit_probe, mean_direction, ranked_latents, strongest_latents
-from saelens_lite.analyze.probesplit import classes_of, clusters_of, folds_of, sides
-from saelens_lite.analyze.ranks import auroc, weighted_auroc
-from saelens_lite.analyze.statistics import bootstrap_statistic, cluster_bootstrap
-from saelens_lite.analyze.textfeatures import TextFeatures
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.analyze.probing.clusters import classes_of, clusters_of, folds_of, sides
+from saelens_lite.analyze.probing.fit import all_columns, fit_probe, mean_direction, ranked_latents, strongest_latents
+from saelens_lite.analyze.probing.pooling import TextFeatures
+from saelens_lite.analyze.stats.bootstrap import bootstrap_statistic, cluster_bootstrap
+from saelens_lite.analyze.stats.ranks import auroc, weighted_auroc
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 N, D_SAE, PLANTED = 400, 50, 7
 FAST = {"n_resamples": 200, "inverse_l2": (0.01, 1.0), "n_folds": 2, "n_shuffles": 0}
@@ -181,7 +182,7 @@ def test_shuffled_labels_show_test_texts_that_leak_into_training(monkeypatch):
         train, test = honest(*args)
         return np.concatenate([train, test]), test
 
-    monkeypatch.setattr("saelens_lite.analyze.probes.sides", leaking)
+    monkeypatch.setattr("saelens_lite.analyze.probing.probes.sides", leaking)
     report = sparse_probes(features_of(noise()), LABELS.tolist(), k=[1], **FAST | {"n_shuffles": 5})
     assert report["sae all 50"].shuffled > 0.6
 

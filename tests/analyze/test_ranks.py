@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from saelens_lite.analyze.ranks import auroc, mean_ranks, spearman
+from saelens_lite.analyze.stats.ranks import auroc, mean_ranks, spearman
 
 
 def test_ranks_share_ties():

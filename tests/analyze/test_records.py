@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from saelens_lite.analyze.answers import NextToken
-from saelens_lite.analyze.records import Record, batches, read_records
+from saelens_lite.analyze.study.answers import NextToken
+from saelens_lite.analyze.study.questions import Record, batches, read_records
 
 
 def test_a_file_of_records(tmp_path):

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from saelens_lite.analyze.ranks import auroc
-from saelens_lite.analyze.recovery import AbsorptionSums, Pairs, score_recovery
-from saelens_lite.analyze.split import Split, select_latents
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze.ground_truth.recovery import AbsorptionSums, Pairs, score_recovery
+from saelens_lite.analyze.stats.document_split import Split, select_latents
+from saelens_lite.analyze.stats.ranks import auroc
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations, SyntheticConfig
 
 TREES = {"n_trees": 2, "branching": 2, "depth": 1}

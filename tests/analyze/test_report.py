@@ -9,8 +9,8 @@ import torch
 
 import saelens_lite as sl
 from saelens_lite.analyze import evaluate_sae, report_page
-from saelens_lite.analyze.runs import find_runs
-from saelens_lite.checkpoint import save_sae
+from saelens_lite.analyze.pages.run_folders import find_runs
+from saelens_lite.sae.folder import save_sae
 
 from .conftest import make_sae
 
@@ -370,7 +370,7 @@ def test_runs_of_training_are_shown_whole(store, trained, report):
 
 
 def test_a_run_that_was_stopped_says_so(trained, report, tmp_path, monkeypatch):
-    from saelens_lite.tracker import Tracker
+    from saelens_lite.run_log import Tracker
 
     log = Tracker.log
 

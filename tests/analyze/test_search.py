@@ -6,9 +6,7 @@ from safetensors.torch import save_file
 
 import saelens_lite as sl
 from saelens_lite.analyze import IndexConfig, index_features
-from saelens_lite.analyze.context import Contexts
-from saelens_lite.analyze.query import SearchConfig, answer
-from saelens_lite.analyze.search import (
+from saelens_lite.analyze.index.search import (
     by_number,
     fires_on_regex,
     fires_on_text,
@@ -16,6 +14,8 @@ from saelens_lite.analyze.search import (
     nearest_to,
     promotes_token,
 )
+from saelens_lite.analyze.latents.text_windows import Contexts
+from saelens_lite.cli.search import SearchConfig, answer
 
 from .conftest import HOOK_POINT, make_sae
 

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from saelens_lite.analyze.seeds import check_seeds, seed_noise, stability
+from saelens_lite.analyze.evaluation.seed_noise import check_seeds, seed_noise, stability
 
 from .conftest import make_sae
 

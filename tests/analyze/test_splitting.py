@@ -3,9 +3,11 @@
 import pytest
 import torch
 
-from saelens_lite.analyze.splitting import columns, f1_of, feature_splitting
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze.probing.logistic import columns, f1_of
+from saelens_lite.analyze.probing.splitting import feature_splitting
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.latents import SparseLatents
 
 
 def identity_sae(d: int) -> SparseAutoencoder:

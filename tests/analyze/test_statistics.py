@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saelens_lite.analyze.statistics import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p, student_t
+from saelens_lite.analyze.stats.bootstrap import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p, student_t
 
 N_BLOCKS = 20
 

@@ -4,13 +4,14 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.analyze.stream import blocks, matching_hook_point
+from saelens_lite.analyze.latents.compatibility import matching_hook_point
+from saelens_lite.analyze.latents.store_pass import blocks
 
 from .conftest import HOOK_POINT, TEXTS, make_sae
 
 
 def test_rows_come_in_order_from_any_start(store, sae, monkeypatch):
-    monkeypatch.setattr("saelens_lite.analyze.stream.BLOCK_ROWS", 64)
+    monkeypatch.setattr("saelens_lite.analyze.latents.store_pass.BLOCK_ROWS", 64)
     everything = store.gather(torch.arange(store.n_rows))
     for start in (0, 1, store.shard_rows[0], 1499):
         seen = list(blocks(sae, store, HOOK_POINT, start))

@@ -20,17 +20,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from saelens_lite.analyze.answers import Answers, NextToken
-from saelens_lite.analyze.controls import matched_latents
-from saelens_lite.analyze.intervene import ablate, clamp
-from saelens_lite.analyze.records import Record
-from saelens_lite.analyze.sideeffects import NeutralText
-from saelens_lite.analyze.split import Split
-from saelens_lite.analyze.study import HallucinationStudy
-from saelens_lite.analyze.studyedits import Planned, as_far
-from saelens_lite.analyze.studyresult import assembled
-from saelens_lite.analyze.studyside import Outcome
-from saelens_lite.hooks import run_to
+from saelens_lite.analyze.edits.controls import matched_latents
+from saelens_lite.analyze.edits.latents import ablate, clamp
+from saelens_lite.analyze.edits.neutral_text import NeutralText
+from saelens_lite.analyze.stats.document_split import Split
+from saelens_lite.analyze.study.answers import Answers, NextToken
+from saelens_lite.analyze.study.half import Outcome
+from saelens_lite.analyze.study.planned_edits import Planned, as_far
+from saelens_lite.analyze.study.questions import Record
+from saelens_lite.analyze.study.result import assembled
+from saelens_lite.analyze.study.study import HallucinationStudy
+from saelens_lite.lm.hooks import run_to
 
 from .conftest import make_sae
 
@@ -274,7 +274,7 @@ def test_a_judge_gets_its_inputs_where_the_model_is(world, monkeypatch):
         return Answers(torch.zeros(len(records)), torch.zeros(len(records)))
 
     side = HallucinationStudy(model, tokenizer, sae, RECORDS, judge)._side(testing=True)
-    monkeypatch.setattr("saelens_lite.analyze.studyside.model_device", lambda model: torch.device("meta"))
+    monkeypatch.setattr("saelens_lite.analyze.study.half.model_device", lambda model: torch.device("meta"))
     side.outcome()
     assert seen == ["meta", "meta"]
 

@@ -5,10 +5,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from saelens_lite.analyze import tally as tallies
-from saelens_lite.analyze.firings import firing_hash
-from saelens_lite.analyze.tally import Tally, activation_bins, bin_edges, position_bins
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze.index import tally as tallies
+from saelens_lite.analyze.index.tally import Tally, activation_bins, bin_edges, position_bins
+from saelens_lite.hashing import firing_hash
+from saelens_lite.sae.latents import SparseLatents
 
 N_ROWS, D_SAE, N_TOP, N_SAMPLE, SEED = 700, 40, 5, 9, 3
 
@@ -92,7 +92,7 @@ def test_topk_layout_equals_brute_force(dense, kernels_path):
 @pytest.mark.property_check(4)
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
 def test_merged_in_any_order_equals_one(dense, kernels_path, order, monkeypatch):
-    monkeypatch.setattr("saelens_lite.analyze.firings._MERGE_LATENTS", 7)
+    monkeypatch.setattr("saelens_lite.analyze.index.kept_firings._MERGE_LATENTS", 7)
     parts = [tally_of(dense[a:b], [0, b - a], first_row=a) for a, b in ((0, 300), (300, 301), (301, N_ROWS))]
     whole = parts[order[0]]
     for place in order[1:]:

@@ -11,9 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler
 
 from saelens_lite.analyze import text_features
-from saelens_lite.analyze.textfeatures import _pooled_latents
-from saelens_lite.hooks import run_to
-from saelens_lite.sparse import SparseLatents
+from saelens_lite.analyze.probing.pooling import _pooled_latents
+from saelens_lite.lm.hooks import run_to
+from saelens_lite.sae.latents import SparseLatents
 
 from .conftest import HOOK_POINT, make_sae
 

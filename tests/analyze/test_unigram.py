@@ -7,11 +7,12 @@ import torch
 
 import saelens_lite as sl
 from saelens_lite.analyze import IndexConfig, index_features
-from saelens_lite.analyze.query import SearchConfig, answer
-from saelens_lite.analyze.search import by_number, unigram_latents
-from saelens_lite.analyze.tokentable import token_ids
-from saelens_lite.analyze.unigram import commonest, is_unigram
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.analyze.index.search import by_number, unigram_latents
+from saelens_lite.analyze.index.token_table import token_ids
+from saelens_lite.analyze.index.unigram import commonest, is_unigram
+from saelens_lite.cli.search import SearchConfig, answer
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 from .conftest import HOOK_POINT
 

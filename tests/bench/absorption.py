@@ -26,7 +26,7 @@ import torch
 from transformers import AutoTokenizer
 
 import saelens_lite as sl
-from saelens_lite.analyze.tokentable import token_ids
+from saelens_lite.analyze.index.token_table import token_ids
 
 KINDS = ("topk", "batchtopk", "matryoshka")
 HIERARCHY = sl.SyntheticConfig(d_model=96, n_features=256, l0=7.0, n_trees=12, branching=6, depth=1, max_child_share=0.7)

@@ -24,10 +24,10 @@ from pathlib import Path
 import torch
 
 import saelens_lite as sl
-from saelens_lite.analyze.ranks import spearman
-from saelens_lite.demo import load_model
+from saelens_lite.analyze.stats.ranks import spearman
 from saelens_lite.demo.corpus import stdlib_documents
-from saelens_lite.hooks import run_to
+from saelens_lite.demo.embedded import load_model
+from saelens_lite.lm.hooks import run_to
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 N_EXAMPLES, CONTEXT, FIRST_POSITION = 8, 64, 10

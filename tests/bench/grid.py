@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 import saelens_lite as sl
-from saelens_lite.train.buffer import RowBuffer
+from saelens_lite.train.rows.row_buffer import RowBuffer
 
 KS = [16, 32, 64, 128]
 

@@ -57,7 +57,7 @@ from torch import Tensor, nn
 from train_step import ROOT, cpu_name  # puts the checkout on the path: it is not installed in the peers' venv
 
 import saelens_lite as sl
-from saelens_lite.tokens import pack
+from saelens_lite.store.packing import pack
 
 DATA = ROOT.parent / "shared" / "data"
 TEXT = DATA / "corpora" / "tinystories" / "train_v1.jsonl.gz"

@@ -32,14 +32,15 @@ from unittest import mock
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from saelens_lite.analyze import build
-from saelens_lite.analyze.cofiring import cofiring
-from saelens_lite.analyze.featureindex import FeatureIndex
-from saelens_lite.analyze.geometry import decoder_neighbors
-from saelens_lite.analyze.tally import Tally, position_bins
-from saelens_lite.analyze.tokensample import TokenSample
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.store import ActivationStore
+from saelens_lite.analyze.index import build
+from saelens_lite.analyze.index.cofiring import cofiring
+from saelens_lite.analyze.index.feature_index import FeatureIndex
+from saelens_lite.analyze.index.tally import Tally, position_bins
+from saelens_lite.analyze.index.token_sample import TokenSample
+from saelens_lite.analyze.latents.geometry import decoder_neighbors
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.store.reader import ActivationStore
 
 BLOCK_ROWS = 4096
 

@@ -26,8 +26,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import saelens_lite as sl
-from saelens_lite.analyze.textfeatures import _padded, _token_ids
-from saelens_lite.hooks import run_to
+from saelens_lite.analyze.probing.pooling import _padded, _token_ids
+from saelens_lite.lm.hooks import run_to
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 Example = tuple[str, Any, Any]

@@ -129,7 +129,7 @@ def read_texts(path: Path, n_documents: int | None = None) -> list[str]:
 def part_data(args: argparse.Namespace) -> None:
     """Harvest the train and validation stores, and export their rows as plain safetensors for the peers."""
     import saelens_lite as sl
-    from saelens_lite.store import ActivationStore
+    from saelens_lite.store.reader import ActivationStore
 
     corpora = args.shared / "corpora"
     texts = {

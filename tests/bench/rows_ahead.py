@@ -22,8 +22,9 @@ import torch
 
 import saelens_lite as sl
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.rows import StoreRows
-from saelens_lite.train.run import Run, device_of
+from saelens_lite.train.rows.store_rows import StoreRows
+from saelens_lite.train.runs.process import device_of
+from saelens_lite.train.runs.run import Run
 
 BATCH = 4096
 

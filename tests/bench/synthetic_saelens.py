@@ -21,7 +21,7 @@ from sae_lens.saes.matryoshka_batchtopk_sae import MatryoshkaBatchTopKTrainingSA
 from sae_lens.saes.topk_sae import TopKTrainingSAE
 from sae_lens.training.sae_trainer import SAETrainer
 
-from saelens_lite.store import ActivationStore
+from saelens_lite.store.reader import ActivationStore
 
 KINDS = {
     "topk": (TopKTrainingSAE, TopKTrainingSAEConfig),

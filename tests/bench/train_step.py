@@ -246,10 +246,11 @@ def gemm(layout: str, start: Start, args: argparse.Namespace) -> Contestant:
 
 def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
     """Our Trainer.update: gradients, clipping, fused Adam, unit-norm rows, dead tracking; schedules flat."""
-    from saelens_lite.sae import SAEConfig, SparseAutoencoder
+    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.config import SAEConfig
     from saelens_lite.train.config import TrainConfig
-    from saelens_lite.train.kinds import kind_class
-    from saelens_lite.train.trainer import Trainer
+    from saelens_lite.train.kinds.kind import kind_class
+    from saelens_lite.train.optimise.trainer import Trainer
 
     k = args.k if kind == "topk" else None
     sae = SparseAutoencoder(SAEConfig(d_model=args.d, d_sae=args.d_sae, kind=kind_class(kind).sae_kind, k=k))

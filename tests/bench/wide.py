@@ -28,8 +28,8 @@ def peak_gib() -> float:
 
 def step_memory(args: argparse.Namespace) -> dict[str, float]:
     """Of Trainer.update on one batch of random rows, a few latents a token."""
-    from saelens_lite.train.init import initial_sae
-    from saelens_lite.train.trainer import Trainer
+    from saelens_lite.train.optimise.initial import initial_sae
+    from saelens_lite.train.optimise.trainer import Trainer
 
     config = sl.TrainConfig(k=args.k, d_sae=args.d_sae, batch_size_rows=args.batch, clip_norm=1.0)
     acts = torch.randn(args.batch, args.d)

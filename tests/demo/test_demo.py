@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from saelens_lite.demo.run import COLUMNS, HOOK_POINT, DemoConfig, documents, run_demo
+from saelens_lite.cli.demo import COLUMNS, HOOK_POINT, DemoConfig, run_demo
+from saelens_lite.demo.corpus import documents
 
 pytestmark = pytest.mark.long
 
@@ -53,7 +54,7 @@ def test_the_ablation_comes_with_its_control(found):
 def test_a_control_is_pushed_as_far_as_the_ablation_pushes(found, embedded):
     """Ablation subtracts value · W_dec[latent] and the control value · W_dec[control]: rows of unit norm."""
     from saelens_lite import SparseAutoencoder
-    from saelens_lite.hooks import edit
+    from saelens_lite.lm.hooks import edit
 
     model, _ = embedded
     ablation = found["ablation"]

@@ -6,8 +6,8 @@ import re
 import pytest
 import torch
 
-from saelens_lite.demo import MODEL_DIR
 from saelens_lite.demo.corpus import stdlib_documents
+from saelens_lite.demo.embedded import MODEL_DIR
 from saelens_lite.demo.train_lm import SCORED_PER_WINDOW, held_out_windows, nats_and_tokens
 
 pytestmark = pytest.mark.long

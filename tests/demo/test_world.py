@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.cli import main
+from saelens_lite.cli.commands import main
 from saelens_lite.demo import world as worlds
 from saelens_lite.demo.world import RELATIONS, World, WorldConfig, make_world, prompt, train_model, untested
 

@@ -9,7 +9,7 @@ import torch
 from datasets import Array2D, Dataset, DatasetDict, Features, Sequence, Value, load_from_disk
 
 from saelens_lite.errors import ShardError
-from saelens_lite.store import ActivationStore
+from saelens_lite.store.reader import ActivationStore
 
 HOOK = "blocks.0.hook_resid_post"
 N_SEQS, CONTEXT, D_MODEL = 7, 5, 4
@@ -74,8 +74,8 @@ def test_the_settings_beside_a_cache_name_the_model(tmp_path):
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_export_is_the_import_backwards(tmp_path, monkeypatch, dtype):
     """Contexts come back as they were, in several files and batches: of 80 bytes a context two make a batch, four a file."""
-    monkeypatch.setattr("saelens_lite.formats.saelens_acts._BATCH_BYTES", 2 * CONTEXT * D_MODEL * 4)
-    monkeypatch.setattr("saelens_lite.formats.saelens_acts._FILE_BYTES", 4 * CONTEXT * D_MODEL * 4)
+    monkeypatch.setattr("saelens_lite.store.saelens_activations._BATCH_BYTES", 2 * CONTEXT * D_MODEL * 4)
+    monkeypatch.setattr("saelens_lite.store.saelens_activations._FILE_BYTES", 4 * CONTEXT * D_MODEL * 4)
     write_cache(tmp_path / "cache")
     store = ActivationStore.from_saelens(tmp_path / "cache", tmp_path / "store", rows_per_shard=17)
     store.to_saelens(tmp_path / "out", dtype=dtype)

@@ -4,12 +4,13 @@ import pytest
 import torch
 
 from saelens_lite.errors import HookError, ShardError
-from saelens_lite.files import LocalFolder
-from saelens_lite.harvest import add, add_hook_points
-from saelens_lite.harvest.claims import Claims
-from saelens_lite.harvest.loop import _last_cursor
-from saelens_lite.shards import encode_json, write_manifest
-from saelens_lite.store import ActivationStore
+from saelens_lite.harvest import add_hook_points, more_hook_points
+from saelens_lite.harvest.shards.shard_claims import Claims
+from saelens_lite.harvest.shards.write import _last_cursor, write_shards
+from saelens_lite.store.folder import LocalFolder
+from saelens_lite.store.layout import encode_json
+from saelens_lite.store.reader import ActivationStore
+from saelens_lite.store.writer import write_manifest
 
 from .conftest import BOTH
 from .test_run import content
@@ -35,7 +36,7 @@ def test_the_bytes_of_a_joint_harvest(harvest, gpt2, order):
 
 def test_what_is_there_costs_nothing(stores, gpt2, monkeypatch, caplog):
     first, _ = stores
-    monkeypatch.setattr(add, "write_shards", None)
+    monkeypatch.setattr(more_hook_points, "write_shards", None)
     caplog.set_level("INFO")
     assert add_hook_points(first, BOTH[:1], model=gpt2).hook_points == BOTH[:1]
     assert "nothing to do" in caplog.text
@@ -52,7 +53,7 @@ def test_the_model_is_loaded_by_its_recorded_name(harvest, gpt2, byte_tokenizer,
 
 def test_interrupted_it_goes_on_and_the_store_stays_readable(stores, gpt2, monkeypatch):
     first, joint = stores
-    inner = add.write_shards
+    inner = write_shards
 
     def stop_at_two(model, packed, *rest, **options):
         def stopping():
@@ -64,7 +65,7 @@ def test_interrupted_it_goes_on_and_the_store_stays_readable(stores, gpt2, monke
         inner(model, stopping(), *rest, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(add, "write_shards", stop_at_two)
+        patch.setattr(more_hook_points, "write_shards", stop_at_two)
         with pytest.raises(KeyboardInterrupt):
             add_hook_points(first, BOTH[1], model=gpt2, progress=False)
     assert ActivationStore(first.path).hook_points == BOTH[:1]
@@ -85,7 +86,7 @@ def test_killed_between_the_last_steps_it_goes_on(stores, gpt2, monkeypatch, cra
 
         return step
 
-    adopt = add._adopt
+    adopt = more_hook_points._adopt
 
     def crashing(*args):
         with monkeypatch.context() as patch:
@@ -94,7 +95,7 @@ def test_killed_between_the_last_steps_it_goes_on(stores, gpt2, monkeypatch, cra
             adopt(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(add, "_adopt", crashing)
+        patch.setattr(more_hook_points, "_adopt", crashing)
         with pytest.raises(KeyboardInterrupt):
             add_hook_points(first, BOTH[1], model=gpt2, progress=False)
     assert content(add_hook_points(first.path, BOTH[1], model=gpt2, progress=False).path) == joint

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from saelens_lite.distributed import rank, several_processes
-from saelens_lite.files import open_folder
 from saelens_lite.harvest import HarvestConfig, run_harvest
-from saelens_lite.harvest.claims import Claims, SharedClaims
-from saelens_lite.harvest.packing import PackedShard
-from saelens_lite.tokens import PackedContexts
+from saelens_lite.harvest.shards.shard_claims import Claims, SharedClaims
+from saelens_lite.harvest.text.tokenized import PackedShard
+from saelens_lite.store.folder import open_folder
+from saelens_lite.store.packing import PackedContexts
 
 from .test_run import content
 

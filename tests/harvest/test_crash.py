@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from saelens_lite import files
 from saelens_lite.errors import ShardError
-from saelens_lite.verify import verify_store
+from saelens_lite.store import folder
+from saelens_lite.store.verify import verify_store
 
 from .conftest import BOTH
 from .test_run import content
@@ -36,7 +36,7 @@ class PowerLoss(BaseException):
 
 
 class Disk:
-    """The disk below `saelens_lite.files`: counts the calls that change it, and fails at one of them.
+    """The disk below `saelens_lite.store.folder`: counts the calls that change it, and fails at one of them.
 
     root: the store's folder
     fail_at: number of the call that fails, from 0; None never fails
@@ -71,8 +71,8 @@ class Disk:
         system = types.SimpleNamespace(**vars(os))
         system.fsync, system.replace = self.fsync, self.replace
         with monkeypatch.context() as patch:
-            patch.setattr(files, "os", system)
-            patch.setattr(files, "open", self.open, raising=False)
+            patch.setattr(folder, "os", system)
+            patch.setattr(folder, "open", self.open, raising=False)
             patch.setattr(pathlib.Path, "mkdir", lambda p, *a, **o: (mkdir if self.holds(p) else real_mkdir)(p, *a, **o))
             patch.setattr(pathlib.Path, "unlink", lambda p, *a, **o: (unlink if self.holds(p) else real_unlink)(p, *a, **o))
             yield

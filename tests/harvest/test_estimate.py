@@ -3,11 +3,11 @@
 import pytest
 
 from saelens_lite.errors import ShardError
-from saelens_lite.files import open_folder
 from saelens_lite.harvest import estimate as module
 from saelens_lite.harvest import estimate_harvest
-from saelens_lite.harvest.documents import Source
 from saelens_lite.harvest.estimate import Estimate, check_fits, estimate
+from saelens_lite.harvest.text.documents import Source
+from saelens_lite.store.folder import open_folder
 
 PLAN = {"max_tokens": 1000, "dtype": "bfloat16", "hook_points": {"a": {"d_model": 8}, "b": {"d_model": 4}}}
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from saelens_lite import hooks
-from saelens_lite.harvest import loop
 from saelens_lite.harvest.ahead import ahead
-from saelens_lite.harvest.forward import forward_batches
-from saelens_lite.harvest.packing import PackedShard
-from saelens_lite.tokens import pack
+from saelens_lite.harvest.shards import write
+from saelens_lite.harvest.shards.forward import forward_batches
+from saelens_lite.harvest.text.tokenized import PackedShard
+from saelens_lite.lm import hooks
+from saelens_lite.store.packing import pack
+from saelens_lite.store.writer import writing_shard
 
 from .test_run import content
 
@@ -95,8 +96,8 @@ def test_a_compiled_model_sees_one_shape(gpt2):
 def test_overlapping_stages_write_the_same_bytes(harvest, monkeypatch, stop_at):
     """As on an accelerator: a thread packs, another runs the model; interrupted while both work, too."""
     whole = content(harvest(store="in turn").path)
-    monkeypatch.setattr(loop, "overlaps", lambda model: True)
-    writing = loop.writing_shard
+    monkeypatch.setattr(write, "overlaps", lambda model: True)
+    writing = writing_shard
 
     def stopping(store, shard, *rest):
         if shard == stop_at:
@@ -105,7 +106,7 @@ def test_overlapping_stages_write_the_same_bytes(harvest, monkeypatch, stop_at):
 
     if stop_at is not None:
         with monkeypatch.context() as patch:
-            patch.setattr(loop, "writing_shard", stopping)
+            patch.setattr(write, "writing_shard", stopping)
             with pytest.raises(KeyboardInterrupt):
                 harvest()
         assert not any(thread.name == "saelens_lite-ahead" for thread in threading.enumerate())

@@ -7,7 +7,7 @@ import sys
 import datasets
 import pytest
 
-from saelens_lite.harvest.source import open_given, open_named
+from saelens_lite.harvest.text.sources import open_given, open_named
 
 TRICKY = [
     "a b\nc\n\nd\n",

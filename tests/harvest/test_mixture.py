@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from saelens_lite.harvest.config import HarvestConfig
-from saelens_lite.harvest.mixture import chained, open_mixture
-from saelens_lite.harvest.source import open_given, open_named
-from saelens_lite.tokens import hashed_uniform, is_held_out
+from saelens_lite.harvest.text.mixture import chained, open_mixture
+from saelens_lite.harvest.text.sources import open_given, open_named
+from saelens_lite.hashing import hashed_uniform, is_held_out
 
 A, B, C = ([f"{name}{i}" for i in range(n)] for name, n in (("a", 1400), ("b", 800), ("c", 40)))
 

@@ -5,9 +5,10 @@ import json
 import pytest
 import torch
 
-from saelens_lite import hooks
-from saelens_lite.decoder import evaluation_mode
-from saelens_lite.harvest.model import drop_unused, load_model, load_tokenizer, model_facts, tokenizer_facts
+from saelens_lite.harvest.shards.model import drop_unused, load_model, load_tokenizer, model_facts, tokenizer_facts
+from saelens_lite.lm import hooks
+from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.store.writer import writing_shard
 
 
 def test_unused_layers_and_head_are_freed_without_a_change_of_rows(gpt2):
@@ -73,9 +74,9 @@ def test_a_folder_without_a_tokenizer(gpt2, tmp_path):
 
 
 def test_other_circumstances_are_said(harvest, monkeypatch, caplog):
-    from saelens_lite.harvest import loop
+    from saelens_lite.harvest.shards import write
 
-    inner = loop.writing_shard
+    inner = writing_shard
 
     def stop_at_two(store, shard, *rest):
         if shard == 2:
@@ -83,7 +84,7 @@ def test_other_circumstances_are_said(harvest, monkeypatch, caplog):
         return inner(store, shard, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "writing_shard", stop_at_two)
+        patch.setattr(write, "writing_shard", stop_at_two)
         patch.setattr(torch, "get_num_threads", lambda: 99)
         with pytest.raises(KeyboardInterrupt):
             harvest()

@@ -8,9 +8,10 @@ import datasets
 import numpy as np
 import pytest
 
-from saelens_lite.harvest.packing import chat_facts, packed_shards, token_ids
-from saelens_lite.harvest.source import open_given, open_named
-from saelens_lite.tokens import special_token_ids
+from saelens_lite.harvest.text.chat import chat_facts
+from saelens_lite.harvest.text.sources import open_given, open_named
+from saelens_lite.harvest.text.tokenized import packed_shards, token_ids
+from saelens_lite.lm.token_text import special_token_ids
 
 PLAN = {
     "documents_per_shard": 8,

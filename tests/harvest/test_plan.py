@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from saelens_lite.harvest.ahead import ahead
-from saelens_lite.harvest.plan import documents_per_shard
+from saelens_lite.harvest.shards.plan import documents_per_shard
 
 
 @pytest.mark.parametrize(

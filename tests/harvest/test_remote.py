@@ -7,9 +7,11 @@ import pytest
 import torch
 
 from saelens_lite.errors import ShardError
-from saelens_lite.files import open_folder
-from saelens_lite.harvest import add_hook_points, harvest_activations, loop
-from saelens_lite.store import ActivationStore
+from saelens_lite.harvest import add_hook_points, harvest_activations
+from saelens_lite.harvest.shards import write
+from saelens_lite.store.folder import open_folder
+from saelens_lite.store.reader import ActivationStore
+from saelens_lite.store.writer import writing_shard
 from saelens_lite.train import train_sae
 
 from .conftest import BOTH, TEXTS
@@ -64,7 +66,7 @@ def content(store) -> dict[str, bytes]:
 def test_a_remote_store_is_the_local_one(harvest_to, url, tmp_path, monkeypatch, gpt2):
     """Interrupted in the third shard, gone on with, and a hook point added."""
     whole = content(harvest_to(tmp_path / "local").path)
-    writing = loop.writing_shard
+    writing = writing_shard
 
     def stop_at_two(folder, shard, *rest):
         if shard == 2:
@@ -72,7 +74,7 @@ def test_a_remote_store_is_the_local_one(harvest_to, url, tmp_path, monkeypatch,
         return writing(folder, shard, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "writing_shard", stop_at_two)
+        patch.setattr(write, "writing_shard", stop_at_two)
         with pytest.raises(KeyboardInterrupt):
             harvest_to(url, BOTH[:1])
     with pytest.raises(ShardError, match="unfinished"):

@@ -16,10 +16,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from saelens_lite import hooks, shards
 from saelens_lite.errors import HookError, SaelensLiteError, ShardError
-from saelens_lite.harvest import HarvestConfig, add_hook_points, harvest_activations, loop, run_harvest
-from saelens_lite.store import ActivationStore
+from saelens_lite.harvest import HarvestConfig, add_hook_points, harvest_activations, run_harvest
+from saelens_lite.harvest.shards import write
+from saelens_lite.lm import hooks
+from saelens_lite.store import writer
+from saelens_lite.store.reader import ActivationStore
+from saelens_lite.store.writer import writing_shard
 
 ROOT = Path(__file__).parents[2]
 BOTH = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]
@@ -174,7 +177,7 @@ def test_stopped_and_run_again_gives_the_same_bytes(harvest, monkeypatch, after_
 
 def test_finished_shards_are_not_made_again(harvest, monkeypatch):
     made = []
-    inner = loop.writing_shard
+    inner = writing_shard
 
     def note(store, shard, *rest):
         made.append(shard)
@@ -182,7 +185,7 @@ def test_finished_shards_are_not_made_again(harvest, monkeypatch):
             raise KeyboardInterrupt
         return inner(store, shard, *rest)
 
-    monkeypatch.setattr(loop, "writing_shard", note)
+    monkeypatch.setattr(write, "writing_shard", note)
     with pytest.raises(KeyboardInterrupt):
         harvest()
     harvest()
@@ -191,7 +194,7 @@ def test_finished_shards_are_not_made_again(harvest, monkeypatch):
 
 def test_a_finished_harvest_does_nothing_and_says_so(harvest, monkeypatch, caplog):
     before = content(harvest().path)
-    monkeypatch.setattr(loop, "writing_shard", None)
+    monkeypatch.setattr(write, "writing_shard", None)
     with caplog.at_level(logging.INFO):
         again = harvest()
     assert "is finished (1,000 rows): nothing to do" in caplog.text
@@ -287,9 +290,9 @@ def test_every_setting_of_the_rows_is_in_the_plan(harvest, change):
 
 def test_full_disk_leaves_a_store_that_goes_on(harvest, monkeypatch, tmp_path):
     whole = content(harvest(store="whole").path)
-    writer = shards.RowWriter
+    row_writer = writer.RowWriter
 
-    class Full(writer):
+    class Full(row_writer):
         n_appended = 0
 
         def append(self, rows):
@@ -299,7 +302,7 @@ def test_full_disk_leaves_a_store_that_goes_on(harvest, monkeypatch, tmp_path):
             super().append(rows)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "RowWriter", Full)
+        patch.setattr(writer, "RowWriter", Full)
         with pytest.raises(ShardError, match="could not be written: No space left on device .* finished shards are kept"):
             harvest(store="full")
     left = content(tmp_path / "full")
@@ -343,15 +346,15 @@ def test_a_truncated_shard_is_named_and_made_again(harvest):
 
 
 def test_two_harvests_of_one_store_at_once_are_refused(harvest, gpt2, monkeypatch):
-    inner, other = loop.writing_shard, copy.deepcopy(gpt2)
+    inner, other = writing_shard, copy.deepcopy(gpt2)
 
     def again(*args):
-        monkeypatch.setattr(loop, "writing_shard", inner)
+        monkeypatch.setattr(write, "writing_shard", inner)
         with pytest.raises(ShardError, match="another harvest is writing"):
             harvest(model=other)
         return inner(*args)
 
-    monkeypatch.setattr(loop, "writing_shard", again)
+    monkeypatch.setattr(write, "writing_shard", again)
     assert harvest().n_rows == 1000
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from saelens_lite.harvest.source import as_names, open_given, open_named
+from saelens_lite.harvest.text.sources import as_names, open_given, open_named
 
 TEXTS = ["one", "two words", "drei\u2028é😀", "", "five"]
 ROWS = [{"id": i, "text": text} for i, text in enumerate(TEXTS)]

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from saelens_lite.errors import HookError
-from saelens_lite.harvest import loop, stream
-from saelens_lite.harvest.stream import activation_stream
+from saelens_lite.harvest import streaming
+from saelens_lite.harvest.shards import write
+from saelens_lite.harvest.streaming import activation_stream
 
 HOOK_POINT = "blocks.0.hook_resid_post"
 SETTINGS = {"context_length": 32, "batch_size_seqs": 4, "documents_per_shard": 8, "dtype": "float32"}
@@ -48,7 +49,7 @@ def test_it_begins_where_it_is_told(streamed, texts, tmp_path):
 
 def test_stages_that_overlap_give_the_same(streamed, monkeypatch):
     whole = streamed()
-    for room in (loop, stream):
+    for room in (write, streaming):
         monkeypatch.setattr(room, "overlaps", lambda model: True)
     assert all(torch.equal(a.acts, b.acts) for a, b in zip(streamed(), whole, strict=True))
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.kernels import bags, cpu, reference
+from saelens_lite.kernels import cpu, cpu_build, reference, torch_ops
+from saelens_lite.kernels.cpu_build import library
 
-PATHS = [bags, pytest.param(cpu, marks=pytest.mark.skipif(cpu.library() is None, reason="no C compiler"))]
+PATHS = [torch_ops, pytest.param(cpu, marks=pytest.mark.skipif(library() is None, reason="no C compiler"))]
 
 
 def pairs(B=37, n=1000, d=24, k=8, seed=0):
@@ -67,17 +68,17 @@ def test_keep_topk_of_equal_values(path):
     kept = path.keep_topk_(acts.clone(), 3)
     assert sorted(kept[0].tolist()) == [0.0, 0.0, 2.0, 2.0, 3.0]
     assert_close(kept[1], torch.tensor([0.0, 1e-45, 0.0, 0.0, 1.0]), rtol=0, atol=0)
-    if path is not bags:
+    if path is not torch_ops:
         assert kept[0].tolist() == [2.0, 0.0, 3.0, 2.0, 0.0]
 
 
 needs_screen = pytest.mark.skipif(
-    cpu.library() is None or cpu.screened_topk(torch.randn(48, 8), torch.randn(80, 8), torch.zeros(80), 1) is None,
+    library() is None or cpu.screened_topk(torch.randn(48, 8), torch.randn(80, 8), torch.zeros(80), 1) is None,
     reason="no C compiler, or a processor without AVX512-VNNI",
 )
 
 
-@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+@pytest.mark.skipif(library() is None, reason="no C compiler")
 def test_nth_largest_by_hand():
     values = torch.tensor([0.5, 3.0, -1.0, 3.0, float("inf"), 0.0])
     assert [cpu.nth_largest(values, n) for n in (1, 2, 3, 4, 5, 6)] == [float("inf"), 3.0, 3.0, 0.5, 0.0, 0.0]
@@ -277,14 +278,14 @@ def test_select_batch_topk_where_nothing_is_positive(path):
     assert offsets.tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("path", [reference, cpu] if cpu.library() else [reference])
+@pytest.mark.parametrize("path", [reference, cpu] if library() else [reference])
 def test_regroup_by_hand(path):
     order, offsets = path.regroup(torch.tensor([2, 0, 2, 3, 0]), 5)
     assert order.tolist() == [1, 4, 0, 2, 3]
     assert offsets.tolist() == [0, 2, 2, 4, 5, 5]
 
 
-@pytest.mark.skipif(cpu.library() is None, reason="no C compiler")
+@pytest.mark.skipif(library() is None, reason="no C compiler")
 def test_cpu_kernels_do_not_depend_on_the_number_of_threads():
     acts, values, indices, W_dec, b_dec = pairs(B=64)
     before, results = torch.get_num_threads(), []
@@ -305,7 +306,7 @@ def test_cpu_kernels_do_not_depend_on_the_number_of_threads():
 def test_decode_equals_reference_for_bags_of_any_length():
     offsets = torch.tensor([0, 2, 2, 5])
     indices, values, table = torch.tensor([3, 1, 0, 0, 2]), torch.tensor([1.0, -2.0, 0.5, 0.5, 0.0]), torch.randn(4, 6)
-    assert_close(bags.decode(values, indices, offsets, table), reference.decode(values, indices, offsets, table))
+    assert_close(torch_ops.decode(values, indices, offsets, table), reference.decode(values, indices, offsets, table))
     assert_close(reference.decode(values, indices, offsets, table)[0], table[3] - 2 * table[1])
 
 
@@ -314,5 +315,5 @@ def test_without_a_home_folder_the_bags_do_the_work(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(cpu.Path, "home", staticmethod(no_home))
-    assert cpu.library.__wrapped__() is None
+    monkeypatch.setattr(cpu_build.Path, "home", staticmethod(no_home))
+    assert library.__wrapped__() is None

@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite import kernels
-from saelens_lite.kernels import bags, cpu, reference
-from saelens_lite.sae import SAEConfig
+from saelens_lite.kernels import cpu, reference, torch_ops
+from saelens_lite.kernels import dispatch as kernels
+from saelens_lite.kernels.cpu_build import library
+from saelens_lite.kernels.triton_select import screened_batch_topk, screened_topk, select_topk
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.init import initial_sae
-from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.trainer import Trainer
 
 try:
     from saelens_lite.kernels import triton as path
@@ -95,9 +97,9 @@ if REAL:
 
     def test_the_environment_chooses(monkeypatch):
         tensors = (torch.zeros(3),)
-        for choice, expected in (("", cpu), ("cpu", cpu), ("torch", bags), ("triton", bags)):
+        for choice, expected in (("", cpu), ("cpu", cpu), ("torch", torch_ops), ("triton", torch_ops)):
             monkeypatch.setenv("SAELENS_LITE_KERNELS", choice)
-            assert kernels._path(*tensors) is (bags if expected is cpu and cpu.library() is None else expected)
+            assert kernels._path(*tensors) is (torch_ops if expected is cpu and library() is None else expected)
         monkeypatch.setattr(kernels, "_triton", lambda: None)
         with pytest.raises(ValueError, match="got triton: pip install triton"):
             kernels._path(*tensors)
@@ -221,7 +223,7 @@ SELECTIONS = [(2048, 32_768, 768, 32), (1024, 131_072, 4096, 64)] if REAL else [
 def test_encode_and_select_topk(B, n, d, k, tolerance):
     inputs, W_rows, bias = encoder(B, n, d)
     exact = inputs.double() @ W_rows.double().T + bias
-    values, indices = path.screened_topk(inputs, W_rows, bias, k)
+    values, indices = screened_topk(inputs, W_rows, bias, k)
     for token in range(min(B, 64)):
         assert_selected(values[token], indices[token], exact[token], exact[token].topk(k).values, tolerance)
 
@@ -232,7 +234,7 @@ def test_encode_and_select_batch_topk(B, n, d, k, tolerance):
     inputs, W_rows, bias = encoder(B, n, d)
     inputs *= torch.arange(B, device=DEVICE)[:, None] / B  # so that tokens differ in how many latents they get
     exact = (inputs.double() @ W_rows.double().T + bias).relu()
-    values, indices, offsets = path.screened_batch_topk(inputs, W_rows, bias, k * B)
+    values, indices, offsets = screened_batch_topk(inputs, W_rows, bias, k * B)
     tokens = reference.token_ids(offsets, len(values))
     assert (len(values), int(offsets[-1])) == (k * B, k * B)
     assert torch.equal((tokens * n + indices).sort().values, tokens * n + indices)
@@ -242,7 +244,7 @@ def test_encode_and_select_batch_topk(B, n, d, k, tolerance):
 @gpu
 def test_batch_topk_makes_up_for_what_is_not_positive_with_zeros():
     inputs, W_rows, bias = encoder(4, 256, 8)
-    values, indices, _ = path.screened_batch_topk(
+    values, indices, _ = screened_batch_topk(
         inputs, W_rows, bias - 100 + 101 * (torch.arange(256, device=DEVICE) == 7), 8
     )
     assert int((values > 0).sum()) == int((inputs @ W_rows[7] + bias[7] + 1 > 0).sum())
@@ -254,7 +256,7 @@ def test_batch_topk_makes_up_for_what_is_not_positive_with_zeros():
 def test_select_topk(B, n, k):
     products, bias = random(B, n), random(n, seed=1)
     exact = products.double() + bias
-    values, indices = path.select_topk(products.clone(), bias, k)
+    values, indices = select_topk(products.clone(), bias, k)
     for token in range(B):
         assert_selected(values[token], indices[token], exact[token], exact[token].topk(k).values, 1e-6)
 
@@ -266,10 +268,10 @@ def test_of_equal_values_any_are_selected(tolerance):
         torch.ones(512, 8, device=DEVICE),
         torch.zeros(512, device=DEVICE),
     )
-    values, indices = path.screened_topk(inputs, W_rows, bias, 4)
+    values, indices = screened_topk(inputs, W_rows, bias, 4)
     assert values.tolist() == [[8.0] * 4] * 3
     assert all(len(set(row)) == 4 for row in indices.tolist())
-    values, indices, offsets = path.screened_batch_topk(inputs, W_rows, bias, 12)
+    values, indices, offsets = screened_batch_topk(inputs, W_rows, bias, 12)
     assert values.tolist() == [8.0] * 12
     assert len(set((reference.token_ids(offsets, 12) * 512 + indices).tolist())) == 12
 
@@ -278,9 +280,9 @@ def test_of_equal_values_any_are_selected(tolerance):
 def test_encode_and_select_of_infinities():
     inputs, W_rows, bias = encoder(2, 512, 8)
     bias[7], inputs[1] = torch.inf, 0
-    values, indices = path.screened_topk(inputs, W_rows, bias, 4)
+    values, indices = screened_topk(inputs, W_rows, bias, 4)
     assert (indices == 7).any(1).all() and values.max() == torch.inf
-    values, indices = path.screened_topk(inputs, W_rows, torch.full_like(bias, -torch.inf), 4)
+    values, indices = screened_topk(inputs, W_rows, torch.full_like(bias, -torch.inf), 4)
     assert all(len(set(row)) == 4 for row in indices.tolist())
 
 
@@ -288,7 +290,7 @@ def test_encode_and_select_of_infinities():
 def test_encode_and_select_of_rows_in_bf16():
     inputs, W_rows, bias = (t.bfloat16() for t in encoder(5, 512, 40))
     exact = inputs.double() @ W_rows.double().T + bias.double()
-    values, indices = path.screened_topk(inputs, W_rows, bias, 4)
+    values, indices = screened_topk(inputs, W_rows, bias, 4)
     assert values.dtype == torch.bfloat16
     for token in range(5):
         assert_selected(values[token], indices[token], exact[token], exact[token].topk(4).values, 1e-2)
@@ -297,8 +299,8 @@ def test_encode_and_select_of_rows_in_bf16():
 @gpu
 def test_shapes_in_which_groups_do_not_narrow_the_choice_are_left_to_others():
     for n, k in ((1000, 1), (1024, 9)):
-        assert path.screened_topk(random(4, 8), random(n, 8), random(n), k) is None
-        assert path.screened_batch_topk(random(4, 8), random(n, 8), random(n), 4 * k) is None
+        assert screened_topk(random(4, 8), random(n, 8), random(n), k) is None
+        assert screened_batch_topk(random(4, 8), random(n, 8), random(n), 4 * k) is None
 
 
 @gpu

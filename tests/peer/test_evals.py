@@ -14,10 +14,11 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import saelens_lite as sl
-from saelens_lite.demo import MODEL_DIR, load_model
+from saelens_lite.analyze.evaluation.library_variants import LibraryVariants
 from saelens_lite.demo.corpus import stdlib_documents
-from saelens_lite.splice import splice, token_losses
-from saelens_lite.variants import LibraryVariants
+from saelens_lite.demo.embedded import MODEL_DIR, load_model
+from saelens_lite.lm.losses import token_losses
+from saelens_lite.lm.replacement import splice
 
 pytestmark = pytest.mark.peer
 

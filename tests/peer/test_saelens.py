@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import saelens_lite as sl
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 
 pytestmark = pytest.mark.peer
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from saelens_lite.store import ActivationStore
+from saelens_lite.store.reader import ActivationStore
 
 pytestmark = pytest.mark.peer
 

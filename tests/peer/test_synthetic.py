@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from saelens_lite.analyze import score_recovery
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.synthetic import SyntheticActivations, SyntheticConfig
 
 pytestmark = pytest.mark.peer

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.optimise.trainer import Trainer
 
 SERVER = """
 import json, os, pkgutil, sys

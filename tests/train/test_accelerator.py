@@ -7,11 +7,11 @@ import torch
 from torch.testing import assert_close
 
 from saelens_lite.device import best_device
-from saelens_lite.sae import SAEConfig
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import KindName, TrainConfig
-from saelens_lite.train.init import initial_sae
-from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.trainer import Trainer
 
 pytestmark = pytest.mark.gpu
 

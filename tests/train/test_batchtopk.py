@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.train.batchtopk import BatchTopK, _just_below
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.kinds.batchtopk import BatchTopK, _just_below
 
 
 def kind_of(k=1):

@@ -6,8 +6,8 @@ import time
 import pytest
 import torch
 
-from saelens_lite.train.buffer import RowBuffer
-from saelens_lite.train.order import RowOrder
+from saelens_lite.train.rows.row_buffer import RowBuffer
+from saelens_lite.train.rows.row_order import RowOrder
 
 
 class Source:

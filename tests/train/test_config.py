@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.train import run as training
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.presets import with_preset
+from saelens_lite.train.runs import run as training
+from saelens_lite.train.runs.checkpoints import save_checkpoint
 
 BASE = {"k": 3, "d_sae": 32, "n_steps": 12, "batch_size_rows": 128, "buffer_rows": 1024, "progress": False, "device": "cpu"}
 RELU, JUMPRELU = {"kind": "relu"}, {"kind": "jumprelu"}
@@ -112,14 +113,14 @@ def text_store(gpt2, byte_tokenizer, tmp_path):
 @pytest.fixture
 def run(stores, tmp_path, monkeypatch, request):
     """run(**fields): the weights' sha256, and what the run told: file names, numbers, checkpoints, the preset's name."""
-    checkpoints, save, folders = [], training.save_checkpoint, iter("ab")
+    checkpoints, save, folders = [], save_checkpoint, iter("ab")
 
     def noted(*args, keep, **kwargs):
         save(*args, keep=keep, **kwargs)
         checkpoints.append(sorted(path.name for path in (args[0] / "state").iterdir()))
 
     monkeypatch.setattr(training, "save_checkpoint", noted)
-    monkeypatch.setattr(training, "chosen_device", lambda name: name or "cpu")
+    monkeypatch.setattr("saelens_lite.train.runs.process.chosen_device", lambda name: name or "cpu")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
     def train(**fields):

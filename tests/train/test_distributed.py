@@ -19,15 +19,15 @@ from torch.testing import assert_close
 
 import saelens_lite as sl
 from saelens_lite import distributed
-from saelens_lite.sae import SAEConfig
-from saelens_lite.train import parallel
-from saelens_lite.train import step as training_step
-from saelens_lite.train.buffer import RowBuffer
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.train import latent_shards
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.init import initial_sae
-from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.order import RowOrder
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.few_pairs import SPARSE_BELOW
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.row_buffer import RowBuffer
+from saelens_lite.train.rows.row_order import RowOrder
 
 ROOT = Path(__file__).parents[2]
 D, N, K, BATCH = 12, 64, 4, 48
@@ -64,11 +64,11 @@ def beginning(case, dtype):
     """The trainer of this process's shard; some latents were silent, of which some fire weakly and some never."""
     fields, uneven = CASES[case], "uneven" in case
     kind = kind_class(fields["kind"]).sae_kind
-    training_step.SPARSE_BELOW["cpu"] = distributed.rank("latents") % 2 if uneven else 1 / 16
+    SPARSE_BELOW["cpu"] = distributed.rank("latents") % 2 if uneven else 1 / 16
     common = {"k": K, "d_sae": N, "lr": 1e-3, "batch_size_rows": BATCH, "dead_after_tokens": 2 * BATCH}
     config = TrainConfig(**common | fields)
     sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind=kind, k=config.k if kind == "topk" else None), rows(0), seed=0)
-    latents = parallel.first_latent(sae) + torch.arange(sae.d_sae)
+    latents = latent_shards.first_latent(sae) + torch.arange(sae.d_sae)
     silent = latents < 12 if uneven else latents % 5 == 0
     with torch.no_grad():
         bias = sae.b_enc if hasattr(sae, "b_enc") else sae.b_gate

@@ -2,7 +2,7 @@
 
 import torch
 
-from saelens_lite.train.draws import generator, row_noise
+from saelens_lite.train.random_streams import generator, row_noise
 
 
 def test_noise_of_a_row_depends_on_seed_step_and_place_in_the_batch_alone():

@@ -5,13 +5,15 @@ import torch
 from torch.testing import assert_close
 
 import saelens_lite as sl
-from saelens_lite.contexts import scored_contexts
+from saelens_lite.hashing import is_held_out
 from saelens_lite.kernels.reference import remove_parallel
-from saelens_lite.splice import kl_to_clean, splice
-from saelens_lite.tokens import is_held_out
+from saelens_lite.lm.losses import kl_to_clean
+from saelens_lite.lm.replacement import splice
+from saelens_lite.lm.store_losses import scored_contexts
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.endtoend import EndToEnd, StoreContexts
-from saelens_lite.train.kinds import kind_class
+from saelens_lite.train.kinds.end_to_end import EndToEnd
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.rows.store_contexts import StoreContexts
 
 pytestmark = pytest.mark.long
 

@@ -10,7 +10,8 @@ import torch
 from torch.testing import assert_close
 
 import saelens_lite as sl
-from saelens_lite.train.init import fold_scale, sae_to_finetune
+from saelens_lite.train.optimise.fold import fold_scale
+from saelens_lite.train.optimise.initial import sae_to_finetune
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 POINT = "blocks.0.hook_resid_post"

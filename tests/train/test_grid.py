@@ -18,13 +18,14 @@ import torch
 from torch.testing import assert_close
 
 import saelens_lite as sl
-from saelens_lite.cli import main
-from saelens_lite.train import run as training
-from saelens_lite.train.buffer import RowBuffer
+from saelens_lite.cli.commands import main
+from saelens_lite.run_log import Tracker
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.grid import grid_members, parsed_grid
-from saelens_lite.train.rows import ROW_FIELDS, StoreRows
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.protocol import ROW_FIELDS
+from saelens_lite.train.rows.row_buffer import RowBuffer
+from saelens_lite.train.rows.store_rows import StoreRows
 
 ROOT = Path(__file__).parents[2]
 N_STEPS = 24
@@ -206,7 +207,7 @@ def test_the_rows_depend_on_the_fields_that_decide_who_shares_them(store):
 
 # kills
 
-UPDATE, SYNC = "saelens_lite.train.trainer.Trainer.update", "saelens_lite.train.state.sync"
+UPDATE, SYNC = "saelens_lite.train.optimise.trainer.Trainer.update", "saelens_lite.train.runs.checkpoints.sync"
 GRID = [{"k": 2}, {"kind": "batchtopk", "seed": 1}, {"d_sae": 48, "n_steps": 17}]
 """Six runs with their baselines: 24 + 24 + 24 + 24 + 17 + 17 = 130 updates."""
 
@@ -244,7 +245,7 @@ def test_killed_at_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_pa
     [
         (SYNC, [6, 14, 31, 60]),  # between the files of a checkpoint, between members' checkpoints
         ("os.replace", [2, 11, 40]),
-        ("saelens_lite.train.run.remove_checkpoints", [7, 10]),  # when a member is finished
+        ("saelens_lite.train.runs.run.remove_checkpoints", [7, 10]),  # when a member is finished
     ],
 )
 def test_killed_between_the_members_it_ends_with_the_same_bits(forked, whole, tmp_path, function, calls):
@@ -291,14 +292,14 @@ def test_what_is_finished_stays_and_what_is_new_is_trained(store, tmp_path, monk
 
 
 def test_an_sae_that_failed_before_its_first_checkpoint_is_not_taken_for_a_finished_one(store, tmp_path, monkeypatch):
-    log = training.Tracker.log
+    log = Tracker.log
 
     def full_disk(self, step, metrics):
         if step >= 3:
             raise OSError(28, "No space left on device")
         log(self, step, metrics)
 
-    monkeypatch.setattr(training.Tracker, "log", full_disk)
+    monkeypatch.setattr(Tracker, "log", full_disk)
     with pytest.raises(OSError, match="No space left"):
         train(store, tmp_path, {"k": [2, 3]})
     assert {path.parent.name for path in tmp_path.rglob("cfg.json")} == {"k=2", "k=3"}  # each as it stands

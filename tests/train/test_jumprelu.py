@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.jumprelu import JumpReLU
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.jumprelu import JumpReLU
+from saelens_lite.train.optimise.trainer import Trainer
 
 
 def sae_of(threshold=0.0):

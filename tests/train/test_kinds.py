@@ -4,15 +4,19 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite import losses
-from saelens_lite.kernels import remove_parallel
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
+from saelens_lite.kernels.reference import remove_parallel
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.draws import row_noise
-from saelens_lite.train.init import initial_sae, input_scale
-from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.step import few_pairs, unit_rows_
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.few_pairs import few_pairs
+from saelens_lite.train.kinds.gradients import unit_rows_
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.random_streams import row_noise
+from saelens_lite.train.rows.input_scale import input_scale
+
+from . import definitions as losses
 
 B, D, N, K, K_AUX = 29, 12, 64, 5, 6
 TRAINED = {

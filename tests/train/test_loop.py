@@ -12,12 +12,13 @@ import torch
 from torch.testing import assert_close
 
 import saelens_lite as sl
-from saelens_lite.checkpoint import load_log_sparsity
-from saelens_lite.train.buffer import RowBuffer
+from saelens_lite.sae.folder import load_log_sparsity
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.order import RowOrder
-from saelens_lite.train.rows import StoreRows, spread
-from saelens_lite.train.stores import JoinedStores
+from saelens_lite.train.rows.joined_stores import JoinedStores
+from saelens_lite.train.rows.protocol import spread
+from saelens_lite.train.rows.row_buffer import RowBuffer
+from saelens_lite.train.rows.row_order import RowOrder
+from saelens_lite.train.rows.store_rows import StoreRows
 
 HOOK_POINT = "blocks.0.hook_resid_post"
 
@@ -147,7 +148,7 @@ def test_a_failure_on_the_way_leaves_the_sae_as_it_stands(store, tmp_path, monke
         if step >= 20:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("saelens_lite.tracker.Tracker.log", full_disk)
+    monkeypatch.setattr("saelens_lite.run_log.Tracker.log", full_disk)
     with pytest.raises(OSError, match="No space left"):
         train(store, tmp_path)
     assert sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]["steps"] == 20
@@ -182,7 +183,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_p
     acts = store.gather(torch.arange(store.n_rows))
     acts[7] = float("nan")
     monkeypatch.setattr(JoinedStores, "gather", lambda self, rows, dtype=torch.float32, out=None: acts[rows].to(dtype))
-    monkeypatch.setattr("saelens_lite.train.run._INIT_ROWS", 4)
+    monkeypatch.setattr("saelens_lite.train.runs.run._INIT_ROWS", 4)
     with pytest.raises(FloatingPointError, match="loss is nan at step .*: row 7 of shard 0"):
         train(store, tmp_path, held_out_fraction=0.0, n_steps=60, checkpoint_every_steps=60)
     with pytest.raises(FloatingPointError, match="a weight is not finite at step 40: row 7 of shard 0"):

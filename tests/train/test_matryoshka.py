@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.train.batchtopk import BatchTopK
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.matryoshka import Matryoshka
+from saelens_lite.train.kinds.batchtopk import BatchTopK
+from saelens_lite.train.kinds.matryoshka import Matryoshka
 
 
 def sae_of(d_sae=2, seed=0):

@@ -5,7 +5,7 @@ from fractions import Fraction
 import pytest
 import torch
 
-from saelens_lite.train.order import MixedOrder, RowOrder, shares
+from saelens_lite.train.rows.row_order import MixedOrder, RowOrder, shares
 
 SIZES = (1000, 300, 57)
 PARTS = [torch.arange(1000), 5000 + torch.arange(300), 9000 + torch.arange(57)]

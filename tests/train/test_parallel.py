@@ -11,12 +11,13 @@ from torch.testing import assert_close
 
 import saelens_lite as sl
 from saelens_lite import distributed
-from saelens_lite.sae import SAEConfig
-from saelens_lite.train import init, parallel
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.train import latent_shards
 from saelens_lite.train.config import KindName, TrainConfig
-from saelens_lite.train.init import initial_sae, random_rows
-from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.optimise import initial
+from saelens_lite.train.optimise.initial import initial_sae, random_rows
+from saelens_lite.train.optimise.trainer import Trainer
 
 D, N = 6, 32
 
@@ -68,7 +69,7 @@ def test_shards_begin_with_the_rows_of_one_process(shard):
     for r in range(4):
         shard(r, 4)
         own, latents = trainer_of("topk").sae, slice(8 * r, 8 * r + 8)
-        assert parallel.first_latent(own) == 8 * r
+        assert latent_shards.first_latent(own) == 8 * r
         assert torch.equal(own.W_dec, whole.W_dec[latents]) and torch.equal(own.W_enc, whole.W_enc[:, latents])
         assert torch.equal(own.b_dec, whole.b_dec)
 
@@ -87,7 +88,7 @@ def test_what_follows_from_the_width_follows_from_that_of_the_whole(shard):
 
 @pytest.mark.parametrize(("n_rows", "d_model"), [(16, 8), (31, 7), (32, 5), (50, 3), (100, 16), (5, 1)])
 def test_random_rows_in_pieces_are_those_of_one_piece(n_rows, d_model, monkeypatch):
-    monkeypatch.setattr(init, "_PIECE_ROWS", 16)
+    monkeypatch.setattr(initial, "_PIECE_ROWS", 16)
     whole = torch.randn(n_rows, d_model, generator=torch.Generator().manual_seed(3))
     assert torch.equal(random_rows(n_rows, d_model, 3, 0, n_rows), whole)
     assert torch.equal(random_rows(n_rows, d_model, 3, n_rows // 3, n_rows // 2), whole[n_rows // 3 :][: n_rows // 2])
@@ -108,7 +109,7 @@ def test_the_largest_of_all_shards_by_hand(shard, monkeypatch):
         monkeypatch.setattr(
             distributed, "gathered", lambda x, axis, r=r, other=other: torch.stack([x, other] if r == 0 else [other, x])
         )
-        pairs.append(parallel.largest(own, latents if r == 0 else torch.tensor([[0, 1]] * 3), 3))
+        pairs.append(latent_shards.largest(own, latents if r == 0 else torch.tensor([[0, 1]] * 3), 3))
     for (values, indices, offsets), expected in zip(
         pairs,
         [([5.0, 2.0, 2.0], [7, 0, 4], [0, 1, 3, 3]), ([4.0, 3.0, 2.0, 1.0], [0, 1, 0, 0], [0, 2, 3, 4])],
@@ -119,13 +120,13 @@ def test_the_largest_of_all_shards_by_hand(shard, monkeypatch):
 
 def test_alone_everything_is_the_kernel_itself():
     values, indices = torch.rand(5, 3), torch.randint(N, (5, 3))
-    assert parallel.largest(values, indices, 3) == (values, indices)
-    assert parallel.over_latents(values) is values and parallel.part(values, 1).equal(values)
+    assert latent_shards.largest(values, indices, 3) == (values, indices)
+    assert latent_shards.over_latents(values) is values and latent_shards.part(values, 1).equal(values)
     W_dec, b_dec = torch.randn(3, D), torch.randn(D)
-    assert torch.equal(parallel.decode(values, W_dec, b_dec), torch.addmm(b_dec, values, W_dec))
+    assert torch.equal(latent_shards.decode(values, W_dec, b_dec), torch.addmm(b_dec, values, W_dec))
     sae, acts = trainer_of("topk").sae, torch.randn(5, D)
-    assert parallel.whole_sae(sae, sae.config) is sae
-    assert_close(parallel.forward(sae, acts, 3).recons, sae(acts).recons)
+    assert latent_shards.whole_sae(sae, sae.config) is sae
+    assert_close(latent_shards.forward(sae, acts, 3).recons, sae(acts).recons)
 
 
 def test_what_cannot_be_divided_is_refused(shard, planted, tmp_path):
@@ -139,4 +140,4 @@ def test_what_cannot_be_divided_is_refused(shard, planted, tmp_path):
         TrainConfig(latent_shards=0)
     shard(0, 3)
     with pytest.raises(ValueError, match="latent_shards expected a divisor of d_sae=64, got 3: choose d_sae=66"):
-        parallel.shard_config(SAEConfig(d_model=D, d_sae=64, kind="relu"))
+        latent_shards.shard_config(SAEConfig(d_model=D, d_sae=64, kind="relu"))

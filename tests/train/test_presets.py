@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.cli import main
+from saelens_lite.cli.commands import main
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.presets import PRESETS, PresetName, with_preset
 

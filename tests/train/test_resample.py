@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.sae import SAEConfig
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.init import initial_sae, input_scale
-from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.resample import draw_rows
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.resample import draw_rows
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.input_scale import input_scale
 
 KINDS = {
     "relu": {"l1_coeff": 0.5},

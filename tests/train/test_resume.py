@@ -16,11 +16,12 @@ import torch
 
 import saelens_lite as sl
 from saelens_lite.errors import CheckpointError
-from saelens_lite.train import run as training
+from saelens_lite.run_log import Tracker
 from saelens_lite.train.config import KindName, TrainConfig
-from saelens_lite.train.rows import StoreRows
-from saelens_lite.train.state import load_checkpoint
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.store_rows import StoreRows
+from saelens_lite.train.runs import run as training
+from saelens_lite.train.runs.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.long
 
@@ -65,7 +66,7 @@ def steps(output):
 
 # kills
 
-UPDATE, SYNC = "saelens_lite.train.trainer.Trainer.update", "saelens_lite.train.state.sync"
+UPDATE, SYNC = "saelens_lite.train.optimise.trainer.Trainer.update", "saelens_lite.train.runs.checkpoints.sync"
 
 
 @pytest.fixture(scope="module")
@@ -263,14 +264,14 @@ def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(store
 
 def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path, monkeypatch, caplog):
     train(store, tmp_path / "whole")
-    log = training.Tracker.log
+    log = Tracker.log
 
     def full_disk(self, step, metrics):
         if step >= 18:
             raise OSError(28, "No space left on device")
         log(self, step, metrics)
 
-    monkeypatch.setattr(training.Tracker, "log", full_disk)
+    monkeypatch.setattr(Tracker, "log", full_disk)
     with pytest.raises(OSError, match="No space left"):
         train(store, tmp_path / "failed")
     assert "failed after step 18 of 40" in caplog.text and "the same command goes on at step 16" in caplog.text

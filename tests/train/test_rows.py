@@ -8,9 +8,9 @@ import torch
 
 import saelens_lite as sl
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.init import input_scale
-from saelens_lite.train.rows import StoreRows
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.input_scale import input_scale
+from saelens_lite.train.rows.store_rows import StoreRows
 
 OPTIONS = {
     "k": 3,

@@ -3,12 +3,15 @@
 import pytest
 import torch
 
-from saelens_lite.kernels import remove_parallel
-from saelens_lite.sae import SAEConfig, SparseAutoencoder
-from saelens_lite.train import step
+from saelens_lite.kernels.reference import remove_parallel
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.step import DeadTracker, ProductChunks, default_dead_after_tokens, few_pairs
-from saelens_lite.train.topk import TopK
+from saelens_lite.train.kinds.auxk import _auxk
+from saelens_lite.train.kinds.few_pairs import SPARSE_BELOW, few_pairs
+from saelens_lite.train.kinds.topk import TopK
+from saelens_lite.train.kinds.workspace import ProductChunks
+from saelens_lite.train.optimise.dead import DeadTracker, default_dead_after_tokens
 
 B, D, N, K = 29, 12, 64, 5
 
@@ -86,8 +89,8 @@ def test_auxk_of_few_latents_above_0_equals_the_dense_one(bias, monkeypatch):
         sae.W_enc.copy_(sae.W_dec.T)
         sae.b_enc.fill_(bias)
         for share in (0.0, 1.0):
-            monkeypatch.setitem(step.SPARSE_BELOW, "cpu", share)
-            loss, dec_grad, enc_grad, bias_grad = step._auxk(sae, inputs, error, dead, 3, 0.25)
+            monkeypatch.setitem(SPARSE_BELOW, "cpu", share)
+            loss, dec_grad, enc_grad, bias_grad = _auxk(sae, inputs, error, dead, 3, 0.25)
             results.append((loss, remove_parallel(dec_grad, sae.W_dec[dead]), enc_grad, bias_grad))
     for dense, sparse in zip(*results, strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-12)

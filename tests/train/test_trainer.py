@@ -7,14 +7,16 @@ import pytest
 import torch
 from pytest import approx
 
-from saelens_lite.sae import SAEConfig
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import KindName, TrainConfig
-from saelens_lite.train.init import fold_decoder_norms_, fold_scale, initial_sae, input_scale
-from saelens_lite.train.kinds import kind_class
-from saelens_lite.train.optim import annealed_k, default_lr, lr_factor
-from saelens_lite.train.step import unit_rows_
-from saelens_lite.train.topk import TopK
-from saelens_lite.train.trainer import Trainer
+from saelens_lite.train.kinds.gradients import unit_rows_
+from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.kinds.topk import TopK, annealed_k
+from saelens_lite.train.optimise.fold import fold_decoder_norms_, fold_scale
+from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.schedules import default_lr, lr_factor
+from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.input_scale import input_scale
 
 D, N = 8, 32
 

@@ -1,0 +1,13 @@
+"""Which latents and which parts of the model a prediction comes from.
+
+lens          the tokens that a latent promotes
+logits        direct logit attribution
+gradients     attribution by gradients
+edges         attribution from latents to latents
+stream_parts  the stream as a sum of contributions
+final_norm    the last normalisation as a linear map
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,0 +1,153 @@
+"""Gradient times activation: the first-order share of every latent, at every position, in any number made of logits.
+
+    contribution of latent i at token t = z_i(t) · scale(t) · W_dec[i] · ∂metric/∂acts(t)
+
+The stream itself is made the leaf of one forward and one backward, so the run is the model's own, bit for bit; the SAE's
+error and its row scale are constants. At each token latents, b_dec and error add up to acts · ∂metric/∂acts. The
+contributions of a latent summed over tokens are the first-order estimate of metric − metric with the latent ablated.
+
+source: attribution patching, Nanda 2023; of SAE latents with the error kept, Marks et al. 2024, arXiv:2403.19647
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.errors import HookError
+from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.lm.forward_state import EditInfo, prepared_inputs
+from saelens_lite.lm.hooks import edit, model_device
+from saelens_lite.lm.positions import Positions, Where, special_ids
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.latents import SparseLatents
+
+from ..latents.compatibility import place_of
+from .stream_parts import StreamParts
+
+
+class LatentShare(NamedTuple):
+    """One latent at one token."""
+
+    contribution: float
+    latent: int
+    example: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class GradientAttribution:
+    """First-order contributions to a metric, on the SAE's device; 0 at tokens that `where` leaves out.
+
+    metric: its value in this run
+    latents: SparseLatents of float32 over [batch seq], contributions in place of activations
+    b_dec, error: float32[batch seq]
+    stream_gradient: float[batch seq d_model], ∂metric/∂acts; times W_dec[i] it is what a silent latent would do
+    """
+
+    metric: float
+    latents: SparseLatents
+    b_dec: Tensor
+    error: Tensor
+    stream_gradient: Tensor
+
+    def by_latent(self) -> Tensor:
+        """float32[d_sae], summed over examples and positions."""
+        total = self.latents.values.new_zeros(self.latents.d_sae)
+        return total.index_add_(0, self.latents.indices, self.latents.values)
+
+    def by_position(self) -> Tensor:
+        """float32[batch seq], summed over latents."""
+        total = self.latents.values.new_zeros(self.latents.batch)
+        return total.index_add_(0, self.latents.row_ids(), self.latents.values).view(self.latents.batch_shape)
+
+    def top(self, n: int = 10) -> list[LatentShare]:
+        """The n contributions of largest size, either sign."""
+        values, seq = self.latents.values, self.latents.batch_shape[-1]
+        found = values.abs().topk(min(n, len(values))).indices
+        rows = self.latents.row_ids()[found].tolist()
+        shares = zip(values[found].tolist(), self.latents.indices[found].tolist(), rows, strict=True)
+        return [LatentShare(value, latent, row // seq, row % seq) for value, latent, row in shares]
+
+    def __repr__(self) -> str:
+        lines = [f"GradientAttribution of a metric of {self.metric:.4f}; strongest:"]
+        return "\n".join(
+            lines
+            + [
+                f"  {s.contribution:+.4f}  latent {s.latent}, example {s.example}, position {s.position}"
+                for s in self.top(5)
+            ]
+        )
+
+
+def gradient_attribution(
+    model: nn.Module,
+    sae: SparseAutoencoder,
+    metric: Callable[[Tensor], Tensor],
+    where: Where = "all",
+    *,
+    hook_point: str | None = None,
+    skip_ids: Sequence[int] | None = None,
+    **model_inputs: Any,
+) -> GradientAttribution:
+    """What every latent contributes to a number made of the logits, at every position, to first order.
+
+    metric: takes logits float[batch seq vocab], returns a scalar, such as lambda logits: logits[:, -1, 42].sum()
+    where, skip_ids: the tokens of interest, as in `ablate`; "all" leaves out BOS, EOS and padding
+    model_inputs: what the model's forward takes: input_ids, attention_mask, …
+    raises: ValueError for a metric that is no finite scalar of the logits, or an SAE that does not fit the model; HookError
+        as `hooks.edit`
+    """
+    point = place_of(model, sae, hook_point)
+    positions = Positions(where=where, skip_ids=special_ids(model) if skip_ids is None else tuple(skip_ids))
+    with evaluation_mode(model), torch.enable_grad(), stream_leaves(model, point) as leaves:
+        value = metric(model(**placed_inputs(model, model_inputs)).logits)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"metric expected to return a scalar tensor made of the logits, got {shape}")
+        if not value.requires_grad:
+            raise ValueError("metric expected to be differentiable in the logits, got a constant, or a value made of ids")
+        if not value.isfinite():
+            raise ValueError(
+                f"metric expected to return a finite number, got {value.item()}: are the model's logits finite?"
+            )
+        if len(leaves) != 1:
+            raise HookError(f"expected one forward that runs {point} once, it ran {len(leaves)} times")
+        (leaf,) = leaves
+        (gradient,) = torch.autograd.grad(value.sum(), leaf.acts)
+    chosen = positions(leaf.info)[..., None].to(gradient.device)
+    gradient = torch.where(chosen, gradient, 0)
+    parts = StreamParts(sae, leaf.acts).along(gradient)
+    return GradientAttribution(value.item(), *parts, gradient)
+
+
+class Leaf(NamedTuple):
+    """The stream at a point, as a leaf of the graph: acts float[batch seq d_model]; info of its pass."""
+
+    acts: Tensor
+    info: EditInfo
+
+
+@contextmanager
+def stream_leaves(model: nn.Module, point: str) -> Iterator[list[Leaf]]:
+    """The forward inside goes on from a leaf with the same values, kept in the list; what comes before has no gradient."""
+    leaves: list[Leaf] = []
+
+    def begin(acts: Tensor, info: EditInfo) -> Tensor:
+        leaves.append(Leaf(acts.detach().requires_grad_(), info))
+        return leaves[-1].acts.clone()  # some blocks add into the stream in place, which a leaf does not allow
+
+    with edit(model, point, begin):
+        yield leaves
+
+
+def placed_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str, Any]:
+    """Inputs on the model's device, for a forward without a cache, with positions from a left-padded mask."""
+    device = model_device(model)
+    inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()}
+    return prepared_inputs(model, inputs)

@@ -1,0 +1,70 @@
+"""The parts that an SAE sees in the stream, and what each contributes along a vector.
+
+    acts = Σ_i latent_acts_i · scale · W_dec[i] + constant + error
+
+scale is the row's own where the SAE normalises at run time, else 1; constant is b_dec in the scale of acts, with the mean
+that a layer_norm took away. Anything that is linear in acts, such as a gradient times acts, divides among these parts.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.latents import SparseLatents
+
+_CHUNK_VALUES = 2**22
+
+
+class Contributions(NamedTuple):
+    """What each part of acts adds to acts · vector, row by row.
+
+    latents: SparseLatents of float32, the contributions in place of activations
+    b_dec, error: float32[...]
+    """
+
+    latents: SparseLatents
+    b_dec: Tensor
+    error: Tensor
+
+
+class StreamParts:
+    """Rows of the stream, taken apart by an SAE; without gradients.
+
+    acts: float[... d_model]
+    """
+
+    def __init__(self, sae: SparseAutoencoder, acts: Tensor) -> None:
+        with torch.no_grad():
+            acts = acts.detach().to(sae.device)
+            recons, self.latents = sae(acts)
+            _, self._scale, shift = sae.normalize(acts)
+            constant = sae.b_dec.detach() if self._scale is None else sae.b_dec.detach() * self._scale
+            self._constant = (constant if shift is None else constant + shift).float()
+            self._error = acts.float() - recons.float()
+        self._sae = sae
+
+    def along(self, vectors: Tensor) -> Contributions:
+        """Contributions to (acts · vectors).sum(-1).
+
+        vectors: float[... d_model], one for each row of acts
+        """
+        with torch.no_grad():
+            vectors = vectors.to(self._sae.device, torch.float32)
+            flat = vectors.reshape(-1, self._sae.d_model)
+            # a reconstruction adds scale · value · W_dec[i] to the row
+            read = flat if self._scale is None else flat * self._scale.reshape(-1, 1).float()
+            pairs = zip(
+                *(part.split(max(1, _CHUNK_VALUES // self._sae.d_model)) for part in (
+                    self.latents.row_ids(), self.latents.indices, self.latents.values
+                ))
+            )  # fmt: skip
+            values = [value.float() * (self._sae.W_dec[i].float() * read[row]).sum(-1) for row, i, value in pairs]
+            return Contributions(
+                latents=self.latents.with_values(torch.cat(values) if values else self.latents.values.float()),
+                b_dec=(self._constant * vectors).sum(-1),
+                error=(self._error * vectors).sum(-1),
+            )

@@ -1,0 +1,87 @@
+"""Edits along directions that no SAE gave: a vector added to the stream, or what lies along it removed.
+
+What DiffMean, a probe or chance find (controls.py) can so be tried in the place of a latent. Positions, hook points and
+conditions are as in intervene.py; `hook_point=hook_points(model)` removes a direction wherever a block writes it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.errors import nearest
+from saelens_lite.lm.decoder import d_model
+from saelens_lite.lm.forward_state import EditInfo
+from saelens_lite.lm.hooks import resolve
+from saelens_lite.lm.positions import Where
+
+from .stream_edit import Place, edited, hook_point_names
+
+_UNITS = ("raw", "resid_norm")
+
+
+@contextmanager
+def steer_direction(
+    model: nn.Module,
+    direction: Tensor,
+    strength: float,
+    unit: Literal["raw", "resid_norm"] = "raw",
+    where: Where = "all",
+    **place: Unpack[Place],
+) -> Iterator[None]:
+    """strength · direction added to the stream; hook_point= says where.
+
+    direction: float[d_model]
+    unit: "raw" adds the vector as it is, times strength; "resid_norm" one along it, strength times as long as the row
+    raises: ValueError for arguments that do not fit each other or the model; HookError as `hooks.edit`
+    """
+    if unit not in _UNITS:
+        raise ValueError(f"unit expected one of {_UNITS}, got {unit!r}{nearest(str(unit), _UNITS)}")
+    if not math.isfinite(strength):
+        raise ValueError(f"strength expected a finite number, got {strength}")
+    (vector,) = _checked(model, direction, place, 1)
+    if unit == "resid_norm":
+        vector = nn.functional.normalize(vector, dim=0)
+
+    def change(acts: Tensor, info: EditInfo) -> Tensor:
+        added = strength * vector.to(acts.device)
+        return added * acts.to(added.dtype).norm(dim=-1, keepdim=True) if unit == "resid_norm" else added.expand_as(acts)
+
+    with edited(model, change, where, **place):
+        yield
+
+
+@contextmanager
+def ablate_direction(model: nn.Module, direction: Tensor, where: Where = "all", **place: Unpack[Place]) -> Iterator[None]:
+    """What lies along a direction removed from the stream, h − (h · d̂) d̂; of several, all of the space they span.
+
+    direction: float[d_model], or float[n d_model]; only where they point matters
+    raises: as `steer_direction`
+    source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction", arXiv:2406.11717
+    """
+    left, sizes, _ = torch.linalg.svd(_checked(model, direction, place, None).T, full_matrices=False)
+    basis = left[:, sizes > sizes[0] * len(left) * torch.finfo(sizes.dtype).eps]  # float[d_model rank], orthonormal
+
+    def change(acts: Tensor, info: EditInfo) -> Tensor:
+        columns = basis.to(acts.device)
+        return -(acts.to(columns.dtype) @ columns) @ columns.T
+
+    with edited(model, change, where, **place):
+        yield
+
+
+def _checked(model: nn.Module, direction: Tensor, place: Place, n: int | None) -> Tensor:
+    """float[n d_model], float32 or wider, none of them zero and, for the model's own hook points, of the model's width."""
+    rows = direction.detach()[None] if direction.ndim == 1 else direction.detach()
+    of_model = any(resolve(model, name).kind != "module" for name in hook_point_names(place.get("hook_point")))
+    width = d_model(model) if of_model else rows.shape[-1]
+    if rows.ndim != 2 or rows.shape[1] != width or (n is not None and len(rows) != n):
+        raise ValueError(f"direction expected float[d_model={width}], got {list(direction.shape)}")
+    if not rows.isfinite().all() or not rows.any(1).all():
+        raise ValueError("direction expected finite numbers that are not all zero")
+    return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -1,0 +1,12 @@
+"""How good an SAE is, beside its controls.
+
+evaluate          the scores of an SAE on held-out documents
+result            the scores as a table
+seed_noise        how scores differ between seeds
+meta              scores of an SAE trained on decoder rows
+library_variants  the same scores as other libraries define them
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

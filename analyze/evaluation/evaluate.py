@@ -1,0 +1,225 @@
+"""How good an SAE is, beside what gives the numbers their meaning: a baseline, zero ablation and mean ablation.
+
+Reconstruction is scored on rows of held-out documents, and the cross-entropy on their tokens. Replaced are the positions
+that have rows in the store, so BOS, special tokens and padding stay as they are, in every row of the table alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.hashing import is_held_out
+from saelens_lite.lm.store_losses import cross_entropies
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.metrics import FiringSums, ReconstructionSums, ce_score, kl_score
+from saelens_lite.store.reader import ActivationStore
+
+from ..latents.compatibility import matching_hook_point
+from ..latents.density import WINDOWS_TOKENS
+from ..latents.geometry import decoder_norms, encoder_decoder_cosine
+from ..latents.store_pass import BLOCK_ROWS, latent_blocks, to_cpu
+from .library_variants import LibraryVariants
+from .result import BASELINE, MEAN, TRAINED, ZERO, Densities, Evaluation, EvaluationRow
+from .seed_noise import SeedNoise, check_seeds, seed_noise, stability
+
+_DENSE = {"dense_1pct": 0.01, "dense_10pct": 0.1}
+_FROM_SUMS = ("fvu", "explained_variance", "mse", "cosine", "norm_ratio", "relative_bias")
+
+
+def evaluate_sae(
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    model: nn.Module | None = None,
+    baseline: SparseAutoencoder | None = None,
+    seeds: Sequence[SparseAutoencoder] = (),
+    *,
+    held_out: bool = True,
+    held_out_fraction: float | None = None,
+    max_tokens: int | None = 100_000,
+    windows_tokens: Sequence[int] = WINDOWS_TOKENS,
+    hook_point: str | None = None,
+    batch_size_seqs: int = 8,
+) -> Evaluation:
+    """Reconstruction, sparsity, dead share and, with a model, what the reconstruction costs in cross-entropy.
+
+    model: the one that was harvested; without it there are no CE columns. Needs no tokenizer: the store has the tokens
+    baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
+    seeds: SAEs that differ from `sae` in their seed only: they give the noise of every number, and whether they agree
+    held_out: score rows and tokens of held-out documents only (saelens_lite.tokens.is_held_out)
+    held_out_fraction: the share of documents that training held out; None takes what the SAEs record, else 0.05
+    max_tokens: stop after about so many rows, and as many predicted tokens; None for all
+    windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of; the longest that
+        the store fills is encoded
+    hook_point: None takes the one that the SAE was trained on
+    raises: ValueError when SAEs, model and store do not belong together, no document is held out, or a number of them is
+        not finite
+    """
+    if max_tokens is not None and max_tokens < 1:
+        raise ValueError(f"max_tokens expected 1 or more, or None for all, got {max_tokens}")
+    point = matching_hook_point(sae, store, hook_point)
+    saes = {TRAINED: sae} | ({} if baseline is None else {BASELINE: baseline})
+    others = {f"seed {i}": one for i, one in enumerate(seeds, 1)}
+    for name, one in (saes | others).items():
+        if (point_there := matching_hook_point(one, store, hook_point)) != point:
+            raise ValueError(f"the {name} is of {point_there} and the SAE of {point}: compare SAEs of one hook point")
+    check_seeds({TRAINED: sae} | others)
+    saes |= others
+    if held_out_fraction is None:
+        held_out_fraction = _recorded_fraction(saes)
+    fraction = held_out_fraction if held_out else None
+
+    sums, variants, firing = _reconstruction(saes, store, point, fraction, max_tokens)
+    dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}
+    losses = None
+    if model is not None:
+        replacements: dict[str, dict[str, Any] | None] = {
+            "clean": None,
+            **{name: {"sae": one} for name, one in saes.items()},
+        }
+        mean = {"sae": None, "mode": "mean", "mean": store.mean(point)}
+        replacements |= {ZERO: {"sae": None, "mode": "zero"}, MEAN: mean}
+        some = {"fraction": fraction, "max_tokens": max_tokens, "batch_size_seqs": batch_size_seqs}
+        losses = cross_entropies(model, store, point, replacements, kl=True, **some)
+
+    def row(name: str) -> EvaluationRow:
+        if name not in sums:
+            return EvaluationRow(name=name, given=False)
+        numbers: dict[str, Any] = {key: getattr(sums[name], key) for key in _FROM_SUMS}
+        numbers |= {"l0": 0.0} if name not in firing else _of_latents(saes[name], firing[name], dead[name])
+        if losses is not None:
+            ce, kl = losses.ce, losses.kl
+            numbers |= {"ce": ce[name], "delta_ce": ce[name] - ce["clean"], "kl": kl[name]}
+            for against, ablation in (("mean", MEAN), ("zero", ZERO)):
+                numbers[f"ce_score_{against}"] = ce_score(ce["clean"], ce[name], ce[ablation])
+                numbers[f"kl_score_{against}"] = kl_score(kl[name], kl[ablation])
+        return EvaluationRow(name=name, variants=variants[name].values(), **numbers)
+
+    seed_rows = tuple(row(name) for name in others)
+    return Evaluation(
+        hook_point=point,
+        store=store.model_name or str(store.path),
+        held_out=held_out,
+        same_store=all(store.fingerprint in _stores(one) for one in saes.values()),
+        n_tokens=sums[TRAINED].n_tokens,
+        n_ce_tokens=losses.n_tokens if losses is not None else 0,
+        n_contexts=losses.n_contexts if losses is not None else 0,
+        ce_clean=losses.ce["clean"] if losses is not None else None,
+        rows=tuple(row(name) for name in (TRAINED, BASELINE, ZERO, MEAN)),
+        seeds=seed_rows,
+        seed_noise=_noise([row(TRAINED), *seed_rows]) if others else {},
+        stability=stability([sae, *others.values()]) if others else None,
+        densities={name: Densities.of(firing[name].density) for name in (TRAINED, BASELINE) if name in firing},
+    )
+
+
+def _of_latents(sae: SparseAutoencoder, firing: FiringSums, dead: dict[int, float | None]) -> dict[str, Any]:
+    """The numbers of a row that only an SAE has."""
+    quantiles = firing.density.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
+    density = dict(zip(("density_q05", "density_q50", "density_q95"), quantiles, strict=True))
+    density |= {name: (firing.density > over).double().mean().item() for name, over in _DENSE.items()}
+    cosine = encoder_decoder_cosine(sae).double().mean().item()
+    numbers = {name: getattr(firing, name) for name in ("l0", "l1", "l1_weighted")}
+    return numbers | {"dead": dead, "density": density, "encoder_decoder_cosine": cosine}
+
+
+def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
+    """The spread of every number that all rows have."""
+    columns = [row.numbers() for row in rows]
+    values = {name: [column[name] for column in columns] for name in columns[0]}
+    return {name: seed_noise([v for v in some if v is not None]) for name, some in values.items() if None not in some}
+
+
+def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
+    """The share of documents that no SAE was trained on, by their records: a smaller share is part of a larger one."""
+    records = map(_record, saes.values())
+    return min((record["train"]["held_out_fraction"] for record in records if "train" in record), default=0.05)
+
+
+def _record(sae: SparseAutoencoder) -> dict[str, Any]:
+    """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
+    return sae.config.metadata.get("saelens_lite", {})
+
+
+def _stores(sae: SparseAutoencoder) -> set[str]:
+    """Fingerprints of the stores that an SAE was trained on, by its record."""
+    record = _record(sae)
+    return {record.get("store", "")} | {mixed["store"] for mixed in record.get("stores", ())}
+
+
+def _reconstruction(
+    saes: dict[str, SparseAutoencoder], store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None
+) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums]]:
+    """Sums of every row of the table over the scored rows, and the firings of the SAEs on them."""
+    sums = {name: ReconstructionSums(store.d_model(point)) for name in (*saes, ZERO, MEAN)}
+    variants = {name: LibraryVariants() for name in sums}
+    firing = {name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()}
+    mean = store.mean(point)
+    for acts in _scored_rows(store, point, fraction, max_tokens):
+        recons = {ZERO: torch.zeros_like(acts), MEAN: mean.expand_as(acts)}
+        for name, one in saes.items():
+            with torch.no_grad():
+                out = one(acts.to(one.device))
+            recons[name] = out.recons.to(acts.device, torch.float32)
+            firing[name].update(to_cpu(out.latents))
+            if not recons[name].isfinite().all():
+                raise ValueError(
+                    f"the {name} SAE reconstructs finite rows as nan or infinity: load a whole copy, in float32"
+                )
+        for name in sums:
+            sums[name].update(acts, recons[name])
+            variants[name].update(acts, recons[name])
+    if sums[ZERO].n_tokens == 0:
+        raise ValueError(
+            f"{store.path} has no rows of held-out documents (share {fraction}); "
+            "harvest more documents, or pass held_out=False to score rows that training has seen"
+        )
+    return sums, variants, firing
+
+
+def _scored_rows(store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None) -> Iterator[Tensor]:
+    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last one shorter.
+
+    raises: ValueError when a row holds nan or infinity, naming it
+    """
+    left = store.n_rows if max_tokens is None else max_tokens
+    first_row, waiting = 0, torch.empty(0, dtype=torch.int64)
+    for shard, n_rows in enumerate(store.shard_rows):
+        rows = torch.arange(first_row, first_row + n_rows)
+        if fraction is not None:
+            rows = rows[is_held_out(store.row_docs(shard), fraction)]
+        first_row += n_rows
+        rows = rows[:left]
+        left -= len(rows)
+        waiting = torch.cat([waiting, rows])
+        while len(waiting) >= BLOCK_ROWS:
+            yield _finite_rows(store, point, waiting[:BLOCK_ROWS])
+            waiting = waiting[BLOCK_ROWS:]
+        if left == 0:
+            break
+    if len(waiting):
+        yield _finite_rows(store, point, waiting)
+
+
+def _finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:
+    acts = store.gather(rows, point)
+    if not acts.isfinite().all():
+        row = int(rows[~acts.isfinite().all(1)][0])
+        raise ValueError(f"{store.path} {point}: row {row} holds nan or infinity; harvest that store again")
+    return acts
+
+
+def _dead_shares(
+    sae: SparseAutoencoder, store: ActivationStore, point: str, windows_tokens: Sequence[int]
+) -> dict[int, float | None]:
+    """Dead share by window over the last rows of the store, as many as the longest window that fits."""
+    windows = sorted(windows_tokens)
+    n_rows = max((window for window in windows if window <= store.n_rows), default=0)
+    firing = FiringSums(sae.d_sae)
+    if n_rows:
+        for _, latents in latent_blocks(sae, store, point, start_row=store.n_rows - n_rows):
+            firing.update(latents)
+    return firing.dead_shares(windows)

@@ -1,0 +1,116 @@
+"""How much of a difference is the seed's: runs of one configuration with other seeds, their spread and their agreement.
+
+A number of one SAE is one draw. Its standard deviation over seeds says how far another seed would have landed, and the
+smallest detectable difference how far two SAEs must lie apart before more than their seeds can be meant.
+source: Chanin 2026, arXiv:2605.18229, which asks for both beside every comparison
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+
+from ..latents.direction_pairing import mcc, mmcs
+from ..stats.bootstrap import student_t
+
+CONFIDENCE = 0.95
+_MAY_DIFFER = {
+    "seed", "order_seed", "store", "output", "overwrite", "device", "progress", "wandb_project", "log_every_steps",
+    "eval_every_steps", "eval_rows", "eval_ce_tokens", "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline",
+    "latent_shards", "preset",
+}  # fmt: skip
+"""Fields of a training that may differ between seeds; the store is compared by its content."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class SeedNoise:
+    """A number over the seeds.
+
+    sd: standard deviation of one SAE's number, from n SAEs (n − 1 in the denominator)
+    detectable: the smallest difference between two single SAEs that is not seed noise with 95 % confidence,
+        t(n − 1) · √2 · sd, where t is 12.7 for two SAEs, 4.3 for three and 2.8 for five
+    """
+
+    mean: float
+    sd: float
+    detectable: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Stability:
+    """Whether the seeds found the same directions: means over all pairs of SAEs, both ways round for mmcs.
+
+    random_mmcs, random_mcc: of two sets of random directions of the same size, what no agreement gives
+    """
+
+    mmcs: float
+    mcc: float
+    random_mmcs: float
+    random_mcc: float
+
+
+def seed_noise(values: Sequence[float]) -> SeedNoise:
+    """Spread of one number over SAEs that differ in their seed. raises: ValueError for fewer than two."""
+    if len(values) < 2:
+        raise ValueError(f"noise over seeds expected two SAEs or more, got {len(values)}")
+    numbers = torch.tensor(values, dtype=torch.float64)
+    sd = numbers.std().item()
+    detectable = student_t(0.5 + CONFIDENCE / 2, len(values) - 1) * math.sqrt(2) * sd
+    return SeedNoise(mean=numbers.mean().item(), sd=sd, detectable=detectable)
+
+
+def stability(saes: Sequence[SparseAutoencoder]) -> Stability:
+    """Agreement of the decoders of two SAEs or more of one size, with that of random directions."""
+    decoders = [sae.W_dec.detach().float().cpu() for sae in saes]
+    pairs = list(itertools.combinations(decoders, 2))
+    generator = torch.Generator().manual_seed(0)
+    random = [torch.randn(decoders[0].shape, generator=generator) for _ in range(2)]
+    return Stability(
+        mmcs=_mean([(mmcs(a, b) + mmcs(b, a)) / 2 for a, b in pairs]),
+        mcc=_mean([mcc(a, b) for a, b in pairs]),
+        random_mmcs=mmcs(*random),
+        random_mcc=mcc(*random),
+    )
+
+
+def check_seeds(saes: Mapping[str, SparseAutoencoder]) -> None:
+    """raises: ValueError naming what differs unless the SAEs, by name, can be one configuration with several seeds."""
+    (first_name, first), *others = saes.items()
+    for name, sae in others:
+        ours, theirs = _facts(first), _facts(sae)
+        shared = ours.keys() & theirs.keys()
+        differing = [f"{key} {ours[key]} and {theirs[key]}" for key in sorted(shared) if ours[key] != theirs[key]]
+        if differing:
+            raise ValueError(
+                f"noise over seeds expected SAEs that differ in their seed only, but {first_name} and {name} differ in "
+                f"{'; '.join(differing)}: give runs of one configuration"
+            )
+    for (name, sae), (other_name, other) in itertools.combinations(saes.items(), 2):
+        if _same(sae.W_dec, other.W_dec) and _same(sae.W_enc, other.W_enc):
+            raise ValueError(f"{name} and {other_name} have the same weights: give runs of different seeds")
+
+
+def _facts(sae: SparseAutoencoder) -> dict[str, str]:
+    """What must agree between seeds, as far as it is recorded."""
+    record = sae.config.metadata.get("saelens_lite", {})
+    fields = {key: value for key, value in record.get("train", {}).items() if key not in _MAY_DIFFER}
+    stores = [of["store"] for of in record.get("stores", [record]) if "store" in of]
+    facts = fields | {"kind": sae.kind, "k": sae.config.k, "d_sae": sae.d_sae, "d_model": sae.d_model}
+    facts |= {"hook_point": sae.config.hook_point} | ({"store": stores} if stores else {})
+    return {key: json.dumps(value) for key, value in facts.items()}
+
+
+def _same(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours.detach().cpu(), theirs.detach().cpu())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,17 @@
+from .build import IndexConfig as IndexConfig
+from .build import index_features as index_features
+from .feature_index import FeatureIndex as FeatureIndex
+from .feature_table import FeatureTable as FeatureTable
+from .feature_table import Firing as Firing
+from .feature_table import LatentFirings as LatentFirings
+from .indexed_latent import IndexedLatent as IndexedLatent
+from .labels import Label as Label
+from .labels import Labels as Labels
+from .max_activating import max_activating_tokens as max_activating_tokens
+from .search import by_number as by_number
+from .search import fires_on_regex as fires_on_regex
+from .search import fires_on_text as fires_on_text
+from .search import fires_on_token as fires_on_token
+from .search import nearest_to as nearest_to
+from .search import promotes_token as promotes_token
+from .search import unigram_latents as unigram_latents

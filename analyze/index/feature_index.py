@@ -1,0 +1,224 @@
+"""Reading a feature index: everything about one latent at once, or one number of all latents, mapped from disk."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelens_lite.errors import FeatureIndexError
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.store.folder import LocalFolder
+from saelens_lite.store.reader import ActivationStore
+
+from ..attribution.lens import LogitLens
+from ..latents.density import LatentDensity
+from ..latents.text_windows import Contexts, token_text
+from ..render.notebook import index_html
+from .feature_table import Firing
+from .folder import PARTS, check_same_sae, identity, index_folder, open_tensors, read_index
+from .indexed_latent import IndexedLatent
+from .intervals import intervals
+from .labels import Labels
+from .tally import Tally, bin_edges
+from .token_sample import TokenSample
+from .token_table import TokenTable
+from .unigram import UnigramShare, is_unigram
+
+_ANALYZE = "`saelens-lite analyze` with the same --sae, --store and --index, and --model"
+_OF_MODEL = {f"{end}_{what}": _ANALYZE for end in ("promoted", "demoted") for what in ("ids", "logits")}
+_OF_MODEL["output_score"] = f"{_ANALYZE} --output-score"
+"""What an index made without a model lacks, and what adds it."""
+
+
+class FeatureIndex:
+    """A finished feature index, open for reading; all data is memory-mapped.
+
+        index = FeatureIndex.open("index/")
+        index[1234]                    # everything about one latent
+        index.column("counts")         # one number of every latent
+
+    raises, from `open`: FeatureIndexError if the folder is no index, is unfinished, or a file is missing or altered
+    """
+
+    def __init__(self, folder: LocalFolder, facts: dict[str, Any], tokenizer: Any, context_tokens: int) -> None:
+        self.folder, self._facts = folder, facts
+        self.plan: dict[str, Any] = facts["plan"]
+        files = facts["files"]
+        self._latents = open_tensors(folder, files["latents"]["file"], files["latents"]["bytes"])
+        self._tokens = open_tensors(folder, files["tokens"]["file"], files["tokens"]["bytes"])
+        self._names = set(self._latents.keys())
+        self.tokens = TokenTable(self._tokens, self.path, self.plan["store"]["tokenizer"], facts["bos_id"])
+        self.contexts = Contexts(self.tokens, tokenizer, context_tokens, context_tokens // 2)
+        self.labels = Labels(folder.root / "labels.sqlite", self.sae)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], tokenizer: Any = None, context_tokens: int = 16) -> FeatureIndex:
+        """The index in a folder.
+
+        tokenizer: None loads the store's own when text is first shown
+        context_tokens: tokens shown before the firing one; half as many after it
+        """
+        folder = index_folder(path)
+        facts = read_index(folder)
+        if facts is None:
+            if folder.sizes(PARTS):
+                raise FeatureIndexError(f"the index {path} is unfinished: give the same command again, and it goes on")
+            makes = f"`saelens-lite analyze STORE SAE --index {path}`"
+            raise FeatureIndexError(f"the index {path} does not exist; {makes} makes it")
+        return cls(folder, facts, tokenizer, context_tokens)
+
+    @property
+    def path(self) -> Path:
+        return self.folder.root
+
+    @property
+    def sae(self) -> dict[str, Any]:
+        """What the SAE is, with the sha256 of its weights."""
+        return self.plan["sae"]
+
+    @property
+    def hook_point(self) -> str:
+        return self.plan["hook_point"]
+
+    @property
+    def n_tokens(self) -> int:
+        """Rows that the counts are over."""
+        return self.plan["rows"]
+
+    def __len__(self) -> int:
+        return self.sae["d_sae"]
+
+    def __iter__(self) -> Iterator[IndexedLatent]:
+        return (self[latent] for latent in range(len(self)))
+
+    def __repr__(self) -> str:
+        extras = " and ".join(name for name, there in sorted(self._facts["has"].items()) if there)
+        return (
+            f"FeatureIndex({str(self.path)!r}, {len(self):,} latents of {self.hook_point} over {self.n_tokens:,} tokens"
+            f"{f', with {extras}' if extras else ''})"
+        )
+
+    def _repr_html_(self) -> str:
+        """For notebooks: HTML without script, all text escaped."""
+        return index_html(self)
+
+    def check(self, sae: SparseAutoencoder, store: ActivationStore | None = None) -> None:
+        """raises: ValueError naming both unless this is the index of that SAE, and over that store where one is given"""
+        check_same_sae(self.folder, self.sae, identity(sae), "open the index of this SAE, or make one")
+        if store is not None and store.fingerprint != self.plan["store"]["sha256"]:
+            raise ValueError(
+                f"{self.path} is an index over the store {self.plan['store']['sha256'][:8]}, not over {store.path} "
+                f"({store.fingerprint[:8]}): make one over this store"
+            )
+
+    def column(self, name: str) -> Tensor:
+        """One tensor of all latents, by its name in the file (see indexfile.py): [d_sae ...].
+
+        raises: ValueError for a name that this index lacks
+        """
+        if name not in self._names:
+            if name in _OF_MODEL:
+                raise ValueError(f"{self.path} has no {name!r}: {_OF_MODEL[name]} adds it, without another pass")
+            raise ValueError(f"{self.path} has no {name!r}; it has {', '.join(sorted(self._names))}")
+        return self._latents.get_tensor(name)
+
+    def row(self, name: str, latent: int) -> Tensor:
+        """What a column holds of one latent, read without the others: [...]."""
+        return self._latents.get_slice(name)[latent : latent + 1][0]
+
+    def has(self, what: str) -> bool:
+        """Whether it was made with "lens" or "output_score"."""
+        return bool(self._facts["has"][what])
+
+    @cached_property
+    def tally(self) -> Tally:
+        """The counts of the pass; read it, do not write to it."""
+        names = ("counts", "first_fired", "last_fired", "histogram", "positions")
+        tensors = {name: self.column(name) for name in (*names, "top_values", "top_rows", "sample_values", "sample_rows")}
+        tensors["token_positions"] = torch.tensor(self._facts["token_positions"])
+        return Tally.from_tensors(tensors | {"n_tokens": torch.tensor([self.n_tokens])}, self.plan["settings"]["seed"])
+
+    @cached_property
+    def token_sample(self) -> TokenSample:
+        """The rows whose firings are kept together."""
+        names = [name for name in self._tokens.keys() if name.startswith("token_sample_")]  # noqa: SIM118
+        return TokenSample.from_tensors({name: self._tokens.get_tensor(name) for name in names})
+
+    def lens(self, latents: Tensor | None = None, tokenizer: Any = None) -> LogitLens | None:
+        """The logit lens of latents int64[m], None for all; None where the index has none."""
+        if "promoted_ids" not in self._names:
+            return None
+        latents = torch.arange(len(self)) if latents is None else latents
+        ends = (self.column(name)[latents] for name in ("promoted_ids", "promoted_logits", "demoted_ids", "demoted_logits"))
+        return LogitLens(latents, *ends, tokenizer=tokenizer or self.contexts.tokenizer)
+
+    @property
+    def density(self) -> LatentDensity:
+        """How often each latent fires."""
+        return LatentDensity(self.column("counts"), self.n_tokens)
+
+    @property
+    def unigram(self) -> UnigramShare:
+        """Which latents fire on one token nearly always. raises: ValueError for rows without text, or without samples"""
+        if not self.tokens.has_tokens:
+            raise ValueError(f"{self.path} is of rows without text: no latent of it fires on a token")
+        if not self.plan["settings"]["n_sample"]:
+            raise ValueError(f"{self.path} sampled no firings, of which shares are taken: index with n_sample of 1 or more")
+        counts = self.column("counts")
+        return UnigramShare(is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts)
+
+    def __getitem__(self, latent: int) -> IndexedLatent:
+        """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
+        if not hasattr(latent, "__index__") or not 0 <= latent < len(self):
+            raise ValueError(f"expected a latent from 0 to {len(self) - 1}, got {latent}: {self.path} has {len(self):,}")
+
+        def of(name: str) -> Tensor:
+            return self.row(name, latent)
+
+        n_fired, values = int(of("counts")), of("top_values")
+        kept = zip(values.tolist(), of("top_rows").tolist())
+        histogram, edges = of("histogram"), bin_edges()
+        filled = histogram.nonzero().flatten().tolist()
+        return IndexedLatent(
+            latent=latent,
+            n_fired=n_fired,
+            n_tokens=self.n_tokens,
+            first_fired=int(of("first_fired")),
+            last_fired=int(of("last_fired")),
+            firings=tuple(Firing(value, self.contexts.at(row)) for value, row in kept if row >= 0),
+            intervals=intervals(histogram, of("sample_values"), of("sample_rows"), n_fired, float(values[0])),
+            contrast=tuple(self.contexts.at(row) for row in of("contrast_rows").tolist() if row >= 0),
+            histogram=tuple((edges[b], edges[b + 1], int(histogram[b])) for b in range(filled[0], filled[-1] + 1))
+            if filled
+            else (),
+            positions=tuple(of("positions").tolist()),
+            token_entropy=float(of("token_entropy")),
+            common_token=self.token_text(int(of("common_token"))),
+            **{name: float(of(name)) for name in ("token_share", "top_token_share", "pair_share")},
+            **{name: _pairs(of(f"{name}_ids"), of(name)) for name in ("jaccard", "pmi", "cosine")},
+            **{name: self._lens(name, of) for name in ("promoted", "demoted")},
+            output_score=float(of("output_score")) if "output_score" in self._names else math.nan,
+            label=self.labels.get(latent),
+            contexts=self.contexts,
+        )
+
+    def token_text(self, token: int) -> str:
+        """The text of a token as it reads inside a text; "" for -1."""
+        return "" if token < 0 else token_text(self.contexts.tokenizer, token)
+
+    def _lens(self, end: str, of: Any) -> tuple[tuple[str, float], ...]:
+        if f"{end}_ids" not in self._names:
+            return ()
+        pairs = _pairs(of(f"{end}_ids"), of(f"{end}_logits"))
+        return tuple((token_text(self.contexts.tokenizer, token), logit) for token, logit in pairs)
+
+
+def _pairs(ids: Tensor, scores: Tensor) -> tuple[tuple[int, float], ...]:
+    return tuple((i, score) for i, score in zip(ids.tolist(), scores.tolist()) if i >= 0)

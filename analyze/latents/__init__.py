@@ -1,0 +1,14 @@
+"""Ground: a store through an SAE, whether the two fit, and plain facts of latents.
+
+store_pass         blocks of a store through an SAE
+compatibility      whether an SAE fits a model, a store and a place
+density            how often latents fire, and which are dead
+moments            mean and largest activation of each latent
+geometry           angles and norms of encoder and decoder
+direction_pairing  two sets of directions paired
+text_windows       tokens around a firing, as text
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,0 +1,13 @@
+from .compatibility import check_belongs as check_belongs
+from .compatibility import matching_hook_point as matching_hook_point
+from .density import DeadReport as DeadReport
+from .density import LatentDensity as LatentDensity
+from .density import dead_latents as dead_latents
+from .density import latent_density as latent_density
+from .direction_pairing import best_pairing as best_pairing
+from .direction_pairing import mcc as mcc
+from .direction_pairing import mmcs as mmcs
+from .geometry import decoder_neighbors as decoder_neighbors
+from .geometry import encoder_decoder_cosine as encoder_decoder_cosine
+from .moments import LatentStats as LatentStats
+from .moments import latent_stats as latent_stats

@@ -1,0 +1,180 @@
+"""What stands around a row: its token, the text before and after it in its context, and the document it came from."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from typing import Any
+
+import torch
+
+from saelens_lite.lm.token_text import token_strings
+from saelens_lite.store.reader import ActivationStore, ShardTokens
+
+from ..index.token_table import TokenTable
+
+logger = logging.getLogger(__name__)
+
+LEAD_TOKENS = 4
+"""Tokens decoded before a window and behind it, and dropped: how its first and last piece read can depend on their bytes."""
+
+_INVISIBLE = re.compile(
+    r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+)
+"""Control and direction characters, lone surrogates; not the joiners U+200C and U+200D, which scripts and emoji need."""
+_SIGNS = {"\n": "↵", "\r": "⇤", "\t": "⇥"}
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A row and the tokens around it.
+
+    row: of the store; document: global index, -1 when the store has no tokens
+    shard, sequence, position: where the token stands
+    tokens: text of each token of the window; empty when the store has no tokens
+    at: the place of the row's own token among them
+    positions: place of each token of the window in its context
+    """
+
+    row: int
+    document: int
+    shard: int
+    sequence: int
+    position: int
+    tokens: tuple[str, ...] = ()
+    at: int = 0
+    positions: tuple[int, ...] = ()
+
+    @property
+    def token(self) -> str:
+        return self.tokens[self.at] if self.tokens else ""
+
+    @property
+    def before(self) -> str:
+        return "".join(self.tokens[: self.at])
+
+    @property
+    def after(self) -> str:
+        return "".join(self.tokens[self.at + 1 :])
+
+
+class Contexts:
+    """Looks up the contexts of a store's rows or an index's; shards are read when they are first needed, and few are kept.
+
+    tokenizer: None loads the store's own when text is first asked for; when that fails, tokens are shown as <id>
+    before_tokens, after_tokens: size of the window, which never leaves the row's context
+    """
+
+    def __init__(
+        self, store: ActivationStore | TokenTable, tokenizer: Any = None, before_tokens: int = 16, after_tokens: int = 8
+    ) -> None:
+        self.store = store
+        self.before_tokens, self.after_tokens = before_tokens, after_tokens
+        self._given = tokenizer
+        self._first_rows = [0, *accumulate(store.shard_rows)]
+        self._shard = lru_cache(maxsize=64)(self._read_shard)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer, or None when it cannot be loaded."""
+        if self._given is not None or not self.store.tokenizer_name:  # rows that come from elsewhere name none
+            return self._given
+        try:
+            from transformers import AutoTokenizer
+
+            return AutoTokenizer.from_pretrained(self.store.tokenizer_name)
+        except Exception as error:  # offline, moved, gated, remote code: many unrelated types
+            logger.warning(
+                "the tokenizer %r of %s cannot be loaded (%s): tokens are shown as ids; pass tokenizer=",
+                self.store.tokenizer_name, self.store.path, error,
+            )  # fmt: skip
+            return None
+
+    @cached_property
+    def has_tokens(self) -> bool:
+        return self.store.has_tokens
+
+    def at(self, row: int) -> Context:
+        """The context of one row of the store."""
+        if not 0 <= row < self._first_rows[-1]:
+            raise ValueError(f"{self.store.path} has rows 0 to {self._first_rows[-1] - 1}, got {row}")
+        shard = int(torch.searchsorted(torch.tensor(self._first_rows), row, right=True)) - 1
+        if not self.has_tokens:
+            return Context(row, int(self.store.row_docs(shard)[row - self._first_rows[shard]]), shard, -1, -1)
+        tokens, sequences, positions, _ = self._shard(shard)
+        local = row - self._first_rows[shard]
+        sequence, position = int(sequences[local]), int(positions[local])
+        attended = int(tokens.attended[sequence].sum())
+        start, stop = max(0, position - self.before_tokens), min(attended, position + self.after_tokens + 1)
+        document = int(tokens.doc_id[sequence, position]) + tokens.first_doc
+        pieces = self._pieces(tokens, sequence, max(0, start - LEAD_TOKENS), min(attended, stop + LEAD_TOKENS))
+        shown = tuple(pieces[position] for position in range(start, stop))
+        return Context(row, document, shard, sequence, position, shown, position - start, tuple(range(start, stop)))
+
+    def _pieces(self, tokens: ShardTokens, sequence: int, start: int, stop: int) -> dict[int, str]:
+        """The text of the tokens at positions start to stop of a sequence, by position.
+
+        At an edge of the context the document's tokens in the neighbouring context are decoded too, and a BOS in between
+        is not: a character whose bytes the edge cuts stays whole, as the piece of its first token.
+        """
+
+        def ids_at(sequence: int, positions: range) -> list[int]:
+            return tokens.input_ids[sequence, positions.start : positions.stop].tolist()
+
+        def same_document(neighbour: int, place: int, own: int) -> bool:
+            return bool(tokens.doc_id[neighbour, place] == tokens.doc_id[sequence, own])
+
+        attended = int(tokens.attended[sequence].sum())
+        bos = int(self.store.plan.get("bos_id") is not None and attended > 0)
+        pieces = dict(zip(range(start, bos), self.strings(ids_at(sequence, range(start, bos))))) if start < bos else {}
+        start = max(start, bos)
+        before: list[int] = []
+        after: list[int] = []
+        if start == bos < attended and sequence > 0 and same_document(sequence - 1, -1, bos):
+            length = tokens.input_ids.shape[1]
+            before = ids_at(sequence - 1, range(max(bos, length - LEAD_TOKENS), length))
+        if stop == attended and sequence + 1 < len(tokens.input_ids) and same_document(sequence + 1, bos, stop - 1):
+            after = ids_at(sequence + 1, range(bos, bos + LEAD_TOKENS))
+        strings = self.strings([*before, *ids_at(sequence, range(start, stop)), *after])
+        return pieces | dict(zip(range(start, stop), strings[len(before) :]))
+
+    def rows_of(self, context: Context) -> list[int]:
+        """The row of each token of a window, -1 where a token has none (BOS, special tokens)."""
+        if not context.positions:
+            return []
+        *_, row_at = self._shard(context.shard)
+        rows = row_at[context.sequence, context.positions[0] : context.positions[-1] + 1]
+        return [-1 if row < 0 else row + self._first_rows[context.shard] for row in rows.tolist()]
+
+    def ids_of(self, context: Context) -> list[int]:
+        """The id of each token of a window."""
+        if not context.positions:
+            return []
+        tokens = self._shard(context.shard)[0]
+        return tokens.input_ids[context.sequence, context.positions[0] : context.positions[-1] + 1].tolist()
+
+    def _read_shard(self, shard: int) -> tuple:
+        """(tokens, sequence of each row, position of each row, row of each position or -1)."""
+        tokens = self.store.tokens(shard)
+        sequences, positions = tokens.kept.nonzero(as_tuple=True)
+        row_at = torch.full(tokens.input_ids.shape, -1, dtype=torch.int64)
+        row_at[sequences, positions] = torch.arange(len(sequences))
+        return tokens, sequences, positions, row_at
+
+    def strings(self, ids: Sequence[int]) -> list[str]:
+        """The text of consecutive tokens, token by token."""
+        return [f"<{i}>" for i in ids] if self.tokenizer is None else token_strings(self.tokenizer, ids)
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """The text of one token as it reads inside a text; a tokenizer may hide a leading space from a token alone."""
+    return f"<{token_id}>" if tokenizer is None else token_strings(tokenizer, [token_id, token_id])[1]
+
+
+def visible(text: str) -> str:
+    """`text` on one line with nothing hidden: line ends and tabs as signs, control and direction characters by number."""
+    return _INVISIBLE.sub(lambda found: _SIGNS.get(found[0]) or f"⟨U+{ord(found[0]):04X}⟩", text)

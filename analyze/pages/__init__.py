@@ -1,0 +1,12 @@
+"""Pages to look at: features of an SAE, and runs beside each other.
+
+page_of_features    the feature page
+feature_page_data   what the feature page holds
+report              the report of training runs
+report_evaluations  evaluations in the report
+run_folders         the folders of runs, read for the report
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,0 +1,2 @@
+from .page_of_features import feature_page as feature_page
+from .report import report_page as report_page

@@ -1,0 +1,334 @@
+"""One HTML file about a training run or an SAE, or several beside each other: tables, curves, weights. It runs nothing.
+
+Everything comes from the folders of the runs (runs.py) and what evaluations left there (compared.py): no store, no model and
+no network is needed, and a run may still be going on. Each plot has its definition above it and its numbers in the table
+below, which is its legend too.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelens_lite.atomic import write_page
+from saelens_lite.errors import SaelensLiteError
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.folder import load_log_sparsity
+from saelens_lite.sae.metrics import window_name
+
+from ..latents import geometry
+from ..render import parts
+from ..render.plot import MAX_POINTS, N_COLOURS, N_LINES, Axis, Series, curves, scatter, swatch
+from .report_evaluations import comparison
+from .run_folders import Run, find_runs
+
+log = logging.getLogger(__name__)
+
+N_BINS = 60
+NEVER_FIRED = -9.9
+"""log10(firing rate + 1e-10) of a latent that did not fire is −10."""
+
+_COLUMNS = {
+    "reconstruction": ("Reconstruction loss", "Mean ‖x − x̂‖² of a token of the batch, in the scale of training.", True),
+    "held_out_fvu": ("Held-out fvu", "Fraction of variance unexplained, on rows of documents never trained on.", False),
+    "held_out_l0": ("Held-out l0", "Latents that fire on a token, on rows of documents never trained on.", False),
+    "held_out_delta_ce": ("Held-out ΔCE", "What the reconstruction costs in cross-entropy, nats a token, held out.", False),
+    "l0": ("l0 in training", "Latents that fire on a token of the batch.", False),
+    "dead": ("Dead latents", "dead@N: share of the latents silent for the last N tokens of training.", False),
+    "auxk": ("AuxK loss", "Error of the dead latents' reconstruction of what is left over, before its coefficient.", False),
+    "l1": ("L1 loss", "The L1 penalty, before its coefficient.", False),
+    "penalty": ("Sparsity penalty", "The jumprelu penalty, before its coefficient.", False),
+    "lr": ("Learning rate", "Of Adam, at that step.", False),
+    "tokens_per_s": ("Tokens a second", "Mean since the run began, evaluation and checkpoints included.", False),
+    "left_out_share": ("Rows left out", "Share of the training rows left out for their norm.", False),
+}
+"""Title, definition and whether the axis is logarithmic, of columns of metrics.jsonl; others are drawn as they are named."""
+
+_WITHOUT_INTEREST = ("output", "overwrite", "progress")
+
+
+def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "report.html") -> Path:
+    """Write one self-contained HTML page about training runs and SAEs and return its path.
+
+    runs: folders of runs, finished, stopped or still going; SAE folders of SAELens; folders that hold such folders; or JSON
+        that `saelens-lite evaluate --output` wrote, which is also found in the folders
+    path: of the HTML file, replaced when it exists
+    raises: ValueError for a folder that holds no run, or a metrics.jsonl with a broken line before its last
+    """
+    found = find_runs([runs] if isinstance(runs, str | Path) else runs)
+    problems = [f"{run.name}: {problem}" for run in found for problem in run.problems]
+    weights = _weights(found, problems)
+    sections = [_overview(found), _settings(found), _training(found), _trade_off(found), *comparison(found, _told), *weights]
+    for problem in problems:
+        log.warning("%s", problem)
+    what = "runs" if any(run.lines for run in found) else "SAEs"
+    title = f"{found[0].name}: report" if len(found) == 1 else f"{len(found)} {what} compared"
+    return write_page(path, parts.document(title, sections, problems))
+
+
+# The runs --------------------------------------------------------------------------------------------------------
+
+
+def _overview(runs: Sequence[Run]) -> str:
+    """What each run is and what came of it."""
+    rows = [_facts_of(run) for run in runs]
+    names = list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
+    legend = [swatch(i) for i in range(len(runs))]
+    table = parts.table(["run", *names], [[run.name, *map(row.get, names)] for run, row in zip(runs, rows)], legend)
+    stores = {str(run.facts["store"]) for run in runs if "store" in run.facts}
+    notes = []
+    if len(stores) > 1:
+        notes.append(f"These runs are of {len(stores)} different stores: their losses and fvu do not compare.")
+    if len(runs) > (n := N_COLOURS * N_LINES):
+        notes.append(f"Colours and line styles repeat after {n} runs.")
+    return parts.section("Runs", "".join(f"<p>{note}</p>" for note in notes) + table + _definitions(names))
+
+
+_DEFINITIONS = {
+    "k": "latents kept a token, by batchtopk and matryoshka on average over a batch",
+    "d_sae": "number of latents",
+    "tokens": "rows trained on, repeated ones counted again",
+    "peak lr": "learning rate of Adam between warm-up and decay",
+    "held-out fvu": "fraction of variance unexplained, on rows of documents never trained on; the last of the run",
+    "held-out l0": "latents that fire on a token, on the same rows",
+    "held-out ΔCE": "nats a token that the model loses when it runs on the reconstruction, in documents never trained on",
+    "seconds": "of training, evaluation and checkpoints included",
+    "store": "fingerprint of the activation store, its first 12 digits",
+}
+
+
+def _facts_of(run: Run) -> dict[str, Any]:
+    """Name and value of what the first table says of a run; None for what its folder does not say."""
+    facts, config = run.facts, run.config
+    speed, dead = run.last("tokens_per_s"), {}
+    for column in filter(_is_dead, run.columns):
+        dead[f"dead@{_window(column)}"] = run.last(column)
+    frozen = " with frozen decoder" if run.settings.get("freeze_decoder") else ""
+    rates = [value for _, value in run.points("lr", over_tokens=False) if value is not None]
+    return {
+        "kind": f"{run.kind}{frozen}" if run.kind else None,
+        "k": run.k,
+        "d_sae": config.d_sae if config else run.settings.get("d_sae"),
+        "held-out fvu": _final(run, "held_out_fvu"),
+        "held-out l0": _final(run, "held_out_l0"),
+        "held-out ΔCE": _final(run, "held_out_delta_ce"),
+        **dead,
+        "steps": run.steps,
+        "tokens": run.tokens,
+        "peak lr": facts.get("lr") or run.settings.get("lr") or max(rates, default=None),
+        "seconds": round(run.tokens / speed, 1) if speed and run.tokens is not None else None,
+        "tokens/s": round(speed) if speed else None,
+        "hook point": config.hook_point or None if config else run.settings.get("hook_point"),
+        "model": _told(config.model_name) or None if config else None,
+        "state": _state(run),
+        "store": str(facts["store"])[:12] if "store" in facts else None,
+        "version": facts.get("version"),
+    }
+
+
+def _state(run: Run) -> str | None:
+    """Whether the numbers and the SAE are those of the end."""
+    of_sae, planned = run.facts.get("steps"), run.settings.get("n_steps")
+    if not run.lines:
+        return None if of_sae is None else f"SAE of step {parts.text(of_sae)}, no numbers"
+    if of_sae is None:
+        return "no SAE yet" if run.config is None else None
+    if of_sae == run.steps and not run.unfinished and planned in (None, of_sae):
+        return "finished"
+    return f"unfinished, SAE of step {parts.text(of_sae)}"
+
+
+def _final(run: Run, column: str) -> float | None:
+    """The last number of the log, or what the SAE records."""
+    last = run.last(column)
+    return last if last is not None else run.facts.get(column)
+
+
+def _told(value: Any) -> str:
+    """A value in words; of the path of a model on this machine, the end."""
+    text = parts.text(value)
+    return "/".join(Path(text).parts[-2:]) if os.path.isabs(text) else text
+
+
+def _settings(runs: Sequence[Run]) -> str:
+    """The fields of train_config.json: where the runs differ, and the rest."""
+    told = [run for run in runs if run.settings]
+    if not told:
+        return ""
+    fields = [f for f in dict.fromkeys(f for run in told for f in run.settings) if f not in _WITHOUT_INTEREST]
+    shared = [f for f in fields if all(f in run.settings and run.settings[f] == told[0].settings[f] for run in told)]
+    differing = [f for f in fields if f not in shared]
+    pieces = []
+    if differing:
+        rows = [[run.name, *(_setting(run, f) for f in differing)] for run in told]
+        pieces.append(parts.table(["run", *differing], rows, [swatch(runs.index(run)) for run in told]))
+    elif len(told) > 1:
+        pieces.append("<p>All runs have the same settings.</p>")
+    if shared:
+        words = "Settings" if len(told) == 1 else f"{len(shared)} settings that these runs share"
+        pieces.append(parts.folded(words, {f: _setting(told[0], f) for f in shared}))
+    return parts.section("Settings that differ" if differing else "Settings", "".join(pieces))
+
+
+def _setting(run: Run, name: str) -> str:
+    value = run.settings.get(name)
+    return "–" if name not in run.settings else value if isinstance(value, str) else json.dumps(value)
+
+
+# Curves ----------------------------------------------------------------------------------------------------------
+
+
+def _training(runs: Sequence[Run]) -> str:
+    """A plot for each column of the logs; the dead shares of all windows share one."""
+    logged = [run for run in runs if run.columns]
+    if not logged:
+        return ""
+    over_tokens = all(run.tokens_per_step is not None for run in logged)
+    x = Axis("tokens" if over_tokens else "steps")
+    found = dict.fromkeys("dead" if _is_dead(column) else column for run in logged for column in run.columns)
+    windows = dict.fromkeys(_window(column) for run in logged for column in filter(_is_dead, run.columns))
+    figures = []
+    for number, column in enumerate(sorted(found, key=lambda c: [*_COLUMNS, c].index(c))):
+        title, definition, is_log = _COLUMNS.get(column, (column, f"{column}, as the run logged it.", False))
+        label = f"dead@{next(iter(windows))}" if column == "dead" and len(windows) == 1 else column
+        series = []
+        for run in logged:
+            for name in run.columns:
+                if name == column or (column == "dead" and _is_dead(name)):
+                    of_window = f", dead@{_window(name)}" if column == "dead" and len(windows) > 1 else ""
+                    series.append(Series(run.name + of_window, run.points(name, over_tokens), runs.index(run)))
+        plot = curves(f"curve{number}", title, x, Axis(label, is_log), series)
+        figures.append(parts.figure(title, definition, plot, _course(series)))
+    thinned = any(len(run.lines) > MAX_POINTS for run in logged)
+    rule = f"<p>Curves keep at most {MAX_POINTS:,} points: first, last, lowest and highest of each stretch.</p>"
+    return parts.section("Training", (rule if thinned else "") + parts.grid(figures))
+
+
+def _course(series: Sequence[Series]) -> str:
+    """The legend of curves, with where each begins, how far it goes, and where it ends."""
+    rows = []
+    for one in series:
+        values = [value for _, value in one.points if value is not None]
+        rows.append([one.name, len(values), values[0], min(values), max(values), values[-1]])
+    return parts.table(["run", "points", "first", "lowest", "highest", "last"], rows, [swatch(one.style) for one in series])
+
+
+def _trade_off(runs: Sequence[Run]) -> str:
+    """Held-out fvu against l0, where there are at least two runs to compare."""
+    scores = [(i, run, _final(run, "held_out_l0"), _final(run, "held_out_fvu")) for i, run in enumerate(runs)]
+    known = [(i, run, l0, fvu) for i, run, l0, fvu in scores if l0 is not None and fvu is not None]
+    if len(known) < 2:
+        return ""
+    sparsities = [l0 for _, _, l0, _ in known]
+    x = Axis("held-out l0", log=min(sparsities) > 0 and max(sparsities) > 8 * min(sparsities))
+    series = [Series(run.name, [(l0, fvu)], i) for i, run, l0, fvu in known]
+    definition = "Fraction of variance unexplained against latents a token; further down and to the left is better."
+    rows = [[run.name, l0, fvu] for _, run, l0, fvu in known]
+    legend = parts.table(["run", "held-out l0", "held-out fvu"], rows, [swatch(i, mark=True) for i, *_ in known])
+    plot = scatter("tradeoff", "Held-out fvu against l0", x, Axis("held-out fvu"), series)
+    return parts.section(
+        "Reconstruction against sparsity", parts.figure("Held-out fvu against l0", definition, plot, legend)
+    )
+
+
+# Weights ---------------------------------------------------------------------------------------------------------
+
+_QUANTITIES: dict[str, tuple[str, str, Callable[[SparseAutoencoder], Tensor]]] = {
+    "encoder–decoder cosine": (
+        "Encoder–decoder cosine",
+        "Cosine of a latent's encoder column with its decoder row.",
+        geometry.encoder_decoder_cosine,
+    ),
+    "decoder norm": ("Decoder norms", "‖W_dec[i]‖ of each latent.", geometry.decoder_norms),
+    "largest decoder cosine": (
+        "Nearest decoder directions",
+        "Largest cosine of a latent's decoder row with another's; near 1 for copies.",
+        geometry.max_decoder_cosines,
+    ),
+}
+
+
+def _weights(runs: Sequence[Run], problems: list[str]) -> list[str]:
+    """Sections on weights and firing rates; one SAE is in memory at a time."""
+    measured: dict[str, dict[int, Tensor]] = {}
+    rates: dict[int, Tensor] = {}
+    for i, run in enumerate(runs):
+        if run.config is None:
+            continue
+        try:
+            sae = SparseAutoencoder.load(run.folder)
+            log_rates = load_log_sparsity(run.folder)
+        except (ValueError, OSError, SaelensLiteError) as error:
+            problems.append(f"{run.name}: no weights: {error}")
+            continue
+        for name, values in geometry.encoder_biases(sae).items():
+            measured.setdefault(name, {})[i] = values
+        for name, (_, _, measure) in _QUANTITIES.items():
+            measured.setdefault(name, {})[i] = measure(sae)
+        if log_rates is not None:
+            rates[i] = log_rates
+    figures = []
+    for number, (name, values) in enumerate(measured.items()):
+        title, definition, _ = _QUANTITIES.get(name, (f"Encoder bias {name}", f"{name} of each latent.", None))
+        if name == "largest decoder cosine" and any(runs[i].config.d_sae > len(v) for i, v in values.items()):
+            definition += f" Of more than {geometry.ALL_PAIRS:,} latents a random sample, each compared with all others."
+        figures.append(_histogram(f"weights{number}", title, definition, name, runs, values))
+    sections = [parts.section("Weights", parts.grid(figures))] if figures else []
+    if rates:
+        fired = {i: log_rates[log_rates > NEVER_FIRED] for i, log_rates in rates.items()}
+        silent = ", ".join(f"{runs[i].name} {len(rates[i]) - len(fired[i]):,} of {len(rates[i]):,}" for i in rates)
+        definition = "log10 of the share of tokens on which a latent fired when sparsity.safetensors was written."
+        figure = _histogram(
+            "density", "Firing rates", f"{definition} Never fired: {silent}.", "log10 of the firing rate", runs, fired
+        )
+        sections.append(parts.section("Density", figure))
+    return sections
+
+
+def _histogram(name: str, title: str, definition: str, label: str, runs: Sequence[Run], values: Mapping[int, Tensor]) -> str:
+    """Outlines over common bins; values: number of the run → float[n]."""
+    finite = {i: found[found.isfinite()].double() for i, found in values.items()}
+    finite = {i: found for i, found in finite.items() if len(found)}
+    if not finite:
+        return parts.figure(title, f"{definition} There is nothing to draw.", "", "")
+    low = min(float(found.min()) for found in finite.values())
+    high = max(float(found.max()) for found in finite.values())
+    if high - low < 1e-3 * max(abs(low), abs(high)) or high == low:  # all the same, up to rounding
+        room = 0.05 * max(abs(low), abs(high)) or 1.0
+        low, high = low - room, high + room
+    edges = torch.linspace(low, high, N_BINS + 1, dtype=torch.float64).tolist()
+    series, rows = [], []
+    for i, found in finite.items():
+        bins = ((found - low) / (high - low) * N_BINS).long().clamp(0, N_BINS - 1)
+        shares = (torch.bincount(bins, minlength=N_BINS).double() / len(found)).tolist()
+        outline = [(edges[0], 0.0)]
+        for left, right, share in zip(edges, edges[1:], shares):
+            outline += [(left, share), (right, share)]
+        series.append(Series(runs[i].name, [*outline, (edges[-1], 0.0)], i))
+        rows.append([runs[i].name, len(found), float(found.min()), float(found.median()), float(found.max())])
+    plot = curves(name, title, Axis(label), Axis("share of latents"), series)
+    legend = parts.table(["run", "latents", "lowest", "median", "highest"], rows, [swatch(i) for i in finite])
+    return parts.figure(title, definition, plot, legend)
+
+
+def _definitions(names: Sequence[str] | Mapping[str, str], texts: Mapping[str, str] = _DEFINITIONS) -> str:
+    pairs = {name: texts[name] for name in names if name in texts}
+    pairs |= {name: f"share of the latents silent for the last {name[5:]} tokens" for name in names if _is_dead(name)}
+    return parts.folded("What the columns mean", pairs)
+
+
+def _is_dead(column: str) -> bool:
+    return column.startswith("dead@")
+
+
+def _window(column: str) -> str:
+    """dead@200000 → 200k"""
+    window = column.removeprefix("dead@")
+    return window_name(int(window)) if window.isdecimal() else window

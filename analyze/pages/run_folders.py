@@ -1,0 +1,198 @@
+"""Training runs as their folders tell them: settings, numbers, and what is known of the SAE; no weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from saelens_lite.errors import SaelensLiteError
+from saelens_lite.formats import saelens
+from saelens_lite.run_log import read_metrics
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.folder import CFG
+
+METRICS, SETTINGS = "metrics.jsonl", "train_config.json"
+NOT_NUMBERS = ("step", "tokens")
+"""Columns of metrics.jsonl that say when, not what."""
+
+_KEEP_K = ("topk", "batchtopk", "matryoshka")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Run:
+    """What a folder holds of one run.
+
+    name: the folder's, with as much of its path as tells it from the others; of an evaluation alone, its file's
+    lines: of metrics.jsonl, those with a step
+    settings: of train_config.json; empty before the first checkpoint, or from elsewhere
+    config: of cfg.json; None before the first checkpoint
+    evaluations: what `saelens-lite evaluate --output` wrote into the folder, by file name
+    unfinished: whether training left a checkpoint to go on with
+    problems: sentences on what could not be read
+    """
+
+    name: str
+    folder: Path
+    lines: Sequence[dict[str, Any]] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
+    config: SAEConfig | None = None
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    unfinished: bool = False
+    problems: Sequence[str] = ()
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
+        facts = self.config.metadata.get("saelens_lite") if self.config else None
+        return facts if isinstance(facts, dict) else {}
+
+    @property
+    def kind(self) -> str | None:
+        """As it was trained: a batchtopk SAE is saved as jumprelu."""
+        return self.settings.get("kind") or (self.config.kind if self.config else None)
+
+    @property
+    def k(self) -> int | None:
+        """Latents kept a token, of the kinds that keep k."""
+        if self.settings.get("kind") in _KEEP_K:
+            return self.settings.get("k")
+        return self.config.k if self.config else None
+
+    @property
+    def steps(self) -> int | None:
+        """Optimiser steps up to the last number, or those of the SAE where there are no numbers."""
+        return self.lines[-1]["step"] if self.lines else self.facts.get("steps")
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """From a line that has both, else the batch size of the settings; None where neither is known."""
+        for line in reversed(self.lines):
+            if is_number(line.get("tokens")) and line["step"] > 0:
+                return line["tokens"] / line["step"]
+        return self.settings.get("batch_size_rows")
+
+    @property
+    def tokens(self) -> int | None:
+        """Training tokens up to `steps`."""
+        if self.steps is None or self.tokens_per_step is None:
+            return self.facts.get("tokens")
+        return round(self.steps * self.tokens_per_step)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of the numbers in its lines, in order of appearance."""
+        named = dict.fromkeys(name for line in self.lines for name in line if name not in NOT_NUMBERS)
+        return [name for name in named if any(is_number(line.get(name)) for line in self.lines)]
+
+    def points(self, column: str, over_tokens: bool) -> list[tuple[float, float | None]]:
+        """(tokens or steps, value) of the lines that have the column, in order; None where the value is no number."""
+        per_step = self.tokens_per_step if over_tokens else 1
+        points = [(line["step"] * per_step, line[column]) for line in self.lines if column in line]
+        return sorted(((x, y if is_number(y) else None) for x, y in points), key=lambda point: point[0])
+
+    def last(self, column: str) -> float | None:
+        """The last number of a column, None where there is none."""
+        return next((line[column] for line in reversed(self.lines) if is_number(line.get(column))), None)
+
+
+def find_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in these folders, in order; a folder of runs stands for its members, by name, and the JSON of an evaluation
+    for an SAE of which nothing else is known, by the name of the file.
+
+    raises: ValueError for no folder, one that holds no run, or metrics.jsonl with a broken line before its last
+    """
+    if not folders:
+        raise ValueError("expected at least one folder of a run, got none")
+    found: dict[Path, None] = {}
+    for folder in map(Path, folders):
+        if folder.is_file() and _evaluation(folder) is not None:
+            found[folder.resolve()] = None
+            continue
+        members = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*/")))
+        if not members:
+            what = "a folder without them" if folder.is_dir() else ("a file" if folder.exists() else "nothing there")
+            raise ValueError(
+                f"{folder} expected a run ({METRICS} or {CFG}) or a folder of runs, got {what}; a run is the --output "
+                "of `saelens-lite train`, or an SAE folder of SAELens; an evaluation, that of `saelens-lite evaluate`"
+            )
+        found |= dict.fromkeys(member.resolve() for member in members)
+    return [_read(folder, name) for folder, name in zip(found, _names(list(found)))]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of metrics.jsonl is a number to draw: NaN, infinity, true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / METRICS).is_file() or (folder / CFG).is_file()
+
+
+def _names(folders: list[Path]) -> list[str]:
+    """The last part of each path; of those that share it, what follows the folder that all have in common."""
+    short = [folder.name for folder in folders]
+    if len(set(short)) == len(short):
+        return short
+    common = os.path.commonpath(folders)
+    return [os.path.relpath(folder, common) for folder in folders]
+
+
+def _read(folder: Path, name: str) -> Run:
+    problems: list[str] = []
+    if folder.is_file():
+        return Run(name=name.removesuffix(".json"), folder=folder, evaluations={folder.name: _evaluation(folder) or {}})
+    metrics = folder / METRICS
+    lines = read_metrics(metrics) if metrics.is_file() else []
+    return Run(
+        name=name,
+        folder=folder,
+        lines=[line for line in lines if is_number(line.get("step"))],
+        settings=_object(folder / SETTINGS, problems),
+        config=_config(folder, problems),
+        evaluations=_evaluations(folder),
+        unfinished=(folder / "state").is_dir(),
+        problems=problems,
+    )
+
+
+def _config(folder: Path, problems: list[str]) -> SAEConfig | None:
+    cfg = _object(folder / CFG, problems)
+    try:
+        return saelens.from_cfg(cfg, CFG) if cfg else None
+    except (ValueError, SaelensLiteError) as error:
+        problems.append(str(error))
+        return None
+
+
+def _object(file: Path, problems: list[str]) -> dict[str, Any]:
+    """A JSON object, empty where there is no file; what else the file holds is a problem."""
+    if not file.is_file():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        problems.append(f"{file.name} expected JSON: {error}")
+        return {}
+    if not isinstance(values, dict):
+        problems.append(f"{file.name} expected a JSON object, got {type(values).__name__}")
+        return {}
+    return values
+
+
+def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    """The JSON files in a folder that hold an evaluation, by name."""
+    found = {file.name: _evaluation(file) for file in sorted(folder.glob("*.json"))}
+    return {name: values for name, values in found.items() if values is not None}
+
+
+def _evaluation(file: Path) -> dict[str, Any] | None:
+    """What a file holds that looks like Evaluation.to_dict(), else None."""
+    values = _object(file, [])
+    rows = values.get("rows")
+    is_one = "hook_point" in values and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    return values if is_one else None

@@ -1,0 +1,299 @@
+"""One row of features for each text: a model's activations and the latents of SAEs on them, pooled over the text's tokens.
+
+The rows go to any scikit-learn estimator; what is probed in probes.py is one use of them. A text stands in a context of its
+own, after a BOS where the tokenizer has one, as in a harvest. BOS, other special tokens and padding are never pooled.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.errors import nearest
+from saelens_lite.lm.decoder import evaluation_mode, text_config, unwrap
+from saelens_lite.lm.hooks import resolve, run_to
+from saelens_lite.lm.token_text import special_token_ids
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.latents import SparseLatents
+from saelens_lite.store.packing import PADDING_ID
+
+from ..latents.compatibility import check_belongs, check_finite_weights, trained_at
+from ..latents.store_pass import to_cpu
+from ..stats.document_split import document_ids
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
+
+logger = logging.getLogger(__name__)
+
+Pool = Literal["mean", "max", "last"]
+POOLS = ("mean", "max", "last")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TextFeatures:
+    """Features of n texts, in their order; `features["frozen"]` are the latents of the SAE of that name.
+
+    acts: np.float32[n d_model], pooled activations
+    by_name: SAE → scipy CSR float32[n d_sae], pooled latents; only what is not zero is stored
+    documents: int64[n], equal for texts that are equal but for case and white space
+    n_tokens: int64[n], tokens that were pooled; n_truncated: texts longer than max_tokens
+    pool, acts_pool: how latents and activations were pooled
+    """
+
+    acts: np.ndarray
+    by_name: dict[str, csr_matrix]
+    documents: Tensor
+    n_tokens: np.ndarray
+    n_truncated: int
+    max_tokens: int | None
+    pool: str
+    acts_pool: str
+    hook_point: str
+    model_name: str
+
+    def __len__(self) -> int:
+        return len(self.acts)
+
+    def __getitem__(self, name: str) -> csr_matrix:
+        if name not in self.by_name:
+            raise KeyError(f"no features of an SAE {name!r}, there are {', '.join(self.by_name) or 'none'}")
+        return self.by_name[name]
+
+    @property
+    def latents(self) -> csr_matrix:
+        """CSR float32[n d_sae] of the only SAE. raises: ValueError where there are several, or none"""
+        if len(self.by_name) != 1:
+            raise ValueError(f"latents expected one SAE, got {', '.join(self.by_name) or 'none'}: name one, features[name]")
+        return next(iter(self.by_name.values()))
+
+    def __repr__(self) -> str:
+        widths = [f"acts {list(self.acts.shape)}", *(f"{name} {list(found.shape)}" for name, found in self.by_name.items())]
+        return f"TextFeatures of {len(self):,} texts at {self.hook_point}: {', '.join(widths)}"
+
+
+def text_features(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Iterable[str],
+    saes: SparseAutoencoder | Mapping[str, SparseAutoencoder] | None = None,
+    *,
+    hook_point: str | None = None,
+    pool: Pool = "mean",
+    acts_pool: Pool | None = None,
+    max_tokens: int | None = None,
+    batch_size_texts: int = 32,
+) -> TextFeatures:
+    """Pooled activations and latents of texts, from one forward pass, which ends at the hook point, for all SAEs.
+
+    saes: one, called "sae" then, or several by name, all at one hook point; None for activations alone
+    hook_point: by default where the SAEs were trained, and then they must be of this model; a name is the caller's word that
+        they read this place, and only widths are checked
+    pool: "mean" over the tokens (SAEBench), "max", or "last", the last token alone (sae-probes)
+    acts_pool: of the activations; by default as the latents, and the mean where those take the maximum
+    max_tokens: tokens of a text, BOS included; what is behind them is not seen. None is the model's longest context, and
+        then a warning says how many texts are cut
+    raises: ValueError for no texts, one without tokens, other things than texts, SAEs of another model, hook point or
+        width, weights or activations that are not finite; ImportError without scipy, which comes with scikit-learn
+
+    Texts of similar length share a batch. Sums in another order make features differ by about 1e-6 of their size between
+    batch sizes, and where two latents of a TopK are that close to each other either may be the one kept. With
+    batch_size_texts=1 no other text matters to any bit, on a CPU.
+    """
+    try:
+        from scipy import sparse
+    except ImportError as error:
+        raise ImportError(
+            "text_features expected scipy, which is not installed: pip install 'saelens_lite[probes]'"
+        ) from error
+    for name, value in (("pool", pool), ("acts_pool", acts_pool or pool)):
+        if value not in POOLS:
+            raise ValueError(f"{name} expected one of {POOLS}, got {value!r}{nearest(str(value), POOLS)}")
+    if batch_size_texts < 1:
+        raise ValueError(f"batch_size_texts expected at least 1, got {batch_size_texts}")
+    readers = {"sae": saes} if isinstance(saes, SparseAutoencoder) else dict(saes or {})
+    for reader in readers.values():
+        check_finite_weights(reader)
+    point = _common_hook_point(model, readers, hook_point)
+    acts_pool = acts_pool or ("mean" if pool == "max" else pool)
+    strings = _checked_texts(texts)
+    ids, n_truncated = _cut(_token_ids(tokenizer, strings), _longest(model, max_tokens), max_tokens is None)
+    special = torch.tensor(special_token_ids(tokenizer), dtype=torch.int64)
+
+    acts_parts: list[Tensor] = []
+    latent_parts: dict[str, list[csr_matrix]] = {name: [] for name in readers}
+    n_tokens = np.zeros(len(ids), dtype=np.int64)
+    order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
+    with evaluation_mode(model), torch.no_grad():
+        for start in range(0, len(order), batch_size_texts):
+            places = order[start : start + batch_size_texts]
+            batch = _batch(model, point, [ids[i] for i in places], special, places, strings)
+            n_tokens[places] = torch.bincount(batch.of_text, minlength=len(places)).cpu().numpy()
+            acts_parts.append(_pooled(batch, acts_pool, len(places)).cpu())
+            read = batch.last if pool == "last" else batch
+            for name, sae in readers.items():
+                latents = to_cpu(sae.encode(read.rows.to(sae.device)))
+                latent_parts[name].append(_pooled_latents(latents, read.of_text.cpu(), pool, len(places)))
+    back = np.argsort(np.array(order))
+    return TextFeatures(
+        acts=torch.cat(acts_parts).numpy()[back],
+        by_name={name: sparse.vstack(parts, format="csr")[back] for name, parts in latent_parts.items()},
+        documents=document_ids([" ".join(text.split()).casefold() for text in strings]),
+        n_tokens=n_tokens,
+        n_truncated=n_truncated,
+        max_tokens=_longest(model, max_tokens),
+        pool=pool,
+        acts_pool=acts_pool,
+        hook_point=point,
+        model_name=_name_of(model),
+    )
+
+
+def _name_of(model: nn.Module) -> str:
+    config = getattr(unwrap(model), "config", None)
+    return getattr(config, "name_or_path", "") or type(unwrap(model)).__name__
+
+
+def _common_hook_point(model: nn.Module, saes: Mapping[str, SparseAutoencoder], hook_point: str | None) -> str:
+    """Where all of them read this model. raises: ValueError naming both sides where they do not"""
+    point = hook_point
+    if point is None:
+        if not saes:
+            raise ValueError("text_features expected hook_point=, or an SAE that says where it was trained")
+        first, other = next(iter(saes.items()))
+        for name, sae in saes.items():
+            if not trained_at(sae):
+                raise ValueError(f"the SAE {name!r} does not say which activations it reads: pass hook_point=")
+            if trained_at(sae) != trained_at(other):
+                raise ValueError(
+                    f"the SAE {name!r} was trained on {trained_at(sae)}, but {first!r} on {trained_at(other)}: these are "
+                    "features of one hook point; call once for each, or pass hook_point= to use both at one"
+                )
+        point = trained_at(other)
+    resolve(model, point)
+    for name, sae in saes.items():
+        check_belongs(model, sae, point, stated=hook_point is not None, what=f"{name!r} at")
+    return point
+
+
+def _checked_texts(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str):
+        raise ValueError("texts expected several of them, got one string: pass a list")
+    found = list(texts)
+    if not found:
+        raise ValueError("expected texts, got none")
+    for i, text in enumerate(found):
+        if not isinstance(text, str):
+            raise ValueError(f"texts expected strings, got {type(text).__name__} at place {i}: name the column of the texts")
+        if not text.strip():
+            raise ValueError(f"expected texts with words, got an empty one at place {i}: leave it and its label out")
+    # half of a surrogate pair, as cut JSON escapes leave it, is no character
+    return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in found]
+
+
+def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The ids of each text after a BOS; `verbose` would warn of texts longer than a context."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    encoded = tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
+    return [bos + list(ids) for ids in encoded]
+
+
+def _longest(model: nn.Module, max_tokens: int | None) -> int | None:
+    limit = getattr(text_config(model), "max_position_embeddings", None)
+    limit = limit if limit and limit > 0 else None
+    if max_tokens is None:
+        return limit
+    if max_tokens < 2 or (limit is not None and max_tokens > limit):
+        raise ValueError(f"max_tokens expected 2 to {limit or '…'}, the positions of the model, got {max_tokens}")
+    return max_tokens
+
+
+def _cut(ids: list[list[int]], longest: int | None, warn: bool) -> tuple[list[list[int]], int]:
+    n_truncated = 0 if longest is None else sum(len(one) > longest for one in ids)
+    if n_truncated and warn:
+        logger.warning(
+            "%d of %d texts are longer than the model's %d positions: what is behind them is not seen (max_tokens= says "
+            "that this is meant)",
+            n_truncated, len(ids), longest,
+        )  # fmt: skip
+    return [one[:longest] for one in ids], n_truncated
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """What is pooled of some texts, text by text: rows float[n d_model], of_text int64[n], is_last bool[n]."""
+
+    rows: Tensor
+    of_text: Tensor
+    is_last: Tensor
+
+    @property
+    def last(self) -> _Batch:
+        """The last row of each text."""
+        return _Batch(self.rows[self.is_last], self.of_text[self.is_last], self.is_last[self.is_last])
+
+
+def _batch(
+    model: nn.Module, point: str, ids: Sequence[list[int]], special: Tensor, places: Sequence[int], texts: Sequence[str]
+) -> _Batch:
+    """One forward pass, and the rows of its tokens that are text. raises: ValueError naming a text that has none, or nan"""
+    input_ids, attended = _padded(ids)
+    kept = attended & ~torch.isin(input_ids, special)
+    if not (filled := kept.any(1)).all():
+        i = places[int((~filled).nonzero()[0])]
+        raise ValueError(f"expected texts with tokens, got {texts[i]!r} at place {i}: leave it and its label out")
+    acts = run_to(model, [point], input_ids=input_ids, attention_mask=attended)[point]
+    rows, of_text = acts[kept.to(acts.device)], kept.nonzero()[:, 0]
+    if not rows.isfinite().all():
+        i = places[int(of_text[(~rows.isfinite().all(1)).cpu()][0])]
+        raise ValueError(f"text {i} has activations with nan or infinity at {point}: load the model in float32")
+    is_last = torch.cat([of_text.diff() != 0, torch.tensor([True])])
+    return _Batch(rows, of_text.to(acts.device), is_last.to(acts.device))
+
+
+def _padded(ids: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+    """int64[batch width] and bool[batch width]: padding comes last, where no token sees it."""
+    width = max(1, max(map(len, ids)))
+    input_ids = torch.full((len(ids), width), PADDING_ID)
+    attended = torch.zeros(len(ids), width, dtype=torch.bool)
+    for row, one in enumerate(ids):
+        input_ids[row, : len(one)] = torch.tensor(one, dtype=torch.int64)
+        attended[row, : len(one)] = True
+    return input_ids, attended
+
+
+def _pooled(batch: _Batch, pool: str, n_texts: int) -> Tensor:
+    """float32[n_texts d_model], text by text; sums in float64 where the device has it."""
+    rows, of_text = batch.rows, batch.of_text
+    if pool == "last":
+        return batch.last.rows.float()
+    if pool == "max":
+        largest = rows.new_full((n_texts, rows.shape[1]), -torch.inf)
+        return largest.scatter_reduce_(0, of_text[:, None].expand_as(rows), rows, "amax").float()
+    rows = rows.to(torch.float32 if rows.device.type == "mps" else torch.float64)
+    sums = rows.new_zeros(n_texts, rows.shape[1]).index_add_(0, of_text, rows)
+    return (sums / torch.bincount(of_text, minlength=n_texts)[:, None]).float()
+
+
+def _pooled_latents(latents: SparseLatents, of_text: Tensor, pool: str, n_texts: int) -> csr_matrix:
+    """The same of latents on the CPU, as CSR float32[n_texts d_sae]; one that is silent on a token counts as 0 there."""
+    from scipy.sparse import csr_matrix
+
+    fires = latents.values != 0
+    values, text = latents.values[fires].double(), of_text[latents.row_ids()[fires]]
+    cells, cell = (text * latents.d_sae + latents.indices[fires]).unique(return_inverse=True)
+    cell_text, cell_latent = cells // latents.d_sae, cells % latents.d_sae
+    if pool == "mean":
+        pooled = values.new_zeros(len(cells)).index_add_(0, cell, values)
+        pooled = pooled / torch.bincount(of_text, minlength=n_texts)[cell_text]
+    else:
+        pooled = values.new_zeros(len(cells)).scatter_reduce_(0, cell, values, "amax")
+    offsets = torch.cat([cells.new_zeros(1), torch.bincount(cell_text, minlength=n_texts).cumsum(0)])
+    arrays = (pooled.float().numpy(), cell_latent.numpy(), offsets.numpy())
+    return csr_matrix(arrays, shape=(n_texts, latents.d_sae))

@@ -1,0 +1,242 @@
+"""Plots as plain SVG: curves, points and histograms with axes, a title and a description for who cannot see them.
+
+Nothing runs and nothing is loaded. Colours, line styles and the page's dark form are in report.css, by class: series i has
+class `s<i>`, one of 30 pairs of 6 colours that the colour-blind tell apart and 5 line styles (or marks).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from saelens_lite.text_table import short
+
+from .html import escaped
+
+N_COLOURS, N_LINES = 6, 5
+MAX_POINTS = 1_000
+WIDTH, HEIGHT = 560, 270
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 12, 44
+_MARKS = (
+    '<circle class="mark" cx="{x}" cy="{y}" r="4"/>',
+    '<rect class="mark" x="{l}" y="{t}" width="8" height="8"/>',
+    '<path class="mark" d="M{x} {t}L{r} {b}H{l}Z"/>',
+    '<path class="mark" d="M{x} {t}L{r} {y}L{x} {b}L{l} {y}Z"/>',
+    '<path class="mark" d="M{l} {t}L{r} {b}M{l} {b}L{r} {t}"/>',
+)
+
+Point = tuple[float, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line, or the points of one colour and mark.
+
+    name: as the legend has it
+    points: (x, y) in order of x; y None leaves a gap
+    style: which colour and line style
+    """
+
+    name: str
+    points: Sequence[Point]
+    style: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """What stands along an edge of a plot, and whether in powers of ten. log: for positive numbers; others are left out"""
+
+    label: str
+    log: bool = False
+
+
+def curves(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
+    """An <svg> of lines, each thinned to MAX_POINTS; what stands alone between gaps is a dot.
+
+    name: unique in the page, for ids
+    """
+    drawn = [Series(one.name, thinned(_on_axis(one.points, y), MAX_POINTS), one.style) for one in series]
+    frame = _Frame(x, y, [point for one in drawn for point in one.points])
+    return _svg(name, title, _described(x, y, series), [frame.axes(), *(frame.line(one) for one in drawn)])
+
+
+def scatter(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
+    """An <svg> of marks; x is positive where its axis is logarithmic."""
+    drawn = [Series(one.name, _on_axis(one.points, y), one.style) for one in series]
+    frame = _Frame(x, y, [point for one in drawn for point in one.points])
+    return _svg(name, title, _described(x, y, series), [frame.axes(), *(frame.marks(one) for one in drawn)])
+
+
+def swatch(style: int, mark: bool = False) -> str:
+    """The line or mark of a series, for a legend; no word, so that readers for the blind pass over it."""
+    drawn = _mark(style, 18, 6) if mark else '<path class="line" d="M2 6H34"/>'
+    return f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true"><g class="{_class(style)}">{drawn}</g></svg>'
+
+
+def thinned(points: Sequence[Point], limit: int) -> list[Point]:
+    """At most `limit` of the points: the first, last, lowest and highest of each of limit / 4 equal stretches.
+
+    So the extremes of a curve stay where they are. A gap between two that stay is one point more, whose y is None.
+    """
+    finite = [i for i, (_, y) in enumerate(points) if y is not None]
+    kept = finite
+    if len(finite) > limit:
+        n = max(1, limit // 4)
+        kept = []
+        for j in range(n):
+            stretch = finite[j * len(finite) // n : (j + 1) * len(finite) // n]
+            values = [points[i][1] for i in stretch]
+            extremes = (stretch[values.index(min(values))], stretch[values.index(max(values))])
+            kept += sorted({stretch[0], *extremes, stretch[-1]})
+    position = {i: n for n, i in enumerate(finite)}
+    result: list[Point] = [points[kept[0]]] if kept else []
+    for before, after in pairwise(kept):
+        if after - before != position[after] - position[before]:
+            result.append((points[after][0], None))
+        result.append(points[after])
+    return result
+
+
+def linear_ticks(low: float, high: float, n: int = 5) -> list[float]:
+    """About n multiples of 1, 2 or 5 times a power of ten within [low, high]."""
+    rough = (high - low) / n
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= 0.8 * rough)
+    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten within [10^low, 10^high]; where these are few also 2 and 5 times them, or linear ones."""
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    for factors in ((1,), (1, 2, 5)):
+        every = max(1, len(decades) // 8) if factors == (1,) else 1
+        places = [(decade + math.log10(factor), decade, factor) for decade in decades for factor in factors]
+        ticks = [factor * 10.0**decade for at, decade, factor in places if decade % every == 0 and low <= at <= high]
+        if len(ticks) >= 3:
+            return ticks
+    return linear_ticks(10.0**low, 10.0**high)
+
+
+class _Frame:
+    """Where numbers stand in the picture. points: all that will be drawn, for the ranges of the axes, in powers of ten on
+    logarithmic ones"""
+
+    def __init__(self, x: Axis, y: Axis, points: Sequence[Point]) -> None:
+        self.x, self.y = x, y
+        shown = [(at, value) for at, value in points if value is not None]
+        self.x_range = _range([_scaled(at, x) for at, _ in shown], x.log)
+        self.y_range = _range([_scaled(value, y) for _, value in shown], y.log)
+
+    def at(self, x: float, y: float) -> tuple[str, str]:
+        """Coordinates in the picture, in tenths of its unit."""
+        return self._place(_share(_scaled(x, self.x), self.x_range), _share(_scaled(y, self.y), self.y_range))
+
+    def _place(self, right: float, up: float) -> tuple[str, str]:
+        return f"{LEFT + right * (WIDTH - LEFT - RIGHT):.1f}", f"{HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM):.1f}"
+
+    def line(self, one: Series) -> str:
+        segments: list[list[tuple[str, str]]] = [[]]
+        for x, y in one.points:
+            if y is None:
+                segments.append([])
+            else:
+                segments[-1].append(self.at(x, y))
+        path, dots = [], []
+        for places in filter(None, segments):
+            if len(places) == 1:
+                dots.append('<circle class="dot" cx="{}" cy="{}" r="2.5"/>'.format(*places[0]))
+            else:
+                path.append("M" + "L".join(f"{x} {y}" for x, y in places))
+        line = f'<path class="line" d="{"".join(path)}"/>' if path else ""
+        return f'<g class="{_class(one.style)}">{line}{"".join(dots)}</g>'
+
+    def marks(self, one: Series) -> str:
+        places = [self.at(x, y) for x, y in one.points if y is not None]
+        return f'<g class="{_class(one.style)}">{"".join(_mark(one.style, float(x), float(y)) for x, y in places)}</g>'
+
+    def axes(self) -> str:
+        """Grid, numbers and labels."""
+        bottom, right, middle = HEIGHT - BOTTOM, WIDTH - RIGHT, TOP + (HEIGHT - TOP - BOTTOM) / 2
+        parts = []
+        for tick in _ticks(self.y_range, self.y.log):
+            y = self._place(0, _share(_scaled(tick, self.y), self.y_range))[1]
+            parts.append(f'<path class="grid" d="M{LEFT} {y}H{right}"/>')
+            parts.append(f'<text class="y" x="{LEFT - 7}" y="{y}">{short(tick)}</text>')
+        for tick in _ticks(self.x_range, self.x.log):
+            x = self._place(_share(_scaled(tick, self.x), self.x_range), 0)[0]
+            parts.append(f'<path class="grid" d="M{x} {TOP}V{bottom}"/>')
+            parts.append(f'<text class="x" x="{x}" y="{bottom + 16}">{short(tick)}</text>')
+        parts.append(f'<text class="x" x="{(LEFT + right) / 2}" y="{HEIGHT - 7}">{escaped(self.x.label)}</text>')
+        parts.append(
+            f'<text class="x" x="13" y="{middle}" transform="rotate(-90 13 {middle})">{escaped(self.y.label)}</text>'
+        )
+        return "".join(parts)
+
+
+def _on_axis(points: Sequence[Point], y: Axis) -> list[Point]:
+    """The points with a gap for each that has no place: not finite (or beyond 1e±300), or not positive where y is log."""
+
+    def has_place(value: float | None) -> bool:
+        return value is not None and abs(value) <= 1e300 and (value >= 1e-300 or not y.log)
+
+    return [(at, value if has_place(value) else None) for at, value in points]
+
+
+def _scaled(value: float, axis: Axis) -> float:
+    return math.log10(value) if axis.log else value
+
+
+def _range(values: Sequence[float], log: bool) -> tuple[float, float]:
+    """The ends of an axis: those of the values with some room, 0 where it is near, never of no length."""
+    if not values:
+        return (-1.0, 0.0) if log else (0.0, 1.0)
+    low, high = min(values), max(values)
+    if log:
+        room = max(0.03 * (high - low), 0.3 if high - low < 0.02 else 0.0)
+        return max(-300.0, low - room), min(300.0, high + room)
+    if high - low <= 1e-6 * max(abs(low), abs(high)):
+        return (0.0, 2 * high or 1.0) if low >= 0 else (2 * low, 0.0)
+    room = 0.04 * (high - low)
+    return (0.0 if 0 <= low < 0.5 * high else low - room), (0.0 if 0 >= high > 0.5 * low else high + room)
+
+
+def _share(value: float, ends: tuple[float, float]) -> float:
+    return (value - ends[0]) / (ends[1] - ends[0])
+
+
+def _ticks(ends: tuple[float, float], log: bool) -> list[float]:
+    return log_ticks(*ends) if log else linear_ticks(*ends)
+
+
+def _mark(style: int, x: float, y: float) -> str:
+    shape = _MARKS[style % N_LINES]
+    return shape.format(x=x, y=y, l=f"{x - 4:.1f}", r=f"{x + 4:.1f}", t=f"{y - 4:.1f}", b=f"{y + 4:.1f}")
+
+
+def _class(style: int) -> str:
+    return f"c{style % N_COLOURS} l{style % N_LINES}"
+
+
+def _svg(name: str, title: str, description: str, parts: Sequence[str]) -> str:
+    return (
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-desc">'
+        f'<title id="{name}-title">{escaped(title)}</title><desc id="{name}-desc">{escaped(description)}</desc>'
+        f"{''.join(parts)}</svg>"
+    )
+
+
+def _described(x: Axis, y: Axis, series: Sequence[Series]) -> str:
+    """The plot in words: where each series begins and ends."""
+    words = [f"{y.label} against {x.label}."]
+    for one in series:
+        finite = [(at, value) for at, value in one.points if value is not None and math.isfinite(value)]
+        if not finite:
+            words.append(f"{one.name}: nothing to draw.")
+        elif len(finite) == 1:
+            words.append(f"{one.name}: {short(finite[0][1])} at {short(finite[0][0])}.")
+        else:
+            (first_x, first), (last_x, last) = finite[0], finite[-1]
+            words.append(f"{one.name}: {short(first)} at {short(first_x)}, {short(last)} at {short(last_x)}.")
+    return " ".join(words)

@@ -1,0 +1,10 @@
+"""Ground: intervals, tests and splits that every claim uses.
+
+bootstrap       cluster bootstrap, rank p-values, corrections for many tests
+ranks           AUROC and Spearman's correlation
+document_split  selection and test on different documents
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,0 +1,109 @@
+"""What a model answers: refused, right or wrong, from its next token or from whatever a caller reads off it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.lm.decoder import accepts, unwrap
+from saelens_lite.lm.forward_state import prepared_inputs
+
+from .questions import Record
+
+
+class Answers(NamedTuple):
+    """Of some records, in their order."""
+
+    refused: Tensor
+    """bool[n]: no answer was given"""
+    correct: Tensor
+    """bool[n]: the right one was"""
+    margin: Tensor | None = None
+    """float[n]: by how much the model prefers to refuse, in logits; None where that cannot be said"""
+
+
+Judge = Callable[[nn.Module, dict[str, Tensor], Sequence[Record]], Answers]
+"""From the model, as it is or edited, input_ids and attention_mask (padded on the left, on the model's device) and their
+records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextToken:
+    """The model's answer is its next token: a refusal if it is one of some tokens, right if it begins a right answer.
+
+    refusal: words (of which the first token counts) or token ids that mean "I do not know"
+    options: words or ids of answers. With them refusal and options alone are compared, as in "Do you know …?" with
+        refusal=["No"], options=["Yes"]; without them all tokens are
+    separator: what stands between a prompt and its answer
+    """
+
+    refusal: Sequence[str | int]
+    options: Sequence[str | int] | None = None
+    separator: str = " "
+
+    def bound(self, tokenizer: Any, records: Sequence[Record]) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:
+        """The judge of these records.
+
+        raises: ValueError for no refusal at all, one that is an option too, or one that a right answer begins with; the
+            judge, for logits that are not finite
+        """
+        prompt = records[0].prompt
+        refusals = self._ids(tokenizer, prompt, self.refusal)
+        options = None if self.options is None else self._ids(tokenizer, prompt, self.options)
+        if not refusals or (options is not None and (not options or set(options) & set(refusals))):
+            raise ValueError(f"NextToken expected tokens that refuse, and others as options if any, got {self}")
+        right = [self._ids(tokenizer, record.prompt, record.answers) for record in records]
+        for record, ids in zip(records, right):
+            if set(ids) & set(refusals):
+                raise ValueError(
+                    f"the right answer {record.answers} to {record.prompt!r} begins like a refusal: {self.refusal}"
+                )
+        n_right = max(1, *map(len, right))
+        table = torch.tensor([ids + [-1] * (n_right - len(ids)) for ids in right])
+
+        def judge(model: nn.Module, inputs: dict[str, Tensor]) -> Answers:
+            logits = _next_logits(model, inputs)
+            refusing = torch.zeros(logits.shape[1], dtype=torch.bool)
+            refusing[refusals] = True
+            answering = ~refusing
+            if options is not None:
+                answering = torch.zeros_like(refusing)
+                answering[options] = True
+            best, token = logits.masked_fill(~answering, -torch.inf).max(1)
+            margin = logits.masked_fill(~refusing, -torch.inf).amax(1) - best
+            if not margin.isfinite().all():
+                raise ValueError("NextToken expected finite logits, got nan or infinity: is an edit too much for the dtype?")
+            return Answers(margin > 0, (margin <= 0) & (token[:, None] == table).any(1), margin)
+
+        return judge
+
+    def _ids(self, tokenizer: Any, prompt: str, words: Sequence[str | int]) -> list[int]:
+        """The token with which each word goes on after the prompt."""
+        return [word if isinstance(word, int) else _token_after(tokenizer, prompt, self.separator + word) for word in words]
+
+
+def _token_after(tokenizer: Any, prompt: str, text: str) -> int:
+    """The first token of the text, when it follows the prompt.
+
+    raises: ValueError where that token begins in the prompt, or there is none
+    """
+    encoded = tokenizer(prompt + text, return_offsets_mapping=True)
+    for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
+        if end > len(prompt):
+            if start < len(prompt):
+                break
+            return token
+    raise ValueError(f"an answer expected to begin with a token of its own, got {text!r} after {prompt!r}")
+
+
+def _next_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """float32[batch vocab] on the CPU, after the last column."""
+    given = prepared_inputs(model, inputs)
+    if accepts(unwrap(model), "logits_to_keep"):
+        given["logits_to_keep"] = 1
+    with torch.no_grad():
+        return model(**given).logits[:, -1].float().cpu()

@@ -1,0 +1,168 @@
+"""The edits that a study tries: latents of known and unknown entities clamped or removed, and what rivals them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+
+from ..edits.directions import steer_direction
+from ..edits.latents import ablate, clamp, splice_sae
+from ..edits.neutral_text import SideEffects
+from ..edits.stream_edit import latent_acts_of
+from ..stats.document_split import Selection
+from .half import Edit, Outcome
+
+TYPICAL = 0.95
+"""Quantile of a latent's positive activations that dose 1 of a clamp sets."""
+
+_N_BISECTIONS = 12
+
+
+class Chosen(NamedTuple):
+    """Latents that the selecting side chose, best first."""
+
+    known: Selection
+    """that fire on entities which the model knows"""
+    unknown: Selection
+    """that fire on those which it does not"""
+    n: int
+    """how many of each are clamped; group ablations take all"""
+    sae: SparseAutoencoder
+    """whose they are"""
+
+
+class Planned(NamedTuple):
+    """An edit of a study.
+
+    sae: "trained", "baseline", or "" for edits without latents
+    dose: of clamps, in units of what is typical of the trained SAE's latents; others at this dose move the stream as far
+    measure: what it should raise; None for what is only shown
+    latents: those that are edited; own_dose: of a baseline's clamp, in units of its own latents
+    controls: outcomes of random sets matched to them; rate_ratio: the largest factor between the firing rates of a latent
+        and of one drawn for it
+    side_effects: of the same edit on every token of neutral text, where there is some
+    """
+
+    name: str
+    sae: str = ""
+    dose: float | None = None
+    measure: str | None = None
+    latents: tuple[int, ...] = ()
+    own_dose: float | None = None
+    controls: tuple[Outcome, ...] = ()
+    rate_ratio: float | None = None
+    side_effects: SideEffects | None = None
+
+
+class EditsOf:
+    """The edits of one choice of latents, as functions of the tokens to edit (and, for controls, directions=).
+
+    acts: float[n d_model], the selecting side's entities, on which typical activations are measured
+    """
+
+    def __init__(self, model: nn.Module, hook_point: str, chosen: Chosen, acts: Tensor) -> None:
+        self.model, self.hook_point, self.chosen = model, hook_point, chosen
+        self._acts = acts
+
+    def clamp(self, known: bool) -> Callable[..., Any]:
+        """From a dose and the tokens: the first n latents held at that multiple of what is typical of them."""
+        latents = self.clamped(known)
+        return partial(
+            held, self.model, self.chosen.sae, latents, typical(self.chosen.sae, latents, self._acts), self.hook_point
+        )
+
+    def clamped(self, known: bool) -> Tensor:
+        """The latents that are clamped: int64[n]."""
+        return self._of(known).latents[: self.chosen.n]
+
+    def ablations(self, known: bool) -> list[tuple[Tensor, Edit]]:
+        """As many latents removed as are clamped, and all that were chosen."""
+        latents = self._of(known).latents
+        return [
+            (latents[:n], partial(_removed, self.model, self.chosen.sae, latents[:n], self.hook_point))
+            for n in dict.fromkeys((self.chosen.n, len(latents)))
+        ]
+
+    def splice(self, where: Tensor) -> Any:
+        """The reconstruction in place of the stream."""
+        return splice_sae(self.model, self.chosen.sae, where, hook_point=self.hook_point)
+
+    def _of(self, known: bool) -> Selection:
+        return self.chosen.known if known else self.chosen.unknown
+
+
+def typical(sae: SparseAutoencoder, latents: Tensor, acts: Tensor) -> Tensor:
+    """float[n]: the 95 % quantile of each latent's positive activations on these rows; each must fire on one."""
+    with torch.no_grad():
+        z = latent_acts_of(sae, acts.to(sae.device, sae.dtype), latents.to(sae.device)).float().cpu()
+    return torch.stack([column[column > 0].quantile(TYPICAL) for column in z.T])
+
+
+def held(
+    model: nn.Module,
+    sae: SparseAutoencoder,
+    latents: Tensor,
+    typical_acts: Tensor,
+    hook_point: str,
+    dose: float,
+    where: Tensor,
+    **how: Any,
+) -> Any:
+    """Latents clamped to dose times what is typical of them."""
+    return clamp(model, sae, latents, dose, where, "max_act", max_act=typical_acts, hook_point=hook_point, **how)
+
+
+def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float) -> Edit:
+    """A direction added, `strength` times as long as the stream is."""
+    return partial(_steered, model, hook_point, direction, strength)
+
+
+def as_far(sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor, directions: Tensor) -> Tensor:
+    """Directions of controls, each draw scaled to move the rows as far, on average, as the latents' own directions do.
+
+    Several latents may point alike, and their changes add up to more than those of latents at random: a control of the same
+    change in every latent would be a weaker one.
+
+    target: float[n], to what the latents are set; acts: float[n_rows d_model]; directions: float[n_draws n d_model]
+    returns: float[n_draws n d_model]; as they were where latents that fire on none of the rows are set to 0
+    """
+    with torch.no_grad():
+        wide = acts.to(sae.device, sae.dtype)
+        written = target.to(wide) - latent_acts_of(sae, wide, latents.to(sae.device))
+        share = written / wide.norm(dim=-1, keepdim=True)
+        row_scale = sae.normalize(wide)[1]
+        share = share if row_scale is None else share * row_scale
+
+        def push(along: Tensor) -> Tensor:
+            return (share @ along.to(wide)).norm(dim=-1).mean()
+
+        if not share.any():
+            return directions
+        own = push(sae.W_dec[latents.to(sae.device)])
+        return torch.stack([draw * (own / push(draw)).to(draw) for draw in directions])
+
+
+def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Sequence[float]) -> float:
+    """The dose whose push is the wanted one, by bisection from a hundredth of the smallest dose to 100 times the largest.
+
+    push_at: from a dose to its push, larger for larger doses
+    """
+    low, high = torch.tensor(min(doses) / 100).log(), torch.tensor(max(doses) * 100).log()
+    for _ in range(_N_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if push_at(float(middle.exp())) < wanted else (low, middle)
+    return float(((low + high) / 2).exp())
+
+
+def _removed(model: nn.Module, sae: SparseAutoencoder, latents: Tensor, hook_point: str, where: Tensor, **how: Any) -> Any:
+    return ablate(model, sae, latents, where, hook_point=hook_point, **how)
+
+
+def _steered(model: nn.Module, hook_point: str, direction: Tensor, strength: float, where: Tensor) -> Any:
+    return steer_direction(model, direction, strength, "resid_norm", where, hook_point=hook_point)

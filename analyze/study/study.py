@@ -1,0 +1,350 @@
+"""A study of what a model knows: latents that tell known entities from unknown ones, edited at the entity's last token.
+
+    study = HallucinationStudy(model, tokenizer, sae, records, NextToken(["unknown"]), baseline=frozen)
+    study.label()                # who is known: supplied, or by what the model answers
+    chosen = study.select(n=3)   # on one half of the entities
+    print(study.run(chosen))     # on the other half: rates, intervals, controls, rivals
+
+A hallucination is an answer where nothing is known. What should let the model answer (latents of known entities held high,
+those of unknown ones removed) is tried on unknown entities, and the reverse on known ones. Each edit stands beside matched
+random sets of latents, the same edit of an SAE whose decoder was never trained, DiffMean, a probe and the reconstruction.
+source: Ferrando et al. 2024, arXiv:2411.14257, with the controls that it lacks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+
+from ..edits.controls import diff_mean, matched_latents, probe_direction
+from ..edits.neutral_text import NeutralText, side_effects
+from ..edits.stream_edit import latent_acts_of
+from ..latents.compatibility import check_belongs, trained_at
+from ..latents.moments import latent_stats
+from ..stats.document_split import Selection, Split, select_latents
+from ..stats.ranks import auroc
+from .answers import Judge, NextToken
+from .half import Edit, Outcome, Side
+from .planned_edits import Chosen, EditsOf, Planned, along, as_far, dose_for_push, held, typical
+from .questions import Record
+from .result import Detection, StudyResult, assembled
+
+
+class HallucinationStudy:
+    """The study of one model, one SAE and records; see above.
+
+    model, tokenizer: of Hugging Face, the tokenizer a fast one; neither is altered
+    records: questions; at least two known and two unknown entities on each side of the split
+    judge: `NextToken`, or a function (answers.Judge) that says which of the model's answers are refused and which right
+    baseline: an SAE of the same training with a frozen random decoder (`train --baseline`)
+    hook_point: by default where the SAE was trained; another is the caller's word that the SAEs are meant to be used there
+    split: one side chooses latents, the other is measured; by entity, or group
+    position: tokens that are edited, the entity's "last" or "all" of them
+    raises: ValueError for no records, or SAEs that do not fit the model
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        sae: SparseAutoencoder,
+        records: Sequence[Record],
+        judge: NextToken | Judge,
+        *,
+        baseline: SparseAutoencoder | None = None,
+        hook_point: str | None = None,
+        split: Split | None = None,
+        position: Literal["last", "all"] = "last",
+        batch_size_seqs: int = 256,
+    ) -> None:
+        if not records:
+            raise ValueError("a study expected records, got none")
+        if position not in ("last", "all"):
+            raise ValueError(f"position expected 'last' or 'all' tokens of the entity, got {position!r}")
+        point = hook_point or trained_at(sae)
+        if not point:
+            raise ValueError("a study expected hook_point=, since the SAE does not say where it was trained")
+        self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point
+        self.records, self.split = tuple(records), split or Split()
+        self._side_of = partial(
+            Side, model, tokenizer, judge=judge, hook_point=point, position=position, batch_size_seqs=batch_size_seqs
+        )
+        self._testing = self.split.tests([record.cluster for record in self.records]).tolist()
+        self._labels: list[bool | None] | None = None
+        self._sides: dict[bool, Side] = {}
+        width = self._side_of(self.records[:1], [False]).entities.acts.shape[1]
+        for of in (sae, baseline):
+            if of is None:
+                continue
+            check_belongs(model, of, point, stated=hook_point is not None, what="a study at")
+            if of.d_model != width or (hook_point is None and trained_at(of) not in ("", point)):
+                raise ValueError(
+                    f"a study at {point} expected SAEs of d_model={width} trained there, got one of {of.d_model}, trained "
+                    f"on {of.config.model_name or 'an unnamed model'} {trained_at(of)}"
+                )
+
+    def label(self, n_right: int = 2) -> list[bool | None]:
+        """Whether the model knows each record's entity: as the records say, or by what it answers.
+
+        By its answers an entity is known with n_right right ones, or all where it has fewer questions, and unknown with
+        none; those between are left out (None), as in Ferrando et al. 2024.
+        raises: ValueError unless both sides of the split then have two known and two unknown entities, or if some records
+            say whether they are known and others do not
+        """
+        given = [record.known for record in self.records]
+        missing = given.count(None)
+        if 0 < missing < len(given):
+            raise ValueError(f"records expected all to have known, or none, got {missing} of {len(given)} without")
+        labels = self._labels_by_answers(n_right) if missing else given
+        for testing, name in ((False, "selecting"), (True, "testing")):
+            for known in (True, False):
+                found = {r.cluster for r, t, k in zip(self.records, self._testing, labels) if t == testing and k is known}
+                if len(found) < 2:
+                    of_model = ", labelled by what the model answers" if missing else ""
+                    raise ValueError(
+                        f"a study expected at least 2 {'known' if known else 'unknown'} entities on the {name} side of the "
+                        f"split, got {len(found)} of {len(self.records)} records{of_model}: give records of more entities"
+                    )
+        self._labels, self._sides = list(labels), {}
+        return self._labels
+
+    def select(
+        self,
+        n: int = 3,
+        by: Literal["separation", "welch_t", "causal"] = "separation",
+        *,
+        n_ablated: int = 50,
+        base_rates: Tensor | None = None,
+        max_base_rate: float = 0.02,
+        n_candidates: int = 64,
+        sae: SparseAutoencoder | None = None,
+    ) -> Chosen:
+        """Latents of known and of unknown entities, on the selecting side alone.
+
+        n: to clamp; n_ablated: up to how many are kept for group ablations, of those with a positive statistic
+        by: "separation" is the difference of firing rates at the entity's last token, "welch_t" that of mean activations
+            over its standard error; of several types of entities the smallest counts (MaxMin of Ferrando et al. 2024).
+            "causal" clamps each of the n_candidates of largest separation alone: how much more the model prefers to answer
+            (known latents, on unknown entities) or to refuse (unknown latents, on known ones)
+        base_rates: float[d_sae], firing rates on text at large (`latent_density(sae, store).density`); latents above
+            max_base_rate are left out. None leaves out none
+        sae: the study's own, by default, or its baseline
+        raises: ValueError when fewer than n latents have a positive statistic, for a type without known or unknown entities
+            on that side, or for another SAE
+        """
+        sae = sae or self.sae
+        if n < 1:
+            raise ValueError(f"select expected at least 1 latent to choose, got n={n}")
+        if sae is not self.sae and sae is not self.baseline:
+            raise ValueError("select expected the study's SAE or its baseline, got another SAE: make a study of it")
+        side = self._side(testing=False)
+        found = []
+        for known in (True, False):
+            statistic = self._statistic(sae, side, known, "separation" if by == "causal" else by)
+            if base_rates is not None:
+                statistic = statistic.masked_fill(base_rates.cpu() > max_base_rate, -torch.inf)
+            if by == "causal":
+                statistic = self._causal(sae, side, known, statistic, n_candidates)
+            order = statistic.argsort(descending=True, stable=True)
+            order = order[statistic[order] > 0][: max(n, n_ablated)]
+            if len(order) < n:
+                raise ValueError(
+                    f"n={n} latents of {'known' if known else 'unknown'} entities were asked for, {len(order)} have a "
+                    f"{by} above 0{'' if base_rates is None else f' and a base rate of at most {max_base_rate}'}"
+                )
+            found.append(Selection(order, statistic[order], by, self.split, len(side.entities.names)))
+        return Chosen(*found, n, sae)
+
+    def run(
+        self,
+        chosen: Chosen | None = None,
+        *,
+        baseline: Chosen | None = None,
+        doses: Sequence[float] = (0.5, 1.0, 2.0),
+        n_controls: int = 100,
+        score: Literal["rates", "logits"] = "rates",
+        rivals: Mapping[str, Edit] | None = None,
+        neutral: NeutralText | None = None,
+        seed: int = 0,
+        n_resamples: int = 2000,
+        confidence: float = 0.95,
+    ) -> StudyResult:
+        """Every edit on the testing side, beside its controls.
+
+        The baseline's clamps, DiffMean and the probe move the stream as far as the clamp at the same dose does, so that none
+        wins by its length alone; ablations move it as far as they do, which stands beside. Those lengths are
+        measured on the stream of the testing side, without its answers. The model runs about edits · (1 + n_controls) times
+        over that side.
+
+        chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
+        doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting side
+        n_controls: matched random sets for each edit: the same changes along latents that fire as often, scaled
+            together to move the stream as far
+        score: what is tested: the "rates" of answers and refusals, or how far the "logits" of the two are apart
+        rivals: further edits by name, each made from the tokens to edit, bool[batch width]
+        neutral: texts for side effects of the edits of latents, which then act on all their tokens
+        raises: ValueError for latents that the testing side had a say in, or that are another SAE's
+        """
+        if score not in ("rates", "logits"):
+            raise ValueError(f"score expected 'rates' or 'logits', got {score!r}")
+        if not doses or len(set(doses)) < len(doses) or not all(0 < dose < math.inf for dose in doses) or n_controls < 1:
+            raise ValueError(
+                f"run expected doses above 0, each once, and at least 1 control, got {list(doses)} and {n_controls}"
+            )
+        side, choosing = self._side(testing=True), self._side(testing=False)
+        chosen = chosen or self.select()
+        if baseline is None and self.baseline is not None:
+            n_ablated = max(len(chosen.known.latents), len(chosen.unknown.latents))
+            baseline = self.select(chosen.n, chosen.known.by, n_ablated=n_ablated, sae=self.baseline)
+        if chosen.sae is not self.sae or (baseline is not None and baseline.sae is not self.baseline):
+            raise ValueError(
+                "run expected latents of the study's own SAE and baseline, got those of another SAE: select again"
+            )
+        choices = {"trained": chosen} | ({} if baseline is None else {"baseline": baseline})
+        for choice in choices.values():
+            choice.known.check_unseen(side.clusters)
+            choice.unknown.check_unseen(side.clusters)
+
+        bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+        done: list[tuple[Planned, Outcome]] = [(Planned("no edit"), side.outcome())]
+        pushes: dict[tuple[bool, float], float] = {}
+        prepared = []  # all controls are drawn first: where there are too few latents, that is said before the long part
+        for name, choice in choices.items():
+            rates = latent_stats(choice.sae, [choosing.entities.acts]).rate
+            edits = EditsOf(self.model, self.hook_point, choice, choosing.entities.acts)
+            for planned, edit in self._planned(edits, name, doses, side, pushes):
+                latents = torch.tensor(planned.latents)
+                controls = matched_latents(choice.sae, latents, rates, n_draws=n_controls, seed=seed)
+                target = (planned.own_dose or 0.0) * typical(choice.sae, latents, choosing.entities.acts)
+                directions = as_far(choice.sae, latents, target, side.acts, controls.directions)
+                prepared.append((planned._replace(rate_ratio=controls.rate_ratio), edit, directions))
+            prepared.append((Planned("splice", name), edits.splice, ()))
+        for planned, edit, directions in prepared:
+            if planned.latents and neutral is not None:
+                of_text = side_effects(self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap)
+                planned = planned._replace(side_effects=of_text)
+            drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)
+            done.append((planned._replace(controls=drawn), side.outcome(edit)))
+        directions = _directions(choosing, self.split)
+        for name, direction in directions.items():
+            for (known, dose), push in pushes.items():
+                edit = along(self.model, self.hook_point, direction if known else -direction, push)
+                measure = "hallucination" if known else "refusal"
+                done.append((Planned(f"{name} {'+' if known else '−'}", "", dose, measure), side.outcome(edit)))
+        done += [(Planned(name), side.outcome(edit)) for name, edit in (rivals or {}).items()]
+        return assembled(done, side, _detections(side, choices, directions), bootstrap, score)
+
+    def _labels_by_answers(self, n_right: int) -> list[bool | None]:
+        correct = self._side_of(self.records, [False] * len(self.records)).outcome().correct
+        right: dict[str, list[float]] = {}
+        for record, value in zip(self.records, correct.tolist()):
+            right.setdefault(record.cluster, []).append(value)
+        known = {
+            cluster: True if sum(values) >= min(n_right, len(values)) else None if any(values) else False
+            for cluster, values in right.items()
+        }
+        return [known[record.cluster] for record in self.records]
+
+    def _side(self, testing: bool) -> Side:
+        labels = self._labels or self.label()
+        if testing not in self._sides:
+            kept = [i for i, label in enumerate(labels) if self._testing[i] == testing and label is not None]
+            self._sides[testing] = self._side_of([self.records[i] for i in kept], [bool(labels[i]) for i in kept])
+        return self._sides[testing]
+
+    def _statistic(self, sae: SparseAutoencoder, side: Side, known: bool, by: Any) -> Tensor:
+        """float64[d_sae], the smallest over types of entities."""
+        acts, labels, names, types = side.entities
+        smallest = torch.full((sae.d_sae,), torch.inf, dtype=torch.float64)
+        for kind in sorted(set(types)):
+            rows = [i for i, of in enumerate(types) if of == kind]
+            if len(labels[rows].unique()) < 2:
+                which = "unknown" if labels[rows[0]] else "known"
+                raise ValueError(f"select expected {which} entities of type {kind!r} on the selecting side too, got none")
+            every = select_latents(
+                sae, acts[rows], labels[rows] == known, [names[i] for i in rows], n=sae.d_sae, by=by, split=self.split
+            )
+            smallest[every.latents] = torch.minimum(smallest[every.latents], every.statistic)
+        return smallest
+
+    def _causal(self, sae: SparseAutoencoder, side: Side, known: bool, separation: Tensor, n_candidates: int) -> Tensor:
+        """float64[d_sae]: the effect of each candidate, clamped alone; -inf for other latents."""
+        candidates = separation.argsort(descending=True, stable=True)[:n_candidates]
+        candidates = candidates[separation[candidates] > 0]
+        effects = torch.full_like(separation, -torch.inf)
+        clean, of = side.outcome(), side.known != known
+        for latent in candidates:
+            value = typical(sae, latent[None], side.entities.acts)
+            edited = side.outcome(partial(held, self.model, sae, latent[None], value, self.hook_point, 1.0))
+            if edited.margin is None or clean.margin is None:
+                towards_refusal = (edited.refused - clean.refused)[of].mean()
+            else:
+                towards_refusal = (edited.margin - clean.margin)[of].mean()
+            effects[latent] = -towards_refusal if known else towards_refusal
+        return effects
+
+    def _planned(
+        self,
+        edits: EditsOf,
+        name: str,
+        doses: Sequence[float],
+        side: Side,
+        pushes: dict[tuple[bool, float], float],
+    ) -> list[tuple[Planned, Any]]:
+        """The edits of one SAE; those of the trained one fill in `pushes`, by which the baseline's are made as strong."""
+        found = []
+        for known in (True, False):
+            what, clamped, hold = "known" if known else "unknown", edits.clamped(known), edits.clamp(known)
+            for dose in doses:
+                own = dose
+                if name == "trained":
+                    pushes[known, dose] = side.push(partial(hold, dose))
+                else:
+                    own = dose_for_push(lambda d, hold=hold: side.push(partial(hold, d)), pushes[known, dose], doses)
+                measure = "hallucination" if known else "refusal"
+                planned = Planned(f"clamp {what}", name, dose, measure, tuple(clamped.tolist()), own)
+                found.append((planned, partial(hold, own)))
+            for latents, edit in edits.ablations(known):
+                measure = "refusal" if known else "hallucination"
+                title = f"ablate {'few' if len(latents) == edits.chosen.n else 'many'} {what}"
+                found.append((Planned(title, name, None, measure, tuple(latents.tolist())), edit))
+        return found
+
+
+def _directions(choosing: Side, split: Split) -> dict[str, Tensor]:
+    """DiffMean and, where scikit-learn is installed, the direction of a logistic probe: both from unknown to known."""
+    acts, known, names, _ = choosing.entities
+    found = {"DiffMean": diff_mean(acts, known, names, split)}
+    try:
+        return found | {"probe": probe_direction(acts, known, names, split)}
+    except ImportError:
+        return found
+
+
+def _detections(side: Side, choices: Mapping[str, Chosen], directions: Mapping[str, Tensor]) -> list[Detection]:
+    """How well single latents and directions tell known from unknown, on entities that chose neither."""
+    acts, known_entities, _, _ = side.entities
+    found = []
+    for name, choice in choices.items():
+        for known, selection in ((True, choice.known), (False, choice.unknown)):
+            latents, of = selection.latents[: choice.n], known_entities == known
+            with torch.no_grad():
+                z = latent_acts_of(choice.sae, acts.to(choice.sae.device, choice.sae.dtype), latents.to(choice.sae.device))
+            for latent, statistic, column in zip(latents.tolist(), selection.statistic.tolist(), z.float().cpu().T):
+                fires = (column > 0).double()
+                separation = float(fires[of].mean() - fires[~of].mean())
+                area = auroc(column[~of], column[of])
+                found.append(Detection(name, "known" if known else "unknown", latent, statistic, separation, area))
+    for name, direction in directions.items():
+        projected = acts @ direction.cpu().float()
+        found.append(
+            Detection(name, "known", None, None, None, auroc(projected[~known_entities], projected[known_entities]))
+        )
+    return found

@@ -1,0 +1,120 @@
+"""The harvest itself: what can be wrong looked at, the plan agreed with the store, then text through the model."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from saelens_lite.config import to_mapping
+from saelens_lite.distributed import rank
+from saelens_lite.store.folder import open_folder
+from saelens_lite.store.reader import ActivationStore
+
+from .config import HarvestConfig
+from .estimate import Estimate, check_fits, forward_seconds
+from .prepare import Request, _open_named, prepare, requested
+from .shards.model import (
+    compile_blocks,
+    drop_unused,
+)
+from .shards.plan import adopt_plan, check_plan
+from .shards.write import make_shards
+
+logger = logging.getLogger(__name__)
+
+
+def harvest_activations(
+    model: str | nn.Module,
+    dataset: Any,
+    hook_points: str | Sequence[str],
+    store: str | os.PathLike[str],
+    *,
+    max_tokens: int,
+    tokenizer: Any = None,
+    **options: Any,
+) -> ActivationStore:
+    """Run text through a model and keep the activations of some hook points in a store on disk.
+
+    Interrupted at any moment, the same call goes on after the last finished shard and ends with the same bytes. On a
+    finished store it does nothing.
+
+    model: hub id, local folder, or a Hugging Face causal language model, which is not altered
+    dataset: hub id (streamed); local txt, jsonl, json, csv or parquet file, compressed too; folder; a list of these; a
+        `datasets` object; an iterable of documents, or of mappings with a column of them. A document is a text, a chat
+        (messages with role and content) or a list of token ids. With `dataset_weights`, a list of any of these
+    hook_points: such as "blocks.3.hook_resid_post", or a module path; all share one forward pass
+    store: folder of the store, or any URL that fsspec opens
+    max_tokens: rows to harvest, met exactly unless the dataset ends before
+    tokenizer: object, hub id or folder; None takes the model's own
+    options: fields of HarvestConfig, such as context_length, batch_size_seqs, dtype, text_column, split
+
+    raises: HookError if the model lacks a hook point (names those it has); ShardError if the folder holds another plan,
+        is damaged, or cannot be written; ValueError for a dataset without documents, split or text column, a context
+        longer than the model's positions, or a wrong option
+    """
+    return _harvest(requested(model, dataset, hook_points, store, max_tokens, tokenizer, options))
+
+
+def run_harvest(config: HarvestConfig) -> ActivationStore:
+    """Carry out a harvest that is described by names alone, as on the command line; see `harvest_activations`."""
+    return _harvest(Request(config, _open_named(config, config.dataset)))
+
+
+def estimate_harvest(
+    model: str | nn.Module,
+    dataset: Any,
+    hook_points: str | Sequence[str],
+    store: str | os.PathLike[str],
+    *,
+    max_tokens: int,
+    tokenizer: Any = None,
+    **options: Any,
+) -> Estimate:
+    """What the same call of `harvest_activations` would still take; nothing is written.
+
+    Everything that can be wrong is looked at, and the forward pass is timed on one batch.
+    """
+    return _estimate(requested(model, dataset, hook_points, store, max_tokens, tokenizer, options))
+
+
+def estimate_run(config: HarvestConfig) -> Estimate:
+    """What `run_harvest` would still take; see `estimate_harvest`."""
+    return _estimate(Request(config, _open_named(config, config.dataset)))
+
+
+def _estimate(request: Request) -> Estimate:
+    with prepare(request) as prepared:
+        check_plan(prepared.plan, open_folder(request.config.store))
+        found = prepared.estimate()
+        if prepared.ours:
+            drop_unused(prepared.model, prepared.points)
+        seconds = forward_seconds(prepared.model, list(prepared.plan["hook_points"]), prepared.plan, found.rows)
+        return dataclasses.replace(found, seconds=seconds)
+
+
+def _harvest(request: Request) -> ActivationStore:
+    store = open_folder(request.config.store)
+    with prepare(request) as prepared:
+        if rank() == 0:
+            adopt_plan(prepared.plan, store)
+        if store.size("manifest.json") is not None:
+            finished = ActivationStore(store)
+            logger.info("%s is finished (%s rows): nothing to do", store, f"{finished.n_rows:,}")
+            return finished
+        if prepared.config.check_space:
+            check_fits(prepared.estimate(), store)
+        if prepared.ours:
+            drop_unused(prepared.model, prepared.points)
+            if prepared.config.compile:
+                compile_blocks(prepared.model, prepared.points)
+        settings = to_mapping(request.config) if request.by_names else None
+        progress = prepared.config.progress and rank() == 0
+        make_shards(
+            prepared.model, prepared.tokenizer, prepared.source, prepared.plan, store, progress=progress, settings=settings
+        )
+    return ActivationStore(store)

@@ -1,0 +1,164 @@
+"""Further hook points for a store that is there: its tokens again through the model, the rows beside the others."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from saelens_lite.distributed import rank
+from saelens_lite.errors import ShardError
+from saelens_lite.lm import hooks
+from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.store.folder import Folder, open_folder
+from saelens_lite.store.layout import commit_name, encode_json, finished_shards, read_json
+from saelens_lite.store.reader import ActivationStore
+
+from .prepare import hook_point_facts
+from .shards.forward import Batch
+from .shards.model import compile_blocks, drop_unused, load_model, model_facts
+from .shards.plan import differing_fields
+from .shards.shard_claims import Claims
+from .shards.write import claims_of, log_start, only_writer, seal, write_shards
+from .text.tokenized import PackedShard
+
+logger = logging.getLogger(__name__)
+
+_BEFORE = "manifest.json.before"
+
+_TOLERANCE = 0.02
+"""Of the relative difference between rows made again and rows in the store: above what bfloat16 rounds (2^-9)."""
+
+
+def add_hook_points(
+    store: str | os.PathLike[str] | ActivationStore,
+    hook_points: str | Sequence[str],
+    *,
+    model: nn.Module | None = None,
+    device: str | None = None,
+    trust_remote_code: bool = False,
+    progress: bool = True,
+) -> ActivationStore:
+    """Harvest further hook points for a finished store, from its stored tokens; the text is not needed.
+
+    The store is afterwards the one that harvesting all hook points at once would have made, byte for byte; one that was
+    harvested with `compile` but for last bits, as other blocks may be compiled. Rows that are there are made again for
+    each shard's first batch and must agree, so another model is noticed. Until the end the store stays readable as it
+    was. Interrupted, the same call goes on.
+
+    store: an open store or its folder
+    hook_points: such as "blocks.3.hook_mlp_out"; those that are there already cost nothing
+    model: the model that was harvested; None loads it by the name that the store records
+    raises: ShardError if the model is another one, or the store has no tokens; HookError for an unknown hook point
+    """
+    folder = store.folder if isinstance(store, ActivationStore) else open_folder(store)
+    _finish_interrupted(folder)
+    store = ActivationStore(folder)
+    asked = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
+    new = [name for name in dict.fromkeys(asked) if name not in store.hook_points]
+    if not new:
+        logger.info("%s holds these hook points already: nothing to do", store.path)
+        return store
+    if "batch_size_seqs" not in store.plan:
+        raise ShardError(
+            f"{store.path} was not harvested by saelens_lite: its rows came from elsewhere, with no word of how a model "
+            "made them: harvest anew"
+        )
+    ours = model is None
+    if model is None:
+        model = load_model(
+            store.model_name,
+            compute_dtype=store.plan["model"]["compute_dtype"],
+            device=device,
+            revision=store.plan["model"]["revision"],
+            trust_remote_code=trust_remote_code,
+        )
+    compiled = {"compiled": True} if store.plan["model"].get("compiled") else {}
+    if compiled and not ours:
+        raise ValueError(f"{store.path} was harvested with compile: leave model out, so that it is loaded and compiled here")
+    differing = differing_fields({"model": store.plan["model"]}, {"model": model_facts(model) | compiled})
+    if differing:
+        raise ShardError(f"{store.path} holds activations of another model: {'; '.join(differing)}")
+    points = [hooks.resolve(model, name) for name in new]
+    with evaluation_mode(model), torch.inference_mode():
+        plan = store.plan | {"hook_points": store.plan["hook_points"] | hook_point_facts(model, points)}
+        known = _shallowest(model, store.hook_points)
+        if ours:
+            needed = [*points, hooks.resolve(model, known)]
+            drop_unused(model, needed)
+            if compiled:
+                compile_blocks(model, needed)
+        _add(model, store, plan, new, known, progress)
+    return ActivationStore(store.folder)
+
+
+def _add(model: nn.Module, store: ActivationStore, plan: dict[str, Any], new: list[str], known: str, progress: bool) -> None:
+    folder, checked = store.folder, set()
+
+    def check(batch: Batch) -> None:
+        if batch.shard.index in checked or not batch.n_rows:
+            return
+        checked.add(batch.shard.index)
+        there = store.acts(batch.shard.index, known)[: batch.n_rows].float()
+        again = batch.rows[known].wait()[: len(there)].float()
+        difference = float((again - there).norm() / there.norm())
+        if not difference < _TOLERANCE:
+            raise ShardError(
+                f"{folder}: {known} of shard {batch.shard.index} made again differs from its stored rows by "
+                f"{difference:.1%}: expected the model that was harvested, with the same weights and positions"
+            )
+
+    with only_writer(folder):
+        claims = claims_of(folder, plan, new)
+        log_start(folder, model, claims, plan, added=new)
+        packed = _stored_shards(store, claims)
+        write_shards(model, packed, plan, new, folder, claims, progress, also=(known,), check=check)
+        claims.wait_for_all()
+        if claims.rank == 0:
+            _adopt(folder, plan, claims)
+        claims.seal()
+
+
+def _adopt(folder: Folder, plan: dict[str, Any], claims: Claims) -> None:
+    """Give the store its new plan and manifest. The old manifest is kept until then: see `_finish_interrupted`."""
+    folder.move("manifest.json", _BEFORE)
+    folder.write("plan.json", encode_json(plan))
+    seal(folder, plan, claims)
+    folder.remove(_BEFORE)
+
+
+def _finish_interrupted(folder: Folder) -> None:
+    """Bring a store to a state with a manifest, if it was left between the steps of `_adopt`."""
+    if folder.size(_BEFORE) is None or rank() > 0:
+        return
+    plan = read_json(folder, "plan.json")
+    if folder.size("manifest.json") is None:
+        if folder.sha256("plan.json") == read_json(folder, _BEFORE)["plan_sha256"]:
+            folder.move(_BEFORE, "manifest.json")
+            return
+        seal(folder, plan, Claims(finished_shards(folder, list(plan["hook_points"])), plan["max_tokens"]))
+    folder.remove(_BEFORE)
+
+
+def _stored_shards(store: ActivationStore, claims: Claims) -> Iterator[PackedShard]:
+    """The claimed shards, from the tokens that the store holds."""
+    for index in claims:
+        if index >= store.n_shards:
+            return
+        documents = read_json(store.folder, commit_name(index, store.hook_points[0]))["documents"]
+        yield PackedShard(index, store.contexts(index), documents, None)
+
+
+def _shallowest(model: nn.Module, names: Sequence[str]) -> str:
+    """The hook point among these that a forward pass reaches first."""
+
+    def depth(name: str) -> tuple[int, int]:
+        point = hooks.resolve(model, name)
+        kinds = ("resid_pre", "attn_out", "module", "mlp_out", "resid_post")
+        return (-1 if point.block is None else point.block), kinds.index(point.kind)
+
+    return min(names, key=depth)

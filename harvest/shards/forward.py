@@ -1,0 +1,137 @@
+"""The forward pass of a harvest: packed contexts in; rows at the hook points out, on their way to the host."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.lm import hooks
+from saelens_lite.store.codecs import STORE_DTYPES
+from saelens_lite.store.packing import PADDING_ID
+
+from ..text.tokenized import PackedShard
+
+
+@dataclasses.dataclass(slots=True)
+class Rows:
+    """Rows of one batch at one hook point, perhaps still in flight from the device."""
+
+    tensor: Tensor
+    arrived: torch.cuda.Event | None = None
+
+    def wait(self) -> Tensor:
+        """The rows on the host: dtype[n_rows d_model]."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
+        return self.tensor
+
+
+@dataclasses.dataclass(slots=True)
+class Batch:
+    """What one forward pass gave for a shard; a shard without contexts has one batch without rows.
+
+    rows:   by hook point
+    n_rows: rows at each of them
+    host_s: seconds until the pass was queued, or done where nothing is queued
+    events: around the pass on a CUDA device
+    """
+
+    shard: PackedShard
+    rows: dict[str, Rows]
+    n_rows: int
+    host_s: float
+    events: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+
+    @property
+    def forward_s(self) -> float:
+        """Seconds of the pass; waits for its end."""
+        if self.events is None:
+            return self.host_s
+        self.events[1].synchronize()
+        return self.events[0].elapsed_time(self.events[1]) / 1000
+
+
+def forward_batches(
+    model: nn.Module,
+    shards: Iterable[PackedShard],
+    hook_points: Sequence[str],
+    batch_size_seqs: int,
+    dtype: str,
+    *,
+    one_shape: bool = False,
+) -> Iterator[Batch]:
+    """Run packed shards through the model. Batches hold contexts of one shard, in order.
+
+    No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
+
+    dtype: as which the rows will be stored; they are converted before they travel where that makes them no wider
+    one_shape: fill a shard's last batch up with padding. A compiled model needs it: after a few shapes torch.compile
+        gives up on further ones, so that rows would depend on which shards came before
+    """
+    host, stored = _Host(model), STORE_DTYPES[dtype]
+    for shard in shards:
+        contexts = shard.contexts
+        for start in range(0, max(1, contexts.n_seqs), batch_size_seqs):
+            began = time.perf_counter()
+            seqs = slice(start, start + batch_size_seqs)
+            kept = np.flatnonzero(contexts.kept[seqs])
+            rows, before, after = {}, host.mark(), None
+            if len(kept):
+                with torch.inference_mode():
+                    input_ids = torch.from_numpy(contexts.input_ids[seqs].astype(np.int64))
+                    if one_shape:
+                        missing = batch_size_seqs - len(input_ids)
+                        input_ids = nn.functional.pad(input_ids, (0, 0, 0, missing), value=PADDING_ID)
+                    acts = hooks.run_to(model, hook_points, input_ids=host.upload(input_ids))
+                    after = host.mark()
+                    for name in hook_points:
+                        rows[name] = host.download(acts.pop(name), kept, stored)
+            events = (before, after) if before and after else None
+            yield Batch(shard, rows, len(kept), time.perf_counter() - began, events)
+
+
+class _Host:
+    """Transfers between the host and the model's device; on CUDA through pinned memory, beside the computation."""
+
+    def __init__(self, model: nn.Module):
+        self._device = hooks.model_device(model)
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+
+    def mark(self) -> torch.cuda.Event | None:
+        """The time at which a CUDA device reaches this point of its queue; None elsewhere."""
+        if self._device.type != "cuda":
+            return None
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(self._device))
+        return event
+
+    def upload(self, input_ids: Tensor) -> Tensor:
+        if self._device.type == "cuda":
+            return input_ids.pin_memory().to(self._device, non_blocking=True)
+        return input_ids.to(self._device)
+
+    def download(self, acts: Tensor, kept: np.ndarray, dtype: torch.dtype) -> Rows:
+        """The kept rows of acts[batch seq d_model]; `kept` are their indices among batch · seq."""
+        device = acts.device
+        acts = acts.flatten(0, 1)
+        if dtype.is_floating_point and dtype.itemsize <= acts.dtype.itemsize:
+            acts = acts.to(dtype)
+        if device.type != "cuda":
+            return Rows(acts.index_select(0, torch.from_numpy(kept).to(device)).cpu())
+        rows = acts.index_select(0, torch.from_numpy(kept).pin_memory().to(device, non_blocking=True))
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)
+        side = self._streams[device]
+        side.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(side):
+            arrived = torch.empty(rows.shape, dtype=rows.dtype, pin_memory=True)
+            arrived.copy_(rows, non_blocking=True)
+            rows.record_stream(side)
+            event = torch.cuda.Event()
+            event.record(side)
+        return Rows(arrived, event)

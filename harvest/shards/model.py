@@ -1,0 +1,140 @@
+"""The model and tokenizer of a harvest: loading them, naming what identifies them, holding the model still."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.device import chosen_device
+from saelens_lite.distributed import own_device
+from saelens_lite.lm import hooks
+from saelens_lite.lm.decoder import decoder_layers
+
+_FINGERPRINT_VALUES = 256
+_VOLATILE_CONFIG = {
+    "_name_or_path",
+    "transformers_version",
+    "torch_dtype",
+    "dtype",
+    "use_cache",
+    "_attn_implementation_autoset",
+}
+
+
+def load_model(
+    name: str,
+    *,
+    compute_dtype: str | None = None,
+    device: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module:
+    """A causal language model from a hub id or local folder, ready for inference on one device.
+
+    raises: ValueError for a folder that is not there
+    """
+    from transformers import AutoModelForCausalLM
+
+    if (name.count("/") > 1 or name.startswith((".", "/"))) and not os.path.isdir(name):
+        raise ValueError(f"model {name} expected a hub id or a folder, there is no folder of that name")
+
+    device = own_device(chosen_device(device))
+    dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
+    if dtype != "auto":
+        dtype = getattr(torch, dtype)
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    return model.to(device).eval()
+
+
+def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """The tokenizer at a hub id or local folder. raises: ValueError if there is none"""
+    from transformers import AutoTokenizer
+
+    missing = f"no tokenizer could be loaded from {name!r}: pass one as tokenizer= (an object, hub id or folder)"
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(missing) from error
+    # transformers 5 answers a folder without tokenizer files with an empty tokenizer of the model's kind
+    if not tokenizer("text", add_special_tokens=False)["input_ids"]:
+        raise ValueError(missing)
+    return tokenizer
+
+
+def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
+    """Free the layers above the deepest hook point and the head, of a model that nobody else uses."""
+    if any(point.block is None for point in points):
+        return
+    _, layers = decoder_layers(model)
+    del layers[max(point.block for point in points) + 1 :]
+    if model.get_output_embeddings() is not None:
+        model.set_output_embeddings(nn.Identity())
+
+
+def compile_blocks(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
+    """Compile the blocks of a model that nobody else uses; what a hook point lies inside of stays as it is.
+
+    Only `forward` is compiled: hooks on the block itself still see what goes in and out.
+    """
+    path, layers = decoder_layers(model)
+    for index, block in enumerate(layers):
+        name = f"{path}.{index}"
+        if not any(point.module_path.startswith(f"{name}.") for point in points):
+            block.forward = torch.compile(block.forward, dynamic=False)
+
+
+def positions_limit(model: nn.Module) -> int | None:
+    """Longest context the model has positions for, in tokens; None if its config states none."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if limit and limit > 0 else None
+
+
+def model_facts(model: nn.Module) -> dict[str, Any]:
+    """What identifies a model: its name, hashes of its configuration and weights, and how it computes."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE_CONFIG}
+    return {
+        "name": model.config.name_or_path or type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)),
+        "weights_sha256": weights_fingerprint(model),
+        "attention": getattr(model.config, "_attn_implementation", None),
+        "compute_dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+    }
+
+
+def weights_fingerprint(model: nn.Module) -> str:
+    """sha256 over name, shape, dtype and first 256 values of every parameter: cheap, and other weights give another."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        if parameter.device.type != "meta":
+            digest.update(_first_bytes(parameter))
+    return digest.hexdigest()
+
+
+def _first_bytes(parameter: Tensor) -> bytes:
+    return parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+
+
+def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
+    """What identifies a tokenizer: its name and the hash of its vocabulary and rules."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        rules = json.loads(backend.to_str())
+        rules = {key: rules[key] for key in rules if key not in ("truncation", "padding")}  # calls change these; unused here
+    else:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    return {
+        "name": getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
+        "sha256": _sha256(json.dumps(rules, sort_keys=True)),
+    }
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

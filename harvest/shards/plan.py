@@ -1,0 +1,111 @@
+"""The plan: everything that determines a store's rows, and what may not change when a harvest goes on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from saelens_lite.errors import ShardError
+from saelens_lite.store.folder import Folder
+from saelens_lite.store.layout import FORMAT, VERSION, check_version, encode_json, read_json
+from saelens_lite.store.verify import recorded_plans
+
+PACKING_RULE = "continuous"
+"""Name of the rule in `saelens_lite.store.packing.pack`."""
+
+MOST_ROWS_PER_SHARD = 262_144
+SHARDS_PER_RUN = 32
+
+_NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
+"""Fields that say where something came from: the hashes beside them say what it is, so a moved folder is no new plan."""
+
+
+def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) -> int:
+    """Documents a shard where the user names none: the power of two at or below the wanted rows over the mean document.
+
+    A shard is what an interruption costs, and what one of several processes takes at a time: so a run has about 32 of
+    them, as far as each still fills eight forward batches, and none is wanted above 2^18 rows (2 GiB in bfloat16 at
+    width 4096). In a long run children's stories of 210 tokens make 1,024 documents a shard, web pages of 1,000
+    tokens 256.
+
+    mean_tokens: mean length of a document, in tokens
+    batch_tokens: tokens of a forward batch
+    """
+    rows = min(MOST_ROWS_PER_SHARD, max(max_tokens / SHARDS_PER_RUN, 8 * batch_tokens))
+    documents = max(1, int(rows / max(1.0, mean_tokens)))
+    return 1 << (documents.bit_length() - 1)
+
+
+def make_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of plan.json for the given facts."""
+    return {"format": FORMAT, "version": VERSION, "packing": PACKING_RULE, **facts}
+
+
+def plan_sha256(plan: dict[str, Any]) -> str:
+    """sha256 of plan.json for this plan."""
+    return hashlib.sha256(encode_json(plan)).hexdigest()
+
+
+def identity_sha256(plan: dict[str, Any]) -> str:
+    """sha256 of what the plan says of its rows: names aside, which may change."""
+    plan = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plan.items()}
+    for field in _NAMES_ONLY:
+        part, _, name = field.partition(".")
+        plan[part].pop(name, None)
+    return plan_sha256(plan)
+
+
+def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
+    """Write the plan to a new store, or find that the store's plan is the same. Returns the store's plan.
+
+    raises: ShardError as `check_plan`
+    """
+    found = check_plan(plan, store)
+    if found is None:
+        store.write("plan.json", encode_json(plan))
+    return found or plan
+
+
+def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
+    """The store's plan, which is the same but for names; None for a store that has none and may be given this one.
+
+    A store that lost its plan.json gets it again if its manifest, or its log, records the hash of this one.
+
+    raises: ShardError if the store has another plan (names the differing fields), or the folder holds something else
+    """
+    if store.size("plan.json") is None:
+        if not store.is_empty(but_for=("plan.json.tmp",)) and plan_sha256(plan) not in (recorded := recorded_plans(store)):
+            if recorded:
+                raise ShardError(
+                    f"{store} lost its plan.json, and this harvest's plan is not the one it was begun with: "
+                    "give the first settings, with model and dataset under the same names"
+                )
+            raise ShardError(f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store")
+        return None
+    found = read_json(store, "plan.json")
+    check_version(found, store.describe("plan.json"))
+    if store.size("manifest.json") is not None:  # finished: hook points that were added later are no difference
+        plan = {**plan, "hook_points": {**found["hook_points"], **plan["hook_points"]}}
+    differing = differing_fields(found, plan)
+    if differing:
+        raise ShardError(
+            f"{store} was begun with another plan: {'; '.join(differing)}. "
+            "Give the first settings to go on, or another folder"
+        )
+    return found
+
+
+def differing_fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What is not the same in two plans, "field is 1 there, 2 here"; names of things whose hashes agree may differ."""
+    return [f"{field} is {a!r} there, {b!r} here" for field, a, b in _differences(there, here) if field not in _NAMES_ONLY]
+
+
+def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, value in a, value in b) wherever two nested mappings differ."""
+    for key in dict.fromkeys([*a, *b]):
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            yield from _differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            yield f"{prefix}{key}", left, right

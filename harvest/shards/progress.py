@@ -1,0 +1,99 @@
+"""How a harvest comes along: a bar with tokens per second and the stages' shares of the time, and figures for the log."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, TypeVar
+
+from ..text.tokenized import PackedShard
+from .forward import Batch
+
+T = TypeVar("T")
+
+STAGES = ("pack", "forward", "copy", "write")
+
+
+class Progress:
+    """Counts the rows and times the stages of one process.
+
+    n_rows: rows that this process is expected to have at the end
+    n_before: rows that are there already
+    """
+
+    def __init__(self, n_rows: int, n_before: int, description: str, show: bool):
+        from tqdm.auto import tqdm
+
+        self._bar = tqdm(
+            total=n_rows,
+            initial=min(n_before, n_rows),
+            unit=" tokens",
+            unit_scale=True,
+            disable=not show,
+            desc=description,
+        )
+        self._n_rows, self._left = 0, max(0, n_rows - n_before)
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._began = self._shard_began = time.perf_counter()
+        self._shard_seconds = dict(self._seconds)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def timed(self, stage: str, fn: Callable[[], T]) -> T:
+        """fn(), its seconds counted to a stage."""
+        began = time.perf_counter()
+        try:
+            return fn()
+        finally:
+            self._seconds[stage] += time.perf_counter() - began
+
+    @contextlib.contextmanager
+    def timed_exit(self, stage: str, block: contextlib.AbstractContextManager[T]) -> Iterator[T]:
+        """The block, what it does at its ends counted to a stage."""
+        with contextlib.ExitStack() as stack:
+            yield self.timed(stage, lambda: stack.enter_context(block))
+            began = time.perf_counter()
+        self._seconds[stage] += time.perf_counter() - began
+
+    def timed_items(self, stage: str, items: Iterable[T]) -> Iterator[T]:
+        """The items, the time to make each counted to a stage."""
+        iterator = iter(items)
+        while True:
+            try:
+                item = self.timed(stage, lambda: next(iterator))
+            except StopIteration:
+                return
+            yield item
+
+    def advance(self, batch: Batch) -> None:
+        """A batch was written."""
+        self._seconds["forward"] += batch.forward_s
+        rows = min(batch.n_rows, self._left)
+        self._n_rows, self._left = self._n_rows + rows, self._left - rows
+        self._bar.update(rows)
+
+    def shard_done(self, shard: PackedShard) -> dict[str, Any]:
+        """Figures of the shard that was just committed, for the log; the bar shows the stages' shares from here on."""
+        seconds = time.perf_counter() - self._shard_began
+        stages = {f"{stage}_s": round(self._seconds[stage] - self._shard_seconds[stage], 4) for stage in STAGES}
+        self._shard_began, self._shard_seconds = time.perf_counter(), dict(self._seconds)
+        total = time.perf_counter() - self._began
+        shares = {stage: f"{self._seconds[stage] / total:.0%}" for stage in ("forward", "copy", "write")}
+        self._bar.set_postfix(shares, refresh=False)
+        return {
+            "shard": shard.index,
+            "rows": shard.contexts.n_rows,
+            "seconds": round(seconds, 4),
+            "tokens_per_s": round(shard.contexts.n_rows / seconds, 1),
+            **stages,
+            "eta_s": round(self._left * total / max(1, self._n_rows), 1),
+            "cursor": shard.cursor,
+        }

@@ -1,0 +1,219 @@
+"""The loop of a harvest: packed shards through the model into the store, up to max_tokens rows, then the manifest.
+
+Three stages overlap: packing in one thread, the forward passes in another, copying to the host and writing in the
+caller's. Between them are queues of a few shards and a few batches, so memory does not grow with the harvest. A model on
+the CPU keeps all cores busy by itself, and every thread beside it costs it more than that thread gains: there, the stages
+follow each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+import platform
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from saelens_lite.distributed import rank, several_processes
+from saelens_lite.errors import SaelensLiteError, ShardError
+from saelens_lite.lm import hooks
+from saelens_lite.store.codecs import STORE_DTYPES
+from saelens_lite.store.event_log import events, log_name, write_event
+from saelens_lite.store.folder import Folder
+from saelens_lite.store.layout import finished_shards
+from saelens_lite.store.writer import write_manifest, writing_shard
+
+from ..ahead import ahead
+from ..text.documents import Source
+from ..text.tokenized import PackedShard, packed_shards
+from .forward import Batch, forward_batches
+from .plan import adopt_plan, plan_sha256
+from .progress import Progress
+from .shard_claims import Claims, SharedClaims
+
+logger = logging.getLogger(__name__)
+
+_SHARDS_AHEAD = 2
+_BATCHES_AHEAD = 2
+
+
+def make_shards(
+    model: nn.Module,
+    tokenizer: Any,
+    source: Source,
+    plan: dict[str, Any],
+    store: Folder,
+    *,
+    progress: bool = True,
+    settings: dict[str, Any] | None = None,
+) -> None:
+    """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal the store.
+
+    settings: what the user asked for, for the log
+    """
+    with only_writer(store):
+        if rank() == 0:
+            plan = adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
+        claims = claims_of(store, plan, list(plan["hook_points"]))
+        log_start(store, model, claims, plan, settings=settings)
+        start, cursor = _last_cursor(store, claims)
+        n_embeddings = model.get_input_embeddings().num_embeddings
+        packed = _readable(packed_shards(source, tokenizer, plan, iter(claims), n_embeddings, start, cursor))
+        write_shards(model, packed, plan, list(plan["hook_points"]), store, claims, progress)
+        claims.wait_for_all()
+        if claims.rank == 0:
+            seal(store, plan, claims)
+        claims.seal()
+
+
+def write_shards(
+    model: nn.Module,
+    packed: Iterable[PackedShard],
+    plan: dict[str, Any],
+    hook_points: list[str],
+    store: Folder,
+    claims: Claims,
+    progress: bool,
+    *,
+    also: tuple[str, ...] = (),
+    check: Callable[[Batch], None] = lambda batch: None,
+) -> None:
+    """Write the rows of these hook points for every shard that comes, until max_tokens rows are there.
+
+    also: hook points whose rows are only for `check`, which sees every batch before it is written
+    """
+    share = plan["max_tokens"] // claims.world_size
+    here = f" (process {claims.rank} of {claims.world_size})" if claims.world_size > 1 else ""
+    n_before = sum(claims.finished.values()) // claims.world_size
+    try:
+        with contextlib.ExitStack() as stack:
+            bar = stack.enter_context(Progress(share, n_before, f"harvest{here}", progress))
+            needed = claims.needed(bar.timed_items("pack", packed))
+            beside = overlaps(model)
+            shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD)) if beside else needed
+            forward = forward_batches(
+                model,
+                shards,
+                [*hook_points, *also],
+                plan["batch_size_seqs"],
+                plan["dtype"],
+                one_shape=plan["model"].get("compiled", False),
+            )
+            batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD)) if beside else forward
+            stack.callback(claims.stop)
+            for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):
+                shard = _write_shard(of_shard, plan, hook_points, store, bar, check)
+                write_event(store, claims.rank, event="shard", **bar.shard_done(shard))
+    except KeyboardInterrupt:
+        logger.warning("interrupted: %s keeps its finished shards, and the same command goes on", store)
+        raise
+
+
+def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
+    """The shards; a dataset that fails on the way is told apart from a store that cannot be written."""
+    try:
+        yield from packed
+    except OSError as error:
+        raise SaelensLiteError(
+            f"the dataset could not be read further ({error}); finished shards are kept: give the same command again"
+        ) from error
+
+
+def overlaps(model: nn.Module) -> bool:
+    """Whether the stages run beside each other."""
+    return hooks.model_device(model).type != "cpu"
+
+
+def _write_shard(
+    batches: Iterator[Batch],
+    plan: dict[str, Any],
+    hook_points: list[str],
+    store: Folder,
+    bar: Progress,
+    check: Callable[[Batch], None],
+) -> PackedShard:
+    """Write and commit the shard that all these batches belong to."""
+    first = next(batches)
+    shard, d_models = first.shard, {name: plan["hook_points"][name]["d_model"] for name in hook_points}
+    writing = writing_shard(store, shard.index, shard.contexts, shard.n_documents, d_models, STORE_DTYPES[plan["dtype"]])
+    with bar.timed_exit("write", writing) as writers:
+        for batch in itertools.chain([first], batches):
+            check(batch)
+            for name in batch.rows.keys() & writers.keys():
+                rows = bar.timed("copy", batch.rows[name].wait)
+                bar.timed("write", lambda name=name, rows=rows: writers[name].append(rows))
+            bar.advance(batch)
+    return shard
+
+
+def claims_of(store: Folder, plan: dict[str, Any], hook_points: list[str]) -> Claims:
+    """What there is to make at these hook points, for this process."""
+    if several_processes():
+        return SharedClaims(store, hook_points, plan["max_tokens"])
+    return Claims(finished_shards(store, hook_points), plan["max_tokens"])
+
+
+def seal(store: Folder, plan: dict[str, Any], claims: Claims) -> None:
+    """Write the manifest of a store whose shards are all there."""
+    n_shards, n_rows = claims.totals()
+    if n_rows == 0:
+        raise ValueError("the dataset's documents hold no tokens: there is nothing to harvest")
+    if n_rows < plan["max_tokens"]:
+        logger.warning("the dataset ended after %d rows, %d were asked for", n_rows, plan["max_tokens"])
+    ended_by = "dataset" if n_rows < plan["max_tokens"] else "max_tokens"
+    write_manifest(store, plan, n_shards, ended_by)
+    write_event(store, event="end", rows=min(n_rows, plan["max_tokens"]), ended_by=ended_by)
+
+
+@contextlib.contextmanager
+def only_writer(store: Folder) -> Iterator[None]:
+    """Hold the store's log locked, so that a second harvest of it is refused (where the system can lock).
+
+    Of several processes of one harvest the first holds it for all.
+    """
+    if rank() > 0:
+        yield
+        return
+    with store.locked(log_name()) as ours:
+        if not ours:
+            raise ShardError(f"another harvest is writing {store}: wait for it, or choose another folder")
+        yield
+
+
+def _last_cursor(store: Folder, claims: Claims) -> tuple[int, Any]:
+    """(shard, position in the source where it begins) of the last logged shard before the first one that is missing."""
+    missing = next(index for index in itertools.count() if index not in claims.finished)
+    before = [event for event in events(store, "shard") if event["shard"] <= missing]
+    cursors = {event["shard"]: event["cursor"] for event in before if event["cursor"] is not None}
+    start = max(cursors, default=0)
+    return start, cursors.get(start)
+
+
+def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, Any], **entry: Any) -> None:
+    """Record the circumstances that bytes can depend on; say so if they changed since the harvest began.
+
+    plan: of the store as it will be; its hash in the log lets a damaged plan.json be found out and made anew
+    """
+    from transformers import __version__ as transformers_version
+
+    now = {
+        "device": hooks.model_device(model).type,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "transformers": transformers_version,
+        "machine": platform.machine(),
+    }
+    if claims.finished:
+        before: dict[str, Any] = {}
+        for event in events(store, "start"):
+            before = event["environment"]
+        changed = [f"{key} {before[key]} then, {now[key]} now" for key in now if before.get(key, now[key]) != now[key]]
+        logger.info("%s has %d finished shards: going on", store, len(claims.finished))
+        if changed:
+            logger.warning("other circumstances than before, rows may differ in their last bits: %s", "; ".join(changed))
+    entry |= {"finished_shards": len(claims.finished), "plan_sha256": plan_sha256(plan), "environment": now}
+    write_event(store, claims.rank, event="start", **entry)

@@ -1,0 +1,207 @@
+"""Sources of documents: the hub, local files, `datasets` objects or any iterable, by name or as an object."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Iterable, Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+from saelens_lite.errors import nearest
+
+from .dataset_rows import row_streams
+from .documents import FIRST_DOCUMENTS, Source, no_column, probed, sha256_of
+from .mixture import chained
+from .text_files import OPENERS, JsonLines, TextFile, columns
+
+_FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".jsonl": "json",
+    ".json": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+}
+_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
+_PROBE_BYTES = 1 << 20
+_MOST_COMPRESSED = 8
+"""How many times its size a compressed file's text is taken to have, at most."""
+
+
+def as_names(dataset: Any) -> list[str] | None:
+    """The datasets that a string, a path or a list of these names; None if `dataset` holds the documents itself.
+
+    A list of strings is one of names if each could be one: an existing path, a data file's name, or owner/name.
+    """
+    if isinstance(dataset, str | Path):
+        return [str(dataset)]
+    if isinstance(dataset, list | tuple) and dataset and all(isinstance(item, str | Path) for item in dataset):
+        names = [str(item) for item in dataset]
+        if all(_looks_like_dataset(name) for name in names):
+            return names
+    return None
+
+
+def open_named(
+    names: Sequence[str],
+    *,
+    split: str = "train",
+    text_column: str = "text",
+    text_unit: str = "line",
+    config: str | None = None,
+    revision: str | None = None,
+) -> Source:
+    """The documents of datasets on the hub or on disk, one dataset after the other; see HarvestConfig for the rest.
+
+    raises: ValueError if there is no document, no such split or no such column; FileNotFoundError for a missing file
+    """
+    parts = [_named(name, split, text_column, text_unit, config, revision) for name in names]
+    facts = {"sources": [part.facts for part in parts], "split": split}
+    return _looked_at(chained(parts, facts), text_column, ", ".join(names))
+
+
+def open_given(dataset: Any, *, split: str = "train", text_column: str = "text") -> Source:
+    """The documents that the caller holds.
+
+    dataset: a `datasets` object; any iterable of strings, of chats (lists of messages), of lists of token ids, or of
+        mappings with a text column; a mapping of these by split.
+        A one-time iterator is read where it stands: to go on with a harvest, pass a fresh one.
+    raises: ValueError if there is no document, no such split or no such column, or a stream is shuffled through a buffer
+    """
+    if isinstance(dataset, Mapping):
+        dataset = _split_of(dataset, split, "the dataset")
+    if not isinstance(dataset, Iterable):
+        raise ValueError(f"dataset expected names, texts or rows, got {type(dataset).__name__}")
+    described = f"{type(dataset).__name__} of documents"
+    n_documents = len(dataset) if isinstance(dataset, Sized) else None
+    facts = {"sources": [{"kind": described, "documents": n_documents}]}
+    source = probed(facts, row_streams(dataset, text_column, described), n_documents=n_documents)
+    return _looked_at(source, text_column, described)
+
+
+def _looked_at(source: Source, text_column: str, described: str) -> Source:
+    """The source, with the hash of its first documents among its facts."""
+    if not source.first:
+        raise ValueError(f"{described} holds no documents: there is nothing to harvest")
+    facts = source.facts | {"text_column": text_column, "first_documents_sha256": sha256_of(source.first)}
+    return dataclasses.replace(source, facts=facts)
+
+
+def _looks_like_dataset(name: str) -> bool:
+    if not re.search(r"\s", name) and (_format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+        return True
+    try:
+        return bool(name) and Path(name).exists()
+    except (OSError, ValueError):  # no file system takes a name like this text
+        return False
+
+
+def _format_of(name: str) -> str | None:
+    """The `datasets` loader for a file of that name, a compression's suffix aside; None if it is no data file's name."""
+    suffixes = [suffix for suffix in Path(name).suffixes if suffix not in _COMPRESSED]
+    return _FORMATS.get(suffixes[-1]) if suffixes else None
+
+
+def _named(name: str, split: str, text_column: str, text_unit: str, config: str | None, revision: str | None) -> Source:
+    """One dataset on the hub or on disk; it may turn out to be empty."""
+    path, kind = Path(name), _format_of(name)
+    if path.is_file() and kind is None:
+        raise ValueError(f"dataset {name} expected a file of type {', '.join(_FORMATS)} (compressed too), got {path.name}")
+    if path.is_file():
+        options = {"sample_by": text_unit} if kind == "text" else {}
+        arguments: dict[str, Any] = {"path": kind, "data_files": str(path), **options}
+        facts = {"file": path.name, "fingerprint": _file_fingerprint(path)} | options
+        if (suffix := _read_here(path)) is not None:
+            return _lines_of(path, suffix, facts, split, text_column, text_unit)
+    elif path.is_dir():
+        if (path / "state.json").exists() or (path / "dataset_dict.json").exists():
+            return _saved_to_disk(path, split, text_column)
+        arguments = {"path": str(path), "name": config}
+        facts = {"folder": path.name, "config": config}
+    elif kind is not None:
+        raise FileNotFoundError(f"dataset {name} expected an existing file: there is none at {path.absolute()}")
+    elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None:
+        raise ValueError(
+            f"dataset expected a hub id or an existing file or folder, got {name[:80]!r}: "
+            "to harvest texts, pass a list of them"
+        )
+    else:
+        arguments = {"path": name, "name": config, "revision": revision}
+        facts = {"hub": name, "config": config}
+
+    import datasets
+
+    builder = datasets.load_dataset_builder(**arguments)
+    try:
+        stream = builder.as_streaming_dataset(split=split)
+    except ValueError as error:
+        if "split" in str(error):
+            raise ValueError(f"dataset {name} has no split {split!r}: {error}") from error
+        raise
+    if "hub" in facts:
+        # the commit, and not the name that led to it: where the dataset moved on, its old revision goes on with a harvest
+        commit = re.search("@([0-9a-f]{40})", str(builder.config.data_files))
+        facts["revision"] = commit[1] if commit else revision
+    return probed(facts, row_streams(stream, text_column, name), approximate_bytes=_text_bytes(path))
+
+
+def _read_here(path: Path) -> str | None:
+    """The suffix, compression aside, of a file that is read line by line here; None for what `datasets` reads."""
+    suffix = path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
+    return suffix if suffix == ".jsonl" or _FORMATS.get(suffix) == "text" else None
+
+
+def _lines_of(path: Path, suffix: str, facts: dict[str, Any], split: str, text_column: str, text_unit: str) -> Source:
+    if split != "train":
+        raise ValueError(f"dataset {path} has no split {split!r}: a file of its own has only train")
+    stream: Any
+    if suffix == ".jsonl":
+        found, stream = columns(path, FIRST_DOCUMENTS), functools.partial(JsonLines, path, text_column)
+    else:
+        found, stream = ["text"], functools.partial(TextFile, path, text_unit)
+    if found and text_column not in found:
+        no_column(str(path), text_column, found)
+    return probed(facts, lambda start, cursor: stream(cursor), approximate_bytes=_text_bytes(path))
+
+
+def _saved_to_disk(path: Path, split: str, text_column: str) -> Source:
+    import datasets
+
+    found = datasets.load_from_disk(str(path))
+    if isinstance(found, datasets.DatasetDict):
+        found = _split_of(found, split, f"dataset {path}")
+    facts = {"folder": path.name, "fingerprint": found._fingerprint}
+    size = sum(_text_bytes(Path(part["filename"])) or 0 for part in found.cache_files)
+    return probed(facts, row_streams(found, text_column, str(path)), n_documents=len(found), approximate_bytes=size)
+
+
+def _text_bytes(path: Path) -> int | None:
+    """An upper estimate of the bytes of text in a file or folder; None where there is none (a hub dataset)."""
+    if path.is_dir():
+        return sum(_text_bytes(file) or 0 for file in path.rglob("*") if file.is_file())
+    if not path.is_file():
+        return None
+    compressed = path.suffix in _COMPRESSED | {".parquet"}
+    return path.stat().st_size * (_MOST_COMPRESSED if compressed else 1)
+
+
+def _split_of(splits: Mapping[str, Any], split: str, described: str) -> Any:
+    if split not in splits:
+        hint = nearest(split, splits)
+        raise ValueError(f"{described} has no split {split!r}{hint}; it has {', '.join(splits)}")
+    return splits[split]
+
+
+def _file_fingerprint(path: Path) -> str:
+    """sha256 of a file's size and its first and last MiB: told apart without reading all of a large file."""
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with open(path, "rb") as file:
+        digest.update(file.read(_PROBE_BYTES))
+        file.seek(max(0, size - _PROBE_BYTES))
+        digest.update(file.read(_PROBE_BYTES))
+    return digest.hexdigest()

@@ -1,0 +1,21 @@
+"""The command line: one file a command with its configuration, and what the commands share.
+
+commands         the list of commands, and `main`, which runs one
+flags            a command's configuration from what was typed
+shared           models by name, and what to type next
+demo             the whole way on the embedded model
+harvest          text into a store
+add_hook_points  further hook points for a store
+verify           a store checked and mended
+train            an SAE, a grid of them, or one from a stream
+evaluate         an SAE's scores beside their controls
+analyze          the index of an SAE and its page
+search           latents of an index
+probe            labelled texts told apart by latents
+report           training runs beside each other
+study            the hallucination study
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

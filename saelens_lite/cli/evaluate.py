@@ -1,0 +1,88 @@
+"""TODO clause of saelens_lite/cli/evaluate.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from saelens_lite.cli.flags import configured
+from saelens_lite.cli.shared import device_named, model_for, model_of, print_next, with_short_names
+
+
+def run(argv: Sequence[str]) -> None:
+    """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
+    config = configured(EvaluateConfig, "evaluate", argv, leading=("store", "sae"))
+    from saelens_lite import ActivationStore, SparseAutoencoder, evaluate_sae
+
+    if config.output is not None and (Path(config.output).is_dir() or not Path(config.output).parent.is_dir()):
+        raise ValueError(f"--output expected a file in a folder that is there, got {config.output}")
+    store, device = ActivationStore(config.store), device_named(config.device)
+    result = evaluate_sae(
+        SparseAutoencoder.load(config.sae, device=device),
+        store,
+        model_for(config.model, device, store),
+        SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
+        [SparseAutoencoder.load(seed, device=device) for seed in config.seeds],
+        held_out=config.held_out,
+        held_out_fraction=config.held_out_fraction,
+        max_tokens=config.max_tokens,
+        windows_tokens=config.windows_tokens,
+        hook_point=config.hook_point,
+    )
+    print(with_short_names(result.table(config.all)))
+    if config.output is not None:
+        Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        print(f"numbers: {config.output}")
+    if config.model is None:
+        print(f"for the cost in cross-entropy: --model {model_of(config.store)}")
+    model = config.model or model_of(config.store)
+    print_next(f"saelens-lite analyze --sae {config.sae} --store {config.store} --model {model}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning. STORE SAE in front of
+    the flags are --store and --sae."""
+
+    sae: str
+    """Folder of the SAE, ours or SAELens', or a hub repository."""
+
+    store: str
+    """Folder of the activation store."""
+
+    baseline: str | None = None
+    """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
+
+    seeds: tuple[str, ...] = ()
+    """Folders of runs that differ from the SAE in their seed only: they give every number its seed noise, and whether the
+    seeds found the same directions."""
+
+    model: str | None = None
+    """The model that was harvested, for what the reconstruction costs in cross-entropy; "demo" is the embedded one."""
+
+    hook_point: str | None = None
+    """Hook point of the store; None takes the one that the SAE was trained on."""
+
+    held_out: bool = True
+    """Score documents that training held out. Without it rows are scored that training has seen."""
+
+    held_out_fraction: float | None = None
+    """The share of documents that training held out; None takes what the SAE records."""
+
+    max_tokens: int | None = 100_000
+    """Rows to score, and as many predicted tokens; None for all."""
+
+    windows_tokens: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    """A latent is dead that was silent during so many last tokens of the store: one column for each window, up to the first
+    that is longer than the store."""
+
+    all: bool = False
+    """Print every number, those that other libraries call explained variance included; the JSON has them always."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is."""
+
+    output: str | None = None
+    """File that receives the numbers as JSON, with definitions; in the SAE's folder, `saelens-lite report` shows it."""

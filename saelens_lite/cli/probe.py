@@ -1,0 +1,129 @@
+"""TODO clause of saelens_lite/cli/probe.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from saelens_lite.cli.flags import configured
+from saelens_lite.cli.shared import device_named, model_and_tokenizer, with_short_names
+
+
+def run(argv: Sequence[str]) -> None:
+    """How well few latents tell labelled texts apart, beside the activations themselves"""
+    config = configured(ProbeConfig, "probe", argv)
+    from saelens_lite import SparseAutoencoder, sparse_probes, text_features
+    from saelens_lite.analyze.probing.labelled_texts import read_labelled
+    from saelens_lite.analyze.stats.document_split import Split
+
+    data = read_labelled(
+        config.texts,
+        text_field=config.text_field,
+        label_field=config.label_field,
+        group_field=config.group_field,
+        labels=config.labels,
+        split=config.split,
+        max_texts=config.max_texts,
+        seed=config.seed,
+    )
+    device = device_named(config.device)
+    saes = {"sae": SparseAutoencoder.load(config.sae, device=device)}
+    if config.baseline is not None:
+        saes["baseline"] = SparseAutoencoder.load(config.baseline, device=device)
+    model, tokenizer = model_and_tokenizer(config.model, device)
+    features = text_features(
+        model,
+        tokenizer,
+        data.texts,
+        saes,
+        hook_point=config.hook_point,
+        pool=config.pool,
+        max_tokens=config.max_tokens,
+        batch_size_texts=config.batch_size_texts,
+    )
+    result = sparse_probes(
+        features,
+        data.labels,
+        data.groups,
+        k=config.k,
+        select_by=config.select_by,
+        split=Split(test_fraction=config.test_fraction, seed=config.seed),
+        n_splits=config.n_splits,
+    )
+    print(with_short_names(str(result)))
+    if config.output is not None:
+        Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        print(f"numbers: {config.output}")
+    if config.baseline is None:
+        print("for what a dictionary of random directions reaches: --baseline, the run with --freeze-decoder")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig:
+    """How well the latents of an SAE tell labelled texts apart: probes of few latents, of all, and of the activations."""
+
+    sae: str
+    """Folder of the SAE, ours or SAELens', or a hub repository."""
+
+    model: str
+    """The model that it was trained on, a hub id or a folder; "demo" is the embedded one."""
+
+    texts: str
+    """A jsonl, json, csv or parquet file, compressed or not, or a dataset of the hub."""
+
+    text_field: str = "text"
+    """Its field with the text."""
+
+    label_field: str = "label"
+    """Its field with the class."""
+
+    group_field: str | None = None
+    """Its field with what texts share (author, entity, source): texts of one group are never on both sides of the split."""
+
+    labels: tuple[str, ...] = ()
+    """Keep only these classes. Of two the last in order is the positive one; of more each is probed against the rest."""
+
+    split: str = "train"
+    """Split of a dataset of the hub."""
+
+    max_texts: int | None = 5000
+    """Of more texts so many are drawn at random; None for all."""
+
+    baseline: str | None = None
+    """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
+
+    k: tuple[int, ...] = (1, 2, 5, 16)
+    """Numbers of latents that a probe sees."""
+
+    select_by: Literal["mean_difference", "standardised"] = "mean_difference"
+    """Latents by the difference of their means in the training texts, as it is or over their standard deviation."""
+
+    pool: Literal["mean", "max", "last"] = "mean"
+    """How the tokens of a text become one row: their mean, their maximum (activations: the mean), or the last token."""
+
+    hook_point: str | None = None
+    """None takes the one that the SAE was trained on."""
+
+    max_tokens: int | None = None
+    """Tokens of a text that are read; None is the model's longest context, with a warning where a text is longer."""
+
+    test_fraction: float = 0.3
+    """Share of the texts, or groups, that test."""
+
+    seed: int = 0
+    """Of the split, the draw of texts and the shuffled labels."""
+
+    n_splits: int = 1
+    """Splits of further seeds: their mean and spread."""
+
+    batch_size_texts: int = 32
+    """Texts in a forward pass."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is."""
+
+    output: str | None = None
+    """File that receives the numbers as JSON, with definitions."""

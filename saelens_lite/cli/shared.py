@@ -1,0 +1,112 @@
+"""What the commands share: the word "demo", models by name, which process speaks, and what to type next."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from saelens_lite.config import to_mapping
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from saelens_lite.analyze.index.feature_index import FeatureIndex
+    from saelens_lite.harvest.config import HarvestConfig
+    from saelens_lite.store.reader import ActivationStore
+
+EMBEDDED = "demo"
+"""As a --model the embedded language model, as a --dataset the source of Python's standard library."""
+
+
+def carry_out(config: HarvestConfig, dry_run: bool) -> Any:
+    """The harvest, or its estimate. The word "demo" stands for the embedded model, its corpus, or both."""
+    from saelens_lite.harvest.harvest import estimate_harvest, estimate_run, harvest_activations, run_harvest
+
+    if EMBEDDED not in (config.model, *config.dataset):
+        return estimate_run(config) if dry_run else run_harvest(config)
+    options = to_mapping(config)
+    model, dataset = embedded(options.pop("model"), options.pop("dataset"))
+    return (estimate_harvest if dry_run else harvest_activations)(model, dataset, **options)
+
+
+def embedded(model: str, dataset: tuple[str, ...]) -> tuple[str, Any]:
+    """The folder of the embedded model and the documents of its corpus, where "demo" stands for them."""
+    from saelens_lite.demo.corpus import documents
+
+    if EMBEDDED in dataset and len(dataset) > 1:
+        raise ValueError(f"--dataset {EMBEDDED} stands alone, got {' '.join(dataset)}")
+    return _model_name(model), documents() if dataset == (EMBEDDED,) else list(dataset)
+
+
+def model_for(
+    name: str | None,
+    device: str,
+    store: ActivationStore | FeatureIndex,
+    compute_dtype: str | None = None,
+    trust_remote_code: bool = False,
+) -> nn.Module | None:
+    """The model of that name, in the revision that was harvested where store or index record one."""
+    from saelens_lite.harvest.shards.model import load_model
+
+    if name is None:
+        return None
+    revision = store.plan.get("model", {}).get("revision")
+    return load_model(
+        _model_name(name), compute_dtype=compute_dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+    )
+
+
+def model_and_tokenizer(name: str, device: str) -> tuple[nn.Module, Any]:
+    """The model of that name, ready for inference, and its tokenizer."""
+    from saelens_lite.harvest.shards.model import load_model, load_tokenizer
+
+    name = _model_name(name)
+    return load_model(name, device=device), load_tokenizer(name)
+
+
+def _model_name(name: str) -> str:
+    """The folder of the embedded model where "demo" stands for it."""
+    if name != EMBEDDED:
+        return name
+    from saelens_lite.demo.embedded import MODEL_DIR
+
+    quiet_loading()
+    return str(MODEL_DIR)
+
+
+def is_first_process() -> bool:
+    """Whether this process speaks: of several that torchrun started, the first."""
+    from saelens_lite.distributed import rank
+
+    return rank() == 0
+
+
+def device_named(name: str | None) -> str:
+    from saelens_lite.device import chosen_device
+
+    return chosen_device(name)
+
+
+def model_of(store: str) -> str:
+    """What to type as --model for the model of a store."""
+    from saelens_lite import ActivationStore
+    from saelens_lite.demo.embedded import MODEL_DIR
+
+    name = ActivationStore(store).model_name
+    return EMBEDDED if name == str(MODEL_DIR) else name
+
+
+def with_short_names(text: str) -> str:
+    from saelens_lite.demo.embedded import MODEL_DIR
+
+    return text.replace(str(MODEL_DIR), "the embedded model")
+
+
+def print_next(command: str) -> None:
+    print(f"next: {command}")
+
+
+def quiet_loading() -> None:
+    """No bar for the 38 tensors of the embedded model."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

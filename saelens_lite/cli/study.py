@@ -1,0 +1,164 @@
+"""TODO clause of saelens_lite/cli/study.py."""
+
+from __future__ import annotations
+
+import dataclasses
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from saelens_lite.cli.flags import configured
+from saelens_lite.cli.shared import device_named, model_and_tokenizer, print_next
+
+if TYPE_CHECKING:
+    from saelens_lite.analyze.stats.document_split import Split
+
+
+def run(argv: Sequence[str]) -> None:
+    """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
+    config = configured(StudyConfig, "study", argv)
+    from saelens_lite import (
+        ActivationStore,
+        HallucinationStudy,
+        NextToken,
+        SparseAutoencoder,
+        Split,
+        latent_density,
+        read_records,
+    )
+
+    given = [config.model, config.sae, config.records]
+    if None in given and any([*given, config.baseline]):
+        raise ValueError("study --model needs --sae and --records too; without all three it makes a small world of its own")
+    folder, split = Path(config.output), Split(seed=config.seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.model is None:
+        config = _in_a_small_world(config, split)
+    device = device_named(config.device)
+    of_model = HallucinationStudy(
+        *model_and_tokenizer(config.model, device),
+        SparseAutoencoder.load(config.sae, device=device),
+        read_records(config.records),
+        NextToken(config.refusal, config.options or None),
+        baseline=SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
+        hook_point=config.hook_point,
+        split=split,
+        position=config.position,
+        batch_size_seqs=config.batch_size_seqs,
+    )
+    store = None if config.store is None else ActivationStore(config.store)
+    chosen, baseline = (
+        None
+        if of is None
+        else of_model.select(
+            config.n_latents,
+            config.by,
+            n_ablated=config.n_ablated,
+            base_rates=None if store is None else latent_density(of, store).density,
+            max_base_rate=config.max_base_rate,
+            sae=of,
+        )
+        for of in (of_model.sae, of_model.baseline)
+    )
+    found = of_model.run(
+        chosen,
+        baseline=baseline,
+        doses=config.doses,
+        n_controls=config.n_controls,
+        score=config.score,
+        seed=config.seed,
+    )
+    print(found)
+    print()
+    print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
+    found.save(folder / "study.json")
+    print(f"numbers: {folder / 'study.json'}")
+    print_next(
+        f"saelens-lite study --model {config.model} --sae {config.sae} --records {config.records} with other --doses, --by "
+        "or --n-latents"
+    )
+
+
+def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
+    """The configuration with a model, SAEs and records that are made for it."""
+    from saelens_lite.cli.shared import quiet_loading
+    from saelens_lite.demo.world import WorldConfig, make_world
+
+    quiet_loading()
+    print(
+        "a small world: people of whom a model is taught some, told not to know some, and never shown the others", flush=True
+    )
+    world = make_world(config.output, WorldConfig(seed=config.seed), split)
+    print(f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen", flush=True)
+    folder = config.output
+    made = {"model": f"{folder}/model", "sae": f"{folder}/sae", "baseline": f"{folder}/sae/frozen"}
+    return dataclasses.replace(config, **made, records=f"{folder}/records.jsonl", device=config.device or "cpu")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class StudyConfig:
+    """Find latents that tell entities the model knows from those it does not, edit them, and see what it then answers,
+    beside controls. Without --model, on a small world and a model trained on it from nothing, in a few minutes."""
+
+    output: str = "study"
+    """Folder for study.json, and without --model for the world: model, SAE with its baseline, records."""
+
+    model: str | None = None
+    """A hub id or folder, or demo; with --sae and --records."""
+
+    sae: str | None = None
+    """Folder of an SAE of that model, ours or SAELens', or a hub repository."""
+
+    baseline: str | None = None
+    """Folder of the SAE of the same run with a frozen decoder; what a trained one has over it is what training found."""
+
+    records: str | None = None
+    """JSON lines, each a question: prompt, entity and answer; if wanted relation, group, type, known and span."""
+
+    refusal: tuple[str, ...] = ("unknown",)
+    """Words that say that an answer is not known; of each the first token counts."""
+
+    options: tuple[str, ...] = ()
+    """Words of answers: refusal and these alone are then compared, as in --refusal No --options Yes. Without them a refusal
+    has to be the likeliest of all tokens."""
+
+    n_latents: int = 3
+    """Latents of known and of unknown entities that are clamped."""
+
+    n_ablated: int = 50
+    """Up to how many are removed together; controls need as many others that fire, and n_controls of them."""
+
+    by: Literal["separation", "welch_t", "causal"] = "separation"
+    """What chooses latents: the difference of firing rates, of means over its standard error, or each one's own effect."""
+
+    store: str | None = None
+    """An activation store of text at large: latents that fire on more than max_base_rate of its rows are not chosen."""
+
+    max_base_rate: float = 0.02
+    """With --store."""
+
+    doses: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Of clamps, in units of the 95 % quantile of a latent's positive activations."""
+
+    n_controls: int = 100
+    """Matched random sets of latents for each edit: no p is below 1 / (n + 1)."""
+
+    score: Literal["rates", "logits"] = "rates"
+    """What is tested: rates of answers and refusals, or how far the logits of the two are apart, which tells more where
+    rates are all or nothing."""
+
+    position: Literal["last", "all"] = "last"
+    """Tokens of the entity that are edited: last or all."""
+
+    hook_point: str | None = None
+    """Where to edit; None takes the place that the SAE was trained on."""
+
+    batch_size_seqs: int = 256
+    """Prompts in a forward pass."""
+
+    seed: int = 0
+    """Of the world, the split of entities, the controls and the intervals."""
+
+    device: str | None = None
+    """cuda, mps or cpu; None: the best there is, and a CPU for the small world."""

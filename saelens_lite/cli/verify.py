@@ -1,0 +1,96 @@
+"""TODO clause of saelens_lite/cli/verify.py."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from saelens_lite.cli.flags import configured
+from saelens_lite.cli.shared import print_next
+from saelens_lite.config import from_mapping
+
+HARVEST_AGAIN = "give the harvest call of this store again: it makes what is missing"
+
+
+def run(argv: Sequence[str]) -> int:
+    """Whether every bit of a store is as it was written; mends what is not"""
+    config = configured(VerifyConfig, "verify", argv, positional=True)
+    from saelens_lite.store.folder import open_folder
+    from saelens_lite.store.verify import repair_store, verify_store
+
+    folder = open_folder(config.store)
+    before = folder.read("manifest.json") if folder.size("manifest.json") is not None else None
+    problems = verify_store(folder)
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{folder}: every file is as it was written")
+        if before is None:
+            print("the store is unfinished")
+            print_next(HARVEST_AGAIN)
+        return 0
+    print(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    if not config.repair:
+        print_next(f"saelens-lite verify {config.store} --repair")
+        return 1
+    moved = repair_store(folder, problems)
+    print(f"moved to {folder}/damaged: {', '.join(moved) or 'nothing, all of it is missing'}")
+    if before is None:
+        print("the store is unfinished")
+        print_next(HARVEST_AGAIN)
+        return 0
+    if folder.size("plan.json") is None or folder.size("manifest.json") is None:
+        if not _harvest_again(config.store):
+            return 1
+        if "manifest.json" not in {problem.file for problem in problems} and folder.read("manifest.json") != before:
+            print("rows made anew differ from those before: another machine, number of threads, or version")
+    problems = verify_store(folder)
+    for problem in problems:
+        print(f"still: {problem}")
+    if not problems:
+        print(f"{folder}: every file is as it was written")
+    return 1 if problems else 0
+
+
+def _harvest_again(store: str) -> bool:
+    """Make what a repair moved aside, with the settings in the store's log; says why if they are not there."""
+    from saelens_lite.harvest.config import HarvestConfig
+    from saelens_lite.harvest.harvest import run_harvest
+    from saelens_lite.store.event_log import events
+    from saelens_lite.store.folder import open_folder
+    from saelens_lite.store.layout import read_json
+    from saelens_lite.store.verify import intact_manifests
+
+    folder = open_folder(store)
+    starts = list(events(folder, "start"))
+    settings = next((event["settings"] for event in reversed(starts) if event.get("settings")), None)
+    plan = None if folder.size("plan.json") is None else read_json(folder, "plan.json")
+    if plan is not None and "source" in plan:
+        print("this store was made from arrays or another format, which cannot be harvested: write it anew")
+        return False
+    if plan is None:
+        manifests = intact_manifests(folder)
+        hook_points = list(manifests[0]["shards"][0]["hook_points"]) if manifests else []
+    else:
+        hook_points = list(plan["hook_points"])
+    if settings is None:
+        print("the log does not say how this store was harvested, or not by names alone")
+        print_next(f"{HARVEST_AGAIN}; its hook points are {' '.join(hook_points) or 'those of the first call'}")
+        return False
+    hook_points = hook_points or settings["hook_points"]
+    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    run_harvest(
+        from_mapping(HarvestConfig, given | {"store": store, "hook_points": tuple(hook_points)}, f"{store}/log.jsonl")
+    )
+    return True
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class VerifyConfig:
+    """Read every byte of a store, finished or not, and list what is altered, short or missing (exit code 1)."""
+
+    store: str
+    """Folder or URL of the activation store."""
+
+    repair: bool = False
+    """Move damaged files to damaged/ inside the store, and make exactly those shards anew."""

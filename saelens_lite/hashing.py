@@ -1,0 +1,75 @@
+"""TODO clause of saelens_lite/hashing.py."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def firing_hash(seed: int, latents: Tensor | int, rows: Tensor) -> Tensor:
+    """63 bits for each (latent, row), as good as random, the same everywhere; latent -1 gives the hash of a row alone.
+
+    latents, rows: int64[...]; returns: int64[...], from 0 to below 2^63
+    source: the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195); tally.c has it too
+    """
+    latents = torch.as_tensor(latents, dtype=torch.int64)
+    x = (latents + 1) * _signed(0x9E3779B97F4A7C15) + rows * _signed(0xD1B54A32D192ED03) + seed
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return _shifted(x ^ _shifted(x, 31), 1)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
+
+
+def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -> ArrayOrTensor:
+    """Which documents are held out: the one split used for rows and for text alike.
+
+    A stateless hash of the global document index decides, so a document is on the same side everywhere, whatever the
+    order, the sharding or the number of documents.
+
+    doc_ids: int64[...], global document indices; array or tensor
+    fraction: expected share of documents held out, 0 to 1
+    seed: another seed draws another split
+    returns: bool[...], the same kind as doc_ids
+    """
+    if not 0 <= fraction <= 1:
+        raise ValueError(f"fraction is a share of documents from 0 to 1, got {fraction}")
+    if isinstance(doc_ids, Tensor):
+        return torch.from_numpy(is_held_out(doc_ids.cpu().numpy(), fraction, seed)).to(doc_ids.device)
+    return hashed_uniform(np.asarray(doc_ids), seed) < fraction
+
+
+def hashed_uniform(indices: np.ndarray, *keys: int) -> np.ndarray:
+    """A number for each index, uniform in [0, 1): a stateless hash of the index and the keys.
+
+    indices: int64[...]
+    keys: integers; other keys, and other numbers of keys, give independent numbers
+    returns: float64[...], multiples of 2^-53
+    source: the mixer is splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)
+    """
+    stream = np.zeros(1, dtype=np.uint64)
+    for key in keys:
+        stream = _splitmix64(stream ^ np.array([key], dtype=np.int64).astype(np.uint64))
+    return (_splitmix64(indices.astype(np.uint64) ^ stream) >> np.uint64(11)) * 2.0**-53
+
+
+def _splitmix64(x: np.ndarray) -> np.ndarray:
+    """One output of splitmix64 for each state in x: uint64[...], arithmetic modulo 2^64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))

@@ -1,0 +1,166 @@
+"""Kernels of the sparse training step: reference.py defines them, the others are fast, this file chooses.
+
+float32 on a CPU goes to the C files, up to 32 bits on CUDA to Triton, and the rest to the embedding bags of bags.py, as does
+what a machine without compiler or triton cannot run. SAELENS_LITE_KERNELS=cpu, triton or torch in the environment leaves
+that one (and the embedding bags for what it does not take): with TRITON_INTERPRET=1, triton runs on a CPU too, slowly.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable
+from types import ModuleType
+
+from torch import Tensor
+
+from saelens_lite.kernels import cpu, torch_ops
+from saelens_lite.kernels.reference import LatentPass, TokenPass, remove_parallel
+
+__all__ = [
+    "LatentPass",
+    "TokenPass",
+    "decode",
+    "keep_topk_",
+    "latent_pass",
+    "remove_parallel",
+    "screened_batch_topk",
+    "screened_topk",
+    "select_batch_topk",
+    "select_topk",
+    "token_pass",
+]
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """kernels.triton, or None where triton is not installed. Imported here alone: that takes a while."""
+    try:
+        from saelens_lite.kernels import triton
+    except ImportError:
+        return None
+    return triton
+
+
+def _path(*tensors: Tensor) -> ModuleType:
+    """The fastest module that takes these tensors.
+
+    raises: ValueError where SAELENS_LITE_KERNELS is none of its values, or triton and that is not installed
+    """
+    only = os.environ.get("SAELENS_LITE_KERNELS", "")
+    if only not in ("", "torch", "cpu", "triton"):
+        raise ValueError(
+            f"SAELENS_LITE_KERNELS expected torch, cpu or triton, got {only!r}: unset it to let the device choose"
+        )
+    if only in ("", "cpu") and cpu.usable(*tensors):
+        return cpu
+    if only == "triton" or (only == "" and tensors[0].is_cuda):
+        path = _triton()
+        if path is None and only:
+            raise ValueError(
+                "SAELENS_LITE_KERNELS expected a path that is here, got triton: pip install triton, or unset it"
+            )
+        if path is not None and path.usable(*tensors):
+            return path
+    return torch_ops
+
+
+def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row of products + bias: values float[B k], indices int64[B k]. See reference.py.
+
+    products: float[B n], may be overwritten
+    """
+    return _path(products, bias).select_topk(products, bias, k)
+
+
+def keep_topk_(acts: Tensor, k: int) -> Tensor:
+    """In place: ReLU, and 0 for all but the k largest of each row; float[B n]. See reference.py."""
+    return _path(acts).keep_topk_(acts, k)
+
+
+def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
+    """select_topk of inputs @ W_rowsᵀ without that product, or None where there is no such way or it would not pay.
+
+    inputs: float[B d]; W_rows: float[n d]; bias: float[n]
+    On a CPU bounds on all pre-activations, from 8-bit integers, tell which few must be computed: see screen.c. On CUDA
+    pre-activations come out of the product and are not written: see triton_select.py. The selection is that of exact
+    arithmetic up to the rounding of the product.
+    """
+    path = _path(inputs, W_rows, bias)
+    return None if path is torch_ops else path.screened_topk(inputs, W_rows, bias, k)
+
+
+def screened_batch_topk(
+    inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int, guess: float | Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """select_batch_topk of inputs @ W_rowsᵀ without that product, or None; see screened_topk.
+
+    guess: on a CPU it must be above 0, and not above the least value selected, or nothing comes of it; float or float[""]
+    On CUDA there are always n_pairs: where fewer are positive, pairs of value 0 make up for them. Nothing then depends on
+    the data but the numbers, and the host need not wait.
+    """
+    path = _path(inputs, W_rows, bias)
+    if path is cpu:
+        return cpu.screened_batch_topk(inputs, W_rows, bias, n_pairs, float(guess))
+    return None if path is torch_ops else path.screened_batch_topk(inputs, W_rows, bias, n_pairs)
+
+
+def select_batch_topk(
+    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float | Tensor = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The n_pairs largest positive values of a whole batch: values float[P], indices int64[P], offsets int64[B + 1].
+
+    product_chunks: float[rows n], the rows of the batch in order; looked at once, before the next one is asked for
+    guess: a value that about n_pairs or more exceed, such as a little less than the least value of the batch before.
+        It saves time and never changes the result; product_chunks must then be iterable a second time.
+    See reference.py.
+    """
+    return _path(bias).select_batch_topk(product_chunks, bias, n_pairs, float(guess))
+
+
+def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
+    """Weighted sums of rows of `table`, one a bag; differentiable. See reference.py."""
+    path = _path(values, table)
+    return (torch_ops if path is cpu else path).decode(values, indices, offsets, table)
+
+
+def token_pass(
+    acts: Tensor,
+    values: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    b_dec: Tensor,
+    scale: float,
+    out: TokenPass | None = None,
+    offsets: Tensor | None = None,
+) -> TokenPass:
+    """Decode, error and the gradient at each pair. See reference.py.
+
+    out: an earlier result of these shapes, whose memory may be used again
+    offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
+    """
+    path = _path(acts, values, W_dec, b_dec)
+    if path is not torch_ops:
+        return path.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
+    return torch_ops.token_pass(acts, values, indices, W_dec, b_dec, scale, offsets)
+
+
+def latent_pass(
+    recons_grad: Tensor,
+    inputs: Tensor,
+    values: Tensor,
+    pair_grads: Tensor,
+    indices: Tensor,
+    W_dec: Tensor,
+    out: LatentPass | None = None,
+    offsets: Tensor | None = None,
+) -> LatentPass:
+    """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py.
+
+    out: an earlier result of these shapes, whose memory may be used again
+    offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
+    """
+    path = _path(recons_grad, inputs, values, pair_grads, W_dec)
+    if path is not torch_ops:
+        return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)
+    return torch_ops.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, offsets)

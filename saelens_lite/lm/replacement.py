@@ -1,0 +1,73 @@
+"""Running a model with an SAE's reconstruction in place of its activations, and what that costs in loss and KL.
+
+The three replacements (reconstruction, zero, mean) touch the same positions, so that their losses compare.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.lm.forward_state import EditInfo
+from saelens_lite.lm.hooks import edit
+from saelens_lite.lm.positions import Positions, special_ids
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+
+MODES = ("sae", "zero", "mean")
+
+
+@contextmanager
+def splice(
+    model: nn.Module,
+    sae: SparseAutoencoder | None,
+    hook_point: str | None = None,
+    mode: Literal["sae", "zero", "mean"] = "sae",
+    mean: Tensor | None = None,
+    positions: Literal["non_bos", "all"] | Tensor | Callable[[EditInfo], Tensor] = "non_bos",
+) -> Iterator[None]:
+    """Every forward inside goes on with a replacement of the activations at the masked positions; others stay as is.
+
+    sae: gives the reconstruction; may be None for zero and mean when hook_point is given
+    hook_point: by default where the SAE was trained
+    mean: float[d_model], for mode="mean"
+    positions: "non_bos" (every real token but BOS, EOS and padding ids), "all" real tokens, bool[batch width], or a
+        function of EditInfo giving bool[batch seq]
+    raises: ValueError for a mode or mean that do not fit; HookError as `hooks.edit`
+    """
+    if mode not in MODES:
+        raise ValueError(f"mode expected one of {MODES}, got {mode!r}")
+    if (mode == "mean") != (mean is not None):
+        raise ValueError(f"mean= belongs to mode='mean' and only to it, got mode={mode!r}, mean={mean is not None}")
+    if mode == "sae" and sae is None:
+        raise ValueError("mode='sae' expected an SAE, got None")
+    point = hook_point or (sae.config.hook_point or sae.config.hf_module if sae is not None else None)
+    if not point:
+        raise ValueError("expected hook_point=, since the SAE does not say where it was trained")
+    chosen = Positions(
+        where=positions if isinstance(positions, Tensor) or callable(positions) else _word(positions),
+        skip_ids=special_ids(model) if isinstance(positions, str) and positions == "non_bos" else (),
+    )
+
+    def replace(acts: Tensor, info: EditInfo) -> Tensor:
+        if mode == "sae":
+            assert sae is not None
+            new = sae(acts.to(sae.device)).recons.to(acts.device, acts.dtype)
+        elif mode == "zero":
+            new = torch.zeros_like(acts)
+        else:
+            assert mean is not None
+            new = mean.to(acts.device, acts.dtype).expand_as(acts)
+        return torch.where(chosen(info)[..., None], new, acts)
+
+    with edit(model, point, replace):
+        yield
+
+
+def _word(positions: str) -> Literal["all"]:
+    if positions not in ("non_bos", "all"):
+        raise ValueError(f"positions expected 'non_bos', 'all', a bool mask or a function, got {positions!r}")
+    return "all"

@@ -1,0 +1,165 @@
+"""The contexts of a store through its model: which tokens are scored, and the loss of predicting them under an edit.
+
+Only positions that have rows in the store are replaced, so BOS, special tokens and padding stay as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.hashing import is_held_out
+from saelens_lite.lm.decoder import d_model, evaluation_mode
+from saelens_lite.lm.forward_state import prepared_inputs
+from saelens_lite.lm.hooks import model_device, run_to
+from saelens_lite.lm.losses import _divergence
+from saelens_lite.lm.replacement import splice
+from saelens_lite.store.reader import ActivationStore
+
+_SAME_MODEL_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class ContextBatch:
+    """Contexts of one shard.
+
+    input_ids: int64[batch context]; attended, kept: bool[batch context]
+    targets: bool[batch context-1], True where the token after the position counts
+    shard, sequences: where the contexts stand in the store
+    """
+
+    input_ids: Tensor
+    attended: Tensor
+    kept: Tensor
+    targets: Tensor
+    shard: int
+    sequences: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """What `cross_entropies` found, in nats a predicted token.
+
+    ce: replacement → cross-entropy
+    kl: replacement → KL(p_clean ‖ p) at the positions that ce rests on; empty where it was not asked for
+    n_tokens, n_contexts: predicted tokens scored; contexts run
+    """
+
+    ce: dict[str, float]
+    kl: dict[str, float]
+    n_tokens: int
+    n_contexts: int
+
+
+def cross_entropies(
+    model: nn.Module,
+    store: ActivationStore,
+    point: str,
+    replacements: Mapping[str, Mapping[str, Any] | None],
+    *,
+    fraction: float | None,
+    max_tokens: int | None,
+    batch_size_seqs: int = 8,
+    kl: bool = False,
+) -> Losses:
+    """Cross-entropy of the store's tokens under each replacement and, with kl, the divergence from the model as it is.
+
+    replacements: by name, the arguments of `splice` beside the hook point and the positions; None for the model as it is
+    fraction: score only the share of documents that is held out (saelens_lite.tokens.is_held_out); None for all
+    max_tokens: stop after about so many predicted tokens; None for all
+    raises: ValueError for a model that is not the store's, one whose own losses are not finite, or nothing to score
+    A token counts when it has a row, is of a scored document and is not the first of its context.
+    """
+    ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)
+    n_tokens, n_contexts = 0, 0
+    with evaluation_mode(model), torch.no_grad():
+        for batch in scored_contexts(store, fraction, max_tokens, batch_size_seqs):
+            if n_contexts == 0:
+                check_model(model, store, point, batch)
+            clean = _scored_logits(model, batch) if kl or None in replacements.values() else []
+            for name, how in replacements.items():
+                logits = clean
+                if how is not None:
+                    with splice(model, hook_point=point, positions=batch.kept, **how):
+                        logits = _scored_logits(model, batch)
+                for i, next_ids in enumerate(_next_ids(batch)):
+                    log_probs = logits[i].float().log_softmax(-1)
+                    ce[name] -= log_probs.gather(1, next_ids.to(log_probs.device)).double().sum().item()
+                    if kl and how is not None:
+                        divergence[name] += _divergence(clean[i].float().log_softmax(-1), log_probs)
+            n_tokens += int(batch.targets.sum())
+            n_contexts += len(batch.input_ids)
+    if n_tokens == 0:
+        raise ValueError(
+            f"{store.path} has no predicted token in the scored documents; harvest more, or pass held_out=False"
+        )
+    for name, how in replacements.items():
+        if how is None and not math.isfinite(ce[name]):
+            raise ValueError(
+                f"the model as it is gives losses that are not finite on {store.path}: load it in float32 or bfloat16"
+            )
+    per_token = [{name: sum_ / n_tokens for name, sum_ in sums.items()} for sums in (ce, divergence)]
+    return Losses(*per_token, n_tokens, n_contexts)
+
+
+def _scored_logits(model: nn.Module, batch: ContextBatch) -> list[Tensor]:
+    """Of each context the logits before its scored tokens, float[n_scored vocab], in the model's dtype."""
+    device = model_device(model)
+    inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.attended.to(device)}
+    logits = model(**prepared_inputs(model, inputs)).logits
+    return [row[:-1][scored] for row, scored in zip(logits, batch.targets.to(logits.device), strict=True)]
+
+
+def _next_ids(batch: ContextBatch) -> list[Tensor]:
+    """Of each context its scored tokens: int64[n_scored 1]."""
+    return [ids[1:][scored][:, None] for ids, scored in zip(batch.input_ids, batch.targets, strict=True)]
+
+
+def scored_contexts(
+    store: ActivationStore, fraction: float | None, max_tokens: int | None, batch_size_seqs: int
+) -> Iterator[ContextBatch]:
+    """Batches of the contexts that hold a token to predict, until max_tokens of those have come."""
+    left = math.inf if max_tokens is None else max_tokens
+    for shard in range(store.n_shards):
+        tokens = store.tokens(shard)
+        kept = tokens.kept.bool()
+        scored = kept if fraction is None else kept & is_held_out(tokens.doc_id.long() + tokens.first_doc, fraction)
+        targets = scored[:, 1:]
+        with_targets = targets.any(1).nonzero().flatten()
+        for sequences in with_targets.split(batch_size_seqs) if len(with_targets) else ():
+            if left <= 0:
+                return
+            yield ContextBatch(
+                tokens.input_ids[sequences].long(),
+                tokens.attended[sequences].bool(),
+                kept[sequences],
+                targets[sequences],
+                shard,
+                sequences,
+            )
+            left -= int(targets[sequences].sum())
+
+
+def check_model(model: nn.Module, store: ActivationStore, point: str, batch: ContextBatch) -> None:
+    """raises: ValueError when the model's activations on these contexts are not the rows of the store; names can lie."""
+    if d_model(model) != store.d_model(point):
+        raise ValueError(
+            f"{type(model).__name__} has width {d_model(model)}, but {store.path} holds rows of width "
+            f"{store.d_model(point)} from {store.model_name}; pass the model that was harvested"
+        )
+    sequences, _ = store.row_positions(batch.shard)
+    places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])
+    rows = store.gather(places, point)
+    acts = run_to(model, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point].float().cpu()[batch.kept]
+    difference = ((acts - rows).norm() / rows.norm()).item()
+    if not difference < _SAME_MODEL_TOLERANCE:
+        name = getattr(model.config, "name_or_path", "") or type(model).__name__
+        raise ValueError(
+            f"{name} does not give the activations of {store.path} at {point} (they differ by {difference:.0%}); "
+            f"pass the model that was harvested, {store.model_name}"
+        )

@@ -1,0 +1,49 @@
+"""TODO clause of saelens_lite/lm/token_text.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+LONGEST_RUN_TOKENS = 8
+
+
+"""Longest run of tokens that `token_strings` joins; a UTF-8 character has at most four bytes, so four tokens are usual."""
+
+
+def special_token_ids(tokenizer: Any) -> list[int]:
+    """Ids of the tokens that are no text: those with a role, and those the tokenizer marks as special."""
+    marked = [i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special]
+    return sorted({*tokenizer.all_special_ids, *marked})
+
+
+def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
+    """The text of each token, such that the pieces joined give the decoded text.
+
+    A character whose bytes are spread over several tokens (an emoji, a Chinese character) is the piece of the first of
+    them; the others are "". A space that a tokenizer hides at the start of a text is shown where the full text has one.
+    Bytes that never become a character stay replacement characters (U+FFFD) on the token where they begin.
+    """
+
+    def decode(start: int, end: int) -> str:
+        return tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    ids = [int(i) for i in ids]
+    pieces = [""] * len(ids)
+    context = start = 0  # ids[context:start] are settled and decoded again, for what follows may depend on them
+    known = ""  # decode(context, start)
+    pending = ""  # what the unsettled tokens ids[start:end] gave before the current one
+    for end in range(1, len(ids) + 1):
+        text = decode(context, end)
+        # byte fallback gives up a whole run of bytes for one that begins no character: what was settled stays
+        new = text[len(known) :] if text.startswith(known) else decode(start, end)
+        if new.endswith("�") and end - start < LONGEST_RUN_TOKENS and end < len(ids):
+            pending = new
+            continue
+        if pending and new.startswith(pending) and end - start > 1:  # the last token repaired nothing: it stands alone
+            pieces[start], pieces[end - 1] = pending, new[len(pending) :]
+        else:
+            pieces[start] = new
+        context, start, pending = start, end, ""
+        known = decode(context, start)
+    return pieces

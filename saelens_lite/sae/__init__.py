@@ -1,0 +1,13 @@
+"""What a sparse autoencoder is: its facts, its forward pass, its folder on disk, its streaming scores.
+
+config        the facts of an SAE, and which kinds there are
+autoencoder   encode, decode and forward
+nonlinearity  ReLU, TopK, JumpReLU and Gated
+latents       the latents of many tokens, kept sparse
+folder        the folder on disk, whole or absent
+metrics       fvu, l0 and dead latents, as streaming sums
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,0 +1,206 @@
+"""The sparse autoencoder: parameters, encode, decode, for every kind of nonlinearity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.kernels import dispatch as kernels
+from saelens_lite.sae import nonlinearity
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.latents import SparseLatents
+
+_PRE_ACT_BUDGET_BYTES = 64 * 2**20
+
+
+class SAEOutput(NamedTuple):
+    """recons: float[... d_model], the reconstruction; latents: SparseLatents."""
+
+    recons: Tensor
+    latents: SparseLatents
+
+
+class SparseAutoencoder(nn.Module):
+    """An overcomplete dictionary of directions in activation space.
+
+        pre_acts    = (acts - b_dec) @ W_enc + b_enc          b_dec subtracted if apply_b_dec_to_input
+        latent_acts = ReLU | TopK | JumpReLU | Gated (pre_acts)
+        recons      = latent_acts @ W_dec + b_dec
+
+    W_enc: Parameter float[d_model d_sae], stored latent-major (strides 1, d_model), contiguous only on disk
+    W_dec: Parameter float[d_sae d_model]; row i is latent i's direction
+    b_dec: Parameter float[d_model]; b_enc: Parameter float[d_sae] (gated has b_gate, b_mag, r_mag [d_sae] in its place)
+    threshold: Parameter float[d_sae], jumprelu only
+
+    Weights start at zero, except for the decoder's unit rows (see `train/init.py` for what training starts from).
+    """
+
+    def __init__(self, config: SAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        d_model, d_sae, dtype = config.d_model, config.d_sae, config.torch_dtype
+
+        def zeros(*shape: int) -> nn.Parameter:
+            return nn.Parameter(torch.zeros(*shape, dtype=dtype))
+
+        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_model, dtype=dtype).T)
+        self.W_dec = zeros(d_sae, d_model)
+        self.b_dec = zeros(d_model)
+        names = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
+        for name in names.get(config.kind, ("b_enc",)):
+            self.register_parameter(name, zeros(d_sae))
+
+    # What it is -------------------------------------------------------------------------------------------------
+
+    @property
+    def d_model(self) -> int:
+        return self.config.d_model
+
+    @property
+    def d_sae(self) -> int:
+        return self.config.d_sae
+
+    @property
+    def kind(self) -> str:
+        return self.config.kind
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_dec.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.W_dec.dtype
+
+    def extra_repr(self) -> str:
+        k = f", k={self.config.k}" if self.config.k else ""
+        return f"d_model={self.d_model}, d_sae={self.d_sae}, kind={self.kind!r}{k}, at={self.config.hook_point!r}"
+
+    # Encode and decode ------------------------------------------------------------------------------------------
+
+    def check_acts(self, acts: Tensor) -> None:
+        """raises: ValueError unless the last dimension of `acts` is d_model."""
+        if acts.shape[-1] != self.d_model:
+            trained = f"{self.config.model_name or 'another model'} {self.config.hook_point}".strip()
+            raise ValueError(
+                f"encode expected acts[..., d_model={self.d_model}], got {list(acts.shape)}: "
+                f"these look like another model's activations; the SAE was trained on {trained}"
+            )
+
+    def normalize(self, acts: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """acts in the SAE's own scale and dtype, with what undoes it: acts = normalized · scale + shift.
+
+        acts: float[... d_model]; scale, shift: float[... 1], or None where nothing was done
+        source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens, where a row of
+            zeros becomes nan: here it stays zeros, and its reconstruction is zeros
+        """
+        self.check_acts(acts)
+        acts = acts.to(self.dtype)
+        if self.config.normalize_activations == "layer_norm":
+            shift = acts.mean(-1, keepdim=True)
+            scale = acts.std(-1, keepdim=True) + 1e-5
+            return (acts - shift) / scale, scale, shift
+        if self.config.normalize_activations == "constant_norm_rescale":
+            scale = acts.norm(dim=-1, keepdim=True) / self.d_model**0.5
+            return acts / scale.masked_fill(scale == 0, 1), scale, None
+        return acts, None, None
+
+    def pre_acts(self, normalized: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Encoder output before the nonlinearity, for rows that `normalize` gave; gated: of the gate.
+
+        normalized: float[... d_model]; latents: int64[m] restricts the columns
+        returns: float[... d_sae] or float[... m]
+        """
+        bias = self.b_gate if self.kind == "gated" else self.b_enc
+        return self._project(normalized, latents) + (bias if latents is None else bias[latents])
+
+    def _project(self, normalized: Tensor, latents: Tensor | None) -> Tensor:
+        if self.config.apply_b_dec_to_input:
+            normalized = normalized - self.b_dec
+        return normalized @ (self.W_enc if latents is None else self.W_enc[:, latents])
+
+    def latent_acts(self, normalized: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Dense latent activations of rows that `normalize` gave; only the columns `latents` where given.
+
+        TopK needs every pre-activation to select, so its columns cost the whole encoding.
+        returns: float[... d_sae] or float[... m]
+        """
+        if self.kind == "topk":
+            dense = self._encode_rows(normalized.reshape(-1, self.d_model)).to_dense()
+            dense = dense.view(*normalized.shape[:-1], self.d_sae)
+            return dense if latents is None else dense[..., latents]
+
+        def of(parameter: Tensor) -> Tensor:
+            return parameter if latents is None else parameter[latents]
+
+        if self.kind == "gated":
+            projected = self._project(normalized, latents)
+            return nonlinearity.gated(projected + of(self.b_gate), projected * of(self.r_mag).exp() + of(self.b_mag))
+        pre_acts = self.pre_acts(normalized, latents)
+        if self.kind == "jumprelu":
+            return nonlinearity.jumprelu(pre_acts, of(self.threshold))
+        return nonlinearity.relu(pre_acts)
+
+    def _encode_rows(self, normalized: Tensor) -> SparseLatents:
+        if self.kind == "topk":
+            assert self.config.k is not None
+            return nonlinearity.topk(self._project(normalized, None), self.b_enc, self.config.k)
+        return SparseLatents.from_dense(self.latent_acts(normalized))
+
+    def encode(self, acts: Tensor) -> SparseLatents:
+        """Latents of activations; pre-activations exist for a bounded chunk of rows at a time.
+
+        acts: float[... d_model], any dtype
+        raises: ValueError when the width is another
+        """
+        return self._encode_normalized(self.normalize(acts)[0])
+
+    def _encode_normalized(self, normalized: Tensor) -> SparseLatents:
+        flat = normalized.reshape(-1, self.d_model)
+        rows = max(1, _PRE_ACT_BUDGET_BYTES // (self.d_sae * flat.element_size()))
+        return SparseLatents.cat([self._encode_rows(c) for c in flat.split(rows)], tuple(normalized.shape[:-1]))
+
+    def encode_dense(self, acts: Tensor) -> Tensor:
+        """The same as float[... d_sae]."""
+        return self.latent_acts(self.normalize(acts)[0])
+
+    def decode(self, latents: SparseLatents | Tensor) -> Tensor:
+        """Σ_i latent_acts_i · W_dec[i] + b_dec, in the SAE's own scale (see `normalize`).
+
+        latents: SparseLatents, or float[... d_sae]; returns: float[... d_model]
+        """
+        if isinstance(latents, Tensor):
+            return latents.to(self.dtype) @ self.W_dec + self.b_dec
+        recons = kernels.decode(latents.values, latents.indices, latents.offsets, self.W_dec) + self.b_dec
+        return recons.view(*latents.batch_shape, self.d_model)
+
+    def forward(self, acts: Tensor) -> SAEOutput:
+        """Reconstruction, in the scale of `acts`, and latents; acts: float[... d_model]."""
+        normalized, scale, shift = self.normalize(acts)
+        latents = self._encode_normalized(normalized)
+        recons = self.decode(latents)
+        if scale is not None:
+            recons = recons * scale
+        if shift is not None:
+            recons = recons + shift
+        return SAEOutput(recons, latents)
+
+    # Disk -------------------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, log_sparsity: Tensor | None = None) -> Path:
+        """Write the SAELens v6 folder; see checkpoint.save_sae."""
+        from saelens_lite.sae.folder import save_sae
+
+        return save_sae(self, folder, log_sparsity)
+
+    @classmethod
+    def load(
+        cls, path_or_repo: str | Path, folder: str | None = None, device: str = "cpu", dtype: str | None = None
+    ) -> SparseAutoencoder:
+        """Read an SAE folder, ours or SAELens', local or of a hub repository; see checkpoint.load_sae."""
+        from saelens_lite.sae.folder import load_sae
+
+        return load_sae(path_or_repo, folder, device, dtype)

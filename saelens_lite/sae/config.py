@@ -1,0 +1,65 @@
+"""TODO clause of saelens_lite/sae/config.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from saelens_lite.errors import nearest
+
+KINDS = ("relu", "topk", "jumprelu", "gated")
+
+
+NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SAEConfig:
+    """What an SAE is, apart from its weights."""
+
+    d_model: int
+    """Width of the activations."""
+    d_sae: int
+    """Number of latents."""
+    kind: str = "topk"
+    """Nonlinearity: relu, topk, jumprelu or gated."""
+    k: int | None = None
+    """Latents kept a token; topk only."""
+    apply_b_dec_to_input: bool = True
+    """Whether b_dec is subtracted before encoding."""
+    normalize_activations: str = "none"
+    """What is done to every input row and undone on its reconstruction: none, layer_norm or constant_norm_rescale
+    (to norm sqrt(d_model)). A scale fixed in training is folded into the weights and needs nothing here."""
+    dtype: str = "float32"
+    """Type of the weights; inputs are cast to it."""
+    hook_point: str = ""
+    """Where the activations came from, e.g. blocks.3.hook_resid_post."""
+    hf_module: str = ""
+    """The same place as a module path of the Hugging Face model, e.g. model.layers.3."""
+    model_name: str = ""
+    """The model's hub id or folder name."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    """Other facts kept with the SAE; SAELens' metadata object."""
+
+    def __post_init__(self) -> None:
+        if self.d_model < 1 or self.d_sae < 1:
+            raise ValueError(f"SAEConfig expected positive widths, got d_model={self.d_model}, d_sae={self.d_sae}")
+        if self.kind not in KINDS:
+            raise ValueError(f"SAEConfig.kind expected one of {KINDS}, got {self.kind!r}{nearest(self.kind, KINDS)}")
+        if (self.kind == "topk") != (self.k is not None):
+            raise ValueError(f"SAEConfig.k belongs to kind='topk' and only to it, got kind={self.kind!r}, k={self.k}")
+        if self.k is not None and not 1 <= self.k <= self.d_sae:
+            raise ValueError(f"SAEConfig.k expected 1 <= k <= d_sae={self.d_sae}, got {self.k}")
+        if self.normalize_activations not in NORMALIZATIONS:
+            raise ValueError(
+                f"SAEConfig.normalize_activations expected one of {NORMALIZATIONS}, got {self.normalize_activations!r}"
+            )
+        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
+            raise ValueError(f"SAEConfig.dtype expected a torch dtype such as 'float32', got {self.dtype!r}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return getattr(torch, self.dtype)

@@ -1,0 +1,17 @@
+"""What an activation store is: a folder of shards with their tokens, written once and read by memory map.
+
+layout               names of the files, JSON, versions, sizes
+reader               the store as its readers see it
+writer               rows into shards, commits, the manifest
+codecs               how a row is stored: f32, f16, bf16, int8
+folder               a local folder or a URL
+packing              documents into contexts
+event_log            a line an event, each with its checksum
+verify               every byte looked at, and what is damaged moved aside
+from_arrays          a store from rows that come from elsewhere
+saelens_activations  SAELens' cached activations, in and out
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,0 +1,376 @@
+"""Where the files of a store live: a local folder, or any URL that fsspec knows (s3://, gs://, memory://, …).
+
+A file appears whole or not at all: locally by a temporary file, fsync, rename and fsync of the folder; on an object
+store by one upload. What the system refuses becomes a ShardError that names the file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import IO, Any
+from urllib.parse import unquote
+
+from saelens_lite.atomic import _make_folder, _sync_folder
+from saelens_lite.errors import ShardError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, nothing keeps two harvests apart
+    fcntl = None  # type: ignore[assignment]
+
+logger = logging.getLogger(__name__)
+
+_CACHE = "SAELENS_LITE_CACHE"
+
+
+def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
+    """The folder at a local path, a file:// URL, or any other URL that fsspec has an implementation for.
+
+    Credentials and endpoints of a remote one come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
+    raises: ValueError for a URL whose protocol is unknown, or whose package is not installed
+    """
+    if isinstance(location, Folder):
+        return location
+    text = os.fspath(location)
+    scheme, found, rest = text.partition("://")
+    if found and scheme not in ("file", "local"):
+        return RemoteFolder(text)
+    return LocalFolder(Path(unquote(rest) if found else text))
+
+
+class Folder(ABC):
+    """Files under one root, by names such as "shards/00000/tokens.safetensors"."""
+
+    @abstractmethod
+    def __str__(self) -> str: ...
+
+    @abstractmethod
+    def sizes(self, under: str = "") -> dict[str, int]:
+        """Bytes of every file under a subfolder, by name; empty if there is no such folder."""
+
+    @abstractmethod
+    def is_empty(self, but_for: Collection[str] = ()) -> bool:
+        """Whether nothing is in the folder, or it does not exist; files of these names do not count."""
+
+    @abstractmethod
+    def size(self, name: str) -> int | None:
+        """Bytes of one file; None if there is none."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """raises: FileNotFoundError"""
+
+    @abstractmethod
+    def opened(self, name: str) -> IO[bytes]:
+        """A binary file to read. raises: FileNotFoundError"""
+
+    @abstractmethod
+    def local(self, name: str, cache_key: str) -> Path:
+        """A local path to read the file from: itself, or a copy in the cache.
+
+        cache_key: names the content of the folder: a copy made under the same key is used again
+        """
+
+    @abstractmethod
+    def appearing(self, name: str, *, sync_name: bool = True) -> contextlib.AbstractContextManager[IO[bytes]]:
+        """A binary file to write that appears under `name` when the block ends, whole and on disk, or not at all.
+
+        sync_name: also make the name durable before leaving; False where the caller syncs the subfolder for several files
+        raises: ShardError for what the system refuses, such as a full disk
+        """
+
+    @abstractmethod
+    def sync_names(self, under: str) -> None:
+        """Make the names in a subfolder durable."""
+
+    @abstractmethod
+    def append_line(self, name: str, line: bytes) -> None:
+        """Append to a file that need not survive a crash; a line that was cut short before is ended first."""
+
+    @abstractmethod
+    def move(self, name: str, to: str) -> None:
+        """Give a file another name, durably."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, durably; nothing if there is none."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Room on the disk that holds the folder; None where nobody says."""
+
+    @abstractmethod
+    def locked(self, name: str) -> contextlib.AbstractContextManager[bool]:
+        """Hold a file locked for the block: True if it is ours, or the system has no locks; False if another has it."""
+
+    def write(self, name: str, content: bytes, *, sync_name: bool = True) -> None:
+        """Write a whole file as `appearing` does."""
+        with self.appearing(name, sync_name=sync_name) as file:
+            file.write(content)
+
+    def describe(self, name: str) -> str:
+        """The file as the user would name it."""
+        return f"{self}/{name}"
+
+    def sha256(self, name: str) -> str:
+        with self.opened(name) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+class LocalFolder(Folder):
+    """A folder of this machine's file system."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        found = {}
+        for folder, _, names in os.walk(self.root / under):
+            for name in names:
+                path = Path(folder, name)
+                with contextlib.suppress(FileNotFoundError):  # a temporary file of another process may go meanwhile
+                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+        return found
+
+    def is_empty(self, but_for: Collection[str] = ()) -> bool:
+        return not self.root.is_dir() or all(name in but_for for name in os.listdir(self.root))
+
+    def size(self, name: str) -> int | None:
+        path = self.root / name
+        return path.stat().st_size if path.is_file() else None
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def opened(self, name: str) -> IO[bytes]:
+        return open(self.root / name, "rb")
+
+    def local(self, name: str, cache_key: str) -> Path:
+        return self.root / name
+
+    @contextlib.contextmanager
+    def appearing(self, name: str, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
+        path = self.root / name
+        temporary = path.with_name(path.name + ".tmp")
+        try:
+            with self._refusals_named(name):
+                _make_folder(path.parent)
+                with open(temporary, "wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+        if sync_name:
+            with self._refusals_named(name):
+                _sync_folder(path.parent)
+
+    def sync_names(self, under: str) -> None:
+        with self._refusals_named(under):
+            _sync_folder(self.root / under)
+
+    def append_line(self, name: str, line: bytes) -> None:
+        with self._refusals_named(name), open(self.root / name, "a+b") as file:
+            if file.tell():
+                file.seek(-1, os.SEEK_END)
+                line = line if file.read() == b"\n" else b"\n" + line
+            file.write(line)
+
+    def move(self, name: str, to: str) -> None:
+        with self._refusals_named(name):
+            _make_folder((self.root / to).parent)
+            os.replace(self.root / name, self.root / to)
+            _sync_folder((self.root / to).parent)
+            _sync_folder((self.root / name).parent)
+
+    def remove(self, name: str) -> None:
+        with self._refusals_named(name):
+            (self.root / name).unlink(missing_ok=True)
+            _sync_folder((self.root / name).parent)
+
+    def free_bytes(self) -> int | None:
+        folder = self.root.absolute()
+        while not folder.exists():
+            folder = folder.parent
+        return shutil.disk_usage(folder).free
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        with self._refusals_named(name):
+            file = open(self.root / name, "ab")  # noqa: SIM115
+        with file:
+            yield _lock(file)
+
+    @contextlib.contextmanager
+    def _refusals_named(self, name: str) -> Iterator[None]:
+        """Turn what the file system refuses into an error that names the path and the way out."""
+        try:
+            yield
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ShardError(
+                f"{self.describe(name)} could not be written: {error.strerror}: a file is in the way of a folder; choose "
+                "another folder"
+            ) from error
+        except OSError as error:
+            free = ""
+            with contextlib.suppress(OSError):
+                free = f" ({self.free_bytes():,} bytes are free there)"
+            raise ShardError(
+                f"{self.describe(name)} could not be written: {error.strerror or error}{free}; finished shards are "
+                "kept: make room or mend the cause, then give the same command again"
+            ) from error
+
+
+class RemoteFolder(Folder):
+    """A folder at an fsspec URL. Reading keeps copies in a local cache (SAELENS_LITE_CACHE, or ~/.cache/saelens_lite)."""
+
+    def __init__(self, url: str):
+        import fsspec
+
+        self.url = url.rstrip("/")
+        try:
+            self.fs, self._root = fsspec.core.url_to_fs(self.url)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"{url} expected a folder or a URL that fsspec can open: {error}") from error
+        self._root = self._root.rstrip("/")
+
+    def __str__(self) -> str:
+        return self.url
+
+    def sizes(self, under: str = "") -> dict[str, int]:
+        self.fs.invalidate_cache()
+        with self._reading(under):
+            found = self.fs.find(self._path(under), detail=True)
+        return {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in found.items()}
+
+    def is_empty(self, but_for: Collection[str] = ()) -> bool:
+        return all(name in but_for for name in self.sizes())
+
+    def size(self, name: str) -> int | None:
+        self.fs.invalidate_cache()
+        with contextlib.suppress(FileNotFoundError), self._reading(name):
+            return self.fs.info(self._path(name))["size"]
+        return None
+
+    def read(self, name: str) -> bytes:
+        with self._reading(name):
+            return self.fs.cat_file(self._path(name))
+
+    def opened(self, name: str) -> IO[bytes]:
+        with self._reading(name):
+            return self.fs.open(self._path(name), "rb")
+
+    def local(self, name: str, cache_key: str) -> Path:
+        cached = cache_folder() / "stores" / cache_key / name
+        if not cached.exists():
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(dir=cached.parent, prefix=cached.name)
+            os.close(descriptor)
+            try:
+                with self._reading(name):
+                    self.fs.get_file(self._path(name), temporary)
+                os.replace(temporary, cached)
+            finally:
+                Path(temporary).unlink(missing_ok=True)
+        return cached
+
+    @contextlib.contextmanager
+    def appearing(self, name: str, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
+        descriptor, temporary = tempfile.mkstemp(prefix="saelens_lite-")
+        try:
+            try:
+                with open(descriptor, "wb") as file:
+                    yield file
+            except OSError as error:
+                raise ShardError(
+                    f"{self.describe(name)} could not be written: {error.strerror or error} in {tempfile.gettempdir()}, "
+                    "where files wait for their upload; make room or set TMPDIR, then give the same command again"
+                ) from error
+            with self._writing(name):
+                self.fs.put_file(temporary, self._path(name))
+        finally:
+            Path(temporary).unlink(missing_ok=True)
+
+    def sync_names(self, under: str) -> None:
+        """Nothing: an object store knows no folders."""
+
+    def append_line(self, name: str, line: bytes) -> None:
+        """Object stores cannot append: the file is uploaded anew."""
+        try:
+            before = self.read(name)
+        except FileNotFoundError:
+            before = b""
+        with self._writing(name):
+            self.fs.pipe_file(self._path(name), before + line)
+
+    def move(self, name: str, to: str) -> None:
+        with self._writing(name):
+            self.fs.mv(self._path(name), self._path(to))
+
+    def remove(self, name: str) -> None:
+        if self.size(name) is not None:
+            with self._writing(name):
+                self.fs.rm_file(self._path(name))
+
+    def free_bytes(self) -> int | None:
+        return None
+
+    @contextlib.contextmanager
+    def locked(self, name: str) -> Iterator[bool]:
+        yield True
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}".rstrip("/")
+
+    @contextlib.contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Name the file in what the other side answers, but for its absence."""
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each implementation has its own types, for missing credentials say
+            raise ShardError(
+                f"{self.describe(name)} could not be reached: {error}; look at the URL, the credentials and the network, "
+                "then give the same command again"
+            ) from error
+
+    @contextlib.contextmanager
+    def _writing(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # as above
+            raise ShardError(
+                f"{self.describe(name)} could not be written: {error}; finished shards are kept: mend the cause, then "
+                "give the same command again"
+            ) from error
+
+
+def cache_folder() -> Path:
+    """Where copies of remote files are kept; they may be deleted at any time."""
+    return Path(os.environ.get(_CACHE) or Path.home() / ".cache" / "saelens_lite")
+
+
+def _lock(file: Any) -> bool:
+    if fcntl is not None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:  # some network file systems have no locks
+            logger.warning("%s cannot be locked (%s): nothing keeps a second harvest of it apart", file.name, error)
+    return True

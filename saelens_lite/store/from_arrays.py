@@ -1,0 +1,141 @@
+"""A store from rows that come from elsewhere: arrays, or chunks of them, with documents and without text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelens_lite.errors import ShardError, nearest
+from saelens_lite.store.codecs import STORE_DTYPES
+from saelens_lite.store.folder import Folder
+from saelens_lite.store.layout import FORMAT, VERSION, encode_json
+from saelens_lite.store.writer import write_manifest, writing_vectors
+
+Rows = np.ndarray | Tensor | Iterable[np.ndarray | Tensor]
+"""float[n d_model], or chunks of it, one after the other."""
+
+CHUNK_ROWS = 4096
+"""Rows read and encoded at a time. A shard is whole before that, so its bytes do not depend on the chunks that came."""
+
+
+def write_arrays(
+    folder: Folder,
+    arrays: Rows | Mapping[str, Rows],
+    *,
+    hook_point: str,
+    dtype: str,
+    rows_per_shard: int,
+    documents: np.ndarray | Tensor | None,
+) -> None:
+    """Write rows as a store; see `ActivationStore.from_arrays`. Memory holds one shard of each hook point at a time."""
+    if rows_per_shard < 1:
+        raise ValueError(f"rows_per_shard expected at least 1, got {rows_per_shard}")
+    doc_ids = None if documents is None else _document_ids(documents)
+    given = arrays if isinstance(arrays, Mapping) else {hook_point: arrays}
+    shards, d_models = {}, {}
+    for name, rows in given.items():
+        parts = regrouped(_chunks(name, rows), rows_per_shard)
+        first = next(parts, None)
+        if first is None:
+            raise ValueError(f"arrays expected at least one row of {name}, got none")
+        shards[name], d_models[name] = itertools.chain([first], parts), first.shape[1]
+    if not shards:
+        raise ValueError("arrays expected the rows of at least one hook point, got an empty mapping")
+
+    hook_points = {name: {"d_model": d_model} for name, d_model in d_models.items()}
+    plan = begin_store(folder, {"source": {"kind": "arrays"}, "hook_points": hook_points, "dtype": dtype})
+    n_rows = n_shards = 0
+    for parts in itertools.zip_longest(*shards.values()):
+        lengths = [0 if rows is None else len(rows) for rows in parts]
+        if len(set(lengths)) > 1:
+            counts = ", ".join(f"{n_rows + length} of {name}" for name, length in zip(shards, lengths, strict=True))
+            raise ValueError(f"arrays expected equally many rows of every hook point, got {counts} up to shard {n_shards}")
+        ids = np.arange(n_rows, n_rows + lengths[0]) if doc_ids is None else doc_ids[n_rows : n_rows + lengths[0]]
+        if len(ids) < lengths[0]:
+            raise ValueError(f"documents expected an id for every row, got {len(doc_ids)} ids for more rows")
+        with writing_vectors(folder, n_shards, ids, d_models, STORE_DTYPES[dtype]) as writers:
+            for writer, rows in zip(writers.values(), parts, strict=True):
+                for chunk in rows.split(CHUNK_ROWS):
+                    writer.append(chunk)
+        n_rows, n_shards = n_rows + lengths[0], n_shards + 1
+    if doc_ids is not None and len(doc_ids) > n_rows:
+        raise ValueError(f"documents expected an id for every row, got {len(doc_ids)} ids for {n_rows} rows")
+    write_manifest(folder, plan, n_shards, "rows")
+
+
+def begin_store(folder: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the plan of a store whose rows are at hand, into a new folder or over what an attempt of the same plan left.
+
+    facts: what the plan states besides its format; its "dtype" is checked here
+    raises: ShardError if the folder holds anything else; ValueError for an unknown dtype
+    """
+    dtype = facts["dtype"]
+    if dtype not in STORE_DTYPES:
+        raise ValueError(f"dtype expected one of {', '.join(STORE_DTYPES)}{nearest(dtype, STORE_DTYPES)}, got {dtype!r}")
+    plan = {"format": FORMAT, "version": VERSION, **facts}
+    if folder.size("manifest.json") is not None:
+        raise ShardError(f"{folder} holds a finished store: open it with ActivationStore, or choose another folder")
+    unfinished = folder.size("plan.json") is not None and folder.read("plan.json") == encode_json(plan)
+    if not unfinished and not folder.is_empty():
+        raise ShardError(f"{folder} is not empty: choose a new or empty folder for the store")
+    folder.write("plan.json", encode_json(plan))
+    return plan
+
+
+def regrouped(chunks: Iterable[Tensor], n_rows: int) -> Iterator[Tensor]:
+    """The rows of the chunks, n_rows at a time; the last portion may be smaller."""
+    held: list[Tensor] = []
+    missing = n_rows
+    for chunk in chunks:
+        while len(chunk) >= missing:
+            yield torch.cat([*held, chunk[:missing]])
+            chunk, held, missing = chunk[missing:], [], n_rows
+        if len(chunk):
+            held.append(chunk)
+            missing -= len(chunk)
+    if held:
+        yield torch.cat(held)
+
+
+def _chunks(hook_point: str, rows: Rows) -> Iterator[Tensor]:
+    """Finite float[n d_model] of one width, on the CPU."""
+    if isinstance(rows, np.ndarray | Tensor):
+        whole = _as_rows(hook_point, rows)
+        rows = (whole[start : start + CHUNK_ROWS] for start in range(0, len(whole), CHUNK_ROWS))
+    d_model, n_rows = None, 0
+    for given in rows:
+        chunk = _as_rows(hook_point, given)
+        if d_model not in (None, chunk.shape[1]):
+            raise ValueError(
+                f"{hook_point} expected rows of width {d_model} as before, got {chunk.shape[1]} at row {n_rows}"
+            )
+        tensor = chunk.detach().cpu() if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk))
+        tensor = tensor if tensor.is_floating_point() else tensor.float()
+        broken = (~tensor.isfinite().all(1)).nonzero()
+        if len(broken):
+            raise ValueError(f"row {n_rows + int(broken[0])} of {hook_point} holds nan or infinity: leave it out or mend it")
+        d_model, n_rows = chunk.shape[1], n_rows + len(chunk)
+        yield tensor
+
+
+def _as_rows(hook_point: str, rows: Any) -> np.ndarray | Tensor:
+    """raises: ValueError unless this is an array or tensor [n d_model], d_model ≥ 1"""
+    shape = list(rows.shape) if isinstance(rows, np.ndarray | Tensor) else f"a {type(rows).__name__}"
+    if not isinstance(shape, list) or len(shape) != 2 or shape[1] < 1:
+        raise ValueError(
+            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks of one, got {shape}"
+        )
+    return rows
+
+
+def _document_ids(documents: Any) -> np.ndarray:
+    """int64[n]. raises: ValueError unless these are ids"""
+    ids = np.asarray(documents.cpu() if isinstance(documents, Tensor) else documents)
+    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not len(ids)) or (len(ids) and ids.min() < 0):
+        raise ValueError(f"documents expected int[n_rows], ids of 0 or more, got {ids.dtype}{list(ids.shape)}")
+    return ids.astype(np.int64)

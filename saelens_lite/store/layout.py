@@ -1,0 +1,99 @@
+"""TODO clause of saelens_lite/store/layout.py."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection
+from typing import Any
+
+from saelens_lite.errors import ShardError
+from saelens_lite.store.folder import Folder
+
+FORMAT = "saelens_lite activation store"
+
+
+VERSION = 1
+
+
+def shard_name(shard: int) -> str:
+    return f"shards/{shard:05d}"
+
+
+def tokens_name(shard: int) -> str:
+    return f"{shard_name(shard)}/tokens.safetensors"
+
+
+def documents_name(shard: int) -> str:
+    return f"{shard_name(shard)}/documents.safetensors"
+
+
+def data_name(shard: int, hook_point: str) -> str:
+    return f"{shard_name(shard)}/{hook_point}.safetensors"
+
+
+def commit_name(shard: int, hook_point: str) -> str:
+    return f"{shard_name(shard)}/{hook_point}.json"
+
+
+def finished_shards(store: Folder, hook_points: Collection[str]) -> dict[int, int]:
+    """Rows of each shard that is committed for every one of these hook points, by index, in order.
+
+    raises: ShardError if a committed file is missing or has another size than its commit records
+    """
+    sizes, finished = store.sizes("shards"), {}
+    numbers = {name.split("/")[1] for name in sizes}
+    for shard in sorted(int(number) for number in numbers if number.isdecimal()):
+        commits = [commit_name(shard, hook_point) for hook_point in hook_points]
+        if all(commit in sizes for commit in commits):
+            for record in (read_json(store, commit) for commit in commits):
+                for file, facts in record["files"].items():
+                    name = f"{shard_name(shard)}/{file}"
+                    check_size(store, name, sizes.get(name), facts["bytes"])
+            finished[shard] = record["rows"]
+    return finished
+
+
+def manifest_sha256(manifest: dict[str, Any]) -> str:
+    """sha256 of the manifest without its own "sha256" entry."""
+    return hashlib.sha256(encode_json({key: manifest[key] for key in manifest if key != "sha256"})).hexdigest()
+
+
+def encode_json(content: dict[str, Any]) -> bytes:
+    """The one spelling of a JSON file in a store. Floats are written so that they are read back exactly."""
+    return (json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def read_json(store: Folder, name: str, missing: str = "it belongs to the store") -> dict[str, Any]:
+    """A JSON file of a store. raises: ShardError if it is missing or not a JSON object."""
+    path = store.describe(name)
+    try:
+        content = json.loads(store.read(name).decode())
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ShardError(f"{path} does not exist: {missing}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
+    if not isinstance(content, dict):
+        raise ShardError(f"{path} should hold a JSON object, it holds a {type(content).__name__}: the file was altered")
+    return content
+
+
+def check_version(plan: dict[str, Any], path: str) -> None:
+    """raises: ShardError unless `plan` is of the format and version that this code knows"""
+    if plan.get("format") != FORMAT:
+        raise ShardError(f"{path} should be a plan of format {FORMAT!r}, it states {plan.get('format')!r}")
+    if plan.get("version") != VERSION:
+        raise ShardError(
+            f"{path} is of version {plan.get('version')}, this saelens_lite reads version {VERSION}: "
+            "use the release that wrote it, or a newer one"
+        )
+
+
+def check_size(store: Folder, name: str, found: int | None, recorded: int) -> None:
+    """raises: ShardError unless a file has the bytes recorded for it"""
+    if found != recorded:
+        state = "is missing" if found is None else f"has {found} bytes"
+        raise ShardError(
+            f"{store.describe(name)} {state}, the store records {recorded} bytes: restore the file, or let "
+            f"`saelens-lite verify {store} --repair` recompute the shard"
+        )

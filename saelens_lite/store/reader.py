@@ -1,0 +1,425 @@
+"""The activation store, version 1: its format, and reading it.
+
+A store is a folder, local or at any URL that fsspec opens (files.py). Its unit is the shard: a fixed span of source
+documents, set by the plan. Packing restarts and forward batches end at a shard's edge, so a shard is a pure function
+of (plan, index). A row is one token's vector.
+
+    plan.json                              everything that determines the rows; written first
+    shards/00000/tokens.safetensors        input_ids int32[n_seqs context], attended uint8, kept uint8 (1 = has a row),
+                                           doc_id int32 relative to first_doc (-1 at padding), first_doc int64[1]
+    shards/00000/{hook point}.safetensors  the rows as the plan's dtype keeps them (codecs.py: acts {BF16|F16|F32}[n_rows
+                                           d_model], or the tensors of int8), then norm F32[n_rows]
+    shards/00000/{hook point}.json         the commit of that shard and hook point: rows, sequences, documents; bytes and
+                                           sha256 of its two files; float64 sums of the rows and of their squared norms
+    manifest.json                          written last: rows, bytes and commit hashes of every shard, totals, rows_used
+                                           of the last shard, hash of the plan and of the manifest itself
+    log.jsonl                              clock, speed, versions; no part of the store's identity
+
+Rows of a shard are its kept positions in (sequence, position) order. A store of rows that did not come from text has, in
+place of every tokens.safetensors,
+
+    shards/00000/documents.safetensors     doc_id int64[n_rows], the global document index of each row
+
+and its commits name no sequences and documents. `norm` and the sums are of the rows as a reader gets them. The rows
+of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON files are UTF-8 with
+sorted keys; the manifest's own sha256 is taken over the file without that entry. Every file appears by fsync and
+rename, so a file that is there is whole; a shard without its commit does not count.
+
+Readers map files into memory and never unpickle. Writing is in shards.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from saelens_lite.errors import ShardError, nearest
+from saelens_lite.hashing import is_held_out
+from saelens_lite.store.codecs import decode
+from saelens_lite.store.folder import Folder, LocalFolder, open_folder
+from saelens_lite.store.layout import (
+    check_size,
+    check_version,
+    commit_name,
+    data_name,
+    documents_name,
+    encode_json,
+    manifest_sha256,
+    read_json,
+    tokens_name,
+)
+from saelens_lite.store.packing import PackedContexts
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShardTokens:
+    """The contexts of one shard as tensors.
+
+    input_ids: int32[n_seqs context]
+    attended:  uint8[n_seqs context], 0 at padding
+    kept:      uint8[n_seqs context], 1 where the token has one of the store's rows: kept.sum() is the shard's row count
+    doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
+    first_doc: global index of the shard's first document
+    """
+
+    input_ids: Tensor
+    attended: Tensor
+    kept: Tensor
+    doc_id: Tensor
+    first_doc: int
+
+
+class ActivationStore:
+    """A finished activation store, open for reading; all data is memory-mapped.
+
+    path: a local folder, or any URL that fsspec opens (s3://…); files of a remote store are copied into a local cache
+        (see `RemoteFolder`) when they are first read
+
+    Where the store holds one hook point, the argument `hook_point` may be left out everywhere.
+
+    raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than recorded
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | Folder):
+        self.folder = folder = open_folder(path)
+        what = "an SAE, no" if folder.size("cfg.json") is not None else "no"
+        self.plan: dict[str, Any] = read_json(folder, "plan.json", missing=f"this folder is {what} activation store")
+        check_version(self.plan, folder.describe("plan.json"))
+        self._manifest = read_json(
+            folder, "manifest.json", missing="the harvest is unfinished; give the same command again and it goes on"
+        )
+        if encode_json(self._manifest) != folder.read("manifest.json") or (
+            manifest_sha256(self._manifest) != self._manifest.get("sha256")
+        ):
+            raise ShardError(f"{folder}/manifest.json was altered: its content does not have the sha256 it states")
+        if folder.sha256("plan.json") != self._manifest["plan_sha256"]:
+            raise ShardError(f"{folder}/plan.json was altered: it has another sha256 than the manifest records")
+        self._shards: list[dict[str, Any]] = self._manifest["shards"]
+        self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
+        sizes = folder.sizes("shards")
+        for name, size_bytes in self._files():
+            check_size(folder, name, sizes.get(name), size_bytes)
+
+    @classmethod
+    def from_arrays(
+        cls,
+        path: str | os.PathLike[str],
+        arrays: Any,
+        *,
+        hook_point: str = "acts",
+        dtype: str = "float32",
+        rows_per_shard: int = 65_536,
+        documents: np.ndarray | Tensor | None = None,
+    ) -> ActivationStore:
+        """Keep rows that come from elsewhere, such as an image encoder: training and analysis work on them as on text.
+
+            store = ActivationStore.from_arrays("store/", embeddings, documents=image_ids)
+
+        path: new or empty folder, or URL
+        arrays: [n_rows, d_model] as numpy array or tensor, or an iterable of chunks of it; or a mapping from hook point to
+            either. Iterables are read once, a shard at a time
+        hook_point: the rows' name where arrays is no mapping
+        dtype: how rows are kept: float32, float16, bfloat16 or int8
+        rows_per_shard: rows of a file; memory holds one such shard while writing
+        documents: int[n_rows], ids of 0 or more: what belongs together, so that held-out rows are of other documents than
+            the training rows. None makes every row its own document
+        returns: the store, which has no tokens, contexts or positions
+
+        raises: ValueError for other shapes, a row that is not finite (by number), or unequal numbers of rows; ShardError
+            if the folder is not empty or cannot be written, or a row exceeds the dtype
+        """
+        from saelens_lite.store.from_arrays import write_arrays
+
+        folder = open_folder(path)
+        write_arrays(folder, arrays, hook_point=hook_point, dtype=dtype, rows_per_shard=rows_per_shard, documents=documents)
+        return cls(folder)
+
+    @classmethod
+    def from_saelens(
+        cls,
+        source: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        *,
+        hook_points: Sequence[str] | None = None,
+        dtype: str = "float32",
+        rows_per_shard: int = 65_536,
+        model_name: str = "",
+        tokenizer_name: str = "",
+    ) -> ActivationStore:
+        """Import the cached activations of SAELens: the dataset folder that its CacheActivationsRunner writes.
+
+        Every position of every context has a row, BOS too (see `TrainConfig.max_norm_ratio`). The folder does not say
+        where documents end, so each context counts as one document.
+
+        source: the dataset folder, local
+        path: new or empty folder, or URL, of the store
+        hook_points: columns to import; None takes all
+        model_name, tokenizer_name: hub ids or folders, which such a folder does not name; they let analysis show text and
+            check that SAE and store belong together
+        returns: the store; without tokens where the folder has none (SAELens kept none in early releases)
+
+        raises: ValueError if the source is no such folder; ShardError if the store's folder is not empty
+        """
+        from saelens_lite.store.saelens_activations import read_saelens_activations
+
+        folder = open_folder(path)
+        read_saelens_activations(
+            source,
+            folder,
+            hook_points=hook_points,
+            dtype=dtype,
+            rows_per_shard=rows_per_shard,
+            model_name=model_name,
+            tokenizer_name=tokenizer_name,
+        )
+        return cls(folder)
+
+    def to_saelens(
+        self,
+        folder: str | os.PathLike[str],
+        hook_point: str | None = None,
+        *,
+        context_size: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        """Export one hook point as cached activations of SAELens, for its `use_cached_activations`.
+
+        SAELens expects an activation at every position. So the rows and their tokens, in order, are cut into contexts of
+        context_size rows, which are those of the store only where it has a row at every position; rows at the end that
+        fill no context are left out. SAELens mixes rows in training, so nothing else depends on it. Set its `context_size`
+        to the same number, `d_in` to the width and `hook_name` to the hook point.
+
+        folder: new or empty, local
+        context_size: rows a context; None takes the store's context_length
+        dtype: float32 or float16
+        raises: ValueError for another dtype, a folder that is not empty, or a store without contexts and no context_size
+        """
+        from saelens_lite.store.saelens_activations import write_saelens_activations
+
+        write_saelens_activations(self, folder, hook_point, context_size=context_size, dtype=dtype)
+
+    @property
+    def path(self) -> Path | str:
+        """The store's folder: a path, or the URL of a remote one."""
+        return self.folder.root if isinstance(self.folder, LocalFolder) else str(self.folder)
+
+    @property
+    def hook_points(self) -> list[str]:
+        return list(self.plan["hook_points"])
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the rows come from text that the store keeps."""
+        return "tokens" in self._shards[0]
+
+    @property
+    def context_length(self) -> int:
+        """Tokens a context, BOS included. raises: ShardError if the store has no tokens"""
+        self._need_tokens()
+        return self.plan["context_length"]
+
+    @property
+    def n_shards(self) -> int:
+        return len(self._shards)
+
+    @property
+    def shard_rows(self) -> list[int]:
+        """Rows of each shard; of the last one, those in use."""
+        rows = [shard["rows"] for shard in self._shards]
+        return [*rows[:-1], self._manifest["rows_used"]]
+
+    @property
+    def n_rows(self) -> int:
+        return sum(self.shard_rows)
+
+    @property
+    def model_name(self) -> str:
+        """Name or folder of the model that the rows come from; "" if the store does not know."""
+        return self.plan.get("model", {}).get("name", "")
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Name or folder of the tokenizer of the store's tokens; "" if the store does not know."""
+        return self.plan.get("tokenizer", {}).get("name", "")
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 that names the content: equal for stores whose files are equal, byte for byte."""
+        return self._manifest["sha256"]
+
+    def __repr__(self) -> str:
+        return f"ActivationStore({str(self.path)!r}, {self.n_rows:,} rows of {', '.join(self.hook_points)})"
+
+    def hook_point(self, name: str | None = None) -> str:
+        """The hook point meant by `name`; None means the only one.
+
+        raises: ValueError if the store lacks it, or None is ambiguous
+        """
+        if name is None:
+            if len(self.hook_points) > 1:
+                raise ValueError(f"{self.path} holds several hook points, name one of: {', '.join(self.hook_points)}")
+            return self.hook_points[0]
+        if name not in self.plan["hook_points"]:
+            hint = nearest(name, self.hook_points)
+            raise ValueError(f"{self.path} has no hook point {name!r}{hint}; it holds {', '.join(self.hook_points)}")
+        return name
+
+    def d_model(self, hook_point: str | None = None) -> int:
+        return self.plan["hook_points"][self.hook_point(hook_point)]["d_model"]
+
+    def acts(self, shard: int, hook_point: str | None = None, rows: slice = slice(None)) -> Tensor:
+        """Rows of one shard, all or those in a slice: {bf16|f16|f32}[n_rows d_model].
+
+        In a float store they are memory-mapped, in the store's dtype; an int8 store decodes those asked for, to float32.
+        """
+        tensors = self._tensors(shard, hook_point)
+        return decode(tensors, slice(*rows.indices(self.shard_rows[shard])))
+
+    def norms(self, shard: int, hook_point: str | None = None) -> Tensor:
+        """The L2 norm of each row of one shard: float32[n_rows]."""
+        return self._tensors(shard, hook_point)["norm"][: self.shard_rows[shard]]
+
+    def median_norm(self, hook_point: str | None = None) -> float:
+        """Median L2 norm of a row over the store; of two in the middle the lower."""
+        return float(torch.cat([self.norms(shard, hook_point) for shard in range(self.n_shards)]).median())
+
+    def tokens(self, shard: int) -> ShardTokens:
+        """The contexts of one shard. raises: ShardError if the store has no tokens"""
+        contexts = self.contexts(shard)
+        arrays = {f.name: torch.from_numpy(getattr(contexts, f.name)) for f in dataclasses.fields(contexts)[:4]}
+        used = self.shard_rows[shard]
+        if used < self._shards[shard]["rows"]:
+            kept = arrays["kept"].flatten()
+            arrays["kept"] = (kept * (kept.cumsum(0) <= used)).view_as(arrays["kept"])
+        return ShardTokens(**arrays, first_doc=contexts.first_doc)
+
+    def contexts(self, shard: int) -> PackedContexts:
+        """The contexts of one shard as they were packed, with what lies behind max_tokens in the last one."""
+        self._need_tokens()
+        with self._open(tokens_name(self._index(shard)), self._shards[shard]["tokens"]["bytes"]) as file:
+            names = ("input_ids", "attended", "kept", "doc_id")
+            arrays = {name: file.get_tensor(name).numpy() for name in names}
+            return PackedContexts(**arrays, first_doc=int(file.get_tensor("first_doc")))
+
+    def row_positions(self, shard: int) -> tuple[Tensor, Tensor]:
+        """Where each row of one shard stands: (sequence int64[n_rows], position int64[n_rows])."""
+        sequence, position = self.tokens(shard).kept.nonzero(as_tuple=True)
+        return sequence, position
+
+    def row_docs(self, shard: int) -> Tensor:
+        """Global index of the document that each row of one shard comes from: int64[n_rows]."""
+        if not self.has_tokens:
+            name = documents_name(self._index(shard))
+            with self._open(name, self._shards[shard]["documents"]["bytes"]) as file:
+                return file.get_tensor("doc_id")[: self.shard_rows[shard]]
+        tokens = self.tokens(shard)
+        return tokens.doc_id[tokens.kept.bool()].long() + tokens.first_doc
+
+    def held_out_rows(self, fraction: float = 0.05, seed: int = 0) -> Tensor:
+        """Which rows belong to held-out documents (see `is_held_out`): bool[n_rows]."""
+        return torch.cat([is_held_out(self.row_docs(shard), fraction, seed) for shard in range(self.n_shards)])
+
+    def gather(self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows by their index in the whole store, in the order asked for.
+
+        rows: int64[n], 0 <= row < n_rows
+        returns: dtype[n d_model]
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64)
+        out = torch.empty(len(rows), self.d_model(hook_point), dtype=dtype)
+        self.gather_into(out, torch.arange(len(rows)), rows, hook_point)
+        return out
+
+    def gather_into(self, out: Tensor, places: Tensor, rows: Tensor, hook_point: str | None = None) -> None:
+        """Write rows by their index in the whole store to places of a tensor that is there.
+
+        out: float[m d_model]
+        places: int64[n], 0 <= place < m, each once
+        rows: int64[n], 0 <= row < n_rows
+        """
+        if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
+            raise ValueError(f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}")
+        ends = torch.tensor(self.shard_rows).cumsum(0)
+        ascending, order = rows.sort()
+        places = places[order]
+        edges = torch.searchsorted(ascending, ends).tolist()
+        for shard, (start, stop) in enumerate(zip([0, *edges[:-1]], edges, strict=True)):
+            if start < stop:
+                first_row = int(ends[shard]) - self.shard_rows[shard]
+                local = ascending[start:stop] - first_row
+                out[places[start:stop]] = decode(self._tensors(shard, hook_point), local, out.dtype)
+
+    def mean(self, hook_point: str | None = None) -> Tensor:
+        """Mean row over the store: float64[d_model]."""
+        return torch.from_numpy(sum(total for total, _ in self._sums(hook_point)) / self.n_rows)
+
+    def mean_sq_norm(self, hook_point: str | None = None) -> float:
+        """Mean squared L2 norm of a row over the store."""
+        return sum(total for _, total in self._sums(hook_point)) / self.n_rows
+
+    def verify(self) -> list[str]:
+        """Check every byte of the store: reads all files; see `verify_store`.
+
+        returns: the problems found, each naming its file; empty if all is well
+        """
+        from saelens_lite.store.verify import verify_store
+
+        return [f"{self.folder}/{problem}" for problem in verify_store(self.folder)]
+
+    def _index(self, shard: int) -> int:
+        if not 0 <= shard < self.n_shards:
+            raise IndexError(f"{self.path} has shards 0 to {self.n_shards - 1}, got {shard}")
+        return shard
+
+    def _files(self) -> Iterator[tuple[str, int]]:
+        for index, shard in enumerate(self._shards):
+            if self.has_tokens:
+                yield tokens_name(index), shard["tokens"]["bytes"]
+            else:
+                yield documents_name(index), shard["documents"]["bytes"]
+            for hook_point in self.hook_points:
+                yield data_name(index, hook_point), shard["hook_points"][hook_point]["bytes"]
+
+    def _open(self, name: str, size_bytes: int) -> Any:
+        """A safetensors file of the store, mapped into memory."""
+        path = self.folder.local(name, cache_key=self.fingerprint)
+        check_size(self.folder, name, path.stat().st_size if path.exists() else None, size_bytes)
+        try:
+            return safe_open(path, framework="pt")
+        except SafetensorError as error:
+            raise ShardError(f"{path} is not a readable safetensors file ({error}): the file was altered") from error
+
+    def _need_tokens(self) -> None:
+        if not self.has_tokens:
+            raise ShardError(
+                f"{self.path} holds rows without text, so it has no tokens, contexts or positions: use row_docs and gather, "
+                "or harvest the text itself with harvest_activations"
+            )
+
+    def _tensors(self, shard: int, hook_point: str | None) -> dict[str, Tensor]:
+        """The tensors of one shard's data file, memory-mapped, with the rows that are not in use."""
+        key = (self._index(shard), self.hook_point(hook_point))
+        if key not in self._mapped:
+            with self._open(data_name(*key), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
+                names = file.keys()
+                self._mapped[key] = {name: file.get_tensor(name) for name in names}
+        return self._mapped[key]
+
+    def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:
+        """(float64[d_model] sum of rows, sum of squared norms) of each shard's used rows."""
+        hook_point = self.hook_point(hook_point)
+        for index, shard in enumerate(self._shards):
+            if self.shard_rows[index] < shard["rows"]:
+                acts, norms = self.acts(index, hook_point), self.norms(index, hook_point)
+                yield acts.sum(0, dtype=torch.float64).numpy(), float(norms.double().square().sum())
+            else:
+                record = read_json(self.folder, commit_name(index, hook_point))
+                yield np.array(record["sum"]), record["sum_sq_norm"]

@@ -1,0 +1,16 @@
+"""How each kind of SAE is trained: its gradients, one file a kind, and what the kinds share.
+
+kind         what the trainer asks of a kind
+topk         TopK and Multi-TopK
+batchtopk    BatchTopK
+matryoshka   Matryoshka BatchTopK
+relu         ReLU under an L1 penalty
+gated        Gated
+jumprelu     JumpReLU
+end_to_end   any kind, by the loss of the language model
+workspace    pairs, and memory that a step uses again
+few_pairs    when a dense kind turns to the sparse kernels
+auxk         AuxK, which revives dead latents
+gradients    gradients as they go to the optimiser
+contraction  the contractive penalty
+"""

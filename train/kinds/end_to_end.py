@@ -1,0 +1,107 @@
+"""Fine-tuning through the language model: an SAE learns what the model's output needs, not only its activations.
+
+Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need", arXiv:2503.17272: a
+short run at the end closes much of the gap in cross-entropy. A step runs contexts twice, as they are and on the
+reconstruction, and minimises
+
+    ½ · (mse + divergence · mse / divergence held constant) + the kind's penalty
+
+where divergence is KL(p_clean ‖ p_reconstruction), or the cross-entropy of the next tokens. So both parts weigh the same,
+and learning rates and penalties keep their meaning, whatever the units of either.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.lm.forward_state import EditInfo, prepared_inputs
+from saelens_lite.lm.hooks import edit, model_device
+from saelens_lite.lm.losses import kl_to_clean
+from saelens_lite.sae.latents import SparseLatents
+
+from ..rows.store_contexts import Contexts
+from .gradients import StepStats
+from .kind import Kind
+
+
+class EndToEnd(Kind):
+    """A kind whose gradients come through the model. Thresholds, which get none, stay as they are.
+
+    scale: of the inputs, by which the SAE's scale differs from the model's
+    """
+
+    def __init__(self, kind: Kind, model: nn.Module, hook_point: str, scale: float) -> None:
+        self.kind, self.model, self.hook_point, self.scale = kind, model, hook_point, scale
+        self.sae, self.config, self.train_decoder = kind.sae, kind.config, kind.train_decoder
+        self.sparsity_name = str(self.config.end_to_end)
+        self.ramp_fraction, self.calibrates = kind.ramp_fraction, kind.calibrates
+        self._threshold = self.sae.threshold.detach().clone() if self.sae.kind == "jumprelu" else None
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        return {name: p for name, p in self.kind.parameters().items() if "threshold" not in name}
+
+    def begin(self, step: int, n_steps: int) -> None:
+        super().begin(step, n_steps)
+        if self._threshold is not None:  # `calibrate` set the one that is saved
+            self.sae.threshold.copy_(self._threshold)
+
+    def gradients(self, batch: Contexts, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
+        """Of the loss above, by autograd; batch: of StoreContexts."""
+        sae, parameters = self.sae, self.parameters()
+        with torch.enable_grad(), evaluation_mode(self.model):
+            mse, divergence, latents = self._losses(batch)
+            balance = (mse / divergence.clamp_min(torch.finfo(mse.dtype).tiny)).detach()
+            loss = (mse + balance * divergence) / 2
+            if sae.kind == "relu":
+                weights = self.kind.decoder_norms().expand(sae.d_sae)[latents.indices]
+                loss = loss + self.config.l1_coeff * ramp * (latents.values * weights).sum() / len(batch)
+            grads = torch.autograd.grad(loss, [sae.W_enc, *parameters.values()])
+        sae.W_enc.grad = grads[0].T.contiguous().T
+        for (name, parameter), grad in zip(parameters.items(), grads[1:], strict=True):
+            parameter.grad = self.along_constraint(grad) if name == "W_dec" else grad
+        fires = latents.values.detach() > 0
+        fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device).index_fill_(0, latents.indices[fires], True)
+        return StepStats(mse.detach(), divergence.detach(), fires.sum() / len(batch)), fired
+
+    def _losses(self, batch: Contexts) -> tuple[Tensor, Tensor, SparseLatents]:
+        """Mean squared error in the SAE's scale, divergence in nats a token, and the latents."""
+        device = model_device(self.model)
+        ids, kept, targets = batch.input_ids.to(device), batch.kept.to(device), batch.targets.to(device)
+        inputs = prepared_inputs(self.model, {"input_ids": ids, "attention_mask": batch.attended.to(device)})
+        with torch.no_grad():
+            clean = self.model(**inputs).logits
+        seen: list[tuple[Tensor, SparseLatents]] = []
+
+        def on_reconstruction(acts: Tensor, _: EditInfo) -> Tensor:
+            rows = acts.detach()[kept].to(self.sae.device, self.sae.dtype) * self.scale
+            out = self.sae(rows)
+            seen.append(((out.recons - rows).square().sum(1).mean(), out.latents))
+            return acts.detach().index_put((kept,), (out.recons / self.scale).to(acts.device, acts.dtype))
+
+        with edit(self.model, self.hook_point, on_reconstruction):
+            logits = self.model(**inputs).logits
+        [(mse, latents)] = seen
+        divergence = torch.stack(
+            [
+                self._divergence(*example, ids[i, 1:].to(logits.device))[targets[i].to(logits.device)].sum()
+                for i, example in enumerate(zip(clean[:, :-1], logits[:, :-1], strict=True))
+            ]
+        ).sum() / targets.sum().to(logits.device)
+        return mse, divergence.to(mse.device), latents
+
+    def _divergence(self, clean: Tensor, logits: Tensor, next_ids: Tensor) -> Tensor:
+        """float32[seq] of one example; clean, logits: float[seq vocab]."""
+        if self.config.end_to_end == "kl":
+            return kl_to_clean(clean, logits)
+        return nn.functional.cross_entropy(logits.float(), next_ids, reduction="none")
+
+    def calibrate(self, acts: Tensor) -> None:
+        self.kind.calibrate(acts)
+
+    def state(self) -> dict[str, Tensor]:
+        return {} if self._threshold is None else {"threshold": self._threshold}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self._threshold = state.get("threshold")

@@ -1,0 +1,147 @@
+"""The kinds of SAE that can be trained: what the trainer asks of one, and where it finds it.
+
+A kind is a file of this folder that is named as `TrainConfig.kind` has it and calls its subclass of `Kind` KIND. To add
+one, write that file and add its name to `config.KindName`.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from saelens_lite import distributed
+from saelens_lite.kernels.reference import remove_parallel
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+
+from .. import latent_shards
+from ..config import TrainConfig
+from ..random_streams import row_noise
+from .contraction import add_contraction
+from .gradients import StepStats, unit_rows_
+
+
+class Kind:
+    """How an SAE of one kind is trained: its gradients, and whatever it needs around the optimiser's step.
+
+    sae: in the scale of training, on the device to train on; of latents that are divided, this process's shard
+    """
+
+    sae_kind: ClassVar[str]
+    """SAEConfig.kind of the SAE, in training and as saved."""
+    sparsity_name: ClassVar[str] = "auxk"
+    """What StepStats.sparsity is, in metrics.jsonl."""
+    encoder_scale: ClassVar[float] = 1.0
+    """Of W_enc at the start, see init.initial_sae."""
+    calibrates: ClassVar[bool] = False
+    """Whether `calibrate` has something to do."""
+    ramp_fraction: float = 0.05
+    """Share of the run over which `ramp` rises, unless the configuration gives its steps."""
+
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
+        assert sae.kind == self.sae_kind and sae.config.apply_b_dec_to_input
+        self.sae, self.config = sae, config
+        self.train_decoder = not config.freeze_decoder
+        self.step = 0
+
+    @property
+    def d_sae(self) -> int:
+        """Latents of all shards."""
+        return self.sae.d_sae * latent_shards.n_shards()
+
+    @property
+    def uses_dead(self) -> bool:
+        """Whether `gradients` wants to know the dead latents."""
+        return False
+
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """What the optimiser trains, by name, apart from W_enc, which the trainer hands over in its own layout."""
+        frozen = {"W_enc"} if self.train_decoder else {"W_enc", "W_dec"}
+        return {name: p for name, p in self.sae.named_parameters() if name not in frozen}
+
+    def begin(self, step: int, n_steps: int) -> None:
+        """What `gradients` needs to know of the step that comes, counted from 0, of a run of n_steps."""
+        self.step = step
+
+    def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
+        """Write the gradients of one batch into `.grad`.
+
+        acts: float[B d_model]; dead: int64[m], or None where `uses_dead` is False
+        ramp: share of the sparsity coefficient in (0, 1], which rises over the first steps
+        returns: the stats and fired bool[d_sae]
+        Of a shard: what a dense tensor would show of its latents; b_dec's gradient is a part of a sum over shards. Every
+        branch exchanges alike, as shards need not take the same one.
+        """
+        raise NotImplementedError
+
+    def encoder_inputs(self, acts: Tensor, out: Tensor | None = None) -> Tensor:
+        """acts − b_dec, with the step's noise where `input_noise` asks for it: what the encoder sees, float[B d_model].
+
+        Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders"
+        """
+        inputs = torch.sub(acts, self.sae.b_dec, out=out)
+        if self.config.input_noise:
+            first_row = distributed.rank("data") * len(acts)
+            inputs.add_(row_noise(acts, first_row, self.config.seed, self.step), alpha=self.config.input_noise)
+        return inputs
+
+    def contract(self, n_fired: Tensor, n_tokens: int) -> None:
+        """Add the gradient of the contractive penalty to `.grad`, if there is one.
+
+        n_fired: float[d_sae], the tokens of n_tokens in which each latent is on
+        """
+        if self.config.contractive_coeff:
+            add_contraction(self.sae, n_fired / n_tokens, self.config)
+
+    def contract_pairs(self, values: Tensor, indices: Tensor, n_tokens: int) -> None:
+        """`contract`, of the latents indices int64[...] that are on where values float[...] are above 0."""
+        if self.config.contractive_coeff:
+            n_fired = values.new_zeros(self.sae.d_sae).index_add_(0, indices.reshape(-1), values.reshape(-1).sign())
+            self.contract(n_fired, n_tokens)
+
+    def along_constraint(self, dec_grad: Tensor) -> Tensor:
+        """The decoder's gradient float[d_sae d_model] as far as rows of norm 1 can follow it."""
+        return remove_parallel(dec_grad, self.sae.W_dec) if self.config.unit_decoder else dec_grad
+
+    def decoder_norms(self) -> Tensor:
+        """Norms of the decoder's rows, float[d_sae], by which penalties weigh latents; 1, float[""], for unit rows."""
+        unit = self.sae.W_dec.new_ones(())
+        return unit if self.config.unit_decoder else torch.linalg.vector_norm(self.sae.W_dec, dim=1)
+
+    def after_update(self) -> None:
+        """What follows an optimiser step: decoder rows are brought back to norm 1, unless they are free."""
+        if self.train_decoder and self.config.unit_decoder:
+            unit_rows_(self.sae.W_dec)
+
+    def restart(self, latents: Tensor) -> None:
+        """What the latents int64[m] have beside their weights becomes what it was at the start; for resampling."""
+        for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
+            if hasattr(self.sae, name):
+                self.sae.get_parameter(name)[latents] = 0
+
+    def calibrate(self, acts: Tensor) -> None:
+        """Before the SAE is saved, if `calibrates`: fit what is fitted to held-out rows.
+
+        acts: float[n d_model], in the scale of training; what it sets lasts until the next step
+        """
+
+    def state(self) -> dict[str, Tensor]:
+        """What an exact resume needs beyond the SAE's parameters and the optimiser's state."""
+        return {}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Take back what `state` gave."""
+
+
+def kind_class(name: str) -> type[Kind]:
+    """The class that trains SAEs of TrainConfig.kind `name`."""
+    return import_module(f".{name}", __package__).KIND
+
+
+L1_ENCODER_SCALE = 0.1
+
+
+"""Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then, one of norm 1
+many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""

@@ -1,0 +1,75 @@
+"""ReLU with an L1 penalty. Bricken et al. 2023, "Towards Monosemanticity"; Anthropic, April 2024."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from saelens_lite.kernels import dispatch as kernels
+
+from .. import latent_shards
+from .few_pairs import PairPlaces, few_pairs
+from .gradients import StepStats, write_gradients
+from .kind import L1_ENCODER_SCALE, Kind
+
+
+class ReLU(Kind):
+    """Dense products at first, five a step and none for the input; the kernels once few latents are on."""
+
+    sae_kind = "relu"
+    sparsity_name = "l1"
+    encoder_scale = L1_ENCODER_SCALE
+
+    def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
+        """Of reconstruction + l1_coeff · Σ latent_acts · norm of the decoder row, which is 1 unless norms are free."""
+        inputs = self.encoder_inputs(acts)
+        latent_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc).relu_()
+        pairs = few_pairs(latent_acts > 0) if self.config.unit_decoder else None
+        l1_coeff = self.config.l1_coeff * ramp / len(acts)
+        if pairs is None:
+            return self._dense(acts, inputs, latent_acts, l1_coeff)
+        return self._sparse(acts, inputs, latent_acts, l1_coeff, pairs)
+
+    def _sparse(
+        self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float, pairs: PairPlaces
+    ) -> tuple[StepStats, Tensor]:
+        sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
+        values = latent_acts[tokens, indices]
+        recons_grad, pair_grads, sq_error = latent_shards.token_pass(
+            acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets
+        )
+        dec_grad, enc_grad, sae.b_enc.grad, fired = kernels.latent_pass(
+            recons_grad, inputs, values, pair_grads.add_(l1_coeff), indices, sae.W_dec, offsets=offsets
+        )
+        write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        self.contract_pairs(values, indices, n_tokens)
+        l1, l0 = values.sum() / n_tokens, acts.new_tensor(len(values) / n_tokens)
+        return StepStats(sq_error.mean(), latent_shards.over_latents(l1), latent_shards.over_latents(l0)), fired
+
+    def _dense(self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float) -> tuple[StepStats, Tensor]:
+        sae, n_tokens = self.sae, len(acts)
+        error = latent_shards.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
+        reconstruction = torch.linalg.vecdot(error, error).mean()
+        recons_grad = error.mul_(2.0 / n_tokens)
+
+        # Signs are 0 or 1: they count firings and cut the gradient, and become that gradient in place.
+        norms = self.decoder_norms()
+        l1 = (latent_acts.sum() if self.config.unit_decoder else (latent_acts.sum(0) * norms).sum()) / n_tokens
+        dec_grad = latent_acts.T @ recons_grad
+        if not self.config.unit_decoder:
+            dec_grad += l1_coeff * (latent_acts.sum(0) / norms)[:, None] * sae.W_dec
+        signs = latent_acts.sign_()
+        n_fired = signs.sum(0)
+        pre_grad = (recons_grad @ sae.W_dec.T).add_(l1_coeff * norms).mul_(signs)
+
+        sae.b_enc.grad = pre_grad.sum(0)
+        dec_grad = self.along_constraint(dec_grad)
+        write_gradients(
+            sae, dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
+        )
+        self.contract(n_fired, n_tokens)
+        l0 = n_fired.sum() / n_tokens
+        return StepStats(reconstruction, latent_shards.over_latents(l1), latent_shards.over_latents(l0)), n_fired > 0
+
+
+KIND = ReLU

@@ -1,0 +1,217 @@
+"""The state of an SAE in training and what one batch does to it; knows nothing of stores, files or clocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from saelens_lite import distributed
+from saelens_lite.errors import CheckpointError
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+
+from .. import latent_shards
+from ..config import KEEP_K, TrainConfig
+from ..kinds.gradients import StepStats
+from ..kinds.kind import Kind, kind_class
+from .dead import DeadTracker, default_dead_after_tokens
+from .resample import resample_
+from .schedules import default_lr, lr_factor
+
+_LEAST_RAMP_STEPS = 1000
+"""In fewer steps a sparsity penalty drives latents out before they have found a direction: 5 % of 1,200 steps left half of
+them dead, 20 % few."""
+
+
+class Trainer:
+    """Adam, schedules and dead-latent tracking around an SAE and its kind.
+
+    sae: in the scale of training (see init.py), on the device to train on; a shard, where latents are divided
+    kind: what gives the gradients; None for the configuration's
+    n_steps: length of the run, which the schedules need
+    """
+
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, n_steps: int, kind: Kind | None = None) -> None:
+        self.sae, self.config, self.n_steps = sae, config, n_steps
+        self.steps_done = 0
+        self.kind = kind or kind_class(config.kind)(sae, config)
+        self.lr = config.lr or default_lr(self.kind.d_sae, n_steps, fresh=config.init_from is None)
+        self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
+        ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
+        self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0)
+        self.decay_steps = round(config.decay_fraction * n_steps)
+        n_tokens = n_steps * config.batch_size_rows
+        k = config.k if config.kind in KEEP_K else None
+        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(n_tokens, self.kind.d_sae, k)
+        self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
+        # Adam sees W_enc as its storage is, [d_sae d_model]: torch's fused kernel copies strided parameters, and is
+        # silently wrong where a gradient's strides differ from its parameter's.
+        self._encoder_rows = torch.nn.Parameter(sae.W_enc.detach().T)
+        self.adam = torch.optim.Adam(
+            [self._encoder_rows, *self.kind.parameters().values()],
+            lr=self.lr,
+            betas=(config.adam_beta1, config.adam_beta2),
+            fused=sae.device.type in ("cpu", "cuda"),
+        )
+
+    @torch.no_grad()
+    def update(self, acts: Tensor) -> StepStats:
+        """One optimiser step on float32[batch d_model]; of several processes, each brings as many rows of the batch."""
+        dead = self.dead_tracker.dead() if self.kind.uses_dead else None
+        ramp = min(1.0, (self.steps_done + 1) / max(1, self.l1_warm_up_steps))
+        self.kind.begin(self.steps_done, self.n_steps)
+        with _matmul_precision(self.config.matmul_precision):
+            stats, fired = self.kind.gradients(acts, dead, ramp)
+        factor = lr_factor(self.steps_done, self.n_steps, self.warm_up_steps, self.decay_steps)
+        for group in self.adam.param_groups:
+            group["lr"] = self.lr * factor
+        assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), "the SAE was moved after its Trainer was made"
+        self._encoder_rows.grad = self.sae.W_enc.grad.T
+        stats, fired = self._reduced(stats, fired)
+        self.dead_tracker.update(fired, len(acts) * distributed.world_size("data"))  # before Adam: see DeadTracker
+        self._clip()
+        self.adam.step()
+        self.kind.after_update()
+        self.steps_done += 1
+        self._resample(acts)
+        return stats
+
+    def _resample(self, acts: Tensor) -> None:
+        """Dead latents start again, where the configuration asks for it after this step."""
+        every, last = self.config.resample_every_steps, self.config.resample_fraction * self.n_steps
+        if every is not None and self.steps_done % every == 0 and self.steps_done <= last:
+            entries = [self.adam.state[p] for p in self.adam.param_groups[0]["params"] if p is not self.sae.b_dec]
+            moments = [(entry["exp_avg"], entry["exp_avg_sq"]) for entry in entries]
+            resample_(self.kind, self.dead_tracker, moments, acts, self.steps_done)
+
+    def _reduced(self, stats: StepStats, fired: Tensor) -> tuple[StepStats, Tensor]:
+        """Gradients, in place, stats and firings of this process's rows become those of the whole batch.
+
+        All are means over rows, of which each process along the axis "data" has as many: so they are means over those.
+        """
+        if distributed.world_size() == 1:
+            return stats, fired
+        n = distributed.world_size("data")
+        for parameter in self.adam.param_groups[0]["params"]:
+            axis = None if parameter is self.sae.b_dec else "data"  # b_dec stays the same to the bit in all shards
+            if parameter.grad is not None and distributed.world_size(axis) > 1:
+                distributed.sum_(parameter.grad.div_(n), axis)
+        numbers = torch.cat([torch.stack([stat.to(self.sae.dtype) for stat in stats]) / n, fired.to(self.sae.dtype)])
+        distributed.sum_(numbers, "data")
+        return StepStats(*numbers[: len(stats)]), numbers[len(stats) :] > 0
+
+    def _clip(self) -> None:
+        """Scale the gradients down to clip_norm, if their norm over all parameters is above it."""
+        parameters, limit = self.adam.param_groups[0]["params"], self.config.clip_norm
+        if limit is None:
+            return
+        norm = self._grad_norm()
+        if not self.adam.defaults["fused"]:
+            torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
+            return
+        # The fused kernel divides by this on the way (it is there for AMP): nothing is read and written once more.
+        self.adam.grad_scale = (norm / limit).clamp(min=1.0)
+
+    def _grad_norm(self) -> Tensor:
+        """Of all parameters together, those of other shards included; float[""]."""
+        of_all = torch.nn.utils.get_total_norm
+        grads = [p.grad for p in self.adam.param_groups[0]["params"] if p.grad is not None]
+        if latent_shards.n_shards() == 1:
+            return of_all(grads)
+        b_dec_grad = self.sae.b_dec.grad
+        of_latents = of_all([grad for grad in grads if grad is not b_dec_grad]).square()
+        return (latent_shards.over_latents(of_latents) + of_all([b_dec_grad]).square()).sqrt()
+
+    def state(self) -> dict[str, Tensor | int]:
+        """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.
+
+        Tensors are the live ones, in the scale of training; of a shard, with its latents. No random numbers are among them:
+        row order is a function of (seed, step).
+        """
+        moments = self.adam.state_dict()["state"]
+        return {
+            "steps_done": self.steps_done,
+            **{f"sae.{name}": tensor for name, tensor in self.sae.state_dict().items()},
+            **{f"adam.{i}.{name}": tensor for i, entry in moments.items() for name, tensor in entry.items()},
+            "dead.tokens_since_fired": self.dead_tracker.tokens_since_fired,
+            **{f"kind.{name}": tensor for name, tensor in self.kind.state().items()},
+        }
+
+    def whole_state(self) -> dict[str, Tensor | int | None]:
+        """`state` with the latents of all shards, tensors on the CPU of the first process, None in all others."""
+        if latent_shards.n_shards() == 1:
+            return dict(self.state())
+        return {
+            name: latent_shards.whole(value, self._latent_dim(name, value)) if isinstance(value, Tensor) else value
+            for name, value in self.state().items()
+        }
+
+    def _latent_dim(self, name: str, tensor: Tensor) -> int | None:
+        """Along which dimension a tensor of `state` has latents; None for what is the same in all shards."""
+        if name.startswith("sae."):
+            return latent_shards.latent_dim(name.removeprefix("sae."))
+        b_dec = [p is self.sae.b_dec for p in self.adam.param_groups[0]["params"]].index(True)
+        return 0 if tensor.dim() and not name.startswith(f"adam.{b_dec}.") else None
+
+    def begin_alike(self) -> None:
+        """Several processes begin with the bits of the first of those that hold the same latents."""
+        for name, value in self.state().items():
+            if isinstance(value, Tensor):
+                distributed.from_first_(value, None if self._latent_dim(name, value) is None else "data")
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor | int]) -> None:
+        """Take over what `whole_state` of an equally configured trainer gave; tensors are copied.
+
+        However that one's latents were divided: this shard takes its own.
+
+        raises: CheckpointError, before anything is changed, if a name is missing or unknown or a shape is another
+        """
+        live, params = self.state(), self.adam.param_groups[0]["params"]
+        expected = {name: value.shape for name, value in live.items() if isinstance(value, Tensor)}
+        for i, parameter in enumerate(params):
+            expected |= {f"adam.{i}.{moment}": parameter.shape for moment in ("exp_avg", "exp_avg_sq")}
+            expected[f"adam.{i}.step"] = torch.Size()
+        tensors = {
+            name: latent_shards.part(value, self._latent_dim(name, value))
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        found = {name: value.shape for name, value in tensors.items()}
+        for name in sorted(expected.keys() | found.keys()):
+            if expected.get(name) != found.get(name):
+                raise CheckpointError(
+                    f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: it is of another "
+                    "run or release; choose another output, or overwrite=True to start anew"
+                )
+        moments: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(params))}
+        kind_state = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            if part == "adam":
+                i, moment = rest.split(".")
+                moments[int(i)][moment] = tensor.clone()
+            elif part == "kind":
+                kind_state[rest] = tensor.to(self.sae.device, copy=True)
+            else:
+                live[name].copy_(tensor)
+        self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
+        self.kind.load_state(kind_state)
+        self.steps_done = int(state["steps_done"])
+
+
+@contextmanager
+def _matmul_precision(precision: str | None) -> Iterator[None]:
+    """Within it float32 products are computed so; None changes nothing. The setting is torch's, for the whole process."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision or before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _or(given: int | None, default: int) -> int:
+    return default if given is None else given

@@ -1,0 +1,100 @@
+"""TODO clause of train/rows/protocol.py."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite.store.codecs import STORE_DTYPES
+
+from ..config import TrainConfig
+
+BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
+
+
+"""How the buffer keeps rows, by the store's dtype."""
+
+
+ROW_FIELDS = (
+    "hook_point", "store_weights", "end_to_end", "batch_size_rows", "buffer_rows", "row_seed", "held_out_fraction",
+    "eval_rows", "max_norm_ratio", "scale_input", "prefetch",
+)  # fmt: skip
+
+
+"""What the rows of a run depend on: configurations that agree in these can share them."""
+
+
+class Rows(Protocol):
+    """What a run needs of its data: rows of one hook point, in the units of the model.
+
+    Several runs may share them, so tensors from here are not to be altered.
+    model_name, hf_module: where the rows come from; "" where that is not known
+    context_length: tokens a context, BOS included; None for rows that did not come from text
+    scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; nothing here is multiplied by it
+    left_out_share: the share of the training rows that max_norm_ratio leaves out; None where it is off
+    steps_per_epoch: batches in one pass over the training rows
+    """
+
+    hook_point: str
+    d_model: int
+    hf_module: str
+    model_name: str
+    context_length: int | None
+    scale: float
+    left_out_share: float | None
+    steps_per_epoch: int
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What tells these rows from others, wherever they lie; a checkpoint of other rows is refused."""
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What an SAE's metadata say of its rows."""
+
+    def begin(self, position: dict[str, Any] | None) -> None:
+        """Make ready for a run that begins, or goes on where `position` was told; called once, before all else."""
+
+    def position(self, step: int) -> dict[str, Any]:
+        """What `begin` needs to go on at a step, as JSON."""
+
+    def batch(self, step: int) -> Tensor:
+        """float32[rows d_model] of a step counted from 0; of several processes along the axis "data" each gets its share."""
+
+    def sample(self, n_rows: int) -> Tensor:
+        """float32[m d_model] on the CPU: at most n_rows of those trained on, evenly spread over them."""
+
+    def held_out(self) -> Tensor:
+        """float32[m d_model] on the CPU: at most eval_rows of held-out documents; m may be 0."""
+
+    def cross_entropies(
+        self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int
+    ) -> dict[str, float]:
+        """Nats a token of held-out documents under each replacement; see contexts.cross_entropies."""
+
+    def check_held_out(self) -> None:
+        """raises: FloatingPointError naming the first held-out row that is not finite"""
+
+    def check_steps(self, first: int, end: int, what: str) -> None:
+        """Look at the rows of steps first … end − 1. raises: FloatingPointError: `what`, and where one not finite stands"""
+
+    def close(self) -> None:
+        """Free memory and end threads."""
+
+
+def n_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+    """Optimiser steps of a run."""
+    return config.n_steps or max(1, int(config.n_epochs * steps_per_epoch))
+
+
+def ahead(config: TrainConfig, device: torch.device | str) -> bool:
+    """Whether the next buffer is made while one is trained on."""
+    return torch.device(device).type != "cpu" if config.prefetch is None else config.prefetch
+
+
+def spread(rows: Tensor, n: int) -> Tensor:
+    """At most n of the rows, evenly spread over them."""
+    return rows if len(rows) <= n else rows[torch.arange(n) * (len(rows) - 1) // max(1, n - 1)]

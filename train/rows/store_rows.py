@@ -1,0 +1,171 @@
+"""The rows of a run: which are trained on and held out, in which order, and where one that is broken stands."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelens_lite import distributed
+from saelens_lite.store.reader import ActivationStore
+
+from ..config import TrainConfig
+from .input_scale import input_scale
+from .joined_stores import JoinedStores
+from .protocol import BUFFER_DTYPES, ahead, n_steps, spread
+from .row_buffer import RowBuffer
+from .row_order import MixedOrder, Order, RowOrder, shares
+
+log = logging.getLogger(__name__)
+
+
+class StoreRows:
+    """The rows of one hook point of an activation store, or of several that are mixed; see `Rows`.
+
+    Several must agree in hook point and width. Each batch has the share of each store that store_weights say; None takes the
+    stores' training rows, so that an epoch shows each once. Held-out rows are those of all. A sample and they are kept from
+    one batch to the next, so that runs which share this read them once.
+
+    device: where batches are given
+    raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot share equally
+    """
+
+    def __init__(
+        self,
+        stores: ActivationStore | Sequence[ActivationStore],
+        config: TrainConfig,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        n_processes = distributed.world_size("data")
+        if config.batch_size_rows % n_processes:
+            raise ValueError(
+                f"batch_size_rows expected a multiple of {n_processes}, the processes that share each batch, got "
+                f"{config.batch_size_rows}: choose {-(-config.batch_size_rows // n_processes) * n_processes}"
+            )
+        stores = [stores] if isinstance(stores, ActivationStore) else list(stores)
+        self._joined = joined = JoinedStores(stores, config.hook_point)
+        self.hook_point, self.d_model, self.hf_module = joined.hook_point, joined.d_model, joined.hf_module
+        self.model_name, self.context_length = joined.model_name, joined.context_length
+        self._held_out_fraction = config.held_out_fraction
+        held_out = joined.held_out_rows(config.held_out_fraction)
+        self._train_rows, self.left_out_share = self._rows_to_train_on(held_out, config.max_norm_ratio)
+        self._held_out_rows = spread(torch.cat(held_out), config.eval_rows)
+        weights = config.store_weights or [len(rows) for rows in self._train_rows]
+        if len(weights) != len(stores):
+            raise ValueError(f"store_weights expected {len(stores)} numbers, one for each store, got {len(weights)}")
+        size = {"batch_size_rows": config.batch_size_rows, "buffer_rows": config.buffer_rows, "seed": config.row_seed}
+        if len(stores) == 1:
+            order: Order = RowOrder(self._train_rows[0], **size)
+        else:
+            joined.check_filled(self._train_rows)
+            order = MixedOrder(self._train_rows, weights, **size)
+        self._shares = [weight / sum(weights) for weight in weights]
+        dtypes = {BUFFER_DTYPES[store.plan["dtype"]] for store in stores}
+        self._buffer = RowBuffer(
+            joined,
+            order,
+            d_model=self.d_model,
+            dtype=dtypes.pop() if len(dtypes) == 1 else torch.float32,
+            part=(distributed.rank("data"), n_processes),
+            device=device,
+            ahead_to=n_steps(config, order.steps_per_epoch) if ahead(config, device) else 0,
+        )
+        self.steps_per_epoch = order.steps_per_epoch
+        self._at_hand: dict[str, Tensor] = {}
+        self.scale = input_scale(self._mean_sq_norm(), self.d_model) if config.scale_input else 1.0
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        contents = [f"content {store.fingerprint}" for store in self._joined.stores]
+        return {"hook_point": self.hook_point, "store": contents[0] if len(contents) == 1 else contents}
+
+    @property
+    def record(self) -> dict[str, Any]:
+        stores = self._joined.stores
+        if len(stores) == 1:
+            return {"store": stores[0].fingerprint}
+        return {"stores": [{"store": s.fingerprint, "share": share} for s, share in zip(stores, self._shares, strict=True)]}
+
+    def begin(self, position: dict[str, Any] | None) -> None:
+        pass  # order and scale are functions of the stores and the configuration
+
+    def position(self, step: int) -> dict[str, Any]:
+        return {}
+
+    def batch(self, step: int) -> Tensor:
+        self._at_hand.clear()
+        return self._buffer.batch(step)
+
+    def sample(self, n_rows: int) -> Tensor:
+        if (name := f"sample of {n_rows}") not in self._at_hand:
+            of_each = shares(n_rows, self._shares)
+            rows = torch.cat([spread(rows, n) for rows, n in zip(self._train_rows, of_each, strict=True)])
+            self._at_hand[name] = self._finite(rows, "a row is not finite")
+        return self._at_hand[name]
+
+    def held_out(self) -> Tensor:
+        if "held out" not in self._at_hand:
+            self._at_hand["held out"] = self._joined.gather(self._held_out_rows)
+        return self._at_hand["held out"]
+
+    def cross_entropies(
+        self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int
+    ) -> dict[str, float]:
+        from saelens_lite.lm.store_losses import cross_entropies
+
+        totals = dict.fromkeys(replacements, 0.0)
+        for store, share in zip(self._joined.stores, self._shares, strict=True):
+            some = {"fraction": self._held_out_fraction, "max_tokens": math.ceil(share * max_tokens)}
+            found = cross_entropies(model, store, self.hook_point, replacements, **some).ce
+            totals = {name: total + share * found[name] for name, total in totals.items()}
+        return totals
+
+    def check_held_out(self) -> None:
+        if "held out" not in self._at_hand:
+            self._at_hand["held out"] = self._finite(self._held_out_rows, "a row is not finite")
+
+    def check_steps(self, first: int, end: int, what: str) -> None:
+        for step in range(first, end):
+            self._finite(self._buffer.rows(step), what)
+
+    def close(self) -> None:
+        self._at_hand.clear()
+        self._buffer.close()
+
+    def _rows_to_train_on(
+        self, held_out: Sequence[Tensor], max_norm_ratio: float | None
+    ) -> tuple[list[Tensor], float | None]:
+        """Of each store; norms are compared within it."""
+        joined, rows = self._joined, self._joined.other_rows(held_out)
+        if max_norm_ratio is None:
+            return rows, None
+        kept = []
+        for number, of_store in enumerate(rows):
+            median = joined.stores[number].median_norm(self.hook_point)
+            norms = joined.norms(number)[of_store - joined.first_row(number)]
+            kept.append(of_store[norms <= max_norm_ratio * median])
+            what = "%.4f%% of the training rows%s are left out: norm above %g × the median %.4g"
+            of = f" of {joined.stores[number].path}" if len(rows) > 1 else ""
+            log.info(what, 100 * (1 - len(kept[-1]) / max(1, len(of_store))), of, max_norm_ratio, median)
+        return kept, 1 - sum(map(len, kept)) / max(1, sum(map(len, rows)))
+
+    def _mean_sq_norm(self) -> float:
+        """Over batches: of the rows trained on where some are left out, else of the stores, which have it ready."""
+        found = []
+        for number, (store, rows) in enumerate(zip(self._joined.stores, self._train_rows, strict=True)):
+            if self.left_out_share is None:
+                found.append(store.mean_sq_norm(self.hook_point))
+            else:
+                norms = self._joined.norms(number)[rows - self._joined.first_row(number)]
+                found.append(float(norms.double().square().mean()))
+        return sum(share * mean for share, mean in zip(self._shares, found, strict=True))
+
+    def _finite(self, rows: Tensor, what: str) -> Tensor:
+        """float32[n d_model] of rows int64[n]; raises: FloatingPointError for the first whose scaled norm is not finite"""
+        acts = self._joined.gather(rows)
+        self._joined.check_finite(rows, acts, self.scale, what)
+        return acts

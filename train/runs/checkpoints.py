@@ -1,0 +1,198 @@
+"""Checkpoints of a training run: all that its next step depends on, so that a killed run goes on bit for bit.
+
+<output>/state/step_00001200/state.safetensors   the tensors of `Trainer.state`, in the scale of training
+<output>/state/step_00001200/state.json          the rest:
+    format, version   "saelens_lite trainer state", 1
+    run               what determines the run: the store's fingerprint, the hook point, fields of TrainConfig
+    values            what `Trainer.state` holds beside tensors: steps_done, as in the folder's name
+    progress          scale of the inputs; of a stream, where its rows stand; seconds trained; bytes of metrics.jsonl, the
+                      run at wandb
+    made_by           what the last bits depend on as well: versions, device, threads, processes
+    tensors_sha256    of state.safetensors
+    sha256            of this file without this entry
+
+JSON is UTF-8 with sorted keys. A checkpoint is written in a hidden folder, synced, and appears by one rename, so it is whole
+or absent; it goes by a rename too. It holds no rows and no random numbers: row order is a function of (seed, step). Nothing
+is pickled. The SAE as people use it stands in <output> itself; of a finished run the folder `state` is removed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import saelens_lite
+from saelens_lite import distributed
+from saelens_lite.atomic import _discard, sync
+from saelens_lite.errors import CheckpointError
+
+log = logging.getLogger(__name__)
+
+_FORMAT, _VERSION = "saelens_lite trainer state", 1
+_STATE, _TENSORS, _FACTS = "state", "state.safetensors", "state.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a run goes on with.
+
+    state: of the trainer, on the CPU
+    run, progress, made_by: as in state.json
+    """
+
+    state: dict[str, Tensor | int]
+    run: dict[str, Any]
+    progress: dict[str, Any]
+    made_by: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps done."""
+        return int(self.state["steps_done"])
+
+
+def save_checkpoint(
+    output: Path,
+    state: Mapping[str, Tensor | int],
+    *,
+    run: Mapping[str, Any],
+    progress: Mapping[str, Any],
+    made_by: Mapping[str, Any],
+    keep: int,
+) -> None:
+    """Write the checkpoint of a step; of those of earlier steps keep − 1 stay, of later ones (damaged, if any) none.
+
+    state: as `Trainer.state` gives it
+    raises: CheckpointError when it cannot be written; the ones before are untouched then
+    """
+    step, folder = int(state["steps_done"]), output / _STATE
+    target = folder / f"step_{step:08}"
+    staged = folder / f".{target.name}.tmp"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for leftover in folder.glob(".step_*"):  # of a run that was killed while writing or removing
+            shutil.rmtree(leftover)
+        try:
+            staged.mkdir()
+            tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+            save_file(tensors, staged / _TENSORS)
+            facts = {
+                "format": _FORMAT,
+                "version": _VERSION,
+                "run": dict(run),
+                "values": {name: value for name, value in state.items() if not isinstance(value, Tensor)},
+                "progress": dict(progress),
+                "made_by": dict(made_by),
+                "tensors_sha256": _file_sha256(staged / _TENSORS),
+            }
+            (staged / _FACTS).write_bytes(_encoded({**facts, "sha256": _sha256(facts)}))
+            for path in (staged / _TENSORS, staged / _FACTS, staged):
+                sync(path)
+            if target.exists():
+                _discard(target)
+            os.replace(staged, target)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+        for path in (folder, output):
+            sync(path)
+        found = _checkpoints(output)
+        for other, path in found.items():
+            if other not in [s for s in found if s <= step][-keep:]:
+                _discard(path)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"cannot write the checkpoint of step {step} to {target}: {error}; make room or mend the cause, then give the "
+            "same command again: it goes on at the checkpoint before"
+        ) from error
+
+
+def load_checkpoint(output: Path) -> Checkpoint | None:
+    """The newest checkpoint in `output` that is whole; None if there is none at all.
+
+    Damaged ones are named in the log and left where they are.
+    raises: CheckpointError if there are checkpoints and all are damaged
+    """
+    found, damage = _checkpoints(output), ""
+    for step, folder in reversed(found.items()):
+        try:
+            return _read(folder, step)
+        except CheckpointError as error:
+            damage = str(error)
+            log.warning("%s; looking for a checkpoint before it", damage)
+    if found:
+        raise CheckpointError(
+            f"{output / _STATE} expected a whole checkpoint, all {len(found)} are damaged, the earliest so: {damage}; "
+            "restore one, or overwrite=True starts anew"
+        )
+    return None
+
+
+def remove_checkpoints(output: Path) -> None:
+    """Remove all there are, at once."""
+    if (output / _STATE).exists():
+        _discard(output / _STATE)
+
+
+def circumstances(device: torch.device) -> dict[str, Any]:
+    """What the last bits of a run depend on beside the run itself: state.json's made_by."""
+    return {
+        "saelens_lite": saelens_lite.__version__,
+        "torch": torch.__version__,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+        "processes": distributed.world_size(),
+        "latent_shards": distributed.world_size("latents"),
+    }
+
+
+def _read(folder: Path, step: int) -> Checkpoint:
+    """raises: CheckpointError if the checkpoint is not as it was written"""
+    try:
+        facts = json.loads((folder / _FACTS).read_bytes())
+        if facts.pop("sha256") != _sha256(facts):
+            raise ValueError(f"{_FACTS} does not have the sha256 that it states")
+        if (facts["format"], facts["version"]) != (_FORMAT, _VERSION):
+            raise ValueError(f"expected {_FORMAT!r} version {_VERSION}, got {facts['format']!r} version {facts['version']}")
+        if facts["values"]["steps_done"] != step:
+            raise ValueError(f"it is of step {facts['values']['steps_done']}")
+        if _file_sha256(folder / _TENSORS) != facts["tensors_sha256"]:
+            raise ValueError(f"{_TENSORS} has another sha256 than {_FACTS} records")
+        tensors = load_file(folder / _TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from error
+    return Checkpoint({**tensors, **facts["values"]}, facts["run"], facts["progress"], facts["made_by"])
+
+
+def _checkpoints(output: Path) -> dict[int, Path]:
+    """The checkpoints in a folder by their steps, ascending."""
+    found = {}
+    for path in (output / _STATE).glob("step_*"):
+        if (match := re.fullmatch(r"step_(\d+)", path.name)) and path.is_dir():
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def _encoded(facts: Mapping[str, Any]) -> bytes:
+    return (json.dumps(facts, sort_keys=True, ensure_ascii=False, indent=1) + "\n").encode()
+
+
+def _sha256(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_encoded(facts)).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

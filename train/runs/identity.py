@@ -1,0 +1,75 @@
+"""TODO clause of train/runs/identity.py."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from saelens_lite.config import differing_fields, to_mapping
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+
+from ..config import TrainConfig
+from ..rows.protocol import Rows, n_steps
+from .checkpoints import Checkpoint, circumstances, load_checkpoint
+from .process import device_of
+
+log = logging.getLogger(__name__)
+
+
+_FREE_FIELDS = {
+    "store", "output", "overwrite", "preset", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
+    "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline", "latent_shards",
+}  # fmt: skip
+
+
+"""What may change when a run goes on: where it reads (the store's content counts), writes and computes, what it tells."""
+
+
+def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
+    """What a run of this configuration left in its output when it ended; None if there is none, or overwrite replaces it.
+
+    raises: ValueError if another run ended there
+    """
+    output = Path(config.output)
+    if config.overwrite or (output / "state").exists() or not (output / "cfg.json").exists():
+        return None
+    sae = SparseAutoencoder.load(output, device="cpu" if config.latent_shards > 1 else device_of(config))
+    facts = sae.config.metadata.get("saelens_lite", {})
+    recorded = {name: value for name, value in facts.get("train", {}).items() if name not in _FREE_FIELDS}
+    stores = [f"content {of.get('store')}" for of in facts.get("stores", [facts])]
+    earlier = {**recorded, "hook_point": sae.config.hook_point, "store": stores[0] if len(stores) == 1 else stores}
+    if differing := differing_fields(_identity(rows, config), earlier, to_mapping(TrainConfig())):
+        raise ValueError(
+            f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep it, choose "
+            "another output, or overwrite=True to replace it"
+        )
+    return sae if facts["steps"] == n_steps(config, rows.steps_per_epoch) else None
+
+
+def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | None:
+    """Where an unfinished run in `output` is gone on with; None to begin. raises: ValueError if it must not be touched"""
+    if config.overwrite:
+        return None
+    found = load_checkpoint(output)
+    if found is None:
+        if (output / "cfg.json").exists():
+            raise ValueError(f"{output} holds an SAE already: choose another output, or overwrite=True to replace it")
+        return None
+    if differing := differing_fields(_identity(rows, config), found.run, to_mapping(TrainConfig())):
+        raise ValueError(
+            f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these as expected to go "
+            "on with it, choose another output, or overwrite=True to replace it"
+        )
+    log.info("going on at step %d with the run in %s", found.step, output)
+    now = circumstances(device_of(config))
+    if found.made_by != now:
+        changed = [f"{name} {found.made_by.get(name)} → {now[name]}" for name in now if found.made_by.get(name) != now[name]]
+        log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
+    return found
+
+
+def _identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:
+    """What determines a run: a checkpoint of it fits no other."""
+    fields = {name: value for name, value in to_mapping(config).items() if name not in _FREE_FIELDS}
+    return {**fields, **rows.identity}

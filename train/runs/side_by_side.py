@@ -1,0 +1,100 @@
+"""Runs that share their rows, side by side: every batch is read once and trains one after another."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any
+
+from torch import nn
+
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.store.reader import ActivationStore
+
+from ..config import TrainConfig
+from ..rows.store_rows import StoreRows
+from .process import device_of, writes
+from .run import Run
+from .signals import stop_signals
+
+log = logging.getLogger(__name__)
+
+
+def rows_for(stores: Sequence[ActivationStore], config: TrainConfig) -> StoreRows:
+    """What a run of this configuration reads of the stores."""
+    if config.end_to_end is None:
+        return StoreRows(stores, config, device_of(config))
+    from ..rows.store_contexts import StoreContexts
+
+    return StoreContexts(stores, config)
+
+
+def run_for(rows: StoreRows, config: TrainConfig, model: nn.Module | None) -> Run:
+    """The run of this configuration on its rows; see Run for what it raises."""
+    if config.end_to_end is None:
+        return Run(rows, config, model)
+    if model is None:
+        raise ValueError("end_to_end expected model=, the language model that was harvested (--eval-model), got none")
+    from ..rows.store_contexts import StoreContexts
+    from .end_to_end import EndToEndRun
+
+    assert isinstance(rows, StoreContexts)
+    return EndToEndRun(rows, config, model)
+
+
+def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointError]:
+    """Train runs that share their rows to their ends in one pass: each batch is read once and goes to one after another.
+
+    Those that stand at an earlier step than others catch up, shorter ones end before. One whose numbers break ends alone.
+    returns: for each run its SAE, or what broke
+    raises: KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once all were saved; anything else that fails in a run
+    """
+    rows = runs[0].rows
+    outcomes: dict[Run, SparseAutoencoder | FloatingPointError] = {}
+    with closing(rows), ExitStack() as every, stop_signals() as stopped:
+        opened = {run: every.enter_context(ExitStack()) for run in runs}
+
+        @contextmanager
+        def going_on(run: Run) -> Iterator[None]:
+            try:
+                yield
+            except FloatingPointError as error:
+                if len(runs) > 1 and writes():
+                    log.error("%s ends here: %s", run.output, error)
+                outcomes[run] = error
+                opened[run].__exit__(FloatingPointError, error, error.__traceback__)
+
+        for run in runs:
+            opened[run].enter_context(run.open())
+        first, bar = min(run.steps_done for run in runs), every.enter_context(_bar(runs))
+        for step in range(first, max(run.n_steps for run in runs)):
+            if due := [run for run in runs if run.steps_done == step and run not in outcomes]:
+                acts = rows.batch(step)
+            for run in due:
+                with going_on(run):
+                    run.after_step(run.step(acts))
+                    if run.steps_done == run.n_steps:
+                        outcomes[run] = run.finish()
+                        opened[run].close()
+            bar.update()
+            if stopped.anywhere() is not None or len(outcomes) == len(runs):
+                break
+        for run in runs:
+            if run not in outcomes:
+                with going_on(run):
+                    run.stop()
+    if (number := stopped.anywhere()) is not None:
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+    return [outcomes[run] for run in runs]
+
+
+def _bar(runs: Sequence[Run]) -> Any:
+    """A progress bar of the steps of the longest run, from where the first of them stands."""
+    from tqdm import tqdm
+
+    first, n_steps = min(run.steps_done for run in runs), max(run.n_steps for run in runs)
+    what = f"train {runs[0].config.kind}" if len(runs) == 1 else f"train {len(runs)} SAEs"
+    hidden = not (runs[0].config.progress and writes())
+    return tqdm(desc=what, unit="step", initial=first, total=n_steps, disable=hidden)

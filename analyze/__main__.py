@@ -1,4 +1,5 @@
-"""`python -m saelens_lite.analyze …` is `saelens-lite analyze …`, for torchrun: `torchrun -m saelens_lite.analyze …`."""
+"""`python -m saelens_lite.analyze …` is `saelens-lite analyze …`, for torchrun: `torchrun -m
+saelens_lite.analyze …`."""
 
 import sys
 

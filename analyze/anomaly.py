@@ -1,14 +1,16 @@
-"""How unlike the normal rows a row is, by an SAE: what it leaves unexplained, and how surprising its latents are.
+"""How unlike the normal rows a row is, by an SAE: what it leaves unexplained, and how surprising its latents
+are.
 
     error     ‖acts − recons‖
     surprise  Σ_silent −log(1 − p_i) + Σ_fires (−log p_i − log q_i), in nats
     combined  (z(error) + z(surprise)) / √2,    z(v) = (v − median) / (1.4826 · MAD), both of the normal rows
 
-p_i = (c_i + ½) / (n + 1) is the rate of latent i on n normal rows of which c_i fire, with Jeffreys' prior; latents count as
-independent, which they are not, so surprise ranks rows and is no likelihood of text. q_i is the two-sided tail of the
-activation's magnitude in a log-normal with the moments of latent i's normal firings, drawn towards those of all latents by
-PRIOR_FIRINGS; on normal rows −log q is 1 on average. The error sees directions that the dictionary lacks, the surprise known
-directions in strange company or strength. Rows are any vectors: a store's, one made from arrays, or a tensor.
+p_i = (c_i + ½) / (n + 1) is the rate of latent i on n normal rows of which c_i fire, with Jeffreys' prior;
+latents count as independent, which they are not, so surprise ranks rows and is no likelihood of text. q_i is
+the two-sided tail of the activation's magnitude in a log-normal with the moments of latent i's normal
+firings, drawn towards those of all latents by PRIOR_FIRINGS; on normal rows −log q is 1 on average. The error
+sees directions that the dictionary lacks, the surprise known directions in strange company or strength. Rows
+    are any vectors: a store's, one made from arrays, or a tensor.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ class AnomalyScores:
 
     def __repr__(self) -> str:
         middle = {name: float(getattr(self, name).median()) for name in ("error_z", "surprise_z", "combined")}
-        return f"AnomalyScores of {len(self.error):,} rows; medians " + ", ".join(f"{k} {v:.2f}" for k, v in middle.items())
+        return f"AnomalyScores of {len(self.error):,} rows; medians " + ", ".join(
+            f"{k} {v:.2f}" for k, v in middle.items()
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,7 +84,8 @@ class AnomalyDetector:
 
     def __repr__(self) -> str:
         return (
-            f"AnomalyDetector of {self.n_rows:,} normal rows: error {self.error_center:.4g} ± {self.error_scale:.2g}, "
+            f"AnomalyDetector of {self.n_rows:,} normal rows: error {self.error_center:.4g} ± "
+            f"{self.error_scale:.2g}, "
             f"surprise {self.surprise_center:.4g} ± {self.surprise_scale:.2g} nats"
         )
 
@@ -110,10 +115,11 @@ class AnomalyDetector:
 
 
 def fit_anomaly(sae: SparseAutoencoder, normal: Rows, hook_point: str | None = None) -> AnomalyDetector:
-    """Learn what is normal from rows, in two passes: rates and magnitudes of latents, then the spread of both scores.
+    """Learn what is normal from rows, in two passes: rates and magnitudes of latents, then the spread of both
+    scores.
 
-    The rows' own scores are a little low, since the rates are theirs: compare odd rows with normal ones kept apart, such as
-    `auroc(detector.scores(held_out).combined, detector.scores(odd).combined)`.
+    The rows' own scores are a little low, since the rates are theirs: compare odd rows with normal ones kept
+    apart, such as `auroc(detector.scores(held_out).combined, detector.scores(odd).combined)`.
 
     normal: float[n d_model], or a store; hook_point: of a store, by default the SAE's
     raises: ValueError as `AnomalyDetector.scores`, and for fewer than 2 rows
@@ -132,23 +138,33 @@ def fit_anomaly(sae: SparseAutoencoder, normal: Rows, hook_point: str | None = N
     mean = total.sum() / n_firings
     variance = (squared.sum() / n_firings - mean.square()).clamp_min(_LEAST_SCALE**2)
     log_mean = (total + PRIOR_FIRINGS * mean) / (counts + PRIOR_FIRINGS)
-    own = squared - 2 * log_mean * total + counts * log_mean.square()  # Σ (log value − log_mean)² of each latent
+    own = (
+        squared - 2 * log_mean * total + counts * log_mean.square()
+    )  # Σ (log value − log_mean)² of each latent
     log_std = ((own.clamp_min(0) + PRIOR_FIRINGS * variance) / (counts + PRIOR_FIRINGS)).sqrt()
     rates = (counts + 0.5) / (n_rows + 1)
 
     found = AnomalyDetector(sae, n_rows, rates, log_mean, log_std).scores(normal, hook_point)
-    (error_center, error_scale), (surprise_center, surprise_scale) = _spread(found.error), _spread(found.surprise)
-    return AnomalyDetector(sae, n_rows, rates, log_mean, log_std, error_center, error_scale, surprise_center, surprise_scale)
+    (error_center, error_scale), (surprise_center, surprise_scale) = (
+        _spread(found.error),
+        _spread(found.surprise),
+    )
+    return AnomalyDetector(
+        sae, n_rows, rates, log_mean, log_std, error_center, error_scale, surprise_center, surprise_scale
+    )
 
 
 def _spread(values: Tensor) -> tuple[float, float]:
-    """Median, and 1.4826 · median distance from it, which is the standard deviation of a normal distribution."""
+    """Median, and 1.4826 · median distance from it, which is the standard deviation of a normal
+    distribution."""
     center = values.median()
     scale = _MAD_TO_STD * (values - center).abs().median()
     return float(center), float(torch.maximum(scale, _LEAST_SCALE * center.abs().clamp_min(1)))
 
 
-def _encoded(sae: SparseAutoencoder, rows: Rows, hook_point: str | None) -> Iterator[tuple[Tensor, SparseLatents]]:
+def _encoded(
+    sae: SparseAutoencoder, rows: Rows, hook_point: str | None
+) -> Iterator[tuple[Tensor, SparseLatents]]:
     """(‖acts − recons‖ float64[n], latents) of every block of rows, on the CPU."""
     n_rows = 0
     for acts in _blocks(sae, rows, hook_point):
@@ -166,10 +182,14 @@ def _blocks(sae: SparseAutoencoder, rows: Rows, hook_point: str | None) -> Itera
         yield from (block.acts for block in blocks(sae, rows, matching_hook_point(sae, rows, hook_point)))
         return
     if hook_point is not None:
-        raise ValueError(f"hook_point= chooses among a store's, got {hook_point!r} with a {type(rows).__name__}")
+        raise ValueError(
+            f"hook_point= chooses among a store's, got {hook_point!r} with a {type(rows).__name__}"
+        )
     given = torch.as_tensor(rows)
     if given.ndim != 2:
-        raise ValueError(f"anomaly scores expected rows [n d_model={sae.d_model}], or a store, got {list(given.shape)}")
+        raise ValueError(
+            f"anomaly scores expected rows [n d_model={sae.d_model}], or a store, got {list(given.shape)}"
+        )
     for start in range(0, len(given), BLOCK_ROWS):
         acts = given[start : start + BLOCK_ROWS].detach().to(sae.device, sae.dtype)
         if not acts.isfinite().all():

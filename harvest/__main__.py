@@ -1,4 +1,5 @@
-"""`python -m saelens_lite.harvest …` is `saelens-lite harvest …`, for torchrun: `torchrun -m saelens_lite.harvest …`."""
+"""`python -m saelens_lite.harvest …` is `saelens-lite harvest …`, for torchrun: `torchrun -m
+saelens_lite.harvest …`."""
 
 import sys
 

@@ -17,7 +17,8 @@ _LOOK_S = 0.1
 def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
     """An iterator over `items` whose next ones, at most `depth`, are made in a thread while the block works.
 
-    An exception of `items` is raised where its item would have come. The thread has ended when the block ends.
+    An exception of `items` is raised where its item would have come. The thread has ended when the block
+    ends.
     """
     ready: queue.Queue[tuple[str, object]] = queue.Queue(maxsize=depth)
     stopped = threading.Event()

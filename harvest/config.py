@@ -16,18 +16,20 @@ class HarvestConfig:
     """Hub id or local folder of a Hugging Face causal language model."""
 
     dataset: tuple[str, ...]
-    """Hub ids or local files (txt, jsonl, json, csv, parquet; .gz too) or folders, read one after the other, or mixed by
-    dataset_weights."""
+    """Hub ids or local files (txt, jsonl, json, csv, parquet; .gz too) or folders, read one after the other,
+    or mixed by dataset_weights."""
 
     hook_points: tuple[str, ...]
-    """Where to take activations, such as blocks.3.hook_resid_post or a module path; all share one forward pass."""
+    """Where to take activations, such as blocks.3.hook_resid_post or a module path; all share one forward
+    pass."""
 
     store: str
-    """Folder of the activation store, or a URL that fsspec opens, such as s3://bucket/store; a harvest that was interrupted
-    there goes on."""
+    """Folder of the activation store, or a URL that fsspec opens, such as s3://bucket/store; a harvest that
+    was interrupted there goes on."""
 
     max_tokens: int
-    """Rows to harvest: tokens with an activation, special tokens not counted. Fewer only if the dataset ends."""
+    """Rows to harvest: tokens with an activation, special tokens not counted. Fewer only if the dataset
+    ends."""
 
     model_revision: str | None = None
     """Branch, tag or commit of the model on the hub; None is its main branch."""
@@ -42,15 +44,15 @@ class HarvestConfig:
     """Split of the dataset. Plain local files have only train."""
 
     text_column: str = "text"
-    """Column that holds a document: a text, a chat (messages with role and content, for the tokenizer's chat template), or
-    token ids, such as messages or input_ids. Plain text files have text."""
+    """Column that holds a document: a text, a chat (messages with role and content, for the tokenizer's chat
+    template), or token ids, such as messages or input_ids. Plain text files have text."""
 
     text_unit: Literal["line", "paragraph", "document"] = "line"
     """What one document is in a .txt file: a line, a paragraph (up to a blank line), or the whole file."""
 
     dataset_weights: tuple[float, ...] | None = None
-    """A weight for each dataset: about this share of the documents comes from it, mixed throughout, until it ends. None
-    reads one dataset after the other."""
+    """A weight for each dataset: about this share of the documents comes from it, mixed throughout, until it
+    ends. None reads one dataset after the other."""
 
     seed: int = 0
     """Draws which dataset of a mixture gives which document; without dataset_weights it changes nothing."""
@@ -62,32 +64,34 @@ class HarvestConfig:
     """Tokens a context, BOS included. Longer contexts show the model more; attention costs grow with it."""
 
     separator: Literal["bos", "eos", "none"] = "bos"
-    """Token before a document that starts inside a context. A tokenizer without a BOS uses its EOS for "bos"."""
+    """Token before a document that starts inside a context. A tokenizer without a BOS uses its EOS for
+    "bos"."""
 
     keep_special_tokens: bool = False
-    """Give BOS, separators and other special tokens rows too. Their activations are often extreme and distort training."""
+    """Give BOS, separators and other special tokens rows too. Their activations are often extreme and distort
+    training."""
 
     batch_size_seqs: int = 32
     """Contexts a forward pass. Raising it fills an accelerator better and takes more memory."""
 
     dtype: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
-    """Type of the stored rows. float32 takes twice the space; float16 is finer than bfloat16 but overflows at 65504; int8
-    takes half the space and leaves out about 5e-5 of the variance."""
+    """Type of the stored rows. float32 takes twice the space; float16 is finer than bfloat16 but overflows at
+    65504; int8 takes half the space and leaves out about 5e-5 of the variance."""
 
     compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Type the model is loaded in. None: float32 on a CPU, elsewhere the type that its checkpoint states."""
 
     documents_per_shard: int | None = None
-    """Documents a shard, the unit that is redone after an interruption. None: as many, by the mean of the first 64
-    documents, as give about max_tokens / 32 rows, at most 262,144; always a power of two."""
+    """Documents a shard, the unit that is redone after an interruption. None: as many, by the mean of the
+    first 64 documents, as give about max_tokens / 32 rows, at most 262,144; always a power of two."""
 
     device: str | None = None
-    """Where to load the model: cuda, mps or cpu. None takes the first of these that is there. Under torchrun each process
-    takes a GPU of its own."""
+    """Where to load the model: cuda, mps or cpu. None takes the first of these that is there. Under torchrun
+    each process takes a GPU of its own."""
 
     compile: bool = False
-    """Compile the model's blocks with torch.compile: faster in a long run, after a start of a minute or more. Rows differ
-    in their last bits from uncompiled ones, so it is part of the plan."""
+    """Compile the model's blocks with torch.compile: faster in a long run, after a start of a minute or more.
+    Rows differ in their last bits from uncompiled ones, so it is part of the plan."""
 
     check_space: bool = True
     """Refuse to start where the disk has less room than the rows will take."""
@@ -111,7 +115,8 @@ class HarvestConfig:
                 raise ValueError(f"{name} expected an integer of at least {least}, got {value!r}")
         if self.documents_per_shard is not None and self.documents_per_shard < 1:
             raise ValueError(
-                f"documents_per_shard expected at least 1, or None to choose it, got {self.documents_per_shard}"
+                "documents_per_shard expected at least 1, or None to choose it, got "
+                f"{self.documents_per_shard}"
             )
         if self.dataset_weights is not None:
             check_weights(self.dataset_weights, len(self.dataset))

@@ -50,7 +50,12 @@ class Estimate:
 
 
 def estimate(
-    plan: dict[str, Any], source: Source, mean_tokens: float, mean_bytes: float, store: Folder, rows_there: int
+    plan: dict[str, Any],
+    source: Source,
+    mean_tokens: float,
+    mean_bytes: float,
+    store: Folder,
+    rows_there: int,
 ) -> Estimate:
     """Rows and bytes that a plan will still take.
 
@@ -64,7 +69,9 @@ def estimate(
     wanted = int(n_documents * mean_tokens) if of_dataset and n_documents is not None else plan["max_tokens"]
     rows = max(0, wanted - rows_there)
     dtype = STORE_DTYPES[plan["dtype"]]
-    size = rows * (_BYTES_PER_POSITION + sum(row_bytes(dtype, f["d_model"]) for f in plan["hook_points"].values()))
+    size = rows * (
+        _BYTES_PER_POSITION + sum(row_bytes(dtype, f["d_model"]) for f in plan["hook_points"].values())
+    )
     return Estimate(rows, size, store.free_bytes(), of_dataset=of_dataset)
 
 
@@ -72,13 +79,15 @@ def check_fits(found: Estimate, store: Folder) -> None:
     """raises: ShardError if the disk has less room than the harvest takes"""
     if not found.fits:
         raise ShardError(
-            f"{store} expected room for {found}: make room, lower max_tokens, choose a smaller dtype such as int8 or "
+            f"{store} expected room for {found}: make room, lower max_tokens, choose a smaller dtype such "
+            "as int8 or "
             "another disk, or pass check_space=False if you know better"
         )
 
 
 def forward_seconds(model: nn.Module, hook_points: Sequence[str], plan: dict[str, Any], rows: int) -> float:
-    """Time of the forward passes for so many rows, measured on one batch after a first one; no row is kept."""
+    """Time of the forward passes for so many rows, measured on one batch after a first one; no row is
+    kept."""
     shape = (plan["batch_size_seqs"], plan["context_length"])
     input_ids = torch.zeros(shape, dtype=torch.int64, device=hooks.model_device(model))
     with torch.inference_mode():

@@ -1,4 +1,5 @@
-"""The harvest itself: what can be wrong looked at, the plan agreed with the store, then text through the model."""
+"""The harvest itself: what can be wrong looked at, the plan agreed with the store, then text through the
+model."""
 
 from __future__ import annotations
 
@@ -40,28 +41,30 @@ def harvest_activations(
 ) -> ActivationStore:
     """Run text through a model and keep the activations of some hook points in a store on disk.
 
-    Interrupted at any moment, the same call goes on after the last finished shard and ends with the same bytes. On a
-    finished store it does nothing.
+    Interrupted at any moment, the same call goes on after the last finished shard and ends with the same
+    bytes. On a finished store it does nothing.
 
     model: hub id, local folder, or a Hugging Face causal language model, which is not altered
-    dataset: hub id (streamed); local txt, jsonl, json, csv or parquet file, compressed too; folder; a list of these; a
-        `datasets` object; an iterable of documents, or of mappings with a column of them. A document is a text, a chat
-        (messages with role and content) or a list of token ids. With `dataset_weights`, a list of any of these
+    dataset: hub id (streamed); local txt, jsonl, json, csv or parquet file, compressed too; folder; a list of
+        these; a `datasets` object; an iterable of documents, or of mappings with a column of them. A document
+        is a text, a chat (messages with role and content) or a list of token ids. With `dataset_weights`, a
+        list of any of these
     hook_points: such as "blocks.3.hook_resid_post", or a module path; all share one forward pass
     store: folder of the store, or any URL that fsspec opens
     max_tokens: rows to harvest, met exactly unless the dataset ends before
     tokenizer: object, hub id or folder; None takes the model's own
     options: fields of HarvestConfig, such as context_length, batch_size_seqs, dtype, text_column, split
 
-    raises: HookError if the model lacks a hook point (names those it has); ShardError if the folder holds another plan,
-        is damaged, or cannot be written; ValueError for a dataset without documents, split or text column, a context
-        longer than the model's positions, or a wrong option
+    raises: HookError if the model lacks a hook point (names those it has); ShardError if the folder holds
+        another plan, is damaged, or cannot be written; ValueError for a dataset without documents, split or
+        text column, a context longer than the model's positions, or a wrong option
     """
     return _harvest(requested(model, dataset, hook_points, store, max_tokens, tokenizer, options))
 
 
 def run_harvest(config: HarvestConfig) -> ActivationStore:
-    """Carry out a harvest that is described by names alone, as on the command line; see `harvest_activations`."""
+    """Carry out a harvest that is described by names alone, as on the command line; see
+    `harvest_activations`."""
     return _harvest(Request(config, _open_named(config, config.dataset)))
 
 
@@ -93,7 +96,9 @@ def _estimate(request: Request) -> Estimate:
         found = prepared.estimate()
         if prepared.ours:
             drop_unused(prepared.model, prepared.points)
-        seconds = forward_seconds(prepared.model, list(prepared.plan["hook_points"]), prepared.plan, found.rows)
+        seconds = forward_seconds(
+            prepared.model, list(prepared.plan["hook_points"]), prepared.plan, found.rows
+        )
         return dataclasses.replace(found, seconds=seconds)
 
 
@@ -115,6 +120,12 @@ def _harvest(request: Request) -> ActivationStore:
         settings = to_mapping(request.config) if request.by_names else None
         progress = prepared.config.progress and rank() == 0
         make_shards(
-            prepared.model, prepared.tokenizer, prepared.source, prepared.plan, store, progress=progress, settings=settings
+            prepared.model,
+            prepared.tokenizer,
+            prepared.source,
+            prepared.plan,
+            store,
+            progress=progress,
+            settings=settings,
         )
     return ActivationStore(store)

@@ -1,4 +1,5 @@
-"""Further hook points for a store that is there: its tokens again through the model, the rows beside the others."""
+"""Further hook points for a store that is there: its tokens again through the model, the rows beside the
+others."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ logger = logging.getLogger(__name__)
 _BEFORE = "manifest.json.before"
 
 _TOLERANCE = 0.02
-"""Of the relative difference between rows made again and rows in the store: above what bfloat16 rounds (2^-9)."""
+"""Of the relative difference between rows made again and rows in the store: above what bfloat16 rounds
+(2^-9)."""
 
 
 def add_hook_points(
@@ -45,15 +47,16 @@ def add_hook_points(
 ) -> ActivationStore:
     """Harvest further hook points for a finished store, from its stored tokens; the text is not needed.
 
-    The store is afterwards the one that harvesting all hook points at once would have made, byte for byte; one that was
-    harvested with `compile` but for last bits, as other blocks may be compiled. Rows that are there are made again for
-    each shard's first batch and must agree, so another model is noticed. Until the end the store stays readable as it
-    was. Interrupted, the same call goes on.
+    The store is afterwards the one that harvesting all hook points at once would have made, byte for byte;
+    one that was harvested with `compile` but for last bits, as other blocks may be compiled. Rows that are
+    there are made again for each shard's first batch and must agree, so another model is noticed. Until the
+    end the store stays readable as it was. Interrupted, the same call goes on.
 
     store: an open store or its folder
     hook_points: such as "blocks.3.hook_mlp_out"; those that are there already cost nothing
     model: the model that was harvested; None loads it by the name that the store records
-    raises: ShardError if the model is another one, or the store has no tokens; HookError for an unknown hook point
+    raises: ShardError if the model is another one, or the store has no tokens; HookError for an unknown hook
+        point
     """
     folder = store.folder if isinstance(store, ActivationStore) else open_folder(store)
     _finish_interrupted(folder)
@@ -65,7 +68,8 @@ def add_hook_points(
         return store
     if "batch_size_seqs" not in store.plan:
         raise ShardError(
-            f"{store.path} was not harvested by saelens_lite: its rows came from elsewhere, with no word of how a model "
+            f"{store.path} was not harvested by saelens_lite: its rows came from elsewhere, with no word of "
+            "how a model "
             "made them: harvest anew"
         )
     ours = model is None
@@ -79,7 +83,10 @@ def add_hook_points(
         )
     compiled = {"compiled": True} if store.plan["model"].get("compiled") else {}
     if compiled and not ours:
-        raise ValueError(f"{store.path} was harvested with compile: leave model out, so that it is loaded and compiled here")
+        raise ValueError(
+            f"{store.path} was harvested with compile: leave model out, so that it is loaded and compiled "
+            "here"
+        )
     differing = differing_fields({"model": store.plan["model"]}, {"model": model_facts(model) | compiled})
     if differing:
         raise ShardError(f"{store.path} holds activations of another model: {'; '.join(differing)}")
@@ -96,7 +103,9 @@ def add_hook_points(
     return ActivationStore(store.folder)
 
 
-def _add(model: nn.Module, store: ActivationStore, plan: dict[str, Any], new: list[str], known: str, progress: bool) -> None:
+def _add(
+    model: nn.Module, store: ActivationStore, plan: dict[str, Any], new: list[str], known: str, progress: bool
+) -> None:
     folder, checked = store.folder, set()
 
     def check(batch: Batch) -> None:
@@ -109,7 +118,8 @@ def _add(model: nn.Module, store: ActivationStore, plan: dict[str, Any], new: li
         if not difference < _TOLERANCE:
             raise ShardError(
                 f"{folder}: {known} of shard {batch.shard.index} made again differs from its stored rows by "
-                f"{difference:.1%}: expected the model that was harvested, with the same weights and positions"
+                f"{difference:.1%}: expected the model that was harvested, with the same weights and "
+                "positions"
             )
 
     with only_writer(folder):
@@ -124,7 +134,8 @@ def _add(model: nn.Module, store: ActivationStore, plan: dict[str, Any], new: li
 
 
 def _adopt(folder: Folder, plan: dict[str, Any], claims: Claims) -> None:
-    """Give the store its new plan and manifest. The old manifest is kept until then: see `_finish_interrupted`."""
+    """Give the store its new plan and manifest. The old manifest is kept until then: see
+    `_finish_interrupted`."""
     folder.move("manifest.json", _BEFORE)
     folder.write("plan.json", encode_json(plan))
     seal(folder, plan, claims)

@@ -46,10 +46,15 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
         if found.ndim != 3 or found.shape[:2] != input_ids.shape:
             raise HookError(
                 f"{name} expected [batch, seq, d_model], one vector a token, got {list(found.shape)} for "
-                f"{list(input_ids.shape)} tokens: choose another module or a hook point such as blocks.0.hook_resid_post"
+                f"{list(input_ids.shape)} tokens: choose another module or a hook point such as "
+                "blocks.0.hook_resid_post"
             )
     return {
-        point.name: {"module_path": point.module_path, "side": point.side, "d_model": acts[point.name].shape[-1]}
+        point.name: {
+            "module_path": point.module_path,
+            "side": point.side,
+            "d_model": acts[point.name].shape[-1],
+        }
         for point in points
     }
 
@@ -103,14 +108,19 @@ def requested(
     if not named:
         for field in ("model_revision", "compute_dtype", "device", "compile"):
             if options.get(field):
-                raise ValueError(f"{field} says how to load a model; this one is given as an object: leave {field} out")
+                raise ValueError(
+                    f"{field} says how to load a model; this one is given as an object: leave {field} out"
+                )
     mixed = options.get("dataset_weights") is not None
     dataset_names = as_names(dataset)
     if dataset_names is None and not mixed:
         for field in _OF_NAMED_DATASETS:
             unused = options.get(field, _DEFAULTS[field]) != _DEFAULTS[field]
             if unused and not (field == "split" and isinstance(dataset, Mapping)):
-                raise ValueError(f"{field} says how to read a dataset by name; this one is given as an object: leave it out")
+                raise ValueError(
+                    f"{field} says how to read a dataset by name; this one is given as an object: leave it "
+                    "out"
+                )
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
     described = dataset_names or [type(part).__name__ for part in (dataset if mixed else [dataset])]
@@ -126,7 +136,9 @@ def requested(
     if dataset_names is not None:
         source = _open_named(config, dataset_names)
     elif mixed:
-        source = open_mixture([_open_part(config, part) for part in dataset], config.dataset_weights, config.seed)
+        source = open_mixture(
+            [_open_part(config, part) for part in dataset], config.dataset_weights, config.seed
+        )
     else:
         source = open_given(dataset, split=config.split, text_column=config.text_column)
     tokenizer = None if isinstance(tokenizer, str) else tokenizer
@@ -173,14 +185,17 @@ def prepare(request: Request) -> Iterator[Prepared]:
     limit = positions_limit(model)
     if limit is not None and config.context_length > limit:
         raise ValueError(
-            f"context_length {config.context_length} is beyond the model's {limit} positions: choose at most {limit}"
+            f"context_length {config.context_length} is beyond the model's {limit} positions: choose at "
+            f"most {limit}"
         )
     points = [hooks.resolve(model, name) for name in config.hook_points]
     with evaluation_mode(model), torch.inference_mode():
         lengths = [len(ids) for ids in token_ids(tokenizer, request.source.first)]
         mean_tokens = sum(lengths) / len(lengths)
         plan = _plan(config, model, tokenizer, request.source, points, mean_tokens)
-        yield Prepared(config, request.source, model, request.model is None, tokenizer, points, plan, mean_tokens)
+        yield Prepared(
+            config, request.source, model, request.model is None, tokenizer, points, plan, mean_tokens
+        )
 
 
 def _plan(
@@ -193,7 +208,9 @@ def _plan(
 ) -> dict[str, Any]:
     """Everything that determines the rows, found out from the objects at hand."""
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
-    separator_id = {"bos": eos_id if bos_id is None else bos_id, "eos": eos_id, "none": None}[config.separator]
+    separator_id = {"bos": eos_id if bos_id is None else bos_id, "eos": eos_id, "none": None}[
+        config.separator
+    ]
     n_documents = config.documents_per_shard
     if n_documents is None:
         batch_tokens = config.batch_size_seqs * config.context_length

@@ -1,4 +1,5 @@
-"""Rows straight from the forward passes, a shard at a time and nothing written: what a store would hold, once read."""
+"""Rows straight from the forward passes, a shard at a time and nothing written: what a store would hold, once
+read."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class StreamedShard:
     index: of the shard in its plan
     acts: float[n_rows d_model] on the CPU, as a reader of a store gets them
     doc_ids: int64[n_rows], the global index of each row's document
-    cursor: position in the dataset where the shard begins, for `ActivationStream.shards`; None where it has none
+    cursor: position in the dataset where the shard begins, for `ActivationStream.shards`; None where it has
+        none
     """
 
     index: int
@@ -46,7 +48,8 @@ class StreamedShard:
 
 
 class ActivationStream:
-    """The shards of a dataset's rows at one hook point of a model, made when they are asked for; see `activation_stream`.
+    """The shards of a dataset's rows at one hook point of a model, made when they are asked for; see
+    `activation_stream`.
 
     plan: as that of a store; equal plans give equal rows
     """
@@ -64,7 +67,8 @@ class ActivationStream:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 that names the rows: equal where model, tokenizer, dataset and settings are, by whatever names."""
+        """sha256 that names the rows: equal where model, tokenizer, dataset and settings are, by whatever
+        names."""
         return identity_sha256(self.plan)
 
     def shards(self, start: int = 0, cursor: Cursor | None = None) -> Iterator[StreamedShard]:
@@ -75,12 +79,16 @@ class ActivationStream:
         """
         plan, model = self.plan, self._model
         n_embeddings = model.get_input_embeddings().num_embeddings
-        packed = packed_shards(self._source, self._tokenizer, plan, itertools.count(start), n_embeddings, start, cursor)
+        packed = packed_shards(
+            self._source, self._tokenizer, plan, itertools.count(start), n_embeddings, start, cursor
+        )
         settings = {"one_shape": plan["model"].get("compiled", False)}
         with contextlib.ExitStack() as stack:
             if overlaps(model):
                 packed = stack.enter_context(ahead(packed, _PACKED_AHEAD))
-            forward = forward_batches(model, packed, [self.hook_point], plan["batch_size_seqs"], plan["dtype"], **settings)
+            forward = forward_batches(
+                model, packed, [self.hook_point], plan["batch_size_seqs"], plan["dtype"], **settings
+            )
             batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD)) if overlaps(model) else forward
             for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):
                 yield self._shard(of_shard)
@@ -109,14 +117,17 @@ def activation_stream(
 
     model, dataset, tokenizer: as in `harvest_activations`
     hook_point: one of the model's
-    options: fields of HarvestConfig that say how text becomes rows, such as context_length, dtype, text_column, split
+    options: fields of HarvestConfig that say how text becomes rows, such as context_length, dtype,
+        text_column, split
     raises: as `harvest_activations`, where a store has no part in it
     """
     options = {"documents_per_shard": None} | options
     request = requested(model, dataset, hook_point, "", _ENDLESS, tokenizer, options)
     with prepare(request) as found:
         plan = found.plan
-        if options["documents_per_shard"] is None:  # eight batches: what a reader who goes on makes twice at most
+        if (
+            options["documents_per_shard"] is None
+        ):  # eight batches: what a reader who goes on makes twice at most
             batch_tokens = plan["batch_size_seqs"] * plan["context_length"]
             plan = plan | {"documents_per_shard": documents_per_shard(found.mean_tokens, 0, batch_tokens)}
     with evaluation_mode(found.model):

@@ -2,14 +2,14 @@
 
     import saelens_lite as sl
 
-    store = sl.harvest_activations(model, dataset, ["blocks.3.hook_resid_post"], "store/", max_tokens=2_000_000)
-    sae = sl.train_sae(store, kind="topk", k=32, expansion=16)
+    store = sl.harvest_activations(model, dataset, ["blocks.3.hook_resid_post"], "store/",
+    max_tokens=2_000_000) sae = sl.train_sae(store, kind="topk", k=32, expansion=16)
     top = sl.max_activating_tokens(sae, store, n=20)
     with sl.ablate(model, sae, latents=[1234]):
         model.generate(...)
 
-Public names are imported when they are first used, so this module costs nothing and a training machine needs no
-transformers.
+Public names are imported when they are first used, so this module costs nothing and a training machine needs
+no transformers.
 
     errors       what can be broken, and the nearest name
     faces        lazy names of packages
@@ -40,7 +40,8 @@ __all__ += ["__version__"]
 
 
 class _CheckoutFinder:
-    """Finds the three rooms beside this package, where a plain checkout has them; an installation has them inside."""
+    """Finds the three rooms beside this package, where a plain checkout has them; an installation has them
+    inside."""
 
     @staticmethod
     def find_spec(fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -48,9 +49,12 @@ class _CheckoutFinder:
         if package != __name__ or room not in ("harvest", "train", "analyze"):
             return None
         folder = Path(__file__).parent.parent / room
-        return spec_from_file_location(fullname, folder / "__init__.py", submodule_search_locations=[str(folder)])
+        return spec_from_file_location(
+            fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
 
 
-# pyproject.toml lies beside this package only in a checkout. Last in the list: an installed room is found before.
+# pyproject.toml lies beside this package only in a checkout. Last in the list: an installed room is found
+# before.
 if (Path(__file__).parent.parent / "pyproject.toml").exists():
     sys.meta_path.append(_CheckoutFinder)

@@ -8,7 +8,8 @@ from pathlib import Path
 
 
 def write_page(path: str | Path, text: str) -> Path:
-    """Write a page, whole or not at all, replacing one that is there; its folder is made. Returns the path."""
+    """Write a page, whole or not at all, replacing one that is there; its folder is made. Returns the
+    path."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")

@@ -31,7 +31,8 @@ class Processes:
         return json.loads(self._kv.get(name))
 
     def claimed(self, items: Sequence[int]) -> Iterator[int]:
-        """Those of the items, the same in all processes, that this one takes: each time the next that nobody has."""
+        """Those of the items, the same in all processes, that this one takes: each time the next that nobody
+        has."""
         if self._kv is None:
             yield from items
             return

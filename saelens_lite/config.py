@@ -20,27 +20,34 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configu
     """Build the dataclass `cls` from `mapping`.
 
     where: names the source in errors, e.g. a file's path
-    raises: ValueError for a key that `cls` lacks (suggests the nearest), a required one that is missing, or a value of
-        another type than the field's; paths become strings
+    raises: ValueError for a key that `cls` lacks (suggests the nearest), a required one that is missing, or a
+        value of another type than the field's; paths become strings
     """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
             raise ValueError(
-                f"{where}: unknown key {key!r}{nearest(key, fields)}; {cls.__name__} has {', '.join(sorted(fields))}"
+                f"{where}: unknown key {key!r}{nearest(key, fields)}; {cls.__name__} has "
+                f"{', '.join(sorted(fields))}"
             )
     missing = [
         name
         for name, f in fields.items()
-        if name not in mapping and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+        if name not in mapping
+        and f.default is dataclasses.MISSING
+        and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}, got only {', '.join(mapping) or 'nothing'}")
+        raise ValueError(
+            f"{where}: {cls.__name__} needs {', '.join(missing)}, got only {', '.join(mapping) or 'nothing'}"
+        )
     values = {key: _plain(value) for key, value in mapping.items()}
     for name, hint in typing.get_type_hints(cls).items():
         if name in values and not _fits(values[name], hint):
             expected = getattr(fields[name].type, "__name__", fields[name].type)
-            raise ValueError(f"{where}: {name} expected {expected}, got {type(values[name]).__name__} {values[name]!r}")
+            raise ValueError(
+                f"{where}: {name} expected {expected}, got {type(values[name]).__name__} {values[name]!r}"
+            )
     return cls(**values)
 
 
@@ -52,11 +59,14 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Is the value of the hinted type, as far as configurations use types? Literals are left to the class's own check."""
+    """Is the value of the hinted type, as far as configurations use types? Literals are left to the class's
+    own check."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in typing.get_args(hint))
     if hint in (int, float):
-        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(value, bool)
+        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(
+            value, bool
+        )
     return not isinstance(hint, type) or isinstance(value, hint)
 
 
@@ -65,8 +75,11 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
 
 
-def differing_fields(run: Mapping[str, Any], earlier: Mapping[str, Any], defaults: Mapping[str, Any]) -> list[str]:
-    """Where a run is another than an earlier one: "k expected 32, got 16" for each field, expected being the earlier's.
+def differing_fields(
+    run: Mapping[str, Any], earlier: Mapping[str, Any], defaults: Mapping[str, Any]
+) -> list[str]:
+    """Where a run is another than an earlier one: "k expected 32, got 16" for each field, expected being the
+    earlier's.
 
     defaults: what stands for a field that the earlier run, of an older release, did not have
     """

@@ -23,6 +23,10 @@ def chosen_device(name: str | None) -> str:
         kind = torch.device(name).type
     except RuntimeError as error:
         raise ValueError(f"device expected cuda, mps or cpu, got {name!r}") from error
-    if (kind == "cuda" and not torch.cuda.is_available()) or (kind == "mps" and not torch.backends.mps.is_available()):
-        raise ValueError(f"device {name} expected one that torch {torch.__version__} sees here, it sees {best_device()}")
+    if (kind == "cuda" and not torch.cuda.is_available()) or (
+        kind == "mps" and not torch.backends.mps.is_available()
+    ):
+        raise ValueError(
+            f"device {name} expected one that torch {torch.__version__} sees here, it sees {best_device()}"
+        )
     return name

@@ -1,8 +1,10 @@
-"""Several processes that torchrun started for one piece of work: which of them this is, and sums over all of them.
+"""Several processes that torchrun started for one piece of work: which of them this is, and sums over all of
+them.
 
-Alone, and outside `joined`, every reduction gives back what it got: code that calls them reads as for one process.
-Processes may stand in a mesh of two axes, "data" × "latents", process r at (r // L, r % L): of a dictionary whose latents
-are divided among L, all in a row have the same tokens and all in a column the same latents. Reductions then go over an axis.
+Alone, and outside `joined`, every reduction gives back what it got: code that calls them reads as for one
+process. Processes may stand in a mesh of two axes, "data" × "latents", process r at (r // L, r % L): of a
+dictionary whose latents are divided among L, all in a row have the same tokens and all in a column the same
+latents. Reductions then go over an axis.
 """
 
 from __future__ import annotations
@@ -55,7 +57,8 @@ def local_rank() -> int | None:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: where torchrun started several on a machine, "cuda" means one of its GPUs for each."""
+    """The device of this process: where torchrun started several on a machine, "cuda" means one of its GPUs
+    for each."""
     if device != "cuda" or local_rank() is None:
         return device
     return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
@@ -64,7 +67,8 @@ def own_device(device: str) -> str:
 def meeting(purpose: str, patience: datetime.timedelta) -> tuple[dist.Store, int, int]:
     """(a key-value store that all processes which torchrun started share, rank, world size).
 
-    Every call of a process gets keys of its own, as what an earlier one left there stays: all processes call alike.
+    Every call of a process gets keys of its own, as what an earlier one left there stays: all processes call
+        alike.
     patience: how long to wait for a process that does not come
     """
     kv, this, n_processes = next(dist.rendezvous("env://", timeout=patience))
@@ -103,14 +107,19 @@ def _meshed(device: torch.device, latent_shards: int) -> Iterator[None]:
     if n % latent_shards:
         raise ValueError(
             f"latent_shards expected a divisor of {n}, the number of processes, got {latent_shards}: start "
-            f"`torchrun --nproc-per-node {latent_shards}`, or a multiple of it, or choose another latent_shards"
+            f"`torchrun --nproc-per-node {latent_shards}`, or a multiple of it, or choose another "
+            "latent_shards"
         )
     if latent_shards > 1:
         from torch.distributed.device_mesh import DeviceMesh
 
         ranks = torch.arange(n).view(-1, latent_shards)
-        # init_device_mesh would give its groups torch's patience of minutes: too little for one that waits on a disk.
-        groups = [dist.new_subgroups_by_enumeration(lines.tolist(), timeout=_PATIENCE)[0] for lines in (ranks.T, ranks)]
+        # init_device_mesh would give its groups torch's patience of minutes: too little for one that waits on
+        # a disk.
+        groups = [
+            dist.new_subgroups_by_enumeration(lines.tolist(), timeout=_PATIENCE)[0]
+            for lines in (ranks.T, ranks)
+        ]
         _mesh = DeviceMesh.from_group(groups, device.type, mesh=ranks, mesh_dim_names=("data", "latents"))
     try:
         yield
@@ -149,7 +158,8 @@ def total(number: float, axis: Axis | None = None) -> float:
 
 
 def largest(number: int, axis: Axis | None = None) -> int:
-    """The largest of the processes' numbers. Nobody returns before all have asked, so it is a barrier as well."""
+    """The largest of the processes' numbers. Nobody returns before all have asked, so it is a barrier as
+    well."""
     if world_size(axis) == 1:
         return number
     numbers = torch.tensor(number)
@@ -179,9 +189,11 @@ def gathered(tensor: Tensor, axis: Axis | None = None) -> Tensor:
 
 @torch.no_grad()
 def end_to_end(tensor: Tensor, axis: Axis) -> Tensor | None:
-    """The tensors of all processes along an axis, of one shape [n ...], as one [world_size · n ...] on the CPU of the first.
+    """The tensors of all processes along an axis, of one shape [n ...], as one [world_size · n ...] on the
+    CPU of the first.
 
-    One after the other: no other process and no device holds more than its own. returns: None in all but the first
+    One after the other: no other process and no device holds more than its own. returns: None in all but the
+        first
     """
     own, rank_here = tensor.detach().cpu().contiguous(), rank(axis)
     if world_size(axis) == 1:

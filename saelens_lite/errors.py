@@ -11,7 +11,8 @@ class SaelensLiteError(Exception):
 
 
 class ShardError(SaelensLiteError):
-    """An activation store cannot be read or written: a file is missing, short, altered or from another plan."""
+    """An activation store cannot be read or written: a file is missing, short, altered or from another
+    plan."""
 
 
 class HookError(SaelensLiteError):

@@ -1,6 +1,7 @@
 """Lazy faces of packages: a name is imported from the file that defines it when it is first used (PEP 562).
 
-The table of a face is the stub beside it, `__init__.pyi`: imports as an editor or type checker reads them, one line a file.
+The table of a face is the stub beside it, `__init__.pyi`: imports as an editor or type checker reads them,
+    one line a file.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ def face(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of the package whose `__init__.py` is `file`.
 
-    renamed: what to type today for each name of an earlier version; asking for one raises an AttributeError that says it
+    renamed: what to type today for each name of an earlier version; asking for one raises an AttributeError
+        that says it
     """
     homes = _homes(Path(file).with_suffix(".pyi"))
 
@@ -41,5 +43,7 @@ def face(
 
 def _homes(stub: Path) -> dict[str, str | None]:
     """The file that each name of a stub comes from, in its order; None for a folder of the package itself."""
-    imports = [node for node in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)]
+    imports = [
+        node for node in ast.parse(stub.read_text(encoding="utf-8")).body if isinstance(node, ast.ImportFrom)
+    ]
     return {alias.name: node.module for node in imports for alias in node.names}

@@ -10,10 +10,12 @@ from torch import Tensor
 
 
 def firing_hash(seed: int, latents: Tensor | int, rows: Tensor) -> Tensor:
-    """63 bits for each (latent, row), as good as random, the same everywhere; latent -1 gives the hash of a row alone.
+    """63 bits for each (latent, row), as good as random, the same everywhere; latent -1 gives the hash of a
+    row alone.
 
     latents, rows: int64[...]; returns: int64[...], from 0 to below 2^63
-    source: the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195); tally.c has it too
+    source: the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195); tally.c has
+        it too
     """
     latents = torch.as_tensor(latents, dtype=torch.int64)
     x = (latents + 1) * _signed(0x9E3779B97F4A7C15) + rows * _signed(0xD1B54A32D192ED03) + seed
@@ -38,8 +40,8 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -> ArrayOrTensor:
     """Which documents are held out: the one split used for rows and for text alike.
 
-    A stateless hash of the global document index decides, so a document is on the same side everywhere, whatever the
-    order, the sharding or the number of documents.
+    A stateless hash of the global document index decides, so a document is on the same side everywhere,
+    whatever the order, the sharding or the number of documents.
 
     doc_ids: int64[...], global document indices; array or tensor
     fraction: expected share of documents held out, 0 to 1

@@ -13,13 +13,16 @@ T = TypeVar("T")
 class Ahead(Generic[K, T]):
     """What belongs to one key at a time, and what belongs to the key after it made in a thread meanwhile.
 
-    make: make(key, stopped) gives what belongs to a key; it may end early, with anything, once `stopped` is set
-    following: the key after a key and what belongs to it. Where it says None nothing is made ahead, and what is asked for
-        next is made when the one before is gone
+    make: make(key, stopped) gives what belongs to a key; it may end early, with anything, once `stopped` is
+        set
+    following: the key after a key and what belongs to it. Where it says None nothing is made ahead, and what
+        is asked for next is made when the one before is gone
     An exception of `make` in the thread is raised where what it was making is asked for.
     """
 
-    def __init__(self, make: Callable[[K, threading.Event], T], following: Callable[[K, T], K | None]) -> None:
+    def __init__(
+        self, make: Callable[[K, threading.Event], T], following: Callable[[K, T], K | None]
+    ) -> None:
         self._make, self._following = make, following
         self._key: K | None = None
         self._made: T | None = None

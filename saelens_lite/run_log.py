@@ -14,10 +14,12 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Appends one JSON object a line to `<folder>/metrics.jsonl`; a context manager that closes what it opened.
+    """Appends one JSON object a line to `<folder>/metrics.jsonl`; a context manager that closes what it
+    opened.
 
     wandb_project: also log there (`WANDB_MODE=offline` is respected); wandb is imported only then
-    position: what `position` gave in an earlier process: lines after it are cut, and wandb's run goes on. None starts anew
+    position: what `position` gave in an earlier process: lines after it are cut, and wandb's run goes on.
+        None starts anew
     """
 
     def __init__(
@@ -48,7 +50,12 @@ class Tracker:
     def _cut(self, length_bytes: int) -> None:
         found = self.path.stat().st_size
         if found < length_bytes:
-            log.warning("%s lacks lines: expected %d bytes of them, got %d; new ones follow", self.path, length_bytes, found)
+            log.warning(
+                "%s lacks lines: expected %d bytes of them, got %d; new ones follow",
+                self.path,
+                length_bytes,
+                found,
+            )
             length_bytes = self.path.read_bytes().rfind(b"\n") + 1
         os.truncate(self.path, length_bytes)
 
@@ -68,7 +75,9 @@ class Tracker:
     def __enter__(self) -> Tracker:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         self._file.close()
         if self._run is not None:
             self._run.finish(exit_code=0 if kind is None else 1)
@@ -90,9 +99,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         except ValueError as error:  # of JSON or of UTF-8
             if number == len(lines):
                 break
-            raise ValueError(f"{path} expected a JSON object in line {number}: {error}; remove the line") from error
+            raise ValueError(
+                f"{path} expected a JSON object in line {number}: {error}; remove the line"
+            ) from error
         if not isinstance(values, dict):
-            raise ValueError(f"{path} expected a JSON object in line {number}, got {type(values).__name__}; remove the line")
+            raise ValueError(
+                f"{path} expected a JSON object in line {number}, got {type(values).__name__}; remove the "
+                "line"
+            )
         found.append(values)
     return found
 
@@ -109,5 +123,7 @@ class SilentTracker(Tracker):
     def log(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
         pass
 
-    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
         pass

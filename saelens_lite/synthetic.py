@@ -1,18 +1,21 @@
-"""Activations whose features are known: sparse sums of planted directions, more of them than there are dimensions.
+"""Activations whose features are known: sparse sums of planted directions, more of them than there are
+dimensions.
 
-Ground truth for dictionaries, which text does not give. Feature i fires where a normal z exceeds a threshold and its parent
-fires, with a magnitude |N(mean, std²)|, and a row is the sum of what fires:
+Ground truth for dictionaries, which text does not give. Feature i fires where a normal z exceeds a threshold
+and its parent fires, with a magnitude |N(mean, std²)|, and a row is the sum of what fires:
 
-    z       = f @ loadingsᵀ + sqrt(1 − ‖loading‖²) · e       f ~ N(0, I_rank) of the row, e ~ N(0, 1) of each feature
-    fires_i = lower_i < z_i ≤ upper_i  and  fires_parent(i)
+    z       = f @ loadingsᵀ + sqrt(1 − ‖loading‖²) · e       f ~ N(0, I_rank) of the row, e ~ N(0, 1) of each
+    feature fires_i = lower_i < z_i ≤ upper_i  and  fires_parent(i)
     acts    = Σ_i magnitude_i · directions_i
 
-Rates follow a capped Zipf law, min(max_rate, c · rank^-exponent), where c gives the wanted mean l0. They are those of the
-rows exactly, hierarchy included: thresholds are set for the rate given the parent, from which a child's z is independent.
-Siblings that exclude each other share one z, of which each takes an interval.
+Rates follow a capped Zipf law, min(max_rate, c · rank^-exponent), where c gives the wanted mean l0. They are
+those of the
+rows exactly, hierarchy included: thresholds are set for the rate given the parent, from which a child's z is
+independent. Siblings that exclude each other share one z, of which each takes an interval.
 
-source: the ingredients are those of SAELens' SyntheticModel (SynthSAEBench, arXiv:2602.14687). There, magnitudes are
-rectified, siblings exclude each other by drawing among those that fired, and rates are corrected for that approximately.
+source: the ingredients are those of SAELens' SyntheticModel (SynthSAEBench, arXiv:2602.14687). There,
+magnitudes are rectified, siblings exclude each other by drawing among those that fired, and rates are
+corrected for that approximately.
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ _MAX_LOADING = 0.99
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticConfig:
-    """Everything that determines synthetic rows. The first features are the trees', level by level, then the free ones."""
+    """Everything that determines synthetic rows. The first features are the trees', level by level, then the
+    free ones."""
 
     d_model: int = 256
     """Width of a row."""
@@ -60,7 +64,8 @@ class SyntheticConfig:
     correlation_rank: int = 25
     """Common causes of firing; more make correlations more various."""
     correlation_scale: float = 0.1
-    """Standard deviation of a feature's loading on a cause; correlations of z are about scale² · sqrt(rank). 0 for none."""
+    """Standard deviation of a feature's loading on a cause; correlations of z are about scale² · sqrt(rank).
+    0 for none."""
     n_trees: int = 0
     """Trees of the planted hierarchy, in which a feature fires only where its parent does; 0 for none."""
     branching: int = 4
@@ -70,8 +75,8 @@ class SyntheticConfig:
     exclusive_siblings: bool = True
     """Whether at most one child of a parent fires on a row."""
     max_child_share: float = 0.8
-    """The largest share of a parent's firings that a child takes; all its children together where siblings exclude each
-    other. Zipf rates above that are cut. At 1 some parents would never be seen alone."""
+    """The largest share of a parent's firings that a child takes; all its children together where siblings
+    exclude each other. Zipf rates above that are cut. At 1 some parents would never be seen alone."""
     seed: int = 0
     """Of directions, loadings and rows."""
 
@@ -82,7 +87,14 @@ class SyntheticConfig:
 
         for name in ("d_model", "n_features", "branching", "depth"):
             check(getattr(self, name) >= 1, name, "a positive number")
-        for name in ("zipf_exponent", "magnitude_std", "spread_steps", "correlation_scale", "n_trees", "seed"):
+        for name in (
+            "zipf_exponent",
+            "magnitude_std",
+            "spread_steps",
+            "correlation_scale",
+            "n_trees",
+            "seed",
+        ):
             check(getattr(self, name) >= 0, name, "0 or more")
         for name in ("l0", "magnitude_mean"):
             check(getattr(self, name) > 0, name, "a number above 0")
@@ -92,13 +104,17 @@ class SyntheticConfig:
         check(needed <= self.n_features, "n_features", f"at least the {needed} of {self.n_trees} trees")
         enough = self.depth + 1 if self.n_trees and self.correlation_scale else 1
         check(
-            self.correlation_rank >= enough, "correlation_rank", f"at least {enough}: loadings are orthogonal down a branch"
+            self.correlation_rank >= enough,
+            "correlation_rank",
+            f"at least {enough}: loadings are orthogonal down a branch",
         )
 
     @property
     def levels(self) -> list[int]:
         """Features of each level of the hierarchy, roots first; empty without one."""
-        return [self.n_trees * self.branching**level for level in range(self.depth + 1)] if self.n_trees else []
+        return (
+            [self.n_trees * self.branching**level for level in range(self.depth + 1)] if self.n_trees else []
+        )
 
 
 class SyntheticRows(NamedTuple):
@@ -118,7 +134,8 @@ class SyntheticActivations:
     directions: float32[n_features d_model], unit norm
     rates: float64[n_features], share of rows on which each feature fires
     parents: int64[n_features], -1 for a root or a free feature
-    loadings: float32[n_features correlation_rank]; z of features i ≠ j has the correlation loadings_i · loadings_j
+    loadings: float32[n_features correlation_rank]; z of features i ≠ j has the correlation loadings_i ·
+        loadings_j
 
     Row r is a function of the configuration and r alone, so any span can be made anywhere, at any time.
     """
@@ -155,27 +172,40 @@ class SyntheticActivations:
         return (torch.nn.functional.normalize(loadings, dim=1) * norms[self._own_z]).float()
 
     def rows(self, start_row: int, n_rows: int) -> SyntheticRows:
-        """n_rows rows from start_row on, all in memory: 4 · d_model bytes each and about 16 bytes a firing."""
+        """n_rows rows from start_row on, all in memory: 4 · d_model bytes each and about 16 bytes a
+        firing."""
         if start_row < 0 or n_rows < 0:
             raise ValueError(f"rows expected start_row and n_rows of 0 or more, got {start_row} and {n_rows}")
         parts = [
-            self._part(block, max(start_row, block * BLOCK_ROWS), min(start_row + n_rows, (block + 1) * BLOCK_ROWS))
+            self._part(
+                block, max(start_row, block * BLOCK_ROWS), min(start_row + n_rows, (block + 1) * BLOCK_ROWS)
+            )
             for block in range(start_row // BLOCK_ROWS, -(-(start_row + n_rows) // BLOCK_ROWS))
             if n_rows
         ]
         parts = parts or [SparseLatents.from_dense(torch.zeros(0, self.config.n_features))]
         latents = SparseLatents.cat(parts, (n_rows,))
-        return SyntheticRows(kernels.decode(latents.values, latents.indices, latents.offsets, self.directions), latents)
+        return SyntheticRows(
+            kernels.decode(latents.values, latents.indices, latents.offsets, self.directions), latents
+        )
 
-    def chunks(self, start_row: int, n_rows: int, chunk_rows: int = 16 * BLOCK_ROWS) -> Iterator[SyntheticRows]:
+    def chunks(
+        self, start_row: int, n_rows: int, chunk_rows: int = 16 * BLOCK_ROWS
+    ) -> Iterator[SyntheticRows]:
         """The same rows, chunk_rows at a time."""
         for first_row in range(start_row, start_row + n_rows, chunk_rows):
             yield self.rows(first_row, min(chunk_rows, start_row + n_rows - first_row))
 
     def to_store(
-        self, path: str | os.PathLike[str], n_rows: int, *, dtype: str = "float32", rows_per_shard: int = 65_536
+        self,
+        path: str | os.PathLike[str],
+        n_rows: int,
+        *,
+        dtype: str = "float32",
+        rows_per_shard: int = 65_536,
     ) -> ActivationStore:
-        """Keep rows 0 to n_rows - 1 as an activation store, hook point "synthetic"; each BLOCK_ROWS rows are a document.
+        """Keep rows 0 to n_rows - 1 as an activation store, hook point "synthetic"; each BLOCK_ROWS rows are
+        a document.
 
         raises: as `ActivationStore.from_arrays`
         """
@@ -210,18 +240,20 @@ class SyntheticActivations:
         offsets = np.searchsorted(rows, np.arange(BLOCK_ROWS + 1))
         offsets = offsets[first_row - block * BLOCK_ROWS : end_row - block * BLOCK_ROWS + 1]
         pairs = slice(offsets[0], offsets[-1])
-        values, indices, offsets = map(torch.from_numpy, (magnitudes[pairs], features[pairs], offsets - offsets[0]))
+        values, indices, offsets = map(
+            torch.from_numpy, (magnitudes[pairs], features[pairs], offsets - offsets[0])
+        )
         return SparseLatents(values, indices, offsets, config.n_features, (end_row - first_row,))
 
 
 def spread(directions: Tensor, n_steps: int) -> Tensor:
     """Unit rows, spread apart by alternating projection: to the nearest tight frame, then to norm 1.
 
-    This lowers Σ (d_i · d_j)², the noise of superposition, towards n² / d, the least that n > d unit vectors can have; up to
-    d vectors become orthogonal.
+    This lowers Σ (d_i · d_j)², the noise of superposition, towards n² / d, the least that n > d unit vectors
+    can have; up to d vectors become orthogonal.
     directions: float[n d]; returns: float[n d]
-    source: Tropp et al. 2005, "Designing structured tight frames via an alternating projection method". SAELens' generator
-        lowers the same sum by Adam.
+    source: Tropp et al. 2005, "Designing structured tight frames via an alternating projection method".
+        SAELens' generator lowers the same sum by Adam.
     """
     unit = torch.nn.functional.normalize(directions.double(), dim=1)
     for _ in range(n_steps):
@@ -262,7 +294,8 @@ def _rates(config: SyntheticConfig, levels: list[slice], parents: Tensor) -> Ten
     low, high = 0.0, 1.0 / float(zipf[-1])  # there, every feature is at a cap
     if float(at(high).sum()) < config.l0:
         raise ValueError(
-            f"SyntheticConfig.l0 expected at most {float(at(high).sum()):.1f} from {config.n_features} features under "
+            f"SyntheticConfig.l0 expected at most {float(at(high).sum()):.1f} from {config.n_features} "
+            "features under "
             f"max_rate={config.max_rate} and max_child_share={config.max_child_share}, got {config.l0}"
         )
     for _ in range(100):
@@ -272,7 +305,8 @@ def _rates(config: SyntheticConfig, levels: list[slice], parents: Tensor) -> Ten
 
 
 def _thresholds(config: SyntheticConfig, rates: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each feature: whose z it takes, int64[n_features], and the interval of z in which it fires, float64[n_features]."""
+    """Of each feature: whose z it takes, int64[n_features], and the interval of z in which it fires,
+    float64[n_features]."""
     own_z = torch.arange(config.n_features)
     has_parent = parents >= 0
     share = torch.where(has_parent, rates / rates[parents], rates)  # of the rows on which the parent fires
@@ -280,5 +314,7 @@ def _thresholds(config: SyntheticConfig, rates: Tensor, parents: Tensor) -> tupl
     if config.exclusive_siblings and has_parent.any():
         siblings = share[has_parent].view(-1, config.branching)
         above[has_parent] = (siblings.cumsum(1) - siblings).reshape(-1)
-        own_z[has_parent] = own_z[has_parent].view(-1, config.branching)[:, :1].expand_as(siblings).reshape(-1)
+        own_z[has_parent] = (
+            own_z[has_parent].view(-1, config.branching)[:, :1].expand_as(siblings).reshape(-1)
+        )
     return own_z, torch.special.ndtri(1 - above - share), torch.special.ndtri(1 - above)

@@ -16,7 +16,9 @@ def aligned(lines: Sequence[Sequence[str]]) -> str:
     widths = [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
     widths[0] = max(len(line[0]) for line in lines)
     return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]).rstrip()
+        "  ".join(
+            [line[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(line[1:], widths[1:]))]
+        ).rstrip()
         for line in lines
     )
 

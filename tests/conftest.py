@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.update(HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false")
+os.environ.update(
+    HF_HUB_OFFLINE="1", WANDB_MODE="offline", WANDB_SILENT="true", TOKENIZERS_PARALLELISM="false"
+)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
@@ -16,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="session")
 def byte_tokenizer():
-    """A tokenizer of 259 tokens, made here: pad 0, BOS 1 (put before every text), EOS 2, and a token for each byte."""
+    """A tokenizer of 259 tokens, made here: pad 0, BOS 1 (put before every text), EOS 2, and a token for each
+    byte."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -36,7 +39,8 @@ def byte_tokenizer():
 
 @pytest.fixture
 def gpt2():
-    """A GPT-2 with two layers of width 32, 64 positions, random weights and the vocabulary of `byte_tokenizer`."""
+    """A GPT-2 with two layers of width 32, 64 positions, random weights and the vocabulary of
+    `byte_tokenizer`."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -79,7 +83,8 @@ def planted() -> Planted:
 
 @pytest.fixture(scope="session")
 def embedded():
-    """The embedded language model and its tokenizer; shared by the tests of a process, so leave it as it is."""
+    """The embedded language model and its tokenizer; shared by the tests of a process, so leave it as it
+    is."""
     from saelens_lite.demo.embedded import load_model
 
     return load_model()
@@ -109,7 +114,8 @@ def pytest_runtest_setup(item):
 
 
 class SkipPolicy:
-    """Ends the run with the list of its skips, and fails it when one has a reason that tests/skips.txt does not list."""
+    """Ends the run with the list of its skips, and fails it when one has a reason that tests/skips.txt does
+    not list."""
 
     def __init__(self, listed: list[str]) -> None:
         self.listed = listed

@@ -1,4 +1,5 @@
-"""Stores from arrays: what comes in comes out, by documents and without text, and training and analysis work on them."""
+"""Stores from arrays: what comes in comes out, by documents and without text, and training and analysis work
+on them."""
 
 import json
 
@@ -25,7 +26,12 @@ def all_bytes(folder):
 def test_rows_come_back(tmp_path, dtype):
     rows = rows_of(1000, 16)
     store = ActivationStore.from_arrays(tmp_path, rows, dtype=dtype, rows_per_shard=400)
-    assert (store.hook_points, store.n_rows, store.shard_rows, store.d_model()) == (["acts"], 1000, [400, 400, 200], 16)
+    assert (store.hook_points, store.n_rows, store.shard_rows, store.d_model()) == (
+        ["acts"],
+        1000,
+        [400, 400, 200],
+        16,
+    )
     kept = store.gather(torch.arange(1000))
     if dtype == "int8":
         assert float((kept - rows).square().sum() / (rows - rows.mean(0)).square().sum()) < 1e-4
@@ -80,7 +86,9 @@ def test_the_plan_and_the_files(tmp_path):
 
 def test_documents_decide_what_is_held_out(tmp_path):
     documents = torch.arange(1000) // 10
-    store = ActivationStore.from_arrays(tmp_path / "a", rows_of(1000), documents=documents, rows_per_shard=300)
+    store = ActivationStore.from_arrays(
+        tmp_path / "a", rows_of(1000), documents=documents, rows_per_shard=300
+    )
     assert torch.equal(torch.cat([store.row_docs(shard) for shard in range(4)]), documents)
     assert torch.equal(store.held_out_rows(0.3), is_held_out(documents, 0.3))
     alone = ActivationStore.from_arrays(tmp_path / "b", rows_of(1000), rows_per_shard=300)
@@ -88,7 +96,9 @@ def test_documents_decide_what_is_held_out(tmp_path):
 
 
 def test_several_hook_points(tmp_path):
-    store = ActivationStore.from_arrays(tmp_path, {"early": rows_of(7, 3), "late": iter(rows_of(7, 5).split(2))})
+    store = ActivationStore.from_arrays(
+        tmp_path, {"early": rows_of(7, 3), "late": iter(rows_of(7, 5).split(2))}
+    )
     assert (store.hook_points, store.d_model("late")) == (["early", "late"], 5)
     assert torch.equal(store.acts(0, "late"), rows_of(7, 5))
 
@@ -125,7 +135,9 @@ def test_an_attempt_that_failed_is_begun_anew_and_anything_else_is_left_alone(tm
         ActivationStore(tmp_path / "a")
     store = ActivationStore.from_arrays(tmp_path / "a", rows_of(), rows_per_shard=5)
     assert torch.equal(store.gather(torch.arange(10)), rows_of())
-    with pytest.raises(ShardError, match="holds a finished store: open it with ActivationStore, or choose another folder"):
+    with pytest.raises(
+        ShardError, match="holds a finished store: open it with ActivationStore, or choose another folder"
+    ):
         ActivationStore.from_arrays(tmp_path / "a", rows_of())
     (tmp_path / "b").mkdir()
     (tmp_path / "b/letter.txt").write_text("dear")
@@ -159,7 +171,9 @@ def test_wrong_rows_are_refused(tmp_path):
     refused(r"documents expected int\[n_rows\]", rows_of(), documents=np.arange(10) * 0.5)
     refused(r"documents expected int\[n_rows\]", rows_of(), documents=np.arange(10) - 1)
     with pytest.raises(ShardError, match="1 of 10 rows of acts are not finite as torch.float16"):
-        ActivationStore.from_arrays(tmp_path / "half", torch.cat([rows_of(9), torch.full((1, 3), 1e6)]), dtype="float16")
+        ActivationStore.from_arrays(
+            tmp_path / "half", torch.cat([rows_of(9), torch.full((1, 3), 1e6)]), dtype="float16"
+        )
 
 
 def test_arrays_that_may_not_be_written_to_and_whole_numbers(tmp_path):
@@ -179,7 +193,9 @@ def test_regrouping_keeps_every_row_once():
 
 def test_an_sae_is_trained_and_scored_without_text(tmp_path, planted):
     """The planted directions are found again in vectors that never saw a model."""
-    store = ActivationStore.from_arrays(tmp_path / "store", planted.acts, dtype="int8", documents=torch.arange(8192) // 8)
+    store = ActivationStore.from_arrays(
+        tmp_path / "store", planted.acts, dtype="int8", documents=torch.arange(8192) // 8
+    )
     sae = sl.train_sae(
         store, kind="topk", k=3, d_sae=48, n_steps=800, batch_size_rows=512, device="cpu", lr=0.01,
         output=str(tmp_path / "sae"), progress=False,

@@ -1,4 +1,5 @@
-"""The SAE folder: what SAELens wrote computes the same here, what we write is as specified, and broken folders say how."""
+"""The SAE folder: what SAELens wrote computes the same here, what we write is as specified, and broken
+folders say how."""
 
 import dataclasses
 import json
@@ -44,7 +45,9 @@ def golden_copy(tmp_path):
         folder = tmp_path / name
         shutil.copytree(GOLDEN / f"saelens_{name}", folder, dirs_exist_ok=True)
         cfg = json.loads((folder / "cfg.json").read_text()) | changes
-        (folder / "cfg.json").write_text(json.dumps({key: value for key, value in cfg.items() if value is not ...}))
+        (folder / "cfg.json").write_text(
+            json.dumps({key: value for key, value in cfg.items() if value is not ...})
+        )
         return folder
 
     return copy
@@ -56,7 +59,9 @@ def test_what_saelens_wrote_computes_the_same(name):
     expected = load_file(folder / "expected.safetensors")
     sae = load_sae(folder)
     with torch.no_grad():
-        torch.testing.assert_close(sae.encode(expected["acts"]).to_dense(), expected["latent_acts"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            sae.encode(expected["acts"]).to_dense(), expected["latent_acts"], atol=1e-5, rtol=0
+        )
         # SAELens divides by std + 1e-5 and multiplies by std; ours undoes exactly what it did.
         atol = 1e-4 if sae.config.normalize_activations == "layer_norm" else 1e-5
         torch.testing.assert_close(sae(expected["acts"]).recons, expected["recons"], atol=atol, rtol=0)
@@ -102,7 +107,11 @@ def test_cfg_json_is_the_saelens_inference_form(tmp_path):
         "rescale_acts_by_decoder_norm": False,
         "architecture": "topk",
     }
-    assert sorted(os.listdir(tmp_path / "sae")) == ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors"]
+    assert sorted(os.listdir(tmp_path / "sae")) == [
+        "cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+    ]
     assert os.listdir(tmp_path) == ["sae"], "nothing hidden is left beside it"
     torch.testing.assert_close(load_log_sparsity(tmp_path / "sae"), torch.linspace(-10, 0, 16))
     header = (tmp_path / "sae" / "sae_weights.safetensors").read_bytes()
@@ -183,9 +192,15 @@ def test_written_before_saelens_6_is_read(golden_copy):
     }
     config = load_sae(golden_copy("topk", **old)).config
     assert (config.kind, config.k) == ("topk", 4)
-    assert (config.hook_point, config.model_name, config.dtype) == ("blocks.2.hook_resid_pre", "gpt2", "float32")
+    assert (config.hook_point, config.model_name, config.dtype) == (
+        "blocks.2.hook_resid_pre",
+        "gpt2",
+        "float32",
+    )
     assert config.metadata["prepend_bos"] is True
-    config = load_sae(golden_copy("standard", metadata=..., architecture=..., normalize_activations=None)).config
+    config = load_sae(
+        golden_copy("standard", metadata=..., architecture=..., normalize_activations=None)
+    ).config
     assert (config.kind, config.normalize_activations) == ("relu", "none")
 
 
@@ -194,7 +209,8 @@ def test_log_threshold_and_a_scaling_factor_of_ones_are_read(golden_copy):
     tensors = load_file(folder / "sae_weights.safetensors")
     threshold = tensors.pop("threshold")
     save_file(
-        tensors | {"log_threshold": threshold.log(), "scaling_factor": torch.ones(16)}, folder / "sae_weights.safetensors"
+        tensors | {"log_threshold": threshold.log(), "scaling_factor": torch.ones(16)},
+        folder / "sae_weights.safetensors",
     )
     torch.testing.assert_close(load_sae(folder).threshold.detach(), threshold)
 
@@ -256,7 +272,9 @@ def test_damaged_and_missing_files_are_named(golden_copy, tmp_path):
     folder = golden_copy("topk")
     weights = folder / "sae_weights.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    with pytest.raises(CheckpointError, match="sae_weights.safetensors: expected a complete safetensors file"):
+    with pytest.raises(
+        CheckpointError, match="sae_weights.safetensors: expected a complete safetensors file"
+    ):
         load_sae(folder)
     weights.unlink()
     with pytest.raises(CheckpointError, match="sae_weights.safetensors is missing"):
@@ -267,7 +285,9 @@ def test_damaged_and_missing_files_are_named(golden_copy, tmp_path):
         load_sae(folder)
     with pytest.raises(CheckpointError, match="no SAE at .*nowhere"):
         load_sae(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="SAEs in it: saelens_gated, saelens_jumprelu.*pass one as folder="):
+    with pytest.raises(
+        CheckpointError, match="SAEs in it: saelens_gated, saelens_jumprelu.*pass one as folder="
+    ):
         load_sae(GOLDEN)
     assert load_sae(GOLDEN, "saelens_gated").kind == "gated"
 
@@ -279,7 +299,9 @@ def test_a_repository_that_cannot_be_fetched_says_so(monkeypatch):
         raise ConnectionError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(CheckpointError, match="cannot fetch owner/name folder='a' from the hub: no route to host"):
+    with pytest.raises(
+        CheckpointError, match="cannot fetch owner/name folder='a' from the hub: no route to host"
+    ):
         load_sae("owner/name", "a")
 
 

@@ -20,14 +20,27 @@ HARVEST = ["harvest", "--model", "demo", "--hook-points", POINT, "--no-progress"
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A folder with a store, an SAE and its baseline, made by the commands on a text of many small documents."""
+    """A folder with a store, an SAE and its baseline, made by the commands on a text of many small
+    documents."""
     folder = tmp_path_factory.mktemp("cli")
     text = folder / "data.jsonl"
     lines = [{"text": f"def f{i}(x):\n    return x + {i}\n\nclass C{i}:\n    pass\n"} for i in range(400)]
     text.write_text("\n".join(map(json.dumps, lines)))
     store = str(folder / "store")
     assert main([*HARVEST, "6000", "--dataset", str(text), "--store", store, "--context-length", "64"]) == 0
-    training = ["train", "--store", store, "--k", "4", "--d-sae", "64", "--n-steps", "20", "--batch-size-rows", "256"]
+    training = [
+        "train",
+        "--store",
+        store,
+        "--k",
+        "4",
+        "--d-sae",
+        "64",
+        "--n-steps",
+        "20",
+        "--batch-size-rows",
+        "256",
+    ]
     assert main([*training, "--no-progress", "--output", str(folder / "topk")]) == 0
     assert main([*training, "--no-progress", "--freeze-decoder", "--output", str(folder / "frozen")]) == 0
     return folder
@@ -48,7 +61,18 @@ def fails(capsys, *argv):
 
 
 def test_harvest_and_train_say_what_they_made_and_what_comes_next(made, capsys):
-    main([*HARVEST, "6000", "--dataset", str(made / "data.jsonl"), "--store", str(made / "store"), "--context-length", "64"])
+    main(
+        [
+            *HARVEST,
+            "6000",
+            "--dataset",
+            str(made / "data.jsonl"),
+            "--store",
+            str(made / "store"),
+            "--context-length",
+            "64",
+        ]
+    )
     out = capsys.readouterr().out
     assert f"6,000 rows of {POINT} (width 192)" in out
     assert f"next: saelens-lite train --store {made / 'store'} --output runs/topk" in out
@@ -56,7 +80,15 @@ def test_harvest_and_train_say_what_they_made_and_what_comes_next(made, capsys):
 
 def test_a_dry_run_says_what_a_harvest_takes_and_writes_nothing(made, tmp_path, capsys):
     """6,000 rows of bfloat16[192], their norms and 10 bytes a position: 6000 * (384 + 4 + 10) = 2.39 MB."""
-    argv = [*HARVEST, "6000", "--dataset", str(made / "data.jsonl"), "--store", str(tmp_path / "store"), "--dry-run"]
+    argv = [
+        *HARVEST,
+        "6000",
+        "--dataset",
+        str(made / "data.jsonl"),
+        "--store",
+        str(tmp_path / "store"),
+        "--dry-run",
+    ]
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert f"{tmp_path / 'store'}: would take 6,000 rows, 2.39 MB;" in out and "are free; about" in out
@@ -85,7 +117,18 @@ def test_a_store_at_a_url(made, tmp_path, capsys, place):
 
 def test_hook_points_are_added_and_a_flipped_bit_is_mended(made, tmp_path, capsys):
     store, other = tmp_path / "store", "blocks.1.hook_mlp_out"
-    main([*HARVEST, "600", "--dataset", str(made / "data.jsonl"), "--store", str(store), "--documents-per-shard", "16"])
+    main(
+        [
+            *HARVEST,
+            "600",
+            "--dataset",
+            str(made / "data.jsonl"),
+            "--store",
+            str(store),
+            "--documents-per-shard",
+            "16",
+        ]
+    )
     capsys.readouterr()
     assert main(["add-hook-points", str(store), other, "--model", "demo", "--no-progress"]) == 0
     out = capsys.readouterr().out
@@ -125,7 +168,15 @@ def test_of_several_processes_the_first_speaks(made, capsys, monkeypatch):
 
 
 def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
-    argv = ["train", "--config", made / "topk" / "train_config.json", "--n-steps", "2", "--output", made / "again"]
+    argv = [
+        "train",
+        "--config",
+        made / "topk" / "train_config.json",
+        "--n-steps",
+        "2",
+        "--output",
+        made / "again",
+    ]
     assert main(list(map(str, argv))) == 0
     out = capsys.readouterr().out
     assert "topk SAE of 64 latents" in out and "2 steps, 512 rows" in out
@@ -134,13 +185,37 @@ def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
 
 
 def test_train_streams_from_a_model(made, capsys):
-    argv = ["train", "--model", "demo", "--dataset", str(made / "data.jsonl"), "--hook-point", "blocks.2.hook_resid_post"]
-    argv += ["--context-length", "64", "--d-sae", "64", "--k", "4", "--batch-size-rows", "256", "--buffer-rows", "1024"]
+    argv = [
+        "train",
+        "--model",
+        "demo",
+        "--dataset",
+        str(made / "data.jsonl"),
+        "--hook-point",
+        "blocks.2.hook_resid_post",
+    ]
+    argv += [
+        "--context-length",
+        "64",
+        "--d-sae",
+        "64",
+        "--k",
+        "4",
+        "--batch-size-rows",
+        "256",
+        "--buffer-rows",
+        "1024",
+    ]
     assert main([*argv, "--n-steps", "6", "--device", "cpu", "--output", str(made / "streamed")]) == 0
     out = capsys.readouterr().out
     assert "topk SAE of 64 latents on blocks.2.hook_resid_post" in out and "6 steps, 1,536 rows" in out
-    assert "with --freeze-decoder and another --output" in out and "with --baseline" not in out  # which it would refuse
-    assert f"next: saelens-lite analyze --sae {made / 'streamed'} --model demo --dataset {made / 'data.jsonl'}\n" in out
+    assert (
+        "with --freeze-decoder and another --output" in out and "with --baseline" not in out
+    )  # which it would refuse
+    assert (
+        f"next: saelens-lite analyze --sae {made / 'streamed'} --model demo --dataset {made / 'data.jsonl'}\n"
+        in out
+    )
     assert "train needs --store" in fails(capsys, "train", "--n-steps", "2")
     assert "needs --dataset and --hook-point" in fails(capsys, "train", "--model", "demo")
     for flags in (["--store-weights", "1"], ["--baseline"]):
@@ -155,15 +230,39 @@ def test_train_mixes_several_stores(made, capsys):
     assert main([*argv, "--batch-size-rows", "256", "--output", str(made / "mixed")]) == 0
     assert f"--sae {made / 'mixed'} --store {stores[0]} --model demo" in capsys.readouterr().out
     assert json.loads((made / "mixed" / "train_config.json").read_text())["store"] == stores
-    argv = ["train", "--config", str(made / "mixed" / "train_config.json"), "--output", str(made / "mixed again")]
+    argv = [
+        "train",
+        "--config",
+        str(made / "mixed" / "train_config.json"),
+        "--output",
+        str(made / "mixed again"),
+    ]
     assert main(argv) == 0
 
 
 def test_evaluate_prints_the_table_with_controls_and_writes_it(made, capsys):
-    argv = ["evaluate", "--sae", made / "topk", "--store", made / "store", "--baseline", made / "frozen", "--model", "demo"]
+    argv = [
+        "evaluate",
+        "--sae",
+        made / "topk",
+        "--store",
+        made / "store",
+        "--baseline",
+        made / "frozen",
+        "--model",
+        "demo",
+    ]
     assert main([*map(str, argv), "--windows-tokens", "1000", "--output", str(made / "numbers.json")]) == 0
     out = capsys.readouterr().out
-    for expected in ("trained", "baseline", "zero ablation", "mean ablation", "dead@1k", "ΔCE", "the embedded model"):
+    for expected in (
+        "trained",
+        "baseline",
+        "zero ablation",
+        "mean ablation",
+        "dead@1k",
+        "ΔCE",
+        "the embedded model",
+    ):
         assert expected in out
     rows = {row["name"]: row for row in json.loads((made / "numbers.json").read_text())["rows"]}
     assert rows["mean ablation"]["fvu"] == pytest.approx(1, abs=0.05)
@@ -171,7 +270,17 @@ def test_evaluate_prints_the_table_with_controls_and_writes_it(made, capsys):
 
 
 def test_evaluate_prints_every_number_and_the_noise_of_seeds(made, capsys):
-    argv = ["evaluate", "--sae", made / "topk", "--store", made / "store", "--windows-tokens", "1000", "--max-tokens", "500"]
+    argv = [
+        "evaluate",
+        "--sae",
+        made / "topk",
+        "--store",
+        made / "store",
+        "--windows-tokens",
+        "1000",
+        "--max-tokens",
+        "500",
+    ]
     assert main([*map(str, argv), "--all"]) == 0
     shown = capsys.readouterr().out
     assert "ev_dictionary_learning" in shown and "encoder_decoder_cosine" in shown
@@ -181,7 +290,17 @@ def test_evaluate_prints_every_number_and_the_noise_of_seeds(made, capsys):
 
 def test_analyze_writes_a_page(made, capsys):
     page = made / "features.html"
-    argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--n-latents", "3"]
+    argv = [
+        "analyze",
+        "--sae",
+        made / "topk",
+        "--store",
+        made / "store",
+        "--output",
+        page,
+        "--n-latents",
+        "3",
+    ]
     assert main(list(map(str, argv))) == 0
     out = capsys.readouterr().out
     assert f"page: {page}" in out and f"index: {made / 'features.index'}" in out
@@ -206,10 +325,20 @@ def test_store_and_sae_may_stand_first_without_flags(made, tmp_path, capsys):
 
 def test_what_comes_next_runs_as_it_is_printed(made, tmp_path, capsys):
     """From the analysis on: the search that it names, and the latent that this names."""
-    argv = ["analyze", str(made / "store"), str(made / "topk"), "--output", str(tmp_path / "f.html"), "--n-latents", "3"]
+    argv = [
+        "analyze",
+        str(made / "store"),
+        str(made / "topk"),
+        "--output",
+        str(tmp_path / "f.html"),
+        "--n-latents",
+        "3",
+    ]
     for _ in range(2):
         assert main(argv) == 0
-        following = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: saelens-lite ")]
+        following = [
+            line for line in capsys.readouterr().out.splitlines() if line.startswith("next: saelens-lite ")
+        ]
         assert len(following) == 1
         argv = following[0].split()[2:]
     assert argv[-2] == "--latent" and main(argv) == 0
@@ -221,7 +350,12 @@ def test_search_in_the_index(made, capsys):
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--model", "demo"]
     assert main(list(map(str, argv))) == 0
     assert "\nunigram: " in capsys.readouterr().out
-    for question in (["--token", " return"], ["--regex", "f[0-9]"], ["--by", "max", "--n", "2"], ["--text", "class C1"]):
+    for question in (
+        ["--token", " return"],
+        ["--regex", "f[0-9]"],
+        ["--by", "max", "--n", "2"],
+        ["--text", "class C1"],
+    ):
         assert main(["search", index, *question]) == 0
         assert capsys.readouterr().out.startswith("latent"), question
     assert main(["search", index, "--unigram", ""]) == 0
@@ -253,10 +387,24 @@ def test_search_in_the_index(made, capsys):
 
 
 def test_analyze_harvests_for_itself(made, tmp_path, capsys):
-    argv = ["analyze", "--sae", made / "topk", "--model", "demo", "--dataset", made / "data.jsonl", "--max-tokens", "700"]
-    assert main([*map(str, argv), "--output", str(tmp_path / "f.html"), "--index", str(tmp_path / "index")]) == 0
+    argv = [
+        "analyze",
+        "--sae",
+        made / "topk",
+        "--model",
+        "demo",
+        "--dataset",
+        made / "data.jsonl",
+        "--max-tokens",
+        "700",
+    ]
+    assert (
+        main([*map(str, argv), "--output", str(tmp_path / "f.html"), "--index", str(tmp_path / "index")]) == 0
+    )
     assert "over 700 tokens" in capsys.readouterr().out
-    assert "needs --store, or --model and --dataset" in fails(capsys, "analyze", "--sae", made / "topk", "--model", "demo")
+    assert "needs --store, or --model and --dataset" in fails(
+        capsys, "analyze", "--sae", made / "topk", "--model", "demo"
+    )
 
 
 def test_probe_prints_the_table_with_controls_and_writes_it(made, capsys):
@@ -265,23 +413,47 @@ def test_probe_prints_the_table_with_controls_and_writes_it(made, capsys):
     with gzip.open(data, "wt") as file:
         for i in range(120):
             kind = ("def", "for", "else")[i % 3]
-            file.write(json.dumps({"code": f"{kind} x{i} in y", "kind": kind[0], "by": f"author {i // 4}"}) + "\n")
+            file.write(
+                json.dumps({"code": f"{kind} x{i} in y", "kind": kind[0], "by": f"author {i // 4}"}) + "\n"
+            )
     argv = ["probe", "--sae", made / "topk", "--model", "demo", "--texts", data, "--text-field", "code"]
     named = [*argv, "--label-field", "kind", "--group-field", "by", "--labels", "d", "f"]
-    few = ["--k", "1", "4", "--baseline", made / "frozen", "--max-tokens", "64", "--output", made / "probes.json"]
+    few = [
+        "--k",
+        "1",
+        "4",
+        "--baseline",
+        made / "frozen",
+        "--max-tokens",
+        "64",
+        "--output",
+        made / "probes.json",
+    ]
     assert main([str(arg) for arg in [*named, *few]]) == 0
     out = capsys.readouterr().out
-    for row in ("activations", "DiffMean of activations", "text length", "sae k=1", "sae k=4", "sae all 64", "baseline k=4"):
+    for row in (
+        "activations",
+        "DiffMean of activations",
+        "text length",
+        "sae k=1",
+        "sae k=4",
+        "sae all 64",
+        "baseline k=4",
+    ):
         assert re.search(rf"^{row}  ", out, flags=re.MULTILINE), out
     assert "blocks.2.hook_resid_post of the embedded model, mean over tokens" in out
     found = json.loads((made / "probes.json").read_text())
     assert found["classes"] == ["d", "f"] and sum(found["n_train"]) + sum(found["n_test"]) == 80
     assert sum(found["n_clusters"]) == 30
     assert found["rows"][0]["auroc"] == 1  # it can see the first word
-    assert "no field 'label'" in fails(capsys, *argv) and "its fields are code, kind, by" in fails(capsys, *argv)
+    assert "no field 'label'" in fails(capsys, *argv) and "its fields are code, kind, by" in fails(
+        capsys, *argv
+    )
     assert "has no label 'g'; it has d (40), f (40), e (40)" in fails(capsys, *named, "g")
     assert "no file /nowhere.jsonl" in fails(capsys, *argv[:5], "--texts", "/nowhere.jsonl")
-    assert "expected a file of .jsonl, .json, .csv, .parquet" in fails(capsys, *argv[:5], "--texts", made / "a.xlsx")
+    assert "expected a file of .jsonl, .json, .csv, .parquet" in fails(
+        capsys, *argv[:5], "--texts", made / "a.xlsx"
+    )
     assert main([str(arg) for arg in [*named, "--k", "1", "--max-texts", "60"]]) == 0
     assert "--baseline" in capsys.readouterr().out
 
@@ -326,7 +498,8 @@ def test_the_overview_loads_neither_torch_nor_tyro():
     assert time.perf_counter() - began < 10
 
 
-# What the user can put right ------------------------------------------------------------------------------------
+# What the user can put right
+# ------------------------------------------------------------------------------------
 
 
 def test_a_missing_hook_point_names_those_the_model_has(made, tmp_path, capsys):
@@ -335,7 +508,10 @@ def test_a_missing_hook_point_names_those_the_model_has(made, tmp_path, capsys):
     line = fails(capsys, *argv, "--hook-points", "blocks.2.hook_resid_pots")
     assert "did you mean 'blocks.2.hook_resid_post'" in line
     line = fails(capsys, *argv, "--hook-points", "blocks.9.hook_mlp_out")
-    assert "it has blocks.0 to blocks.3 with .hook_resid_pre, .hook_attn_out, .hook_mlp_out, .hook_resid_post" in line
+    assert (
+        "it has blocks.0 to blocks.3 with .hook_resid_pre, .hook_attn_out, .hook_mlp_out, .hook_resid_post"
+        in line
+    )
     assert not (tmp_path / "s").exists()
 
 
@@ -349,7 +525,9 @@ def test_a_dataset_without_the_text_column_names_its_columns(tmp_path, capsys):
 def test_an_sae_of_another_width_names_both(made, tmp_path, capsys):
     from saelens_lite import SAEConfig, SparseAutoencoder
 
-    SparseAutoencoder(SAEConfig(d_model=32, d_sae=64, kind="topk", k=4, hook_point=POINT)).save(tmp_path / "narrow")
+    SparseAutoencoder(SAEConfig(d_model=32, d_sae=64, kind="topk", k=4, hook_point=POINT)).save(
+        tmp_path / "narrow"
+    )
     line = fails(capsys, "evaluate", "--sae", made / "topk", "--store", made / "store", "--output", tmp_path)
     assert "expected a file in a folder that is there" in line
     line = fails(capsys, "evaluate", "--sae", tmp_path / "narrow", "--store", made / "store")

@@ -14,14 +14,18 @@ def encode(rows, dtype=torch.int8, portion=None):
     tensors = [torch.cat(encoded), *coder.tail()]
     for tensor, (name, kind, shape) in zip(tensors, coder.layout, strict=True):
         assert (tensor.dtype, tuple(tensor.shape)) == (kind, shape), name
-    return {name: tensor for tensor, (name, _, _) in zip(tensors, coder.layout, strict=True)}, torch.cat(stored)
+    return {name: tensor for tensor, (name, _, _) in zip(tensors, coder.layout, strict=True)}, torch.cat(
+        stored
+    )
 
 
 def streams(n_rows, d_model, seed=0):
     """Rows with a mean, columns of spreads from 0.1 to 3, and two columns that are sometimes extreme."""
     generator = torch.Generator().manual_seed(seed)
     spread = torch.logspace(-1, 0.5, d_model)[torch.randperm(d_model, generator=generator)]
-    rows = torch.randn(n_rows, d_model, generator=generator) * spread + 5 * torch.randn(d_model, generator=generator)
+    rows = torch.randn(n_rows, d_model, generator=generator) * spread + 5 * torch.randn(
+        d_model, generator=generator
+    )
     rows[:, [3, 77]] *= torch.where(torch.rand(n_rows, 2, generator=generator) < 0.05, 80.0, 1.0)
     return rows
 
@@ -32,10 +36,10 @@ def codec_fvu(rows, stored):
 
 
 def test_int8_by_hand():
-    """Two columns of two rows, (1, 10) and (3, 50): center (2, 30), spread (1, 20), root mean square √200.5, so neither is
-    below an eighth of it except 1, which becomes √200.5 / 8 = 1.7700. The entries less center are (−1, −20) and (1, 20); in
-    columns scales (∓0.56497, ∓1). The row scale is 1 / 127 = 0.0078740 rounded up to float16: its step there is 2⁻¹⁷, so
-    1033 · 2⁻¹⁷ = 0.0078812. Then q = ∓(71.69, 126.88) → ∓(72, 127).
+    """Two columns of two rows, (1, 10) and (3, 50): center (2, 30), spread (1, 20), root mean square √200.5,
+    so neither is below an eighth of it except 1, which becomes √200.5 / 8 = 1.7700. The entries less center
+    are (−1, −20) and (1, 20); in columns scales (∓0.56497, ∓1). The row scale is 1 / 127 = 0.0078740 rounded
+    up to float16: its step there is 2⁻¹⁷, so 1033 · 2⁻¹⁷ = 0.0078812. Then q = ∓(71.69, 126.88) → ∓(72, 127).
     """
     rows = torch.tensor([[1.0, 10.0], [3.0, 50.0]])
     tensors, stored = encode(rows)
@@ -44,7 +48,9 @@ def test_int8_by_hand():
     assert tensors["scale"].tolist() == [1033 * 2**-17] * 2
     assert tensors["q"].tolist() == [[-72, -127], [72, 127]]
     step = 1033 * 2**-17
-    expected = torch.tensor([[2 - 72 * step * 200.5**0.5 / 8, 30 - 127 * step * 20], [2 + 72 * step * 200.5**0.5 / 8, 0]])
+    expected = torch.tensor(
+        [[2 - 72 * step * 200.5**0.5 / 8, 30 - 127 * step * 20], [2 + 72 * step * 200.5**0.5 / 8, 0]]
+    )
     torch.testing.assert_close(stored[0], expected[0])
     torch.testing.assert_close(decode(tensors, slice(1, 2))[0, 0], expected[1, 0])
 
@@ -72,7 +78,8 @@ def test_error_is_at_most_half_a_step():
 
 
 def test_columns_of_one_step_would_be_far_worse():
-    """What the column scales and the columns apart are for: 8 bits for each row alone leave out 50 times as much."""
+    """What the column scales and the columns apart are for: 8 bits for each row alone leave out 50 times as
+    much."""
     rows = streams(3000, 200)
     step = rows.abs().amax(1, keepdim=True) / 127
     assert codec_fvu(rows, (rows / step).round() * step) > 50 * codec_fvu(rows, encode(rows)[1])
@@ -121,11 +128,14 @@ def test_a_portion_without_rows_calibrates_nothing():
     coder.encode(rows[:0])
     coder.encode(rows)
     tensors, _ = encode(rows)
-    assert all(torch.equal(tensor, tensors[name]) for tensor, (name, _, _) in zip(coder.tail(), coder.layout[1:]))
+    assert all(
+        torch.equal(tensor, tensors[name]) for tensor, (name, _, _) in zip(coder.tail(), coder.layout[1:])
+    )
 
 
 def test_a_column_that_moves_late_does_not_ruin_its_rows():
-    """Constant for the first rows, then as large as the others: the row's step is at most 8 times what it would be."""
+    """Constant for the first rows, then as large as the others: the row's step is at most 8 times what it
+    would be."""
     rows = torch.randn(5000, 32, generator=torch.Generator().manual_seed(0))
     rows[:4096, 5] = 2.0
     _, stored = encode(rows, portion=4096)
@@ -160,20 +170,32 @@ def test_rows_of_any_float_type(dtype):
 
 
 def test_bytes_of_a_row():
-    """Width 192: 189 + 2 + 2 · 3 for the row and 4 for its norm are 201 of 388, 0.518; float types are d · itemsize + 4."""
+    """Width 192: 189 + 2 + 2 · 3 for the row and 4 for its norm are 201 of 388, 0.518; float types are d ·
+    itemsize + 4."""
     assert row_bytes(torch.int8, 192) == 201
     assert row_bytes(torch.bfloat16, 192) == 388
     for d_model in range(98, 5000):
         assert row_bytes(torch.int8, d_model) <= 0.52 * row_bytes(torch.bfloat16, d_model)
-        assert row_bytes(torch.int8, d_model) + 1 > 0.52 * row_bytes(torch.bfloat16, d_model) or n_outliers(d_model) == 0
+        assert (
+            row_bytes(torch.int8, d_model) + 1 > 0.52 * row_bytes(torch.bfloat16, d_model)
+            or n_outliers(d_model) == 0
+        )
     for name, dtype in STORE_DTYPES.items():
         layout = encoder(dtype, 10, 192).layout
-        grows = sum(kind.itemsize * torch.Size(shape).numel() for _, kind, shape in layout if shape[0] == 10) + 4 * 10
+        grows = (
+            sum(kind.itemsize * torch.Size(shape).numel() for _, kind, shape in layout if shape[0] == 10)
+            + 4 * 10
+        )
         assert grows == 10 * row_bytes(dtype, 192), name
         assert all(dtype_name(kind) for _, kind, _ in layout)
 
 
-POINTS = ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.3.hook_resid_post", "blocks.3.hook_mlp_out"]
+POINTS = [
+    "blocks.0.hook_resid_pre",
+    "blocks.1.hook_resid_post",
+    "blocks.3.hook_resid_post",
+    "blocks.3.hook_mlp_out",
+]
 
 
 def harvested_fvu(model, tokenizer, texts, folder):
@@ -182,7 +204,14 @@ def harvested_fvu(model, tokenizer, texts, folder):
 
     exact, small = (
         sl.harvest_activations(
-            model, texts, POINTS, folder / dtype, max_tokens=8000, tokenizer=tokenizer, dtype=dtype, progress=False
+            model,
+            texts,
+            POINTS,
+            folder / dtype,
+            max_tokens=8000,
+            tokenizer=tokenizer,
+            dtype=dtype,
+            progress=False,
         )
         for dtype in ("float32", "int8")
     )

@@ -22,7 +22,9 @@ class Config:
 
 
 def test_what_fits_is_taken():
-    config = from_mapping(Config, {"output": Path("runs") / "x", "lr": 1, "names": ("a",), "k": torch.tensor(3).numpy()[()]})
+    config = from_mapping(
+        Config, {"output": Path("runs") / "x", "lr": 1, "names": ("a",), "k": torch.tensor(3).numpy()[()]}
+    )
     assert to_mapping(config)["output"] == str(Path("runs") / "x")
     assert (config.lr, config.k, config.kind) == (1, 3, "a")
     assert json.loads(json.dumps(to_mapping(config)))["k"] == 3

@@ -1,4 +1,5 @@
-"""Which process this is, and that alone there is nothing to do; sums over several are tested in tests/train."""
+"""Which process this is, and that alone there is nothing to do; sums over several are tested in
+tests/train."""
 
 import torch
 from torch.testing import assert_close

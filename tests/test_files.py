@@ -74,7 +74,9 @@ def test_a_block_that_fails_leaves_nothing(folder):
 
 
 def test_what_the_system_refuses_names_the_file_and_the_way_out(folder):
-    with pytest.raises(ShardError, match=r"store/x/a.bin could not be written: .*No space left.* same command again"):
+    with pytest.raises(
+        ShardError, match=r"store/x/a.bin could not be written: .*No space left.* same command again"
+    ):
         with folder.appearing("x/a.bin"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert folder.sizes() == {}
@@ -108,7 +110,9 @@ def test_free_bytes_of_a_folder_that_is_not_there_yet(tmp_path):
 
 def test_a_file_in_the_way_of_a_folder_is_told_so(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ShardError, match=r"file/store/a.bin could not be written: .*a file is in the way.*another folder"):
+    with pytest.raises(
+        ShardError, match=r"file/store/a.bin could not be written: .*a file is in the way.*another folder"
+    ):
         open_folder(tmp_path / "file" / "store").write("a.bin", b"")
 
 
@@ -133,6 +137,7 @@ def test_what_a_remote_store_answers_is_named_whatever_its_type(tmp_path, monkey
 
     monkeypatch.setattr(type(folder.fs), method, answer)
     with pytest.raises(
-        ShardError, match=r"^memory://answers.* could not be .*: Unable to locate credentials; .*command again"
+        ShardError,
+        match=r"^memory://answers.* could not be .*: Unable to locate credentials; .*command again",
     ):
         call(folder)

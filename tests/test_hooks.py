@@ -35,12 +35,18 @@ GPT = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-OPT = {key: value for key, value in SHAPE.items() if key != "intermediate_size"} | {"ffn_dim": 24, "word_embed_proj_dim": 16}
-FALCON = {key: value for key, value in SHAPE.items() if key not in ("intermediate_size", "max_position_embeddings")}
+OPT = {key: value for key, value in SHAPE.items() if key != "intermediate_size"} | {
+    "ffn_dim": 24,
+    "word_embed_proj_dim": 16,
+}
+FALCON = {
+    key: value for key, value in SHAPE.items() if key not in ("intermediate_size", "max_position_embeddings")
+}
 
 EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1, "moe_intermediate_size": 16}
 
-# name: (model class, configuration class, its arguments, path of the blocks, the parts that block 1 adds to the stream)
+# name: (model class, configuration class, its arguments, path of the blocks, the parts that block 1 adds to
+# the stream)
 FAMILIES = {
     "llama": ("LlamaForCausalLM", "LlamaConfig", GROUPED, "model.layers", "self_attn", "mlp"),
     "mistral": ("MistralForCausalLM", "MistralConfig", GROUPED, "model.layers", "self_attn", "mlp"),
@@ -109,7 +115,13 @@ def state_of(model: nn.Module) -> tuple:
     """All that a caller could notice: hooks, training flags, configuration, attributes."""
     flags = [module.training for module in model.modules()]
     config = copy.deepcopy(model.config.to_dict()) if hasattr(model, "config") else None
-    return n_hooks(model), flags, config, sorted(vars(model)), [sorted(vars(module)) for module in model.modules()]
+    return (
+        n_hooks(model),
+        flags,
+        config,
+        sorted(vars(model)),
+        [sorted(vars(module)) for module in model.modules()],
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -146,13 +158,21 @@ def test_the_parts_of_a_block_add_up(family):
     [
         ("GraniteForCausalLM", "GraniteConfig", GROUPED | {"residual_multiplier": 0.3}),  # scaled branches
         ("OPTForCausalLM", "OPTConfig", OPT | {"do_layer_norm_before": False}),  # a normalised stream
-        ("BloomForCausalLM", "BloomConfig", {"vocab_size": 40, "hidden_size": 16, "n_layer": 3, "n_head": 2}),  # adds inside
+        (
+            "BloomForCausalLM",
+            "BloomConfig",
+            {"vocab_size": 40, "hidden_size": 16, "n_layer": 3, "n_head": 2},
+        ),  # adds inside
     ],
 )
 def test_a_family_without_the_inner_points_says_so(model_class, config_class, arguments):
     model = build(model_class, config_class, arguments)
-    assert hook_points(model) == [f"blocks.{i}.hook_{kind}" for i in range(3) for kind in ("resid_pre", "resid_post")]
-    with pytest.raises(HookError, match=r"no two parts of block 1 .* It has blocks\.0 to blocks\.2 with \.hook_resid_pre"):
+    assert hook_points(model) == [
+        f"blocks.{i}.hook_{kind}" for i in range(3) for kind in ("resid_pre", "resid_post")
+    ]
+    with pytest.raises(
+        HookError, match=r"no two parts of block 1 .* It has blocks\.0 to blocks\.2 with \.hook_resid_pre"
+    ):
         resolve(model, "blocks.1.hook_mlp_out")
     with torch.no_grad():
         found = run_to(model, ["blocks.1.hook_resid_post", "blocks.2.hook_resid_pre"], input_ids=IDS)
@@ -161,10 +181,17 @@ def test_a_family_without_the_inner_points_says_so(model_class, config_class, ar
 
 def test_bfloat16_and_grad_follow_the_model_and_the_caller():
     model = llama().bfloat16()
-    assert run_to(model, ["blocks.1.hook_mlp_out"], input_ids=IDS)["blocks.1.hook_mlp_out"].dtype == torch.bfloat16
-    assert run_to(model, ["blocks.0.hook_resid_post"], input_ids=IDS)["blocks.0.hook_resid_post"].requires_grad
+    assert (
+        run_to(model, ["blocks.1.hook_mlp_out"], input_ids=IDS)["blocks.1.hook_mlp_out"].dtype
+        == torch.bfloat16
+    )
+    assert run_to(model, ["blocks.0.hook_resid_post"], input_ids=IDS)[
+        "blocks.0.hook_resid_post"
+    ].requires_grad
     with torch.inference_mode():
-        assert not run_to(model, ["blocks.0.hook_resid_post"], input_ids=IDS)["blocks.0.hook_resid_post"].requires_grad
+        assert not run_to(model, ["blocks.0.hook_resid_post"], input_ids=IDS)[
+            "blocks.0.hook_resid_post"
+        ].requires_grad
 
 
 def test_the_forward_ends_at_the_deepest_point():
@@ -228,13 +255,18 @@ def test_edits_write_back_what_the_module_returned(family, kind):
             assert torch.equal(model(IDS).logits, clean)
         with edit(model, name, lambda acts, info: acts.clone()):
             assert torch.equal(model(IDS).logits, clean)
-        with capture(model, ["blocks.1.hook_resid_post"]) as found, edit(model, name, lambda acts, info: acts + 1.0):
+        with (
+            capture(model, ["blocks.1.hook_resid_post"]) as found,
+            edit(model, name, lambda acts, info: acts + 1.0),
+        ):
             assert not torch.equal(model(IDS).logits, clean)
         moved = found["blocks.1.hook_resid_post"]
         if kind == "attn_out" and family in ("neox", "phi", "falcon"):
-            # parallel blocks: the MLP does not see the attention, so the stream moves by exactly what was added
+            # parallel blocks: the MLP does not see the attention, so the stream moves by exactly what was
+            # added
             torch.testing.assert_close(
-                moved, run_to(model, ["blocks.1.hook_resid_post"], input_ids=IDS)["blocks.1.hook_resid_post"] + 1.0
+                moved,
+                run_to(model, ["blocks.1.hook_resid_post"], input_ids=IDS)["blocks.1.hook_resid_post"] + 1.0,
             )
         assert torch.equal(model(IDS).logits, clean)
     assert n_hooks(model) == 0
@@ -244,7 +276,10 @@ def test_nested_edits_act_in_order_of_entry():
     model, name = llama(), "blocks.1.hook_resid_post"
     with torch.no_grad():
         start = run_to(model, [name], input_ids=IDS)[name]
-        with edit(model, name, lambda acts, info: acts + 1.0), edit(model, name, lambda acts, info: acts * 2.0):
+        with (
+            edit(model, name, lambda acts, info: acts + 1.0),
+            edit(model, name, lambda acts, info: acts * 2.0),
+        ):
             with capture(model, ["blocks.2.hook_resid_pre"]) as found:
                 model(IDS)
     torch.testing.assert_close(found["blocks.2.hook_resid_pre"], (start + 1.0) * 2.0)
@@ -254,7 +289,9 @@ def test_finding_a_block_s_parts_disturbs_no_edit_that_is_on():
     model, calls = llama(), []
     with torch.no_grad():
         parts = run_to(llama(), ["blocks.0.hook_attn_out"], input_ids=IDS)
-        with edit(model, "blocks.0.hook_resid_pre", lambda acts, info: calls.append((info.call, acts.shape)) or acts):
+        with edit(
+            model, "blocks.0.hook_resid_pre", lambda acts, info: calls.append((info.call, acts.shape)) or acts
+        ):
             found = run_to(model, ["blocks.0.hook_attn_out"], input_ids=IDS)  # the first to ask for a part
     assert torch.equal(found["blocks.0.hook_attn_out"], parts["blocks.0.hook_attn_out"])
     assert calls == [(0, (2, 5, 16))]
@@ -297,10 +334,13 @@ def test_nothing_is_left_after_an_exception():
 def test_an_unknown_point_names_those_there_are():
     model = llama()
     with pytest.raises(
-        HookError, match=r"did you mean 'blocks\.1\.hook_resid_post'.* blocks\.0 to blocks\.2 with .*hook_mlp_out"
+        HookError,
+        match=r"did you mean 'blocks\.1\.hook_resid_post'.* blocks\.0 to blocks\.2 with .*hook_mlp_out",
     ):
         resolve(model, "blocks.1.hook_resid_pos")
-    with pytest.raises(HookError, match=r"no hook point 'blocks\.7\.hook_attn_out' .* blocks\.0 to blocks\.2"):
+    with pytest.raises(
+        HookError, match=r"no hook point 'blocks\.7\.hook_attn_out' .* blocks\.0 to blocks\.2"
+    ):
         run_to(model, ["blocks.7.hook_attn_out"], input_ids=IDS)
     with pytest.raises(HookError, match="did you mean 'model.layers.1.mlp'"):
         resolve(model, "model.layers.1.mpl")
@@ -361,7 +401,9 @@ def test_a_peft_model_keeps_the_names_of_its_base():
     base = llama()
     with torch.no_grad():
         plain = run_to(base, ["blocks.1.hook_attn_out"], input_ids=IDS)["blocks.1.hook_attn_out"]
-    model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)).eval()
+    model = get_peft_model(
+        base, LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    ).eval()
     before = n_hooks(model)
     assert resolve(model, "blocks.1.hook_attn_out").module_path == "model.layers.1.self_attn"
     assert d_model(model) == 16
@@ -381,12 +423,22 @@ def test_learned_prompts_are_refused_for_edits():
     from peft import PromptTuningConfig, get_peft_model
 
     model = get_peft_model(llama(), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    with pytest.raises(HookError, match="learned"), edit(model, "blocks.0.hook_resid_post", lambda acts, info: acts):
+    with (
+        pytest.raises(HookError, match="learned"),
+        edit(model, "blocks.0.hook_resid_post", lambda acts, info: acts),
+    ):
         pass
 
 
 def multimodal(name: str) -> nn.Module:
-    from transformers import CLIPVisionConfig, Gemma3Config, Gemma3TextConfig, LlamaConfig, LlavaConfig, SiglipVisionConfig
+    from transformers import (
+        CLIPVisionConfig,
+        Gemma3Config,
+        Gemma3TextConfig,
+        LlamaConfig,
+        LlavaConfig,
+        SiglipVisionConfig,
+    )
 
     vision = {
         "hidden_size": 8,
@@ -412,7 +464,9 @@ def multimodal(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
 def test_the_language_model_inside_a_multimodal_one(name):
     model = multimodal(name)
-    assert decoder_layers(model)[0] == "model.language_model.layers"  # three blocks; the vision tower has five
+    assert (
+        decoder_layers(model)[0] == "model.language_model.layers"
+    )  # three blocks; the vision tower has five
     assert d_model(model) == 16 and len(hook_points(model)) == 12
     with torch.no_grad():
         found = run_to(model, ["blocks.0.hook_resid_post"], input_ids=IDS)["blocks.0.hook_resid_post"]
@@ -434,7 +488,9 @@ def test_a_dispatched_model_keeps_its_placement():
     model = dispatch_model(model, {"": "cpu"}, force_hooks=True)
     assert hasattr(model.model.layers[1], "_hf_hook") or hasattr(model, "_hf_hook")
     with torch.no_grad():
-        assert torch.equal(run_to(model, ["blocks.1.hook_mlp_out"], input_ids=IDS)["blocks.1.hook_mlp_out"], expected)
+        assert torch.equal(
+            run_to(model, ["blocks.1.hook_mlp_out"], input_ids=IDS)["blocks.1.hook_mlp_out"], expected
+        )
     assert model_device(model) == torch.device("cpu")
     assert model_device(model, resolve(model, "blocks.1.hook_mlp_out")) == torch.device("cpu")
 
@@ -446,11 +502,15 @@ def test_offloaded_weights_go_back_where_they_were():
     with torch.no_grad():
         expected = run_to(model, ["blocks.1.hook_attn_out"], input_ids=IDS)["blocks.1.hook_attn_out"]
     fresh = llama()
-    fresh.model.layers[1].loose = nn.Parameter(torch.zeros(1))  # a weight of the block's own: accelerate holds the block
+    fresh.model.layers[1].loose = nn.Parameter(
+        torch.zeros(1)
+    )  # a weight of the block's own: accelerate holds the block
     model = cpu_offload(fresh, execution_device=torch.device("cpu"))
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
     with torch.no_grad():
-        assert torch.equal(run_to(model, ["blocks.1.hook_attn_out"], input_ids=IDS)["blocks.1.hook_attn_out"], expected)
+        assert torch.equal(
+            run_to(model, ["blocks.1.hook_attn_out"], input_ids=IDS)["blocks.1.hook_attn_out"], expected
+        )
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
     assert model_device(model, resolve(model, "blocks.0.hook_resid_post")) == torch.device("cpu")
 
@@ -492,9 +552,12 @@ def test_a_data_parallel_model_is_the_one_inside():
     )
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")  # torch.ao's own
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning"
+)  # torch.ao's own
 def test_a_quantised_model():
-    """torch's int8 linears stand in for bitsandbytes and the like: modules without parameters, whose outputs are floats."""
+    """torch's int8 linears stand in for bitsandbytes and the like: modules without parameters, whose outputs
+    are floats."""
     model = torch.ao.quantization.quantize_dynamic(llama(), {nn.Linear}, dtype=torch.qint8)
     names = [f"blocks.1.hook_{kind}" for kind in KINDS]
     with torch.no_grad():

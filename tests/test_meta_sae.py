@@ -23,7 +23,8 @@ def sae_of(W_dec: torch.Tensor) -> SparseAutoencoder:
 
 @pytest.fixture(scope="module")
 def shared() -> SparseAutoencoder:
-    """400 decoder rows of various lengths, each the sum of four of 16 orthogonal directions with weights from 0.7 to 1.3."""
+    """400 decoder rows of various lengths, each the sum of four of 16 orthogonal directions with weights from
+    0.7 to 1.3."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(32, 16, generator=generator))[0].T
     chosen = torch.rand(400, 16, generator=generator).topk(4).indices
@@ -45,9 +46,13 @@ def test_sums_of_shared_directions_are_explained_and_random_ones_are_not(shared)
     facts = found.saes[0].config.metadata["saelens_lite"]
     assert facts["held_out_fvu"] == pytest.approx(1 - by_hand, abs=1e-4), "the rows that training held out"
     lines = str(found).splitlines()
-    assert lines[1].startswith("decoder rows") and lines[2].startswith("random rows") and "2 seeds" in lines[3]
+    assert (
+        lines[1].startswith("decoder rows") and lines[2].startswith("random rows") and "2 seeds" in lines[3]
+    )
     held_values = json.loads(json.dumps(found.to_dict()))
-    assert held_values["excess"] == found.excess and held_values["decoder"]["held_out"] == list(found.decoder.held_out)
+    assert held_values["excess"] == found.excess and held_values["decoder"]["held_out"] == list(
+        found.decoder.held_out
+    )
 
 
 @pytest.mark.long

@@ -201,14 +201,25 @@ def test_the_rate_bound_is_a_bound_of_95_percent():
 
 
 def test_the_interval_of_a_rate_by_hand_and_by_what_it_covers():
-    """8 of 100 by Wilson: (0.08 + 1.92/100 ± 1.96 √(0.08·0.92/100 + 0.9604/10⁴)) / 1.0384 = 0.0411 to 0.1500."""
+    """8 of 100 by Wilson: (0.08 + 1.92/100 ± 1.96 √(0.08·0.92/100 + 0.9604/10⁴)) / 1.0384 = 0.0411 to
+    0.1500."""
     assert rate_interval(8, 100) == pytest.approx((0.0411, 0.1500), abs=5e-5)
-    assert rate_interval(0, 10_000)[0] == 0.0 and rate_interval(0, 10_000)[1] == pytest.approx(3.84e-4, rel=1e-3)
+    assert rate_interval(0, 10_000)[0] == 0.0 and rate_interval(0, 10_000)[1] == pytest.approx(
+        3.84e-4, rel=1e-3
+    )
     assert rate_interval(7, 7)[1] == 1.0 and rate_interval(0, 0) == (0.0, 1.0)
-    draws = torch.binomial(torch.full((4000,), 2000.0), torch.tensor(0.01), generator=torch.Generator().manual_seed(0))
+    draws = torch.binomial(
+        torch.full((4000,), 2000.0), torch.tensor(0.01), generator=torch.Generator().manual_seed(0)
+    )
     ends = [rate_interval(int(n), 2000) for n in draws]
     assert 0.93 < sum(low <= 0.01 <= high for low, high in ends) / len(ends) < 0.97
 
 
 def test_window_names():
-    assert [window_name(w) for w in (500, 1_500, 10_000, 1_000_000, 2_000_000_000)] == ["500", "1500", "10k", "1M", "2B"]
+    assert [window_name(w) for w in (500, 1_500, 10_000, 1_000_000, 2_000_000_000)] == [
+        "500",
+        "1500",
+        "10k",
+        "1M",
+        "2B",
+    ]

@@ -1,4 +1,5 @@
-"""Training on activations as they are made: the rows of a store of the same text, and the same way on after a kill."""
+"""Training on activations as they are made: the rows of a store of the same text, and the same way on after a
+kill."""
 
 import json
 
@@ -15,9 +16,19 @@ from saelens_lite.train.rows.stream_rows import Place, StreamRows
 pytestmark = pytest.mark.long
 
 HOOK_POINT = "blocks.0.hook_resid_post"
-TEXTS = [f"document {i} speaks of {i * i} things, and of {chr(97 + i % 26) * (3 + i % 7)}" for i in range(100)]
+TEXTS = [
+    f"document {i} speaks of {i * i} things, and of {chr(97 + i % 26) * (3 + i % 7)}" for i in range(100)
+]
 TEXT_OPTIONS = {"context_length": 32, "batch_size_seqs": 4, "documents_per_shard": 8}
-OPTIONS = {"k": 3, "d_sae": 48, "batch_size_rows": 64, "buffer_rows": 512, "n_steps": 24, "device": "cpu", "progress": False}
+OPTIONS = {
+    "k": 3,
+    "d_sae": 48,
+    "batch_size_rows": 64,
+    "buffer_rows": 512,
+    "n_steps": 24,
+    "device": "cpu",
+    "progress": False,
+}
 
 
 @pytest.fixture
@@ -25,7 +36,9 @@ def train(gpt2, byte_tokenizer, tmp_path):
     """train(output, dataset=TEXTS, **fields)"""
 
     def run(output="sae", dataset=TEXTS, **fields):
-        settings = OPTIONS | TEXT_OPTIONS | {"output": str(tmp_path / output), "tokenizer": byte_tokenizer} | fields
+        settings = (
+            OPTIONS | TEXT_OPTIONS | {"output": str(tmp_path / output), "tokenizer": byte_tokenizer} | fields
+        )
         return sl.train_streaming(gpt2, dataset, HOOK_POINT, **settings)
 
     return run
@@ -154,10 +167,16 @@ def test_what_a_stream_cannot_do_is_said(rows, train, monkeypatch):
         ({"n_steps": None}, "expected n_steps, as its length is not known"),
         ({"max_norm_ratio": 10.0}, "max_norm_ratio needs the median"),
         ({"matmul_precision": "medium"}, "expected matmul_precision None: forward passes"),
-        ({"end_to_end": "kl", "init_from": "an SAE", "d_sae": None}, "end_to_end learns from the contexts of a store"),
+        (
+            {"end_to_end": "kl", "init_from": "an SAE", "d_sae": None},
+            "end_to_end learns from the contexts of a store",
+        ),
         ({"store_weights": (1.0,)}, "no field 'store_weights'"),
         ({"context_lenght": 8}, "no field 'context_lenght' .did you mean 'context_length'"),
-        ({"dataset": TEXTS[:1], "held_out_fraction": 0.0}, "at least one batch of 64 rows, the dataset has [0-9]+ outside"),
+        (
+            {"dataset": TEXTS[:1], "held_out_fraction": 0.0},
+            "at least one batch of 64 rows, the dataset has [0-9]+ outside",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             train(**fields)
@@ -204,13 +223,17 @@ def test_killed_it_goes_on_and_ends_with_the_same_bits(train, tmp_path, monkeypa
     numbers = []
     for output in ("whole", "killed"):
         lines = [json.loads(line) for line in (tmp_path / output / "metrics.jsonl").read_text().splitlines()]
-        numbers.append([{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines])
+        numbers.append(
+            [{key: value for key, value in line.items() if key != "tokens_per_s"} for line in lines]
+        )
     assert numbers[0] == numbers[1]
 
 
 def test_another_text_is_another_run(train, monkeypatch):
     update = Trainer.update
-    monkeypatch.setattr(Trainer, "update", lambda self, acts: 1 / 0 if self.steps_done == 13 else update(self, acts))
+    monkeypatch.setattr(
+        Trainer, "update", lambda self, acts: 1 / 0 if self.steps_done == 13 else update(self, acts)
+    )
     with pytest.raises(ZeroDivisionError):
         train(checkpoint_every_steps=4)
     with pytest.raises(ValueError, match="holds another run, stopped at step 12: stream expected 'content"):

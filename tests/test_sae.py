@@ -37,7 +37,9 @@ def test_jumprelu_is_strict_at_its_threshold():
     with torch.no_grad():
         sae.W_enc.fill_(1.0)
         sae.threshold.fill_(0.5)
-    assert sae.encode_dense(torch.tensor([[0.4], [0.5], [0.6], [-1.0]])).flatten().tolist() == pytest.approx([0, 0, 0.6, 0])
+    assert sae.encode_dense(torch.tensor([[0.4], [0.5], [0.6], [-1.0]])).flatten().tolist() == pytest.approx(
+        [0, 0, 0.6, 0]
+    )
 
 
 def test_gated_by_hand():
@@ -80,7 +82,8 @@ def test_chunks_of_rows_do_not_matter(monkeypatch):
 def test_without_gradients_selection_adds_the_bias_itself(monkeypatch):
     sae, biases = sae_of("topk", 3), []
     monkeypatch.setattr(
-        "saelens_lite.kernels.dispatch.select_topk", lambda p, bias, k: biases.append(bias) or torch.topk(p + bias, k)
+        "saelens_lite.kernels.dispatch.select_topk",
+        lambda p, bias, k: biases.append(bias) or torch.topk(p + bias, k),
     )
     with torch.no_grad():
         sae.encode(torch.randn(4, 6))
@@ -118,7 +121,9 @@ def test_a_row_of_zeros_without_a_norm_stays_zeros():
 
 def test_another_width_is_refused_with_the_way_out():
     sae = sae_of("relu", model_name="gpt2", hook_point="blocks.8.hook_resid_post")
-    with pytest.raises(ValueError, match=r"acts\[..., d_model=6\], got \[32, 5\].*trained on gpt2 blocks.8.hook_resid_post"):
+    with pytest.raises(
+        ValueError, match=r"acts\[..., d_model=6\], got \[32, 5\].*trained on gpt2 blocks.8.hook_resid_post"
+    ):
         sae.encode(torch.randn(32, 5))
 
 

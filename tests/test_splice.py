@@ -1,4 +1,5 @@
-"""Replacing activations by a reconstruction: exact for a perfect SAE, equal to zero ablation for an empty one."""
+"""Replacing activations by a reconstruction: exact for a perfect SAE, equal to zero ablation for an empty
+one."""
 
 import math
 
@@ -69,7 +70,11 @@ def test_the_three_replacements_touch_the_same_positions(gpt2, positions, touche
     with torch.no_grad(), capture(gpt2, [POINT]) as found:
         gpt2(IDS)
         clean = found[POINT]
-    for mode, sae, replacement in (("sae", empty_sae(), 0 * mean), ("zero", None, 0 * mean), ("mean", None, mean)):
+    for mode, sae, replacement in (
+        ("sae", empty_sae(), 0 * mean),
+        ("zero", None, 0 * mean),
+        ("mean", None, mean),
+    ):
         context = splice(gpt2, sae, POINT, mode, mean=mean if mode == "mean" else None, positions=positions)
         with torch.no_grad(), context, capture(gpt2, ["blocks.1.hook_resid_pre"]) as found:
             gpt2(IDS)
@@ -94,16 +99,21 @@ def test_losses_of_a_padded_batch_are_those_of_its_texts(gpt2, side):
     losses = token_losses(gpt2, ids, mask)
     pairs = (mask[:, 1:] & mask[:, :-1]).bool()
     assert losses[0][~pairs[0]].tolist() == [0.0, 0.0]
-    torch.testing.assert_close(losses[0][pairs[0]], token_losses(gpt2, torch.tensor([text]))[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        losses[0][pairs[0]], token_losses(gpt2, torch.tensor([text]))[0], rtol=1e-5, atol=1e-5
+    )
     torch.testing.assert_close(losses[1], token_losses(gpt2, IDS[:1])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_kl_by_hand():
-    """p = (3/4, 1/4) against q = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2). Finite where a softmax would underflow."""
+    """p = (3/4, 1/4) against q = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2). Finite where a softmax would
+    underflow."""
     clean, other = torch.tensor([[3.0, 1.0]]).log(), torch.zeros(1, 2)
     expected = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
     torch.testing.assert_close(kl_to_clean(clean, other), torch.tensor([expected]))
-    torch.testing.assert_close(kl_to_clean(torch.tensor([500.0, 0.0]), torch.tensor([0.0, 500.0])), torch.tensor(500.0))
+    torch.testing.assert_close(
+        kl_to_clean(torch.tensor([500.0, 0.0]), torch.tensor([0.0, 500.0])), torch.tensor(500.0)
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,8 @@ from saelens_lite.store.writer import write_manifest, writing_shard
 
 HOOK = "blocks.0.hook_resid_post"
 DOCUMENTS = [[(0, [5, 6, 7]), (1, [8])], [(2, [9, 10])], [(4, [11, 12, 13, 14])]]
-"""Three shards of two documents (of the last two, the other is empty): contexts of 4 with BOS 1 give 4, 2 and 4 rows."""
+"""Three shards of two documents (of the last two, the other is empty): contexts of 4 with BOS 1 give 4, 2 and
+4 rows."""
 
 
 def write_store(
@@ -46,7 +47,9 @@ def write_store(
         contexts = pack(shard, 4, 1, special_ids=[1], first_doc=2 * index)
         with writing_shard(store, index, contexts, 2, d_models, STORE_DTYPES[dtype]) as writers:
             for name, writer in writers.items():
-                rows = torch.randn(contexts.n_rows, d_models[name], generator=generator).to(STORE_DTYPES[dtype])
+                rows = torch.randn(contexts.n_rows, d_models[name], generator=generator).to(
+                    STORE_DTYPES[dtype]
+                )
                 for part in rows.split(3):
                     writer.append(part)
                 written[name].append(rows)
@@ -58,8 +61,11 @@ def write_store(
 
 
 def test_acts_file_is_pinned(tmp_path):
-    """One row (3, 4) in bfloat16: 0x4040 and 0x4080; its norm 5.0 in float32 is 0x40a00000. All little-endian."""
-    contexts = PackedContexts(*(np.ones((1, 1), dtype=t) for t in (np.int32, np.uint8, np.uint8, np.int32)), first_doc=0)
+    """One row (3, 4) in bfloat16: 0x4040 and 0x4080; its norm 5.0 in float32 is 0x40a00000. All
+    little-endian."""
+    contexts = PackedContexts(
+        *(np.ones((1, 1), dtype=t) for t in (np.int32, np.uint8, np.uint8, np.int32)), first_doc=0
+    )
     with writing_shard(open_folder(tmp_path), 7, contexts, 1, {HOOK: 2}, torch.bfloat16) as writers:
         writers[HOOK].append(torch.tensor([[3.0, 4.0]]))
     header = b'{"acts":{"dtype":"BF16","shape":[1,2],"data_offsets":[0,4]},'
@@ -124,12 +130,15 @@ def test_rows_are_read_as_written(tmp_path, dtype):
         order = torch.tensor([9, 0, 5, 5, 3, 4])
         torch.testing.assert_close(store.gather(order, name), rows[order].float(), rtol=0, atol=0)
         torch.testing.assert_close(store.mean(name), rows.double().mean(0))
-        assert store.mean_sq_norm(name) == pytest.approx(float(rows.double().square().sum(1).mean()), rel=1e-6)
+        assert store.mean_sq_norm(name) == pytest.approx(
+            float(rows.double().square().sum(1).mean()), rel=1e-6
+        )
     assert store.gather(torch.tensor([], dtype=torch.int64), HOOK).shape == (0, 3)
 
 
 def test_rows_lead_back_to_tokens_and_documents(tmp_path):
-    """Shard 0 packs 5 6 7 | 8 as [1 5 6 7] [1 8 0 0]; shard 2 packs 11 12 13 14 as [1 11 12 13] [1 14 0 0]."""
+    """Shard 0 packs 5 6 7 | 8 as [1 5 6 7] [1 8 0 0]; shard 2 packs 11 12 13 14 as [1 11 12 13] [1 14 0
+    0]."""
     write_store(tmp_path, {HOOK: 3})
     store = ActivationStore(tmp_path)
     assert store.tokens(0).input_ids.tolist() == [[1, 5, 6, 7], [1, 8, 0, 0]]
@@ -146,7 +155,13 @@ def test_surplus_rows_of_the_last_shard_are_cut_everywhere(tmp_path):
     store = ActivationStore(tmp_path)
     rows = torch.cat(written[HOOK])[:7]
     assert (store.n_rows, store.shard_rows) == (7, [4, 2, 1])
-    assert len(store.acts(2)) == len(store.norms(2)) == len(store.row_docs(2)) == int(store.tokens(2).kept.sum()) == 1
+    assert (
+        len(store.acts(2))
+        == len(store.norms(2))
+        == len(store.row_docs(2))
+        == int(store.tokens(2).kept.sum())
+        == 1
+    )
     assert len(store.held_out_rows()) == 7
     torch.testing.assert_close(store.gather(torch.arange(7)), rows, rtol=0, atol=0)
     torch.testing.assert_close(store.mean(), rows.double().mean(0))
@@ -160,7 +175,9 @@ def test_the_hook_point_may_be_left_out_where_there_is_one(tmp_path):
     assert ActivationStore(tmp_path / "one").hook_point() == HOOK
     with pytest.raises(ValueError, match=r"several hook points, name one of: blocks\.0.*blocks\.1"):
         ActivationStore(tmp_path / "two").acts(0)
-    with pytest.raises(ValueError, match=r"no hook point 'blocks.0.resid_post' .did you mean 'blocks.0.hook_resid_post'"):
+    with pytest.raises(
+        ValueError, match=r"no hook point 'blocks.0.resid_post' .did you mean 'blocks.0.hook_resid_post'"
+    ):
         ActivationStore(tmp_path / "one").d_model("blocks.0.resid_post")
 
 
@@ -234,7 +251,9 @@ def test_a_short_or_missing_file_is_named(tmp_path, file):
     path = tmp_path / "shards/00001" / file
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    with pytest.raises(ShardError, match=rf"00001/{file} has {len(whole) - 1} bytes, the store records {len(whole)} bytes"):
+    with pytest.raises(
+        ShardError, match=rf"00001/{file} has {len(whole) - 1} bytes, the store records {len(whole)} bytes"
+    ):
         ActivationStore(tmp_path)
     path.unlink()
     with pytest.raises(ShardError, match=rf"00001/{file} is missing"):
@@ -251,7 +270,8 @@ def test_a_file_cut_short_after_opening_is_an_error_not_a_crash(tmp_path):
 
 
 def test_every_flipped_bit_is_found(tmp_path):
-    """One bit in each file: in JSON beside the data opening finds it, in a shard verify does; and the file is named."""
+    """One bit in each file: in JSON beside the data opening finds it, in a shard verify does; and the file is
+    named."""
     write_store(tmp_path, {HOOK: 3})
     assert ActivationStore(tmp_path).verify() == []
     rng = np.random.default_rng(0)

@@ -9,7 +9,15 @@ import torch
 from saelens_lite.store.reader import ActivationStore
 from saelens_lite.synthetic import BLOCK_ROWS, SyntheticActivations, SyntheticConfig, spread
 
-SMALL = {"d_model": 16, "n_features": 64, "l0": 4.0, "n_trees": 2, "branching": 2, "depth": 2, "correlation_rank": 5}
+SMALL = {
+    "d_model": 16,
+    "n_features": 64,
+    "l0": 4.0,
+    "n_trees": 2,
+    "branching": 2,
+    "depth": 2,
+    "correlation_rank": 5,
+}
 N_ROWS = 40 * BLOCK_ROWS
 
 
@@ -85,7 +93,10 @@ def test_features_fire_together_as_their_correlation_says():
     strong = z_correlation.abs().fill_diagonal_(0) > 0.4
     assert strong.sum() > 50 and (z_correlation[strong] < 0).any() and (z_correlation[strong] > 0).any()
     assert (of_firings[strong].sign() == z_correlation[strong].sign()).all()
-    assert torch.corrcoef(fires(make(n_trees=0, correlation_scale=0.0)).T.float()).fill_diagonal_(0).abs().max() < 0.06
+    assert (
+        torch.corrcoef(fires(make(n_trees=0, correlation_scale=0.0)).T.float()).fill_diagonal_(0).abs().max()
+        < 0.06
+    )
 
 
 def test_a_childs_loading_is_orthogonal_to_its_ancestors_so_that_its_rate_holds():
@@ -108,14 +119,22 @@ def test_acts_are_the_sum_of_the_directions_that_fire():
 def test_magnitudes_are_those_of_a_folded_normal():
     values = make(magnitude_mean=2.0, magnitude_std=0.5).rows(0, N_ROWS).latents.values
     assert (values > 0).all()
-    assert abs(values.mean() - 2) < 0.02 and abs(values.std() - 0.5) < 0.02  # 4 deviations from 0: hardly any is folded
+    assert (
+        abs(values.mean() - 2) < 0.02 and abs(values.std() - 0.5) < 0.02
+    )  # 4 deviations from 0: hardly any is folded
     assert (make(magnitude_std=0.0).rows(0, 100).latents.values == 1).all()
 
 
 def test_rows_depend_on_the_seed_and_their_number_alone():
     synthetic, again = make(), make()
     whole = synthetic.rows(0, 3 * BLOCK_ROWS)
-    for first_row, n_rows in [(0, 1), (BLOCK_ROWS - 1, 2), (100, BLOCK_ROWS), (2 * BLOCK_ROWS, BLOCK_ROWS), (7, 0)]:
+    for first_row, n_rows in [
+        (0, 1),
+        (BLOCK_ROWS - 1, 2),
+        (100, BLOCK_ROWS),
+        (2 * BLOCK_ROWS, BLOCK_ROWS),
+        (7, 0),
+    ]:
         part = again.rows(first_row, n_rows)
         assert torch.equal(part.acts, whole.acts[first_row : first_row + n_rows])
         assert torch.equal(part.latents.to_dense(), whole.latents.to_dense()[first_row : first_row + n_rows])
@@ -140,13 +159,17 @@ def test_spreading_lowers_the_noise_of_superposition_to_its_bound():
     bound = 64**2 / 16
     assert interference(spread(noise, 0)) > 1.15 * bound
     assert bound <= interference(spread(noise, 20)) * (1 + 1e-6) < 1.001 * bound
-    torch.testing.assert_close(spread(noise[:16], 1) @ spread(noise[:16], 1).T, torch.eye(16), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        spread(noise[:16], 1) @ spread(noise[:16], 1).T, torch.eye(16), atol=1e-5, rtol=0
+    )
 
 
 def test_a_store_of_them_holds_the_rows_with_blocks_as_documents(tmp_path):
     synthetic, n_rows = make(), 40 * BLOCK_ROWS + 9
     store = synthetic.to_store(tmp_path / "store", n_rows, rows_per_shard=3000)
-    assert isinstance(store, ActivationStore) and store.hook_points == ["synthetic"] and store.n_rows == n_rows
+    assert (
+        isinstance(store, ActivationStore) and store.hook_points == ["synthetic"] and store.n_rows == n_rows
+    )
     held = torch.cat([store.acts(shard) for shard in range(store.n_shards)])
     assert torch.equal(held, synthetic.rows(0, n_rows).acts)
     assert 0 < store.held_out_rows(0.1).sum() < n_rows

@@ -17,11 +17,16 @@ REPLACED = "\N{REPLACEMENT CHARACTER}"
 def test_packing_by_hand():
     """Documents 10: 5 6 7 | 11: empty | 12: 8 9 3 4 in contexts of 4 that start with BOS.
 
-    Document 10 fills the first context. Document 12 starts one, so it needs no separator; its last token goes on in the
-    next, which padding fills.
+    Document 10 fills the first context. Document 12 starts one, so it needs no separator; its last token goes
+    on in the next, which padding fills.
     """
     packed = pack(
-        [(10, [5, 6, 7]), (11, []), (12, [8, 9, 3, 4])], 4, BOS, separator_id=SEP, special_ids=[1, 2], first_doc=10
+        [(10, [5, 6, 7]), (11, []), (12, [8, 9, 3, 4])],
+        4,
+        BOS,
+        separator_id=SEP,
+        special_ids=[1, 2],
+        first_doc=10,
     )
     np.testing.assert_array_equal(packed.input_ids, [[1, 5, 6, 7], [1, 8, 9, 3], [1, 4, 0, 0]])
     np.testing.assert_array_equal(packed.attended, [[1, 1, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]])
@@ -57,7 +62,8 @@ def test_special_tokens_in_text_have_no_row_unless_asked():
 
 
 def test_max_rows_begins_no_context_too_many():
-    """Contexts of 4 hold 3 rows: 4 rows take two, although the document has 45 tokens; no further document is read."""
+    """Contexts of 4 hold 3 rows: 4 rows take two, although the document has 45 tokens; no further document is
+    read."""
 
     def documents():
         yield 0, list(range(5, 50))
@@ -89,7 +95,8 @@ def test_the_mixer_is_splitmix64():
 
 
 def test_held_out_split_is_pinned_and_even():
-    """Written down: another value would move documents between training and evaluation in every existing store."""
+    """Written down: another value would move documents between training and evaluation in every existing
+    store."""
     assert is_held_out(np.arange(60), 0.05).nonzero()[0].tolist() == [1, 18, 27, 43, 47, 58]
     shares = [is_held_out(np.arange(100_000), 0.05, seed).mean() for seed in range(4)]
     np.testing.assert_allclose(shares, 0.05, atol=4 * (0.05 * 0.95 / 100_000) ** 0.5)
@@ -113,7 +120,8 @@ def test_held_out_fraction_is_a_share():
 @pytest.mark.property_check(8)
 @pytest.mark.parametrize("text", ["plain text", "é漢字 and 😀!", "👩‍👩‍👧", "a\n\n b  c", ""])
 def test_pieces_joined_are_the_text(byte_tokenizer, text):
-    """With one token a byte, every other character is spread over tokens: the first one has it, the others are empty."""
+    """With one token a byte, every other character is spread over tokens: the first one has it, the others
+    are empty."""
     ids = byte_tokenizer(text, add_special_tokens=False)["input_ids"]
     pieces = token_strings(byte_tokenizer, ids)
     assert len(pieces) == len(ids) == len(text.encode())
@@ -187,7 +195,9 @@ def fallback_tokenizer():
     bpe = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
     bpe.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     strip = decoders.Strip(content=" ", left=1, right=0)
-    bpe.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip])
+    bpe.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), strip]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=bpe, unk_token="<unk>")
 
 
@@ -197,7 +207,9 @@ def tokenizer(request):
     if request.param.endswith("-llama"):
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(request.getfixturevalue("shared_data") / "models" / request.param)
+        return AutoTokenizer.from_pretrained(
+            request.getfixturevalue("shared_data") / "models" / request.param
+        )
     found = request.getfixturevalue(request.param)
     return found[1] if request.param == "embedded" else found
 
@@ -207,7 +219,9 @@ def decoded(tokenizer, ids) -> str:
 
 
 FALLBACK = ["fallback_tokenizer", "stories260k-llama", "stories3m-llama"]
-EVERY = pytest.mark.parametrize("tokenizer", ["byte_tokenizer", "bpe_tokenizer", "embedded", *FALLBACK], indirect=True)
+EVERY = pytest.mark.parametrize(
+    "tokenizer", ["byte_tokenizer", "bpe_tokenizer", "embedded", *FALLBACK], indirect=True
+)
 
 
 @pytest.mark.property_check(8)
@@ -224,12 +238,14 @@ def test_pieces_joined_are_the_decoded_text_of_every_vocabulary(tokenizer, text)
 @pytest.mark.property_check(8)
 @EVERY
 def test_pieces_of_any_tokens_joined_are_what_they_decode_to(tokenizer):
-    """Tokens drawn at random: bytes that make no character, half characters at either end, special tokens in between."""
+    """Tokens drawn at random: bytes that make no character, half characters at either end, special tokens in
+    between."""
     draw = random.Random(0)
     for _ in range(300):
         ids = [draw.randrange(len(tokenizer)) for _ in range(draw.randrange(1, 12))]
         text, pieces = decoded(tokenizer, ids), token_strings(tokenizer, ids)
-        # of a run with a byte that begins no character, byte fallback shows nothing: there our pieces say more
+        # of a run with a byte that begins no character, byte fallback shows nothing: there our pieces say
+        # more
         if "<0x00>" not in tokenizer.get_vocab() or REPLACED not in text:
             assert "".join(pieces) == text, (ids, pieces)
 

@@ -1,4 +1,5 @@
-"""Other libraries' explained variance, by hand; where each misleads; and that of SAEBench 0.6.0, which is wrong."""
+"""Other libraries' explained variance, by hand; where each misleads; and that of SAEBench 0.6.0, which is
+wrong."""
 
 import math
 
@@ -23,8 +24,8 @@ def acts():
 
 
 def test_by_hand():
-    # x̄ = (2, 1), deviations ∓(1, 1): 2 a token, Σ 4. Errors (1, 0), (1, 1): 1 and 2, Σ 3; about their mean ∓(0, ½): Σ ½.
-    # One mean for all numbers: (1 + 0 + 3 + 2) / 4 = 1.5, squares ¼ + 2¼ + 2¼ + ¼ = 5.
+    # x̄ = (2, 1), deviations ∓(1, 1): 2 a token, Σ 4. Errors (1, 0), (1, 1): 1 and 2, Σ 3; about their mean
+    # ∓(0, ½): Σ ½. One mean for all numbers: (1 + 0 + 3 + 2) / 4 = 1.5, squares ¼ + 2¼ + 2¼ + ¼ = 5.
     x = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
     found = values(x, x - torch.tensor([[1.0, 0.0], [1.0, 1.0]]))
     assert found == pytest.approx(
@@ -44,7 +45,8 @@ def test_on_one_batch_sparsifys_is_ours(acts):
 
 
 def test_what_predicting_the_mean_is_worth(acts):
-    """Nothing, but not to one mean for all dimensions: their means vary by 21 beside 1 within, 21 / 22 explained."""
+    """Nothing, but not to one mean for all dimensions: their means vary by 21 beside 1 within, 21 / 22
+    explained."""
     found = values(acts, acts.mean(0).expand_as(acts))
     assert found["legacy"] == pytest.approx(0, abs=1e-9)
     assert found["dictionary_learning"] == pytest.approx(0, abs=1e-9)
@@ -59,7 +61,8 @@ def test_a_constant_error_is_invisible_to_variances(acts):
 
 
 def test_legacy_follows_the_tokens_near_the_mean():
-    """Three rows far from the mean are rebuilt to 1 %; one near it is lost, and takes the mean of the four below zero."""
+    """Three rows far from the mean are rebuilt to 1 %; one near it is lost, and takes the mean of the four
+    below zero."""
     x = torch.tensor([[10.0, 0.0], [-10.0, 0.0], [0.0, 10.0], [0.0, -10.0], [0.1, 0.0], [-0.1, 0.0]])
     error = torch.tensor([[0.1, 0.0]]).expand_as(x) * torch.tensor([[1.0, 1.0, 1.0, 1.0, 10.0, 10.0]]).T
     found = values(x, x - error)
@@ -81,7 +84,9 @@ def test_the_batch_matters_to_all_of_them_and_not_to_ours(acts, name):
 
 def test_batches_without_variance_are_left_out():
     x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 5.0]])
-    assert values(x, 0.9 * x, split=2) == values(x[:2], 0.9 * x[:2]) | {"overcomplete": pytest.approx(0.9, abs=0.2)}
+    assert values(x, 0.9 * x, split=2) == values(x[:2], 0.9 * x[:2]) | {
+        "overcomplete": pytest.approx(0.9, abs=0.2)
+    }
     nothing = LibraryVariants()
     nothing.update(torch.zeros(0, 2), torch.zeros(0, 2))
     assert all(math.isnan(value) for value in nothing.values().values())

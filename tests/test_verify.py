@@ -30,7 +30,9 @@ def config(gpt2, byte_tokenizer, tmp_path) -> HarvestConfig:
     """A harvest by names of two hook points in four shards, on a small GPT-2."""
     gpt2.save_pretrained(tmp_path / "model")
     byte_tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "texts.txt").write_text("".join(f"Story {i}: {'the sun. ' * (1 + i % 7)}\n" for i in range(40)))
+    (tmp_path / "texts.txt").write_text(
+        "".join(f"Story {i}: {'the sun. ' * (1 + i % 7)}\n" for i in range(40))
+    )
     return HarvestConfig(
         model=str(tmp_path / "model"),
         dataset=(str(tmp_path / "texts.txt"),),
@@ -72,7 +74,8 @@ def named(folder: Path) -> list[str]:
 
 
 def test_every_one_of_200_flipped_bits_is_found_and_its_file_named(folder):
-    """In files drawn with equal chances, so that small ones are hit as often as large ones; JSON and log included."""
+    """In files drawn with equal chances, so that small ones are hit as often as large ones; JSON and log
+    included."""
     assert verify_store(folder) == []
     rng, hit = random.Random(0), set()
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -105,7 +108,9 @@ def test_flipped_bits_of_an_unfinished_store_are_found(folder, name):
 @pytest.mark.parametrize("name", ["plan.json", "manifest.json", COMMIT, DATA, TOKENS, "log.jsonl"])
 def test_no_damage_is_too_much(folder, name, damage):
     (folder / name).write_bytes(damage)
-    assert set(named(folder)) <= {name, DATA} and (name in named(folder) or (name, damage) == ("log.jsonl", b""))
+    assert set(named(folder)) <= {name, DATA} and (
+        name in named(folder) or (name, damage) == ("log.jsonl", b"")
+    )
     (folder / "plan.json").write_bytes(damage)
     (folder / "manifest.json").write_bytes(damage)
     assert {"plan.json", "manifest.json"} <= set(named(folder))
@@ -180,7 +185,17 @@ def test_stores_of_arrays_and_remote_stores(tmp_path):
     [
         ([DATA], {DATA, COMMIT, "manifest.json"}),
         ([COMMIT], {DATA, COMMIT, "manifest.json"}),
-        ([TOKENS], {TOKENS, DATA, COMMIT, DATA.replace(FIRST, SECOND), COMMIT.replace(FIRST, SECOND), "manifest.json"}),
+        (
+            [TOKENS],
+            {
+                TOKENS,
+                DATA,
+                COMMIT,
+                DATA.replace(FIRST, SECOND),
+                COMMIT.replace(FIRST, SECOND),
+                "manifest.json",
+            },
+        ),
         (["manifest.json"], {"manifest.json"}),
         (["plan.json"], {"plan.json"}),
         (["plan.json", DATA], {"plan.json", DATA, COMMIT, "manifest.json"}),
@@ -200,7 +215,9 @@ def test_repair_moves_aside_what_is_damaged_and_makes_it_anew(folder, capsys, da
     out = capsys.readouterr().out
     assert f"{len(damaged)} problem" in out and out.endswith(f"{folder}: every file is as it was written\n")
     assert content(folder) == whole
-    aside = {path.relative_to(folder / "damaged/1").as_posix() for path in (folder / "damaged/1").rglob("*.*")}
+    aside = {
+        path.relative_to(folder / "damaged/1").as_posix() for path in (folder / "damaged/1").rglob("*.*")
+    }
     assert aside == moved
     assert all((folder / "damaged/1" / name).read_bytes() == data for name, data in broken.items())
     shards = {name for name in whole if name.startswith("shards/")}
@@ -292,7 +309,10 @@ def test_stores_of_arrays_cannot_be_made_anew_here(tmp_path, capsys):
     ActivationStore.from_arrays(tmp_path / "arrays", np.ones((10, 4)))
     flip(tmp_path / "arrays/shards/00000/acts.safetensors", 999)
     assert main(["verify", str(tmp_path / "arrays"), "--repair"]) == 1
-    assert "made from arrays or another format, which cannot be harvested: write it anew" in capsys.readouterr().out
+    assert (
+        "made from arrays or another format, which cannot be harvested: write it anew"
+        in capsys.readouterr().out
+    )
 
 
 def test_a_store_under_way_is_not_repaired(folder):
@@ -305,7 +325,9 @@ def test_a_store_under_way_is_not_repaired(folder):
 
 def test_a_lost_plan_is_adopted_only_from_the_harvest_it_was(folder, config):
     (folder / "plan.json").unlink()
-    with pytest.raises(ShardError, match="lost its plan.json, and this harvest's plan is not the one it was begun with"):
+    with pytest.raises(
+        ShardError, match="lost its plan.json, and this harvest's plan is not the one it was begun with"
+    ):
         run_harvest(dataclasses.replace(config, context_length=16))
     run_harvest(config)
     assert verify_store(folder) == []

@@ -1,4 +1,5 @@
-"""`python -m saelens_lite.train …` is `saelens-lite train …`, for torchrun: `torchrun -m saelens_lite.train …`."""
+"""`python -m saelens_lite.train …` is `saelens-lite train …`, for torchrun: `torchrun -m saelens_lite.train
+…`."""
 
 import sys
 

@@ -23,96 +23,104 @@ class TrainConfig:
     store: str | tuple[str, ...] = ""
     """Folder of the activation store; or several, whose rows are mixed in every batch."""
     store_weights: tuple[float, ...] | None = None
-    """A weight for each store: its share of every batch. None takes their sizes. Of a store with much weight for its size,
-    rows come again sooner."""
+    """A weight for each store: its share of every batch. None takes their sizes. Of a store with much weight
+    for its size, rows come again sooner."""
     output: str = "runs/sae"
     """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
     overwrite: bool = False
-    """Start anew in `output` and replace what an earlier run left there. Without it an unfinished run of the same settings
-    goes on, and a finished or another one is refused."""
+    """Start anew in `output` and replace what an earlier run left there. Without it an unfinished run of the
+    same settings goes on, and a finished or another one is refused."""
     hook_point: str | None = None
     """Which hook point of the store; may be left out when it holds one."""
     preset: PresetName | None = None
-    """Published recipe that gives all fields that are not given; those of presets.py, named by source. train_sae and the
-    command line fill them in."""
+    """Published recipe that gives all fields that are not given; those of presets.py, named by source.
+    train_sae and the command line fill them in."""
     kind: KindName = "topk"
-    """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes, Bussmann et al.
-    2025), relu with an L1 penalty (Bricken et al. 2023), gated or jumprelu (both Rajamanoharan et al. 2024). batchtopk and
-    matryoshka save jumprelu SAEs."""
+    """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes,
+    Bussmann et al. 2025), relu with an L1 penalty (Bricken et al. 2023), gated or jumprelu (both
+    Rajamanoharan et al. 2024). batchtopk and matryoshka save jumprelu SAEs."""
     k: int = 32
-    """Latents kept a token, by batchtopk and matryoshka on average over a batch; of those kinds only. More explain more
-    and say less."""
+    """Latents kept a token, by batchtopk and matryoshka on average over a batch; of those kinds only. More
+    explain more and say less."""
     k_anneal_fraction: float = 0.0
-    """Share of the run over which k falls linearly from `k_anneal_start` times itself; of the kinds that keep k; 0 keeps k
-    throughout. More latents learn early on, and less of the run is left for the k that is saved, which costs short runs.
-    Of the recipe that leads SynthSAEBench (arXiv:2602.14687), from 60 to 25."""
+    """Share of the run over which k falls linearly from `k_anneal_start` times itself; of the kinds that keep
+    k; 0 keeps k throughout. More latents learn early on, and less of the run is left for the k that is saved,
+    which costs short runs. Of the recipe that leads SynthSAEBench (arXiv:2602.14687), from 60 to 25."""
     k_anneal_start: float = 4.0
     """k at the first step as a multiple of k, at most d_sae; with `k_anneal_fraction`."""
     matryoshka_fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
-    """Prefixes of the dictionary that reconstruct alone, as shares of d_sae, ascending to 1; matryoshka only. Smaller ones
-    keep general features together and cost some reconstruction. Bussmann et al. 2025 have widths that double."""
+    """Prefixes of the dictionary that reconstruct alone, as shares of d_sae, ascending to 1; matryoshka only.
+    Smaller ones keep general features together and cost some reconstruction. Bussmann et al. 2025 have widths
+    that double."""
     expansion: int = 16
     """d_sae as a multiple of d_model; not used when d_sae is given."""
     d_sae: int | None = None
     """Number of latents."""
     l1_coeff: float = 5.0
-    """Weight of the L1 penalty; relu and gated. In the scale of `scale_input`, so comparable between models and with
-    SAELens. More means fewer latents a token."""
+    """Weight of the L1 penalty; relu and gated. In the scale of `scale_input`, so comparable between models
+    and with SAELens. More means fewer latents a token."""
     multi_topk_coeff: float = 0.0
-    """Weight of the reconstruction from 4 k latents, which keeps an SAE of use with more than k of them; topk only. 1/8 in
-    Gao et al. 2024; 0 switches it off."""
+    """Weight of the reconstruction from 4 k latents, which keeps an SAE of use with more than k of them; topk
+    only. 1/8 in Gao et al. 2024; 0 switches it off."""
     unit_decoder: bool = True
-    """Decoder rows of norm 1, kept so by projection. Without it, for relu and jumprelu, norms are free, penalties weigh each
-    latent by its norm (Anthropic, April 2024), and norms are folded into the encoder on save."""
+    """Decoder rows of norm 1, kept so by projection. Without it, for relu and jumprelu, norms are free,
+    penalties weigh each latent by its norm (Anthropic, April 2024), and norms are folded into the encoder on
+    save."""
     jumprelu_penalty: Literal["step", "tanh"] = "step"
-    """jumprelu only: the number of latents that are on (Rajamanoharan et al. 2024), or a smooth step of their activations
-    with a pull on those that are off (Anthropic, January 2025)."""
+    """jumprelu only: the number of latents that are on (Rajamanoharan et al. 2024), or a smooth step of their
+    activations with a pull on those that are off (Anthropic, January 2025)."""
     l0_coeff: float | None = None
-    """Weight of the jumprelu penalty, in the scale of `scale_input`; more means fewer latents a token. None: 1, or d_model
-    with a target, which is dictionary_learning's 1 in this scale."""
+    """Weight of the jumprelu penalty, in the scale of `scale_input`; more means fewer latents a token. None:
+    1, or d_model with a target, which is dictionary_learning's 1 in this scale."""
     target_l0: float | None = None
     """With the penalty step: penalise (l0 / target_l0 − 1)² in place of l0 (dictionary_learning)."""
     bandwidth: float | None = None
-    """jumprelu only: width around the threshold in which its gradient is estimated. None: 0.5 for step, wider than Gemma
-    Scope's 0.001 · sqrt(d_model), which needs longer runs; 2 for tanh, its source's."""
+    """jumprelu only: width around the threshold in which its gradient is estimated. None: 0.5 for step, wider
+    than Gemma Scope's 0.001 · sqrt(d_model), which needs longer runs; 2 for tanh, its source's."""
     initial_threshold: float | None = None
-    """jumprelu only. None: 0.3 for step, a standard deviation of pre-activations at the start; 0.1 for tanh, its
-    source's. A threshold changes by about a factor 1 + lr a step: one far too small stays so in a short run."""
+    """jumprelu only. None: 0.3 for step, a standard deviation of pre-activations at the start; 0.1 for tanh,
+    its source's. A threshold changes by about a factor 1 + lr a step: one far too small stays so in a short
+    run."""
     pre_act_coeff: float = 3e-6
     """With the penalty tanh: weight of what draws latents that are off towards their thresholds."""
     input_noise: float = 0.0
-    """Standard deviation of the Gaussian noise added to what the encoder sees, in the scale of `scale_input`, in which a
-    coordinate has about 1; the loss is of the rows without it. More leaves out what is faint. 0 switches it off. Vincent et
-    al. 2008, denoising autoencoders."""
+    """Standard deviation of the Gaussian noise added to what the encoder sees, in the scale of `scale_input`,
+    in which a coordinate has about 1; the loss is of the rows without it. More leaves out what is faint. 0
+    switches it off. Vincent et al. 2008, denoising autoencoders."""
     contractive_coeff: float = 0.0
-    """Weight of the squared derivative of latents by input, summed over both, in the scale of `scale_input`: more makes
-    latents steadier and fewer, and the encoder smaller. 0 switches it off. Rifai et al. 2011; see contraction.py."""
+    """Weight of the squared derivative of latents by input, summed over both, in the scale of `scale_input`:
+    more makes latents steadier and fewer, and the encoder smaller. 0 switches it off. Rifai et al. 2011; see
+    contraction.py."""
     aux_coeff: float = 1 / 32
-    """Weight of the AuxK loss that revives dead latents, of the kinds that keep k; 0 switches it off. Gao et al. 2024."""
+    """Weight of the AuxK loss that revives dead latents, of the kinds that keep k; 0 switches it off. Gao et
+    al. 2024."""
     k_aux: int | None = None
     """Dead latents a token may use in the AuxK loss; None: d_model / 2."""
     dead_after_tokens: int | None = None
-    """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run), but at
-    least 10 · d_sae / k, in which a living latent fires."""
+    """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run), but
+    at least 10 · d_sae / k, in which a living latent fires."""
     resample_every_steps: int | None = None
-    """Steps between resamplings, at which dead latents start again along inputs that are reconstructed badly (Bricken et al.
-    2023; see resample.py); of relu, gated and jumprelu. None: never. Fewer revive sooner and leave less time to settle;
-    Bricken et al. have dead_after_tokens at half of them."""
+    """Steps between resamplings, at which dead latents start again along inputs that are reconstructed badly
+    (Bricken et al. 2023; see resample.py); of relu, gated and jumprelu. None: never. Fewer revive sooner and
+    leave less time to settle; Bricken et al. have dead_after_tokens at half of them."""
     resample_fraction: float = 2 / 3
-    """Share of the run in which latents are resampled; by default until the learning rate falls. More leaves those that come
-    late less time to learn."""
+    """Share of the run in which latents are resampled; by default until the learning rate falls. More leaves
+    those that come late less time to learn."""
     lr: float | None = None
-    """Peak learning rate of Adam; None: `optim.default_lr`, which grows for short runs and small dictionaries."""
+    """Peak learning rate of Adam; None: `optim.default_lr`, which grows for short runs and small
+    dictionaries."""
     adam_beta1: float = 0.9
     """Decay of Adam's first moment a step."""
     adam_beta2: float = 0.999
     """Decay of Adam's second moment a step."""
     clip_norm: float | None = None
-    """Gradients of a step are scaled down together where their norm exceeds this; None: never. Less bounds what one batch of
-    outliers can do; as Adam has no scale, the same factor at every step would change nothing."""
+    """Gradients of a step are scaled down together where their norm exceeds this; None: never. Less bounds
+    what one batch of outliers can do; as Adam has no scale, the same factor at every step would change
+    nothing."""
     matmul_precision: Literal["highest", "high", "medium"] | None = None
-    """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision says: medium
-    is bf16, high TF32, where the device has them; weights, sums and moments stay float32. None: as torch is set."""
+    """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision
+    says: medium is bf16, high TF32, where the device has them; weights, sums and moments stay float32. None:
+        as torch is set."""
     batch_size_rows: int = 4096
     """Rows (tokens) a step."""
     n_steps: int | None = None
@@ -124,58 +132,66 @@ class TrainConfig:
     decay_fraction: float = 1 / 3
     """The last share of the run over which the learning rate falls linearly to 0."""
     l1_warm_up_steps: int | None = None
-    """Steps over which the L1 coefficient, or that of the jumprelu penalty, rises from 0. None: the whole run for the
-    penalty tanh (Anthropic, January 2025), else 5 % of it (April 2024), but at least 1,000 steps or, in a shorter run, half
-    of it."""
+    """Steps over which the L1 coefficient, or that of the jumprelu penalty, rises from 0. None: the whole run
+    for the penalty tanh (Anthropic, January 2025), else 5 % of it (April 2024), but at least 1,000 steps or,
+    in a shorter run, half of it."""
     scale_input: bool = True
-    """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on save."""
+    """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on
+    save."""
     freeze_decoder: bool = False
-    """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat (arXiv:2602.14111)."""
+    """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat
+    (arXiv:2602.14111)."""
     baseline: bool = False
-    """Train the same with freeze_decoder beside it, on the same batches, into the folder frozen in `output`. Where
-    metrics.jsonl has held_out_fvu, it then has the baseline's as baseline_fvu."""
+    """Train the same with freeze_decoder beside it, on the same batches, into the folder frozen in `output`.
+    Where metrics.jsonl has held_out_fvu, it then has the baseline's as baseline_fvu."""
     init_from: str | None = None
-    """Folder of an SAE, ours or SAELens', from whose weights training starts: fine-tuning. d_sae is its own then, and
-    lr by default that of the end of a long run. None: a fresh one."""
+    """Folder of an SAE, ours or SAELens', from whose weights training starts: fine-tuning. d_sae is its own
+    then, and lr by default that of the end of a long run. None: a fresh one."""
     end_to_end: Literal["kl", "ce"] | None = None
-    """Fine-tune `init_from` through the language model: half of the loss is the KL divergence of its predictions from the
-    clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is whole contexts then, of about
-    batch_size_rows tokens. Not for gated and matryoshka, and thresholds stay as they are; None trains on rows alone."""
+    """Fine-tune `init_from` through the language model: half of the loss is the KL divergence of its
+    predictions from the clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is
+    whole contexts then, of about batch_size_rows tokens. Not for gated and matryoshka, and thresholds stay as
+    they are; None trains on rows alone."""
     seed: int = 0
-    """Of initialisation, and of row order without order_seed. The same seed on the same store gives the same SAE."""
+    """Of initialisation, and of row order without order_seed. The same seed on the same store gives the same
+    SAE."""
     order_seed: int | None = None
-    """Of row order alone; None: seed. A grid has one order for all its members, so that seeds share one pass."""
+    """Of row order alone; None: seed. A grid has one order for all its members, so that seeds share one
+    pass."""
     buffer_rows: int = 1_048_576
-    """Rows mixed in memory at a time (2 · d_model bytes each in bf16, twice that with `prefetch`); more mix better across
-    the store."""
+    """Rows mixed in memory at a time (2 · d_model bytes each in bf16, twice that with `prefetch`); more mix
+    better across the store."""
     prefetch: bool | None = None
-    """Read and mix the next buffer while this one is trained on: a second buffer in memory, pinned where CUDA computes, so
-    that steps need not wait. None: where an accelerator computes; on a CPU reading takes cores from the step. The rows of
-    each step are the same."""
+    """Read and mix the next buffer while this one is trained on: a second buffer in memory, pinned where CUDA
+    computes, so that steps need not wait. None: where an accelerator computes; on a CPU reading takes cores
+    from the step. The rows of each step are the same."""
     held_out_fraction: float = 0.05
     """Share of documents never trained on, chosen by hash; evaluation uses them."""
     max_norm_ratio: float | None = None
-    """Train without rows whose norm exceeds this multiple of the store's median row norm: 10 leaves out attention sinks and
-    the like, whose squared error would outweigh everything else. None trains on all rows; evaluation always reads all."""
+    """Train without rows whose norm exceeds this multiple of the store's median row norm: 10 leaves out
+    attention sinks and the like, whose squared error would outweigh everything else. None trains on all rows;
+    evaluation always reads all."""
     eval_every_steps: int | None = None
     """Steps between evaluations on held-out rows; None: ten times a run."""
     eval_rows: int = 16_384
     """Held-out rows an evaluation reads, at most."""
     eval_ce_tokens: int = 8192
-    """With a model: predicted tokens of held-out documents, at most, over which an evaluation measures what the
-    reconstruction costs in cross-entropy. More take longer, forward passes at every evaluation."""
+    """With a model: predicted tokens of held-out documents, at most, over which an evaluation measures what
+    the reconstruction costs in cross-entropy. More take longer, forward passes at every evaluation."""
     log_every_steps: int = 10
     """Steps between lines of metrics.jsonl; fetching the numbers is the only wait for the device."""
     checkpoint_every_steps: int | None = None
-    """Steps between checkpoints, from which the same command goes on exactly after a kill, each with the SAE as it stands;
+    """Steps between checkpoints, from which the same command goes on exactly after a kill, each with the SAE
+    as it stands;
     None: ten times a run. One is made on SIGTERM and Ctrl-C too."""
     keep_checkpoints: int = 2
     """How many of the newest are kept, each three times the SAE's size; of a finished run none."""
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""
     latent_shards: int = 1
-    """Processes of a torchrun among which the latents are divided, for a dictionary larger than one device; their number
-    over this is how many share each batch. Rounding apart, every division trains the same SAE."""
+    """Processes of a torchrun among which the latents are divided, for a dictionary larger than one device;
+    their number over this is how many share each batch. Rounding apart, every division trains the same
+    SAE."""
     wandb_project: str | None = None
     """Weights & Biases project to log to as well; None: no wandb."""
     progress: bool = True
@@ -191,7 +207,11 @@ class TrainConfig:
             defaults = {field.name: field.default for field in fields(self)}
             own = {name: value for name, value in PRESETS[self.preset].items() if value != defaults[name]}
             taken = not own or any(getattr(self, name) == value for name, value in own.items())
-            check(taken, "preset", "at least one field as the preset has it (train_sae(store, preset=…) fills them in)")
+            check(
+                taken,
+                "preset",
+                "at least one field as the preset has it (train_sae(store, preset=…) fills them in)",
+            )
         kinds = get_args(KindName)
         check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
         for name in (
@@ -218,40 +238,85 @@ class TrainConfig:
             check(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]")
         check(self.k_anneal_start >= 1, "k_anneal_start", "1 or more")
         check(
-            not self.k_anneal_fraction or self.kind in KEEP_K, "k_anneal_fraction", f"0 for the kind {self.kind}, without k"
+            not self.k_anneal_fraction or self.kind in KEEP_K,
+            "k_anneal_fraction",
+            f"0 for the kind {self.kind}, without k",
         )
         if self.resample_every_steps is not None:
             revived = f"None for the kind {self.kind}, whose dead latents AuxK revives (aux_coeff)"
             check(self.kind not in KEEP_K, "resample_every_steps", revived)
-            check(not self.freeze_decoder, "resample_every_steps", "None with freeze_decoder, whose rows stay as they are")
-        check(not self.multi_topk_coeff or self.kind == "topk", "multi_topk_coeff", f"0 for the kind {self.kind}")
+            check(
+                not self.freeze_decoder,
+                "resample_every_steps",
+                "None with freeze_decoder, whose rows stay as they are",
+            )
+        check(
+            not self.multi_topk_coeff or self.kind == "topk",
+            "multi_topk_coeff",
+            f"0 for the kind {self.kind}",
+        )
         fractions = self.matryoshka_fractions
-        ascending = list(fractions) == sorted(set(fractions)) and bool(fractions) and fractions[0] > 0 and fractions[-1] == 1
+        ascending = (
+            list(fractions) == sorted(set(fractions))
+            and bool(fractions)
+            and fractions[0] > 0
+            and fractions[-1] == 1
+        )
         check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
         precisions = (None, "highest", "high", "medium")
         check(self.matmul_precision in precisions, "matmul_precision", "highest, high, medium or None")
         check(self.jumprelu_penalty in ("step", "tanh"), "jumprelu_penalty", "step or tanh")
-        check(self.target_l0 is None or self.jumprelu_penalty == "step", "target_l0", "None with the penalty tanh")
-        check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True for the kind {self.kind}")
+        check(
+            self.target_l0 is None or self.jumprelu_penalty == "step",
+            "target_l0",
+            "None with the penalty tanh",
+        )
+        check(
+            self.unit_decoder or self.kind in ("relu", "jumprelu"),
+            "unit_decoder",
+            f"True for the kind {self.kind}",
+        )
         check(self.d_sae is None or self.init_from is None, "d_sae", "None with init_from, whose width it is")
         if self.end_to_end is not None:
             check(self.end_to_end in ("kl", "ce"), "end_to_end", "kl, ce or None")
             check(self.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end")
-            check(self.kind != "gated", "kind", "another one with end_to_end, which has no gradient for gates")
-            check(self.kind != "matryoshka", "kind", "batchtopk with end_to_end, for which prefixes do not count")
-            check(self.jumprelu_penalty == "step", "jumprelu_penalty", "step with end_to_end, which leaves thresholds alone")
+            check(
+                self.kind != "gated", "kind", "another one with end_to_end, which has no gradient for gates"
+            )
+            check(
+                self.kind != "matryoshka",
+                "kind",
+                "batchtopk with end_to_end, for which prefixes do not count",
+            )
+            check(
+                self.jumprelu_penalty == "step",
+                "jumprelu_penalty",
+                "step with end_to_end, which leaves thresholds alone",
+            )
             for name in ("k_anneal_fraction", "multi_topk_coeff", "input_noise", "contractive_coeff"):
                 check(not getattr(self, name), name, "0 with end_to_end")
             for name in ("l0_coeff", "target_l0", "resample_every_steps", "store_weights", "max_norm_ratio"):
                 check(getattr(self, name) is None, name, "None with end_to_end")
         check(self.n_epochs > 0, "n_epochs", "a positive number")
         random_rows = not self.freeze_decoder and self.init_from is None
-        check(random_rows or not self.baseline, "baseline", "False with freeze_decoder, which is the baseline, or init_from")
+        check(
+            random_rows or not self.baseline,
+            "baseline",
+            "False with freeze_decoder, which is the baseline, or init_from",
+        )
         weights = self.store_weights
-        check(weights is None or (len(weights) > 0 and min(weights) > 0), "store_weights", "positive numbers or None")
+        check(
+            weights is None or (len(weights) > 0 and min(weights) > 0),
+            "store_weights",
+            "positive numbers or None",
+        )
         check(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
         check(Path(self.output).name != "", "output", "a folder to write to")
-        check(self.d_sae is None or self.kind not in KEEP_K or self.k <= self.d_sae, "k", f"at most d_sae={self.d_sae}")
+        check(
+            self.d_sae is None or self.kind not in KEEP_K or self.k <= self.d_sae,
+            "k",
+            f"at most d_sae={self.d_sae}",
+        )
 
     @property
     def row_seed(self) -> int:

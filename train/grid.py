@@ -1,12 +1,12 @@
 """train_grid: many SAEs from one pass over a store, each a whole run in a folder of its own.
 
-Members that read the same rows (rows.ROW_FIELDS) go through them side by side: a buffer is read and mixed once, and each
-batch goes to one member after another. Members of another hook point, batch size or row order make up another group with a
-pass of its own; groups are trained one after another. So memory holds one buffer, and the SAEs of one group with what
-training needs beside them (four times their weights).
+Members that read the same rows (rows.ROW_FIELDS) go through them side by side: a buffer is read and mixed
+once, and each batch goes to one member after another. Members of another hook point, batch size or row order
+make up another group with a pass of its own; groups are trained one after another. So memory holds one
+buffer, and the SAEs of one group with what training needs beside them (four times their weights).
 
-A member is nothing else than a run of its configuration: trained alone with the train_config.json of its folder it is the
-same, bit for bit on a CPU, and a checkpoint of it is one of that run.
+A member is nothing else than a run of its configuration: trained alone with the train_config.json of its
+folder it is the same, bit for bit on a CPU, and a checkpoint of it is one of that run.
 """
 
 from __future__ import annotations
@@ -51,22 +51,26 @@ def train_grid(
     model: nn.Module | None = None,
     **fields: Any,
 ) -> dict[str, SparseAutoencoder]:
-    """Train many sparse autoencoders from one pass over the rows of a store, and save each in a folder of its own.
+    """Train many sparse autoencoders from one pass over the rows of a store, and save each in a folder of its
+    own.
 
         saes = train_grid("store/", {"k": [16, 32, 64], "seed": [0, 1]}, output="runs/grid", expansion=16)
         saes["k=16,seed=0"]  # also in runs/grid/k=16,seed=0
 
-    Stopped or killed, the same call goes on: each member at its last checkpoint, those that are behind first; members that
-    are finished stay as they are, and overwrite=True starts all anew. A member whose numbers break ends alone.
+    Stopped or killed, the same call goes on: each member at its last checkpoint, those that are behind first;
+    members that are finished stay as they are, and overwrite=True starts all anew. A member whose numbers
+    break ends alone.
 
     store: an open store or its folder, or several, as for train_sae
-    grid: fields of TrainConfig and their values, whose every combination is a member; or the members, each a mapping of the
-        fields that tell it apart. Rows have one order for all, that of the common seed, where order_seed is not given;
-        members that differ in another field of rows.ROW_FIELDS cost a pass each
-    config, model, fields: what the members have in common, as for train_sae; `output` is the folder above theirs
+    grid: fields of TrainConfig and their values, whose every combination is a member; or the members, each a
+        mapping of the fields that tell it apart. Rows have one order for all, that of the common seed, where
+        order_seed is not given; members that differ in another field of rows.ROW_FIELDS cost a pass each
+    config, model, fields: what the members have in common, as for train_sae; `output` is the folder above
+        theirs
     returns: the SAEs by the names of their folders, as train_sae returns them
-    raises: as train_sae, and ValueError for a grid without members, with two of one name, or over a field that all share.
-        FloatingPointError once the others are trained, with the names of the members that broke
+    raises: as train_sae, and ValueError for a grid without members, with two of one name, or over a field
+        that all share. FloatingPointError once the others are trained, with the names of the members that
+        broke
     """
     stores = opened([store] if isinstance(store, Store) else store)
     members = grid_members(stores, grid, config, **fields)
@@ -88,7 +92,10 @@ def grid_members(
     """The configurations of a grid's members by name, with arguments and errors as of train_grid."""
     stores = [store] if isinstance(store, Store) else store
     if isinstance(grid, Mapping):
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*map(_values, grid, grid.values()))]
+        grid = [
+            dict(zip(grid, values, strict=True))
+            for values in itertools.product(*map(_values, grid, grid.values()))
+        ]
     common = (to_mapping(config) if config else {}) | fields
     output = Path(common.get("output", TrainConfig().output))
     if (order_seed := common.get("order_seed")) is None:
@@ -97,7 +104,9 @@ def grid_members(
     for member in grid or [{}]:
         if not member or (shared := [field for field in _COMMON_FIELDS if field in member]):
             what = f"{', '.join(shared)}, which all members share" if member else "none"
-            raise ValueError(f'grid expected fields that tell members apart, such as {{"k": [16, 32]}}, got {what}')
+            raise ValueError(
+                f'grid expected fields that tell members apart, such as {{"k": [16, 32]}}, got {what}'
+            )
         name = _name(member)
         if name in members:
             raise ValueError(f"grid expected members that differ, got {name} twice")
@@ -107,7 +116,8 @@ def grid_members(
 
 
 def grid_table(members: Mapping[str, TrainConfig]) -> str:
-    """What the members' metrics.jsonl say at their ends: fvu and l0 on held-out rows, dead latents by window."""
+    """What the members' metrics.jsonl say at their ends: fvu and l0 on held-out rows, dead latents by
+    window."""
     found = {}
     for name, config in members.items():
         metrics = Path(config.output) / "metrics.jsonl"
@@ -121,11 +131,15 @@ def grid_table(members: Mapping[str, TrainConfig]) -> str:
     formats = {"step": ",", "held_out_l0": ".1f"}
     rows = [["member", *(column.removeprefix("held_out_") for column in columns)]]
     for name, last in found.items():
-        cells = [format(last[c], formats.get(c, ".4f")) if last.get(c) is not None else "n/a" for c in columns]
+        cells = [
+            format(last[c], formats.get(c, ".4f")) if last.get(c) is not None else "n/a" for c in columns
+        ]
         rows.append([name, *cells])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join([row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))])
+        "  ".join(
+            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
+        )
         for row in rows
     )
 
@@ -140,7 +154,9 @@ def parsed_grid(words: Sequence[str]) -> dict[str, list[Any]]:
         field, equals, values = word.partition("=")
         field = field.replace("-", "_")
         if not equals or field in grid:
-            raise ValueError(f"--grid expected each field once, as in k=16,32,64 seed=0,1, got {' '.join(words)}")
+            raise ValueError(
+                f"--grid expected each field once, as in k=16,32,64 seed=0,1, got {' '.join(words)}"
+            )
         grid[field] = [_literal(value) for value in values.split(",")]
     return grid
 
@@ -169,7 +185,9 @@ def _train(
     while to_train:
         rows, group = to_train.pop(0)
         if group:
-            found |= zip(group, train_runs([run_for(rows, config, model) for config in group.values()]), strict=True)
+            found |= zip(
+                group, train_runs([run_for(rows, config, model) for config in group.values()]), strict=True
+            )
         broken = {name: error for name, error in found.items() if isinstance(error, FloatingPointError)}
         for error in broken.values():
             error.__traceback__ = None  # it would keep the weights of its group in memory

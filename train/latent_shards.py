@@ -1,9 +1,11 @@
 """Latents divided among processes: what a step exchanges so that together they do what one process would.
 
-Of L processes along the axis "latents" each holds a shard, d_sae / L consecutive latents; all hold b_dec and see the same
-tokens. Selection: each shows the largest of its own latents, and all find those that are among the largest of all.
-Reconstruction: parts are summed before the error is taken. The gradients of a latent are then a matter of its process; that
-of b_dec is a sum over processes. Alone, every function here is the kernel of its name, to the bit.
+Of L processes along the axis "latents" each holds a shard, d_sae / L consecutive latents; all hold b_dec and
+see the same tokens. Selection: each shows the largest of its own latents, and all find those that are among
+    the largest of all.
+Reconstruction: parts are summed before the error is taken. The gradients of a latent are then a matter of its
+process; that of b_dec is a sum over processes. Alone, every function here is the kernel of its name, to the
+bit.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def first_latent(sae: SparseAutoencoder) -> int:
 
 
 def own_latents(latents: Tensor, sae: SparseAutoencoder) -> tuple[Tensor, Tensor]:
-    """Of latents int64[m] of the whole SAE those of this shard, as it counts them, and which of the m they are, bool[m]."""
+    """Of latents int64[m] of the whole SAE those of this shard, as it counts them, and which of the m they
+    are, bool[m]."""
     own = latents - first_latent(sae)
     ours = (own >= 0) & (own < sae.d_sae)
     return own[ours], ours
@@ -47,8 +50,10 @@ def over_latents(tensor: Tensor) -> Tensor:
 def largest(values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Tensor]:
     """Of the largest latents of each shard, those among the k largest of all: pairs as the kernels take them.
 
-    values float[B c], 0 or more, and indices int64[B c]: the c largest of this shard, c as in all others, k at most L · c
-    returns: alone what came; else values float[P], indices int64[P] and offsets int64[B + 1] of this shard's pairs above 0
+    values float[B c], 0 or more, and indices int64[B c]: the c largest of this shard, c as in all others, k
+    at most L · c
+    returns: alone what came; else values float[P], indices int64[P] and offsets int64[B + 1] of this shard's
+        pairs above 0
     """
     if n_shards() == 1:
         return values, indices
@@ -74,7 +79,8 @@ def keep_topk_(acts: Tensor, k: int, widest: int) -> Tensor:
 
 
 def _own_among_largest(values: Tensor, k: int) -> Tensor:
-    """values float[B c], with 0 where they are not among the k largest of the L · c of each row; of equal ones the first."""
+    """values float[B c], with 0 where they are not among the k largest of the L · c of each row; of equal
+    ones the first."""
     every = distributed.gathered(values, "latents").transpose(0, 1)
     kept = kernels.keep_topk_(every.flatten(1), k)
     return kept.view_as(every)[:, distributed.rank("latents")]
@@ -97,9 +103,11 @@ def token_pass(
     out: TokenPass | None = None,
     offsets: Tensor | None = None,
 ) -> TokenPass:
-    """kernels.token_pass of this shard's pairs, the error being that of the reconstruction from all shards' pairs.
+    """kernels.token_pass of this shard's pairs, the error being that of the reconstruction from all shards'
+    pairs.
 
-    recons_grad and sq_error are the same in all shards; pairs are ragged or nested, unless there is one shard.
+    recons_grad and sq_error are the same in all shards; pairs are ragged or nested, unless there is one
+    shard.
     """
     if n_shards() == 1:
         return kernels.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
@@ -110,7 +118,8 @@ def token_pass(
 
 
 def forward(sae: SparseAutoencoder, acts: Tensor, k: int | None) -> SAEOutput:
-    """What the whole SAE makes of float[B d_model]: its reconstruction, and those of its latents that are of this shard.
+    """What the whole SAE makes of float[B d_model]: its reconstruction, and those of its latents that are of
+    this shard.
 
     sae: this shard; k: of a TopK SAE as a whole, else None
     """
@@ -118,7 +127,9 @@ def forward(sae: SparseAutoencoder, acts: Tensor, k: int | None) -> SAEOutput:
         return sae(acts)
     latents = sae.encode(acts)
     if k is not None:
-        latents = SparseLatents(*largest(*latents.topk_view(), k), d_sae=sae.d_sae, batch_shape=latents.batch_shape)
+        latents = SparseLatents(
+            *largest(*latents.topk_view(), k), d_sae=sae.d_sae, batch_shape=latents.batch_shape
+        )
     recons = over_latents(kernels.decode(latents.values, latents.indices, latents.offsets, sae.W_dec))
     return SAEOutput(recons.add_(sae.b_dec), latents)
 
@@ -131,7 +142,8 @@ def shard_config(config: SAEConfig) -> SAEConfig:
     n = n_shards()
     if config.d_sae % n:
         raise ValueError(
-            f"latent_shards expected a divisor of d_sae={config.d_sae}, got {n}: choose d_sae={-(-config.d_sae // n) * n}"
+            f"latent_shards expected a divisor of d_sae={config.d_sae}, got {n}: choose "
+            f"d_sae={-(-config.d_sae // n) * n}"
         )
     width = config.d_sae // n
     return dataclasses.replace(config, d_sae=width, k=None if config.k is None else min(config.k, width))
@@ -160,7 +172,8 @@ def part(tensor: Tensor, dim: int | None) -> Tensor:
 
 
 def whole(tensor: Tensor, dim: int | None) -> Tensor | None:
-    """The tensor of all latents, from those of the shards: on the CPU of the first process, None in all others."""
+    """The tensor of all latents, from those of the shards: on the CPU of the first process, None in all
+    others."""
     if distributed.rank("data"):
         return None
     if dim is None:

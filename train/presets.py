@@ -2,13 +2,14 @@
 
     train_sae(store, preset="openai-topk", k=64)          saelens-lite train --preset openai-topk --k 64
 
-What a source fixes is written down even where it is our default, so that a recipe stays when a default changes. What it does
-not fix keeps TrainConfig's default. No recipe names a width, a seed or a length: sources trained on 0.5 to 8 billion tokens,
-and the learning rates are for such lengths.
+What a source fixes is written down even where it is our default, so that a recipe stays when a default
+changes. What it does not fix keeps TrainConfig's default. No recipe names a width, a seed or a length:
+sources trained on 0.5 to 8 billion tokens, and the learning rates are for such lengths.
 
-Common to all here, whatever a source does: inputs scaled by one number to mean squared norm d_model, the decoder drawn at
-random with unit rows, the bias at the geometric median, warm-up and decay of the learning rate linear, Adam's eps 1e-8, AuxK
-in the scale of the reconstruction loss instead of relative to the error's variance.
+Common to all here, whatever a source does: inputs scaled by one number to mean squared norm d_model, the
+decoder drawn at random with unit rows, the bias at the geometric median, warm-up and decay of the learning
+rate linear, Adam's eps 1e-8, AuxK in the scale of the reconstruction loss instead of relative to the error's
+variance.
 """
 
 from __future__ import annotations
@@ -19,16 +20,24 @@ from typing import Any, Literal
 from saelens_lite.errors import nearest
 
 PresetName = Literal[
-    "default", "openai-topk", "batchtopk", "matryoshka", "gemma-jumprelu", "anthropic-jumprelu", "anthropic-l1"
+    "default",
+    "openai-topk",
+    "batchtopk",
+    "matryoshka",
+    "gemma-jumprelu",
+    "anthropic-jumprelu",
+    "anthropic-l1",
 ]
 
 PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
-    # TrainConfig's defaults, chosen by the tables under "Quality at equal steps" in tests/bench/RESULTS.md, as far as these
-    # go: they are of one small model and short runs, and a kind or setting that does not stand in them was not compared.
+    # TrainConfig's defaults, chosen by the tables under "Quality at equal steps" in tests/bench/RESULTS.md,
+    # as far as these go: they are of one small model and short runs, and a kind or setting that does not
+    # stand in them was not compared.
     "default": {},
-    # Gao et al. 2024, arXiv:2406.04093, sections 2.3 and 2.4, appendix A; numbers from openai/sparse_autoencoder, train.py,
-    # which are for 32,768 latents: lr falls as 1/√d_sae.
-    # Not expressed: inputs normalised token by token, Adam's eps 6.25e-10, the average of weights, a scaled encoder start.
+    # Gao et al. 2024, arXiv:2406.04093, sections 2.3 and 2.4, appendix A; numbers from
+    # openai/sparse_autoencoder, train.py, which are for 32,768 latents: lr falls as 1/√d_sae.
+    # Not expressed: inputs normalised token by token, Adam's eps 6.25e-10, the average of weights, a scaled
+    # encoder start.
     "openai-topk": {
         "kind": "topk",
         "k": 32,
@@ -40,10 +49,10 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "k_aux": 256,
         "dead_after_tokens": 10_000_000,
     },
-    # Bussmann et al. 2024, arXiv:2412.06410; numbers from bartbussmann/BatchTopK, main.py and config.py, which are for
-    # 12,288 latents; its dead are those silent for 5 batches.
-    # Not expressed: inputs normalised token by token; the encoder's start at all of the decoder's transpose, a tenth here;
-    # the saved threshold is fitted to held-out rows, theirs a running mean.
+    # Bussmann et al. 2024, arXiv:2412.06410; numbers from bartbussmann/BatchTopK, main.py and config.py,
+    # which are for 12,288 latents; its dead are those silent for 5 batches.
+    # Not expressed: inputs normalised token by token; the encoder's start at all of the decoder's transpose,
+    # a tenth here; the saved threshold is fitted to held-out rows, theirs a running mean.
     "batchtopk": {
         "kind": "batchtopk",
         "k": 32,
@@ -56,11 +65,12 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "k_aux": 512,
         "dead_after_tokens": 5 * 4096,
     },
-    # Bussmann et al. 2025, arXiv:2503.17547, as dictionary_learning has it (trainers/matryoshka_batch_top_k.py; groups of
-    # 1/32, 1/16, 1/8, 1/4 and the rest, and decay over the last fifth, from its demo_config.py). Its law for lr,
-    # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see optim.default_lr:
-    # too much for recovery in a run of 4,882 steps, where 3e-3 was best (tests/bench/RESULTS.md, planted features).
-    # Not expressed: the mean over prefixes, which is a sum here.
+    # Bussmann et al. 2025, arXiv:2503.17547, as dictionary_learning has it
+    # (trainers/matryoshka_batch_top_k.py; groups of 1/32, 1/16, 1/8, 1/4 and the rest, and decay over the
+    # last fifth, from its demo_config.py). Its law for lr, 2e-4 · sqrt(2^14 / d_sae), is what None gives a
+    # run of 250k steps; a shorter one gets more, see optim.default_lr: too much for recovery in a run of
+    # 4,882 steps, where 3e-3 was best (tests/bench/RESULTS.md, planted features). Not expressed: the mean
+    # over prefixes, which is a sum here.
     "matryoshka": {
         "kind": "matryoshka",
         "k": 32,
@@ -73,10 +83,11 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "aux_coeff": 1 / 32,
         "dead_after_tokens": 10_000_000,
     },
-    # Gemma Scope: Lieberum et al. 2024, arXiv:2408.05147, section 3.2. Its inputs have mean squared norm 1: bandwidth and
-    # threshold 0.001 there are 0.001 · sqrt(d_model) here, written for the 2,304 of Gemma 2 2B. The coefficient is chosen by
-    # the l0 wanted; 1 here is 1 / d_model there. Thresholds settle after about 2 billion tokens.
-    # Not expressed: the warm-up of lr is a cosine from a tenth there; the encoder starts at 0.3 of the decoder's transpose.
+    # Gemma Scope: Lieberum et al. 2024, arXiv:2408.05147, section 3.2. Its inputs have mean squared norm 1:
+    # bandwidth and threshold 0.001 there are 0.001 · sqrt(d_model) here, written for the 2,304 of Gemma 2 2B.
+    # The coefficient is chosen by the l0 wanted; 1 here is 1 / d_model there. Thresholds settle after about 2
+    # billion tokens. Not expressed: the warm-up of lr is a cosine from a tenth there; the encoder starts at
+    # 0.3 of the decoder's transpose.
     "gemma-jumprelu": {
         "kind": "jumprelu",
         "jumprelu_penalty": "step",
@@ -91,10 +102,10 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "l1_warm_up_steps": 10_000,
         "batch_size_rows": 4096,
     },
-    # Anthropic, Circuits Updates, January 2025, "Dictionary Learning Optimization Techniques". lr, its decay and clipping
-    # were not read at the source; the batch is left to the reader.
-    # Not expressed: the encoder starts at d_model / d_sae of the decoder's transpose, the decoder at U(±1/sqrt(d_model)),
-    # b_enc so that each latent fires 10,000 / d_sae of the time.
+    # Anthropic, Circuits Updates, January 2025, "Dictionary Learning Optimization Techniques". lr, its decay
+    # and clipping were not read at the source; the batch is left to the reader.
+    # Not expressed: the encoder starts at d_model / d_sae of the decoder's transpose, the decoder at
+    # U(±1/sqrt(d_model)), b_enc so that each latent fires 10,000 / d_sae of the time.
     "anthropic-jumprelu": {
         "kind": "jumprelu",
         "jumprelu_penalty": "tanh",
@@ -108,9 +119,10 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "decay_fraction": 0.2,
         "clip_norm": 1.0,
     },
-    # Anthropic, Circuits Updates, April 2024, "Update on how we train SAEs": the penalty weighs latents by their decoder
-    # rows and rises over the first 5 % (None; over more in short runs). lr, its decay and clipping were not read there.
-    # Not expressed: b_dec is not subtracted from the input there and starts at 0; scaling is by the mean norm.
+    # Anthropic, Circuits Updates, April 2024, "Update on how we train SAEs": the penalty weighs latents by
+    # their decoder rows and rises over the first 5 % (None; over more in short runs). lr, its decay and
+    # clipping were not read there. Not expressed: b_dec is not subtracted from the input there and starts at
+    # 0; scaling is by the mean norm.
     "anthropic-l1": {
         "kind": "relu",
         "l1_coeff": 5.0,
@@ -127,7 +139,8 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
 
 
 def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a TrainConfig, and beneath them those of the preset that they name under "preset", if any.
+    """The fields of a TrainConfig, and beneath them those of the preset that they name under "preset", if
+    any.
 
     raises: ValueError for a preset that there is not, with the nearest
     """
@@ -141,4 +154,6 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
 def check_preset(name: Any) -> None:
     """raises: ValueError for a preset that there is not, with the nearest"""
     if name not in tuple(PRESETS):
-        raise ValueError(f"preset expected one of {', '.join(PRESETS)}, got {name!r}{nearest(str(name), PRESETS)}")
+        raise ValueError(
+            f"preset expected one of {', '.join(PRESETS)}, got {name!r}{nearest(str(name), PRESETS)}"
+        )

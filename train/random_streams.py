@@ -1,4 +1,5 @@
-"""Random numbers of a step, as pure functions of the seed and of what they are for: nothing about them needs to be saved."""
+"""Random numbers of a step, as pure functions of the seed and of what they are for: nothing about them needs
+to be saved."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch
 
 
 def row_noise(like: Tensor, first_row: int, seed: int, step: int) -> Tensor:
-    """Standard normal numbers for rows first_row … of the batch of a step; float[B d_model], as `like` in type and device.
+    """Standard normal numbers for rows first_row … of the batch of a step; float[B d_model], as `like` in
+    type and device.
 
     Drawn on the device, in float32: another kind of device draws others.
     """

@@ -37,23 +37,27 @@ def train_sae(
 
         sae = train_sae("store/", kind="topk", k=32, expansion=16, output="runs/topk")
 
-    Stopped or killed, the same call goes on at the last checkpoint and ends with the same SAE, bit for bit on a CPU with as
-    many threads. So does one that differs only in where it reads, writes its progress and computes; see state.py.
-    Called in all processes of a torchrun, each computes the gradients of its share of every batch, and of its shard of the
-    latents where `latent_shards` divides them; the first writes.
+    Stopped or killed, the same call goes on at the last checkpoint and ends with the same SAE, bit for bit on
+    a CPU with as many threads. So does one that differs only in where it reads, writes its progress and
+    computes; see state.py. Called in all processes of a torchrun, each computes the gradients of its share of
+    every batch, and of its shard of the latents where `latent_shards` divides them; the first writes.
 
-    store: an open store or its folder; or several, of which each batch has the shares that `store_weights` say
-    config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for each. Without it
-        `preset` may name a recipe of presets.py; `fields` replace single fields of that
-    model: the language model that was harvested; evaluations then tell what the reconstruction costs it in cross-entropy,
-        as held_out_delta_ce
-    returns: the SAE, in the units of the store's activations, on the training device, in every process; also saved to
-        config.output. Where latents are divided, on the CPU of the first process, and without weights ("meta") in others
-    raises: ValueError for a wrong field, stores that do not go together, too few rows, a batch that the processes cannot
-        share equally, or an output that holds a finished run, another or one that is running; CheckpointError if all its
-        checkpoints are damaged or one cannot be written; FloatingPointError for a row that is not finite, with its shard,
+    store: an open store or its folder; or several, of which each batch has the shares that `store_weights`
+        say
+    config: a TrainConfig; `fields` replace single fields of it (or of the defaults), see TrainConfig for
+        each. Without it `preset` may name a recipe of presets.py; `fields` replace single fields of that
+    model: the language model that was harvested; evaluations then tell what the reconstruction costs it in
+        cross-entropy, as held_out_delta_ce
+    returns: the SAE, in the units of the store's activations, on the training device, in every process; also
+        saved to config.output. Where latents are divided, on the CPU of the first process, and without
+        weights ("meta") in others
+    raises: ValueError for a wrong field, stores that do not go together, too few rows, a batch that the
+        processes cannot share equally, or an output that holds a finished run, another or one that is
+        running; CheckpointError if all its checkpoints are damaged or one cannot be written;
+        FloatingPointError for a row that is not finite, with its shard,
         or a loss that is not, with the step: what was saved is kept then;
-        KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once a checkpoint and the SAE as it stands were saved
+        KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once a checkpoint and the SAE as it stands were
+        saved
     """
     stores = [store] if isinstance(store, Store) else list(store)
     config = configured(config, fields, stores)
@@ -66,7 +70,9 @@ def train_sae(
         outcomes = train_runs(runs)
     for run, outcome in zip(reversed(runs), reversed(outcomes), strict=True):
         if isinstance(outcome, FloatingPointError):
-            raise outcome if run is runs[-1] else FloatingPointError(f"the baseline {run.output}: {outcome}") from outcome
+            raise (
+                outcome if run is runs[-1] else FloatingPointError(f"the baseline {run.output}: {outcome}")
+            ) from outcome
     return outcomes[-1]
 
 
@@ -82,11 +88,13 @@ def train_on(rows: Rows, config: TrainConfig) -> SparseAutoencoder:
 def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Sequence[Store]) -> TrainConfig:
     """The configuration with single fields replaced, over those of its preset, and the stores' folders.
 
-    raises: ValueError for a field that there is not or of another type, or a preset beside a configuration that is whole
+    raises: ValueError for a field that there is not or of another type, or a preset beside a configuration
+        that is whole
     """
     if config is not None and fields.get("preset", config.preset) != config.preset:
         raise ValueError(
-            f"train_sae expected a preset or a TrainConfig, got {fields['preset']!r} and one whose fields would all win "
+            f"train_sae expected a preset or a TrainConfig, got {fields['preset']!r} and one whose fields "
+            "would all win "
             "over the preset's: give single fields beside the preset"
         )
     base = to_mapping(config) if config else {}

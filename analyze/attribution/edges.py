@@ -1,14 +1,16 @@
-"""Which latents of one SAE drive which of another, later in the same model: edge attribution, and exact ablation beside it.
+"""Which latents of one SAE drive which of another, later in the same model: edge attribution, and exact
+ablation beside it.
 
     effect of latent i on the target = Σ_s z_i(s) · scale(s) · W_dec[i] · ∂pre_act_target/∂acts(s)
 
-over the tokens s of the target's text. A target is the pre-activation of a downstream latent at one token (gated: the
-gate's). It is smooth where TopK and JumpReLU jump; where the latent fires and goes on firing, its change is that of the
-activation. The effect estimates, to first order, pre-activation − pre-activation with latent i ablated at all tokens but
+over the tokens s of the target's text. A target is the pre-activation of a downstream latent at one token
+(gated: the gate's). It is smooth where TopK and JumpReLU jump; where the latent fires and goes on firing, its
+change is that of the activation. The effect estimates, to first order, pre-activation − pre-activation with
+latent i ablated at all tokens but
 BOS, EOS and padding: positive where i excites. The layers in between count, with their attention.
 
-source: edge attribution patching, Syed, Rager and Conmy 2023, arXiv:2310.10348; between latents, with the SAE's error kept,
-Marks et al. 2024, arXiv:2403.19647
+source: edge attribution patching, Syed, Rager and Conmy 2023, arXiv:2310.10348; between latents, with the
+SAE's error kept, Marks et al. 2024, arXiv:2403.19647
 """
 
 from __future__ import annotations
@@ -51,10 +53,13 @@ class EdgeAttribution:
     b_dec: Tensor
 
     def strongest(self, n: int) -> tuple[Tensor, Tensor]:
-        """The n edges of largest effect, either sign: int64[n 2] of (row of targets, upstream latent), and float32[n]."""
+        """The n edges of largest effect, either sign: int64[n 2] of (row of targets, upstream latent), and
+        float32[n]."""
         flat = self.effects.reshape(-1)
         found = flat.abs().topk(min(n, len(flat))).indices
-        return torch.stack([found // self.effects.shape[1], found % self.effects.shape[1]], dim=1), flat[found]
+        return torch.stack([found // self.effects.shape[1], found % self.effects.shape[1]], dim=1), flat[
+            found
+        ]
 
     def __repr__(self) -> str:
         lines = [f"EdgeAttribution of {len(self.targets):,} targets; strongest edges:"]
@@ -75,21 +80,24 @@ def edge_attribution(
     skip_ids: Sequence[int] | None = None,
     **model_inputs: Any,
 ) -> EdgeAttribution:
-    """The first-order effect of every upstream latent on each target: one forward, and one backward for every target of
-    the text that has most, since those of different texts share it.
+    """The first-order effect of every upstream latent on each target: one forward, and one backward for every
+    target of the text that has most, since those of different texts share it.
 
     targets: int64[n 3], (example, position, downstream latent)
     upstream_point, downstream_point: by default where the SAEs were trained
     skip_ids: tokens whose upstream latents are left out; by default the model's BOS, EOS and padding
     model_inputs: what the model's forward takes: input_ids, attention_mask, …
-    raises: ValueError for targets outside the text or the SAE, or hook points in the wrong order; HookError as `hooks.edit`
+    raises: ValueError for targets outside the text or the SAE, or hook points in the wrong order; HookError
+        as `hooks.edit`
     """
     source, sink = place_of(model, upstream, upstream_point), place_of(model, downstream, downstream_point)
     targets = _checked_targets(targets, downstream)
     with evaluation_mode(model), torch.enable_grad(), stream_leaves(model, source) as leaves:
         acts = run_to(model, [sink], **model_inputs)[sink]
         if len(leaves) != 1 or not acts.requires_grad or source == sink:
-            raise ValueError(f"edges expected an upstream hook point before the downstream one, got {source} and {sink}")
+            raise ValueError(
+                f"edges expected an upstream hook point before the downstream one, got {source} and {sink}"
+            )
         (leaf,) = leaves
         pre_acts = _read(downstream, acts, targets)
         parts = StreamParts(upstream, leaf.acts)
@@ -100,14 +108,19 @@ def edge_attribution(
         error, b_dec = torch.zeros(n, device=upstream.device), torch.zeros(n, device=upstream.device)
         for members in _rounds(targets[:, 0]):
             (gradient,) = torch.autograd.grad(
-                pre_acts[members.to(pre_acts.device)].sum(), leaf.acts, retain_graph=True, materialize_grads=True
+                pre_acts[members.to(pre_acts.device)].sum(),
+                leaf.acts,
+                retain_graph=True,
+                materialize_grads=True,
             )
             found = parts.along(torch.where(chosen.to(gradient.device), gradient, 0))
             of_example = torch.full((batch,), -1)
             of_example[targets[members, 0]] = members
             owner = of_example.to(upstream.device)[found.latents.row_ids() // acts.shape[1]]
             hers = owner >= 0
-            effects.index_put_((owner[hers], found.latents.indices[hers]), found.latents.values[hers], accumulate=True)
+            effects.index_put_(
+                (owner[hers], found.latents.indices[hers]), found.latents.values[hers], accumulate=True
+            )
             examples, members = targets[members, 0].to(upstream.device), members.to(upstream.device)
             error[members], b_dec[members] = found.error.sum(1)[examples], found.b_dec.sum(1)[examples]
     return EdgeAttribution(targets, pre_acts.detach().float().cpu(), effects.cpu(), error.cpu(), b_dec.cpu())
@@ -140,7 +153,9 @@ def edge_ablation(
         or edges.shape[1] != 2
         or (len(edges) and not 0 <= int(edges[:, 0].min()) <= int(edges[:, 0].max()) < len(targets))
     ):
-        raise ValueError(f"edges expected [m 2] rows of (target 0 to {len(targets) - 1}, latent), got {list(edges.shape)}")
+        raise ValueError(
+            f"edges expected [m 2] rows of (target 0 to {len(targets) - 1}, latent), got {list(edges.shape)}"
+        )
     effects = torch.zeros(len(edges))
     with evaluation_mode(model), torch.no_grad():
         clean = _read(downstream, run_to(model, [sink], **model_inputs)[sink], targets)
@@ -159,12 +174,15 @@ def _read(sae: SparseAutoencoder, acts: Tensor, targets: Tensor) -> Tensor:
     example, position, latent = targets.unbind(1)
     if int(example.max()) >= batch or int(position.max()) >= seq:
         raise ValueError(
-            f"targets expected examples below {batch} and positions below {seq}, got up to {targets.amax(0).tolist()}"
+            f"targets expected examples below {batch} and positions below {seq}, got up to "
+            f"{targets.amax(0).tolist()}"
         )
     normalized = sae.normalize(acts[example.to(acts.device), position.to(acts.device)].to(sae.device))[0]
     if not (finite := normalized.isfinite().all(1)).all():
         place = targets[int((~finite).nonzero()[0]), :2].tolist()
-        raise ValueError(f"targets expected finite activations, got nan or infinity at (example, position) {tuple(place)}")
+        raise ValueError(
+            f"targets expected finite activations, got nan or infinity at (example, position) {tuple(place)}"
+        )
     columns, of_target = latent.unique(return_inverse=True)
     return sae.pre_acts(normalized, columns.to(sae.device))[torch.arange(len(targets)), of_target]
 
@@ -176,9 +194,14 @@ def _checked_targets(targets: Targets, sae: SparseAutoencoder) -> Tensor:
         raise ValueError(f"targets expected whole numbers (example, position, latent), got {given.dtype}")
     rows = given.long()
     if rows.ndim != 2 or rows.shape[1] != 3 or not len(rows):
-        raise ValueError(f"targets expected [n ≥ 1, 3] rows of (example, position, latent), got {list(rows.shape)}")
+        raise ValueError(
+            f"targets expected [n ≥ 1, 3] rows of (example, position, latent), got {list(rows.shape)}"
+        )
     if int(rows.min()) < 0 or int(rows[:, 2].max()) >= sae.d_sae:
-        raise ValueError(f"targets expected latents from 0 to {sae.d_sae - 1} and nothing negative, got {rows.tolist()[:8]}")
+        raise ValueError(
+            f"targets expected latents from 0 to {sae.d_sae - 1} and nothing negative, got "
+            f"{rows.tolist()[:8]}"
+        )
     return rows
 
 

@@ -1,6 +1,8 @@
-"""The norm between the last block and the unembedding, found by structure, and what it does to a part of the stream.
+"""The norm between the last block and the unembedding, found by structure, and what it does to a part of the
+stream.
 
-    norm(x) = weight ∘ center(x) / scale(x) + bias        center(x) = x − mean(x) in a LayerNorm, x in an RMSNorm
+    norm(x) = weight ∘ center(x) / scale(x) + bias        center(x) = x − mean(x) in a LayerNorm, x in an
+    RMSNorm
 
 With its scale frozen at that of one token, the norm is linear: what parts of the stream give adds up.
 """
@@ -23,9 +25,15 @@ def final_norm(model: nn.Module, d_model: int) -> nn.Module:
     """
     path, _ = decoder_layers(model)
     parent = model.get_submodule(path.rpartition(".")[0])
-    norms = [child for child in parent.children() if getattr(getattr(child, "weight", None), "shape", None) == (d_model,)]
+    norms = [
+        child
+        for child in parent.children()
+        if getattr(getattr(child, "weight", None), "shape", None) == (d_model,)
+    ]
     if not norms:
-        raise HookError(f"expected a final norm beside {path}, found none with a weight [{d_model}]; use final_norm=False")
+        raise HookError(
+            f"expected a final norm beside {path}, found none with a weight [{d_model}]; use final_norm=False"
+        )
     return norms[-1]
 
 
@@ -58,8 +66,10 @@ class NormParts:
         off = ((linear / scale - output).abs().amax(-1) / output.abs().amax(-1)).amax()
         if not off <= min(0.1, 256 * torch.finfo(normed.dtype).eps):
             raise HookError(
-                "expected the output embedding to read weight · stream / scale + bias, as after a LayerNorm or an RMSNorm, "
-                f"got something that differs from it by {float(off):.1e} of its size: the logits have no direct parts"
+                "expected the output embedding to read weight · stream / scale + bias, as after a LayerNorm "
+                "or an RMSNorm, "
+                f"got something that differs from it by {float(off):.1e} of its size: the logits have no "
+                "direct parts"
             )
         return scale
 

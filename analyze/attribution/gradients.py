@@ -1,12 +1,15 @@
-"""Gradient times activation: the first-order share of every latent, at every position, in any number made of logits.
+"""Gradient times activation: the first-order share of every latent, at every position, in any number made of
+logits.
 
     contribution of latent i at token t = z_i(t) · scale(t) · W_dec[i] · ∂metric/∂acts(t)
 
-The stream itself is made the leaf of one forward and one backward, so the run is the model's own, bit for bit; the SAE's
-error and its row scale are constants. At each token latents, b_dec and error add up to acts · ∂metric/∂acts. The
-contributions of a latent summed over tokens are the first-order estimate of metric − metric with the latent ablated.
+The stream itself is made the leaf of one forward and one backward, so the run is the model's own, bit for
+bit; the SAE's error and its row scale are constants. At each token latents, b_dec and error add up to acts ·
+∂metric/∂acts. The contributions of a latent summed over tokens are the first-order estimate of metric −
+metric with the latent ablated.
 
-source: attribution patching, Nanda 2023; of SAE latents with the error kept, Marks et al. 2024, arXiv:2403.19647
+source: attribution patching, Nanda 2023; of SAE latents with the error kept, Marks et al. 2024,
+    arXiv:2403.19647
 """
 
 from __future__ import annotations
@@ -47,7 +50,8 @@ class GradientAttribution:
     metric: its value in this run
     latents: SparseLatents of float32 over [batch seq], contributions in place of activations
     b_dec, error: float32[batch seq]
-    stream_gradient: float[batch seq d_model], ∂metric/∂acts; times W_dec[i] it is what a silent latent would do
+    stream_gradient: float[batch seq d_model], ∂metric/∂acts; times W_dec[i] it is what a silent latent would
+        do
     """
 
     metric: float
@@ -97,11 +101,12 @@ def gradient_attribution(
 ) -> GradientAttribution:
     """What every latent contributes to a number made of the logits, at every position, to first order.
 
-    metric: takes logits float[batch seq vocab], returns a scalar, such as lambda logits: logits[:, -1, 42].sum()
+    metric: takes logits float[batch seq vocab], returns a scalar, such as lambda logits: logits[:, -1,
+        42].sum()
     where, skip_ids: the tokens of interest, as in `ablate`; "all" leaves out BOS, EOS and padding
     model_inputs: what the model's forward takes: input_ids, attention_mask, …
-    raises: ValueError for a metric that is no finite scalar of the logits, or an SAE that does not fit the model; HookError
-        as `hooks.edit`
+    raises: ValueError for a metric that is no finite scalar of the logits, or an SAE that does not fit the
+        model; HookError as `hooks.edit`
     """
     point = place_of(model, sae, hook_point)
     positions = Positions(where=where, skip_ids=special_ids(model) if skip_ids is None else tuple(skip_ids))
@@ -111,10 +116,13 @@ def gradient_attribution(
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"metric expected to return a scalar tensor made of the logits, got {shape}")
         if not value.requires_grad:
-            raise ValueError("metric expected to be differentiable in the logits, got a constant, or a value made of ids")
+            raise ValueError(
+                "metric expected to be differentiable in the logits, got a constant, or a value made of ids"
+            )
         if not value.isfinite():
             raise ValueError(
-                f"metric expected to return a finite number, got {value.item()}: are the model's logits finite?"
+                f"metric expected to return a finite number, got {value.item()}: are the model's logits "
+                "finite?"
             )
         if len(leaves) != 1:
             raise HookError(f"expected one forward that runs {point} once, it ran {len(leaves)} times")
@@ -135,12 +143,15 @@ class Leaf(NamedTuple):
 
 @contextmanager
 def stream_leaves(model: nn.Module, point: str) -> Iterator[list[Leaf]]:
-    """The forward inside goes on from a leaf with the same values, kept in the list; what comes before has no gradient."""
+    """The forward inside goes on from a leaf with the same values, kept in the list; what comes before has no
+    gradient."""
     leaves: list[Leaf] = []
 
     def begin(acts: Tensor, info: EditInfo) -> Tensor:
         leaves.append(Leaf(acts.detach().requires_grad_(), info))
-        return leaves[-1].acts.clone()  # some blocks add into the stream in place, which a leaf does not allow
+        return leaves[
+            -1
+        ].acts.clone()  # some blocks add into the stream in place, which a leaf does not allow
 
     with edit(model, point, begin):
         yield leaves
@@ -149,5 +160,7 @@ def stream_leaves(model: nn.Module, point: str) -> Iterator[list[Leaf]]:
 def placed_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str, Any]:
     """Inputs on the model's device, for a forward without a cache, with positions from a left-padded mask."""
     device = model_device(model)
-    inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()}
+    inputs = {
+        key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()
+    }
     return prepared_inputs(model, inputs)

@@ -1,4 +1,5 @@
-"""The logit lens of a latent: which tokens its direction argues for and against, straight through the unembedding."""
+"""The logit lens of a latent: which tokens its direction argues for and against, straight through the
+unembedding."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class LogitLens:
     tokenizer: Any = None
 
     def top(self, latent: int) -> list[tuple[str, float]]:
-        """(token, logit) that the direction raises most; the id in angle brackets when there is no tokenizer."""
+        """(token, logit) that the direction raises most; the id in angle brackets when there is no
+        tokenizer."""
         row = self._row(latent)
         return self._pairs(self.top_ids[row], self.top_logits[row])
 
@@ -58,7 +60,9 @@ class LogitLens:
     def _row(self, latent: int) -> int:
         found = (self.latents == latent).nonzero()
         if not len(found):
-            raise ValueError(f"latent {latent} is not in this lens of {len(self.latents)} latents; ask logit_lens for it")
+            raise ValueError(
+                f"latent {latent} is not in this lens of {len(self.latents)} latents; ask logit_lens for it"
+            )
         return int(found[0])
 
     def _pairs(self, ids: Tensor, logits: Tensor) -> list[tuple[str, float]]:
@@ -75,32 +79,39 @@ def logit_lens(
 ) -> LogitLens:
     """The n tokens that each latent's direction raises and lowers most.
 
-    logits = W_dec[i] @ unembedding − mean over the vocabulary: what SAEDashboard and Neuronpedia show. It is the direct path
-    only, without later blocks, and without the final norm's division, which has one scale for all tokens.
+    logits = W_dec[i] @ unembedding − mean over the vocabulary: what SAEDashboard and Neuronpedia show. It is
+    the direct path only, without later blocks, and without the final norm's division, which has one scale for
+    all tokens.
     latents: None for all
     final_norm: also multiply the direction by the final norm's weight, and centre it where that norm does
-    raises: ValueError for a latent out of range, weights that are not finite, a width that is not the model's, or a model
-        without an output embedding; HookError when final_norm is wanted and none is found
+    raises: ValueError for a latent out of range, weights that are not finite, a width that is not the
+        model's, or a model without an output embedding; HookError when final_norm is wanted and none is found
     source: nostalgebraist 2020, "interpreting GPT: the logit lens"
     """
     chosen, model = checked_latents(sae, latents), unwrap(model)
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     if head is None:
         raise ValueError(
-            f"logit_lens expected a model with an output embedding, got {type(model).__name__}; use a …ForCausalLM"
+            f"logit_lens expected a model with an output embedding, got {type(model).__name__}; use a "
+            "…ForCausalLM"
         )
     width = getattr(head, "in_features", sae.d_model)
     if width != sae.d_model:
-        raise ValueError(f"logit_lens expected an SAE of the model's width {width}, got d_model={sae.d_model}")
+        raise ValueError(
+            f"logit_lens expected an SAE of the model's width {width}, got d_model={sae.d_model}"
+        )
 
     parameter = next(head.parameters())
-    device = model_device(model) if parameter.is_meta else parameter.device  # offloaded weights come when the head is called
+    device = (
+        model_device(model) if parameter.is_meta else parameter.device
+    )  # offloaded weights come when the head is called
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
     norm = norm_parts(norm_of(model, sae.d_model), sae.W_dec[:1].to(device, dtype)) if final_norm else None
     with torch.no_grad():
         bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
         n_shown = min(n, bias.shape[-1])
-        # filled in place: small tensors allocated between chunks would keep the memory of those from being used again
+        # filled in place: small tensors allocated between chunks would keep the memory of those from being
+        # used again
         values = torch.empty(2, len(chosen), n_shown)
         ids = torch.empty(2, len(chosen), n_shown, dtype=torch.int64)
         for places in torch.arange(len(chosen)).split(_CHUNK_LATENTS):
@@ -110,7 +121,11 @@ def logit_lens(
             logits = head(directions).float().sub_(bias)
             logits -= logits.mean(-1, keepdim=True)
             for end, largest in enumerate((True, False)):
-                values[end, places], ids[end, places] = (part.cpu() for part in logits.topk(n_shown, largest=largest))
+                values[end, places], ids[end, places] = (
+                    part.cpu() for part in logits.topk(n_shown, largest=largest)
+                )
     if not values.isfinite().all():
-        raise ValueError(f"expected finite logits, got nan or infinity: the SAE or {type(model).__name__} has such weights")
+        raise ValueError(
+            f"expected finite logits, got nan or infinity: the SAE or {type(model).__name__} has such weights"
+        )
     return LogitLens(chosen, ids[0], values[0], ids[1], values[1], tokenizer)

@@ -1,15 +1,17 @@
-"""Direct logit attribution: which latents, and what else, push the logit of one token over another at one position.
+"""Direct logit attribution: which latents, and what else, push the logit of one token over another at one
+position.
 
     logit[target] − logit[against] = Σ_i latent_i + error + b_dec + what other blocks add + bias
 
-The last stream is a sum: the activations that the SAE reads, and what the blocks after them (and beside them) add. With the
-final norm's scale frozen at the token's own, the way from there to a difference of two logits is one vector, so the sum
-carries over; "bias" is what norm and output embedding add whatever the stream. Direct means this path alone: what a latent
-does through later blocks is in their shares.
+The last stream is a sum: the activations that the SAE reads, and what the blocks after them (and beside them)
+add. With the final norm's scale frozen at the token's own, the way from there to a difference of two logits
+is one vector, so the sum carries over; "bias" is what norm and output embedding add whatever the stream.
+Direct means this path alone: what a latent does through later blocks is in their shares.
 
-Logits are those that the output embedding gives: before a softcap (Gemma 2) or a factor (Cohere, Granite). A difference of
-them is meant, since one number added to all logits changes no probability.
-source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; nostalgebraist 2020, "logit lens"
+Logits are those that the output embedding gives: before a softcap (Gemma 2) or a factor (Cohere, Granite). A
+difference of them is meant, since one number added to all logits changes no probability.
+source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; nostalgebraist 2020, "logit
+    lens"
 """
 
 from __future__ import annotations
@@ -63,7 +65,10 @@ class LogitAttribution:
 
     def __repr__(self) -> str:
         shares = {"latents": self.latents.to_dense().double().sum(-1), **self.parts}
-        lines = [f"LogitAttribution of {len(self.logit_diff):,} examples; the first: {float(self.logit_diff[0]):+.4f}"]
+        lines = [
+            f"LogitAttribution of {len(self.logit_diff):,} examples; the first: "
+            f"{float(self.logit_diff[0]):+.4f}"
+        ]
         lines += [f"  {float(share[0]):+.4f}  {name}" for name, share in shares.items()]
         return "\n".join(lines + [f"    {share:+.4f}  latent {latent}" for latent, share in self.top(5)])
 
@@ -82,15 +87,18 @@ def direct_logit_attribution(
 
     target, against: token ids, one for all or int64[batch]; against=None: the mean logit of the vocabulary
     position: column, one for all or int64[batch]; None: the last real token
-    hook_point: by default where the SAE was trained; a canonical point of the stream or of what a block adds to it
+    hook_point: by default where the SAE was trained; a canonical point of the stream or of what a block adds
+        to it
     model_inputs: what the model's forward takes: input_ids, attention_mask, …
-    raises: ValueError for an SAE that does not fit the model; HookError where the logits are no linear read-out of a
-        normed stream, or the parts do not add up to them
+    raises: ValueError for an SAE that does not fit the model; HookError where the logits are no linear
+        read-out of a normed stream, or the parts do not add up to them
     """
     place = _Place(model, place_of(model, sae, hook_point))
     head = unwrap(model).get_output_embeddings() if hasattr(unwrap(model), "get_output_embeddings") else None
     if head is None:
-        raise ValueError(f"attribution expected a model with an output embedding, got {type(unwrap(model)).__name__}")
+        raise ValueError(
+            f"attribution expected a model with an output embedding, got {type(unwrap(model)).__name__}"
+        )
     inputs = placed_inputs(model, model_inputs)
     read: dict[str, Tensor] = {}
 
@@ -114,7 +122,9 @@ def direct_logit_attribution(
     normed = read["normed"][torch.arange(batch), columns.to(read["normed"].device)]
     logits = at(read["logits"])
     n_tokens = logits.shape[-1]
-    ids = [None if token is None else _each(token, batch, n_tokens, "a token id") for token in (target, against)]
+    ids = [
+        None if token is None else _each(token, batch, n_tokens, "a token id") for token in (target, against)
+    ]
     ends = [_picked(logits, tokens) for tokens in ids]
     logit_diff = ends[0] - ends[1]
     vectors, head_bias = _read_out(head, normed, ids)
@@ -126,14 +136,20 @@ def direct_logit_attribution(
     own = StreamParts(sae, acts).along(direct)
     parts = {"error": own.error, "b_dec": own.b_dec}
     parts |= {
-        name: (sum(sign * at(stream[point]) for sign, point in terms) * direct).sum(-1) for name, terms in place.others
+        name: (sum(sign * at(stream[point]) for sign, point in terms) * direct).sum(-1)
+        for name, terms in place.others
     }
     parts |= {"bias": vectors @ norm.bias + head_bias}
     latents = own.latents
     found = LogitAttribution(
         logit_diff=logit_diff,
         latents=SparseLatents(
-            latents.values.cpu(), latents.indices.cpu(), latents.offsets.cpu(), latents.d_sae, latents.batch_shape, latents.k
+            latents.values.cpu(),
+            latents.indices.cpu(),
+            latents.offsets.cpu(),
+            latents.d_sae,
+            latents.batch_shape,
+            latents.k,
         ),
         parts={name: share.double().cpu() for name, share in parts.items()},
     )
@@ -142,8 +158,10 @@ def direct_logit_attribution(
     gap = float(((found.total - logit_diff).abs() / size).max())
     if not gap <= 256 * max(torch.finfo(dtype).eps for dtype in (read["logits"].dtype, sae.dtype)):
         raise HookError(
-            f"expected the parts of the stream to add up to the logits of {type(unwrap(model)).__name__}, they miss them by "
-            f"{gap:.1e} of their size: its last block is not followed by the final norm and the output embedding alone"
+            f"expected the parts of the stream to add up to the logits of {type(unwrap(model)).__name__}, "
+            "they miss them by "
+            f"{gap:.1e} of their size: its last block is not followed by the final norm and the output "
+            "embedding alone"
         )
     return found
 
@@ -156,30 +174,41 @@ class _Place:
 
     def __init__(self, model: nn.Module, name: str) -> None:
         point, (path, layers) = resolve(model, name), decoder_layers(model)
-        kind = "resid_post" if point.module_path == f"{path}.{point.block}" and point.kind == "module" else point.kind
+        kind = (
+            "resid_post"
+            if point.module_path == f"{path}.{point.block}" and point.kind == "module"
+            else point.kind
+        )
         if kind == "module":
             raise ValueError(
-                f"direct attribution expected an SAE of the stream or of what a block adds to it, got one of {name}: "
-                f"pass hook_point= where its activations are those of a point such as blocks.{point.block or 0}.hook_mlp_out"
+                "direct attribution expected an SAE of the stream or of what a block adds to it, got one "
+                f"of {name}: "
+                "pass hook_point= where its activations are those of a point such as "
+                f"blocks.{point.block or 0}.hook_mlp_out"
             )
         assert point.block is not None, "canonical points belong to blocks"
         self.name, self.last = name, f"blocks.{len(layers) - 1}.hook_resid_post"
         self.others: list[tuple[str, list[tuple[int, str]]]] = []
         if kind in ("attn_out", "mlp_out"):
             other = {"attn_out": "mlp_out", "mlp_out": "attn_out"}[kind]
-            self.others = [(p, [(1, p)]) for p in (f"blocks.{point.block}.hook_{part}" for part in ("resid_pre", other))]
+            self.others = [
+                (p, [(1, p)]) for p in (f"blocks.{point.block}.hook_{part}" for part in ("resid_pre", other))
+            ]
         for block in range(point.block if kind == "resid_pre" else point.block + 1, len(layers)):
             if block_parts(model, block) is None:  # what the block adds, not divided: scaled branches
                 ends = [(1, f"blocks.{block}.hook_resid_post"), (-1, f"blocks.{block}.hook_resid_pre")]
                 self.others.append((f"blocks.{block}", ends))
             else:
-                self.others += [(p, [(1, p)]) for p in (f"blocks.{block}.hook_{part}" for part in ("attn_out", "mlp_out"))]
+                self.others += [
+                    (p, [(1, p)]) for p in (f"blocks.{block}.hook_{part}" for part in ("attn_out", "mlp_out"))
+                ]
         points = [p for _, terms in self.others for _, p in terms]
         self.captured = list(dict.fromkeys([name, self.last, *points]))
 
 
 def _read_out(head: nn.Module, normed: Tensor, ids: list[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """∂(logit[target] − logit[against]) / ∂normed: float64[batch d]; that difference where normed is 0: float64[batch]."""
+    """∂(logit[target] − logit[against]) / ∂normed: float64[batch d]; that difference where normed is 0:
+    float64[batch]."""
     vectors, offsets = [], []
     for tokens in ids:
         with torch.enable_grad():

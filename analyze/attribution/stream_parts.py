@@ -2,8 +2,9 @@
 
     acts = Σ_i latent_acts_i · scale · W_dec[i] + constant + error
 
-scale is the row's own where the SAE normalises at run time, else 1; constant is b_dec in the scale of acts, with the mean
-that a layer_norm took away. Anything that is linear in acts, such as a gradient times acts, divides among these parts.
+scale is the row's own where the SAE normalises at run time, else 1; constant is b_dec in the scale of acts,
+with the mean that a layer_norm took away. Anything that is linear in acts, such as a gradient times acts,
+divides among these parts.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ class StreamParts:
                     self.latents.row_ids(), self.latents.indices, self.latents.values
                 ))
             )  # fmt: skip
-            values = [value.float() * (self._sae.W_dec[i].float() * read[row]).sum(-1) for row, i, value in pairs]
+            values = [
+                value.float() * (self._sae.W_dec[i].float() * read[row]).sum(-1) for row, i, value in pairs
+            ]
             return Contributions(
-                latents=self.latents.with_values(torch.cat(values) if values else self.latents.values.float()),
+                latents=self.latents.with_values(
+                    torch.cat(values) if values else self.latents.values.float()
+                ),
                 b_dec=(self._constant * vectors).sum(-1),
                 error=(self._error * vectors).sum(-1),
             )

@@ -1,9 +1,11 @@
-"""What an edit of latents is compared with: the same change, at the same tokens and as long, along other directions.
+"""What an edit of latents is compared with: the same change, at the same tokens and as long, along other
+directions.
 
-An edit writes (z_new − z)_i · W_dec[i] at each token. A control keeps (z_new − z)_i, and with it tokens and dose, and takes
-in the place of W_dec[i] a vector of the same length: the direction of another latent that fires as often, one drawn at
-random, or one that labels gave (DiffMean, a probe). What the latent itself does shows in its rank among at least 100 draws.
-The SAE as such is tried against one with a frozen random decoder, `train --baseline` (see dose.py, rivals).
+An edit writes (z_new − z)_i · W_dec[i] at each token. A control keeps (z_new − z)_i, and with it tokens and
+dose, and takes in the place of W_dec[i] a vector of the same length: the direction of another latent that
+fires as often, one drawn at random, or one that labels gave (DiffMean, a probe). What the latent itself does
+shows in its rank among at least 100 draws. The SAE as such is tried against one with a frozen random decoder,
+`train --baseline` (see dose.py, rivals).
 """
 
 from __future__ import annotations
@@ -51,12 +53,14 @@ def matched_latents(
 ) -> Controls:
     """Random latents that fire about as often and have decoder rows about as long.
 
-    For each latent the n_draws nearest are taken, by the distance of (log rate, log decoder norm); those that never fire,
-    and the latents themselves, are left out. Of one latent each of them is one draw; of several, a draw has one for each,
-    no latent twice, and no two draws are the same: what one latent of a draw has taken, the others leave for the next
-    nearest.
+    For each latent the n_draws nearest are taken, by the distance of (log rate, log decoder norm); those that
+    never fire, and the latents themselves, are left out. Of one latent each of them is one draw; of several,
+    a draw has one for each,
+    no latent twice, and no two draws are the same: what one latent of a draw has taken, the others leave for
+    the next nearest.
 
-    rates: float[d_sae], the share of tokens on which each latent fires (`latent_stats(…).rate`, `latent_density(…).density`)
+    rates: float[d_sae], the share of tokens on which each latent fires (`latent_stats(…).rate`,
+        `latent_density(…).density`)
     allowed: bool[d_sae], latents that may be drawn, by default all that fire
     raises: ValueError when there are too few to draw from
     """
@@ -68,7 +72,9 @@ def matched_latents(
     eligible = (rates > 0) & (norms > 0) & (True if allowed is None else allowed.cpu())
     eligible[chosen] = False
     if not (rates[chosen] > 0).all():
-        raise ValueError("matched_latents expected latents that fire, got one that never did: nothing fires as often")
+        raise ValueError(
+            "matched_latents expected latents that fire, got one that never did: nothing fires as often"
+        )
     if int(eligible.sum()) < (needed := max(n_draws, len(chosen) + (len(chosen) > 1))):
         raise ValueError(
             f"matched_latents expected at least {needed} other latents that fire, got {int(eligible.sum())}; "
@@ -84,10 +90,14 @@ def matched_latents(
     else:
         drawn = _distinct_draws(nearest[:, : n_draws + len(chosen)], n_draws, generator)
     ratio = (where[drawn, 0] - where[chosen, 0]).abs().max().exp().item()
-    return Controls("matched latents", _as_long(sae, chosen, sae.W_dec.detach()[drawn.to(sae.device)]), drawn, ratio)
+    return Controls(
+        "matched latents", _as_long(sae, chosen, sae.W_dec.detach()[drawn.to(sae.device)]), drawn, ratio
+    )
 
 
-def random_directions(sae: SparseAutoencoder, latents: Latents, *, n_draws: int = 100, seed: int = 0) -> Controls:
+def random_directions(
+    sae: SparseAutoencoder, latents: Latents, *, n_draws: int = 100, seed: int = 0
+) -> Controls:
     """Directions drawn evenly from the sphere, one for each latent."""
     chosen = checked_latents_of(sae, latents)
     generator = torch.Generator().manual_seed(seed)
@@ -95,7 +105,9 @@ def random_directions(sae: SparseAutoencoder, latents: Latents, *, n_draws: int 
     return Controls("random directions", _as_long(sae, chosen, drawn.to(sae.W_dec)))
 
 
-def one_direction(sae: SparseAutoencoder, latents: Latents, direction: Tensor, name: str = "direction") -> Controls:
+def one_direction(
+    sae: SparseAutoencoder, latents: Latents, direction: Tensor, name: str = "direction"
+) -> Controls:
     """One direction, of DiffMean or a probe, in the place of all the latents: float[d_model]."""
     chosen = checked_latents_of(sae, latents)
     if direction.shape != (sae.d_model,):
@@ -103,11 +115,14 @@ def one_direction(sae: SparseAutoencoder, latents: Latents, direction: Tensor, n
     return Controls(name, _as_long(sae, chosen, direction.detach().to(sae.W_dec).expand(1, len(chosen), -1)))
 
 
-def diff_mean(acts: Tensor, labels: Tensor, documents: Documents | None = None, split: Split | None = None) -> Tensor:
+def diff_mean(
+    acts: Tensor, labels: Tensor, documents: Documents | None = None, split: Split | None = None
+) -> Tensor:
     """The mean of rows with label 1 less that of rows with label 0: float[d_model].
 
     acts: float[n_items d_model]; labels: bool[n_items]
-    documents: one an item; only the selecting side of the split is then used, as for latents. None uses all rows
+    documents: one an item; only the selecting side of the split is then used, as for latents. None uses all
+        rows
     raises: ValueError as `select_latents`
     source: Marks and Tegmark 2023, arXiv:2310.06824; DiffMean in AxBench, arXiv:2501.17148
     """
@@ -124,7 +139,8 @@ def probe_direction(
     *,
     inverse_l2: float = 1.0,
 ) -> Tensor:
-    """The weights of a logistic regression on standardised activations, in units of the activations: float[d_model].
+    """The weights of a logistic regression on standardised activations, in units of the activations:
+    float[d_model].
 
     inverse_l2: C of scikit-learn: larger values shrink the weights less. The rest is as for `diff_mean`
     raises: ImportError without scikit-learn; ValueError as `select_latents`
@@ -133,7 +149,8 @@ def probe_direction(
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise ImportError(
-            "probe_direction expected scikit-learn, which is not installed: pip install 'saelens_lite[probes]'"
+            "probe_direction expected scikit-learn, which is not installed: pip install "
+            "'saelens_lite[probes]'"
         ) from error
     rows, ones = selecting_side(acts, labels, documents, split or Split())
     rows = rows.detach().cpu().double()
@@ -154,7 +171,8 @@ def _as_long(sae: SparseAutoencoder, chosen: Tensor, directions: Tensor) -> Tens
 
 
 def _distinct_draws(nearest: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
-    """int64[n_draws n]: for each latent one of the n_draws nearest that the draw does not have yet, and no set twice.
+    """int64[n_draws n]: for each latent one of the n_draws nearest that the draw does not have yet, and no
+    set twice.
 
     nearest: int64[n size], other latents for each, nearest first
     """
@@ -169,5 +187,6 @@ def _distinct_draws(nearest: Tensor, n_draws: int, generator: torch.Generator) -
         if len(found) == n_draws:
             return torch.stack(list(found.values()))
     raise ValueError(
-        f"matched_latents expected {n_draws} different sets of {n} latents, found {len(found)}: pass fewer n_draws"
+        f"matched_latents expected {n_draws} different sets of {n} latents, found {len(found)}: pass fewer "
+        "n_draws"
     )

@@ -1,7 +1,8 @@
 """Edits along directions that no SAE gave: a vector added to the stream, or what lies along it removed.
 
-What DiffMean, a probe or chance find (controls.py) can so be tried in the place of a latent. Positions, hook points and
-conditions are as in intervene.py; `hook_point=hook_points(model)` removes a direction wherever a block writes it.
+What DiffMean, a probe or chance find (controls.py) can so be tried in the place of a latent. Positions, hook
+points and conditions are as in intervene.py; `hook_point=hook_points(model)` removes a direction wherever a
+block writes it.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ def steer_direction(
     """strength · direction added to the stream; hook_point= says where.
 
     direction: float[d_model]
-    unit: "raw" adds the vector as it is, times strength; "resid_norm" one along it, strength times as long as the row
+    unit: "raw" adds the vector as it is, times strength; "resid_norm" one along it, strength times as long as
+        the row
     raises: ValueError for arguments that do not fit each other or the model; HookError as `hooks.edit`
     """
     if unit not in _UNITS:
@@ -50,22 +52,32 @@ def steer_direction(
 
     def change(acts: Tensor, info: EditInfo) -> Tensor:
         added = strength * vector.to(acts.device)
-        return added * acts.to(added.dtype).norm(dim=-1, keepdim=True) if unit == "resid_norm" else added.expand_as(acts)
+        return (
+            added * acts.to(added.dtype).norm(dim=-1, keepdim=True)
+            if unit == "resid_norm"
+            else added.expand_as(acts)
+        )
 
     with edited(model, change, where, **place):
         yield
 
 
 @contextmanager
-def ablate_direction(model: nn.Module, direction: Tensor, where: Where = "all", **place: Unpack[Place]) -> Iterator[None]:
-    """What lies along a direction removed from the stream, h − (h · d̂) d̂; of several, all of the space they span.
+def ablate_direction(
+    model: nn.Module, direction: Tensor, where: Where = "all", **place: Unpack[Place]
+) -> Iterator[None]:
+    """What lies along a direction removed from the stream, h − (h · d̂) d̂; of several, all of the space they
+    span.
 
     direction: float[d_model], or float[n d_model]; only where they point matters
     raises: as `steer_direction`
-    source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction", arXiv:2406.11717
+    source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction",
+        arXiv:2406.11717
     """
     left, sizes, _ = torch.linalg.svd(_checked(model, direction, place, None).T, full_matrices=False)
-    basis = left[:, sizes > sizes[0] * len(left) * torch.finfo(sizes.dtype).eps]  # float[d_model rank], orthonormal
+    basis = left[
+        :, sizes > sizes[0] * len(left) * torch.finfo(sizes.dtype).eps
+    ]  # float[d_model rank], orthonormal
 
     def change(acts: Tensor, info: EditInfo) -> Tensor:
         columns = basis.to(acts.device)
@@ -76,9 +88,12 @@ def ablate_direction(model: nn.Module, direction: Tensor, where: Where = "all", 
 
 
 def _checked(model: nn.Module, direction: Tensor, place: Place, n: int | None) -> Tensor:
-    """float[n d_model], float32 or wider, none of them zero and, for the model's own hook points, of the model's width."""
+    """float[n d_model], float32 or wider, none of them zero and, for the model's own hook points, of the
+    model's width."""
     rows = direction.detach()[None] if direction.ndim == 1 else direction.detach()
-    of_model = any(resolve(model, name).kind != "module" for name in hook_point_names(place.get("hook_point")))
+    of_model = any(
+        resolve(model, name).kind != "module" for name in hook_point_names(place.get("hook_point"))
+    )
     width = d_model(model) if of_model else rows.shape[-1]
     if rows.ndim != 2 or rows.shape[1] != width or (n is not None and len(rows) != n):
         raise ValueError(f"direction expected float[d_model={width}], got {list(direction.shape)}")

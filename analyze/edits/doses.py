@@ -1,7 +1,9 @@
-"""An edit at several doses: what it does, how sure that is, what else it does, and what controls of the same dose do.
+"""An edit at several doses: what it does, how sure that is, what else it does, and what controls of the same
+dose do.
 
-Nothing here decides what is measured: `score` runs the model as it likes and returns a number for each item (a prompt, an
-entity, a text). Items are the same under every dose and every control, so effects are differences within items.
+Nothing here decides what is measured: `score` runs the model as it likes and returns a number for each item
+(a prompt, an entity, a text). Items are the same under every dose and every control, so effects are
+differences within items.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class ControlEffects:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RivalEffect:
-    """What another edit does at the same dose: its effect, and the latents' effect less its own, item by item."""
+    """What another edit does at the same dose: its effect, and the latents' effect less its own, item by
+    item."""
 
     name: str
     effect: Interval
@@ -86,20 +89,27 @@ class DoseResponse:
 
     @property
     def spearman(self) -> float:
-        """Rank correlation of dose and effect: 1 where every larger dose does more; nan where all effects are equal."""
+        """Rank correlation of dose and effect: 1 where every larger dose does more; nan where all effects are
+        equal."""
         if len(self.rows) < 2:
             return math.nan
         return spearman(*self._columns())
 
     @property
     def half_effect_dose(self) -> float | None:
-        """The dose, between two measured ones, where half of the largest effect is reached, going out from the smallest.
+        """The dose, between two measured ones, where half of the largest effect is reached, going out from
+        the smallest.
 
-        On the side (sign of the dose) of the largest effect. None where the smallest dose measured there has half already.
+        On the side (sign of the dose) of the largest effect. None where the smallest dose measured there has
+        half already.
         """
         doses, effects = self._columns()
         peak = max(range(len(doses)), key=lambda i: abs(effects[i]))
-        side = sorted((abs(d), e / effects[peak]) for d, e in zip(doses, effects) if d * doses[peak] >= 0 and effects[peak])
+        side = sorted(
+            (abs(d), e / effects[peak])
+            for d, e in zip(doses, effects)
+            if d * doses[peak] >= 0 and effects[peak]
+        )
         for (near, low), (far, high) in pairwise(side):
             if low < 0.5 <= high:
                 return math.copysign(near + (far - near) * (0.5 - low) / (high - low), doses[peak])
@@ -109,21 +119,32 @@ class DoseResponse:
         return [row.dose for row in self.rows], [row.effect.estimate.item() for row in self.rows]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON, None for nan; draws of controls as the 5, 50 and 95 % quantiles of their effects."""
+        """Plain numbers, for JSON, None for nan; draws of controls as the 5, 50 and 95 % quantiles of their
+        effects."""
         rows = []
         for row in self.rows:
-            cells: dict[str, Any] = {"dose": row.dose, "score": row.score.to_dict(), "effect": row.effect.to_dict()}
+            cells: dict[str, Any] = {
+                "dose": row.dose,
+                "score": row.score.to_dict(),
+                "effect": row.effect.to_dict(),
+            }
             if row.side_effects is not None:
                 side = row.side_effects
                 cells |= {"delta_ce": side.delta_ce.to_dict(), "kl": side.kl.to_dict(), "push": side.push}
                 if side.repetition is not None:
                     cells |= side.repetition._asdict()
             cells["controls"] = {
-                c.name: {"n": len(c.effects), "p": c.p, "p_any_dose": c.p_any_dose, "quantiles": spread(c.effects)}
+                c.name: {
+                    "n": len(c.effects),
+                    "p": c.p,
+                    "p_any_dose": c.p_any_dose,
+                    "quantiles": spread(c.effects),
+                }
                 for c in row.controls
             }
             cells["rivals"] = {
-                r.name: {"effect": r.effect.to_dict(), "difference": r.difference.to_dict()} for r in row.rivals
+                r.name: {"effect": r.effect.to_dict(), "difference": r.difference.to_dict()}
+                for r in row.rivals
             }
             rows.append(cells)
         return {
@@ -147,7 +168,12 @@ class DoseResponse:
         heads += [f"less {rival.name}" for rival in first.rivals]
         table = [heads]
         for row in self.rows:
-            cells = [f"{row.dose:g}", f"{row.score.estimate:.4g}", f"{row.effect.estimate:+.3g}", _range(row.effect)]
+            cells = [
+                f"{row.dose:g}",
+                f"{row.score.estimate:.4g}",
+                f"{row.effect.estimate:+.3g}",
+                _range(row.effect),
+            ]
             if row.side_effects is not None:
                 side = row.side_effects
                 cells += [f"{side.delta_ce.estimate:+.3f}", f"{side.kl.estimate:.3f}", f"{side.push:.2f}"]
@@ -156,7 +182,9 @@ class DoseResponse:
             for control in row.controls:
                 low, _, high = spread(control.effects)
                 cells += [f"{low:+.3g} to {high:+.3g}", f"{control.p:.3f}", f"{control.p_any_dose:.3f}"]
-            cells += [f"{rival.difference.estimate:+.3g} ({_range(rival.difference)})" for rival in row.rivals]
+            cells += [
+                f"{rival.difference.estimate:+.3g} ({_range(rival.difference)})" for rival in row.rivals
+            ]
             table.append(cells)
         widths = [max(map(len, column)) for column in zip(*table)]
         lines = ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths)) for cells in table]
@@ -187,28 +215,35 @@ def dose_response(
     seed: int = 0,
     **how: Any,
 ) -> DoseResponse:
-    """What an edit of latents does at several doses, beside controls that make a change as large at the same tokens.
+    """What an edit of latents does at several doses, beside controls that make a change as large at the same
+    tokens.
 
     score(model) runs (1 + n_doses · (1 + draws of all controls + rivals)) times.
 
     latents: of the SAE; a Selection (`select_latents`) demands documents that did not choose it
     doses: what `edit` takes after the latents: strengths of `steer`, values of `clamp`, factors of `scale`
-    score: runs the model and returns float[n_items], in the same order each time, whatever `generate` or forward it needs
+    score: runs the model and returns float[n_items], in the same order each time, whatever `generate` or
+        forward it needs
     edit: steer, clamp, scale, or a function that takes (model, sae, latents, dose, **how)
-    documents: one an item; intervals draw documents, not items. None takes every item for independent of the others
-    controls: `matched_latents`, `random_directions`, drawn for these very latents, each of another name; a single draw,
-        `one_direction`, is shown among the rivals
-    rivals: other edits by name, each made from the dose alone: the same latent of an SAE with a frozen decoder, DiffMean
-        with `steer_direction`, …; shown as the difference from the latents' effect
+    documents: one an item; intervals draw documents, not items. None takes every item for independent of the
+        others
+    controls: `matched_latents`, `random_directions`, drawn for these very latents, each of another name; a
+        single draw, `one_direction`, is shown among the rivals
+    rivals: other edits by name, each made from the dose alone: the same latent of an SAE with a frozen
+        decoder, DiffMean with `steer_direction`, …; shown as the difference from the latents' effect
     neutral: texts for side effects; the edit is then applied to all their tokens, whatever `where` says
     alternative: of the ranks; "two-sided" compares distances from the median
-    how: for `edit`: unit, max_act, where, hook_point, when, …; of several hook points, the push is that at the first
-    raises: ValueError for arguments that do not fit each other, or scores that are not finite or change in number
+    how: for `edit`: unit, max_act, where, hook_point, when, …; of several hook points, the push is that at
+        the first
+    raises: ValueError for arguments that do not fit each other, or scores that are not finite or change in
+        number
     """
     chosen = latents.latents if isinstance(latents, Selection) else latents
     if isinstance(latents, Selection):
         if documents is None:
-            raise ValueError("latents that a split chose expected documents=, one an item, to see that none of them chose")
+            raise ValueError(
+                "latents that a split chose expected documents=, one an item, to see that none of them chose"
+            )
         latents.check_unseen(documents)
     if not len(doses):
         raise ValueError("dose_response expected at least one dose, got none")
@@ -221,36 +256,56 @@ def dose_response(
             )
     own_edit: Edit = partial(edit, model, sae, chosen, **how)
     drawn = [control for control in controls if len(control) > 1]
-    rivals = {c.name: partial(own_edit, directions=c.directions[0]) for c in controls if len(c) == 1} | dict(rivals or {})
-    along = [partial(own_edit, directions=directions) for control in drawn for directions in control.directions]
+    rivals = {c.name: partial(own_edit, directions=c.directions[0]) for c in controls if len(c) == 1} | dict(
+        rivals or {}
+    )
+    along = [
+        partial(own_edit, directions=directions) for control in drawn for directions in control.directions
+    ]
     edits: list[Edit] = [own_edit, *along, *rivals.values()]
 
     clean = _scored(score, model, nullcontext(), None)
-    scores = torch.stack([torch.stack([_scored(score, model, make(dose), len(clean)) for make in edits]) for dose in doses])
+    scores = torch.stack(
+        [torch.stack([_scored(score, model, make(dose), len(clean)) for make in edits]) for dose in doses]
+    )
     effects = scores - clean  # float64[n_doses n_edits n_items]
     clusters = None if documents is None else document_ids(documents)
     bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     interval = partial(cluster_bootstrap, clusters=clusters, **bootstrap)
 
     means = effects.mean(-1)
-    of_control = dict(zip([c.name for c in drawn], means[:, 1 : 1 + len(along)].split([len(c) for c in drawn], dim=1)))
-    any_dose = {name: max_statistic_p(means[:, 0], those.T, alternative) for name, those in of_control.items()}
+    of_control = dict(
+        zip([c.name for c in drawn], means[:, 1 : 1 + len(along)].split([len(c) for c in drawn], dim=1))
+    )
+    any_dose = {
+        name: max_statistic_p(means[:, 0], those.T, alternative) for name, those in of_control.items()
+    }
     point = hook_point_names(how.get("hook_point"), sae)[0]
-    on_neutral = partial(edit, model, sae, chosen, **{k: v for k, v in how.items() if k not in ("where", "prompt_tokens")})
+    on_neutral = partial(
+        edit, model, sae, chosen, **{k: v for k, v in how.items() if k not in ("where", "prompt_tokens")}
+    )
 
     rows = []
     for i, dose in enumerate(doses):
         own = effects[i, 0]
         compared = [
-            ControlEffects(name, those[i], rank_p(means[i, 0], those[i], alternative).item(), any_dose[name][i].item())
+            ControlEffects(
+                name, those[i], rank_p(means[i, 0], those[i], alternative).item(), any_dose[name][i].item()
+            )
             for name, those in of_control.items()
         ]
         rivalling = [
             RivalEffect(name, interval(theirs), interval(own - theirs))
             for name, theirs in zip(rivals, effects[i, 1 + len(along) :])
         ]
-        side = None if neutral is None else side_effects(model, partial(on_neutral, dose), neutral, point, **bootstrap)
-        rows.append(DoseRow(dose, interval(scores[i, 0]), interval(own), side, tuple(compared), tuple(rivalling)))
+        side = (
+            None
+            if neutral is None
+            else side_effects(model, partial(on_neutral, dose), neutral, point, **bootstrap)
+        )
+        rows.append(
+            DoseRow(dose, interval(scores[i, 0]), interval(own), side, tuple(compared), tuple(rivalling))
+        )
     kept = tuple(torch.as_tensor(chosen).reshape(-1).tolist())
     return DoseResponse(kept, interval(clean), tuple(rows), isinstance(latents, Selection))
 
@@ -261,7 +316,8 @@ def _scored(score: Score, model: nn.Module, context: AbstractContextManager, n_i
         values = torch.as_tensor(score(model)).detach().cpu().double()
     if values.ndim != 1 or (n_items is not None and len(values) != n_items):
         raise ValueError(
-            f"score expected to give float[n_items{'' if n_items is None else f'={n_items}'}], got {list(values.shape)}"
+            f"score expected to give float[n_items{'' if n_items is None else f'={n_items}'}], got "
+            f"{list(values.shape)}"
         )
     if not values.isfinite().all():
         raise ValueError(f"score expected finite numbers, got {values[~values.isfinite()][0].item()}")

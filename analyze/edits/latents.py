@@ -1,20 +1,23 @@
-"""Edits of latents in a running model: ablate, clamp, scale, steer, splice. Context managers, for `generate` and forwards.
+"""Edits of latents in a running model: ablate, clamp, scale, steer, splice. Context managers, for `generate`
+and forwards.
 
     stream ← stream + (z_new − z) · W_dec
 
-with z the latents of the stream as it is. The SAE's error is never recomputed: what the SAE does not explain stays,
-and a row where z_new = z keeps every bit. Where the SAE normalises its inputs at run time, the edit is multiplied by
-the row's scale. The latents of one call are edited at once; nested contexts act in the order they were entered, each
-on the stream that the one before left, at one hook point or at several: `with ablate(…, sae_3, …), steer(…, sae_5, …):`.
-One call acts at several places with `hook_point=[…]`.
+with z the latents of the stream as it is. The SAE's error is never recomputed: what the SAE does not explain
+stays, and a row where z_new = z keeps every bit. Where the SAE normalises its inputs at run time, the edit is
+multiplied by the row's scale. The latents of one call are edited at once; nested contexts act in the order
+they were entered, each
+on the stream that the one before left, at one hook point or at several: `with ablate(…, sae_3, …), steer(…,
+sae_5, …):`. One call acts at several places with `hook_point=[…]`.
 
-Positions. `where` is "all", "prompt", "generated", a bool mask [batch width] over the columns of the input (`span_mask`
-makes one of the tokens of an entity), or a function of EditInfo that returns bool[batch seq]. Padding is never edited.
-The three words leave out the model's BOS, EOS and padding tokens as well, which skip_ids=() undoes. "Generated" begins at
-the first token that `generate` adds; a forward outside `generate` is all prompt, unless prompt_tokens says where its
-prompt ends. A left-padded forward outside `generate` needs position_ids (see position_ids_from) to mean what the unpadded
-one means, edited or not. `when=Fires(latent, above)` edits only the tokens where another latent is above a value, one of
-the same SAE or, with `sae=`, of one that reads an earlier hook point.
+Positions. `where` is "all", "prompt", "generated", a bool mask [batch width] over the columns of the input
+(`span_mask` makes one of the tokens of an entity), or a function of EditInfo that returns bool[batch seq].
+Padding is never edited. The three words leave out the model's BOS, EOS and padding tokens as well, which
+skip_ids=() undoes. "Generated" begins at the first token that `generate` adds; a forward outside `generate`
+is all prompt, unless prompt_tokens says where its prompt ends. A left-padded forward outside `generate` needs
+position_ids (see position_ids_from) to mean what the unpadded one means, edited or not. `when=Fires(latent,
+above)` edits only the tokens where another latent is above a value, one of the same SAE or, with `sae=`, of
+one that reads an earlier hook point.
 """
 
 from __future__ import annotations
@@ -65,18 +68,25 @@ def ablate(
     """Latents set to zero, to their mean, or to what they are on other tokens.
 
     mean: float[d_sae], as `latent_stats` gives, or one a latent; for value="mean"
-    reference: float[n_tokens d_model], activations of other tokens, such as rows of a store; for value="resample". Every
-        edited token takes the values of all the latents from one of them, drawn by a hash of the seed, the token and its
+    reference: float[n_tokens d_model], activations of other tokens, such as rows of a store; for
+        value="resample". Every edited token takes the values of all the latents from one of them, drawn by a
+        hash of the seed, the token and its
         index in the text: the same in any batch, with a cache or without
-    raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as `hooks.edit`
+    raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as
+        `hooks.edit`
     source: of resampling, Chan et al. 2022, "Causal Scrubbing"
     """
     needed = {"zero": None, "mean": "mean", "resample": "reference"}
     if value not in needed:
-        raise ValueError(f"value expected 'zero', 'mean' or 'resample', got {value!r}; `clamp` sets another value")
+        raise ValueError(
+            f"value expected 'zero', 'mean' or 'resample', got {value!r}; `clamp` sets another value"
+        )
     for name, given in (("mean", mean), ("reference", reference)):
         if needed[value] == name and given is None:
-            way_out = {"mean": "latent_stats(sae, batches).mean gives it", "reference": "such as store.acts(0)"}[name]
+            way_out = {
+                "mean": "latent_stats(sae, batches).mean gives it",
+                "reference": "such as store.acts(0)",
+            }[name]
             raise ValueError(f"value={value!r} expected {name}=, got None; {way_out}")
         if needed[value] != name and given is not None:
             owner = "mean" if name == "mean" else "resample"
@@ -115,8 +125,8 @@ def clamp(
     value: one number, or one a latent, in units as for `steer`; raw is the SAE's own scale
     bound: "min" raises what is below the value and leaves the rest, "max" lowers what is above it
     raises: as `ablate`
-    source: Templeton et al. 2024, "Scaling Monosemanticity", which adds the SAE's error back after reconstructing;
-        "min" as in Wu et al. 2025, AxBench, arXiv:2501.17148
+    source: Templeton et al. 2024, "Scaling Monosemanticity", which adds the SAE's error back after
+        reconstructing; "min" as in Wu et al. 2025, AxBench, arXiv:2501.17148
     """
     if bound not in BOUNDS:
         raise ValueError(f"bound expected one of {BOUNDS}, got {bound!r}{nearest(str(bound), BOUNDS)}")
@@ -181,10 +191,14 @@ def steer(
 
 
 @contextmanager
-def splice_sae(model: nn.Module, sae: SparseAutoencoder, where: Where = "all", **place: Unpack[Place]) -> Iterator[None]:
-    """The SAE's reconstruction in place of the activations: of every edit's stream, only what the SAE explains is left.
+def splice_sae(
+    model: nn.Module, sae: SparseAutoencoder, where: Where = "all", **place: Unpack[Place]
+) -> Iterator[None]:
+    """The SAE's reconstruction in place of the activations: of every edit's stream, only what the SAE
+    explains is left.
 
-    The one edit that drops the SAE's error, for comparison: what it does to the model is the damage of reconstruction alone.
+    The one edit that drops the SAE's error, for comparison: what it does to the model is the damage of
+    reconstruction alone.
     raises: as `ablate`
     """
 
@@ -200,7 +214,9 @@ def splice_sae(model: nn.Module, sae: SparseAutoencoder, where: Where = "all", *
 def _reference_acts(sae: SparseAutoencoder, chosen: Tensor, reference: Tensor) -> Tensor:
     """float[n_tokens n_latents] of the tokens that `ablate` draws from."""
     if reference.ndim != 2 or not len(reference):
-        raise ValueError(f"reference expected float[n_tokens d_model={sae.d_model}], got {list(reference.shape)}")
+        raise ValueError(
+            f"reference expected float[n_tokens d_model={sae.d_model}], got {list(reference.shape)}"
+        )
     if not reference.isfinite().all():
         raise ValueError("reference expected finite activations, got nan or infinity: leave those tokens out")
     with torch.no_grad():
@@ -208,7 +224,8 @@ def _reference_acts(sae: SparseAutoencoder, chosen: Tensor, reference: Tensor) -
 
 
 def _drawn(info: EditInfo, n: int, seed: int) -> Tensor:
-    """int64[batch seq], a number below n for each token: a hash of the seed, its index in the text, and its id if known."""
+    """int64[batch seq], a number below n for each token: a hash of the seed, its index in the text, and its
+    id if known."""
     keys = info.token_index.cpu() << 32
     if info.input_ids is not None:
         keys = keys + info.input_ids.cpu()

@@ -1,4 +1,5 @@
-"""What an edit does besides: to the prediction of text it is not about, and to the text that is generated under it."""
+"""What an edit does besides: to the prediction of text it is not about, and to the text that is generated
+under it."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ _NGRAM = 4
 class NeutralText:
     """What side effects are measured on; the model must have the same tokenizer.
 
-    input_ids: int64[n_texts seq], text that the edit is not about: at least two texts, ΔCE and KL have intervals over them
+    input_ids: int64[n_texts seq], text that the edit is not about: at least two texts, ΔCE and KL have
+        intervals over them
     attention_mask: {bool|int}[n_texts seq], padding on either side; None for none
     prompts: int64[n_prompts width], left-padded, continued greedily to see repetition; None leaves that out
     prompts_mask: the same of prompts
@@ -42,7 +44,9 @@ class NeutralText:
 
     def __post_init__(self) -> None:
         if self.input_ids.ndim != 2 or len(self.input_ids) < 2 or self.input_ids.shape[1] < 2:
-            raise ValueError(f"input_ids expected int[n_texts ≥ 2, seq ≥ 2], got {list(self.input_ids.shape)}")
+            raise ValueError(
+                f"input_ids expected int[n_texts ≥ 2, seq ≥ 2], got {list(self.input_ids.shape)}"
+            )
 
 
 class Repetition(NamedTuple):
@@ -62,7 +66,8 @@ class SideEffects(NamedTuple):
     kl: Interval
     """KL(p_clean ‖ p) of the next token, nats, with an interval over texts"""
     push: float
-    """length of the change over that of the stream at the hook point, mean over tokens that it changes; 0 for none"""
+    """length of the change over that of the stream at the hook point, mean over tokens that it changes; 0 for
+    none"""
     repetition: Repetition | None
     """of what is generated, where prompts were given"""
 
@@ -137,7 +142,9 @@ def _continued(
     prompts = text.prompts.to(device)
     mask = torch.ones_like(prompts) if text.prompts_mask is None else text.prompts_mask.to(device)
     with edit():
-        out = model.generate(prompts, attention_mask=mask, max_new_tokens=text.max_new_tokens, do_sample=False)
+        out = model.generate(
+            prompts, attention_mask=mask, max_new_tokens=text.max_new_tokens, do_sample=False
+        )
     ends, found = set(special_ids(model)), []
     for row in out[:, prompts.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), len(row))
@@ -147,5 +154,7 @@ def _continued(
 
 def _losses(logits: Tensor, ids: Tensor) -> Tensor:
     """float32[batch seq-1]"""
-    flat = nn.functional.cross_entropy(logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    flat = nn.functional.cross_entropy(
+        logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
+    )
     return flat.view(len(ids), -1)

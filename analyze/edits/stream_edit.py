@@ -1,8 +1,10 @@
-"""How a change reaches the stream: at which place, at which tokens, under which condition, along which directions.
+"""How a change reaches the stream: at which place, at which tokens, under which condition, along which
+directions.
 
     stream ← stream + change, where the change is not zero
 
-The modes are elsewhere (intervene.py, directions.py); here is what they share, and the checks of their arguments.
+The modes are elsewhere (intervene.py, directions.py); here is what they share, and the checks of their
+arguments.
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ class Fires:
 
     latent: its index; above: in the SAE's own scale; 0 is "where it fires"
     sae: whose latent it is; by default the SAE of the edit
-    hook_point: where it is read: by default where `sae` was trained, and without one in the stream that the edit finds.
-        Elsewhere it must be a place that the model reaches before the edit; contexts entered before have changed it there
+    hook_point: where it is read: by default where `sae` was trained, and without one in the stream that the
+        edit finds. Elsewhere it must be a place that the model reaches before the edit; contexts entered
+        before have changed it there
     """
 
     latent: int
@@ -56,7 +59,8 @@ class Place(TypedDict, total=False):
     hook_point: str | Sequence[str] | None
     """by default where the SAE was trained; several act at each of them, on what the one before left"""
     skip_ids: Sequence[int] | None
-    """token ids that "all", "prompt" and "generated" leave out; by default the model's BOS, EOS and padding"""
+    """token ids that "all", "prompt" and "generated" leave out; by default the model's BOS, EOS and
+    padding"""
     prompt_tokens: int | Sequence[int] | Tensor | None
     """real tokens of each example's prompt (one number, or one an example) in forwards outside `generate`"""
     when: Fires | None
@@ -67,7 +71,8 @@ class LatentPlace(Place, total=False):
     """The same for an edit of latents."""
 
     directions: Tensor | None
-    """float[n_latents d_model]: along what the change of each latent is written, by default its row of W_dec. This is what
+    """float[n_latents d_model]: along what the change of each latent is written, by default its row of W_dec.
+    This is what
     a control varies: the same change at the same tokens, along other directions (controls.py)"""
 
 
@@ -85,7 +90,8 @@ def edited(
 ) -> Iterator[None]:
     """Add change(acts, info) at the chosen positions.
 
-    raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as `hooks.edit`
+    raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as
+        `hooks.edit`
     """
     skipped = special_ids(model) if skip_ids is None else tuple(skip_ids)
     positions = Positions(where=where, skip_ids=skipped, prompt_tokens=prompt_tokens)
@@ -108,7 +114,9 @@ def edited(
         yield
 
 
-def hook_point_names(hook_point: str | Sequence[str] | None, sae: SparseAutoencoder | None = None) -> tuple[str, ...]:
+def hook_point_names(
+    hook_point: str | Sequence[str] | None, sae: SparseAutoencoder | None = None
+) -> tuple[str, ...]:
     """Where an edit acts: what was asked for, else where the SAE was trained.
 
     raises: ValueError for none, or for a place named twice
@@ -118,7 +126,11 @@ def hook_point_names(hook_point: str | Sequence[str] | None, sae: SparseAutoenco
     if not all(names):
         raise ValueError(
             "an edit expected hook_point=, since "
-            + ("the SAE does not say where it was trained" if sae else "a direction does not say where it belongs")
+            + (
+                "the SAE does not say where it was trained"
+                if sae
+                else "a direction does not say where it belongs"
+            )
         )
     if len(set(names)) != len(names):
         raise ValueError(f"hook_point expected each place once, got {list(names)}")
@@ -129,16 +141,22 @@ def hook_point_names(hook_point: str | Sequence[str] | None, sae: SparseAutoenco
 def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, name: str) -> Iterator[Change]:
     """Inside, a function that an edit at the hook point `name` asks: (acts, info) to bool[batch seq].
 
-    raises: ValueError for a latent or SAE that does not fit, or a place that comes after the edit; HookError from the
-        function, where only the forward can tell that it does
+    raises: ValueError for a latent or SAE that does not fit, or a place that comes after the edit; HookError
+        from the function, where only the forward can tell that it does
     """
     if (reader := when.sae or sae) is None:
-        raise ValueError("when= expected Fires(latent, sae=…), since an edit along a direction has no SAE of its own")
+        raise ValueError(
+            "when= expected Fires(latent, sae=…), since an edit along a direction has no SAE of its own"
+        )
     checked_latents_of(reader, when.latent)
     if math.isnan(when.above):
-        raise ValueError("when= expected Fires(latent, above) with a number, got above=nan, which no latent is above")
+        raise ValueError(
+            "when= expected Fires(latent, above) with a number, got above=nan, which no latent is above"
+        )
     place = when.hook_point or (trained_at(when.sae) if when.sae is not None else "") or name
-    check_belongs(model, reader, place, stated=when.hook_point is not None or when.sae is None, what="a condition at")
+    check_belongs(
+        model, reader, place, stated=when.hook_point is not None or when.sae is None, what="a condition at"
+    )
 
     def fires(acts: Tensor) -> Tensor:
         chosen = torch.tensor([when.latent], device=reader.device)
@@ -187,12 +205,17 @@ def edited_latents(
     directions: Tensor | None = None,
     **place,
 ) -> AbstractContextManager[None]:
-    """Add (z_new − z) · W_dec, in the scale of the stream; with reads_latents=False z is not computed, and given as 0."""
+    """Add (z_new − z) · W_dec, in the scale of the stream; with reads_latents=False z is not computed, and
+    given as 0."""
     along = _checked_directions(sae, chosen, directions)
 
     def change(acts: Tensor, info: EditInfo) -> Tensor:
         wide, latents = acts.to(sae.device, sae.dtype), chosen.to(sae.device)
-        z = latent_acts_of(sae, wide, latents) if reads_latents else wide.new_zeros(*wide.shape[:-1], len(latents))
+        z = (
+            latent_acts_of(sae, wide, latents)
+            if reads_latents
+            else wide.new_zeros(*wide.shape[:-1], len(latents))
+        )
         delta = difference(z, wide, info) @ (sae.W_dec[latents] if along is None else along.to(wide))
         row_scale = sae.normalize(wide)[1]
         return delta if row_scale is None else delta * row_scale
@@ -201,11 +224,14 @@ def edited_latents(
 
 
 def latent_acts_of(sae: SparseAutoencoder, acts: Tensor, latents: Tensor) -> Tensor:
-    """float[... n]: activations of these latents alone; only TopK has to compute the others, to select among them."""
+    """float[... n]: activations of these latents alone; only TopK has to compute the others, to select among
+    them."""
     if sae.kind != "topk":
         return sae.latent_acts(sae.normalize(acts)[0], latents)
     encoded, n = sae.encode(acts), len(latents)
-    column = torch.full((sae.d_sae,), n, device=latents.device)  # the others share a column that is cut off again
+    column = torch.full(
+        (sae.d_sae,), n, device=latents.device
+    )  # the others share a column that is cut off again
     column[latents] = torch.arange(n, device=latents.device)
     found = encoded.values.new_zeros(encoded.batch, n + 1)
     found = found.index_put((encoded.row_ids(), column[encoded.indices]), encoded.values, accumulate=True)
@@ -217,15 +243,16 @@ def in_latent_units(
 ) -> Callable[[Tensor], Tensor]:
     """From a row's acts to the amounts as activations of the latents: float[n] or float[... n].
 
-    "raw": the amounts; "max_act": times the latent's largest activation; "resid_norm": such that its part of the stream,
-    amount · W_dec[i], is that many times as long as the row
+    "raw": the amounts; "max_act": times the latent's largest activation; "resid_norm": such that its part of
+    the stream, amount · W_dec[i], is that many times as long as the row
     raises: ValueError for another unit, or max_act without its unit
     """
     if unit not in UNITS:
         raise ValueError(f"unit expected one of {UNITS}, got {unit!r}{nearest(str(unit), UNITS)}")
     if (unit == "max_act") != (max_act is not None):
         raise ValueError(
-            f"max_act= belongs to unit='max_act' and only to it, got unit={unit!r} with{'out' if max_act is None else ''} "
+            f"max_act= belongs to unit='max_act' and only to it, got unit={unit!r} "
+            f"with{'out' if max_act is None else ''} "
             "max_act=; latent_stats(sae, batches).max gives it"
         )
     if max_act is not None:
@@ -263,7 +290,9 @@ def amounts_for(value: PerLatent, chosen: Tensor, name: str) -> Tensor:
     if not amounts.isfinite().all():
         raise ValueError(f"{name} expected finite numbers, got {amounts[~amounts.isfinite()][0].item()}")
     if amounts.numel() != 1 and amounts.shape != chosen.shape:
-        raise ValueError(f"{name} expected one number or one for each of {len(chosen)} latents, got {list(amounts.shape)}")
+        raise ValueError(
+            f"{name} expected one number or one for each of {len(chosen)} latents, got {list(amounts.shape)}"
+        )
     return amounts.reshape(-1).expand(len(chosen))
 
 
@@ -277,6 +306,7 @@ def of_latents(values: PerLatent, chosen: Tensor, sae: SparseAutoencoder, name: 
 def _checked_directions(sae: SparseAutoencoder, chosen: Tensor, directions: Tensor | None) -> Tensor | None:
     if directions is not None and directions.shape != (len(chosen), sae.d_model):
         raise ValueError(
-            f"directions expected float[{len(chosen)} latents, d_model={sae.d_model}], got {list(directions.shape)}"
+            f"directions expected float[{len(chosen)} latents, d_model={sae.d_model}], got "
+            f"{list(directions.shape)}"
         )
     return directions

@@ -1,7 +1,9 @@
-"""How good an SAE is, beside what gives the numbers their meaning: a baseline, zero ablation and mean ablation.
+"""How good an SAE is, beside what gives the numbers their meaning: a baseline, zero ablation and mean
+ablation.
 
-Reconstruction is scored on rows of held-out documents, and the cross-entropy on their tokens. Replaced are the positions
-that have rows in the store, so BOS, special tokens and padding stay as they are, in every row of the table alike.
+Reconstruction is scored on rows of held-out documents, and the cross-entropy on their tokens. Replaced are
+the positions that have rows in the store, so BOS, special tokens and padding stay as they are, in every row
+of the table alike.
 """
 
 from __future__ import annotations
@@ -46,17 +48,20 @@ def evaluate_sae(
 ) -> Evaluation:
     """Reconstruction, sparsity, dead share and, with a model, what the reconstruction costs in cross-entropy.
 
-    model: the one that was harvested; without it there are no CE columns. Needs no tokenizer: the store has the tokens
+    model: the one that was harvested; without it there are no CE columns. Needs no tokenizer: the store has
+        the tokens
     baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
-    seeds: SAEs that differ from `sae` in their seed only: they give the noise of every number, and whether they agree
+    seeds: SAEs that differ from `sae` in their seed only: they give the noise of every number, and whether
+        they agree
     held_out: score rows and tokens of held-out documents only (saelens_lite.tokens.is_held_out)
-    held_out_fraction: the share of documents that training held out; None takes what the SAEs record, else 0.05
+    held_out_fraction: the share of documents that training held out; None takes what the SAEs record, else
+        0.05
     max_tokens: stop after about so many rows, and as many predicted tokens; None for all
-    windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of; the longest that
-        the store fills is encoded
+    windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of; the
+        longest that the store fills is encoded
     hook_point: None takes the one that the SAE was trained on
-    raises: ValueError when SAEs, model and store do not belong together, no document is held out, or a number of them is
-        not finite
+    raises: ValueError when SAEs, model and store do not belong together, no document is held out, or a number
+        of them is not finite
     """
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens expected 1 or more, or None for all, got {max_tokens}")
@@ -65,7 +70,9 @@ def evaluate_sae(
     others = {f"seed {i}": one for i, one in enumerate(seeds, 1)}
     for name, one in (saes | others).items():
         if (point_there := matching_hook_point(one, store, hook_point)) != point:
-            raise ValueError(f"the {name} is of {point_there} and the SAE of {point}: compare SAEs of one hook point")
+            raise ValueError(
+                f"the {name} is of {point_there} and the SAE of {point}: compare SAEs of one hook point"
+            )
     check_seeds({TRAINED: sae} | others)
     saes |= others
     if held_out_fraction is None:
@@ -112,7 +119,9 @@ def evaluate_sae(
         seeds=seed_rows,
         seed_noise=_noise([row(TRAINED), *seed_rows]) if others else {},
         stability=stability([sae, *others.values()]) if others else None,
-        densities={name: Densities.of(firing[name].density) for name in (TRAINED, BASELINE) if name in firing},
+        densities={
+            name: Densities.of(firing[name].density) for name in (TRAINED, BASELINE) if name in firing
+        },
     )
 
 
@@ -130,13 +139,20 @@ def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
     """The spread of every number that all rows have."""
     columns = [row.numbers() for row in rows]
     values = {name: [column[name] for column in columns] for name in columns[0]}
-    return {name: seed_noise([v for v in some if v is not None]) for name, some in values.items() if None not in some}
+    return {
+        name: seed_noise([v for v in some if v is not None])
+        for name, some in values.items()
+        if None not in some
+    }
 
 
 def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
-    """The share of documents that no SAE was trained on, by their records: a smaller share is part of a larger one."""
+    """The share of documents that no SAE was trained on, by their records: a smaller share is part of a
+    larger one."""
     records = map(_record, saes.values())
-    return min((record["train"]["held_out_fraction"] for record in records if "train" in record), default=0.05)
+    return min(
+        (record["train"]["held_out_fraction"] for record in records if "train" in record), default=0.05
+    )
 
 
 def _record(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -151,12 +167,18 @@ def _stores(sae: SparseAutoencoder) -> set[str]:
 
 
 def _reconstruction(
-    saes: dict[str, SparseAutoencoder], store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None
+    saes: dict[str, SparseAutoencoder],
+    store: ActivationStore,
+    point: str,
+    fraction: float | None,
+    max_tokens: int | None,
 ) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums]]:
     """Sums of every row of the table over the scored rows, and the firings of the SAEs on them."""
     sums = {name: ReconstructionSums(store.d_model(point)) for name in (*saes, ZERO, MEAN)}
     variants = {name: LibraryVariants() for name in sums}
-    firing = {name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()}
+    firing = {
+        name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()
+    }
     mean = store.mean(point)
     for acts in _scored_rows(store, point, fraction, max_tokens):
         recons = {ZERO: torch.zeros_like(acts), MEAN: mean.expand_as(acts)}
@@ -167,7 +189,8 @@ def _reconstruction(
             firing[name].update(to_cpu(out.latents))
             if not recons[name].isfinite().all():
                 raise ValueError(
-                    f"the {name} SAE reconstructs finite rows as nan or infinity: load a whole copy, in float32"
+                    f"the {name} SAE reconstructs finite rows as nan or infinity: load a whole copy, in "
+                    "float32"
                 )
         for name in sums:
             sums[name].update(acts, recons[name])
@@ -180,8 +203,11 @@ def _reconstruction(
     return sums, variants, firing
 
 
-def _scored_rows(store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None) -> Iterator[Tensor]:
-    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last one shorter.
+def _scored_rows(
+    store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None
+) -> Iterator[Tensor]:
+    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last one
+    shorter.
 
     raises: ValueError when a row holds nan or infinity, naming it
     """

@@ -1,15 +1,17 @@
-"""What a meta-SAE says of an SAE: how far its decoder directions are sums of a few directions that they share.
+"""What a meta-SAE says of an SAE: how far its decoder directions are sums of a few directions that they
+share.
 
 A meta-SAE is a small SAE whose rows are the unit decoder rows of another one. Its explained variance is
 
     1 − Σ‖w − ŵ‖² / Σ‖w − mean‖²      over rows that it was not trained on
 
-and less of it means directions that decompose less. What it explains of rows that it was trained on is mostly memory: four
-of a quarter as many directions as there are rows explain half of random rows in 192 dimensions. So both numbers stand beside
-those of as many random directions, trained on in the same way, and a decoder is decomposable only as far as it exceeds them.
+and less of it means directions that decompose less. What it explains of rows that it was trained on is mostly
+memory: four of a quarter as many directions as there are rows explain half of random rows in 192 dimensions.
+So both numbers stand beside those of as many random directions, trained on in the same way, and a decoder is
+decomposable only as far as it exceeds them.
 
-source: meta-SAEs of Bussmann et al. 2024 and Leask et al. 2025, arXiv:2502.04878, a metric of SAEBench, all without held-out
-    rows; training is `saelens_lite.recipes.of_decoders.meta_sae`
+source: meta-SAEs of Bussmann et al. 2024 and Leask et al. 2025, arXiv:2502.04878, a metric of SAEBench, all
+    without held-out rows; training is `saelens_lite.recipes.of_decoders.meta_sae`
 """
 
 from __future__ import annotations
@@ -30,7 +32,8 @@ from .seed_noise import seed_noise
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MetaScores:
-    """Of one set of directions, a number a seed: explained variance and l0 on rows held out, and on those trained on."""
+    """Of one set of directions, a number a seed: explained variance and l0 on rows held out, and on those
+    trained on."""
 
     held_out: tuple[float, ...]
     trained_on: tuple[float, ...]
@@ -51,9 +54,11 @@ class MetaScores:
 class Decomposition:
     """What `meta_sae` found; `print(found)`.
 
-    k, d_meta: latents a row and in all of the meta-SAE; n_rows, n_held_out: decoder rows trained on and held out
+    k, d_meta: latents a row and in all of the meta-SAE; n_rows, n_held_out: decoder rows trained on and held
+        out
     decoder: the scores; random: those of as many random unit vectors, None where that was not asked for
-    saes: a meta-SAE of the unit decoder rows for each seed; of row i at norm 1, `saes[0].encode` gives what it is made of
+    saes: a meta-SAE of the unit decoder rows for each seed; of row i at norm 1, `saes[0].encode` gives what
+        it is made of
     """
 
     k: int
@@ -89,10 +94,16 @@ class Decomposition:
         for name, of in self._scores().items():
             if of is not None:
                 sd = "n/a" if of.sd is None else f"{of.sd:.4f}"
-                cells = [f"{of.explained_variance:.4f}", sd, f"{fmean(of.trained_on):.4f}", f"{fmean(of.held_out_l0):.1f}"]
+                cells = [
+                    f"{of.explained_variance:.4f}",
+                    sd,
+                    f"{fmean(of.trained_on):.4f}",
+                    f"{fmean(of.held_out_l0):.1f}",
+                ]
                 lines.append([f"{name} rows", *cells])
         return (
-            f"{aligned(lines)}\n{self.d_meta:,} directions, {self.k} a row, learnt from {self.n_rows:,} rows; "
+            f"{aligned(lines)}\n{self.d_meta:,} directions, {self.k} a row, learnt from {self.n_rows:,} "
+            "rows; "
             f"{self.n_held_out:,} held out; {len(self.decoder.held_out)} seeds"
         )
 

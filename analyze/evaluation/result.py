@@ -26,8 +26,10 @@ DEFINITIONS = {
     "l0": "mean number of latents that fire on a token",
     "l1": "mean sum of the latents of a token, in the SAE's own scale",
     "l1_weighted": "the same with each latent times the norm of its decoder row",
-    "dead": "dead@N: share of the latents silent during the last N tokens of the store; null where it has fewer",
-    "density_q05": "density, a latent's share of scored tokens on which it fires: 5 % of the latents have less",
+    "dead": "dead@N: share of the latents silent during the last N tokens of the store; null where it has "
+    "fewer",
+    "density_q05": "density, a latent's share of scored tokens on which it fires: 5 % of the latents have "
+    "less",
     "density_q50": "median density of the latents",
     "density_q95": "density that 5 % of the latents exceed",
     "dense_1pct": "share of the latents that fire on more than 1 % of scored tokens",
@@ -40,20 +42,28 @@ DEFINITIONS = {
     "kl": "KL(p_clean ‖ p) of next-token predictions, nats a token, where ce is scored",
     "kl_score_mean": "1 − kl over that of mean ablation",
     "kl_score_zero": "1 − kl over that of zero ablation, which is flattering",
-    "ev_legacy": "for comparison, SAEBench's tables and Neuronpedia: mean over tokens of 1 − ‖x − x̂‖² / ‖x − batch mean‖²",
-    "ev_dictionary_learning": "for comparison: 1 − variance of x − x̂ over that of x, so that a constant error is not seen",
-    "ev_overcomplete": "for comparison: about one mean of all numbers, so that predicting the mean of each dimension scores",
+    "ev_legacy": "for comparison, SAEBench's tables and Neuronpedia: mean over tokens of 1 − ‖x − x̂‖² / ‖x "
+    "− batch mean‖²",
+    "ev_dictionary_learning": "for comparison: 1 − variance of x − x̂ over that of x, so that a constant "
+    "error is not seen",
+    "ev_overcomplete": "for comparison: about one mean of all numbers, so that predicting the mean of each "
+    "dimension scores",
     "ev_sparsify": "for comparison: 1 − fvu of a batch, mean over batches",
 }
-"""The numbers of a row, as the JSON explains them. The ev_ are over batches of 4,096 rows; see saelens_lite/variants.py."""
+"""The numbers of a row, as the JSON explains them. The ev_ are over batches of 4,096 rows; see
+saelens_lite/variants.py."""
 
 BESIDE_ROWS = {
-    "densities": "latents by their density on scored tokens: counts, those from 10^a up to 10^b for neighbours a, b of "
+    "densities": "latents by their density on scored tokens: counts, those from 10^a up to 10^b for "
+    "neighbours a, b of "
     "log10_edges, the first with what lies below; never, those that did not fire",
-    "dead_rate_bounds": "a latent dead@N fires on less than this share of tokens, 95 % confidence: rule of three, 3 / N",
-    "seed_noise": "of each number over the SAEs of several seeds: mean; sd, standard deviation of one; detectable, "
+    "dead_rate_bounds": "a latent dead@N fires on less than this share of tokens, 95 % confidence: rule of "
+    "three, 3 / N",
+    "seed_noise": "of each number over the SAEs of several seeds: mean; sd, standard deviation of one; "
+    "detectable, "
     "the smallest difference between two single SAEs that is not seed noise with 95 % confidence",
-    "stability": "agreement of the seeds' decoders, mean over pairs: mmcs, mean over latents of the largest cosine with "
+    "stability": "agreement of the seeds' decoders, mean over pairs: mmcs, mean over latents of the largest "
+    "cosine with "
     "a latent of the other; mcc, mean |cos| under the best one-to-one pairing; random_, of random directions",
 }
 """What the JSON holds beside its rows."""
@@ -73,7 +83,8 @@ _CE_COLUMNS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRow:
-    """One line of an evaluation, its numbers as in DEFINITIONS; None where one was not asked for or does not exist."""
+    """One line of an evaluation, its numbers as in DEFINITIONS; None where one was not asked for or does not
+    exist."""
 
     name: str
     given: bool = True
@@ -103,7 +114,8 @@ class EvaluationRow:
     """Explained variance as other libraries define it, by the names of saelens_lite.variants."""
 
     def numbers(self) -> dict[str, float | None]:
-        """Every number by its name in the JSON: shares of dead latents as "dead@10k", variants as "ev_legacy"."""
+        """Every number by its name in the JSON: shares of dead latents as "dead@10k", variants as
+        "ev_legacy"."""
         flat: dict[str, float | None] = {}
         for field in dataclasses.fields(self)[2:]:
             value = getattr(self, field.name)
@@ -118,7 +130,8 @@ class EvaluationRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Densities:
-    """Latents by the share of scored tokens on which they fire: counts by DENSITY_LOG10_EDGES, and those that never did."""
+    """Latents by the share of scored tokens on which they fire: counts by DENSITY_LOG10_EDGES, and those that
+    never did."""
 
     never: int
     counts: tuple[int, ...]
@@ -139,16 +152,19 @@ class Evaluation:
 
     rows: trained, baseline, zero ablation, mean ablation
     n_tokens: rows that fvu and l0 rest on; held_out: whether of held-out documents only
-    n_ce_tokens, n_contexts: predicted tokens that the cross-entropy rests on, and contexts that were run; 0 without a model
+    n_ce_tokens, n_contexts: predicted tokens that the cross-entropy rests on, and contexts that were run; 0
+        without a model
     ce_clean: cross-entropy of the model as it is on these tokens, nats
-    seeds: rows of the SAEs of other seeds; seed_noise, stability: of these with the trained one, by number; see seeds.py
+    seeds: rows of the SAEs of other seeds; seed_noise, stability: of these with the trained one, by number;
+        see seeds.py
     """
 
     hook_point: str
     store: str
     held_out: bool
     same_store: bool
-    """Whether every SAE records that it was trained on this very store; else "held out" is only a sample of documents."""
+    """Whether every SAE records that it was trained on this very store; else "held out" is only a sample of
+    documents."""
     n_tokens: int
     n_ce_tokens: int
     n_contexts: int
@@ -167,17 +183,27 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold, with their definitions; windows as "10k", nan as None."""
         nested = ("rows", "seeds", "seed_noise", "stability", "densities")
-        facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in nested}
+        facts = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name not in nested
+        }
         tables: dict[str, Any] = {
             "rows": [{"name": row.name, "given": row.given} | row.numbers() for row in self.rows],
-            "dead_rate_bounds": {f"dead@{window_name(window)}": rate_bound(window) for window in self._windows_that_fit()},
+            "dead_rate_bounds": {
+                f"dead@{window_name(window)}": rate_bound(window) for window in self._windows_that_fit()
+            },
         }
         if self.densities:
-            counted = {name: {"never": one.never, "counts": list(one.counts)} for name, one in self.densities.items()}
+            counted = {
+                name: {"never": one.never, "counts": list(one.counts)} for name, one in self.densities.items()
+            }
             tables["densities"] = {"log10_edges": list(DENSITY_LOG10_EDGES), **counted}
         if self.seeds:
             tables["seeds"] = [{"name": row.name} | row.numbers() for row in self.seeds]
-            tables["seed_noise"] = {name: dataclasses.asdict(noise) for name, noise in self.seed_noise.items()}
+            tables["seed_noise"] = {
+                name: dataclasses.asdict(noise) for name, noise in self.seed_noise.items()
+            }
             tables["stability"] = None if self.stability is None else dataclasses.asdict(self.stability)
         defined = DEFINITIONS | {name: text for name, text in BESIDE_ROWS.items() if name in tables}
         return plain(facts | tables) | {"definitions": defined}
@@ -195,7 +221,9 @@ class Evaluation:
     def _rows_as_lines(self) -> list[list[str]]:
         """A line for each SAE and control, of the numbers to read first."""
         windows = list(self.rows[0].dead)
-        windows = windows[: len(self._windows_that_fit()) + 1]  # the first that is too long says "n/a" for the rest
+        windows = windows[
+            : len(self._windows_that_fit()) + 1
+        ]  # the first that is too long says "n/a" for the rest
         dead = {f"dead@{window_name(window)}": (f"dead@{window_name(window)}", 3) for window in windows}
         columns = _COLUMNS | dead | (_CE_COLUMNS if self.ce_clean is not None else {})
         lines = [["", *(head for head, _ in columns.values())]]
@@ -205,7 +233,10 @@ class Evaluation:
                 continue
             numbers = row.numbers()
             absent = dict.fromkeys(dead, "n/a" if row.dead else "")
-            cells = [_cell(numbers.get(name), digits, absent.get(name, "")) for name, (_, digits) in columns.items()]
+            cells = [
+                _cell(numbers.get(name), digits, absent.get(name, ""))
+                for name, (_, digits) in columns.items()
+            ]
             lines.append([row.name, *cells])
         for what in ("sd", "detectable") if self.seed_noise else ():
             noise = {name: f"{getattr(one, what):.2g}" for name, one in self.seed_noise.items()}
@@ -224,7 +255,8 @@ class Evaluation:
                 cells = ["n/a" if row.dead else "" for row in given]
             if any(cells):
                 of_seeds = [
-                    f"{getattr(self.seed_noise[name], what):.2g}" if name in self.seed_noise else "" for what in noise
+                    f"{getattr(self.seed_noise[name], what):.2g}" if name in self.seed_noise else ""
+                    for what in noise
                 ]
                 lines.append([name, *cells, *of_seeds])
         return lines
@@ -238,12 +270,14 @@ class Evaluation:
         text.append(f"fvu, l0 over {self.n_tokens:,} tokens of {rows_of}; {dead}")
         if self.ce_clean is not None:
             text.append(
-                f"CE in nats over {self.n_ce_tokens:,} predicted tokens of {rows_of} in {self.n_contexts:,} contexts; "
+                f"CE in nats over {self.n_ce_tokens:,} predicted tokens of {rows_of} in {self.n_contexts:,} "
+                "contexts; "
                 f"clean {self.ce_clean:.4f}"
             )
         if self.seed_noise:
             text.append(
-                f"seed noise over {len(self.seeds) + 1} SAEs: sd of one, and the smallest difference between two that "
+                f"seed noise over {len(self.seeds) + 1} SAEs: sd of one, and the smallest difference "
+                "between two that "
                 "is more than it (95 %)"
             )
         if (found := self.stability) is not None:
@@ -253,7 +287,8 @@ class Evaluation:
             )
         if self.held_out and not self.same_store:
             text.append(
-                "an SAE here records another store, or this one before hook points were added: it may have been trained on "
+                "an SAE here records another store, or this one before hook points were added: it may have "
+                "been trained on "
                 "documents held out here"
             )
         return text

@@ -1,7 +1,9 @@
-"""How much of a difference is the seed's: runs of one configuration with other seeds, their spread and their agreement.
+"""How much of a difference is the seed's: runs of one configuration with other seeds, their spread and their
+agreement.
 
-A number of one SAE is one draw. Its standard deviation over seeds says how far another seed would have landed, and the
-smallest detectable difference how far two SAEs must lie apart before more than their seeds can be meant.
+A number of one SAE is one draw. Its standard deviation over seeds says how far another seed would have
+landed, and the smallest detectable difference how far two SAEs must lie apart before more than their seeds
+can be meant.
 source: Chanin 2026, arXiv:2605.18229, which asks for both beside every comparison
 """
 
@@ -82,15 +84,19 @@ def stability(saes: Sequence[SparseAutoencoder]) -> Stability:
 
 
 def check_seeds(saes: Mapping[str, SparseAutoencoder]) -> None:
-    """raises: ValueError naming what differs unless the SAEs, by name, can be one configuration with several seeds."""
+    """raises: ValueError naming what differs unless the SAEs, by name, can be one configuration with several
+    seeds."""
     (first_name, first), *others = saes.items()
     for name, sae in others:
         ours, theirs = _facts(first), _facts(sae)
         shared = ours.keys() & theirs.keys()
-        differing = [f"{key} {ours[key]} and {theirs[key]}" for key in sorted(shared) if ours[key] != theirs[key]]
+        differing = [
+            f"{key} {ours[key]} and {theirs[key]}" for key in sorted(shared) if ours[key] != theirs[key]
+        ]
         if differing:
             raise ValueError(
-                f"noise over seeds expected SAEs that differ in their seed only, but {first_name} and {name} differ in "
+                f"noise over seeds expected SAEs that differ in their seed only, but {first_name} and "
+                f"{name} differ in "
                 f"{'; '.join(differing)}: give runs of one configuration"
             )
     for (name, sae), (other_name, other) in itertools.combinations(saes.items(), 2):

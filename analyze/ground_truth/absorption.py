@@ -2,17 +2,21 @@
 
 Of every planted feature that has children, with the terms of absorption.py:
 
-    main latents  belong to the parent: of all features, they match it best, by the F1 of their firings times the cosine of
-                  their directions. Of those, the ones that a k-sparse probe of the parent needs (splitting.py)
+    main latents  belong to the parent: of all features, they match it best, by the F1 of their firings times
+                  the cosine of their directions. Of those, the ones that a k-sparse probe of the parent needs
+                  (splitting.py)
     others        the latents that belong to the features below it; only they can take its place
     u, t          the planted direction, and the magnitude with which the parent was planted
-    absorption    absorbed rows as a share of the rows on which a child fires, where alone a child can take the place
-    missed alone  the control: how often the main latents are silent where the parent fires and no child of it does
-    rate          absorbed rows as a share of all rows of the parent, what `label_absorption` measures with a probe
+    absorption    absorbed rows as a share of the rows on which a child fires, where alone a child can take
+    the place
+    missed alone  the control: how often the main latents are silent where the parent fires and no child of it
+    does
+    rate          absorbed rows as a share of all rows of the parent, what `label_absorption` measures with a
+    probe
 
-Latents are matched and ranked on one half of the rows; the other half is counted, and its F1 says how many are main latents.
-A parent without latents of its own is not scored. `score_recovery` has a figure of the same idea by edge, with one latent
-each, the nearest by direction.
+Latents are matched and ranked on one half of the rows; the other half is counted, and its F1 says how many
+are main latents. A parent without latents of its own is not scored. `score_recovery` has a figure of the same
+idea by edge, with one latent each, the nearest by direction.
 """
 
 from __future__ import annotations
@@ -43,7 +47,8 @@ class PlantedAbsorptionRow:
 
     latents: the main ones; k_f1: of probes on one of them, two, …
     n_rows: on which the parent fires; n_child_rows: those on which a child does too
-    n_silent, n_absorbed: of the rows with a child, those on which the main latents are silent, and those that are absorbed
+    n_silent, n_absorbed: of the rows with a child, those on which the main latents are silent, and those that
+        are absorbed
     n_silent_alone: of the rows without a child, those on which the main latents are silent
     fraction: as in absorption.py, the mean over the rows with a child
     """
@@ -82,12 +87,14 @@ class PlantedAbsorptionRow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlantedAbsorption:
-    """What `planted_absorption` found, parent by parent; `print(found)`. Means are over the parents that are scored."""
+    """What `planted_absorption` found, parent by parent; `print(found)`. Means are over the parents that are
+    scored."""
 
     rows: tuple[PlantedAbsorptionRow, ...]
 
     def mean(self, name: str) -> float:
-        """Mean of one number of the rows, such as "absorption", over those scored that have it; nan for none."""
+        """Mean of one number of the rows, such as "absorption", over those scored that have it; nan for
+        none."""
         values = [getattr(row, name) for row in self.rows if row.scored]
         return mean([value for value in values if not math.isnan(value)])
 
@@ -117,14 +124,17 @@ class PlantedAbsorption:
         names = ("absorption", "rate", "fraction", "missed_alone")
         means = {name: self.mean(name) for name in names} | {"n_latents": self.n_latents}
         rows = [
-            dataclasses.asdict(row) | {name: getattr(row, name) for name in ("absorption", "rate", "missed_alone")}
+            dataclasses.asdict(row)
+            | {name: getattr(row, name) for name in ("absorption", "rate", "missed_alone")}
             for row in self.rows
         ]
         return plain(means | {"rows": rows})
 
     def table(self) -> str:
         """Aligned text, a line a parent, and the means below."""
-        lines = [["parent", "absorption", "fraction", "missed alone", "rate", "rows", "with a child", "latents"]]
+        lines = [
+            ["parent", "absorption", "fraction", "missed alone", "rate", "rows", "with a child", "latents"]
+        ]
         for row in self.rows:
             numbers = (row.absorption, row.fraction, row.missed_alone, row.rate)
             cells = [*(f"{number:.3f}" for number in numbers), f"{row.n_rows:,}", f"{row.n_child_rows:,}"]
@@ -146,19 +156,22 @@ def planted_absorption(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> PlantedAbsorption:
-    """How often latents of planted parents are silent because those of their children have taken over the direction.
+    """How often latents of planted parents are silent because those of their children have taken over the
+    direction.
 
-    n_rows, start_row: half of these rows match and choose latents, the other half is counted; their latents are in memory
+    n_rows, start_row: half of these rows match and choose latents, the other half is counted; their latents
+        are in memory
     max_latents, f1_rise: of the k-sparse probe, see `feature_splitting`
-    raises: ValueError without a hierarchy, for an SAE of another width, settings out of range, or fewer than two rows;
-        ImportError without scikit-learn
+    raises: ValueError without a hierarchy, for an SAE of another width, settings out of range, or fewer than
+        two rows; ImportError without scikit-learn
     """
     parents = synthetic.parents
     if not (parents >= 0).any():
         raise ValueError("planted_absorption expected a planted hierarchy: set SyntheticConfig.n_trees")
     if sae.d_model != synthetic.config.d_model:
         raise ValueError(
-            f"planted_absorption expected an SAE of d_model={synthetic.config.d_model}, the width of the synthetic rows, "
+            f"planted_absorption expected an SAE of d_model={synthetic.config.d_model}, the width of the "
+            "synthetic rows, "
             f"got one of {sae.d_model}; pass the SyntheticActivations that it was trained on"
         )
     if n_rows < 2:
@@ -173,10 +186,19 @@ def planted_absorption(
     for parent in parents[parents >= 0].unique().tolist():
         ones, of_test = (columns(rows, torch.tensor([parent]))[:, 0] for rows in (planted_selecting, planted))
         split_into = splits(
-            selecting, testing, ones > 0, of_test > 0, belongs == parent, max_latents=max_latents, f1_rise=f1_rise
+            selecting,
+            testing,
+            ones > 0,
+            of_test > 0,
+            belongs == parent,
+            max_latents=max_latents,
+            f1_rise=f1_rise,
         )
         children = columns(planted, (parents == parent).nonzero().flatten()).sum(1) > 0
-        rows, alone = ((of_test > 0) & children).nonzero().flatten(), ((of_test > 0) & ~children).nonzero().flatten()
+        rows, alone = (
+            ((of_test > 0) & children).nonzero().flatten(),
+            ((of_test > 0) & ~children).nonzero().flatten(),
+        )
         main, to_explain = torch.tensor(split_into.latents, dtype=torch.int64), of_test / scales
         descendants = below[:, parent]
         allowed = (belongs >= 0) & descendants[belongs.clamp_min(0)]
@@ -200,11 +222,12 @@ def planted_absorption(
 
 
 def belongs_to(latents: SparseLatents, features: SparseLatents, cosines: Tensor) -> Tensor:
-    """The feature that each latent matches best: by F1 of the two over the rows, times cosine. int64[d_sae]; -1 for none.
+    """The feature that each latent matches best: by F1 of the two over the rows, times cosine. int64[d_sae];
+    -1 for none.
 
     latents, features: of the same rows, on the CPU; cosines: float[d_sae n_features], of directions
-    By firings alone, the latent of a parent that one child has absorbed would pass for the other child's, and by directions
-    alone the absorbing one for the parent's. Of equal ones the lower feature is taken.
+    By firings alone, the latent of a parent that one child has absorbed would pass for the other child's, and
+    by directions alone the absorbing one for the parent's. Of equal ones the lower feature is taken.
     """
     together = torch.zeros(latents.d_sae, features.d_sae, dtype=torch.int64)
     counts = []
@@ -217,10 +240,16 @@ def belongs_to(latents: SparseLatents, features: SparseLatents, cosines: Tensor)
     for part in torch.arange(len(rows)).split(max(1, _CHUNK_PAIRS // int(sizes.max().clamp_min(1)))):
         n = sizes[rows[part]]
         ends = n.cumsum(0)
-        places = starts[rows[part]].repeat_interleave(n) + torch.arange(int(n.sum())) - (ends - n).repeat_interleave(n)
+        places = (
+            starts[rows[part]].repeat_interleave(n)
+            + torch.arange(int(n.sum()))
+            - (ends - n).repeat_interleave(n)
+        )
         keys = ids[part].repeat_interleave(n) * features.d_sae + feature_ids[places]
         together += torch.bincount(keys, minlength=together.numel()).view_as(together)
-    fired, planted = (torch.bincount(x, minlength=n) for x, n in ((ids, latents.d_sae), (feature_ids, features.d_sae)))
+    fired, planted = (
+        torch.bincount(x, minlength=n) for x, n in ((ids, latents.d_sae), (feature_ids, features.d_sae))
+    )
     match, best = (2 * together / (fired[:, None] + planted).clamp_min(1).double() * cosines).max(1)
     return torch.where(match > 0, best, -1)
 
@@ -239,11 +268,16 @@ def _ancestors(parents: Tensor) -> Tensor:
 def _rows(
     sae: SparseAutoencoder, synthetic: SyntheticActivations, start_row: int, n_rows: int
 ) -> tuple[SparseLatents, SparseLatents, Tensor]:
-    """Latents of rows, the features planted in them, and by how much the SAE scales each row down: float64[n]."""
+    """Latents of rows, the features planted in them, and by how much the SAE scales each row down:
+    float64[n]."""
     latents, features, scales = [], [], []
     for acts, planted in synthetic.chunks(start_row, n_rows):
         latents.append(encoded(sae, acts))
         features.append(planted)
         scale = sae.normalize(acts.to(sae.device))[1]
         scales.append(torch.ones(len(acts)) if scale is None else scale.cpu().reshape(-1))
-    return SparseLatents.cat(latents, (n_rows,)), SparseLatents.cat(features, (n_rows,)), torch.cat(scales).double()
+    return (
+        SparseLatents.cat(latents, (n_rows,)),
+        SparseLatents.cat(features, (n_rows,)),
+        torch.cat(scales).double(),
+    )

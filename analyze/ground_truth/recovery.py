@@ -1,17 +1,21 @@
-"""Whether an SAE found the features that synthetic activations are made of: every number against ground truth.
+"""Whether an SAE found the features that synthetic activations are made of: every number against ground
+truth.
 
-    mcc         mean |cos| of latents' and features' directions, paired one to one for the largest sum (arXiv:2505.20254)
+    mcc         mean |cos| of latents' and features' directions, paired one to one for the largest sum
+    (arXiv:2505.20254)
     uniqueness  features that are the nearest of some latent, as a share of the latents
-    F1          a latent that fires says that the feature nearest to it fires: precision and recall over rows, F1 of the two,
-                the mean over latents, where one that is never right has 0
-    feature F1  the same the other way round: of the latent nearest to each feature, the mean over all features
+    F1          a latent that fires says that the feature nearest to it fires: precision and recall over rows,
+                F1 of the two, the mean over latents, where one that is never right has 0
+    feature F1  the same the other way round: of the latent nearest to each feature, the mean over all
+    features
     recovered   share of features to which some latent has a cosine above 0.9
     dead        share of latents that fire on none of the rows
     norm ratio  mean ‖x̂‖ / ‖x‖ of a row; below 1 is shrinkage
     absorption  see `AbsorptionSums`
 
-mcc, uniqueness, F1, norm ratio and dead are defined as in SAELens' evaluation on synthetic data, |cos| included. With fewer
-latents than features, mcc pairs the latents that there are, and feature F1 and recovered cannot reach 1.
+mcc, uniqueness, F1, norm ratio and dead are defined as in SAELens' evaluation on synthetic data, |cos|
+included. With fewer latents than features, mcc pairs the latents that there are, and feature F1 and recovered
+cannot reach 1.
 """
 
 from __future__ import annotations
@@ -41,7 +45,8 @@ ABSORBED_SHARE = 0.4
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecoveryRow:
-    """One SAE's line; see the top of analyze/recovery.py for the definitions. Absorption is None without hierarchy."""
+    """One SAE's line; see the top of analyze/recovery.py for the definitions. Absorption is None without
+    hierarchy."""
 
     name: str
     d_sae: int
@@ -58,7 +63,8 @@ class RecoveryRow:
     norm_ratio: float
     absorption: float | None = None
     missed_alone: float | None = None
-    """The control of absorption: how often the same parents' latents are silent where no child of theirs fires."""
+    """The control of absorption: how often the same parents' latents are silent where no child of theirs
+    fires."""
     scored_edges: int = 0
     """Parent-child pairs on which absorption rests, see `AbsorptionSums`."""
 
@@ -97,10 +103,14 @@ class Recovery:
         lines += [[row.name, *(_cell(getattr(row, name), 1 if name == "l0" else 3) for name in columns.values())]
                   for row in self.rows]  # fmt: skip
         text = [aligned(lines)]
-        text.append(f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row; over {self.n_rows:,} rows")
+        text.append(
+            f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row; over {self.n_rows:,} rows"
+        )
         if self.n_edges:
             scored = ", ".join(f"{row.scored_edges:,} ({row.name})" for row in self.rows)
-            text.append(f"absorption over {scored} of {self.n_edges:,} parent-child pairs: those with a latent each")
+            text.append(
+                f"absorption over {scored} of {self.n_edges:,} parent-child pairs: those with a latent each"
+            )
         return "\n".join(text)
 
     __str__ = table
@@ -117,7 +127,8 @@ def score_recovery(
     """Compare an SAE with the features that its training rows were made of, on rows that nobody trained on.
 
     baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
-    n_rows, start_row: the rows to score; memory holds a chunk of them, and the cosines of all latents and features
+    n_rows, start_row: the rows to score; memory holds a chunk of them, and the cosines of all latents and
+        features
     raises: ValueError when an SAE has another width than the rows
     """
     saes = {"trained": sae} | ({} if baseline is None else {"baseline": baseline})
@@ -147,12 +158,17 @@ class Pairs:
     def __init__(self, latents: SparseLatents) -> None:
         fires = latents.values != 0
         self._width = latents.d_sae
-        self.rows, self.indices, self.values = latents.row_ids()[fires], latents.indices[fires], latents.values[fires]
+        self.rows, self.indices, self.values = (
+            latents.row_ids()[fires],
+            latents.indices[fires],
+            latents.values[fires],
+        )
         self._keys, order = (self.rows * self._width + self.indices).sort()
         self.rows, self.indices, self.values = self.rows[order], self.indices[order], self.values[order]
 
     def find(self, rows: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each (row, index) fires, bool[n], and where it stands among the pairs, int64[n]; 0 where it does not."""
+        """Whether each (row, index) fires, bool[n], and where it stands among the pairs, int64[n]; 0 where it
+        does not."""
         keys = rows * self._width + indices
         if not len(self._keys):
             return torch.zeros_like(keys, dtype=torch.bool), torch.zeros_like(keys)
@@ -169,16 +185,19 @@ class Pairs:
 class AbsorptionSums:
     """How often a child's latent takes the place of its parent's, over the rows of a planted hierarchy.
 
-    A parent's latent is the one nearest to it, and is its own where it is nearer to no other feature. Scored are the edges
-    where that holds and the child's nearest latent is another one. Of the rows on which the child fires, and so the parent,
-    a row is absorbed where the parent's latent is silent and the child's latent writes at least 0.4 of the parent's
-    magnitude along the parent's direction. Absorption is the mean of that share over the edges.
+    A parent's latent is the one nearest to it, and is its own where it is nearer to no other feature. Scored
+    are the edges where that holds and the child's nearest latent is another one. Of the rows on which the
+    child fires, and so the parent, a row is absorbed where the parent's latent is silent and the child's
+    latent writes at least 0.4 of the parent's magnitude along the parent's direction. Absorption is the mean
+    of that share over the edges.
 
-    source: "A is for Absorption", arXiv:2409.14507, whose probe, absorbing latent and 0.4 of the probe's projection are here
-        the planted direction, the child's latent and 0.4 of the planted magnitude.
+    source: "A is for Absorption", arXiv:2409.14507, whose probe, absorbing latent and 0.4 of the probe's
+        projection are here the planted direction, the child's latent and 0.4 of the planted magnitude.
     """
 
-    def __init__(self, W_dec: Tensor, synthetic: SyntheticActivations, latent_of: Tensor, feature_of: Tensor) -> None:
+    def __init__(
+        self, W_dec: Tensor, synthetic: SyntheticActivations, latent_of: Tensor, feature_of: Tensor
+    ) -> None:
         parents, features = synthetic.parents, torch.arange(len(synthetic.parents))
         parent_or_0 = parents.clamp_min(0)
         has_own = feature_of[latent_of] == features
@@ -187,7 +206,9 @@ class AbsorptionSums:
         """bool[n_features], of the edge from each feature to its parent"""
         self._scored_parents = torch.zeros_like(self.scored).index_fill(0, parents[self.scored], True)
         self._along_parent = (W_dec[latent_of] * synthetic.directions[parent_or_0]).sum(1)
-        self._child_rows, self._absorbed, self._alone, self._missed_alone = torch.zeros(4, len(parents), dtype=torch.int64)
+        self._child_rows, self._absorbed, self._alone, self._missed_alone = torch.zeros(
+            4, len(parents), dtype=torch.int64
+        )
 
     def update(self, latents: Pairs, features: Pairs) -> None:
         """Add a chunk of rows."""
@@ -202,7 +223,9 @@ class AbsorptionSums:
 
         with_child = torch.zeros_like(features.indices, dtype=torch.bool)
         is_child = self._parents[features.indices] >= 0
-        with_child[features.find(features.rows[is_child], self._parents[features.indices[is_child]])[1]] = True
+        with_child[features.find(features.rows[is_child], self._parents[features.indices[is_child]])[1]] = (
+            True
+        )
         alone = self._scored_parents[features.indices] & ~with_child
         rows, parent = features.rows[alone], features.indices[alone]
         missed = ~latents.find(rows, self._latent_of[parent])[0]
@@ -225,7 +248,8 @@ class _Sums:
     def __init__(self, sae: SparseAutoencoder, synthetic: SyntheticActivations) -> None:
         if sae.d_model != synthetic.config.d_model:
             raise ValueError(
-                f"score_recovery expected an SAE of d_model={synthetic.config.d_model}, the width of the synthetic rows, "
+                f"score_recovery expected an SAE of d_model={synthetic.config.d_model}, the width of the "
+                "synthetic rows, "
                 f"got one of {sae.d_model}; pass the SyntheticActivations that it was trained on"
             )
         self._sae = sae
@@ -269,7 +293,9 @@ class _Sums:
             precision=_share(right, counts).mean().item(),
             recall=_share(right, of_feature).mean().item(),
             f1=_share(2 * right, counts + of_feature).mean().item(),
-            feature_f1=_share(2 * self._feature_right, counts[self._latent_of] + feature_counts).mean().item(),
+            feature_f1=_share(2 * self._feature_right, counts[self._latent_of] + feature_counts)
+            .mean()
+            .item(),
             recovered=self._recovered,
             dead=(counts == 0).double().mean().item(),
             l0=self._firing.l0,

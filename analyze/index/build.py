@@ -1,4 +1,5 @@
-"""Making a feature index: one pass over a store, then what follows from its tally, and from the SAE and the model alone.
+"""Making a feature index: one pass over a store, then what follows from its tally, and from the SAE and the
+model alone.
 
 The pass is in indexpass.py, the folder in indexfile.py, reading it in featureindex.py.
 """
@@ -37,7 +38,8 @@ _ENTROPY_PAIRS, _LENS_LATENTS = 2**24, 2**16
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class IndexConfig:
-    """How much an index keeps of each latent; memory and disk take about 12 bytes for each kept firing of each latent."""
+    """How much an index keeps of each latent; memory and disk take about 12 bytes for each kept firing of
+    each latent."""
 
     n_top: int = 20
     """Strongest firings."""
@@ -49,14 +51,15 @@ class IndexConfig:
     """Random rows on which the latent does not fire."""
 
     n_neighbors: int = 10
-    """Nearest latents by Jaccard, by PMI and by the cosine of decoder rows; 0 for none, which saves a product of the decoder
-    with itself."""
+    """Nearest latents by Jaccard, by PMI and by the cosine of decoder rows; 0 for none, which saves a product
+    of the decoder with itself."""
 
     n_logits: int = 10
     """Tokens of either end of the logit lens."""
 
     sample_tokens: int = 100_000
-    """Rows whose firings are kept together, at most, for co-firing, contrasts and search by token; 12 bytes a firing."""
+    """Rows whose firings are kept together, at most, for co-firing, contrasts and search by token; 12 bytes a
+    firing."""
 
     seed: int = 0
     """Another seed samples other firings and rows."""
@@ -65,7 +68,9 @@ class IndexConfig:
         for field in dataclasses.fields(self):
             least = 1 if field.name in ("n_top", "n_logits") else 0
             if getattr(self, field.name) < least:
-                raise ValueError(f"IndexConfig.{field.name} expected {least} or more, got {getattr(self, field.name)}")
+                raise ValueError(
+                    f"IndexConfig.{field.name} expected {least} or more, got {getattr(self, field.name)}"
+                )
 
 
 def index_features(
@@ -85,20 +90,25 @@ def index_features(
         index = index_features(sae, store, "index/", model)
         index[1234]
 
-    path: new folder, or that of an index of this SAE, which is replaced when the new one is whole; its labels stay. An index
-        that is there as asked for is opened; one that lacks only what a model gives gets that without a pass
+    path: new folder, or that of an index of this SAE, which is replaced when the new one is whole; its labels
+        stay. An index that is there as asked for is opened; one that lacks only what a model gives gets that
+        without a pass
     model: the one that was harvested, for the logit lens; None leaves that out
-    output_score: also the effect of each latent on the model's next token, which costs a forward pass a latent
+    output_score: also the effect of each latent on the model's next token, which costs a forward pass a
+        latent
     tokenizer: None loads the store's own; output_score and the reader show text with it
-    commit_every_s: seconds between commits of a pass; killed, the same call goes on at the last one. Under torchrun
-        processes share the shards of the store
-    raises: ValueError when SAE, store and model do not belong together, when the folder holds the index of another SAE, or
-        when weights or activations are not finite; FeatureIndexError when the folder's index is damaged
+    commit_every_s: seconds between commits of a pass; killed, the same call goes on at the last one. Under
+        torchrun processes share the shards of the store
+    raises: ValueError when SAE, store and model do not belong together, when the folder holds the index of
+        another SAE, or when weights or activations are not finite; FeatureIndexError when the folder's index
+        is damaged
     """
     config, folder = config or IndexConfig(), index_folder(path)
     point = matching_hook_point(sae, store, hook_point)
     if output_score and model is None:
-        raise ValueError("output_score expected a model, got None: the score is an effect on a model's next token")
+        raise ValueError(
+            "output_score expected a model, got None: the score is an effect on a model's next token"
+        )
     plan = {
         "sae": identity(sae),
         "store": {"sha256": store.fingerprint, "tokenizer": store.tokenizer_name},
@@ -115,7 +125,12 @@ def index_features(
         if found["plan"] == plan and all(found["has"][name] for name in asked if asked[name]):
             return FeatureIndex.open(folder.root, tokenizer)
     if model is not None and store.has_tokens:
-        check_model(model, store, point, next(scored_contexts(store, fraction=None, max_tokens=None, batch_size_seqs=4)))
+        check_model(
+            model,
+            store,
+            point,
+            next(scored_contexts(store, fraction=None, max_tokens=None, batch_size_seqs=4)),
+        )
     if found is not None and found["plan"] == plan:
         there = FeatureIndex.open(folder.root)
         tallied = (there.tally, there.token_sample) if processes.rank == 0 else None
@@ -145,11 +160,16 @@ def _write(
     tensors |= derived(sae, store, tally, sample, IndexConfig(**plan["settings"]))
     if model is not None:
         tokenizer = Contexts(store, tokenizer).tokenizer if has["output_score"] else None
-        tensors |= of_model(sae, model, tally, hook_point, plan["settings"]["n_logits"], has["output_score"], tokenizer)
+        tensors |= of_model(
+            sae, model, tally, hook_point, plan["settings"]["n_logits"], has["output_score"], tokenizer
+        )
     key = key_of(plan, has)
     files = {"latents": f"latents-{key}.safetensors", "tokens": f"tokens-{key}.safetensors"}
     contents = {"latents": tensors, "tokens": table_of(store) | sample.tensors()}
-    described = {name: {"file": file, "bytes": write_tensors(folder, file, contents[name])} for name, file in files.items()}
+    described = {
+        name: {"file": file, "bytes": write_tensors(folder, file, contents[name])}
+        for name, file in files.items()
+    }
     facts = {"plan": plan, "has": has, "files": described, "token_positions": positions}
     write_index(folder, facts | {"bos_id": store.plan.get("bos_id")})
     for name in folder.sizes():
@@ -178,29 +198,41 @@ def derived(
 
 
 def of_model(
-    sae: SparseAutoencoder, model: nn.Module, tally: Tally, hook_point: str, n: int, output_score: bool, tokenizer: Any
+    sae: SparseAutoencoder,
+    model: nn.Module,
+    tally: Tally,
+    hook_point: str,
+    n: int,
+    output_score: bool,
+    tokenizer: Any,
 ) -> dict[str, Tensor]:
     """What only a model tells: the logit lens and, if wanted, the output score."""
     tensors: dict[str, Tensor] = {}
     for latents in torch.arange(tally.d_sae).split(_LENS_LATENTS):
         lens = logit_lens(sae, model, latents, n=n)
         ids = {"promoted_ids": lens.top_ids.int(), "demoted_ids": lens.bottom_ids.int()}
-        for name, part in (ids | {"promoted_logits": lens.top_logits, "demoted_logits": lens.bottom_logits}).items():
+        for name, part in (
+            ids | {"promoted_logits": lens.top_logits, "demoted_logits": lens.bottom_logits}
+        ).items():
             if name not in tensors:
                 tensors[name] = part.new_empty(tally.d_sae, part.shape[1])
             tensors[name][latents] = part
     if output_score:
         if tokenizer is None:
             raise ValueError(
-                "output_score expected a tokenizer for its prompt, and the store's cannot be loaded: pass tokenizer="
+                "output_score expected a tokenizer for its prompt, and the store's cannot be loaded: pass "
+                "tokenizer="
             )
         strongest = tally.top.values[:, 0].float()
-        tensors["output_score"] = output_scores(sae, model, tokenizer, strongest, tensors["promoted_ids"], hook_point)
+        tensors["output_score"] = output_scores(
+            sae, model, tokenizer, strongest, tensors["promoted_ids"], hook_point
+        )
     return tensors
 
 
 def token_entropy(store: ActivationStore, rows: Tensor) -> Tensor:
-    """Entropy of the tokens of each latent's strongest firings: float32[d_sae], nats; 0 where all are one token.
+    """Entropy of the tokens of each latent's strongest firings: float32[d_sae], nats; 0 where all are one
+    token.
 
     rows: int64[d_sae n], -1 in empty places; nan for a latent without firings, or for rows without tokens
     """
@@ -211,6 +243,8 @@ def token_entropy(store: ActivationStore, rows: Tensor) -> Tensor:
         ids, there = token_ids(store, part), part >= 0
         same = (ids[:, :, None] == ids[:, None, :]) & there[:, None, :]
         n = there.sum(1, keepdim=True).double()
-        surprise = (n / same.sum(2)).log().masked_fill(~there, 0)  # −log of the share of each firing's own token
+        surprise = (
+            (n / same.sum(2)).log().masked_fill(~there, 0)
+        )  # −log of the share of each firing's own token
         entropies.append((surprise.sum(1) / n[:, 0]).float())
     return torch.cat(entropies)

@@ -1,7 +1,7 @@
 """Which latents fire together, over a sample of rows: for each latent the nearest by Jaccard and by PMI.
 
-The memory is that of the sample and of a block of neighbours: no table latents × latents. The torch code is the definition;
-on a CPU tally.c does the same.
+The memory is that of the sample and of a block of neighbours: no table latents × latents. The torch code is
+the definition; on a CPU tally.c does the same.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _BLOCK_MEETINGS = 2**22
 class Cofiring:
     """The m nearest of each latent; ids int32[d_sae m], -1 in empty places, where scores are 0.
 
-    jaccard: tokens on which both fire, as a share of those on which either does: float32[d_sae m], largest first
-    pmi: log of P(both) / (P(one) P(other)), in nats: float32[d_sae m], largest first, of pairs that met MIN_TOGETHER times
-    At equal scores the lower latent comes first.
+    jaccard: tokens on which both fire, as a share of those on which either does: float32[d_sae m], largest
+        first
+    pmi: log of P(both) / (P(one) P(other)), in nats: float32[d_sae m], largest first, of pairs that met
+    MIN_TOGETHER times At equal scores the lower latent comes first.
     """
 
     jaccard_ids: Tensor
@@ -44,23 +45,33 @@ def cofiring(sample: TokenSample, d_sae: int, m: int) -> Cofiring:
     starts = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
     ids = [torch.full((d_sae, m), -1, dtype=torch.int32) for _ in range(2)]
     scores = [torch.zeros(d_sae, m, dtype=torch.float64) for _ in range(2)]
-    if m and not kernel.cofiring_(sample.offsets, sample.latents, starts, places, MIN_TOGETHER, *ids, *scores):
+    if m and not kernel.cofiring_(
+        sample.offsets, sample.latents, starts, places, MIN_TOGETHER, *ids, *scores
+    ):
         _cofiring(sample, starts, places, ids, scores)
     jaccard, lift = scores  # lift: tokens on which both fire / those of the other one
     pmi = lift.mul_(len(sample.rows)).div_(counts.clamp_min(1)[:, None]).log_().masked_fill_(ids[1] < 0, 0)
     return Cofiring(ids[0], jaccard.float(), ids[1], pmi.float())
 
 
-def _cofiring(sample: TokenSample, starts: Tensor, places: Tensor, ids: list[Tensor], scores: list[Tensor]) -> None:
+def _cofiring(
+    sample: TokenSample, starts: Tensor, places: Tensor, ids: list[Tensor], scores: list[Tensor]
+) -> None:
     """The definition of kernel.cofiring_, in plain torch; its arguments are those of the kernel."""
     d_sae, counts, sizes = len(starts) - 1, starts.diff().double(), sample.offsets.diff()
     meetings = sizes[places].cumsum(0)  # of the pairs so far, by latent
     totals = torch.cat([meetings.new_zeros(1), meetings])[starts]
     first = 0
     while first < d_sae:
-        last = max(first + 1, int(torch.searchsorted(totals, totals[first] + _BLOCK_MEETINGS, right=True)) - 1)
+        last = max(
+            first + 1, int(torch.searchsorted(totals, totals[first] + _BLOCK_MEETINGS, right=True)) - 1
+        )
         rows = places[starts[first] : starts[last]]
-        one = torch.arange(first, last).repeat_interleave(starts.diff()[first:last]).repeat_interleave(sizes[rows])
+        one = (
+            torch.arange(first, last)
+            .repeat_interleave(starts.diff()[first:last])
+            .repeat_interleave(sizes[rows])
+        )
         ends = sizes[rows].cumsum(0)
         within = torch.arange(len(one)) - (ends - sizes[rows]).repeat_interleave(sizes[rows])
         other = sample.latents[sample.offsets[rows].repeat_interleave(sizes[rows]) + within].long()

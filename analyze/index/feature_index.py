@@ -1,4 +1,5 @@
-"""Reading a feature index: everything about one latent at once, or one number of all latents, mapped from disk."""
+"""Reading a feature index: everything about one latent at once, or one number of all latents, mapped from
+disk."""
 
 from __future__ import annotations
 
@@ -44,10 +45,13 @@ class FeatureIndex:
         index[1234]                    # everything about one latent
         index.column("counts")         # one number of every latent
 
-    raises, from `open`: FeatureIndexError if the folder is no index, is unfinished, or a file is missing or altered
+    raises, from `open`: FeatureIndexError if the folder is no index, is unfinished, or a file is missing or
+        altered
     """
 
-    def __init__(self, folder: LocalFolder, facts: dict[str, Any], tokenizer: Any, context_tokens: int) -> None:
+    def __init__(
+        self, folder: LocalFolder, facts: dict[str, Any], tokenizer: Any, context_tokens: int
+    ) -> None:
         self.folder, self._facts = folder, facts
         self.plan: dict[str, Any] = facts["plan"]
         files = facts["files"]
@@ -59,7 +63,9 @@ class FeatureIndex:
         self.labels = Labels(folder.root / "labels.sqlite", self.sae)
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], tokenizer: Any = None, context_tokens: int = 16) -> FeatureIndex:
+    def open(
+        cls, path: str | os.PathLike[str], tokenizer: Any = None, context_tokens: int = 16
+    ) -> FeatureIndex:
         """The index in a folder.
 
         tokenizer: None loads the store's own when text is first shown
@@ -69,7 +75,9 @@ class FeatureIndex:
         facts = read_index(folder)
         if facts is None:
             if folder.sizes(PARTS):
-                raise FeatureIndexError(f"the index {path} is unfinished: give the same command again, and it goes on")
+                raise FeatureIndexError(
+                    f"the index {path} is unfinished: give the same command again, and it goes on"
+                )
             makes = f"`saelens-lite analyze STORE SAE --index {path}`"
             raise FeatureIndexError(f"the index {path} does not exist; {makes} makes it")
         return cls(folder, facts, tokenizer, context_tokens)
@@ -101,7 +109,8 @@ class FeatureIndex:
     def __repr__(self) -> str:
         extras = " and ".join(name for name, there in sorted(self._facts["has"].items()) if there)
         return (
-            f"FeatureIndex({str(self.path)!r}, {len(self):,} latents of {self.hook_point} over {self.n_tokens:,} tokens"
+            f"FeatureIndex({str(self.path)!r}, {len(self):,} latents of {self.hook_point} over "
+            f"{self.n_tokens:,} tokens"
             f"{f', with {extras}' if extras else ''})"
         )
 
@@ -110,11 +119,13 @@ class FeatureIndex:
         return index_html(self)
 
     def check(self, sae: SparseAutoencoder, store: ActivationStore | None = None) -> None:
-        """raises: ValueError naming both unless this is the index of that SAE, and over that store where one is given"""
+        """raises: ValueError naming both unless this is the index of that SAE, and over that store where one
+        is given"""
         check_same_sae(self.folder, self.sae, identity(sae), "open the index of this SAE, or make one")
         if store is not None and store.fingerprint != self.plan["store"]["sha256"]:
             raise ValueError(
-                f"{self.path} is an index over the store {self.plan['store']['sha256'][:8]}, not over {store.path} "
+                f"{self.path} is an index over the store {self.plan['store']['sha256'][:8]}, not over "
+                f"{store.path} "
                 f"({store.fingerprint[:8]}): make one over this store"
             )
 
@@ -125,7 +136,9 @@ class FeatureIndex:
         """
         if name not in self._names:
             if name in _OF_MODEL:
-                raise ValueError(f"{self.path} has no {name!r}: {_OF_MODEL[name]} adds it, without another pass")
+                raise ValueError(
+                    f"{self.path} has no {name!r}: {_OF_MODEL[name]} adds it, without another pass"
+                )
             raise ValueError(f"{self.path} has no {name!r}; it has {', '.join(sorted(self._names))}")
         return self._latents.get_tensor(name)
 
@@ -141,9 +154,14 @@ class FeatureIndex:
     def tally(self) -> Tally:
         """The counts of the pass; read it, do not write to it."""
         names = ("counts", "first_fired", "last_fired", "histogram", "positions")
-        tensors = {name: self.column(name) for name in (*names, "top_values", "top_rows", "sample_values", "sample_rows")}
+        tensors = {
+            name: self.column(name)
+            for name in (*names, "top_values", "top_rows", "sample_values", "sample_rows")
+        }
         tensors["token_positions"] = torch.tensor(self._facts["token_positions"])
-        return Tally.from_tensors(tensors | {"n_tokens": torch.tensor([self.n_tokens])}, self.plan["settings"]["seed"])
+        return Tally.from_tensors(
+            tensors | {"n_tokens": torch.tensor([self.n_tokens])}, self.plan["settings"]["seed"]
+        )
 
     @cached_property
     def token_sample(self) -> TokenSample:
@@ -156,7 +174,10 @@ class FeatureIndex:
         if "promoted_ids" not in self._names:
             return None
         latents = torch.arange(len(self)) if latents is None else latents
-        ends = (self.column(name)[latents] for name in ("promoted_ids", "promoted_logits", "demoted_ids", "demoted_logits"))
+        ends = (
+            self.column(name)[latents]
+            for name in ("promoted_ids", "promoted_logits", "demoted_ids", "demoted_logits")
+        )
         return LogitLens(latents, *ends, tokenizer=tokenizer or self.contexts.tokenizer)
 
     @property
@@ -166,18 +187,25 @@ class FeatureIndex:
 
     @property
     def unigram(self) -> UnigramShare:
-        """Which latents fire on one token nearly always. raises: ValueError for rows without text, or without samples"""
+        """Which latents fire on one token nearly always. raises: ValueError for rows without text, or without
+        samples"""
         if not self.tokens.has_tokens:
             raise ValueError(f"{self.path} is of rows without text: no latent of it fires on a token")
         if not self.plan["settings"]["n_sample"]:
-            raise ValueError(f"{self.path} sampled no firings, of which shares are taken: index with n_sample of 1 or more")
+            raise ValueError(
+                f"{self.path} sampled no firings, of which shares are taken: index with n_sample of 1 or more"
+            )
         counts = self.column("counts")
-        return UnigramShare(is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts)
+        return UnigramShare(
+            is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts
+        )
 
     def __getitem__(self, latent: int) -> IndexedLatent:
         """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
         if not hasattr(latent, "__index__") or not 0 <= latent < len(self):
-            raise ValueError(f"expected a latent from 0 to {len(self) - 1}, got {latent}: {self.path} has {len(self):,}")
+            raise ValueError(
+                f"expected a latent from 0 to {len(self) - 1}, got {latent}: {self.path} has {len(self):,}"
+            )
 
         def of(name: str) -> Tensor:
             return self.row(name, latent)
@@ -195,7 +223,9 @@ class FeatureIndex:
             firings=tuple(Firing(value, self.contexts.at(row)) for value, row in kept if row >= 0),
             intervals=intervals(histogram, of("sample_values"), of("sample_rows"), n_fired, float(values[0])),
             contrast=tuple(self.contexts.at(row) for row in of("contrast_rows").tolist() if row >= 0),
-            histogram=tuple((edges[b], edges[b + 1], int(histogram[b])) for b in range(filled[0], filled[-1] + 1))
+            histogram=tuple(
+                (edges[b], edges[b + 1], int(histogram[b])) for b in range(filled[0], filled[-1] + 1)
+            )
             if filled
             else (),
             positions=tuple(of("positions").tolist()),

@@ -82,12 +82,16 @@ class LatentFirings:
     def _repr_html_(self) -> str:
         """A table without script, for notebooks; every piece of text is escaped."""
         rows = "".join(
-            f"<tr><td style='text-align:right'>{firing.value:.3f}</td><td style='text-align:left;white-space:pre-wrap'>"
-            f"<bdi>{_escape(firing.before)}</bdi><b style='text-decoration:underline'><bdi>{_escape(firing.token)}</bdi></b>"
+            f"<tr><td style='text-align:right'>{firing.value:.3f}</td><td "
+            "style='text-align:left;white-space:pre-wrap'>"
+            f"<bdi>{_escape(firing.before)}</bdi><b "
+            f"style='text-decoration:underline'><bdi>{_escape(firing.token)}</bdi></b>"
             f"<bdi>{_escape(firing.after)}</bdi></td></tr>"
             for firing in self.firings
         )
-        return f"<p>{_escape(self._heading())}</p><table><tr><th>activation</th><th>text</th></tr>{rows}</table>"
+        return (
+            f"<p>{_escape(self._heading())}</p><table><tr><th>activation</th><th>text</th></tr>{rows}</table>"
+        )
 
     def _heading(self) -> str:
         return f"latent {self.latent}: fires on {self.n_fired:,} of {self.n_tokens:,} tokens ({self.density:.3%})"
@@ -98,7 +102,8 @@ class FeatureTable:
     """The n strongest firings of each latent.
 
     latents: int64[m]
-    values: float[m n], strongest first; equal values in the order of their rows; 0 where it fired fewer than n times
+    values: float[m n], strongest first; equal values in the order of their rows; 0 where it fired fewer than
+        n times
     rows: int64[m n], row of the store of each; -1 where it fired fewer than n times
     n_fired: int64[m], tokens on which each latent fired, of n_tokens
     contexts: looks up the text of a row
@@ -137,7 +142,10 @@ class FeatureTable:
                 repr(visible(f.token)) if f.context.tokens else f"row {f.row}"
                 for f in self.latent(latent).firings[:_SHOWN_FIRINGS]
             )
-            lines.append(f"  {latent:>7}  max {self.values[i, 0]:8.3f}  {self.n_fired[i] / self.n_tokens:9.4%}  {tokens}")
+            lines.append(
+                f"  {latent:>7}  max {self.values[i, 0]:8.3f}  {self.n_fired[i] / self.n_tokens:9.4%}  "
+                f"{tokens}"
+            )
         return "\n".join(lines + ["  … .latent(i) for one with its text"] * (len(self) > _SHOWN_LATENTS))
 
     def _repr_html_(self) -> str:
@@ -145,7 +153,10 @@ class FeatureTable:
         rows = "".join(
             f"<tr><td>{latent}</td><td>{self.values[i, 0]:.3f}</td><td>{self.n_fired[i] / self.n_tokens:.4%}</td>"
             "<td style='text-align:left'>"
-            + " ".join(f"<code><bdi>{_escape(f.token)}</bdi></code>" for f in self.latent(latent).firings[:_SHOWN_FIRINGS])
+            + " ".join(
+                f"<code><bdi>{_escape(f.token)}</bdi></code>"
+                for f in self.latent(latent).firings[:_SHOWN_FIRINGS]
+            )
             + "</td></tr>"
             for i, latent in self._shown()
         )
@@ -162,7 +173,8 @@ class FeatureTable:
     def _heading(self) -> str:
         silent = int((self.n_fired == 0).sum())
         return (
-            f"FeatureTable: top {self.values.shape[1]} firings of {len(self):,} latents over {self.n_tokens:,} tokens "
+            f"FeatureTable: top {self.values.shape[1]} firings of {len(self):,} latents over "
+            f"{self.n_tokens:,} tokens "
             f"({silent:,} never fired); the strongest {len(self._shown())}:"
         )
 

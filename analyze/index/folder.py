@@ -1,29 +1,37 @@
-"""The folder of a feature index, version 2: its format, writing it, and what says that index and SAE belong together.
+"""The folder of a feature index, version 2: its format, writing it, and what says that index and SAE belong
+together.
 
-    index.json                      written last: format, version; plan (what determines the index: SAE, store, hook point,
-                                    settings); has (what was asked for: lens, output_score); rows by position; names and
-                                    bytes of the two files below; sha256 of this file without that entry
+    index.json                      written last: format, version; plan (what determines the index: SAE,
+                                    store, hook point, settings); has (what was asked for: lens,
+                                    output_score); rows by position; names and bytes of the two files below;
+                                    sha256 of this file without that entry
     latents-{key}.safetensors       one row a latent, first dimension d_sae:
-        counts, first_fired, last_fired      I64[d_sae], rows on which it fired, the first and the last; -1 for never
-        top_values, top_rows                 {F32|F64}, I64[d_sae n_top], strongest first; row -1 in empty places
-        sample_values, sample_rows           {F32|F64}, I64[d_sae n_sample], a uniform sample of its firings
-        histogram, positions                 I32[d_sae 96], I32[d_sae 16], firings by activation, by position (tally.py)
-        contrast_rows                        I64[d_sae n_contrast], random rows on which it did not fire; -1 for none
-        token_entropy                        F32[d_sae], nats; nan where it never fired, or rows have no tokens
-        token_share, top_token_share, pair_share   F32[d_sae], of its commonest token (unigram.py); nan as above
+        counts, first_fired, last_fired      I64[d_sae], rows on which it fired, the first and the last; -1
+        for never top_values, top_rows                 {F32|F64}, I64[d_sae n_top], strongest first; row -1 in
+        empty places sample_values, sample_rows           {F32|F64}, I64[d_sae n_sample], a uniform sample of
+        its firings histogram, positions                 I32[d_sae 96], I32[d_sae 16], firings by activation,
+        by position (tally.py)
+        contrast_rows                        I64[d_sae n_contrast], random rows on which it did not fire; -1
+        for none
+        token_entropy                        F32[d_sae], nats; nan where it never fired, or rows have no
+        tokens token_share, top_token_share, pair_share   F32[d_sae], of its commonest token (unigram.py); nan
+        as above
         common_token                         I32[d_sae], that token; -1 for none
-        jaccard_ids, jaccard, pmi_ids, pmi   I32, F32[d_sae n_neighbors], latents that fire with it; id -1 for none
-        cosine_ids, cosine                   I32, F32[d_sae n_neighbors], latents whose decoder rows point alike
-        promoted_ids, promoted_logits, demoted_ids, demoted_logits   I32, F32[d_sae n_logits], the logit lens; has "lens"
+        jaccard_ids, jaccard, pmi_ids, pmi   I32, F32[d_sae n_neighbors], latents that fire with it; id -1 for
+        none cosine_ids, cosine                   I32, F32[d_sae n_neighbors], latents whose decoder rows
+        point alike promoted_ids, promoted_logits, demoted_ids, demoted_logits   I32, F32[d_sae n_logits], the
+        logit lens; has "lens"
         output_score                         F32[d_sae]; has "output_score"
     tokens-{key}.safetensors        the store's tokens (tokentable.py), and the sampled rows (tokensample.py)
-    labels.sqlite                   what people wrote about latents (labels.py); no new index of the SAE touches it
+    labels.sqlite                   what people wrote about latents (labels.py); no new index of the SAE
+    touches it
     parts/plan.json                 while a pass is under way: the plan
-    parts/{shard}.safetensors       the tally of some shards, named after the first, with their numbers: I64 `shards`
+    parts/{shard}.safetensors       the tally of some shards, named after the first, with their numbers: I64
+    `shards`
 
-{key} names plan and what was asked for, so a new index appears beside the old one, and index.json decides which counts. JSON
-is UTF-8 with sorted keys. Every file appears by fsync and rename, so a file that is there is whole. Readers map files into
-memory and never unpickle.
+{key} names plan and what was asked for, so a new index appears beside the old one, and index.json decides
+which counts. JSON is UTF-8 with sorted keys. Every file appears by fsync and rename, so a file that is there
+is whole. Readers map files into memory and never unpickle.
 """
 
 from __future__ import annotations
@@ -61,17 +69,24 @@ class Streamed:
 
 
 def index_folder(path: str | os.PathLike[str]) -> LocalFolder:
-    """The folder of an index. raises: ValueError for a URL: an index is mapped into memory and has labels in sqlite."""
+    """The folder of an index. raises: ValueError for a URL: an index is mapped into memory and has labels in
+    sqlite."""
     if "://" in os.fspath(path):
-        raise ValueError(f"an index expected a local folder, got {os.fspath(path)}: copy it here, or make it here")
+        raise ValueError(
+            f"an index expected a local folder, got {os.fspath(path)}: copy it here, or make it here"
+        )
     return LocalFolder(Path(path))
 
 
 def write_tensors(folder: LocalFolder, name: str, tensors: Mapping[str, Tensor | Streamed]) -> int:
     """Write a safetensors file without a second copy of any tensor; returns its bytes."""
-    widest_first = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)  # so that each is aligned
+    widest_first = sorted(
+        tensors.items(), key=lambda item: -item[1].dtype.itemsize
+    )  # so that each is aligned
     with folder.appearing(name) as file:
-        file.write(safetensors_head([(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in widest_first]))
+        file.write(
+            safetensors_head([(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in widest_first])
+        )
         for _, tensor in widest_first:
             for piece in tensor.pieces if isinstance(tensor, Streamed) else (tensor,):
                 file.write(_bytes(piece.to(tensor.dtype)))
@@ -86,7 +101,9 @@ def open_tensors(folder: LocalFolder, name: str, size_bytes: int | None = None) 
     found = folder.size(name)
     if found is None or (size_bytes is not None and found != size_bytes):
         state = "is missing" if found is None else f"has {found} bytes, {INDEX} records {size_bytes}"
-        raise FeatureIndexError(f"{folder.describe(name)} {state}: make the index again with `saelens-lite analyze`")
+        raise FeatureIndexError(
+            f"{folder.describe(name)} {state}: make the index again with `saelens-lite analyze`"
+        )
     try:
         return safe_open(folder.local(name, ""), framework="pt")
     except SafetensorError as error:
@@ -112,15 +129,20 @@ def read_index(folder: LocalFolder) -> dict[str, Any] | None:
         content = json.loads(folder.read(INDEX).decode())
         stated = content.pop("sha256")
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise FeatureIndexError(f"{folder.describe(INDEX)} is not the JSON of an index ({error}): it was altered") from error
+        raise FeatureIndexError(
+            f"{folder.describe(INDEX)} is not the JSON of an index ({error}): it was altered"
+        ) from error
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise FeatureIndexError(
-            f"{folder.describe(INDEX)} expected {FORMAT!r} version {VERSION}, it states {content.get('format')!r} version "
+            f"{folder.describe(INDEX)} expected {FORMAT!r} version {VERSION}, it states "
+            f"{content.get('format')!r} version "
             f"{content.get('version')}: read it with the release that wrote it, or remove that file "
             "and analyze again; labels stay"
         )
     if stated != _sha256(content):
-        raise FeatureIndexError(f"{folder.describe(INDEX)} was altered: it does not have the sha256 it states")
+        raise FeatureIndexError(
+            f"{folder.describe(INDEX)} was altered: it does not have the sha256 it states"
+        )
     return content
 
 
@@ -149,17 +171,23 @@ def described(sae: Mapping[str, Any]) -> str:
     return f"the {sae['kind']} SAE {sae['sha256'][:8]} of {sae['d_sae']:,} latents on {of}"
 
 
-def check_same_sae(folder: LocalFolder, recorded: Mapping[str, Any], sae: Mapping[str, Any], way_out: str) -> None:
+def check_same_sae(
+    folder: LocalFolder, recorded: Mapping[str, Any], sae: Mapping[str, Any], way_out: str
+) -> None:
     """raises: ValueError naming both unless the two identities are one"""
     if recorded["sha256"] != sae["sha256"]:
-        raise ValueError(f"{folder} is the index of {described(recorded)}, not of {described(sae)}: {way_out}")
+        raise ValueError(
+            f"{folder} is the index of {described(recorded)}, not of {described(sae)}: {way_out}"
+        )
 
 
 def _bytes(tensor: Tensor) -> memoryview | bytes:
     """The bytes of a tensor, without a copy of one that is contiguous."""
     if tensor.numel() == 0:
         return b""
-    array = np.ascontiguousarray((tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy())
+    array = np.ascontiguousarray(
+        (tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    )
     return memoryview(array.reshape(-1).view(np.uint8))
 
 

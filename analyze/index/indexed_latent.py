@@ -82,15 +82,20 @@ class IndexedLatent:
             edges = [self.intervals[0].low, *(interval.high for interval in self.intervals)]
             lines.append("  quantiles " + "  ".join(f"{edge:.3g}" for edge in edges))
         if not math.isnan(self.token_entropy):
-            lines.append(f"  token entropy {self.token_entropy:.2f} nats of {math.log(max(len(self.firings), 1)):.2f}")
+            lines.append(
+                f"  token entropy {self.token_entropy:.2f} nats of {math.log(max(len(self.firings), 1)):.2f}"
+            )
         if not math.isnan(self.token_share):
             lines.append(
-                f"  {visible(self.common_token)!r} has {self.token_share:.0%} of its firings, {self.top_token_share:.0%} of "
+                f"  {visible(self.common_token)!r} has {self.token_share:.0%} of its firings, "
+                f"{self.top_token_share:.0%} of "
                 f"the strongest{': unigram' * self.unigram}"
             )
         for name in ("jaccard", "pmi", "cosine"):
             if nearest := getattr(self, name)[:5]:
-                lines.append(f"  {name:<8} " + "  ".join(f"{latent} {score:.2f}" for latent, score in nearest))
+                lines.append(
+                    f"  {name:<8} " + "  ".join(f"{latent} {score:.2f}" for latent, score in nearest)
+                )
         for name in ("promoted", "demoted"):
             if tokens := getattr(self, name)[:8]:
                 lines.append(f"  {name:<8} " + " ".join(repr(visible(token)) for token, _ in tokens))

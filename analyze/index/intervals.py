@@ -1,6 +1,8 @@
-"""How strongly a latent fires when it fires, in intervals that each hold the same share of its firings, with examples.
+"""How strongly a latent fires when it fires, in intervals that each hold the same share of its firings, with
+examples.
 
-Equal shares of the *positive* activations, not equal widths, which leave most intervals nearly empty; zero is in none.
+Equal shares of the *positive* activations, not equal widths, which leave most intervals nearly empty; zero is
+in none.
 """
 
 from __future__ import annotations
@@ -31,23 +33,31 @@ class Interval:
 
 
 def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: float, n: int) -> list[float]:
-    """The n + 1 edges of n intervals, ascending; the first is no larger than any activation, the last is the largest.
+    """The n + 1 edges of n intervals, ascending; the first is no larger than any activation, the last is the
+    largest.
 
     histogram: int[N_BINS], exact; sample: float[m], sampled activations; n_fired: firings in all
-    Exact quantiles where the sample holds all firings (the j/n quantile is the value that floor(j/n · n_fired) firings are
-    below). Beyond that a quantile is found in the exact histogram, and inside its bin, a quarter of an octave, interpolated
-    between the sampled activations there: it is off by no more than the bin, and less the more of the sample lies in it.
+    Exact quantiles where the sample holds all firings (the j/n quantile is the value that floor(j/n ·
+    n_fired) firings are below). Beyond that a quantile is found in the exact histogram, and inside its bin, a
+    quarter of an octave, interpolated
+    between the sampled activations there: it is off by no more than the bin, and less the more of the sample
+        lies in it.
     """
     if len(sample) == n_fired:
         ascending = sample.sort().values.tolist()
         return [ascending[j * n_fired // n] for j in range(n)] + [ascending[-1]]
     below, filled = histogram.double().cumsum(0), histogram.nonzero().flatten().tolist()
-    edges = [*bin_edges()[: filled[-1] + 1], largest]  # the last bin ends at the largest activation, or goes on to it
+    edges = [
+        *bin_edges()[: filled[-1] + 1],
+        largest,
+    ]  # the last bin ends at the largest activation, or goes on to it
     quantiles = [edges[filled[0]]]
     for j in range(1, n):
         wanted = j / n * n_fired
         b = int(torch.searchsorted(below, wanted))
-        share = (wanted - float(below[b] - histogram[b])) / float(histogram[b])  # of the bin's firings that lie below
+        share = (wanted - float(below[b] - histogram[b])) / float(
+            histogram[b]
+        )  # of the bin's firings that lie below
         known = sample[(sample >= edges[b]) & (sample < edges[b + 1])].sort().values.tolist()
         knots = [edges[b], *known, edges[b + 1]]
         place = min(int(share * (len(knots) - 1)), len(knots) - 2)
@@ -57,7 +67,12 @@ def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: flo
 
 
 def intervals(
-    histogram: Tensor, sample_values: Tensor, sample_rows: Tensor, n_fired: int, largest: float, n: int = N_INTERVALS
+    histogram: Tensor,
+    sample_values: Tensor,
+    sample_rows: Tensor,
+    n_fired: int,
+    largest: float,
+    n: int = N_INTERVALS,
 ) -> tuple[Interval, ...]:
     """The intervals of one latent, weakest first; none where it never fired. See `quantile_edges`.
 
@@ -71,5 +86,7 @@ def intervals(
     found = []
     for j, (low, high) in enumerate(pairwise(edges)):
         inside = [(value, row) for value, row in strongest if low <= value and (value < high or j == n - 1)]
-        found.append(Interval(low, high, tuple(value for value, _ in inside), tuple(row for _, row in inside)))
+        found.append(
+            Interval(low, high, tuple(value for value, _ in inside), tuple(row for _, row in inside))
+        )
     return tuple(found)

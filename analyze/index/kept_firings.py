@@ -1,7 +1,10 @@
-"""A bounded number of firings of every latent: the strongest, or a sample that is uniform over all of its firings.
+"""A bounded number of firings of every latent: the strongest, or a sample that is uniform over all of its
+firings.
 
-Both keep the n firings with the smallest key, at equal keys the lower row. What is kept is therefore a function of the set
-of firings alone: how rows were cut into blocks, shards and processes, and in which order those came, cannot matter.
+Both keep the n firings with the smallest key, at equal keys the lower row. What is kept is therefore a
+function of the set
+of firings alone: how rows were cut into blocks, shards and processes, and in which order those came, cannot
+    matter.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ class KeptFirings(ABC):
 
     @abstractmethod
     def keys(self, latents: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-        """int64[...] of firings, below 2^63 - 1; latents int64[...], values float[...] above 0, rows int64[...]."""
+        """int64[...] of firings, below 2^63 - 1; latents int64[...], values float[...] above 0, rows
+        int64[...]."""
 
     def update(self, latents: SparseLatents, first_row: int) -> None:
         """Add a block whose rows come after all rows seen so far; the first of them is first_row."""
@@ -59,7 +63,8 @@ class KeptFirings(ABC):
         self._put(touched, block_values, block_rows)
 
     def merge(self, other: KeptFirings) -> None:
-        """Add what another one kept, of any other rows, with the same n; its values and rows may be mapped from a file."""
+        """Add what another one kept, of any other rows, with the same n; its values and rows may be mapped
+        from a file."""
         for latents in torch.arange(len(self.rows)).split(_MERGE_LATENTS):
             span = slice(int(latents[0]), int(latents[-1]) + 1)
             self._put(latents, other.values[span], other.rows[span])

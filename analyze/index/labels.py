@@ -1,10 +1,12 @@
-"""What people wrote about latents: labels and notes in labels.sqlite beside an index, which a new index leaves alone.
+"""What people wrote about latents: labels and notes in labels.sqlite beside an index, which a new index
+leaves alone.
 
     sae      sha256 TEXT                                       one row: whose latents these are
     labels   latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER
 
-The file appears with the first label. Labels belong to the SAE's weights, not to a store, so they hold for any index of it.
-What a reader of the HTML page writes there, the page gives as JSON to import (see `Labels.import_json`):
+The file appears with the first label. Labels belong to the SAE's weights, not to a store, so they hold for
+any index of it. What a reader of the HTML page writes there, the page gives as JSON to import (see
+`Labels.import_json`):
 
     {"format": "saelens_lite labels", "version": 1, "sae": sha256,
      "labels": [{"latent": 7, "label": "…", "notes": "…", "starred": true}, …]}
@@ -29,7 +31,8 @@ FORMAT, VERSION = "saelens_lite labels", 1
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """label: in a few words what the latent stands for; notes: anything else; starred: whether to find it again"""
+    """label: in a few words what the latent stands for; notes: anything else; starred: whether to find it
+    again"""
 
     latent: int
     label: str
@@ -75,23 +78,30 @@ class Labels:
         return self._select("label LIKE ?1 ESCAPE '\\' OR notes LIKE ?1 ESCAPE '\\'", f"%{escaped}%")
 
     def import_json(self, file: str | os.PathLike[str]) -> int:
-        """Write what the HTML page exported, each latent in place of what was written; returns how many there were.
+        """Write what the HTML page exported, each latent in place of what was written; returns how many there
+        were.
 
         A latent with neither label, notes nor star is forgotten.
-        raises: ValueError for a file of another kind, of another SAE, or with a latent out of range: nothing is written
+        raises: ValueError for a file of another kind, of another SAE, or with a latent out of range: nothing
+            is written
         """
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
             kind, version, sae = content["format"], content["version"], content["sae"]
             found = [
-                Label(one["latent"], str(one["label"]), str(one["notes"]), bool(one["starred"])) for one in content["labels"]
+                Label(one["latent"], str(one["label"]), str(one["notes"]), bool(one["starred"]))
+                for one in content["labels"]
             ]
         except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
             raise ValueError(f"{file} expected labels that a page of features exported: {error!r}") from error
         if (kind, version) != (FORMAT, VERSION):
-            raise ValueError(f"{file} expected {FORMAT!r} version {VERSION}, it states {kind!r} version {version}")
+            raise ValueError(
+                f"{file} expected {FORMAT!r} version {VERSION}, it states {kind!r} version {version}"
+            )
         if sae != self._sae["sha256"]:
-            raise ValueError(f"{file} holds labels of the SAE {str(sae)[:8]}, this index is of {self._sae['sha256'][:8]}")
+            raise ValueError(
+                f"{file} holds labels of the SAE {str(sae)[:8]}, this index is of {self._sae['sha256'][:8]}"
+            )
         self._write(found)
         return len(found)
 
@@ -112,7 +122,9 @@ class Labels:
         if not self.path.exists():
             return []
         with self._open() as db:
-            rows = db.execute(f"SELECT latent, label, notes, starred FROM labels WHERE {where} ORDER BY latent", values)
+            rows = db.execute(
+                f"SELECT latent, label, notes, starred FROM labels WHERE {where} ORDER BY latent", values
+            )
             return [Label(latent, label, notes, bool(starred)) for latent, label, notes, starred in rows]
 
     @contextmanager
@@ -125,16 +137,21 @@ class Labels:
                     "CREATE TABLE IF NOT EXISTS labels "
                     "(latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER NOT NULL DEFAULT 0)"
                 )
-                if "starred" not in {name for _, name, *_ in db.execute("PRAGMA table_info(labels)")}:  # of a first release
+                if "starred" not in {
+                    name for _, name, *_ in db.execute("PRAGMA table_info(labels)")
+                }:  # of a first release
                     db.execute("ALTER TABLE labels ADD COLUMN starred INTEGER NOT NULL DEFAULT 0")
                 owner = db.execute("SELECT sha256 FROM sae").fetchone()
                 if owner is None:
                     db.execute("INSERT INTO sae VALUES (?)", (self._sae["sha256"],))
                 elif owner[0] != self._sae["sha256"]:
                     raise FeatureIndexError(
-                        f"{self.path} holds labels of the SAE {owner[0][:8]}, this index is of {self._sae['sha256'][:8]}: "
+                        f"{self.path} holds labels of the SAE {owner[0][:8]}, this index is of "
+                        f"{self._sae['sha256'][:8]}: "
                         "their latents have nothing in common; move that file away"
                     )
                 yield db
         except sqlite3.DatabaseError as error:
-            raise FeatureIndexError(f"{self.path} cannot be read or written as a file of labels: {error}") from error
+            raise FeatureIndexError(
+                f"{self.path} cannot be read or written as a file of labels: {error}"
+            ) from error

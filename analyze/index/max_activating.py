@@ -19,7 +19,9 @@ from .feature_table import FeatureTable
 from .tally import Tally, add_shard, kept_dtype
 
 
-def index_latents(sae: SparseAutoencoder, store: ActivationStore, n: int, hook_point: str | None = None) -> Tally:
+def index_latents(
+    sae: SparseAutoencoder, store: ActivationStore, n: int, hook_point: str | None = None
+) -> Tally:
     """One pass over the store for all latents, in memory.
 
     n: strongest firings kept a latent

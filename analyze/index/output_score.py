@@ -2,10 +2,10 @@
 
     score = after − before,   each (1 − rank / |V|) · p   of the likeliest of the latent's promoted tokens
 
-p and rank (0 for the likeliest token of the vocabulary) are those of the next token behind a neutral prompt; `after` has the
-latent's direction added at the prompt's last token, `factor` times its largest activation.
-source: after Arad, Mueller and Belinkov 2025, arXiv:2505.20063. Latents with low scores steer poorly. Ours adds at the last
-token only, and takes the strength from the latent's own largest activation in the index.
+p and rank (0 for the likeliest token of the vocabulary) are those of the next token behind a neutral prompt;
+`after` has the latent's direction added at the prompt's last token, `factor` times its largest activation.
+source: after Arad, Mueller and Belinkov 2025, arXiv:2505.20063. Latents with low scores steer poorly. Ours
+adds at the last token only, and takes the strength from the latent's own largest activation in the index.
 """
 
 from __future__ import annotations

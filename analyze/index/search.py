@@ -1,7 +1,8 @@
 """Finding latents: by the token, text or regular expression they fire on, by a direction, by their numbers.
 
-What fires on a token is asked of the rows that the index keeps whole (tokensample.py): no model is needed, and rare tokens
-may not be among them. What fires on a text of one's own takes SAE and model, one forward pass.
+What fires on a token is asked of the rows that the index keeps whole (tokensample.py): no model is needed,
+and rare tokens may not be among them. What fires on a text of one's own takes SAE and model, one forward
+pass.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ NUMBERS = ("density", "max", "token_entropy", "token_share", "top_token_share", 
 class Match:
     """A latent and how well it fits: f1 of firing as a sign of the rows asked for, and what that is made of.
 
-    fired: of the rows asked for, those it fired on; n_rows: those asked for; elsewhere: other sampled rows it fired on
+    fired: of the rows asked for, those it fired on; n_rows: those asked for; elsewhere: other sampled rows it
+        fired on
     mean: its mean activation on `fired`
     """
 
@@ -50,7 +52,8 @@ class Match:
 
     def __repr__(self) -> str:
         return (
-            f"latent {self.latent:>7}  f1 {self.f1:.3f}  mean {self.mean:.3g}  fires on {self.fired} of {self.n_rows}"
+            f"latent {self.latent:>7}  f1 {self.f1:.3f}  mean {self.mean:.3g}  fires on {self.fired} of "
+            f"{self.n_rows}"
             f" and on {self.elsewhere} others"
         )
 
@@ -63,7 +66,9 @@ class TokenFirings:
     latents: tuple[tuple[int, float], ...]
 
     def __repr__(self) -> str:
-        return f"{visible(self.token)!r:>16}  " + "  ".join(f"{latent}: {value:.3g}" for latent, value in self.latents)
+        return f"{visible(self.token)!r:>16}  " + "  ".join(
+            f"{latent}: {value:.3g}" for latent, value in self.latents
+        )
 
 
 def fires_on_rows(index: FeatureIndex, asked: Tensor, n: int = 10) -> list[Match]:
@@ -74,7 +79,9 @@ def fires_on_rows(index: FeatureIndex, asked: Tensor, n: int = 10) -> list[Match
     sample, n_rows = index.token_sample, int(asked.sum())
     counts, inside = sample.counts(len(index)), asked[sample.row_ids()]
     fired = torch.bincount(sample.latents[inside], minlength=len(index))
-    total = torch.bincount(sample.latents[inside], weights=sample.values[inside].double(), minlength=len(index))
+    total = torch.bincount(
+        sample.latents[inside], weights=sample.values[inside].double(), minlength=len(index)
+    )
     f1 = 2 * fired / (counts + n_rows).clamp_min(1).double()
     best = f1.argsort(descending=True, stable=True)[:n]
     return [
@@ -97,8 +104,8 @@ def fires_on_token(index: FeatureIndex, token: str | int, n: int = 10) -> list[M
 def fires_on_regex(index: FeatureIndex, pattern: str, n: int = 10) -> list[Match]:
     """The latents that mark tokens within matches of a regular expression best among the sampled rows.
 
-    A token counts when it shares a character with a match in the text of its context; every context with a sampled row is
-    read.
+    A token counts when it shares a character with a match in the text of its context; every context with a
+    sampled row is read.
     raises: ValueError for a pattern that is empty or no regular expression, or an index without tokens
     """
     if not pattern:
@@ -112,13 +119,19 @@ def fires_on_regex(index: FeatureIndex, pattern: str, n: int = 10) -> list[Match
 
 
 def fires_on_text(
-    sae: SparseAutoencoder, model: nn.Module, tokenizer: Any, text: str, hook_point: str | None = None, n: int = 5
+    sae: SparseAutoencoder,
+    model: nn.Module,
+    tokenizer: Any,
+    text: str,
+    hook_point: str | None = None,
+    n: int = 5,
 ) -> list[TokenFirings]:
-    """The latents that fire on each token of a text, as the model reads it; the first may be a BOS, which fires oddly.
+    """The latents that fire on each token of a text, as the model reads it; the first may be a BOS, which
+    fires oddly.
 
     hook_point: None takes the one that the SAE was trained on
-    raises: ValueError for a text without tokens, an SAE of another model or one that does not say where it belongs, or
-        activations that are not finite
+    raises: ValueError for a text without tokens, an SAE of another model or one that does not say where it
+        belongs, or activations that are not finite
     """
     point = place_of(model, sae, hook_point)
     if not text:
@@ -148,7 +161,8 @@ def nearest_to(sae: SparseAutoencoder, direction: Tensor, n: int = 10) -> list[t
     direction = torch.as_tensor(direction).detach().float().cpu()
     if direction.shape != (sae.d_model,) or not direction.isfinite().all() or not direction.any():
         raise ValueError(
-            f"expected a finite direction [d_model={sae.d_model}] that is not zero, got {list(direction.shape)}"
+            f"expected a finite direction [d_model={sae.d_model}] that is not zero, got "
+            f"{list(direction.shape)}"
             f"{'' if direction.isfinite().all() else ' with nan or infinity'}"
         )
     with torch.no_grad():
@@ -157,8 +171,11 @@ def nearest_to(sae: SparseAutoencoder, direction: Tensor, n: int = 10) -> list[t
     return [(i, float(cosines[i])) for i in best.tolist()]
 
 
-def promotes_token(index: FeatureIndex, token: str | int, n: int = 10, demotes: bool = False) -> list[tuple[int, float]]:
-    """(latent, logit) of the latents whose logit lens has a token among its top (or bottom) ones, strongest first.
+def promotes_token(
+    index: FeatureIndex, token: str | int, n: int = 10, demotes: bool = False
+) -> list[tuple[int, float]]:
+    """(latent, logit) of the latents whose logit lens has a token among its top (or bottom) ones, strongest
+    first.
 
     raises: ValueError for text of no token or of several, or an index without logit lens
     """
@@ -183,7 +200,9 @@ def unigram_latents(index: FeatureIndex, text: str = "", n: int = 10) -> list[Un
         token = index.token_text(int(tokens[latent]))
         if text.casefold() in token.casefold():
             found.append(
-                UnigramLatent(latent, visible(token), int(counts[latent]), *(float(share[latent]) for share in shares))
+                UnigramLatent(
+                    latent, visible(token), int(counts[latent]), *(float(share[latent]) for share in shares)
+                )
             )
         if len(found) == n:
             break
@@ -203,9 +222,15 @@ def numbers(index: FeatureIndex, by: str) -> Tensor:
 
 
 def by_number(
-    index: FeatureIndex, by: str, low: float = -math.inf, high: float = math.inf, n: int = 10, ascending: bool = False
+    index: FeatureIndex,
+    by: str,
+    low: float = -math.inf,
+    high: float = math.inf,
+    n: int = 10,
+    ascending: bool = False,
 ) -> list[tuple[int, float]]:
-    """(latent, number) of the latents with low <= number <= high, largest first; nan counts as none. by: one of NUMBERS."""
+    """(latent, number) of the latents with low <= number <= high, largest first; nan counts as none. by: one
+    of NUMBERS."""
     values = numbers(index, by)
     within = ((values >= low) & (values <= high)).nonzero().flatten()
     order = within[values[within].argsort(descending=not ascending, stable=True)][:n]
@@ -223,22 +248,27 @@ def _one_id(index: FeatureIndex, token: str | int) -> int:
         return token
     tokenizer = index.contexts.tokenizer
     if not token or tokenizer is None:
-        raise ValueError(f"expected the text of a token, got {token!r}" if tokenizer else "no tokenizer: give a token's id")
+        raise ValueError(
+            f"expected the text of a token, got {token!r}" if tokenizer else "no tokenizer: give a token's id"
+        )
     if (found := _id_reading(tokenizer, token)) is not None:
         return found
     if _id_reading(tokenizer, spaced := f" {token}") is not None:
-        raise ValueError(f"expected the text of one token, {token!r} is none but {spaced!r} is: search that, or by regex")
+        raise ValueError(
+            f"expected the text of one token, {token!r} is none but {spaced!r} is: search that, or by regex"
+        )
     pieces = token_strings(tokenizer, tokenizer(token, add_special_tokens=False).input_ids)
     raise ValueError(
-        f"expected the text of one token, {token!r} is {len(pieces)}: {pieces}; search one of them, or the text by regex"
+        f"expected the text of one token, {token!r} is {len(pieces)}: {pieces}; search one of them, or the "
+        "text by regex"
     )
 
 
 def _id_reading(tokenizer: Any, token: str) -> int | None:
     """The id of the token that reads so inside a text, or None.
 
-    What a tokenizer makes of the token alone may begin with a space of its own (Llama), so its last piece is asked how it
-    reads, and so are the vocabulary's entries by name.
+    What a tokenizer makes of the token alone may begin with a space of its own (Llama), so its last piece is
+    asked how it reads, and so are the vocabulary's entries by name.
     """
     vocabulary = tokenizer.get_vocab()
     named = [vocabulary[name] for name in (token, token.replace(" ", "▁")) if name in vocabulary]
@@ -258,7 +288,9 @@ def _matched(index: FeatureIndex, rows: Tensor, expression: re.Pattern[str]) -> 
         for sequence in sequences[local].unique().tolist():
             within = (sequences[local] == sequence).nonzero().flatten()
             length = int(tokens.attended[sequence].sum())
-            hit = _tokens_matched(index.contexts.strings(tokens.input_ids[sequence, :length].tolist()), expression)
+            hit = _tokens_matched(
+                index.contexts.strings(tokens.input_ids[sequence, :length].tolist()), expression
+            )
             matched[start + within] = hit[positions[local[within]]]
         first_row += n_rows
     return matched

@@ -1,8 +1,9 @@
-"""The pass of an index over a store: shards claimed by processes, tallies kept as they grow, merged at the end.
+"""The pass of an index over a store: shards claimed by processes, tallies kept as they grow, merged at the
+end.
 
-Every process tallies the shards that it claims, and its tally on disk, a part, is replaced every so often. A pass that was
-killed begins with the parts that are there and tallies the other shards, by however many processes. What parts hold merges
-exactly, so who tallied what cannot matter.
+Every process tallies the shards that it claims, and its tally on disk, a part, is replaced every so often. A
+pass that was killed begins with the parts that are there and tallies the other shards, by however many
+processes. What parts hold merges exactly, so who tallied what cannot matter.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def tally_store(
             _write_part(folder, name, tally, samples[0], shards)
             committed = time.monotonic()
             logger.info("%s: %d of %d shards tallied", folder, len(done) + len(shards), store.n_shards)
-    if shards and (processes.rank > 0 or time.monotonic() - started >= commit_every_s):  # what follows may take long too
+    if shards and (
+        processes.rank > 0 or time.monotonic() - started >= commit_every_s
+    ):  # what follows may take long too
         _write_part(folder, name, tally, TokenSample.cat(samples), shards)
     processes.wait_for_all()
     if processes.rank > 0:
@@ -84,7 +87,8 @@ def remove_parts(folder: LocalFolder) -> None:
 
 
 def _parts(folder: LocalFolder, plan: dict[str, Any]) -> dict[str, list[int]]:
-    """The shards of each part that is there, by name; parts of another plan are removed, and the plan is written."""
+    """The shards of each part that is there, by name; parts of another plan are removed, and the plan is
+    written."""
     name = f"{PARTS}/plan.json"
     if folder.size(name) is None or folder.read(name) != encode_json(plan):
         remove_parts(folder)

@@ -1,8 +1,9 @@
-"""What one pass over firings leaves of every latent: counts, histograms, first and last row, strongest and sampled firings.
+"""What one pass over firings leaves of every latent: counts, histograms, first and last row, strongest and
+sampled firings.
 
-A block's firings stay sparse (token, latent, value): no tokens × latents matrix, no loop over latents. Two tallies of
-different rows merge exactly, in any order. The torch code is the definition; float32 on a CPU goes through tally.c, which
-does the same in one sweep.
+A block's firings stay sparse (token, latent, value): no tokens × latents matrix, no loop over latents. Two
+tallies of different rows merge exactly, in any order. The torch code is the definition; float32 on a CPU goes
+through tally.c, which does the same in one sweep.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ _NEVER = torch.iinfo(torch.int64).max
 def activation_bins(values: Tensor) -> Tensor:
     """The histogram bin of each activation: int64[...], 0 to N_BINS - 1.
 
-    Bin b holds edge b <= value < edge b + 1 of `bin_edges`, the last what lies beyond too. Bins are read off the bits of a
-    float, so no rounding can put a value beside its bin.
+    Bin b holds edge b <= value < edge b + 1 of `bin_edges`, the last what lies beyond too. Bins are read off
+    the bits of a float, so no rounding can put a value beside its bin.
     values: float32 or float64[...] above 0
     """
     if values.dtype == torch.float64:
@@ -41,13 +42,18 @@ def activation_bins(values: Tensor) -> Tensor:
 
 
 def bin_edges() -> list[float]:
-    """The N_BINS + 1 edges, in units of activation: 0, then four equal steps an octave, from 1.25 · 2^-8 to 2^16."""
-    steps = [2.0 ** (b // BINS_PER_OCTAVE + FIRST_OCTAVE) * (1 + b % BINS_PER_OCTAVE / 4) for b in range(N_BINS + 1)]
+    """The N_BINS + 1 edges, in units of activation: 0, then four equal steps an octave, from 1.25 · 2^-8 to
+    2^16."""
+    steps = [
+        2.0 ** (b // BINS_PER_OCTAVE + FIRST_OCTAVE) * (1 + b % BINS_PER_OCTAVE / 4)
+        for b in range(N_BINS + 1)
+    ]
     return [0.0, *steps[1:]]
 
 
 def position_bins(positions: Tensor) -> Tensor:
-    """The bin of each position in a context, its number of binary digits: 0, 1, 2–3, 4–7, …, 2^14 and beyond: uint8[...]."""
+    """The bin of each position in a context, its number of binary digits: 0, 1, 2–3, 4–7, …, 2^14 and beyond:
+    uint8[...]."""
     edges = 2 ** torch.arange(N_POSITION_BINS - 1)
     return torch.bucketize(positions, edges, right=True).to(torch.uint8)
 
@@ -63,12 +69,15 @@ class Tally:
     counts: int64[d_sae], rows on which each latent fired (was above 0)
     first_fired, last_fired: int64[d_sae], the first and the last such row of the store; -1 for never
     histogram: int32[d_sae N_BINS], firings by activation
-    positions: int32[d_sae N_POSITION_BINS], firings by position in the context; all 0 for rows without positions
+    positions: int32[d_sae N_POSITION_BINS], firings by position in the context; all 0 for rows without
+        positions
     token_positions: int64[N_POSITION_BINS], rows by position
     top, sample: the kept firings
     """
 
-    def __init__(self, d_sae: int, n_top: int, n_sample: int = 0, seed: int = 0, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, d_sae: int, n_top: int, n_sample: int = 0, seed: int = 0, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.d_sae, self.seed, self.n_tokens = d_sae, seed, 0
         self.counts = torch.zeros(d_sae, dtype=torch.int64)
         self._first = torch.full((d_sae,), _NEVER, dtype=torch.int64)
@@ -88,7 +97,9 @@ class Tally:
         """
         if not latents.values.isfinite().all():
             bad = first_row + int(latents.row_ids()[~latents.values.isfinite()][0])
-            raise ValueError(f"expected finite latents, got nan or infinity on row {bad}: the SAE's weights are broken")
+            raise ValueError(
+                f"expected finite latents, got nan or infinity on row {bad}: the SAE's weights are broken"
+            )
         if row_bins is not None:
             self.token_positions += torch.bincount(row_bins, minlength=N_POSITION_BINS)
         if not kernel.tally_(
@@ -191,7 +202,9 @@ def add_shard(
     bins = position_bins(store.row_positions(shard)[1]) if store.has_tokens else None
     samples = []
     for row, latents in shard_latents(sae, store, hook_point, shard, first_row):
-        tally.update(latents, row, None if bins is None else bins[row - first_row : row - first_row + latents.batch])
+        tally.update(
+            latents, row, None if bins is None else bins[row - first_row : row - first_row + latents.batch]
+        )
         if sample_share > 0:
             samples.append(TokenSample.of_block(latents, row, sample_share, tally.seed))
     return samples

@@ -1,7 +1,9 @@
-"""A bounded sample of rows with all latents that fire on them: for what belongs to rows and not to one latent.
+"""A bounded sample of rows with all latents that fire on them: for what belongs to rows and not to one
+latent.
 
-A row is in the sample when its hash is below a bound, so the sample is a function of the set of rows alone, and the samples
-of disjoint rows make that of all of them. It serves co-firing, rows on which a latent does not fire, and search by token.
+A row is in the sample when its hash is below a bound, so the sample is a function of the set of rows alone,
+and the samples of disjoint rows make that of all of them. It serves co-firing, rows on which a latent does
+not fire, and search by token.
 """
 
 from __future__ import annotations
@@ -61,7 +63,9 @@ class TokenSample:
 
     def row_ids(self) -> Tensor:
         """int64[n_pairs]: the place among `rows` of each pair."""
-        return torch.arange(len(self.rows)).repeat_interleave(self.offsets.diff(), output_size=len(self.latents))
+        return torch.arange(len(self.rows)).repeat_interleave(
+            self.offsets.diff(), output_size=len(self.latents)
+        )
 
     def counts(self, d_sae: int) -> Tensor:
         """int64[d_sae], sampled rows on which each latent fires."""
@@ -70,8 +74,9 @@ class TokenSample:
     def contrast(self, d_sae: int, n: int, seed: int = 0) -> Tensor:
         """Random rows on which a latent does not fire: int64[d_sae n], -1 where fewer were found.
 
-        Drawn among the sampled rows by hash(seed, latent, draw), CONTRAST_DRAWS · n at most, no row twice. A latent that
-        fires nearly always may therefore have fewer, and one that fires on all sampled rows has none.
+        Drawn among the sampled rows by hash(seed, latent, draw), CONTRAST_DRAWS · n at most, no row twice. A
+        latent that fires nearly always may therefore have fewer, and one that fires on all sampled rows has
+        none.
         """
         found = torch.full((d_sae, n), -1, dtype=torch.int64)
         if not len(self.rows) or n == 0:

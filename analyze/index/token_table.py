@@ -1,9 +1,10 @@
-"""The tokens of an index's rows: what a store says of them, without its vectors, so that an index needs no store.
+"""The tokens of an index's rows: what a store says of them, without its vectors, so that an index needs no
+store.
 
 In tokens-{key}.safetensors, where the rows come from text,
 
-    input_ids I32, attended U8, kept U8 [n_seqs context], doc_id I32[n_seqs context]   those of the store's shards in order
-    shard_seqs, shard_rows, first_docs   I64[n_shards]
+    input_ids I32, attended U8, kept U8 [n_seqs context], doc_id I32[n_seqs context]   those of the store's
+    shards in order shard_seqs, shard_rows, first_docs   I64[n_shards]
 
 with doc_id relative to first_docs as in the shards, and else row_docs I64[n_rows], shard_rows I64[n_shards].
 """
@@ -48,7 +49,9 @@ class TokenTable:
     def tokens(self, shard: int) -> ShardTokens:
         """The contexts of one shard."""
         span = slice(self._seqs[shard], self._seqs[shard + 1])
-        return ShardTokens(*(self._file.get_slice(name)[span] for name in _NAMES), first_doc=self._first_docs[shard])
+        return ShardTokens(
+            *(self._file.get_slice(name)[span] for name in _NAMES), first_doc=self._first_docs[shard]
+        )
 
     def row_docs(self, shard: int) -> Tensor:
         """Global index of the document that each row of one shard comes from: int64[n_rows]."""
@@ -75,7 +78,8 @@ def table_of(store: ActivationStore) -> dict[str, Tensor | Streamed]:
 
 
 def token_ids(source: ActivationStore | TokenTable, rows: Tensor, back: int = 0) -> Tensor:
-    """The token of each row, or the one `back` places before it in its context: int64[...]; -1 for row -1 and for no token.
+    """The token of each row, or the one `back` places before it in its context: int64[...]; -1 for row -1 and
+    for no token.
 
     rows: int64[...]
     """
@@ -87,8 +91,12 @@ def token_ids(source: ActivationStore | TokenTable, rows: Tensor, back: int = 0)
     for shard, stop in enumerate(edges):
         if start < stop:
             tokens = source.tokens(shard)
-            shifted = torch.nn.functional.pad(tokens.input_ids, (back, 0), value=-1)[:, : tokens.input_ids.shape[1]]
+            shifted = torch.nn.functional.pad(tokens.input_ids, (back, 0), value=-1)[
+                :, : tokens.input_ids.shape[1]
+            ]
             ids = shifted[tokens.kept.bool()]
-            found[order[start:stop]] = ids[ascending[start:stop] - (ends[shard] - source.shard_rows[shard])].long()
+            found[order[start:stop]] = ids[
+                ascending[start:stop] - (ends[shard] - source.shard_rows[shard])
+            ].long()
         start = stop
     return found.view(rows.shape)

@@ -1,14 +1,17 @@
 """Latents that stand for one token: whatever the text, they fire on that token and on hardly anything else.
 
-    token share      share of a latent's firings on its commonest token, over the index's uniform sample of all its firings
-    top token share  the same over its strongest firings
-    pair share       share of the sampled firings on its commonest pair of a token and the one before it in the context
+    token share      share of a latent's firings on its commonest token, over the index's uniform sample of
+    all its firings top token share  the same over its strongest firings
+    pair share       share of the sampled firings on its commonest pair of a token and the one before it in
+    the context
 
-A latent is flagged as unigram where both token shares are at least UNIGRAM_SHARE, and it fired MIN_FIRINGS times or more.
-`token_entropy` looks at the strongest firings alone: a latent whose weak firings are on many tokens has entropy 0 there and
-is not flagged here. A pair share near the token share says that what comes before the token matters too.
+A latent is flagged as unigram where both token shares are at least UNIGRAM_SHARE, and it fired MIN_FIRINGS
+times or more. `token_entropy` looks at the strongest firings alone: a latent whose weak firings are on many
+tokens has entropy 0 there and is not flagged here. A pair share near the token share says that what comes
+before the token matters too.
 
-Tokens are ids, so " The" and " the" are two. Of a latent with more firings than the sample holds (IndexConfig.n_sample), the
+Tokens are ids, so " The" and " the" are two. Of a latent with more firings than the sample holds
+(IndexConfig.n_sample), the
 share is an estimate: at 40 and a true share of 0.9, its standard deviation is 0.05.
 """
 
@@ -67,7 +70,8 @@ class UnigramShare:
 
 
 def is_unigram(n_fired: Tensor, token_share: Tensor, top_token_share: Tensor) -> Tensor:
-    """Which latents are flagged: bool[...]; nan, of rows without tokens or a latent that never fired, is not."""
+    """Which latents are flagged: bool[...]; nan, of rows without tokens or a latent that never fired, is
+    not."""
     return (token_share.minimum(top_token_share) >= UNIGRAM_SHARE) & (n_fired >= MIN_FIRINGS)
 
 
@@ -83,7 +87,9 @@ def token_shares(store: ActivationStore, tally: Tally) -> dict[str, Tensor]:
     if store.has_tokens:
         for latents in torch.arange(d_sae).split(max(1, _CHUNK_FIRINGS // max(sampled.shape[1], 1))):
             tokens = token_ids(store, sampled[latents])
-            pairs = torch.where(tokens < 0, -1, tokens + _PAIR_BASE * (1 + token_ids(store, sampled[latents], back=1)))
+            pairs = torch.where(
+                tokens < 0, -1, tokens + _PAIR_BASE * (1 + token_ids(store, sampled[latents], back=1))
+            )
             most_common, shares["token_share"][latents] = commonest(tokens)
             common[latents] = most_common.int()
             shares["pair_share"][latents] = commonest(pairs)[1]
@@ -92,7 +98,8 @@ def token_shares(store: ActivationStore, tally: Tally) -> dict[str, Tensor]:
 
 
 def commonest(ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The number that each row has most often, the lowest of several, and its share: int64[n], -1 for none; float32[n], nan.
+    """The number that each row has most often, the lowest of several, and its share: int64[n], -1 for none;
+    float32[n], nan.
 
     ids: int64[n m], numbers of 0 or more; -1 in empty places
     """

@@ -27,7 +27,9 @@ def check_finite_weights(sae: SparseAutoencoder) -> None:
     """raises: ValueError for an SAE that holds nan or infinity"""
     for name, parameter in sae.named_parameters():
         if not parameter.isfinite().all():
-            raise ValueError(f"expected an SAE with finite weights, {name} holds nan or infinity: load another checkpoint")
+            raise ValueError(
+                f"expected an SAE with finite weights, {name} holds nan or infinity: load another checkpoint"
+            )
 
 
 def trained_at(sae: SparseAutoencoder) -> str:
@@ -44,19 +46,23 @@ def check_belongs(model: nn.Module, sae: SparseAutoencoder, point: str, stated: 
     """
     trained = f"trained on {sae.config.model_name or 'an unnamed model'} {trained_at(sae)}".rstrip()
     if resolve(model, point).kind != "module" and d_model(model) != sae.d_model:
-        raise ValueError(f"{what} {point} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, {trained}")
+        raise ValueError(
+            f"{what} {point} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, {trained}"
+        )
     name = getattr(getattr(unwrap(model), "config", None), "name_or_path", "")
     if stated or not name or not sae.config.model_name:
         return
     if sae.config.model_name != type(unwrap(model)).__name__ and not _one_model(sae.config.model_name, name):
         raise ValueError(
-            f"{what} {point} expected an SAE of {name}, got one {trained}: pass hook_point={point!r} if the two are one "
+            f"{what} {point} expected an SAE of {name}, got one {trained}: pass hook_point={point!r} if the "
+            "two are one "
             "model or the SAE is to be transferred"
         )
 
 
 def _one_model(one: str, other: str) -> bool:
-    """Whether the name in one is part of the other: an owner, a folder or the hub's cache may stand around it."""
+    """Whether the name in one is part of the other: an owner, a folder or the hub's cache may stand around
+    it."""
 
     def parts(name: str) -> set[str]:
         return {bare_model_name(part) for part in re.split(r"[/\\]+|--", name) if part}
@@ -67,8 +73,8 @@ def _one_model(one: str, other: str) -> bool:
 def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None) -> str:
     """The hook point of the store that the SAE reads.
 
-    hook_point: None takes the one that the SAE was trained on, and checks that it is of the store's model; a name is the
-        caller's word that the SAE reads this one, and only the width is checked
+    hook_point: None takes the one that the SAE was trained on, and checks that it is of the store's model; a
+        name is the caller's word that the SAE reads this one, and only the width is checked
     raises: ValueError naming both sides when they do not fit, or for an SAE whose weights are not finite
     """
     of_model = f" of {store.model_name}" if store.model_name else ""
@@ -82,8 +88,10 @@ def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_poi
         names = [name for name in (sae.config.model_name, store.model_name) if name]
         if len(set(map(bare_model_name, names))) > 1:
             raise ValueError(
-                f"{trained}, but {store.path} holds activations of {store.model_name}; harvest the SAE's model, or pass "
-                f"hook_point= ({', '.join(store.hook_points)}) if the two are one model or the SAE is to be transferred"
+                f"{trained}, but {store.path} holds activations of {store.model_name}; harvest the SAE's "
+                "model, or pass "
+                f"hook_point= ({', '.join(store.hook_points)}) if the two are one model or the SAE is to be "
+                "transferred"
             )
     check_finite_weights(sae)
     point = store.hook_point(hook_point or sae.config.hook_point or None)
@@ -96,7 +104,8 @@ def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_poi
 
 
 def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tensor | None) -> Tensor:
-    """int64[m] of valid latents; None gives all. raises: ValueError for one out of range, or what is no index."""
+    """int64[m] of valid latents; None gives all. raises: ValueError for one out of range, or what is no
+    index."""
     if latents is None:
         return torch.arange(sae.d_sae)
     given = torch.as_tensor(latents).reshape(-1).cpu()
@@ -104,7 +113,9 @@ def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tenso
         raise ValueError(f"latents expected indices, got {given.dtype}; of a mask, mask.nonzero() gives them")
     chosen = given.long()
     if (beyond := (chosen < 0) | (chosen >= sae.d_sae)).any():
-        raise ValueError(f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen[beyond].tolist()[:8]}")
+        raise ValueError(
+            f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen[beyond].tolist()[:8]}"
+        )
     return chosen
 
 
@@ -112,7 +123,8 @@ def place_of(model: nn.Module, sae: SparseAutoencoder, hook_point: str | None = 
     """The hook point of the model that the SAE reads.
 
     hook_point: by default where the SAE was trained
-    raises: ValueError for an SAE that does not say, or of another model or width; HookError for a point that the model lacks
+    raises: ValueError for an SAE that does not say, or of another model or width; HookError for a point that
+        the model lacks
     """
     name = hook_point or trained_at(sae)
     if not name:

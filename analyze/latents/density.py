@@ -1,4 +1,5 @@
-"""Which latents never speak, and how often the others do: exact counts over a store, with the window in every number."""
+"""Which latents never speak, and how often the others do: exact counts over a store, with the window in every
+number."""
 
 from __future__ import annotations
 
@@ -45,8 +46,8 @@ class LatentDensity:
 class DeadReport:
     """Latents that were silent, by the number of last tokens looked at.
 
-    masks: window in tokens → bool[d_sae], True for a latent silent during the last `window` tokens of the store; None for a
-        window longer than the data
+    masks: window in tokens → bool[d_sae], True for a latent silent during the last `window` tokens of the
+        store; None for a window longer than the data
     n_tokens: tokens of the store
     never_fired: bool[d_sae], silent on all of them
     """
@@ -92,7 +93,9 @@ def dead_latents(
     return DeadReport({w: sums.dead(w) for w in sorted(windows_tokens)}, sums.n_tokens, sums.counts == 0)
 
 
-def latent_density(sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None = None) -> LatentDensity:
+def latent_density(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None = None
+) -> LatentDensity:
     """How often each latent fires on the tokens of the store, as integer counts.
 
     raises: ValueError when SAE and store do not belong together

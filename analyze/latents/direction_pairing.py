@@ -12,18 +12,24 @@ _CHUNK_VALUES = 2**24
 
 
 def abs_cosines(directions: Tensor, others: Tensor) -> Tensor:
-    """|cos| of every pair, float32[n m]; directions: float[n d], others: float[m d]. A zero row has cosine 0."""
-    unit, other_unit = (torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others))
+    """|cos| of every pair, float32[n m]; directions: float[n d], others: float[m d]. A zero row has cosine
+    0."""
+    unit, other_unit = (
+        torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others)
+    )
     return (unit @ other_unit.T).abs()
 
 
 def mmcs(directions: Tensor, others: Tensor) -> float:
-    """Mean over `directions` of the largest cosine with one of `others`. Not symmetric, and it grows with their number.
+    """Mean over `directions` of the largest cosine with one of `others`. Not symmetric, and it grows with
+    their number.
 
     directions: float[n d], others: float[m d], on one device; a zero row has cosine 0
     source: Sharkey, Braun and Millidge 2022, "Taking features out of superposition with sparse autoencoders"
     """
-    unit, other_unit = (torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others))
+    unit, other_unit = (
+        torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others)
+    )
     largest = [(rows @ other_unit.T).amax(1) for rows in unit.split(max(1, _CHUNK_VALUES // len(others)))]
     return torch.cat(largest).double().mean().item()
 
@@ -32,8 +38,8 @@ def mcc(directions: Tensor, others: Tensor) -> float:
     """Mean |cos| over the pairs of the best one-to-one pairing.
 
     directions: float[n d], others: float[m d], on one device
-    Beyond PAIRED² pairs, so many of `directions` as stay within it are drawn (seed 0) and paired with all of `others`;
-    fewer compete then, so that it is too large rather than too small.
+    Beyond PAIRED² pairs, so many of `directions` as stay within it are drawn (seed 0) and paired with all of
+    `others`; fewer compete then, so that it is too large rather than too small.
     source: arXiv:2505.20254, of dictionaries from several seeds
     """
     n_rows = max(1, PAIRED**2 // len(others))
@@ -50,8 +56,8 @@ def best_pairing(similarity: Tensor) -> Tensor:
 
     similarity: float[n m]
     returns: int64[min(n, m), 2], (row, column) of each pair in order of the row (of the column where n > m)
-    source: shortest augmenting paths, Kuhn 1955 and Jonker and Volgenant 1987; time n² · m at worst and far less where most
-        rows have a column of their own
+    source: shortest augmenting paths, Kuhn 1955 and Jonker and Volgenant 1987; time n² · m at worst and far
+        less where most rows have a column of their own
     """
     if similarity.shape[0] > similarity.shape[1]:
         return best_pairing(similarity.T).flip(1)

@@ -13,7 +13,8 @@ _CHUNK_VALUES, _BLOCK_ROWS = 2**24, 2**11
 
 
 def encoder_decoder_cosine(sae: SparseAutoencoder) -> Tensor:
-    """float32[d_sae], the cosine of each latent's encoder column with its decoder row; 0 where one of them is zero."""
+    """float32[d_sae], the cosine of each latent's encoder column with its decoder row; 0 where one of them is
+    zero."""
     with torch.no_grad():
         return torch.cosine_similarity(sae.W_enc.T.float(), sae.W_dec.float(), dim=1)
 
@@ -25,11 +26,16 @@ def decoder_norms(sae: SparseAutoencoder) -> Tensor:
 
 def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
     """b_enc, or b_gate and b_mag of a gated SAE, by name: float32[d_sae]."""
-    return {name: bias.detach().float() for name, bias in sae.named_parameters() if name in ("b_enc", "b_gate", "b_mag")}
+    return {
+        name: bias.detach().float()
+        for name, bias in sae.named_parameters()
+        if name in ("b_enc", "b_gate", "b_mag")
+    }
 
 
 def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The m latents whose decoder rows have the largest cosine with each latent's, largest first; not the latent itself.
+    """The m latents whose decoder rows have the largest cosine with each latent's, largest first; not the
+    latent itself.
 
     latents: int64[n], whose neighbours, by default all d_sae
     returns: ids int32[n m], -1 in places that fewer than m others leave empty, and cosines float32[n m]
@@ -49,11 +55,17 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = N
             products[itself, rows[itself] - start] = -torch.inf
             rise = (products.amax(1) > values[:, -1]).nonzero()[:, 0]  # later blocks seldom have a nearer one
             best = products[rise].topk(min(m, products.shape[1]), dim=1)
-            merged, ids_of = torch.cat([values[rise], best.values], 1), torch.cat([found[rise], best.indices + start], 1)
+            merged, ids_of = (
+                torch.cat([values[rise], best.values], 1),
+                torch.cat([found[rise], best.indices + start], 1),
+            )
             kept = merged.topk(m, dim=1)
             values[rise], found[rise] = kept.values, ids_of.gather(1, kept.indices)
         there = values > -torch.inf
-        ids[places], cosines[places] = found.masked_fill(~there, -1).int().cpu(), values.masked_fill(~there, 0).cpu()
+        ids[places], cosines[places] = (
+            found.masked_fill(~there, -1).int().cpu(),
+            values.masked_fill(~there, 0).cpu(),
+        )
     return ids, cosines
 
 
@@ -64,8 +76,8 @@ def _unit(rows: Tensor) -> Tensor:
 def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
     """The largest cosine of a latent's decoder row with another latent's, of near copies near 1.
 
-    returns: float32[n]: of all latents up to ALL_PAIRS of them; of more, of ALL_PAIRS² / d_sae latents drawn at random
-        (seed 0), each compared with all others. A zero row has cosine 0
+    returns: float32[n]: of all latents up to ALL_PAIRS of them; of more, of ALL_PAIRS² / d_sae latents drawn
+        at random (seed 0), each compared with all others. A zero row has cosine 0
     """
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
     d_sae = len(unit)
@@ -73,7 +85,9 @@ def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
         return torch.empty(0)
     chosen = torch.arange(d_sae)
     if d_sae > ALL_PAIRS:
-        chosen = torch.randperm(d_sae, generator=torch.Generator().manual_seed(0))[: max(1, ALL_PAIRS**2 // d_sae)]
+        chosen = torch.randperm(d_sae, generator=torch.Generator().manual_seed(0))[
+            : max(1, ALL_PAIRS**2 // d_sae)
+        ]
     largest = []
     for rows in chosen.split(max(1, _CHUNK_VALUES // d_sae)):
         cosines = unit[rows] @ unit.T

@@ -30,7 +30,8 @@ def latent_stats(sae: SparseAutoencoder, batches: ActivationStore | Iterable[Ten
     """Mean, largest activation and firing rate of every latent over a store or batches of activations.
 
     batches: float[... d_model] each; of a store, what the SAE was trained on
-    raises: ValueError when there are no tokens, or one whose activations are not finite; for a store that is not the SAE's
+    raises: ValueError when there are no tokens, or one whose activations are not finite; for a store that is
+        not the SAE's
     """
     if isinstance(batches, ActivationStore):
         store, point = batches, matching_hook_point(sae, batches, None)
@@ -43,7 +44,9 @@ def latent_stats(sae: SparseAutoencoder, batches: ActivationStore | Iterable[Ten
         for acts in batches:
             if not (finite := acts.isfinite().all(-1).flatten()).all():
                 row = n_tokens + int((~finite).nonzero()[0])
-                raise ValueError(f"latent_stats expected finite activations, got nan or infinity at token {row}")
+                raise ValueError(
+                    f"latent_stats expected finite activations, got nan or infinity at token {row}"
+                )
             latents = sae.encode(acts.to(sae.device))
             total.index_add_(0, latents.indices.cpu(), latents.values.cpu().double())
             fired += torch.bincount(latents.indices[latents.values > 0].cpu(), minlength=sae.d_sae)
@@ -51,4 +54,6 @@ def latent_stats(sae: SparseAutoencoder, batches: ActivationStore | Iterable[Ten
             n_tokens += latents.batch
     if not n_tokens:
         raise ValueError("latent_stats expected activations, got no tokens")
-    return LatentStats((total / n_tokens).float().to(sae.device), largest, n_tokens, fired.double() / n_tokens)
+    return LatentStats(
+        (total / n_tokens).float().to(sae.device), largest, n_tokens, fired.double() / n_tokens
+    )

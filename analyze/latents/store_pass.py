@@ -22,7 +22,9 @@ class Block(NamedTuple):
     acts: Tensor
 
 
-def blocks(sae: SparseAutoencoder, store: ActivationStore, hook_point: str, start_row: int = 0) -> Iterator[Block]:
+def blocks(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str, start_row: int = 0
+) -> Iterator[Block]:
     """The rows of the store in order, from start_row on. Blocks end at the edges of shards.
 
     raises: ValueError when a row holds nan or infinity, naming it
@@ -34,7 +36,12 @@ def blocks(sae: SparseAutoencoder, store: ActivationStore, hook_point: str, star
 
 
 def shard_blocks(
-    sae: SparseAutoencoder, store: ActivationStore, hook_point: str, shard: int, shard_row: int, start_row: int = 0
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    hook_point: str,
+    shard: int,
+    shard_row: int,
+    start_row: int = 0,
 ) -> Iterator[Block]:
     """The rows of one shard in order, from start_row of the store on; shard_row: its first row in the store.
 
@@ -45,7 +52,9 @@ def shard_blocks(
         acts = store.acts(shard, hook_point, slice(start, start + BLOCK_ROWS))
         if not acts.isfinite().all():
             row = first_row + int((~acts.isfinite().all(1)).nonzero()[0])
-            raise ValueError(f"{store.path} {hook_point}: row {row} holds nan or infinity; harvest that store again")
+            raise ValueError(
+                f"{store.path} {hook_point}: row {row} holds nan or infinity; harvest that store again"
+            )
         yield Block(first_row, acts.to(sae.device, sae.dtype))
         first_row += len(acts)
 
@@ -72,10 +81,16 @@ def _encoded(sae: SparseAutoencoder, rows: Iterator[Block]) -> Iterator[tuple[in
 
 
 def to_cpu(latents: SparseLatents) -> SparseLatents:
-    """The same latents in host memory; values that are not float64 become float32, which holds them exactly."""
+    """The same latents in host memory; values that are not float64 become float32, which holds them
+    exactly."""
     if latents.values.device.type == "cpu" and latents.values.dtype == torch.float32:
         return latents
     values = latents.values if latents.values.dtype == torch.float64 else latents.values.float()
     return SparseLatents(
-        values.cpu(), latents.indices.cpu(), latents.offsets.cpu(), latents.d_sae, latents.batch_shape, latents.k
+        values.cpu(),
+        latents.indices.cpu(),
+        latents.offsets.cpu(),
+        latents.d_sae,
+        latents.batch_shape,
+        latents.k,
     )

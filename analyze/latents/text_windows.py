@@ -1,4 +1,5 @@
-"""What stands around a row: its token, the text before and after it in its context, and the document it came from."""
+"""What stands around a row: its token, the text before and after it in its context, and the document it came
+from."""
 
 from __future__ import annotations
 
@@ -20,12 +21,14 @@ from ..index.token_table import TokenTable
 logger = logging.getLogger(__name__)
 
 LEAD_TOKENS = 4
-"""Tokens decoded before a window and behind it, and dropped: how its first and last piece read can depend on their bytes."""
+"""Tokens decoded before a window and behind it, and dropped: how its first and last piece read can depend on
+their bytes."""
 
 _INVISIBLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Control and direction characters, lone surrogates; not the joiners U+200C and U+200D, which scripts and emoji need."""
+"""Control and direction characters, lone surrogates; not the joiners U+200C and U+200D, which scripts and
+emoji need."""
 _SIGNS = {"\n": "↵", "\r": "⇤", "\t": "⇥"}
 
 
@@ -63,14 +66,20 @@ class Context:
 
 
 class Contexts:
-    """Looks up the contexts of a store's rows or an index's; shards are read when they are first needed, and few are kept.
+    """Looks up the contexts of a store's rows or an index's; shards are read when they are first needed, and
+    few are kept.
 
-    tokenizer: None loads the store's own when text is first asked for; when that fails, tokens are shown as <id>
+    tokenizer: None loads the store's own when text is first asked for; when that fails, tokens are shown as
+        <id>
     before_tokens, after_tokens: size of the window, which never leaves the row's context
     """
 
     def __init__(
-        self, store: ActivationStore | TokenTable, tokenizer: Any = None, before_tokens: int = 16, after_tokens: int = 8
+        self,
+        store: ActivationStore | TokenTable,
+        tokenizer: Any = None,
+        before_tokens: int = 16,
+        after_tokens: int = 8,
     ) -> None:
         self.store = store
         self.before_tokens, self.after_tokens = before_tokens, after_tokens
@@ -81,7 +90,9 @@ class Contexts:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, or None when it cannot be loaded."""
-        if self._given is not None or not self.store.tokenizer_name:  # rows that come from elsewhere name none
+        if (
+            self._given is not None or not self.store.tokenizer_name
+        ):  # rows that come from elsewhere name none
             return self._given
         try:
             from transformers import AutoTokenizer
@@ -111,14 +122,19 @@ class Contexts:
         attended = int(tokens.attended[sequence].sum())
         start, stop = max(0, position - self.before_tokens), min(attended, position + self.after_tokens + 1)
         document = int(tokens.doc_id[sequence, position]) + tokens.first_doc
-        pieces = self._pieces(tokens, sequence, max(0, start - LEAD_TOKENS), min(attended, stop + LEAD_TOKENS))
+        pieces = self._pieces(
+            tokens, sequence, max(0, start - LEAD_TOKENS), min(attended, stop + LEAD_TOKENS)
+        )
         shown = tuple(pieces[position] for position in range(start, stop))
-        return Context(row, document, shard, sequence, position, shown, position - start, tuple(range(start, stop)))
+        return Context(
+            row, document, shard, sequence, position, shown, position - start, tuple(range(start, stop))
+        )
 
     def _pieces(self, tokens: ShardTokens, sequence: int, start: int, stop: int) -> dict[int, str]:
         """The text of the tokens at positions start to stop of a sequence, by position.
 
-        At an edge of the context the document's tokens in the neighbouring context are decoded too, and a BOS in between
+        At an edge of the context the document's tokens in the neighbouring context are decoded too, and a BOS
+        in between
         is not: a character whose bytes the edge cuts stays whole, as the piece of its first token.
         """
 
@@ -130,14 +146,22 @@ class Contexts:
 
         attended = int(tokens.attended[sequence].sum())
         bos = int(self.store.plan.get("bos_id") is not None and attended > 0)
-        pieces = dict(zip(range(start, bos), self.strings(ids_at(sequence, range(start, bos))))) if start < bos else {}
+        pieces = (
+            dict(zip(range(start, bos), self.strings(ids_at(sequence, range(start, bos)))))
+            if start < bos
+            else {}
+        )
         start = max(start, bos)
         before: list[int] = []
         after: list[int] = []
         if start == bos < attended and sequence > 0 and same_document(sequence - 1, -1, bos):
             length = tokens.input_ids.shape[1]
             before = ids_at(sequence - 1, range(max(bos, length - LEAD_TOKENS), length))
-        if stop == attended and sequence + 1 < len(tokens.input_ids) and same_document(sequence + 1, bos, stop - 1):
+        if (
+            stop == attended
+            and sequence + 1 < len(tokens.input_ids)
+            and same_document(sequence + 1, bos, stop - 1)
+        ):
             after = ids_at(sequence + 1, range(bos, bos + LEAD_TOKENS))
         strings = self.strings([*before, *ids_at(sequence, range(start, stop)), *after])
         return pieces | dict(zip(range(start, stop), strings[len(before) :]))
@@ -171,10 +195,12 @@ class Contexts:
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """The text of one token as it reads inside a text; a tokenizer may hide a leading space from a token alone."""
+    """The text of one token as it reads inside a text; a tokenizer may hide a leading space from a token
+    alone."""
     return f"<{token_id}>" if tokenizer is None else token_strings(tokenizer, [token_id, token_id])[1]
 
 
 def visible(text: str) -> str:
-    """`text` on one line with nothing hidden: line ends and tabs as signs, control and direction characters by number."""
+    """`text` on one line with nothing hidden: line ends and tabs as signs, control and direction characters
+    by number."""
     return _INVISIBLE.sub(lambda found: _SIGNS.get(found[0]) or f"⟨U+{ord(found[0]):04X}⟩", text)

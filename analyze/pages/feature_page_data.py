@@ -1,8 +1,10 @@
-"""What a feature page says of each latent, from an index and the store, as short as JSON can say it; feature.js draws it.
+"""What a feature page says of each latent, from an index and the store, as short as JSON can say it;
+feature.js draws it.
 
-A token is a number, its place in the page's vocabulary. An example is a list: [activation, row of the store, document,
-position in its context, place of the row's token in the window, tokens of the window, activations in the window]. The last
-is flat, place, activation, place, activation, …, of those that are not zero; null stands where a token has no row.
+A token is a number, its place in the page's vocabulary. An example is a list: [activation, row of the store,
+document, position in its context, place of the row's token in the window, tokens of the window, activations
+in the window]. The last is flat, place, activation, place, activation, …, of those that are not zero; null
+stands where a token has no row.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ COMMON_TOKENS = 5
 
 
 class Vocabulary:
-    """The distinct tokens of a page, numbered as they come. texts: visible; ids: in the tokenizer, -1 for unknown"""
+    """The distinct tokens of a page, numbered as they come. texts: visible; ids: in the tokenizer, -1 for
+    unknown"""
 
     def __init__(self) -> None:
         self.texts: list[str] = []
@@ -51,10 +54,13 @@ class Vocabulary:
 
 
 class Examples:
-    """Windows of text around rows, with one latent's activations in them, which `fill` looks up for all at once."""
+    """Windows of text around rows, with one latent's activations in them, which `fill` looks up for all at
+    once."""
 
     def __init__(self, contexts: Contexts, vocabulary: Vocabulary, d_sae: int) -> None:
-        near = Contexts(contexts.store, contexts.tokenizer, contexts.before_tokens // 2, contexts.after_tokens // 2)
+        near = Contexts(
+            contexts.store, contexts.tokenizer, contexts.before_tokens // 2, contexts.after_tokens // 2
+        )
         self._contexts, self._vocabulary, self._d_sae = {False: contexts, True: near}, vocabulary, d_sae
         self._windows: dict[tuple[bool, int], tuple[list[Any], list[int]]] = {}
         self._made: list[tuple[list[Any], int]] = []  # each example, and how many tokens of it have a row
@@ -79,7 +85,11 @@ class Examples:
 
     def fill(self, sae: SparseAutoencoder, store: ActivationStore, hook_point: str) -> None:
         """Encode the rows of all windows, each once, and write the activations into the examples."""
-        keys = torch.frombuffer(self._keys, dtype=torch.int64) if self._keys else torch.zeros(0, dtype=torch.int64)
+        keys = (
+            torch.frombuffer(self._keys, dtype=torch.int64)
+            if self._keys
+            else torch.zeros(0, dtype=torch.int64)
+        )
         wanted, places = keys.unique(return_inverse=True)
         values = torch.zeros(len(wanted), dtype=torch.float64)
         for rows in (wanted // self._d_sae).unique_consecutive().split(BLOCK_ROWS):
@@ -110,7 +120,8 @@ def features(
     n_examples: int,
     lens: LogitLens | None,
 ) -> list[dict[str, Any]]:
-    """What the page shows of each latent. vocabulary: receives the tokens; n_examples: strongest firings of each"""
+    """What the page shows of each latent. vocabulary: receives the tokens; n_examples: strongest firings of
+    each"""
     examples = Examples(contexts, vocabulary, sae.d_sae)
     norms = sae.W_dec[latents.to(sae.device)].detach().float().norm(dim=1).tolist()
     common = _common_tokens(index, latents, contexts, vocabulary)
@@ -152,10 +163,14 @@ def _numbers(index: FeatureIndex, latent: int) -> dict[str, Any]:
         "entropy": short(float(index.row("token_entropy", latent))),
         "share": short(float(index.row("token_share", latent))),
     }
-    if is_unigram(torch.tensor(fired), index.row("token_share", latent), index.row("top_token_share", latent)):
+    if is_unigram(
+        torch.tensor(fired), index.row("token_share", latent), index.row("top_token_share", latent)
+    ):
         numbers["unigram"] = True
     if fired:
-        values, rows, largest = (index.row(name, latent) for name in ("sample_values", "sample_rows", "top_values"))
+        values, rows, largest = (
+            index.row(name, latent) for name in ("sample_values", "sample_rows", "top_values")
+        )
         edges = quantile_edges(histogram, values[rows >= 0], fired, float(largest[0]), 20)
         numbers["quantiles"] = [short(edges[10]), short(edges[19])]
     if index.has("output_score"):
@@ -163,19 +178,23 @@ def _numbers(index: FeatureIndex, latent: int) -> dict[str, Any]:
     for name in ("cosine", "jaccard", "pmi"):
         pairs = zip(index.row(f"{name}_ids", latent).tolist(), index.row(name, latent).tolist())
         numbers[name] = [[other, round(score, 3)] for other, score in pairs if other >= 0]
-    return {name: value for name, value in numbers.items() if not (isinstance(value, float) and math.isnan(value))}
+    return {
+        name: value for name, value in numbers.items() if not (isinstance(value, float) and math.isnan(value))
+    }
 
 
 def _examples(index: FeatureIndex, latent: int, examples: Examples, n_examples: int) -> dict[str, Any]:
-    """The strongest firings, those of each interval [low, high, firings if known, examples], strongest interval first, and
-    rows on which it does not fire."""
+    """The strongest firings, those of each interval [low, high, firings if known, examples], strongest
+    interval first, and rows on which it does not fire."""
     values, rows = index.row("top_values", latent), index.row("top_rows", latent)
     strongest = [(value, row) for value, row in zip(values.tolist(), rows.tolist()) if row >= 0][:n_examples]
     fired, largest = int(index.row("counts", latent)), float(values[0])
     sample_values, sample_rows = index.row("sample_values", latent), index.row("sample_rows", latent)
     whole = int((sample_rows >= 0).sum()) == fired
     found = []
-    for one in reversed(intervals(index.row("histogram", latent), sample_values, sample_rows, fired, largest)):
+    for one in reversed(
+        intervals(index.row("histogram", latent), sample_values, sample_rows, fired, largest)
+    ):
         n = min(INTERVAL_EXAMPLES, len(one.rows))
         chosen = [j * len(one.rows) // n for j in range(n)]
         shown = [examples.around(latent, one.values[j], one.rows[j], near=True) for j in chosen]
@@ -188,8 +207,11 @@ def _examples(index: FeatureIndex, latent: int, examples: Examples, n_examples: 
     }
 
 
-def _common_tokens(index: FeatureIndex, latents: Tensor, contexts: Contexts, vocabulary: Vocabulary) -> list[list[Any]]:
-    """Of each latent, how many firings were sampled and the commonest tokens of these: [n, [[token, firings], …]]."""
+def _common_tokens(
+    index: FeatureIndex, latents: Tensor, contexts: Contexts, vocabulary: Vocabulary
+) -> list[list[Any]]:
+    """Of each latent, how many firings were sampled and the commonest tokens of these: [n, [[token, firings],
+    …]]."""
     if not index.tokens.has_tokens or not len(latents):
         return [[0, []] for _ in latents]
     sampled = torch.stack([index.row("sample_rows", latent) for latent in latents.tolist()])

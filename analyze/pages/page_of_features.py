@@ -1,8 +1,9 @@
 """One HTML file that shows the features of an SAE: no network, no library, token text never markup.
 
-The data (pagedata.py) goes into the page as JSON in which `<`, `>` and `&` are escaped; the page's scripts (feature.js draws
-one latent, page.js lists them all) write it as text only, and a content security policy allows them and nothing else. Labels
-written in the page leave it as a download, which labels.py imports. Not here: interventions.
+The data (pagedata.py) goes into the page as JSON in which `<`, `>` and `&` are escaped; the page's scripts
+(feature.js draws one latent, page.js lists them all) write it as text only, and a content security policy
+allows them and nothing else. Labels written in the page leave it as a download, which labels.py imports. Not
+    here: interventions.
 """
 
 from __future__ import annotations
@@ -54,18 +55,21 @@ def feature_page(
 ) -> Path:
     """Write one self-contained HTML page of the top features and return its path.
 
-    Of each latent: strongest firings, quantile intervals of its firings with examples, rows on which it does not fire,
-    histogram, counts with their interval, where in the context it fires and on which tokens, neighbours, logit lens, output
-    score and labels where there are any. 5 to 10 kB a latent, and a vocabulary.
+    Of each latent: strongest firings, quantile intervals of its firings with examples, rows on which it does
+    not fire, histogram, counts with their interval, where in the context it fires and on which tokens,
+    neighbours, logit lens, output score and labels where there are any. 5 to 10 kB a latent, and a
+    vocabulary.
 
     path: of the HTML file, replaced when it exists
     model: gives the logit lens; without it that panel is left out
-    n_latents: how many; those that fire on 1e-5 to 5e-2 of the tokens (and 10 times at least), largest maximum first
+    n_latents: how many; those that fire on 1e-5 to 5e-2 of the tokens (and 10 times at least), largest
+        maximum first
     latents: these instead, in this order
     n_examples: strongest firings shown of each
     evaluation: its fvu and ΔCE are shown in the head of the page
     tokenizer: None loads the store's own
-    index: of this SAE over this store; its logit lens serves where there is no model. None makes one for the time of this
+    index: of this SAE over this store; its logit lens serves where there is no model. None makes one for the
+        time of this
         call: a pass over the store
     raises: ValueError when SAE, store, index and model do not belong together, or for a latent out of range
     """
@@ -81,7 +85,9 @@ def feature_page(
             index = index_features(sae, store, folder, None, config, hook_point=point, tokenizer=tokenizer)
         index.check(sae, store)
         if index.hook_point != point:
-            raise ValueError(f"{index.path} is an index over {index.hook_point}, not over {point}: pass hook_point=")
+            raise ValueError(
+                f"{index.path} is an index over {index.hook_point}, not over {point}: pass hook_point="
+            )
         data = _data(sae, store, point, index, model, n_latents, latents, n_examples, evaluation, tokenizer)
     return write_page(path, render(data))
 
@@ -150,7 +156,8 @@ def _top_latents(tally: Tally, n_latents: int) -> tuple[Tensor, str]:
     low, high = DENSITY_RANGE
     within = (density >= low) & (density <= high) & (counts >= MIN_FIRINGS)
     words = (
-        f"Selected by: density from {low:g} to {high:g} and at least {MIN_FIRINGS} firings in {n_tokens:,} tokens "
+        f"Selected by: density from {low:g} to {high:g} and at least {MIN_FIRINGS} firings in {n_tokens:,} "
+        "tokens "
         f"({int(within.sum()):,} of {len(counts):,} latents), then by largest activation"
     )
     if not within.any():
@@ -158,7 +165,10 @@ def _top_latents(tally: Tally, n_latents: int) -> tuple[Tensor, str]:
         words = f"Selected by: largest activation among all that fired (none has a density from {low:g} to {high:g})"
     order = strongest.masked_fill(~within, -1).argsort(descending=True, stable=True)
     chosen = order[: min(n_latents, int(within.sum()))]
-    return chosen, f"{words}; {len(chosen):,} shown. These are not a random sample: a latent's top firings flatter it."
+    return (
+        chosen,
+        f"{words}; {len(chosen):,} shown. These are not a random sample: a latent's top firings flatter it.",
+    )
 
 
 def _facts(sae: SparseAutoencoder, tally: Tally, evaluation: Evaluation | None) -> list[list[str]]:

@@ -1,8 +1,9 @@
-"""One HTML file about a training run or an SAE, or several beside each other: tables, curves, weights. It runs nothing.
+"""One HTML file about a training run or an SAE, or several beside each other: tables, curves, weights. It
+runs nothing.
 
-Everything comes from the folders of the runs (runs.py) and what evaluations left there (compared.py): no store, no model and
-no network is needed, and a run may still be going on. Each plot has its definition above it and its numbers in the table
-below, which is its legend too.
+Everything comes from the folders of the runs (runs.py) and what evaluations left there (compared.py): no
+store, no model and no network is needed, and a run may still be going on. Each plot has its definition above
+it and its numbers in the table below, which is its legend too.
 """
 
 from __future__ import annotations
@@ -36,20 +37,45 @@ NEVER_FIRED = -9.9
 """log10(firing rate + 1e-10) of a latent that did not fire is −10."""
 
 _COLUMNS = {
-    "reconstruction": ("Reconstruction loss", "Mean ‖x − x̂‖² of a token of the batch, in the scale of training.", True),
-    "held_out_fvu": ("Held-out fvu", "Fraction of variance unexplained, on rows of documents never trained on.", False),
-    "held_out_l0": ("Held-out l0", "Latents that fire on a token, on rows of documents never trained on.", False),
-    "held_out_delta_ce": ("Held-out ΔCE", "What the reconstruction costs in cross-entropy, nats a token, held out.", False),
+    "reconstruction": (
+        "Reconstruction loss",
+        "Mean ‖x − x̂‖² of a token of the batch, in the scale of training.",
+        True,
+    ),
+    "held_out_fvu": (
+        "Held-out fvu",
+        "Fraction of variance unexplained, on rows of documents never trained on.",
+        False,
+    ),
+    "held_out_l0": (
+        "Held-out l0",
+        "Latents that fire on a token, on rows of documents never trained on.",
+        False,
+    ),
+    "held_out_delta_ce": (
+        "Held-out ΔCE",
+        "What the reconstruction costs in cross-entropy, nats a token, held out.",
+        False,
+    ),
     "l0": ("l0 in training", "Latents that fire on a token of the batch.", False),
     "dead": ("Dead latents", "dead@N: share of the latents silent for the last N tokens of training.", False),
-    "auxk": ("AuxK loss", "Error of the dead latents' reconstruction of what is left over, before its coefficient.", False),
+    "auxk": (
+        "AuxK loss",
+        "Error of the dead latents' reconstruction of what is left over, before its coefficient.",
+        False,
+    ),
     "l1": ("L1 loss", "The L1 penalty, before its coefficient.", False),
     "penalty": ("Sparsity penalty", "The jumprelu penalty, before its coefficient.", False),
     "lr": ("Learning rate", "Of Adam, at that step.", False),
-    "tokens_per_s": ("Tokens a second", "Mean since the run began, evaluation and checkpoints included.", False),
+    "tokens_per_s": (
+        "Tokens a second",
+        "Mean since the run began, evaluation and checkpoints included.",
+        False,
+    ),
     "left_out_share": ("Rows left out", "Share of the training rows left out for their norm.", False),
 }
-"""Title, definition and whether the axis is logarithmic, of columns of metrics.jsonl; others are drawn as they are named."""
+"""Title, definition and whether the axis is logarithmic, of columns of metrics.jsonl; others are drawn as
+they are named."""
 
 _WITHOUT_INTEREST = ("output", "overwrite", "progress")
 
@@ -57,15 +83,22 @@ _WITHOUT_INTEREST = ("output", "overwrite", "progress")
 def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "report.html") -> Path:
     """Write one self-contained HTML page about training runs and SAEs and return its path.
 
-    runs: folders of runs, finished, stopped or still going; SAE folders of SAELens; folders that hold such folders; or JSON
-        that `saelens-lite evaluate --output` wrote, which is also found in the folders
+    runs: folders of runs, finished, stopped or still going; SAE folders of SAELens; folders that hold such
+        folders; or JSON that `saelens-lite evaluate --output` wrote, which is also found in the folders
     path: of the HTML file, replaced when it exists
     raises: ValueError for a folder that holds no run, or a metrics.jsonl with a broken line before its last
     """
     found = find_runs([runs] if isinstance(runs, str | Path) else runs)
     problems = [f"{run.name}: {problem}" for run in found for problem in run.problems]
     weights = _weights(found, problems)
-    sections = [_overview(found), _settings(found), _training(found), _trade_off(found), *comparison(found, _told), *weights]
+    sections = [
+        _overview(found),
+        _settings(found),
+        _training(found),
+        _trade_off(found),
+        *comparison(found, _told),
+        *weights,
+    ]
     for problem in problems:
         log.warning("%s", problem)
     what = "runs" if any(run.lines for run in found) else "SAEs"
@@ -81,11 +114,15 @@ def _overview(runs: Sequence[Run]) -> str:
     rows = [_facts_of(run) for run in runs]
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
     legend = [swatch(i) for i in range(len(runs))]
-    table = parts.table(["run", *names], [[run.name, *map(row.get, names)] for run, row in zip(runs, rows)], legend)
+    table = parts.table(
+        ["run", *names], [[run.name, *map(row.get, names)] for run, row in zip(runs, rows)], legend
+    )
     stores = {str(run.facts["store"]) for run in runs if "store" in run.facts}
     notes = []
     if len(stores) > 1:
-        notes.append(f"These runs are of {len(stores)} different stores: their losses and fvu do not compare.")
+        notes.append(
+            f"These runs are of {len(stores)} different stores: their losses and fvu do not compare."
+        )
     if len(runs) > (n := N_COLOURS * N_LINES):
         notes.append(f"Colours and line styles repeat after {n} runs.")
     return parts.section("Runs", "".join(f"<p>{note}</p>" for note in notes) + table + _definitions(names))
@@ -96,9 +133,11 @@ _DEFINITIONS = {
     "d_sae": "number of latents",
     "tokens": "rows trained on, repeated ones counted again",
     "peak lr": "learning rate of Adam between warm-up and decay",
-    "held-out fvu": "fraction of variance unexplained, on rows of documents never trained on; the last of the run",
+    "held-out fvu": "fraction of variance unexplained, on rows of documents never trained on; the last of "
+    "the run",
     "held-out l0": "latents that fire on a token, on the same rows",
-    "held-out ΔCE": "nats a token that the model loses when it runs on the reconstruction, in documents never trained on",
+    "held-out ΔCE": "nats a token that the model loses when it runs on the reconstruction, in documents "
+    "never trained on",
     "seconds": "of training, evaluation and checkpoints included",
     "store": "fingerprint of the activation store, its first 12 digits",
 }
@@ -163,7 +202,9 @@ def _settings(runs: Sequence[Run]) -> str:
     if not told:
         return ""
     fields = [f for f in dict.fromkeys(f for run in told for f in run.settings) if f not in _WITHOUT_INTEREST]
-    shared = [f for f in fields if all(f in run.settings and run.settings[f] == told[0].settings[f] for run in told)]
+    shared = [
+        f for f in fields if all(f in run.settings and run.settings[f] == told[0].settings[f] for run in told)
+    ]
     differing = [f for f in fields if f not in shared]
     pieces = []
     if differing:
@@ -203,11 +244,15 @@ def _training(runs: Sequence[Run]) -> str:
             for name in run.columns:
                 if name == column or (column == "dead" and _is_dead(name)):
                     of_window = f", dead@{_window(name)}" if column == "dead" and len(windows) > 1 else ""
-                    series.append(Series(run.name + of_window, run.points(name, over_tokens), runs.index(run)))
+                    series.append(
+                        Series(run.name + of_window, run.points(name, over_tokens), runs.index(run))
+                    )
         plot = curves(f"curve{number}", title, x, Axis(label, is_log), series)
         figures.append(parts.figure(title, definition, plot, _course(series)))
     thinned = any(len(run.lines) > MAX_POINTS for run in logged)
-    rule = f"<p>Curves keep at most {MAX_POINTS:,} points: first, last, lowest and highest of each stretch.</p>"
+    rule = (
+        f"<p>Curves keep at most {MAX_POINTS:,} points: first, last, lowest and highest of each stretch.</p>"
+    )
     return parts.section("Training", (rule if thinned else "") + parts.grid(figures))
 
 
@@ -217,7 +262,9 @@ def _course(series: Sequence[Series]) -> str:
     for one in series:
         values = [value for _, value in one.points if value is not None]
         rows.append([one.name, len(values), values[0], min(values), max(values), values[-1]])
-    return parts.table(["run", "points", "first", "lowest", "highest", "last"], rows, [swatch(one.style) for one in series])
+    return parts.table(
+        ["run", "points", "first", "lowest", "highest", "last"], rows, [swatch(one.style) for one in series]
+    )
 
 
 def _trade_off(runs: Sequence[Run]) -> str:
@@ -229,9 +276,13 @@ def _trade_off(runs: Sequence[Run]) -> str:
     sparsities = [l0 for _, _, l0, _ in known]
     x = Axis("held-out l0", log=min(sparsities) > 0 and max(sparsities) > 8 * min(sparsities))
     series = [Series(run.name, [(l0, fvu)], i) for i, run, l0, fvu in known]
-    definition = "Fraction of variance unexplained against latents a token; further down and to the left is better."
+    definition = (
+        "Fraction of variance unexplained against latents a token; further down and to the left is better."
+    )
     rows = [[run.name, l0, fvu] for _, run, l0, fvu in known]
-    legend = parts.table(["run", "held-out l0", "held-out fvu"], rows, [swatch(i, mark=True) for i, *_ in known])
+    legend = parts.table(
+        ["run", "held-out l0", "held-out fvu"], rows, [swatch(i, mark=True) for i, *_ in known]
+    )
     plot = scatter("tradeoff", "Held-out fvu against l0", x, Axis("held-out fvu"), series)
     return parts.section(
         "Reconstruction against sparsity", parts.figure("Held-out fvu against l0", definition, plot, legend)
@@ -276,23 +327,36 @@ def _weights(runs: Sequence[Run], problems: list[str]) -> list[str]:
             rates[i] = log_rates
     figures = []
     for number, (name, values) in enumerate(measured.items()):
-        title, definition, _ = _QUANTITIES.get(name, (f"Encoder bias {name}", f"{name} of each latent.", None))
+        title, definition, _ = _QUANTITIES.get(
+            name, (f"Encoder bias {name}", f"{name} of each latent.", None)
+        )
         if name == "largest decoder cosine" and any(runs[i].config.d_sae > len(v) for i, v in values.items()):
             definition += f" Of more than {geometry.ALL_PAIRS:,} latents a random sample, each compared with all others."
         figures.append(_histogram(f"weights{number}", title, definition, name, runs, values))
     sections = [parts.section("Weights", parts.grid(figures))] if figures else []
     if rates:
         fired = {i: log_rates[log_rates > NEVER_FIRED] for i, log_rates in rates.items()}
-        silent = ", ".join(f"{runs[i].name} {len(rates[i]) - len(fired[i]):,} of {len(rates[i]):,}" for i in rates)
-        definition = "log10 of the share of tokens on which a latent fired when sparsity.safetensors was written."
+        silent = ", ".join(
+            f"{runs[i].name} {len(rates[i]) - len(fired[i]):,} of {len(rates[i]):,}" for i in rates
+        )
+        definition = (
+            "log10 of the share of tokens on which a latent fired when sparsity.safetensors was written."
+        )
         figure = _histogram(
-            "density", "Firing rates", f"{definition} Never fired: {silent}.", "log10 of the firing rate", runs, fired
+            "density",
+            "Firing rates",
+            f"{definition} Never fired: {silent}.",
+            "log10 of the firing rate",
+            runs,
+            fired,
         )
         sections.append(parts.section("Density", figure))
     return sections
 
 
-def _histogram(name: str, title: str, definition: str, label: str, runs: Sequence[Run], values: Mapping[int, Tensor]) -> str:
+def _histogram(
+    name: str, title: str, definition: str, label: str, runs: Sequence[Run], values: Mapping[int, Tensor]
+) -> str:
     """Outlines over common bins; values: number of the run → float[n]."""
     finite = {i: found[found.isfinite()].double() for i, found in values.items()}
     finite = {i: found for i, found in finite.items() if len(found)}
@@ -320,7 +384,11 @@ def _histogram(name: str, title: str, definition: str, label: str, runs: Sequenc
 
 def _definitions(names: Sequence[str] | Mapping[str, str], texts: Mapping[str, str] = _DEFINITIONS) -> str:
     pairs = {name: texts[name] for name in names if name in texts}
-    pairs |= {name: f"share of the latents silent for the last {name[5:]} tokens" for name in names if _is_dead(name)}
+    pairs |= {
+        name: f"share of the latents silent for the last {name[5:]} tokens"
+        for name in names
+        if _is_dead(name)
+    }
     return parts.folded("What the columns mean", pairs)
 
 

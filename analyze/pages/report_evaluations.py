@@ -1,7 +1,10 @@
-"""The part of a report that sets SAEs beside each other by what `saelens-lite evaluate --output` measured of them.
+"""The part of a report that sets SAEs beside each other by what `saelens-lite evaluate --output` measured of
+them.
 
-One table holds the SAEs, their baselines, the ablations and the noise of seeds; plots show what the table cannot. The values
-come from files, so that anything may be missing or of another type: what is no number is a dash, and left out of plots.
+One table holds the SAEs, their baselines, the ablations and the noise of seeds; plots show what the table
+cannot. The values
+come from files, so that anything may be missing or of another type: what is no number is a dash, and left out
+    of plots.
 """
 
 from __future__ import annotations
@@ -24,7 +27,8 @@ _WINDOW_UNITS = {"k": 10**3, "M": 10**6, "B": 10**9}
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One evaluation. name: of its SAE; run: number of its run, which gives the colour; values: Evaluation.to_dict()"""
+    """One evaluation. name: of its SAE; run: number of its run, which gives the colour; values:
+    Evaluation.to_dict()"""
 
     name: str
     run: int
@@ -32,7 +36,9 @@ class Evaluated:
 
     def row(self, name: str) -> Mapping[str, Any] | None:
         """The row of that name, unless it says that it was not given."""
-        return next((row for row in self.values["rows"] if row.get("name") == name and row.get("given", True)), None)
+        return next(
+            (row for row in self.values["rows"] if row.get("name") == name and row.get("given", True)), None
+        )
 
     def style(self, name: str) -> int:
         """A baseline has the colour of its SAE, and another line or mark."""
@@ -41,7 +47,9 @@ class Evaluated:
     @property
     def text(self) -> str:
         """What must agree between evaluations for their numbers to compare."""
-        return repr([self.values.get(key) for key in ("store", "hook_point", "held_out", "n_tokens", "n_ce_tokens")])
+        return repr(
+            [self.values.get(key) for key in ("store", "hook_point", "held_out", "n_tokens", "n_ce_tokens")]
+        )
 
 
 def comparison(runs: Sequence[Run], told: Callable[[Any], str]) -> list[str]:
@@ -56,7 +64,9 @@ def comparison(runs: Sequence[Run], told: Callable[[Any], str]) -> list[str]:
     if not found:
         return []
     tables = _table(found) + _stability(found) + _sources(found, told) + _definitions(found)
-    figures = [figure for figure in (_trade_off(found), _cost(found), _dead(found), _densities(found)) if figure]
+    figures = [
+        figure for figure in (_trade_off(found), _cost(found), _dead(found), _densities(found)) if figure
+    ]
     sections = [parts.section("Evaluation", tables)]
     return [*sections, parts.section("Evaluation in plots", parts.grid(figures))] if figures else sections
 
@@ -69,7 +79,11 @@ def _table(found: Sequence[Evaluated]) -> str:
     rows: list[tuple[str, str, Mapping[str, Any], str]] = []  # run, row, numbers, legend
     for name in dict.fromkeys(row.get("name") for one in found for row in one.values["rows"]):
         of_name = [(one, row) for one in found if (row := one.row(name)) is not None]
-        if name not in (TRAINED, BASELINE) and len(of_name) > 1 and all(row == of_name[0][1] for _, row in of_name):
+        if (
+            name not in (TRAINED, BASELINE)
+            and len(of_name) > 1
+            and all(row == of_name[0][1] for _, row in of_name)
+        ):
             rows.append(("all", str(name), of_name[0][1], ""))
             continue
         rows += [(one.name, str(name), row, swatch(one.style(name), mark=True)) for one, row in of_name]
@@ -86,11 +100,17 @@ def _table(found: Sequence[Evaluated]) -> str:
     table = parts.table(["run", "row", *names], lines, [legend for *_, legend in rows])
     notes = []
     if len({one.text for one in found}) > 1:
-        notes.append("These evaluations are over different text, as said below: their numbers do not compare.")
+        notes.append(
+            "These evaluations are over different text, as said below: their numbers do not compare."
+        )
     if any(one.values.get("seed_noise") for one in found):
-        notes.append("Numbers less than “detectable” apart differ by no more than two seeds of one SAE may (95 %).")
+        notes.append(
+            "Numbers less than “detectable” apart differ by no more than two seeds of one SAE may (95 %)."
+        )
     elif len(found) > 1:
-        notes.append("How much another seed would change these numbers is not known: evaluate --seeds measures it.")
+        notes.append(
+            "How much another seed would change these numbers is not known: evaluate --seeds measures it."
+        )
     if not any(one.row(BASELINE) for one in found):
         notes.append("There is no baseline of random directions here: evaluate --baseline adds one.")
     return "".join(f"<p>{escaped(note)}</p>" for note in notes) + table
@@ -111,7 +131,9 @@ def _sources(found: Sequence[Evaluated], told: Callable[[Any], str]) -> str:
     """What each evaluation rests on; once where all rest on the same."""
     said = {}
     for one in found:
-        facts = [f"{key} {told(value)}" for key, value in one.values.items() if not isinstance(value, list | dict)]
+        facts = [
+            f"{key} {told(value)}" for key, value in one.values.items() if not isinstance(value, list | dict)
+        ]
         said.setdefault(", ".join(facts), []).append(one.name)
     lines = []
     for facts, names in said.items():
@@ -142,7 +164,9 @@ def _cost(found: Sequence[Evaluated]) -> str:
     return _against_l0(found, "evaluated-ce", "ΔCE against l0", definition, "delta_ce", "ΔCE")
 
 
-def _against_l0(found: Sequence[Evaluated], name: str, title: str, definition: str, key: str, label: str = "") -> str:
+def _against_l0(
+    found: Sequence[Evaluated], name: str, title: str, definition: str, key: str, label: str = ""
+) -> str:
     """A mark for each SAE and baseline whose l0 and number are known; none where fewer than two are."""
     series, rows, legend = [], [], []
     for one, of in itertools.product(found, (TRAINED, BASELINE)):
@@ -161,7 +185,8 @@ def _against_l0(found: Sequence[Evaluated], name: str, title: str, definition: s
 
 
 def _dead(found: Sequence[Evaluated]) -> str:
-    """Share of latents that were silent, by how many last tokens one looks at; none where one window is known."""
+    """Share of latents that were silent, by how many last tokens one looks at; none where one window is
+    known."""
     series, rows, legend = [], [], []
     columns = {key for one in found for of in (TRAINED, BASELINE) for key in one.row(of) or {}}
     windows = sorted(filter(_tokens, columns), key=_tokens)
@@ -177,12 +202,22 @@ def _dead(found: Sequence[Evaluated]) -> str:
         return ""
     rows = [[row[0], *(row[1 + i] for i in kept)] for row in rows]
     definition = (
-        "Share of the latents silent for the last N tokens of the store. One silent for N tokens fires on less than 3 / N "
+        "Share of the latents silent for the last N tokens of the store. One silent for N tokens fires on "
+        "less than 3 / N "
         "of them (95 %): a short window counts rare latents as dead."
     )
-    plot = curves("evaluated-dead", "Dead latents by window", Axis("tokens looked at", log=True), Axis("share dead"), series)
+    plot = curves(
+        "evaluated-dead",
+        "Dead latents by window",
+        Axis("tokens looked at", log=True),
+        Axis("share dead"),
+        series,
+    )
     return parts.figure(
-        "Dead latents by window", definition, plot, parts.table(["run", *(windows[i] for i in kept)], rows, legend)
+        "Dead latents by window",
+        definition,
+        plot,
+        parts.table(["run", *(windows[i] for i in kept)], rows, legend),
     )
 
 
@@ -214,7 +249,8 @@ def _densities(found: Sequence[Evaluated]) -> str:
 
 
 def _counted(one: Evaluated, of: str) -> tuple[list[float], list[int], int] | None:
-    """log10 edges, latents between them, and those that never fired; None where the file has them not, or not whole."""
+    """log10 edges, latents between them, and those that never fired; None where the file has them not, or not
+    whole."""
     densities = one.values.get("densities")
     counted = densities.get(of) if isinstance(densities, Mapping) else None
     if not isinstance(counted, Mapping):

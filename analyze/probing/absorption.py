@@ -1,22 +1,26 @@
-"""Feature absorption: a latent that stands for something is silent where a more specific latent has taken its place.
+"""Feature absorption: a latent that stands for something is silent where a more specific latent has taken its
+place.
 
-On a row with the label, let u be the unit direction of what the label names, t = (x − b_dec) · u what is to be explained
-along it, and w_i = z_i · W_dec[i] · u what latent i writes there. With the main latents those that stand for the label,
+On a row with the label, let u be the unit direction of what the label names, t = (x − b_dec) · u what is to
+be explained along it, and w_i = z_i · W_dec[i] · u what latent i writes there. With the main latents those
+that stand for the label,
 
-    absorbed   every main latent is silent, and the latent with the largest w_i has cos(W_dec[i], u) ≥ FULL_COSINE and
-               w_i ≥ WRITTEN_SHARE · t
+    absorbed   every main latent is silent, and the latent with the largest w_i has cos(W_dec[i], u) ≥
+               FULL_COSINE and w_i ≥ WRITTEN_SHARE · t
     rate       absorbed rows as a share of the rows counted
-    fraction   with m = Σ w_i of the main latents and a = Σ w_i of at most MAX_ABSORBERS others, those that write most and
-               have cos ≥ PARTIAL_COSINE: 0 where a < WRITTEN_SHARE · t or m ≥ t, 1 where m ≤ 0, else a' / (a' + m) with
-               a' = min(a, t − m); the mean over the rows counted, nan without main latents
+    fraction   with m = Σ w_i of the main latents and a = Σ w_i of at most MAX_ABSORBERS others, those that
+               write most and have cos ≥ PARTIAL_COSINE: 0 where a < WRITTEN_SHARE · t or m ≥ t, 1 where m ≤
+               0, else a' / (a' + m) with a' = min(a, t − m); the mean over the rows counted, nan without main
+               latents
 
-`label_absorption` knows labels alone: u is the direction of a logistic probe, the main latents are those of k-sparse probes
-(splitting.py), rows counted are those with the label that the probe recognises. `planted_absorption` (planted.py) knows the
-truth.
+`label_absorption` knows labels alone: u is the direction of a logistic probe, the main latents are those of
+k-sparse probes (splitting.py), rows counted are those with the label that the probe recognises.
+`planted_absorption` (planted.py) knows the truth.
 
-source: "A is for Absorption", arXiv:2409.14507, in the form of SAEBench, which measures by projection and not by ablation;
-    there, t is of x as it is, and decoder rows have norm 1. Here, probes are trained and latents ranked on other documents
-    than those counted; only how many of them are main latents is, as there, decided by F1 on the documents counted.
+source: "A is for Absorption", arXiv:2409.14507, in the form of SAEBench, which measures by projection and not
+    by ablation; there, t is of x as it is, and decoder rows have norm 1. Here, probes are trained and latents
+    ranked on other documents than those counted; only how many of them are main latents is, as there, decided
+    by F1 on the documents counted.
 """
 
 from __future__ import annotations
@@ -43,12 +47,14 @@ FULL_COSINE, PARTIAL_COSINE = 0.025, 0.1
 WRITTEN_SHARE = 0.4
 MAX_ABSORBERS = 3
 LEAST_PROBE_F1 = 0.6
-"""Labels whose probe is worse are left out of the mean: what cannot be read from the activations cannot be absorbed."""
+"""Labels whose probe is worse are left out of the mean: what cannot be read from the activations cannot be
+absorbed."""
 _CHUNK_VALUES = 2**22
 
 
 class Carried(NamedTuple):
-    """Of each row: silent, absorbed bool[n]; fraction float64[n]; absorber int64[n], the other latent that writes most."""
+    """Of each row: silent, absorbed bool[n]; fraction float64[n]; absorber int64[n], the other latent that
+    writes most."""
 
     silent: Tensor
     absorbed: Tensor
@@ -60,8 +66,10 @@ class Carried(NamedTuple):
 class AbsorptionRow:
     """One label; see the top of analyze/absorption.py.
 
-    latents: the main ones; k_f1: of probes on one of them, two, …; probe_f1: of the probe on activations; on the test side
-    n_rows: rows counted; n_silent: those on which every main latent is silent; n_absorbed: those that are absorbed
+    latents: the main ones; k_f1: of probes on one of them, two, …; probe_f1: of the probe on activations; on
+        the test side
+    n_rows: rows counted; n_silent: those on which every main latent is silent; n_absorbed: those that are
+        absorbed
     absorbers: (latent, rows that it absorbs), most rows first
     """
 
@@ -104,7 +112,8 @@ class Absorption:
 
     @property
     def n_latents(self) -> float:
-        """Main latents of a label: above 1 is splitting. Mean over the labels that are scored; nan for none."""
+        """Main latents of a label: above 1 is splitting. Mean over the labels that are scored; nan for
+        none."""
         return mean([float(len(row.latents)) for row in self.rows if row.scored])
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,14 +127,21 @@ class Absorption:
         lines = [["", "absorbed", "fraction", "silent", "rows", "probe F1", "latents", "absorbers"]]
         for row in self.rows:
             by = " ".join(f"{latent}×{n}" for latent, n in row.absorbers[:3])
-            cells = [f"{row.rate:.3f}", f"{row.fraction:.3f}", f"{row.n_silent:,}", f"{row.n_rows:,}", f"{row.probe_f1:.3f}"]
+            cells = [
+                f"{row.rate:.3f}",
+                f"{row.fraction:.3f}",
+                f"{row.n_silent:,}",
+                f"{row.n_rows:,}",
+                f"{row.probe_f1:.3f}",
+            ]
             lines.append([row.name, *cells, " ".join(map(str, row.latents)) or "none", by])
         scored = sum(row.scored for row in self.rows)
         text = aligned(lines)
-        text += (
-            f"\nmean of {scored} of {len(self.rows)} labels, those with a probe F1 of {LEAST_PROBE_F1} and main latents: "
+        text += f"\nmean of {scored} of {len(self.rows)} labels, those with a probe F1 of {LEAST_PROBE_F1} and main latents: "
+        return (
+            text
+            + f"absorbed {self.rate:.3f}, fraction {self.fraction:.3f}, main latents {self.n_latents:.1f}"
         )
-        return text + f"absorbed {self.rate:.3f}, fraction {self.fraction:.3f}, main latents {self.n_latents:.1f}"
 
     __str__ = table
 
@@ -141,24 +157,32 @@ def label_absorption(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> Absorption:
-    """How often latents that stand for a label are silent because others have taken over its direction, by probes alone.
+    """How often latents that stand for a label are silent because others have taken over its direction, by
+    probes alone.
 
-        starts = {letter: torch.tensor([token.strip().lower().startswith(letter) for token in tokens]) for letter in "abc"}
-        print(sl.label_absorption(sae, acts, starts, documents))
+        starts = {letter: torch.tensor([token.strip().lower().startswith(letter) for token in tokens]) for
+        letter in "abc"} print(sl.label_absorption(sae, acts, starts, documents))
 
-    acts: float[n_items d_model], in memory; labels: bool[n_items] by name, such as that a token begins with a letter
-    documents: of each item; the selecting side of `split`, by default Split(), trains probes and chooses latents, the test
-        side is counted. None: every item is its own document
+    acts: float[n_items d_model], in memory; labels: bool[n_items] by name, such as that a token begins with a
+        letter
+    documents: of each item; the selecting side of `split`, by default Split(), trains probes and chooses
+        latents, the test side is counted. None: every item is its own document
     latents: the main latents of a label where they are known; None, or a label that is not there: found as by
-        `feature_splitting` with max_latents and f1_rise. A child's latent that raises F1 by so much counts as a main one and
-        then absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with max_latents=1
-    raises: ValueError and ImportError as `feature_splitting`; ValueError without labels, or for a latent out of range
+        `feature_splitting` with max_latents and f1_rise. A child's latent that raises F1 by so much counts as
+        a main one and
+        then absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with
+        max_latents=1
+    raises: ValueError and ImportError as `feature_splitting`; ValueError without labels, or for a latent out
+        of range
     """
     if not labels:
         raise ValueError("label_absorption expected at least one label, got none")
     sides = {name: testing_side(acts, ones, documents, split) for name, ones in labels.items()}
     tests = next(iter(sides.values()))  # one for all: documents decide
-    selecting_acts, testing_acts = acts[~tests.to(acts.device)].cpu().float(), acts[tests.to(acts.device)].cpu().float()
+    selecting_acts, testing_acts = (
+        acts[~tests.to(acts.device)].cpu().float(),
+        acts[tests.to(acts.device)].cpu().float(),
+    )
     selecting, testing = encoded(sae, selecting_acts), encoded(sae, testing_acts)
     W_dec, b_dec = sae.W_dec.detach().cpu().float(), sae.b_dec.detach().cpu().double()
     to_explain = sae.normalize(testing_acts.to(sae.device))[0].detach().cpu().double() - b_dec
@@ -170,7 +194,9 @@ def label_absorption(
         known = latents[name] if latents is not None and name in latents else None
         k_f1: tuple[float, ...] = ()
         if known is None:
-            split_into = splits(selecting, testing, ones[~tests], ones[tests], max_latents=max_latents, f1_rise=f1_rise)
+            split_into = splits(
+                selecting, testing, ones[~tests], ones[tests], max_latents=max_latents, f1_rise=f1_rise
+            )
             known, k_f1 = split_into.latents, split_into.f1
         main = checked_latents(sae, known)
         counted = (said & ones[tests]).nonzero().flatten()
@@ -214,8 +240,14 @@ def carried(
     others = torch.ones(len(W_dec), dtype=torch.bool) if allowed is None else allowed.clone()
     others[main] = False
     partly = others & (cosines >= PARTIAL_COSINE)
-    found = [Carried(*(torch.zeros(0, dtype=dtype) for dtype in (torch.bool, torch.bool, torch.float64, torch.int64)))]
-    for chunk, total in zip(*(x.split(max(1, _CHUNK_VALUES // len(W_dec))) for x in (rows, to_explain)), strict=True):
+    found = [
+        Carried(
+            *(torch.zeros(0, dtype=dtype) for dtype in (torch.bool, torch.bool, torch.float64, torch.int64))
+        )
+    ]
+    for chunk, total in zip(
+        *(x.split(max(1, _CHUNK_VALUES // len(W_dec))) for x in (rows, to_explain)), strict=True
+    ):
         acts = dense_rows(latents, chunk)
         written = acts * along
         silent = (acts[:, main].abs() < SILENT).all(1)
@@ -223,7 +255,9 @@ def carried(
         full = silent & (total > 0) & (cosines[absorber] >= FULL_COSINE) & (most >= WRITTEN_SHARE * total)
 
         by_main = written[:, main].sum(1)
-        by_others = written.masked_fill(~partly, 0).clamp_min(0).topk(min(MAX_ABSORBERS, len(W_dec))).values.sum(1)
+        by_others = (
+            written.masked_fill(~partly, 0).clamp_min(0).topk(min(MAX_ABSORBERS, len(W_dec))).values.sum(1)
+        )
         taken = (total > 0) & (by_others >= WRITTEN_SHARE * total) & (by_main < total)
         part = by_others.minimum(total - by_main)
         fraction = torch.where(by_main <= 0, 1.0, part / (part + by_main).clamp_min(1e-30))
@@ -238,7 +272,9 @@ def dense_rows(latents: SparseLatents, rows: Tensor) -> Tensor:
     pairs = latents.offsets[rows].repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
     pairs -= (ends - sizes).repeat_interleave(sizes)
     dense = torch.zeros(len(rows), latents.d_sae, dtype=torch.float64)
-    dense[torch.arange(len(rows)).repeat_interleave(sizes), latents.indices[pairs]] = latents.values[pairs].double()
+    dense[torch.arange(len(rows)).repeat_interleave(sizes), latents.indices[pairs]] = latents.values[
+        pairs
+    ].double()
     return dense
 
 

@@ -1,6 +1,8 @@
-"""Texts that belong together, the side of the split each of them is on, and the folds in which a probe is chosen.
+"""Texts that belong together, the side of the split each of them is on, and the folds in which a probe is
+chosen.
 
-Two texts belong together when they are equal but for case and white space, or share a group, also by way of third ones.
+Two texts belong together when they are equal but for case and white space, or share a group, also by way of
+third ones.
 They are never on two sides: a probe that has seen a text in training is not tested on its copy.
 """
 
@@ -23,7 +25,8 @@ def clusters_of(documents: Tensor, groups: Sequence[Hashable] | None = None) -> 
     """int64[n], equal for texts that belong together: the smallest of their documents' ids.
 
     documents: int64[n], equal for equal texts
-    groups: of each text what it shares with others, such as its author, topic or entity; None where it has no group
+    groups: of each text what it shares with others, such as its author, topic or entity; None where it has no
+        group
     raises: ValueError for another number of groups than texts
     """
     names = documents.tolist()
@@ -52,8 +55,8 @@ def clusters_of(documents: Tensor, groups: Sequence[Hashable] | None = None) -> 
 def classes_of(labels: Sequence[Hashable], n_texts: int) -> tuple[list[Hashable], np.ndarray]:
     """The classes in order, and int64[n] of each text's class.
 
-    raises: ValueError for another number of labels than texts, one that is missing (None, nan) or no plain value, or a
-        single class
+    raises: ValueError for another number of labels than texts, one that is missing (None, nan) or no plain
+        value, or a single class
     """
     found = [label.item() if isinstance(label, np.generic | Tensor) else label for label in labels]
     if len(found) != n_texts:
@@ -82,14 +85,18 @@ def sides(
             n = len(np.unique(clusters.numpy()[here & (of_class == i)]))
             if n < LEAST_CLUSTERS:
                 raise ValueError(
-                    f"the {side} side expected at least {LEAST_CLUSTERS} unrelated texts of class {label!r}, got {n}; "
-                    f"all texts: {dict(Counter(classes[c] for c in of_class.tolist()))}. Give more texts, leave the class "
+                    f"the {side} side expected at least {LEAST_CLUSTERS} unrelated texts of class "
+                    f"{label!r}, got {n}; "
+                    f"all texts: {dict(Counter(classes[c] for c in of_class.tolist()))}. Give more texts, "
+                    "leave the class "
                     "out, or choose another split or seed"
                 )
     return np.flatnonzero(~tests), np.flatnonzero(tests)
 
 
-def folds_of(clusters: np.ndarray, positive: np.ndarray, n_folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def folds_of(
+    clusters: np.ndarray, positive: np.ndarray, n_folds: int, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
     """(fitted, held out) places for cross-validation, with clusters whole and classes spread evenly.
 
     A fold that lacks one of the two labels on either side is left out.
@@ -102,7 +109,9 @@ def folds_of(clusters: np.ndarray, positive: np.ndarray, n_folds: int, seed: int
     folds = list(folding.split(np.zeros(len(positive)), positive, clusters))
     usable = [fold for fold in folds if all(0 < positive[part].sum() < len(part) for part in fold)]
     if not usable:
-        raise ValueError("cross-validation expected both labels in several unrelated texts of the training side")
+        raise ValueError(
+            "cross-validation expected both labels in several unrelated texts of the training side"
+        )
     return usable
 
 

@@ -1,7 +1,8 @@
-"""One linear probe: what it sees of the features, chosen and scaled on the training side, and a logistic regression on it.
+"""One linear probe: what it sees of the features, chosen and scaled on the training side, and a logistic
+regression on it.
 
-Everything that is fitted (which latents, their scale, the regularisation, the weights) sees training texts only; inside
-cross-validation it is fitted anew in every fold.
+Everything that is fitted (which latents, their scale, the regularisation, the weights) sees training texts
+only; inside cross-validation it is fitted anew in every fold.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ _MOST_ITERATIONS = 1000
 class FittedProbe:
     """A probe for one class against the rest.
 
-    inverse_l2: C that cross-validation chose; converged: whether the last fit ended before its limit of iterations
+    inverse_l2: C that cross-validation chose; converged: whether the last fit ended before its limit of
+        iterations
     latents: those chosen, strongest first; none where all features are used
     """
 
@@ -58,8 +60,8 @@ def fit_probe(
 ) -> FittedProbe:
     """A logistic regression with an L2 penalty, C by the log loss on the folds' held-out texts.
 
-    The log loss, unlike AUROC, also tells penalties apart that leave the order of scores as it is, and decides well whether
-    log odds are above 0.
+    The log loss, unlike AUROC, also tells penalties apart that leave the order of scores as it is, and
+    decides well whether log odds are above 0.
 
     features: CSR or array [n d] of training texts; positive: bool[n]
     folds: of these texts; unused where inverse_l2 has one value
@@ -101,7 +103,8 @@ def _regression(seen: Any, positive: np.ndarray, inverse_l2: float, start: Any) 
 
 
 def all_columns(features: Any, positive: np.ndarray) -> tuple[Seen, tuple[int, ...]]:
-    """Every column over its standard deviation on the training texts; a CSR is not centred, and stays sparse."""
+    """Every column over its standard deviation on the training texts; a CSR is not centred, and stays
+    sparse."""
     from scipy.sparse import diags, issparse
 
     mean, deviation = _moments(features)
@@ -112,10 +115,11 @@ def all_columns(features: Any, positive: np.ndarray) -> tuple[Seen, tuple[int, .
 
 
 def strongest_latents(k: int, by: str) -> Preparation:
-    """The k latents whose means differ most between positive and other texts, each over its standard deviation.
+    """The k latents whose means differ most between positive and other texts, each over its standard
+    deviation.
 
-    by: "mean_difference" |mean₁ − mean₀| in the SAE's own scale, as SAEBench has it: latents of large activations are
-        favoured; "standardised" the same over the latent's standard deviation
+    by: "mean_difference" |mean₁ − mean₀| in the SAE's own scale, as SAEBench has it: latents of large
+        activations are favoured; "standardised" the same over the latent's standard deviation
     """
 
     def prepare(features: csr_matrix, positive: np.ndarray) -> tuple[Seen, tuple[int, ...]]:

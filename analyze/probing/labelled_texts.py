@@ -1,4 +1,5 @@
-"""Labelled texts from a file or the hub, for probes: which field holds the text, which the label, which the group."""
+"""Labelled texts from a file or the hub, for probes: which field holds the text, which the label, which the
+group."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 @dataclass(frozen=True, slots=True)
 class LabelledTexts:
-    """texts, labels and groups of the same length; groups is None where no field was named. n_left_out: other labels'."""
+    """texts, labels and groups of the same length; groups is None where no field was named. n_left_out: other
+    labels'."""
 
     texts: list[str]
     labels: list[Hashable]
@@ -40,7 +42,8 @@ def read_labelled(
 
     labels: as text, the labels to keep; none keeps all
     max_texts: of a longer set so many are drawn at random by seed, for files often come sorted by label
-    raises: FileNotFoundError for a missing file; ValueError for a field that is not there, or a label that no row has
+    raises: FileNotFoundError for a missing file; ValueError for a field that is not there, or a label that no
+        row has
     """
     kept, n_left_out, wanted = [], 0, set(labels)
     seen: Counter[str] = Counter()
@@ -48,7 +51,8 @@ def read_labelled(
         for field in filter(None, (text_field, label_field, group_field)):
             if field not in row:
                 raise ValueError(
-                    f"{name}, row {i}: no field {field!r}{nearest(field, row)}; its fields are {', '.join(map(str, row))}"
+                    f"{name}, row {i}: no field {field!r}{nearest(field, row)}; its fields are "
+                    f"{', '.join(map(str, row))}"
                 )
         seen[str(row[label_field])] += 1
         if wanted and str(row[label_field]) not in wanted:
@@ -56,7 +60,9 @@ def read_labelled(
             continue
         kept.append((row[text_field], row[label_field], row[group_field] if group_field else None))
     if missing := [label for label in labels if label not in seen]:
-        raise ValueError(f"{name} has no label {missing[0]!r}{nearest(missing[0], seen)}; it has {_shown(seen)}")
+        raise ValueError(
+            f"{name} has no label {missing[0]!r}{nearest(missing[0], seen)}; it has {_shown(seen)}"
+        )
     if max_texts is not None and len(kept) > max_texts:
         kept = random.Random(seed).sample(kept, max_texts)
     texts, of_texts, groups = ([row[i] for row in kept] for i in range(3))
@@ -72,7 +78,9 @@ def _rows(name: str, split: str) -> Iterable[Mapping[str, Any]]:
     kind = _FORMATS.get(suffixes[-1]) if suffixes else None
     if kind is None:
         if path.exists() or suffixes:
-            raise ValueError(f"{name} expected a file of {', '.join(_FORMATS)}, or a dataset of the hub, owner/name")
+            raise ValueError(
+                f"{name} expected a file of {', '.join(_FORMATS)}, or a dataset of the hub, owner/name"
+            )
         return load_dataset(name, split=split, streaming=True)
     if not path.is_file():
         raise FileNotFoundError(f"no file {name}")

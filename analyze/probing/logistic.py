@@ -13,14 +13,17 @@ from ..stats.document_split import Documents, Split, selecting_side
 
 
 def fit_logistic(inputs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Weights float64[d], in units of the inputs, and bias of a logistic regression on standardised inputs float[n d].
+    """Weights float64[d], in units of the inputs, and bias of a logistic regression on standardised inputs
+    float[n d].
 
     raises: ImportError without scikit-learn
     """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise ImportError("expected scikit-learn, which is not installed: pip install 'saelens_lite[probes]'") from error
+        raise ImportError(
+            "expected scikit-learn, which is not installed: pip install 'saelens_lite[probes]'"
+        ) from error
     rows = inputs.detach().cpu().double()
     mean, spread = rows.mean(0), rows.std(0, correction=0)
     spread = torch.where(spread > 0, spread, 1.0)
@@ -61,5 +64,7 @@ def testing_side(acts: Tensor, labels: Tensor, documents: Documents | None, spli
     tests = (split or Split()).tests(documents)
     ones = torch.as_tensor(labels).cpu().bool()[tests]
     if not ones.any() or ones.all():
-        raise ValueError(f"expected items of both labels on the test side, got {int(ones.sum())} of {len(ones)} with 1")
+        raise ValueError(
+            f"expected items of both labels on the test side, got {int(ones.sum())} of {len(ones)} with 1"
+        )
     return tests

@@ -1,7 +1,9 @@
-"""One row of features for each text: a model's activations and the latents of SAEs on them, pooled over the text's tokens.
+"""One row of features for each text: a model's activations and the latents of SAEs on them, pooled over the
+text's tokens.
 
-The rows go to any scikit-learn estimator; what is probed in probes.py is one use of them. A text stands in a context of its
-own, after a BOS where the tokenizer has one, as in a harvest. BOS, other special tokens and padding are never pooled.
+The rows go to any scikit-learn estimator; what is probed in probes.py is one use of them. A text stands in a
+context of its own, after a BOS where the tokenizer has one, as in a harvest. BOS, other special tokens and
+padding are never pooled.
 """
 
 from __future__ import annotations
@@ -70,11 +72,16 @@ class TextFeatures:
     def latents(self) -> csr_matrix:
         """CSR float32[n d_sae] of the only SAE. raises: ValueError where there are several, or none"""
         if len(self.by_name) != 1:
-            raise ValueError(f"latents expected one SAE, got {', '.join(self.by_name) or 'none'}: name one, features[name]")
+            raise ValueError(
+                f"latents expected one SAE, got {', '.join(self.by_name) or 'none'}: name one, features[name]"
+            )
         return next(iter(self.by_name.values()))
 
     def __repr__(self) -> str:
-        widths = [f"acts {list(self.acts.shape)}", *(f"{name} {list(found.shape)}" for name, found in self.by_name.items())]
+        widths = [
+            f"acts {list(self.acts.shape)}",
+            *(f"{name} {list(found.shape)}" for name, found in self.by_name.items()),
+        ]
         return f"TextFeatures of {len(self):,} texts at {self.hook_point}: {', '.join(widths)}"
 
 
@@ -90,21 +97,23 @@ def text_features(
     max_tokens: int | None = None,
     batch_size_texts: int = 32,
 ) -> TextFeatures:
-    """Pooled activations and latents of texts, from one forward pass, which ends at the hook point, for all SAEs.
+    """Pooled activations and latents of texts, from one forward pass, which ends at the hook point, for all
+    SAEs.
 
     saes: one, called "sae" then, or several by name, all at one hook point; None for activations alone
-    hook_point: by default where the SAEs were trained, and then they must be of this model; a name is the caller's word that
-        they read this place, and only widths are checked
+    hook_point: by default where the SAEs were trained, and then they must be of this model; a name is the
+        caller's word that they read this place, and only widths are checked
     pool: "mean" over the tokens (SAEBench), "max", or "last", the last token alone (sae-probes)
     acts_pool: of the activations; by default as the latents, and the mean where those take the maximum
-    max_tokens: tokens of a text, BOS included; what is behind them is not seen. None is the model's longest context, and
-        then a warning says how many texts are cut
-    raises: ValueError for no texts, one without tokens, other things than texts, SAEs of another model, hook point or
-        width, weights or activations that are not finite; ImportError without scipy, which comes with scikit-learn
+    max_tokens: tokens of a text, BOS included; what is behind them is not seen. None is the model's longest
+        context, and then a warning says how many texts are cut
+    raises: ValueError for no texts, one without tokens, other things than texts, SAEs of another model, hook
+        point or width, weights or activations that are not finite; ImportError without scipy, which comes
+        with scikit-learn
 
-    Texts of similar length share a batch. Sums in another order make features differ by about 1e-6 of their size between
-    batch sizes, and where two latents of a TopK are that close to each other either may be the one kept. With
-    batch_size_texts=1 no other text matters to any bit, on a CPU.
+    Texts of similar length share a batch. Sums in another order make features differ by about 1e-6 of their
+    size between batch sizes, and where two latents of a TopK are that close to each other either may be the
+    one kept. With batch_size_texts=1 no other text matters to any bit, on a CPU.
     """
     try:
         from scipy import sparse
@@ -160,7 +169,9 @@ def _name_of(model: nn.Module) -> str:
     return getattr(config, "name_or_path", "") or type(unwrap(model)).__name__
 
 
-def _common_hook_point(model: nn.Module, saes: Mapping[str, SparseAutoencoder], hook_point: str | None) -> str:
+def _common_hook_point(
+    model: nn.Module, saes: Mapping[str, SparseAutoencoder], hook_point: str | None
+) -> str:
     """Where all of them read this model. raises: ValueError naming both sides where they do not"""
     point = hook_point
     if point is None:
@@ -169,10 +180,13 @@ def _common_hook_point(model: nn.Module, saes: Mapping[str, SparseAutoencoder], 
         first, other = next(iter(saes.items()))
         for name, sae in saes.items():
             if not trained_at(sae):
-                raise ValueError(f"the SAE {name!r} does not say which activations it reads: pass hook_point=")
+                raise ValueError(
+                    f"the SAE {name!r} does not say which activations it reads: pass hook_point="
+                )
             if trained_at(sae) != trained_at(other):
                 raise ValueError(
-                    f"the SAE {name!r} was trained on {trained_at(sae)}, but {first!r} on {trained_at(other)}: these are "
+                    f"the SAE {name!r} was trained on {trained_at(sae)}, but {first!r} on "
+                    f"{trained_at(other)}: these are "
                     "features of one hook point; call once for each, or pass hook_point= to use both at one"
                 )
         point = trained_at(other)
@@ -190,9 +204,14 @@ def _checked_texts(texts: Iterable[str]) -> list[str]:
         raise ValueError("expected texts, got none")
     for i, text in enumerate(found):
         if not isinstance(text, str):
-            raise ValueError(f"texts expected strings, got {type(text).__name__} at place {i}: name the column of the texts")
+            raise ValueError(
+                f"texts expected strings, got {type(text).__name__} at place {i}: name the column of the "
+                "texts"
+            )
         if not text.strip():
-            raise ValueError(f"expected texts with words, got an empty one at place {i}: leave it and its label out")
+            raise ValueError(
+                f"expected texts with words, got an empty one at place {i}: leave it and its label out"
+            )
     # half of a surrogate pair, as cut JSON escapes leave it, is no character
     return [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in found]
 
@@ -200,7 +219,9 @@ def _checked_texts(texts: Iterable[str]) -> list[str]:
 def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """The ids of each text after a BOS; `verbose` would warn of texts longer than a context."""
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    encoded = tokenizer(list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
+    encoded = tokenizer(
+        list(texts), add_special_tokens=False, padding=False, truncation=False, verbose=False
+    )["input_ids"]
     return [bos + list(ids) for ids in encoded]
 
 
@@ -210,7 +231,9 @@ def _longest(model: nn.Module, max_tokens: int | None) -> int | None:
     if max_tokens is None:
         return limit
     if max_tokens < 2 or (limit is not None and max_tokens > limit):
-        raise ValueError(f"max_tokens expected 2 to {limit or '…'}, the positions of the model, got {max_tokens}")
+        raise ValueError(
+            f"max_tokens expected 2 to {limit or '…'}, the positions of the model, got {max_tokens}"
+        )
     return max_tokens
 
 
@@ -218,7 +241,8 @@ def _cut(ids: list[list[int]], longest: int | None, warn: bool) -> tuple[list[li
     n_truncated = 0 if longest is None else sum(len(one) > longest for one in ids)
     if n_truncated and warn:
         logger.warning(
-            "%d of %d texts are longer than the model's %d positions: what is behind them is not seen (max_tokens= says "
+            "%d of %d texts are longer than the model's %d positions: what is behind them is not seen "
+            "(max_tokens= says "
             "that this is meant)",
             n_truncated, len(ids), longest,
         )  # fmt: skip
@@ -227,7 +251,8 @@ def _cut(ids: list[list[int]], longest: int | None, warn: bool) -> tuple[list[li
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """What is pooled of some texts, text by text: rows float[n d_model], of_text int64[n], is_last bool[n]."""
+    """What is pooled of some texts, text by text: rows float[n d_model], of_text int64[n], is_last
+    bool[n]."""
 
     rows: Tensor
     of_text: Tensor
@@ -240,19 +265,29 @@ class _Batch:
 
 
 def _batch(
-    model: nn.Module, point: str, ids: Sequence[list[int]], special: Tensor, places: Sequence[int], texts: Sequence[str]
+    model: nn.Module,
+    point: str,
+    ids: Sequence[list[int]],
+    special: Tensor,
+    places: Sequence[int],
+    texts: Sequence[str],
 ) -> _Batch:
-    """One forward pass, and the rows of its tokens that are text. raises: ValueError naming a text that has none, or nan"""
+    """One forward pass, and the rows of its tokens that are text. raises: ValueError naming a text that has
+    none, or nan"""
     input_ids, attended = _padded(ids)
     kept = attended & ~torch.isin(input_ids, special)
     if not (filled := kept.any(1)).all():
         i = places[int((~filled).nonzero()[0])]
-        raise ValueError(f"expected texts with tokens, got {texts[i]!r} at place {i}: leave it and its label out")
+        raise ValueError(
+            f"expected texts with tokens, got {texts[i]!r} at place {i}: leave it and its label out"
+        )
     acts = run_to(model, [point], input_ids=input_ids, attention_mask=attended)[point]
     rows, of_text = acts[kept.to(acts.device)], kept.nonzero()[:, 0]
     if not rows.isfinite().all():
         i = places[int(of_text[(~rows.isfinite().all(1)).cpu()][0])]
-        raise ValueError(f"text {i} has activations with nan or infinity at {point}: load the model in float32")
+        raise ValueError(
+            f"text {i} has activations with nan or infinity at {point}: load the model in float32"
+        )
     is_last = torch.cat([of_text.diff() != 0, torch.tensor([True])])
     return _Batch(rows, of_text.to(acts.device), is_last.to(acts.device))
 
@@ -282,7 +317,8 @@ def _pooled(batch: _Batch, pool: str, n_texts: int) -> Tensor:
 
 
 def _pooled_latents(latents: SparseLatents, of_text: Tensor, pool: str, n_texts: int) -> csr_matrix:
-    """The same of latents on the CPU, as CSR float32[n_texts d_sae]; one that is silent on a token counts as 0 there."""
+    """The same of latents on the CPU, as CSR float32[n_texts d_sae]; one that is silent on a token counts as
+    0 there."""
     from scipy.sparse import csr_matrix
 
     fires = latents.values != 0

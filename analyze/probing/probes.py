@@ -1,8 +1,11 @@
-"""Sparse probing: how well few latents of an SAE tell labelled texts apart, beside the activations they were made of.
+"""Sparse probing: how well few latents of an SAE tell labelled texts apart, beside the activations they were
+made of.
 
-A latent chosen as the best of thousands looks good on the texts that chose it. Here latents, scales, regularisation and
-weights see training texts alone; the test texts are scored once. The probe of all activations and DiffMean are always in
-the table: SAE probes often lose to them (Kantamneni et al. 2025), and a table without them hides it. So is a probe of the
+A latent chosen as the best of thousands looks good on the texts that chose it. Here latents, scales,
+regularisation and weights see training texts alone; the test texts are scored once. The probe of all
+activations and DiffMean are always in
+the table: SAE probes often lose to them (Kantamneni et al. 2025), and a table without them hides it. So is a
+    probe of the
 number of tokens: where one class has longer texts, anything that adds up over tokens knows it.
 """
 
@@ -22,14 +25,24 @@ from ..stats.bootstrap import Interval, bootstrap_statistic
 from ..stats.document_split import Split
 from ..stats.ranks import weighted_auroc
 from .clusters import classes_of, clusters_of, folds_of, sides
-from .fit import INVERSE_L2, SELECTIONS, FittedProbe, Preparation, all_columns, fit_probe, mean_direction, strongest_latents
+from .fit import (
+    INVERSE_L2,
+    SELECTIONS,
+    FittedProbe,
+    Preparation,
+    all_columns,
+    fit_probe,
+    mean_direction,
+    strongest_latents,
+)
 from .pooling import TextFeatures
 from .report import ACTS, DIFF_MEAN, LENGTH, ProbeReport, ProbeRow
 
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """of_class: int64[n], the class of each text; clusters: int64[n], equal for texts that belong together."""
+    """of_class: int64[n], the class of each text; clusters: int64[n], equal for texts that belong
+    together."""
 
     of_class: np.ndarray
     classes: list[Hashable]
@@ -44,7 +57,8 @@ class _Task:
         return [1] if len(self.classes) == 2 else list(range(len(self.classes)))
 
     def aurocs(self, scores: np.ndarray, of_class: np.ndarray, weights: Tensor | None = None) -> Tensor:
-        """float64[r], the mean over classes for each row of weights float64[r n], or for 1 each; scores: float64[n m]."""
+        """float64[r], the mean over classes for each row of weights float64[r n], or for 1 each; scores:
+        float64[n m]."""
         weights = torch.ones(1, len(of_class), dtype=torch.float64) if weights is None else weights
         each = [weighted_auroc(scores[:, j], of_class == i, weights) for j, i in enumerate(self.probed)]
         return torch.stack(each).mean(0)
@@ -84,23 +98,28 @@ def sparse_probes(
     n_resamples: int = 2000,
     confidence: float = 0.95,
 ) -> ProbeReport:
-    """Probes of k latents and of all latents of each SAE, of activations, DiffMean and text length, on texts kept apart.
+    """Probes of k latents and of all latents of each SAE, of activations, DiffMean and text length, on texts
+    kept apart.
 
     features: as `text_features` makes them
-    labels: the class of each text, str, int or bool; of two classes the last in order is the positive one, of more each is
-        probed against the rest
-    groups: of each text what it shares with others (its author, entity, source); related texts, and texts equal but for case
-        and white space, are on one side of the split, in one fold, and drawn together for intervals
+    labels: the class of each text, str, int or bool; of two classes the last in order is the positive one, of
+        more each is probed against the rest
+    groups: of each text what it shares with others (its author, entity, source); related texts, and texts
+        equal but for case and white space, are on one side of the split, in one fold, and drawn together for
+        intervals
     k: numbers of latents; select_by: "mean_difference" or "standardised", see `probefit.strongest_latents`
-    split: the sides, by default a test share of 0.3; n_splits: repeat with further seeds, for the noise of the split
+    split: the sides, by default a test share of 0.3; n_splits: repeat with further seeds, for the noise of
+        the split
     inverse_l2: C among which cross-validation in n_folds of the training texts chooses
-    n_shuffles: repetitions of the control with shuffled labels, at the C found with the true ones; 0 leaves it out
+    n_shuffles: repetitions of the control with shuffled labels, at the C found with the true ones; 0 leaves
+        it out
     n_resamples, confidence: of the intervals
-    raises: ValueError for arguments that do not fit each other, or too few texts of a class on a side; ImportError without
-        scikit-learn
-    Who takes the best of several settings (pool, hook point, SAE) by these numbers has chosen on the test texts: another
-    split's seed, or other texts, say what the choice is worth.
-    source: Gurnee et al. 2023, arXiv:2305.01610; SAEBench, arXiv:2503.09532; Kantamneni et al. 2025, arXiv:2502.16681
+    raises: ValueError for arguments that do not fit each other, or too few texts of a class on a side;
+        ImportError without scikit-learn
+    Who takes the best of several settings (pool, hook point, SAE) by these numbers has chosen on the test
+    texts: another split's seed, or other texts, say what the choice is worth.
+    source: Gurnee et al. 2023, arXiv:2305.01610; SAEBench, arXiv:2503.09532; Kantamneni et al. 2025,
+        arXiv:2502.16681
     """
     try:
         import sklearn.linear_model  # noqa: F401
@@ -109,9 +128,13 @@ def sparse_probes(
             "sparse_probes expected scikit-learn, which is not installed: pip install 'saelens_lite[probes]'"
         ) from error
     if select_by not in SELECTIONS:
-        raise ValueError(f"select_by expected one of {SELECTIONS}, got {select_by!r}{nearest(str(select_by), SELECTIONS)}")
+        raise ValueError(
+            f"select_by expected one of {SELECTIONS}, got {select_by!r}{nearest(str(select_by), SELECTIONS)}"
+        )
     if n_splits < 1 or n_folds < 2 or n_shuffles < 0:
-        raise ValueError(f"expected n_splits ≥ 1, n_folds ≥ 2, n_shuffles ≥ 0, got {n_splits}, {n_folds}, {n_shuffles}")
+        raise ValueError(
+            f"expected n_splits ≥ 1, n_folds ≥ 2, n_shuffles ≥ 0, got {n_splits}, {n_folds}, {n_shuffles}"
+        )
     if not inverse_l2 or min(inverse_l2) <= 0:
         raise ValueError(f"inverse_l2 expected positive numbers, got {tuple(inverse_l2)}")
     split = split or Split(test_fraction=0.3)
@@ -185,7 +208,9 @@ def _contestants(features: TextFeatures, k: Sequence[int], select_by: str) -> li
         for number in k:
             if not 1 <= number <= latents.shape[1]:
                 raise ValueError(f"k expected 1 to {latents.shape[1]}, the latents of {name!r}, got {number}")
-            found.append(_Contestant(f"{name} k={number}", latents, strongest_latents(number, select_by), name, number))
+            found.append(
+                _Contestant(f"{name} k={number}", latents, strongest_latents(number, select_by), name, number)
+            )
         found.append(_Contestant(f"{name} all {latents.shape[1]:,}", latents, all_columns, name))
     return found
 
@@ -197,7 +222,10 @@ def _fit_all(
     train, test = task.sides(split)
     of_train = task.clusters.numpy()[train]
     targets = [task.of_class[train] == i for i in task.probed]
-    folds = [folds_of(of_train, positive, n_folds, split.seed) if len(inverse_l2) > 1 else [] for positive in targets]
+    folds = [
+        folds_of(of_train, positive, n_folds, split.seed) if len(inverse_l2) > 1 else []
+        for positive in targets
+    ]
     found = []
     for contestant in contestants:
         inside, outside = contestant.features[train], contestant.features[test]
@@ -218,7 +246,9 @@ def _intervals(
         each = torch.stack([task.aurocs(one.scores, task.of_class[test], weights) for one in fitted], dim=1)
         return torch.cat([each, each - each[:, :1]], dim=1)
 
-    return bootstrap_statistic(statistic, task.clusters[test], n_resamples=n_resamples, confidence=confidence, seed=seed)
+    return bootstrap_statistic(
+        statistic, task.clusters[test], n_resamples=n_resamples, confidence=confidence, seed=seed
+    )
 
 
 def _decisions(scores: np.ndarray, of_class: np.ndarray, task: _Task) -> tuple[float, float]:
@@ -234,13 +264,16 @@ def _decisions(scores: np.ndarray, of_class: np.ndarray, task: _Task) -> tuple[f
 def _over_splits(runs: Sequence[Sequence[_Fitted]], task: _Task, splits: Sequence[Split]) -> np.ndarray:
     """AUROC float64[n_splits n_contestants] on each split's own test texts."""
     tests = [task.sides(split)[1] for split in splits]
-    return np.array([[float(task.aurocs(one.scores, task.of_class[t])) for one in run] for run, t in zip(runs, tests)])
+    return np.array(
+        [[float(task.aurocs(one.scores, task.of_class[t])) for one in run] for run, t in zip(runs, tests)]
+    )
 
 
 def _shuffled(
     contestants: Sequence[_Contestant], fitted: Sequence[_Fitted], task: _Task, split: Split, n_shuffles: int
 ) -> np.ndarray:
-    """Mean AUROC of every probe with the labels of either side shuffled, at the C that the true labels gave."""
+    """Mean AUROC of every probe with the labels of either side shuffled, at the C that the true labels
+    gave."""
     train, test = task.sides(split)
     found = np.zeros((n_shuffles, len(contestants)))
     for repeat in range(n_shuffles):
@@ -250,7 +283,9 @@ def _shuffled(
         for column, (contestant, true) in enumerate(zip(contestants, fitted)):
             inside, outside = contestant.features[train], contestant.features[test]
             scores = [
-                fit_probe(inside, drawn[train] == i, contestant.prepare, [], [probe.inverse_l2]).scores(outside)
+                fit_probe(inside, drawn[train] == i, contestant.prepare, [], [probe.inverse_l2]).scores(
+                    outside
+                )
                 for i, probe in zip(task.probed, true.probes)
             ]
             found[repeat, column] = float(task.aurocs(np.stack(scores, axis=1), drawn[test]))

@@ -1,4 +1,5 @@
-"""What probes found: a row for each, with its interval and its distance from the probe of the activations themselves."""
+"""What probes found: a row for each, with its interval and its distance from the probe of the activations
+themselves."""
 
 from __future__ import annotations
 
@@ -10,27 +11,37 @@ from saelens_lite.text_table import aligned
 ACTS, DIFF_MEAN, LENGTH = "activations", "DiffMean of activations", "text length"
 
 DEFINITIONS = {
-    "auroc": "area under the ROC curve on the test texts; of several classes the mean over classes, each against the rest",
-    "auroc_low": "lower end of the interval, from drawing clusters of test texts again; the fitted probe stays as it is",
+    "auroc": "area under the ROC curve on the test texts; of several classes the mean over classes, each "
+    "against the rest",
+    "auroc_low": "lower end of the interval, from drawing clusters of test texts again; the fitted probe "
+    "stays as it is",
     "auroc_high": "upper end",
     "less_acts": "auroc less that of the probe of all activations, on the same texts",
     "less_acts_low": "lower end of its interval, from the same draws",
     "less_acts_high": "upper end",
-    "f1": "F1 on the test texts where log odds above 0 say the class; of several classes the mean over classes",
-    "accuracy": "share of test texts given their class: by log odds above 0, of several classes by the highest",
-    "shuffled": "mean auroc of the same probe where the labels of either side were shuffled before anything was fitted: "
-    "0.5 unless labels of test texts reach the fit; copies of texts, whose labels are shuffled apart, do not show",
-    "inverse_l2": "C of the logistic regression, by cross-validation within the training texts; one for each class",
+    "f1": "F1 on the test texts where log odds above 0 say the class; of several classes the mean over "
+    "classes",
+    "accuracy": "share of test texts given their class: by log odds above 0, of several classes by the "
+    "highest",
+    "shuffled": "mean auroc of the same probe where the labels of either side were shuffled before anything "
+    "was fitted: "
+    "0.5 unless labels of test texts reach the fit; copies of texts, whose labels are shuffled apart, do "
+    "not show",
+    "inverse_l2": "C of the logistic regression, by cross-validation within the training texts; one for "
+    "each class",
     "converged": "whether every regression ended before its limit of iterations",
-    "latents": "those the probe sees, strongest first; one list for each class; empty where it sees all features",
+    "latents": "those the probe sees, strongest first; one list for each class; empty where it sees all "
+    "features",
     "splits_mean": "mean auroc over splits of other seeds, this one included",
-    "splits_sd": "standard deviation of auroc over these splits: the noise of which texts train and which test",
+    "splits_sd": "standard deviation of auroc over these splits: the noise of which texts train and which "
+    "test",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeRow:
-    """One probe; the numbers are as in DEFINITIONS. sae, k: None for a probe of the activations, or of all latents."""
+    """One probe; the numbers are as in DEFINITIONS. sae, k: None for a probe of the activations, or of all
+    latents."""
 
     name: str
     sae: str | None
@@ -125,9 +136,11 @@ class ProbeReport:
         if self.acts_pool != self.pool:
             pooled = f"latents: {pooled}, activations: {self.acts_pool}"
         text = [
-            f"{self.hook_point} of {self.model_name}, {pooled}; latents by |{self.selection.replace('_', ' ')}| in training",
+            f"{self.hook_point} of {self.model_name}, {pooled}; latents by "
+            f"|{self.selection.replace('_', ' ')}| in training",
             f"tested on {what}, trained on {sum(self.n_train):,} texts{copies}{cut}",
-            f"intervals draw the {self.n_clusters[1]:,} unrelated test texts, or groups of related ones, again",
+            f"intervals draw the {self.n_clusters[1]:,} unrelated test texts, or groups of related ones, "
+            "again",
         ]
         rivals = [row for row in self.rows if row.sae is not None]
         if rivals:
@@ -135,7 +148,8 @@ class ProbeReport:
             surely = sum(row.less_acts_high < 0 for row in rivals)
             more = sum(row.less_acts_low > 0 for row in rivals)
             text.append(
-                f"of {len(rivals)} probes of latents {less} below that of the {ACTS}, {surely} of them with the whole "
+                f"of {len(rivals)} probes of latents {less} below that of the {ACTS}, {surely} of them with "
+                "the whole "
                 f"interval; {more} above with the whole interval"
             )
         if slow := [row.name for row in self.rows if not row.converged]:

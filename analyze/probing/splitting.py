@@ -1,17 +1,18 @@
 """Feature splitting: how many latents it takes to say one thing, by probes on few latents of an SAE.
 
-A probe on k latents is a logistic regression on their activations. Latents are added one by one, and each that raises the
-probe's F1 by F1_RISE or more counts as a part of what the label names; the first that does not ends the search. One latent
-is a feature in one piece, several are one that the SAE has split.
+A probe on k latents is a logistic regression on their activations. Latents are added one by one, and each
+that raises the probe's F1 by F1_RISE or more counts as a part of what the label names; the first that does
+not ends the search. One latent is a feature in one piece, several are one that the SAE has split.
 
-The next latent is the one whose activations point most along what the probe so far leaves unexplained, the label less its
-probability: Σ_i (label_i − p_i) · z_i / ‖z‖, the gradient by its weight in units of its length (logistic matching pursuit).
-Only latents that speak for the label are added. Latents are ranked and weighted on one side of a split; F1, and with it
-where the search ends, is of the other.
+The next latent is the one whose activations point most along what the probe so far leaves unexplained, the
+label less its
+probability: Σ_i (label_i − p_i) · z_i / ‖z‖, the gradient by its weight in units of its length (logistic
+matching pursuit). Only latents that speak for the label are added. Latents are ranked and weighted on one
+side of a split; F1, and with it where the search ends, is of the other.
 
-source: "A is for Absorption", arXiv:2409.14507, and SAEBench, where the k latents are those of largest weight in one probe
-    on all latents under an L1 penalty. A child's latent that has taken its parent's place on more than about 3 % of the
-    parent's tokens counts as a part here, as it does there.
+source: "A is for Absorption", arXiv:2409.14507, and SAEBench, where the k latents are those of largest weight
+    in one probe on all latents under an L1 penalty. A child's latent that has taken its parent's place on
+    more than about 3 % of the parent's tokens counts as a part here, as it does there.
 """
 
 from __future__ import annotations
@@ -35,9 +36,10 @@ MAX_LATENTS = 10
 class Splitting:
     """The latents that say one thing.
 
-    latents: those that count, in the order in which they were added; none where no latent speaks for the label
-    f1: of the probe on the first latent, the first two, …, on the test side; with that of the one that no longer counts, if
-        one was tried
+    latents: those that count, in the order in which they were added; none where no latent speaks for the
+        label
+    f1: of the probe on the first latent, the first two, …, on the test side; with that of the one that no
+        longer counts, if one was tried
     """
 
     latents: tuple[int, ...]
@@ -66,10 +68,11 @@ def feature_splitting(
     """In how many latents an SAE has what a label names; see the top of analyze/splitting.py.
 
     acts: float[n_items d_model]; labels: bool[n_items]
-    documents: of each item; those of the test side of `split`, by default Split(), give F1. None: every item is its own
+    documents: of each item; those of the test side of `split`, by default Split(), give F1. None: every item
+        is its own
     max_latents: at most so many are tried; f1_rise: the least by which one that counts raises F1
-    raises: ValueError for arguments that do not fit each other, or a side without both labels; ImportError without
-        scikit-learn
+    raises: ValueError for arguments that do not fit each other, or a side without both labels; ImportError
+        without scikit-learn
     """
     tests = testing_side(acts, labels, documents, split)
     labels = torch.as_tensor(labels).cpu().bool()
@@ -87,9 +90,12 @@ def splits(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> Splitting:
-    """The same of latents on the CPU; labels: bool[n] of either side; allowed: bool[d_sae], latents to choose from."""
+    """The same of latents on the CPU; labels: bool[n] of either side; allowed: bool[d_sae], latents to choose
+    from."""
     if max_latents < 1 or not f1_rise > 0:
-        raise ValueError(f"expected max_latents of 1 or more and f1_rise above 0, got {max_latents} and {f1_rise}")
+        raise ValueError(
+            f"expected max_latents of 1 or more and f1_rise above 0, got {max_latents} and {f1_rise}"
+        )
     rows, indices, values = selecting.row_ids(), selecting.indices, selecting.values.double()
     lengths = torch.zeros(selecting.d_sae, dtype=torch.float64).index_add_(0, indices, values**2).sqrt()
     ones = selecting_labels.double()

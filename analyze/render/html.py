@@ -1,4 +1,5 @@
-"""What makes an HTML file of ours inert: text that is never markup, a policy that allows its own style and script only."""
+"""What makes an HTML file of ours inert: text that is never markup, a policy that allows its own style and
+script only."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def style(name: str) -> str:
 
 
 def policy(style: str, script: str | None = None) -> str:
-    """The content security policy of a page with this style and script: no network, nothing else that runs."""
+    """The content security policy of a page with this style and script: no network, nothing else that
+    runs."""
     allowed = f"style-src {_source(style)}"
     if script is not None:
         allowed = f"script-src {_source(script)}; {allowed}"

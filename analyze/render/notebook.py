@@ -1,6 +1,8 @@
-"""What a notebook shows of an index, or of one latent: HTML without script or style sheet, every word escaped.
+"""What a notebook shows of an index, or of one latent: HTML without script or style sheet, every word
+escaped.
 
-So it survives notebooks that are not trusted, previews and exports; colours are such that a dark notebook can show them.
+So it survives notebooks that are not trusted, previews and exports; colours are such that a dark notebook can
+show them.
 """
 
 from __future__ import annotations
@@ -50,12 +52,18 @@ def index_html(index: FeatureIndex) -> str:
 
 
 def latent_html(view: IndexedLatent) -> str:
-    """Numbers, strongest firings, quantile intervals with examples, rows without it, neighbours, logit lens."""
+    """Numbers, strongest firings, quantile intervals with examples, rows without it, neighbours, logit
+    lens."""
     low, high = rate_interval(view.n_fired, view.n_tokens)
     star = "★ " if view.label is not None and view.label.starred else ""
-    label = f" – <i>{star}{escaped(view.label.label)}</i> {escaped(view.label.notes)}" if view.label is not None else ""
+    label = (
+        f" – <i>{star}{escaped(view.label.label)}</i> {escaped(view.label.notes)}"
+        if view.label is not None
+        else ""
+    )
     facts = [
-        f"fires on {view.n_fired:,} of {view.n_tokens:,} tokens, {view.density:.3%} ({low:.2%} to {high:.2%}, 95 %, "
+        f"fires on {view.n_fired:,} of {view.n_tokens:,} tokens, {view.density:.3%} ({low:.2%} to "
+        f"{high:.2%}, 95 %, "
         "tokens taken as independent)"
     ]
     if view.firings:
@@ -64,7 +72,8 @@ def latent_html(view: IndexedLatent) -> str:
         facts.append(f"token entropy {view.token_entropy:.2f} nats")
     if not math.isnan(view.token_share):
         facts.append(
-            f"{_tokens([view.common_token])} has {view.token_share:.0%} of its firings{', unigram' if view.unigram else ''}"
+            f"{_tokens([view.common_token])} has {view.token_share:.0%} of its "
+            f"firings{', unigram' if view.unigram else ''}"
         )
     if not math.isnan(view.output_score):
         facts.append(f"output score {view.output_score:.3g}")
@@ -72,7 +81,8 @@ def latent_html(view: IndexedLatent) -> str:
     if view.histogram:
         ends = f"{view.histogram[0][0]:.3g} to {view.histogram[-1][1]:.3g}"
         parts.append(
-            f"<p>{_sparkline([n for *_, n in view.histogram])} <span style='{_SOFT}'>activations {ends}, log axes</span></p>"
+            f"<p>{_sparkline([n for *_, n in view.histogram])} <span style='{_SOFT}'>activations {ends}, "
+            "log axes</span></p>"
         )
     firings = [[f"{one.value:.4g}", _text(one.context)] for one in view.firings[:SHOWN_FIRINGS]]
     parts.append(_table(["activation", "strongest firings"], firings))
@@ -86,7 +96,10 @@ def latent_html(view: IndexedLatent) -> str:
             rows.append([share, f"{interval.low:.3g} to {interval.high:.3g}", texts])
         parts.append(_folded("Firings by quantile", _table(["quantiles", "activation", "a sample"], rows)))
     if view.contrast:
-        silent = _table(["random tokens on which it does not fire"], [[_text(context, False)] for context in view.contrast])
+        silent = _table(
+            ["random tokens on which it does not fire"],
+            [[_text(context, False)] for context in view.contrast],
+        )
         parts.append(_folded("Where it is silent", silent))
     near = [
         (name, pairs)
@@ -98,9 +111,14 @@ def latent_html(view: IndexedLatent) -> str:
             [name, ", ".join(f"{latent} <span style='{_SOFT}'>{score:.2f}</span>" for latent, score in pairs)]
             for name, pairs in near
         ]
-        parts.append(_folded("Neighbours", _table(["by", "latents; Jaccard and PMI over a sample of tokens"], rows)))
+        parts.append(
+            _folded("Neighbours", _table(["by", "latents; Jaccard and PMI over a sample of tokens"], rows))
+        )
     if view.promoted:
-        rows = [["raises", _tokens([t for t, _ in view.promoted])], ["lowers", _tokens([t for t, _ in view.demoted])]]
+        rows = [
+            ["raises", _tokens([t for t, _ in view.promoted])],
+            ["lowers", _tokens([t for t, _ in view.demoted])],
+        ]
         parts.append(_table(["logit lens", ""], rows))
     return "".join(parts)
 
@@ -138,7 +156,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """cells: markup"""
     top = "".join(f"<th style='text-align:left'>{name}</th>" for name in head)
     lines = "".join(
-        "<tr>" + "".join(f"<td style='text-align:left;vertical-align:top'>{cell}</td>" for cell in row) + "</tr>"
+        "<tr>"
+        + "".join(f"<td style='text-align:left;vertical-align:top'>{cell}</td>" for cell in row)
+        + "</tr>"
         for row in rows
     )
     return f"<table><tr>{top}</tr>{lines}</table>"

@@ -1,4 +1,5 @@
-"""What reports are made of: a document that runs nothing, sections, figures, tables. All words are escaped here."""
+"""What reports are made of: a document that runs nothing, sections, figures, tables. All words are escaped
+here."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ def document(title: str, sections: Sequence[str], problems: Sequence[str]) -> st
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escaped(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n"
         f"<h1>{escaped(title)}</h1>\n{notes}\n{''.join(sections)}\n"
-        f"<footer><p>Made by saelens_lite; this file needs no network and runs no script.</p></footer>\n</body>\n</html>\n"
+        "<footer><p>Made by saelens_lite; this file needs no network and runs no "
+        "script.</p></footer>\n</body>\n</html>\n"
     )
 
 
@@ -41,7 +43,8 @@ def figure(title: str, definition: str, plot: str, legend: str) -> str:
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[Any]], legend: Sequence[str]) -> str:
-    """A table that scrolls where it is too wide; legend: markup that stands before the first cell of each row."""
+    """A table that scrolls where it is too wide; legend: markup that stands before the first cell of each
+    row."""
     columns = [[row[i] for row in rows] for i in range(len(head))]
     words = [' class="word"' if any(isinstance(value, str) for value in column) else "" for column in columns]
     cells = "".join(f'<th scope="col"{word}>{escaped(name)}</th>' for name, word in zip(head, words))
@@ -55,7 +58,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]], legend: Sequence[s
 
 def folded(summary: str, pairs: Mapping[str, Any]) -> str:
     """Names and what is to say of each, to unfold; nothing without any."""
-    listed = "".join(f"<dt>{escaped(name)}</dt><dd>{escaped(text(value))}</dd>" for name, value in pairs.items())
+    listed = "".join(
+        f"<dt>{escaped(name)}</dt><dd>{escaped(text(value))}</dd>" for name, value in pairs.items()
+    )
     return f"<details><summary>{escaped(summary)}</summary><dl>{listed}</dl></details>" if listed else ""
 
 

@@ -1,7 +1,9 @@
-"""Plots as plain SVG: curves, points and histograms with axes, a title and a description for who cannot see them.
+"""Plots as plain SVG: curves, points and histograms with axes, a title and a description for who cannot see
+them.
 
-Nothing runs and nothing is loaded. Colours, line styles and the page's dark form are in report.css, by class: series i has
-class `s<i>`, one of 30 pairs of 6 colours that the colour-blind tell apart and 5 line styles (or marks).
+Nothing runs and nothing is loaded. Colours, line styles and the page's dark form are in report.css, by class:
+series i has class `s<i>`, one of 30 pairs of 6 colours that the colour-blind tell apart and 5 line styles (or
+marks).
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What stands along an edge of a plot, and whether in powers of ten. log: for positive numbers; others are left out"""
+    """What stands along an edge of a plot, and whether in powers of ten. log: for positive numbers; others
+    are left out"""
 
     label: str
     log: bool = False
@@ -76,9 +79,11 @@ def swatch(style: int, mark: bool = False) -> str:
 
 
 def thinned(points: Sequence[Point], limit: int) -> list[Point]:
-    """At most `limit` of the points: the first, last, lowest and highest of each of limit / 4 equal stretches.
+    """At most `limit` of the points: the first, last, lowest and highest of each of limit / 4 equal
+    stretches.
 
-    So the extremes of a curve stay where they are. A gap between two that stay is one point more, whose y is None.
+    So the extremes of a curve stay where they are. A gap between two that stay is one point more, whose y is
+    None.
     """
     finite = [i for i, (_, y) in enumerate(points) if y is not None]
     kept = finite
@@ -113,15 +118,19 @@ def log_ticks(low: float, high: float) -> list[float]:
     for factors in ((1,), (1, 2, 5)):
         every = max(1, len(decades) // 8) if factors == (1,) else 1
         places = [(decade + math.log10(factor), decade, factor) for decade in decades for factor in factors]
-        ticks = [factor * 10.0**decade for at, decade, factor in places if decade % every == 0 and low <= at <= high]
+        ticks = [
+            factor * 10.0**decade
+            for at, decade, factor in places
+            if decade % every == 0 and low <= at <= high
+        ]
         if len(ticks) >= 3:
             return ticks
     return linear_ticks(10.0**low, 10.0**high)
 
 
 class _Frame:
-    """Where numbers stand in the picture. points: all that will be drawn, for the ranges of the axes, in powers of ten on
-    logarithmic ones"""
+    """Where numbers stand in the picture. points: all that will be drawn, for the ranges of the axes, in
+    powers of ten on logarithmic ones"""
 
     def __init__(self, x: Axis, y: Axis, points: Sequence[Point]) -> None:
         self.x, self.y = x, y
@@ -134,7 +143,10 @@ class _Frame:
         return self._place(_share(_scaled(x, self.x), self.x_range), _share(_scaled(y, self.y), self.y_range))
 
     def _place(self, right: float, up: float) -> tuple[str, str]:
-        return f"{LEFT + right * (WIDTH - LEFT - RIGHT):.1f}", f"{HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM):.1f}"
+        return (
+            f"{LEFT + right * (WIDTH - LEFT - RIGHT):.1f}",
+            f"{HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM):.1f}",
+        )
 
     def line(self, one: Series) -> str:
         segments: list[list[tuple[str, str]]] = [[]]
@@ -168,15 +180,19 @@ class _Frame:
             x = self._place(_share(_scaled(tick, self.x), self.x_range), 0)[0]
             parts.append(f'<path class="grid" d="M{x} {TOP}V{bottom}"/>')
             parts.append(f'<text class="x" x="{x}" y="{bottom + 16}">{short(tick)}</text>')
-        parts.append(f'<text class="x" x="{(LEFT + right) / 2}" y="{HEIGHT - 7}">{escaped(self.x.label)}</text>')
         parts.append(
-            f'<text class="x" x="13" y="{middle}" transform="rotate(-90 13 {middle})">{escaped(self.y.label)}</text>'
+            f'<text class="x" x="{(LEFT + right) / 2}" y="{HEIGHT - 7}">{escaped(self.x.label)}</text>'
+        )
+        parts.append(
+            f'<text class="x" x="13" y="{middle}" transform="rotate(-90 13 '
+            f'{middle})">{escaped(self.y.label)}</text>'
         )
         return "".join(parts)
 
 
 def _on_axis(points: Sequence[Point], y: Axis) -> list[Point]:
-    """The points with a gap for each that has no place: not finite (or beyond 1e±300), or not positive where y is log."""
+    """The points with a gap for each that has no place: not finite (or beyond 1e±300), or not positive where
+    y is log."""
 
     def has_place(value: float | None) -> bool:
         return value is not None and abs(value) <= 1e300 and (value >= 1e-300 or not y.log)
@@ -222,7 +238,8 @@ def _class(style: int) -> str:
 def _svg(name: str, title: str, description: str, parts: Sequence[str]) -> str:
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-desc">'
-        f'<title id="{name}-title">{escaped(title)}</title><desc id="{name}-desc">{escaped(description)}</desc>'
+        f'<title id="{name}-title">{escaped(title)}</title><desc '
+        f'id="{name}-desc">{escaped(description)}</desc>'
         f"{''.join(parts)}</svg>"
     )
 

@@ -1,7 +1,7 @@
 """How sure a number is: cluster-bootstrap intervals, rank p against controls, corrections for many tests.
 
-Tokens of one text, and questions about one entity, are not independent: what is drawn again is the cluster. What a
-control shows is a rank among controls, (1 + #≥) / (n + 1), which cannot be zero.
+Tokens of one text, and questions about one entity, are not independent: what is drawn again is the cluster.
+What a control shows is a rank among controls, (1 + #≥) / (n + 1), which cannot be zero.
 """
 
 from __future__ import annotations
@@ -56,23 +56,30 @@ def cluster_bootstrap(
 ) -> Interval:
     """The mean of values over items, with an interval from drawing whole clusters again, with replacement.
 
-    values: float[n_items] or float[n_items m]; columns are drawn together, so that their differences keep their pairing
-    clusters: int64[n_items], equal for items that belong together (a text, an entity, a prompt); None: each its own
-    returns: Interval; the mean is over items, so larger clusters count more, and a resample divides by its own size
+    values: float[n_items] or float[n_items m]; columns are drawn together, so that their differences keep
+        their pairing
+    clusters: int64[n_items], equal for items that belong together (a text, an entity, a prompt); None: each
+        its own
+    returns: Interval; the mean is over items, so larger clusters count more, and a resample divides by its
+        own size
     raises: ValueError for values that are not finite, clusters of another length, or fewer than 2 clusters
-    source: expanded percentile interval of Hesterberg 2015, arXiv:1411.5279: quantiles are moved outwards so that the
-        width is that of a t interval, for a percentile interval is too narrow by √((n-1)/n) and by z/t.
+    source: expanded percentile interval of Hesterberg 2015, arXiv:1411.5279: quantiles are moved outwards so
+        that the width is that of a t interval, for a percentile interval is too narrow by √((n-1)/n) and by
+        z/t.
 
-    Coverage of 95 % intervals in 2,000 simulations of clusters of 1 to 5 items (`tests/analyze/test_statistics.py`), in
-    per cent, for values normal, exponential, and 0 or 1 with a rate for each cluster: of 20 clusters 94.2, 92.8, 95.6;
-    of 100 95.1, 94.2, 94.8; of 200 95.1, 93.8, 94.7. Fewer clusters of skewed values cover less.
+    Coverage of 95 % intervals in 2,000 simulations of clusters of 1 to 5 items
+    (`tests/analyze/test_statistics.py`), in
+    per cent, for values normal, exponential, and 0 or 1 with a rate for each cluster: of 20 clusters 94.2,
+    92.8, 95.6; of 100 95.1, 94.2, 94.8; of 200 95.1, 93.8, 94.7. Fewer clusters of skewed values cover less.
     """
     values = torch.as_tensor(values)
     if not values.numel():
         raise ValueError(f"cluster_bootstrap expected values of at least 2 items, got {list(values.shape)}")
     table = values.detach().cpu().double().reshape(len(values), -1)
     if not table.isfinite().all():
-        raise ValueError("cluster_bootstrap expected finite values, got nan or infinity; leave those items out and say so")
+        raise ValueError(
+            "cluster_bootstrap expected finite values, got nan or infinity; leave those items out and say so"
+        )
     cluster, n = _numbered(clusters, len(table), confidence)
     sums = table.new_zeros(n, table.shape[1]).index_add_(0, cluster, table)
     sizes = torch.bincount(cluster, minlength=n).double()
@@ -92,18 +99,21 @@ def bootstrap_statistic(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Any statistic of weighted items, with an interval from drawing whole clusters again, as `cluster_bootstrap` does.
+    """Any statistic of weighted items, with an interval from drawing whole clusters again, as
+    `cluster_bootstrap` does.
 
-    statistic: from weights float64[r n_items], of each draw how often an item's cluster was drawn, to float64[r m];
-        several columns keep their pairing. The estimate is that of weights 1
+    statistic: from weights float64[r n_items], of each draw how often an item's cluster was drawn, to
+        float64[r m]; several columns keep their pairing. The estimate is that of weights 1
     clusters: int64[n_items]
-    raises: ValueError for fewer than 2 clusters, or a statistic that is not finite on the items themselves or on more than
-        one draw in 20, such as an AUROC with a class of two clusters; the other draws without a value are left out
-    A statistic at its bound on the items, such as an AUROC of 1, has an interval without width: no draw is lower.
+    raises: ValueError for fewer than 2 clusters, or a statistic that is not finite on the items themselves or
+        on more than one draw in 20, such as an AUROC with a class of two clusters; the other draws without a
+        value are left out
+    A statistic at its bound on the items, such as an AUROC of 1, has an interval without width: no draw is
+    lower.
 
-    Coverage of 95 % intervals of an AUROC in 2,000 simulations of clusters of 1 to 5 items with a label each, in per cent,
-    where it is truly 0.60, 0.76 and 0.95: of 20 clusters 94.8, 93.8, 83.8; of 100 95.5, 94.5, 92.5; of 200 95.5, 94.5,
-    94.5. Near 1 few clusters cover too little.
+    Coverage of 95 % intervals of an AUROC in 2,000 simulations of clusters of 1 to 5 items with a label each,
+    in per cent, where it is truly 0.60, 0.76 and 0.95: of 20 clusters 94.8, 93.8, 83.8; of 100 95.5, 94.5,
+    92.5; of 200 95.5, 94.5, 94.5. Near 1 few clusters cover too little.
     """
     n_items = len(torch.as_tensor(clusters).reshape(-1))
     cluster, n = _numbered(clusters, n_items, confidence)
@@ -112,7 +122,8 @@ def bootstrap_statistic(
     defined = drawn.isfinite().all(1)
     if not estimate.isfinite().all() or defined.double().mean() < _LEAST_DEFINED:
         raise ValueError(
-            f"bootstrap_statistic expected a statistic with a value on draws of its {n} clusters, got one without on "
+            f"bootstrap_statistic expected a statistic with a value on draws of its {n} clusters, got one "
+            "without on "
             f"{int((~defined).sum())} of {len(drawn)}: a class has too few of them"
         )
     low, high = _expanded_interval(drawn[defined], confidence, n)
@@ -122,8 +133,9 @@ def bootstrap_statistic(
 def rank_p(observed: Tensor | float, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
     """The rank of what was observed among controls as a p value: (1 + #≥) / (n + 1).
 
-    If the observation is exchangeable with the controls, p ≤ α happens with probability at most α; it is uniform on
-    1/(n+1), …, 1 where there are no ties. With n controls no p is below 1/(n+1): 100 are needed for 0.01.
+    If the observation is exchangeable with the controls, p ≤ α happens with probability at most α; it is
+    uniform on 1/(n+1), …, 1 where there are no ties. With n controls no p is below 1/(n+1): 100 are needed
+    for 0.01.
 
     observed: float[...]; controls: float[n ...], one row a draw
     alternative: "greater", "less", or "two-sided", which compares distances from the median of all n + 1
@@ -140,13 +152,15 @@ def spread(draws: Tensor) -> list[float]:
 
 
 def max_statistic_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
-    """Rank p values of many statistics at once, corrected for there being many: each against the controls' maximum.
+    """Rank p values of many statistics at once, corrected for there being many: each against the controls'
+    maximum.
 
-    The chance that any p ≤ α comes out though none of the statistics differs from the controls is at most α, however
-    they are correlated. Statistics are standardised first, by mean and standard deviation over all n + 1 rows, so that
-    one with a wide spread does not decide alone.
+    The chance that any p ≤ α comes out though none of the statistics differs from the controls is at most α,
+    however they are correlated. Statistics are standardised first, by mean and standard deviation over all n
+    + 1 rows, so that one with a wide spread does not decide alone.
 
-    observed: float[m]; controls: float[n m], each row all m statistics of one draw (one permutation, one random latent)
+    observed: float[m]; controls: float[n m], each row all m statistics of one draw (one permutation, one
+        random latent)
     returns: float64[m]
     raises: as `rank_p`
     source: Westfall and Young 1993, "Resampling-Based Multiple Testing", single step
@@ -177,7 +191,10 @@ def benjamini_hochberg(p: Tensor) -> Tensor:
 
 def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> tuple[Tensor, Tensor]:
     """Both in float64, such that larger is more extreme."""
-    seen, drawn = torch.as_tensor(observed).detach().cpu().double(), torch.as_tensor(controls).detach().cpu().double()
+    seen, drawn = (
+        torch.as_tensor(observed).detach().cpu().double(),
+        torch.as_tensor(controls).detach().cpu().double(),
+    )
     if alternative not in ALTERNATIVES:
         raise ValueError(f"alternative expected one of {ALTERNATIVES}, got {alternative!r}")
     if not len(drawn) or drawn.shape[1:] != seen.shape:
@@ -193,7 +210,8 @@ def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> t
 
 
 def _numbered(clusters: Tensor | None, n_items: int, confidence: float) -> tuple[Tensor, int]:
-    """The number of each item's cluster, int64[n_items], and how many there are; the checks of a bootstrap."""
+    """The number of each item's cluster, int64[n_items], and how many there are; the checks of a
+    bootstrap."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence expected a share between 0 and 1, got {confidence}")
     of_item = torch.arange(n_items) if clusters is None else torch.as_tensor(clusters).cpu().reshape(-1)
@@ -202,13 +220,15 @@ def _numbered(clusters: Tensor | None, n_items: int, confidence: float) -> tuple
     names, cluster = of_item.unique(return_inverse=True)
     if len(names) < 2:
         raise ValueError(
-            f"cluster_bootstrap expected at least 2 clusters, got {len(names)}: one text shows no spread between texts"
+            f"cluster_bootstrap expected at least 2 clusters, got {len(names)}: one text shows no spread "
+            "between texts"
         )
     return cluster, len(names)
 
 
 def _times_drawn(n: int, n_weights: int, n_resamples: int, seed: int) -> Iterator[Tensor]:
-    """How often each of n clusters is drawn, float64[r n] in portions whose statistic may take n_weights numbers a draw."""
+    """How often each of n clusters is drawn, float64[r n] in portions whose statistic may take n_weights
+    numbers a draw."""
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n_resamples, rows := max(1, _CHUNK_WEIGHTS // n_weights)):
         drawn = torch.randint(n, (min(rows, n_resamples - start), n), generator=generator)

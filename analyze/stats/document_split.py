@@ -1,7 +1,8 @@
 """Documents that choose latents, and other documents that test them.
 
-A latent chosen as the best of thousands looks good on the data that chose it. `select_latents` sees one side of the split
-only, and what it returns knows the split, so that a measurement on the other side can refuse documents that had a say.
+A latent chosen as the best of thousands looks good on the data that chose it. `select_latents` sees one side
+of the split only, and what it returns knows the split, so that a measurement on the other side can refuse
+documents that had a say.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ class Split:
     def tests(self, documents: Documents) -> Tensor:
         """bool[n]: which items are on the test side.
 
-        documents: of each item, its document's index (as a store counts them) or its name, such as that of an entity
+        documents: of each item, its document's index (as a store counts them) or its name, such as that of an
+            entity
         """
         return is_held_out(document_ids(documents), self.test_fraction, self.seed)
 
@@ -67,8 +69,10 @@ class Selection:
             place = int(seen.nonzero()[0])
             first = documents[place].item() if isinstance(documents, Tensor) else documents[place]
             raise ValueError(
-                f"a test expected documents that did not choose the latents, got {int(seen.sum())} of {len(seen)} items "
-                f"from the selecting side, the first of document {first!r}; keep those with split.tests(documents)"
+                f"a test expected documents that did not choose the latents, got {int(seen.sum())} of "
+                f"{len(seen)} items "
+                f"from the selecting side, the first of document {first!r}; keep those with "
+                "split.tests(documents)"
             )
 
 
@@ -87,8 +91,10 @@ def select_latents(
 
     acts: float[n_items d_model], one row an item, such as the last token of an entity
     labels: bool[n_items]; documents: one an item
-    by: "separation" is P(fires | 1) − P(fires | 0); "welch_t" the difference of mean activations over its standard error
-    split: by default Split(); allowed: bool[d_sae], latents that may be chosen, such as those below a firing rate
+    by: "separation" is P(fires | 1) − P(fires | 0); "welch_t" the difference of mean activations over its
+        standard error
+    split: by default Split(); allowed: bool[d_sae], latents that may be chosen, such as those below a firing
+        rate
     raises: ValueError for arguments that do not fit each other, or a selecting side without both labels
     source: Ferrando et al. 2024, arXiv:2411.14257
     """
@@ -98,7 +104,11 @@ def select_latents(
     rows, ones = selecting_side(acts, labels, documents, split)
     with torch.no_grad():
         latents = sae.encode(rows.to(sae.device))
-    values, indices, of_one = latents.values.cpu().double(), latents.indices.cpu(), ones[latents.row_ids().cpu()]
+    values, indices, of_one = (
+        latents.values.cpu().double(),
+        latents.indices.cpu(),
+        ones[latents.row_ids().cpu()],
+    )
 
     def sums(of: Tensor, label: bool) -> Tensor:
         here = of_one if label else ~of_one
@@ -121,19 +131,24 @@ def select_latents(
     return Selection(best, statistic[best], by, split, len(rows))
 
 
-def selecting_side(acts: Tensor, labels: Tensor, documents: Documents | None, split: Split) -> tuple[Tensor, Tensor]:
+def selecting_side(
+    acts: Tensor, labels: Tensor, documents: Documents | None, split: Split
+) -> tuple[Tensor, Tensor]:
     """Rows and bool labels of the documents that choose; of all where documents is None.
 
-    raises: ValueError unless rows are finite, there are a label, 0 or 1, and a document for each, and both labels on that
-        side
+    raises: ValueError unless rows are finite, there are a label, 0 or 1, and a document for each, and both
+        labels on that side
     """
     labels = torch.as_tensor(labels).cpu().bool()
     if acts.ndim != 2 or labels.shape != acts.shape[:1]:
         raise ValueError(
-            f"expected acts [n_items d_model] and a label each, got {list(acts.shape)} and {list(labels.shape)}"
+            f"expected acts [n_items d_model] and a label each, got {list(acts.shape)} and "
+            f"{list(labels.shape)}"
         )
     if not (finite := acts.isfinite().all(1)).all():
-        raise ValueError(f"expected finite acts, got nan or infinity in row {int((~finite).nonzero()[0])}: leave it out")
+        raise ValueError(
+            f"expected finite acts, got nan or infinity in row {int((~finite).nonzero()[0])}: leave it out"
+        )
     if documents is not None:
         if len(documents) != len(acts):
             raise ValueError(f"documents expected one for each of {len(acts)} items, got {len(documents)}")
@@ -141,7 +156,8 @@ def selecting_side(acts: Tensor, labels: Tensor, documents: Documents | None, sp
         acts, labels = acts[chooses.to(acts.device)], labels[chooses]
     if not labels.any() or labels.all():
         raise ValueError(
-            f"expected items of both labels on the selecting side, got {int(labels.sum())} of {len(labels)} with 1"
+            f"expected items of both labels on the selecting side, got {int(labels.sum())} of {len(labels)} "
+            "with 1"
         )
     return acts, labels
 
@@ -151,7 +167,9 @@ def document_ids(documents: Documents) -> Tensor:
     if isinstance(documents, Tensor):
         return documents.cpu().long()
     ids = [
-        int.from_bytes(hashlib.sha256(d.encode()).digest()[:8], "little", signed=True) if isinstance(d, str) else int(d)
+        int.from_bytes(hashlib.sha256(d.encode()).digest()[:8], "little", signed=True)
+        if isinstance(d, str)
+        else int(d)
         for d in documents
     ]
     return torch.tensor(ids, dtype=torch.int64)

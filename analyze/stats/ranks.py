@@ -1,4 +1,5 @@
-"""Statistics of ranks, ties sharing their mean rank: AUROC of two groups of scores, Spearman's correlation."""
+"""Statistics of ranks, ties sharing their mean rank: AUROC of two groups of scores, Spearman's
+correlation."""
 
 from __future__ import annotations
 
@@ -18,14 +19,17 @@ def mean_ranks(values: Values) -> Tensor:
     """
     flat = torch.as_tensor(values).detach().cpu().double().reshape(-1)
     if flat.isnan().any():
-        raise ValueError(f"ranks expected numbers, got nan at place {int(flat.isnan().nonzero()[0])} of {len(flat)}")
+        raise ValueError(
+            f"ranks expected numbers, got nan at place {int(flat.isnan().nonzero()[0])} of {len(flat)}"
+        )
     _, group, counts = flat.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0)  # rank of the last member of each group of equal values
     return (last - (counts - 1) / 2).double()[group]
 
 
 def auroc(normal: Values, odd: Values) -> float:
-    """The chance that a score of `odd` exceeds one of `normal`, ties counting half: 0.5 where the two are alike.
+    """The chance that a score of `odd` exceeds one of `normal`, ties counting half: 0.5 where the two are
+    alike.
 
     normal, odd: float[n], float[m], larger scores for what is odd
     raises: ValueError for an empty group or nan
@@ -46,7 +50,9 @@ def spearman(a: Values, b: Values) -> float:
     """
     ranks_a, ranks_b = mean_ranks(a), mean_ranks(b)
     if len(ranks_a) != len(ranks_b) or len(ranks_a) < 2:
-        raise ValueError(f"spearman expected two sides of one length, at least 2, got {len(ranks_a)} and {len(ranks_b)}")
+        raise ValueError(
+            f"spearman expected two sides of one length, at least 2, got {len(ranks_a)} and {len(ranks_b)}"
+        )
     centred_a, centred_b = ranks_a - ranks_a.mean(), ranks_b - ranks_b.mean()
     return float(centred_a @ centred_b / (centred_a.norm() * centred_b.norm()))
 
@@ -59,10 +65,14 @@ def weighted_auroc(scores: Values, positive: Values, weights: Tensor) -> Tensor:
     """
     scores, positive = torch.as_tensor(scores).double(), torch.as_tensor(positive).bool()
     if scores.isnan().any():
-        raise ValueError(f"auroc expected numbers, got nan at place {int(scores.isnan().nonzero()[0])} of {len(scores)}")
+        raise ValueError(
+            f"auroc expected numbers, got nan at place {int(scores.isnan().nonzero()[0])} of {len(scores)}"
+        )
     order = scores.argsort()
     weights, positive, scores = weights[:, order], positive[order], scores[order]
-    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])]).nonzero()[:, 0]  # of each group of equal scores
+    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])]).nonzero()[
+        :, 0
+    ]  # of each group of equal scores
     above = torch.where(positive, weights, 0.0).cumsum(1)[:, last]
     below = torch.where(positive, 0.0, weights).cumsum(1)[:, last]
     in_group = above.diff(dim=1, prepend=above.new_zeros(len(above), 1))

@@ -1,4 +1,5 @@
-"""What a model answers: refused, right or wrong, from its next token or from whatever a caller reads off it."""
+"""What a model answers: refused, right or wrong, from its next token or from whatever a caller reads off
+it."""
 
 from __future__ import annotations
 
@@ -27,17 +28,18 @@ class Answers(NamedTuple):
 
 
 Judge = Callable[[nn.Module, dict[str, Tensor], Sequence[Record]], Answers]
-"""From the model, as it is or edited, input_ids and attention_mask (padded on the left, on the model's device) and their
-records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
+"""From the model, as it is or edited, input_ids and attention_mask (padded on the left, on the model's
+device) and their records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
 
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """The model's answer is its next token: a refusal if it is one of some tokens, right if it begins a right answer.
+    """The model's answer is its next token: a refusal if it is one of some tokens, right if it begins a right
+    answer.
 
     refusal: words (of which the first token counts) or token ids that mean "I do not know"
-    options: words or ids of answers. With them refusal and options alone are compared, as in "Do you know …?" with
-        refusal=["No"], options=["Yes"]; without them all tokens are
+    options: words or ids of answers. With them refusal and options alone are compared, as in "Do you know …?"
+        with refusal=["No"], options=["Yes"]; without them all tokens are
     separator: what stands between a prompt and its answer
     """
 
@@ -45,22 +47,27 @@ class NextToken:
     options: Sequence[str | int] | None = None
     separator: str = " "
 
-    def bound(self, tokenizer: Any, records: Sequence[Record]) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:
+    def bound(
+        self, tokenizer: Any, records: Sequence[Record]
+    ) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:
         """The judge of these records.
 
-        raises: ValueError for no refusal at all, one that is an option too, or one that a right answer begins with; the
-            judge, for logits that are not finite
+        raises: ValueError for no refusal at all, one that is an option too, or one that a right answer begins
+            with; the judge, for logits that are not finite
         """
         prompt = records[0].prompt
         refusals = self._ids(tokenizer, prompt, self.refusal)
         options = None if self.options is None else self._ids(tokenizer, prompt, self.options)
         if not refusals or (options is not None and (not options or set(options) & set(refusals))):
-            raise ValueError(f"NextToken expected tokens that refuse, and others as options if any, got {self}")
+            raise ValueError(
+                f"NextToken expected tokens that refuse, and others as options if any, got {self}"
+            )
         right = [self._ids(tokenizer, record.prompt, record.answers) for record in records]
         for record, ids in zip(records, right):
             if set(ids) & set(refusals):
                 raise ValueError(
-                    f"the right answer {record.answers} to {record.prompt!r} begins like a refusal: {self.refusal}"
+                    f"the right answer {record.answers} to {record.prompt!r} begins like a refusal: "
+                    f"{self.refusal}"
                 )
         n_right = max(1, *map(len, right))
         table = torch.tensor([ids + [-1] * (n_right - len(ids)) for ids in right])
@@ -76,14 +83,20 @@ class NextToken:
             best, token = logits.masked_fill(~answering, -torch.inf).max(1)
             margin = logits.masked_fill(~refusing, -torch.inf).amax(1) - best
             if not margin.isfinite().all():
-                raise ValueError("NextToken expected finite logits, got nan or infinity: is an edit too much for the dtype?")
+                raise ValueError(
+                    "NextToken expected finite logits, got nan or infinity: is an edit too much for the "
+                    "dtype?"
+                )
             return Answers(margin > 0, (margin <= 0) & (token[:, None] == table).any(1), margin)
 
         return judge
 
     def _ids(self, tokenizer: Any, prompt: str, words: Sequence[str | int]) -> list[int]:
         """The token with which each word goes on after the prompt."""
-        return [word if isinstance(word, int) else _token_after(tokenizer, prompt, self.separator + word) for word in words]
+        return [
+            word if isinstance(word, int) else _token_after(tokenizer, prompt, self.separator + word)
+            for word in words
+        ]
 
 
 def _token_after(tokenizer: Any, prompt: str, text: str) -> int:

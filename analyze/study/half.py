@@ -1,4 +1,5 @@
-"""One side of a study's split: its questions as tokens, the stream at each entity, and the answers under an edit."""
+"""One side of a study's split: its questions as tokens, the stream at each entity, and the answers under an
+edit."""
 
 from __future__ import annotations
 
@@ -81,10 +82,16 @@ class Side:
         self._batches = list(batches(tokenizer, records, batch_size_seqs, position))
         self._judges = [_bound(judge, tokenizer, batch.records) for batch in self._batches]
         self.acts = self._clean_acts()
-        first = {(cluster, label): i for i, (cluster, label) in reversed(list(enumerate(zip(self.clusters, known))))}
+        first = {
+            (cluster, label): i
+            for i, (cluster, label) in reversed(list(enumerate(zip(self.clusters, known))))
+        }
         rows = sorted(first.values())
         self.entities = Entities(
-            self.acts[rows], self.known[rows], [self.clusters[i] for i in rows], [records[i].type for i in rows]
+            self.acts[rows],
+            self.known[rows],
+            [self.clusters[i] for i in rows],
+            [records[i].type for i in rows],
         )
 
     def outcome(self, make: Edit | None = None) -> Outcome:
@@ -104,7 +111,9 @@ class Side:
             seen += reached
             given = [len(answers[-1].refused), len(answers[-1].correct)]
             if given != [len(batch.records)] * 2:
-                raise ValueError(f"judge expected to give {len(batch.records)} answers, refused and correct, got {given}")
+                raise ValueError(
+                    f"judge expected to give {len(batch.records)} answers, refused and correct, got {given}"
+                )
         refused, correct = (torch.cat([of[i].cpu().double() for of in answers]) for i in (0, 1))
         margins = [of.margin for of in answers]
         margin = None if any(m is None for m in margins) else torch.cat([m.cpu().double() for m in margins])
@@ -121,8 +130,14 @@ class Side:
         """float32[n d_model] at the last token of each entity."""
         found, device = [], model_device(self.model)
         for batch in self._batches:
-            inputs = prepared_inputs(self.model, {name: value.to(device) for name, value in batch.inputs.items()})
-            with evaluation_mode(self.model), torch.no_grad(), nullcontext() if make is None else make(batch.entity):
+            inputs = prepared_inputs(
+                self.model, {name: value.to(device) for name, value in batch.inputs.items()}
+            )
+            with (
+                evaluation_mode(self.model),
+                torch.no_grad(),
+                nullcontext() if make is None else make(batch.entity),
+            ):
                 acts = run_to(self.model, [self.hook_point], **inputs)[self.hook_point]
             found.append(acts[batch.last.to(acts.device)].float().cpu())
         return torch.cat(found)

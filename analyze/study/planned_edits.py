@@ -1,4 +1,5 @@
-"""The edits that a study tries: latents of known and unknown entities clamped or removed, and what rivals them."""
+"""The edits that a study tries: latents of known and unknown entities clamped or removed, and what rivals
+them."""
 
 from __future__ import annotations
 
@@ -41,11 +42,12 @@ class Planned(NamedTuple):
     """An edit of a study.
 
     sae: "trained", "baseline", or "" for edits without latents
-    dose: of clamps, in units of what is typical of the trained SAE's latents; others at this dose move the stream as far
+    dose: of clamps, in units of what is typical of the trained SAE's latents; others at this dose move the
+        stream as far
     measure: what it should raise; None for what is only shown
     latents: those that are edited; own_dose: of a baseline's clamp, in units of its own latents
-    controls: outcomes of random sets matched to them; rate_ratio: the largest factor between the firing rates of a latent
-        and of one drawn for it
+    controls: outcomes of random sets matched to them; rate_ratio: the largest factor between the firing rates
+        of a latent and of one drawn for it
     side_effects: of the same edit on every token of neutral text, where there is some
     """
 
@@ -61,7 +63,8 @@ class Planned(NamedTuple):
 
 
 class EditsOf:
-    """The edits of one choice of latents, as functions of the tokens to edit (and, for controls, directions=).
+    """The edits of one choice of latents, as functions of the tokens to edit (and, for controls,
+    directions=).
 
     acts: float[n d_model], the selecting side's entities, on which typical activations are measured
     """
@@ -71,10 +74,16 @@ class EditsOf:
         self._acts = acts
 
     def clamp(self, known: bool) -> Callable[..., Any]:
-        """From a dose and the tokens: the first n latents held at that multiple of what is typical of them."""
+        """From a dose and the tokens: the first n latents held at that multiple of what is typical of
+        them."""
         latents = self.clamped(known)
         return partial(
-            held, self.model, self.chosen.sae, latents, typical(self.chosen.sae, latents, self._acts), self.hook_point
+            held,
+            self.model,
+            self.chosen.sae,
+            latents,
+            typical(self.chosen.sae, latents, self._acts),
+            self.hook_point,
         )
 
     def clamped(self, known: bool) -> Tensor:
@@ -98,7 +107,8 @@ class EditsOf:
 
 
 def typical(sae: SparseAutoencoder, latents: Tensor, acts: Tensor) -> Tensor:
-    """float[n]: the 95 % quantile of each latent's positive activations on these rows; each must fire on one."""
+    """float[n]: the 95 % quantile of each latent's positive activations on these rows; each must fire on
+    one."""
     with torch.no_grad():
         z = latent_acts_of(sae, acts.to(sae.device, sae.dtype), latents.to(sae.device)).float().cpu()
     return torch.stack([column[column > 0].quantile(TYPICAL) for column in z.T])
@@ -115,7 +125,9 @@ def held(
     **how: Any,
 ) -> Any:
     """Latents clamped to dose times what is typical of them."""
-    return clamp(model, sae, latents, dose, where, "max_act", max_act=typical_acts, hook_point=hook_point, **how)
+    return clamp(
+        model, sae, latents, dose, where, "max_act", max_act=typical_acts, hook_point=hook_point, **how
+    )
 
 
 def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float) -> Edit:
@@ -123,13 +135,17 @@ def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float)
     return partial(_steered, model, hook_point, direction, strength)
 
 
-def as_far(sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor, directions: Tensor) -> Tensor:
-    """Directions of controls, each draw scaled to move the rows as far, on average, as the latents' own directions do.
+def as_far(
+    sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor, directions: Tensor
+) -> Tensor:
+    """Directions of controls, each draw scaled to move the rows as far, on average, as the latents' own
+    directions do.
 
-    Several latents may point alike, and their changes add up to more than those of latents at random: a control of the same
-    change in every latent would be a weaker one.
+    Several latents may point alike, and their changes add up to more than those of latents at random: a
+    control of the same change in every latent would be a weaker one.
 
-    target: float[n], to what the latents are set; acts: float[n_rows d_model]; directions: float[n_draws n d_model]
+    target: float[n], to what the latents are set; acts: float[n_rows d_model]; directions: float[n_draws n
+        d_model]
     returns: float[n_draws n d_model]; as they were where latents that fire on none of the rows are set to 0
     """
     with torch.no_grad():
@@ -149,7 +165,8 @@ def as_far(sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor
 
 
 def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Sequence[float]) -> float:
-    """The dose whose push is the wanted one, by bisection from a hundredth of the smallest dose to 100 times the largest.
+    """The dose whose push is the wanted one, by bisection from a hundredth of the smallest dose to 100 times
+    the largest.
 
     push_at: from a dose to its push, larger for larger doses
     """
@@ -160,7 +177,9 @@ def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Seque
     return float(((low + high) / 2).exp())
 
 
-def _removed(model: nn.Module, sae: SparseAutoencoder, latents: Tensor, hook_point: str, where: Tensor, **how: Any) -> Any:
+def _removed(
+    model: nn.Module, sae: SparseAutoencoder, latents: Tensor, hook_point: str, where: Tensor, **how: Any
+) -> Any:
     return ablate(model, sae, latents, where, hook_point=hook_point, **how)
 
 

@@ -2,8 +2,8 @@
 
 A file of records is JSON, one object a line, with the fields of `Record`:
 
-    {"prompt": "The city Leeuwarden lies in", "entity": "Leeuwarden", "answer": "Netherlands", "relation": "country",
-     "type": "city"}
+    {"prompt": "The city Leeuwarden lies in", "entity": "Leeuwarden", "answer": "Netherlands", "relation":
+     "country", "type": "city"}
 """
 
 from __future__ import annotations
@@ -38,27 +38,36 @@ class Record:
     type: str = ""
     """Kind of entity, such as "city"; of several kinds, latents are chosen that serve all of them."""
     known: bool | None = None
-    """Whether the model knows the answer, where that is certain; None leaves it to the model's own answers."""
+    """Whether the model knows the answer, where that is certain; None leaves it to the model's own
+    answers."""
     span: tuple[int, int] | None = None
-    """Start and end of the entity in the prompt, in characters; needed where its name stands there more than once."""
+    """Start and end of the entity in the prompt, in characters; needed where its name stands there more than
+    once."""
 
     def __post_init__(self) -> None:
         if not self.prompt or self.prompt != self.prompt.rstrip():
             raise ValueError(
-                f"prompt expected text without white space at its end, as tokens begin with theirs, got {self.prompt!r}"
+                "prompt expected text without white space at its end, as tokens begin with theirs, got "
+                f"{self.prompt!r}"
             )
         if self.span is not None:
             if len(self.span) != 2:
                 raise ValueError(f"span expected two places in the prompt, start and end, got {self.span}")
             start, end = self.span
             if not 0 <= start < end <= len(self.prompt):
-                raise ValueError(f"span expected a part of the prompt's {len(self.prompt)} characters, got {self.span}")
+                raise ValueError(
+                    f"span expected a part of the prompt's {len(self.prompt)} characters, got {self.span}"
+                )
             if self.prompt[start:end] != self.entity:
-                raise ValueError(f"span expected to be that of {self.entity!r}, got {self.prompt[start:end]!r}")
+                raise ValueError(
+                    f"span expected to be that of {self.entity!r}, got {self.prompt[start:end]!r}"
+                )
         elif not self.entity or (found := self.prompt.count(self.entity)) == 0:
             raise ValueError(f"entity expected a part of the prompt {self.prompt!r}, got {self.entity!r}")
         elif found > 1:
-            raise ValueError(f"{self.entity!r} stands {found} times in {self.prompt!r}: give span=(start, end)")
+            raise ValueError(
+                f"{self.entity!r} stands {found} times in {self.prompt!r}: give span=(start, end)"
+            )
 
     @property
     def place(self) -> tuple[int, int]:
@@ -94,7 +103,9 @@ def read_records(path: str | Path) -> list[Record]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} expected a JSON object, got {line[:60]!r}: {error}") from error
         if not isinstance(fields, dict):
-            raise ValueError(f"{where} expected a JSON object with fields of Record, got {type(fields).__name__}")
+            raise ValueError(
+                f"{where} expected a JSON object with fields of Record, got {type(fields).__name__}"
+            )
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         try:
             records.append(from_mapping(Record, fields, where))
@@ -130,7 +141,9 @@ def batches(
     raises: ValueError for a tokenizer without offsets
     """
     if not getattr(tokenizer, "is_fast", False):
-        raise ValueError(f"a study expected a fast tokenizer, which gives offsets, got {type(tokenizer).__name__}")
+        raise ValueError(
+            f"a study expected a fast tokenizer, which gives offsets, got {type(tokenizer).__name__}"
+        )
     pad = tokenizer.pad_token_id or 0
     for start in range(0, len(records), size):
         of_batch = tuple(records[start : start + size])
@@ -141,6 +154,8 @@ def batches(
             "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in ids]),
             "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]),
         }
-        padded = {"offset_mapping": torch.tensor([[(0, 0)] * (width - len(row)) + list(row) for row in offsets])}
+        padded = {
+            "offset_mapping": torch.tensor([[(0, 0)] * (width - len(row)) + list(row) for row in offsets])
+        }
         spans = [record.place for record in of_batch]
         yield Batch(of_batch, inputs, span_mask(padded, spans, position), span_mask(padded, spans, "last"))

@@ -1,4 +1,5 @@
-"""What a study found: rates with intervals, ranks among controls, differences from the baseline, as a table and as JSON."""
+"""What a study found: rates with intervals, ranks among controls, differences from the baseline, as a table
+and as JSON."""
 
 from __future__ import annotations
 
@@ -21,11 +22,14 @@ MEASURES = {
     "refusal": "share of questions about known entities that are refused",
     "accuracy": "share of questions about known entities that are answered right",
     "wrong": "share of questions about known entities that are answered wrong",
-    "answer_margin": "logit of the best answer less that of refusal, mean over questions about unknown entities",
-    "refusal_margin": "logit of refusal less that of the best answer, mean over questions about known entities",
+    "answer_margin": "logit of the best answer less that of refusal, mean over questions about unknown "
+    "entities",
+    "refusal_margin": "logit of refusal less that of the best answer, mean over questions about known "
+    "entities",
 }
 OF_RATE = {"hallucination": "answer_margin", "refusal": "refusal_margin"}
-"""What rises with each of the two tested rates, in logits: where a rate is 0 or 1 whatever is done, it may still tell."""
+"""What rises with each of the two tested rates, in logits: where a rate is 0 or 1 whatever is done, it may
+still tell."""
 _OF_UNKNOWN = ("hallucination", "answer_margin")
 """Measures of questions about unknown entities; the others are of those about known ones."""
 
@@ -87,19 +91,31 @@ class StudyResult:
         for row in self.rows:
             if (row.edit.name, row.edit.sae, row.edit.dose) == (name, sae, dose):
                 return row
-        raise KeyError(f"no row {name!r} of {sae!r} at dose {dose}: {[tuple(row.edit[:3]) for row in self.rows]}")
+        raise KeyError(
+            f"no row {name!r} of {sae!r} at dose {dose}: {[tuple(row.edit[:3]) for row in self.rows]}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         rows = []
         for row in self.rows:
             edit = row.edit
-            cells: dict[str, Any] = {"edit": edit.name, "sae": edit.sae or None, "dose": edit.dose, "push": row.push}
+            cells: dict[str, Any] = {
+                "edit": edit.name,
+                "sae": edit.sae or None,
+                "dose": edit.dose,
+                "push": row.push,
+            }
             if edit.own_dose is not None:
                 cells["own_dose"] = edit.own_dose
             cells |= {name: interval.to_dict() for name, interval in row.measures.items()}
             if row.controls is not None:
-                cells |= {"tested": edit.measure, "latents": list(edit.latents), "p": row.p, "p_adjusted": row.p_adjusted}
+                cells |= {
+                    "tested": edit.measure,
+                    "latents": list(edit.latents),
+                    "p": row.p,
+                    "p_adjusted": row.p_adjusted,
+                }
                 cells["controls"] = {
                     "n": len(row.controls), "mean": row.controls.mean().item(), "quantiles": spread(row.controls),
                     "push": row.control_push, "rate_ratio": edit.rate_ratio,
@@ -124,7 +140,9 @@ class StudyResult:
 
     def summary(self) -> list[str]:
         """What the clamps at the dose nearest to 1 show, and what they do not: a few sentences."""
-        doses = [row.edit.dose for row in self.rows if row.edit.sae == "trained" and row.edit.dose is not None]
+        doses = [
+            row.edit.dose for row in self.rows if row.edit.sae == "trained" and row.edit.dose is not None
+        ]
         dose = min(doses, key=lambda d: abs(d - 1), default=None)
         said = [
             sentence
@@ -132,26 +150,37 @@ class StudyResult:
             for sentence in self._said_of(name, measure, dose)
         ]
         said.append(
-            "Edited were a few latents at one hook point, on the entity's own tokens, found on other entities of the same "
-            "kind. That an edit works makes its latents neither those that the model uses nor good detectors: see AUROC."
+            "Edited were a few latents at one hook point, on the entity's own tokens, found on other "
+            "entities of the same "
+            "kind. That an edit works makes its latents neither those that the model uses nor good "
+            "detectors: see AUROC."
         )
         return said
 
     def _said_of(self, name: str, measure: str, dose: float | None) -> list[str]:
         row, clean = self.row(name, "trained", dose), self.rows[0].measures[measure].estimate.item()
         rate, right, wrong = (row.measures[of].estimate.item() for of in (measure, "accuracy", "wrong"))
-        (low, _, high), shown = spread(row.controls), f"{{:{'+.2f' if self.score == 'logits' else '.0%'}}}".format
+        (low, _, high), shown = (
+            spread(row.controls),
+            f"{{:{'+.2f' if self.score == 'logits' else '.0%'}}}".format,
+        )
         said = [
             f"{name} at dose {dose:g}: {MEASURES[measure]} {shown(rate)}, without an edit {shown(clean)}. Of "
-            f"{len(row.controls)} matched sets of latents 5 to 95 % reach {shown(low)} to {shown(high)}: p {row.p:.3f}, "
-            f"adjusted {row.p_adjusted:.3f}. Of questions about known entities it then answers {right:.0%} right and "
+            f"{len(row.controls)} matched sets of latents 5 to 95 % reach {shown(low)} to {shown(high)}: p "
+            f"{row.p:.3f}, "
+            f"adjusted {row.p_adjusted:.3f}. Of questions about known entities it then answers {right:.0%} "
+            "right and "
             f"{wrong:.0%} wrong."
         ]
         if self.score == "rates" and clean == rate and clean in (0, 1):
-            said.append("  The rate stays where it is whatever is done; score='logits' (--score logits) may still tell.")
+            said.append(
+                "  The rate stays where it is whatever is done; score='logits' (--score logits) may still "
+                "tell."
+            )
         if row.less_baseline is None:
             said.append(
-                "  No baseline was given: an SAE of random directions beats random latents too, so this does not show that "
+                "  No baseline was given: an SAE of random directions beats random latents too, so this "
+                "does not show that "
                 "the dictionary learnt anything. Train one with --baseline."
             )
         else:
@@ -159,7 +188,8 @@ class StudyResult:
             theirs = shown(rival.measures[measure].estimate.item())
             verdict = "more" if less.low > 0 else "less" if less.high < 0 else "not told from chance"
             said.append(
-                f"  The same of an SAE with a frozen random decoder, at push {rival.push:.2f} beside {row.push:.2f}: "
+                f"  The same of an SAE with a frozen random decoder, at push {rival.push:.2f} beside "
+                f"{row.push:.2f}: "
                 f"{theirs}, p {rival.p:.3f} among its random sets. What training added is the difference, "
                 f"{less.estimate:+.2f} ({_range(less, '+')}): {verdict}. The "
                 "rank alone does not show that the dictionary learnt anything."
@@ -169,7 +199,9 @@ class StudyResult:
             for other in self.rows
             if not other.edit.sae and other.edit.dose == dose and other.edit.measure == measure
         ]
-        return said + ([f"  Directions without an SAE, as strong: {', '.join(directions)}."] if directions else [])
+        return said + (
+            [f"  Directions without an SAE, as strong: {', '.join(directions)}."] if directions else []
+        )
 
     def save(self, path: str | Path) -> None:
         """The numbers as a JSON file."""
@@ -180,10 +212,12 @@ class StudyResult:
         of = "logit margin" if self.score == "logits" else "share"
         return "\n".join(
             [
-                f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and wrong answers",
+                f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and "
+                "wrong answers",
                 *self._table(answering, ("accuracy", "wrong")),
                 "",
-                f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about unknown ones",
+                f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about "
+                "unknown ones",
                 *self._table(refusing, ("wrong", "hallucination")),
                 "",
                 self._detection_line(),
@@ -198,14 +232,29 @@ class StudyResult:
 
     def _table(self, measure: str, beside: Sequence[str]) -> list[str]:
         """The edits that should raise one measure, and those that should raise none."""
-        heads = ["edit", "SAE", "dose", "push", measure, f"{self.confidence:.0%} interval", "controls 5–95 %", "p", "p BH"]
+        heads = [
+            "edit",
+            "SAE",
+            "dose",
+            "push",
+            measure,
+            f"{self.confidence:.0%} interval",
+            "controls 5–95 %",
+            "p",
+            "p BH",
+        ]
         table = [[*heads, "less baseline", *beside, "ΔCE", "KL"]]
         for row in self.rows:
             edit, of = row.edit, row.measures[measure]
             if edit.measure not in (None, measure):
                 continue
             name = f"{edit.name} ({len(edit.latents)})" if edit.latents else edit.name
-            cells = [name, edit.sae, "" if edit.dose is None else f"{edit.dose:g}", f"{row.push:.2f}" if row.push else ""]
+            cells = [
+                name,
+                edit.sae,
+                "" if edit.dose is None else f"{edit.dose:g}",
+                f"{row.push:.2f}" if row.push else "",
+            ]
             cells += [f"{of.estimate:.3f}", _range(of)]
             if row.controls is None:
                 cells += [""] * 3
@@ -216,7 +265,10 @@ class StudyResult:
             cells.append("" if less is None else f"{less.estimate:+.3f} ({_range(less, '+')})")
             cells += [f"{row.measures[other].estimate:.3f}" for other in beside]
             side = edit.side_effects
-            table.append(cells + ([""] * 2 if side is None else [f"{of.estimate:+.3f}" for of in (side.delta_ce, side.kl)]))
+            table.append(
+                cells
+                + ([""] * 2 if side is None else [f"{of.estimate:+.3f}" for of in (side.delta_ce, side.kl)])
+            )
         return _lines(table)
 
     def _detection_line(self) -> str:
@@ -225,7 +277,8 @@ class StudyResult:
             best[found.source] = max(best.get(found.source, 0.0), found.auroc)
         read = ", ".join(f"{name} {area:.2f}" for name, area in best.items())
         return (
-            f"{self.n_known} known and {self.n_unknown} unknown entities that chose nothing, {self.n_questions} questions; "
+            f"{self.n_known} known and {self.n_unknown} unknown entities that chose nothing, "
+            f"{self.n_questions} questions; "
             f"reading who is known at {self.hook_point}, AUROC of the best on them: {read}"
         )
 
@@ -243,7 +296,9 @@ def assembled(
     """
     if score == "logits":
         if done[0][1].margin is None:
-            raise ValueError("score='logits' expected a judge that gives margins, got one of refused and correct alone")
+            raise ValueError(
+                "score='logits' expected a judge that gives margins, got one of refused and correct alone"
+            )
         done = [(edit._replace(measure=OF_RATE.get(edit.measure or "")), outcome) for edit, outcome in done]
     known, ids = side.known, document_ids(side.clusters)
     ids_known, ids_unknown = ids[known], ids[~known]
@@ -261,7 +316,9 @@ def assembled(
             of[name] = interval
     tested = [i for i, (edit, _) in enumerate(done) if edit.controls]
     drawn = {
-        i: torch.stack([control.measures(known)[done[i][0].measure].mean() for control in done[i][0].controls])
+        i: torch.stack(
+            [control.measures(known)[done[i][0].measure].mean() for control in done[i][0].controls]
+        )
         for i in tested
     }
     p = {i: rank_p(items[i][done[i][0].measure].mean(), drawn[i]).item() for i in tested}
@@ -273,11 +330,24 @@ def assembled(
         less = None
         if rival is not None and edit.measure is not None:
             [less] = intervals(edit.measure, [items[i][edit.measure] - items[rival][edit.measure]])
-        push = None if i not in drawn else torch.tensor([control.push for control in edit.controls]).median().item()
-        rows.append(StudyRow(edit, outcome.push, measures[i], drawn.get(i), push, p.get(i), adjusted.get(i), less))
+        push = (
+            None
+            if i not in drawn
+            else torch.tensor([control.push for control in edit.controls]).median().item()
+        )
+        rows.append(
+            StudyRow(edit, outcome.push, measures[i], drawn.get(i), push, p.get(i), adjusted.get(i), less)
+        )
     n_known, n_unknown = (len(of.unique()) for of in (ids_known, ids_unknown))
     return StudyResult(
-        tuple(rows), tuple(detections), side.hook_point, n_known, n_unknown, len(known), bootstrap["confidence"], score
+        tuple(rows),
+        tuple(detections),
+        side.hook_point,
+        n_known,
+        n_unknown,
+        len(known),
+        bootstrap["confidence"],
+        score,
     )
 
 
@@ -290,6 +360,8 @@ def _lines(table: Sequence[Sequence[str]]) -> list[str]:
     columns = [column for column in zip(*table) if any(column[1:])]
     widths = [max(map(len, column)) for column in columns]
     return [
-        "  ".join(cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))).rstrip()
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))
+        ).rstrip()
         for cells in zip(*columns)
     ]

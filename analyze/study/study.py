@@ -1,13 +1,15 @@
-"""A study of what a model knows: latents that tell known entities from unknown ones, edited at the entity's last token.
+"""A study of what a model knows: latents that tell known entities from unknown ones, edited at the entity's
+last token.
 
     study = HallucinationStudy(model, tokenizer, sae, records, NextToken(["unknown"]), baseline=frozen)
     study.label()                # who is known: supplied, or by what the model answers
     chosen = study.select(n=3)   # on one half of the entities
     print(study.run(chosen))     # on the other half: rates, intervals, controls, rivals
 
-A hallucination is an answer where nothing is known. What should let the model answer (latents of known entities held high,
-those of unknown ones removed) is tried on unknown entities, and the reverse on known ones. Each edit stands beside matched
-random sets of latents, the same edit of an SAE whose decoder was never trained, DiffMean, a probe and the reconstruction.
+A hallucination is an answer where nothing is known. What should let the model answer (latents of known
+entities held high, those of unknown ones removed) is tried on unknown entities, and the reverse on known
+ones. Each edit stands beside matched random sets of latents, the same edit of an SAE whose decoder was never
+trained, DiffMean, a probe and the reconstruction.
 source: Ferrando et al. 2024, arXiv:2411.14257, with the controls that it lacks.
 """
 
@@ -42,9 +44,11 @@ class HallucinationStudy:
 
     model, tokenizer: of Hugging Face, the tokenizer a fast one; neither is altered
     records: questions; at least two known and two unknown entities on each side of the split
-    judge: `NextToken`, or a function (answers.Judge) that says which of the model's answers are refused and which right
+    judge: `NextToken`, or a function (answers.Judge) that says which of the model's answers are refused and
+        which right
     baseline: an SAE of the same training with a frozen random decoder (`train --baseline`)
-    hook_point: by default where the SAE was trained; another is the caller's word that the SAEs are meant to be used there
+    hook_point: by default where the SAE was trained; another is the caller's word that the SAEs are meant to
+        be used there
     split: one side chooses latents, the other is measured; by entity, or group
     position: tokens that are edited, the entity's "last" or "all" of them
     raises: ValueError for no records, or SAEs that do not fit the model
@@ -74,7 +78,13 @@ class HallucinationStudy:
         self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point
         self.records, self.split = tuple(records), split or Split()
         self._side_of = partial(
-            Side, model, tokenizer, judge=judge, hook_point=point, position=position, batch_size_seqs=batch_size_seqs
+            Side,
+            model,
+            tokenizer,
+            judge=judge,
+            hook_point=point,
+            position=position,
+            batch_size_seqs=batch_size_seqs,
         )
         self._testing = self.split.tests([record.cluster for record in self.records]).tolist()
         self._labels: list[bool | None] | None = None
@@ -86,31 +96,40 @@ class HallucinationStudy:
             check_belongs(model, of, point, stated=hook_point is not None, what="a study at")
             if of.d_model != width or (hook_point is None and trained_at(of) not in ("", point)):
                 raise ValueError(
-                    f"a study at {point} expected SAEs of d_model={width} trained there, got one of {of.d_model}, trained "
+                    f"a study at {point} expected SAEs of d_model={width} trained there, got one of "
+                    f"{of.d_model}, trained "
                     f"on {of.config.model_name or 'an unnamed model'} {trained_at(of)}"
                 )
 
     def label(self, n_right: int = 2) -> list[bool | None]:
         """Whether the model knows each record's entity: as the records say, or by what it answers.
 
-        By its answers an entity is known with n_right right ones, or all where it has fewer questions, and unknown with
-        none; those between are left out (None), as in Ferrando et al. 2024.
-        raises: ValueError unless both sides of the split then have two known and two unknown entities, or if some records
-            say whether they are known and others do not
+        By its answers an entity is known with n_right right ones, or all where it has fewer questions, and
+        unknown with none; those between are left out (None), as in Ferrando et al. 2024.
+        raises: ValueError unless both sides of the split then have two known and two unknown entities, or if
+            some records say whether they are known and others do not
         """
         given = [record.known for record in self.records]
         missing = given.count(None)
         if 0 < missing < len(given):
-            raise ValueError(f"records expected all to have known, or none, got {missing} of {len(given)} without")
+            raise ValueError(
+                f"records expected all to have known, or none, got {missing} of {len(given)} without"
+            )
         labels = self._labels_by_answers(n_right) if missing else given
         for testing, name in ((False, "selecting"), (True, "testing")):
             for known in (True, False):
-                found = {r.cluster for r, t, k in zip(self.records, self._testing, labels) if t == testing and k is known}
+                found = {
+                    r.cluster
+                    for r, t, k in zip(self.records, self._testing, labels)
+                    if t == testing and k is known
+                }
                 if len(found) < 2:
                     of_model = ", labelled by what the model answers" if missing else ""
                     raise ValueError(
-                        f"a study expected at least 2 {'known' if known else 'unknown'} entities on the {name} side of the "
-                        f"split, got {len(found)} of {len(self.records)} records{of_model}: give records of more entities"
+                        f"a study expected at least 2 {'known' if known else 'unknown'} entities on the "
+                        f"{name} side of the "
+                        f"split, got {len(found)} of {len(self.records)} records{of_model}: give records of "
+                        "more entities"
                     )
         self._labels, self._sides = list(labels), {}
         return self._labels
@@ -128,22 +147,26 @@ class HallucinationStudy:
     ) -> Chosen:
         """Latents of known and of unknown entities, on the selecting side alone.
 
-        n: to clamp; n_ablated: up to how many are kept for group ablations, of those with a positive statistic
-        by: "separation" is the difference of firing rates at the entity's last token, "welch_t" that of mean activations
-            over its standard error; of several types of entities the smallest counts (MaxMin of Ferrando et al. 2024).
-            "causal" clamps each of the n_candidates of largest separation alone: how much more the model prefers to answer
-            (known latents, on unknown entities) or to refuse (unknown latents, on known ones)
-        base_rates: float[d_sae], firing rates on text at large (`latent_density(sae, store).density`); latents above
-            max_base_rate are left out. None leaves out none
+        n: to clamp; n_ablated: up to how many are kept for group ablations, of those with a positive
+            statistic
+        by: "separation" is the difference of firing rates at the entity's last token, "welch_t" that of mean
+            activations over its standard error; of several types of entities the smallest counts (MaxMin of
+            Ferrando et al. 2024). "causal" clamps each of the n_candidates of largest separation alone: how
+            much more the model prefers to answer (known latents, on unknown entities) or to refuse (unknown
+            latents, on known ones)
+        base_rates: float[d_sae], firing rates on text at large (`latent_density(sae, store).density`);
+            latents above max_base_rate are left out. None leaves out none
         sae: the study's own, by default, or its baseline
-        raises: ValueError when fewer than n latents have a positive statistic, for a type without known or unknown entities
-            on that side, or for another SAE
+        raises: ValueError when fewer than n latents have a positive statistic, for a type without known or
+            unknown entities on that side, or for another SAE
         """
         sae = sae or self.sae
         if n < 1:
             raise ValueError(f"select expected at least 1 latent to choose, got n={n}")
         if sae is not self.sae and sae is not self.baseline:
-            raise ValueError("select expected the study's SAE or its baseline, got another SAE: make a study of it")
+            raise ValueError(
+                "select expected the study's SAE or its baseline, got another SAE: make a study of it"
+            )
         side = self._side(testing=False)
         found = []
         for known in (True, False):
@@ -156,7 +179,8 @@ class HallucinationStudy:
             order = order[statistic[order] > 0][: max(n, n_ablated)]
             if len(order) < n:
                 raise ValueError(
-                    f"n={n} latents of {'known' if known else 'unknown'} entities were asked for, {len(order)} have a "
+                    f"n={n} latents of {'known' if known else 'unknown'} entities were asked for, "
+                    f"{len(order)} have a "
                     f"{by} above 0{'' if base_rates is None else f' and a base rate of at most {max_base_rate}'}"
                 )
             found.append(Selection(order, statistic[order], by, self.split, len(side.entities.names)))
@@ -178,25 +202,33 @@ class HallucinationStudy:
     ) -> StudyResult:
         """Every edit on the testing side, beside its controls.
 
-        The baseline's clamps, DiffMean and the probe move the stream as far as the clamp at the same dose does, so that none
-        wins by its length alone; ablations move it as far as they do, which stands beside. Those lengths are
-        measured on the stream of the testing side, without its answers. The model runs about edits · (1 + n_controls) times
-        over that side.
+        The baseline's clamps, DiffMean and the probe move the stream as far as the clamp at the same dose
+        does, so that none wins by its length alone; ablations move it as far as they do, which stands beside.
+        Those lengths are measured on the stream of the testing side, without its answers. The model runs
+        about edits · (1 + n_controls) times over that side.
 
         chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
-        doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting side
-        n_controls: matched random sets for each edit: the same changes along latents that fire as often, scaled
-            together to move the stream as far
-        score: what is tested: the "rates" of answers and refusals, or how far the "logits" of the two are apart
+        doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting
+            side
+        n_controls: matched random sets for each edit: the same changes along latents that fire as often,
+            scaled together to move the stream as far
+        score: what is tested: the "rates" of answers and refusals, or how far the "logits" of the two are
+            apart
         rivals: further edits by name, each made from the tokens to edit, bool[batch width]
         neutral: texts for side effects of the edits of latents, which then act on all their tokens
         raises: ValueError for latents that the testing side had a say in, or that are another SAE's
         """
         if score not in ("rates", "logits"):
             raise ValueError(f"score expected 'rates' or 'logits', got {score!r}")
-        if not doses or len(set(doses)) < len(doses) or not all(0 < dose < math.inf for dose in doses) or n_controls < 1:
+        if (
+            not doses
+            or len(set(doses)) < len(doses)
+            or not all(0 < dose < math.inf for dose in doses)
+            or n_controls < 1
+        ):
             raise ValueError(
-                f"run expected doses above 0, each once, and at least 1 control, got {list(doses)} and {n_controls}"
+                f"run expected doses above 0, each once, and at least 1 control, got {list(doses)} and "
+                f"{n_controls}"
             )
         side, choosing = self._side(testing=True), self._side(testing=False)
         chosen = chosen or self.select()
@@ -205,7 +237,8 @@ class HallucinationStudy:
             baseline = self.select(chosen.n, chosen.known.by, n_ablated=n_ablated, sae=self.baseline)
         if chosen.sae is not self.sae or (baseline is not None and baseline.sae is not self.baseline):
             raise ValueError(
-                "run expected latents of the study's own SAE and baseline, got those of another SAE: select again"
+                "run expected latents of the study's own SAE and baseline, got those of another SAE: select "
+                "again"
             )
         choices = {"trained": chosen} | ({} if baseline is None else {"baseline": baseline})
         for choice in choices.values():
@@ -228,7 +261,9 @@ class HallucinationStudy:
             prepared.append((Planned("splice", name), edits.splice, ()))
         for planned, edit, directions in prepared:
             if planned.latents and neutral is not None:
-                of_text = side_effects(self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap)
+                of_text = side_effects(
+                    self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap
+                )
                 planned = planned._replace(side_effects=of_text)
             drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)
             done.append((planned._replace(controls=drawn), side.outcome(edit)))
@@ -237,7 +272,9 @@ class HallucinationStudy:
             for (known, dose), push in pushes.items():
                 edit = along(self.model, self.hook_point, direction if known else -direction, push)
                 measure = "hallucination" if known else "refusal"
-                done.append((Planned(f"{name} {'+' if known else '−'}", "", dose, measure), side.outcome(edit)))
+                done.append(
+                    (Planned(f"{name} {'+' if known else '−'}", "", dose, measure), side.outcome(edit))
+                )
         done += [(Planned(name), side.outcome(edit)) for name, edit in (rivals or {}).items()]
         return assembled(done, side, _detections(side, choices, directions), bootstrap, score)
 
@@ -256,7 +293,9 @@ class HallucinationStudy:
         labels = self._labels or self.label()
         if testing not in self._sides:
             kept = [i for i, label in enumerate(labels) if self._testing[i] == testing and label is not None]
-            self._sides[testing] = self._side_of([self.records[i] for i in kept], [bool(labels[i]) for i in kept])
+            self._sides[testing] = self._side_of(
+                [self.records[i] for i in kept], [bool(labels[i]) for i in kept]
+            )
         return self._sides[testing]
 
     def _statistic(self, sae: SparseAutoencoder, side: Side, known: bool, by: Any) -> Tensor:
@@ -267,14 +306,24 @@ class HallucinationStudy:
             rows = [i for i, of in enumerate(types) if of == kind]
             if len(labels[rows].unique()) < 2:
                 which = "unknown" if labels[rows[0]] else "known"
-                raise ValueError(f"select expected {which} entities of type {kind!r} on the selecting side too, got none")
+                raise ValueError(
+                    f"select expected {which} entities of type {kind!r} on the selecting side too, got none"
+                )
             every = select_latents(
-                sae, acts[rows], labels[rows] == known, [names[i] for i in rows], n=sae.d_sae, by=by, split=self.split
+                sae,
+                acts[rows],
+                labels[rows] == known,
+                [names[i] for i in rows],
+                n=sae.d_sae,
+                by=by,
+                split=self.split,
             )
             smallest[every.latents] = torch.minimum(smallest[every.latents], every.statistic)
         return smallest
 
-    def _causal(self, sae: SparseAutoencoder, side: Side, known: bool, separation: Tensor, n_candidates: int) -> Tensor:
+    def _causal(
+        self, sae: SparseAutoencoder, side: Side, known: bool, separation: Tensor, n_candidates: int
+    ) -> Tensor:
         """float64[d_sae]: the effect of each candidate, clamped alone; -inf for other latents."""
         candidates = separation.argsort(descending=True, stable=True)[:n_candidates]
         candidates = candidates[separation[candidates] > 0]
@@ -298,7 +347,8 @@ class HallucinationStudy:
         side: Side,
         pushes: dict[tuple[bool, float], float],
     ) -> list[tuple[Planned, Any]]:
-        """The edits of one SAE; those of the trained one fill in `pushes`, by which the baseline's are made as strong."""
+        """The edits of one SAE; those of the trained one fill in `pushes`, by which the baseline's are made
+        as strong."""
         found = []
         for known in (True, False):
             what, clamped, hold = "known" if known else "unknown", edits.clamped(known), edits.clamp(known)
@@ -307,7 +357,9 @@ class HallucinationStudy:
                 if name == "trained":
                     pushes[known, dose] = side.push(partial(hold, dose))
                 else:
-                    own = dose_for_push(lambda d, hold=hold: side.push(partial(hold, d)), pushes[known, dose], doses)
+                    own = dose_for_push(
+                        lambda d, hold=hold: side.push(partial(hold, d)), pushes[known, dose], doses
+                    )
                 measure = "hallucination" if known else "refusal"
                 planned = Planned(f"clamp {what}", name, dose, measure, tuple(clamped.tolist()), own)
                 found.append((planned, partial(hold, own)))
@@ -319,7 +371,8 @@ class HallucinationStudy:
 
 
 def _directions(choosing: Side, split: Split) -> dict[str, Tensor]:
-    """DiffMean and, where scikit-learn is installed, the direction of a logistic probe: both from unknown to known."""
+    """DiffMean and, where scikit-learn is installed, the direction of a logistic probe: both from unknown to
+    known."""
     acts, known, names, _ = choosing.entities
     found = {"DiffMean": diff_mean(acts, known, names, split)}
     try:
@@ -328,7 +381,9 @@ def _directions(choosing: Side, split: Split) -> dict[str, Tensor]:
         return found
 
 
-def _detections(side: Side, choices: Mapping[str, Chosen], directions: Mapping[str, Tensor]) -> list[Detection]:
+def _detections(
+    side: Side, choices: Mapping[str, Chosen], directions: Mapping[str, Tensor]
+) -> list[Detection]:
     """How well single latents and directions tell known from unknown, on entities that chose neither."""
     acts, known_entities, _, _ = side.entities
     found = []
@@ -336,15 +391,23 @@ def _detections(side: Side, choices: Mapping[str, Chosen], directions: Mapping[s
         for known, selection in ((True, choice.known), (False, choice.unknown)):
             latents, of = selection.latents[: choice.n], known_entities == known
             with torch.no_grad():
-                z = latent_acts_of(choice.sae, acts.to(choice.sae.device, choice.sae.dtype), latents.to(choice.sae.device))
-            for latent, statistic, column in zip(latents.tolist(), selection.statistic.tolist(), z.float().cpu().T):
+                z = latent_acts_of(
+                    choice.sae, acts.to(choice.sae.device, choice.sae.dtype), latents.to(choice.sae.device)
+                )
+            for latent, statistic, column in zip(
+                latents.tolist(), selection.statistic.tolist(), z.float().cpu().T
+            ):
                 fires = (column > 0).double()
                 separation = float(fires[of].mean() - fires[~of].mean())
                 area = auroc(column[~of], column[of])
-                found.append(Detection(name, "known" if known else "unknown", latent, statistic, separation, area))
+                found.append(
+                    Detection(name, "known" if known else "unknown", latent, statistic, separation, area)
+                )
     for name, direction in directions.items():
         projected = acts @ direction.cpu().float()
         found.append(
-            Detection(name, "known", None, None, None, auroc(projected[~known_entities], projected[known_entities]))
+            Detection(
+                name, "known", None, None, None, auroc(projected[~known_entities], projected[known_entities])
+            )
         )
     return found

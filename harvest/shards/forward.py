@@ -1,4 +1,5 @@
-"""The forward pass of a harvest: packed contexts in; rows at the hook points out, on their way to the host."""
+"""The forward pass of a harvest: packed contexts in; rows at the hook points out, on their way to the
+host."""
 
 from __future__ import annotations
 
@@ -69,9 +70,10 @@ def forward_batches(
 
     No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
 
-    dtype: as which the rows will be stored; they are converted before they travel where that makes them no wider
-    one_shape: fill a shard's last batch up with padding. A compiled model needs it: after a few shapes torch.compile
-        gives up on further ones, so that rows would depend on which shards came before
+    dtype: as which the rows will be stored; they are converted before they travel where that makes them no
+        wider
+    one_shape: fill a shard's last batch up with padding. A compiled model needs it: after a few shapes
+        torch.compile gives up on further ones, so that rows would depend on which shards came before
     """
     host, stored = _Host(model), STORE_DTYPES[dtype]
     for shard in shards:
@@ -96,7 +98,8 @@ def forward_batches(
 
 
 class _Host:
-    """Transfers between the host and the model's device; on CUDA through pinned memory, beside the computation."""
+    """Transfers between the host and the model's device; on CUDA through pinned memory, beside the
+    computation."""
 
     def __init__(self, model: nn.Module):
         self._device = hooks.model_device(model)

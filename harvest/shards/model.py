@@ -1,4 +1,5 @@
-"""The model and tokenizer of a harvest: loading them, naming what identifies them, holding the model still."""
+"""The model and tokenizer of a harvest: loading them, naming what identifies them, holding the model
+still."""
 
 from __future__ import annotations
 
@@ -48,7 +49,9 @@ def load_model(
     dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
     if dtype != "auto":
         dtype = getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code)
+    model = AutoModelForCausalLM.from_pretrained(
+        name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
+    )
     return model.to(device).eval()
 
 
@@ -56,9 +59,13 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     """The tokenizer at a hub id or local folder. raises: ValueError if there is none"""
     from transformers import AutoTokenizer
 
-    missing = f"no tokenizer could be loaded from {name!r}: pass one as tokenizer= (an object, hub id or folder)"
+    missing = (
+        f"no tokenizer could be loaded from {name!r}: pass one as tokenizer= (an object, hub id or folder)"
+    )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(missing) from error
     # transformers 5 answers a folder without tokenizer files with an empty tokenizer of the model's kind
@@ -109,7 +116,8 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over name, shape, dtype and first 256 values of every parameter: cheap, and other weights give another."""
+    """sha256 over name, shape, dtype and first 256 values of every parameter: cheap, and other weights give
+    another."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -119,7 +127,15 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _first_bytes(parameter: Tensor) -> bytes:
-    return parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().contiguous().view(torch.uint8).numpy().tobytes()
+    return (
+        parameter.detach()
+        .flatten()[:_FINGERPRINT_VALUES]
+        .cpu()
+        .contiguous()
+        .view(torch.uint8)
+        .numpy()
+        .tobytes()
+    )
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
@@ -127,7 +143,9 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
-        rules = {key: rules[key] for key in rules if key not in ("truncation", "padding")}  # calls change these; unused here
+        rules = {
+            key: rules[key] for key in rules if key not in ("truncation", "padding")
+        }  # calls change these; unused here
     else:
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return {

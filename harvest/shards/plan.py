@@ -18,16 +18,18 @@ MOST_ROWS_PER_SHARD = 262_144
 SHARDS_PER_RUN = 32
 
 _NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
-"""Fields that say where something came from: the hashes beside them say what it is, so a moved folder is no new plan."""
+"""Fields that say where something came from: the hashes beside them say what it is, so a moved folder is no
+new plan."""
 
 
 def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) -> int:
-    """Documents a shard where the user names none: the power of two at or below the wanted rows over the mean document.
+    """Documents a shard where the user names none: the power of two at or below the wanted rows over the mean
+    document.
 
-    A shard is what an interruption costs, and what one of several processes takes at a time: so a run has about 32 of
-    them, as far as each still fills eight forward batches, and none is wanted above 2^18 rows (2 GiB in bfloat16 at
-    width 4096). In a long run children's stories of 210 tokens make 1,024 documents a shard, web pages of 1,000
-    tokens 256.
+    A shard is what an interruption costs, and what one of several processes takes at a time: so a run has
+    about 32 of them, as far as each still fills eight forward batches, and none is wanted above 2^18 rows (2
+    GiB in bfloat16 at width 4096). In a long run children's stories of 210 tokens make 1,024 documents a
+    shard, web pages of 1,000 tokens 256.
 
     mean_tokens: mean length of a document, in tokens
     batch_tokens: tokens of a forward batch
@@ -68,24 +70,32 @@ def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
 
 
 def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
-    """The store's plan, which is the same but for names; None for a store that has none and may be given this one.
+    """The store's plan, which is the same but for names; None for a store that has none and may be given this
+    one.
 
     A store that lost its plan.json gets it again if its manifest, or its log, records the hash of this one.
 
-    raises: ShardError if the store has another plan (names the differing fields), or the folder holds something else
+    raises: ShardError if the store has another plan (names the differing fields), or the folder holds
+        something else
     """
     if store.size("plan.json") is None:
-        if not store.is_empty(but_for=("plan.json.tmp",)) and plan_sha256(plan) not in (recorded := recorded_plans(store)):
+        if not store.is_empty(but_for=("plan.json.tmp",)) and plan_sha256(plan) not in (
+            recorded := recorded_plans(store)
+        ):
             if recorded:
                 raise ShardError(
                     f"{store} lost its plan.json, and this harvest's plan is not the one it was begun with: "
                     "give the first settings, with model and dataset under the same names"
                 )
-            raise ShardError(f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store")
+            raise ShardError(
+                f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store"
+            )
         return None
     found = read_json(store, "plan.json")
     check_version(found, store.describe("plan.json"))
-    if store.size("manifest.json") is not None:  # finished: hook points that were added later are no difference
+    if (
+        store.size("manifest.json") is not None
+    ):  # finished: hook points that were added later are no difference
         plan = {**plan, "hook_points": {**found["hook_points"], **plan["hook_points"]}}
     differing = differing_fields(found, plan)
     if differing:
@@ -97,11 +107,18 @@ def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
 
 
 def differing_fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What is not the same in two plans, "field is 1 there, 2 here"; names of things whose hashes agree may differ."""
-    return [f"{field} is {a!r} there, {b!r} here" for field, a, b in _differences(there, here) if field not in _NAMES_ONLY]
+    """What is not the same in two plans, "field is 1 there, 2 here"; names of things whose hashes agree may
+    differ."""
+    return [
+        f"{field} is {a!r} there, {b!r} here"
+        for field, a, b in _differences(there, here)
+        if field not in _NAMES_ONLY
+    ]
 
 
-def _differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
+def _differences(
+    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
     """(dotted field, value in a, value in b) wherever two nested mappings differ."""
     for key in dict.fromkeys([*a, *b]):
         left, right = a.get(key), b.get(key)

@@ -1,4 +1,5 @@
-"""How a harvest comes along: a bar with tokens per second and the stages' shares of the time, and figures for the log."""
+"""How a harvest comes along: a bar with tokens per second and the stages' shares of the time, and figures for
+the log."""
 
 from __future__ import annotations
 
@@ -81,9 +82,12 @@ class Progress:
         self._bar.update(rows)
 
     def shard_done(self, shard: PackedShard) -> dict[str, Any]:
-        """Figures of the shard that was just committed, for the log; the bar shows the stages' shares from here on."""
+        """Figures of the shard that was just committed, for the log; the bar shows the stages' shares from
+        here on."""
         seconds = time.perf_counter() - self._shard_began
-        stages = {f"{stage}_s": round(self._seconds[stage] - self._shard_seconds[stage], 4) for stage in STAGES}
+        stages = {
+            f"{stage}_s": round(self._seconds[stage] - self._shard_seconds[stage], 4) for stage in STAGES
+        }
         self._shard_began, self._shard_seconds = time.perf_counter(), dict(self._seconds)
         total = time.perf_counter() - self._began
         shares = {stage: f"{self._seconds[stage] / total:.0%}" for stage in ("forward", "copy", "write")}

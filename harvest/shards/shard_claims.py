@@ -1,7 +1,8 @@
-"""Which shards a process makes: alone all that are missing; under torchrun each takes the next one that nobody has.
+"""Which shards a process makes: alone all that are missing; under torchrun each takes the next one that
+nobody has.
 
-Every process posts the row counts of the shards that it packs, so all know at which shard max_tokens is met, and none
-is made beyond it.
+Every process posts the row counts of the shards that it packs, so all know at which shard max_tokens is met,
+and none is made beyond it.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Claims:
             self._post(self._claimed, _BEHIND_THE_END)
 
     def totals(self) -> tuple[int, int]:
-        """Shards and rows of the whole store, surplus rows of the last shard included; to be asked when all are made."""
+        """Shards and rows of the whole store, surplus rows of the last shard included; to be asked when all
+        are made."""
         n_shards = n_rows = 0
         while n_rows < self._max_tokens and (rows := self._rows_of(n_shards)) != _BEHIND_THE_END:
             n_shards, n_rows = n_shards + 1, n_rows + rows

@@ -1,9 +1,11 @@
-"""The loop of a harvest: packed shards through the model into the store, up to max_tokens rows, then the manifest.
+"""The loop of a harvest: packed shards through the model into the store, up to max_tokens rows, then the
+manifest.
 
-Three stages overlap: packing in one thread, the forward passes in another, copying to the host and writing in the
-caller's. Between them are queues of a few shards and a few batches, so memory does not grow with the harvest. A model on
-the CPU keeps all cores busy by itself, and every thread beside it costs it more than that thread gains: there, the stages
-follow each other.
+Three stages overlap: packing in one thread, the forward passes in another, copying to the host and writing in
+the caller's. Between them are queues of a few shards and a few batches, so memory does not grow with the
+harvest. A model on
+the CPU keeps all cores busy by itself, and every thread beside it costs it more than that thread gains:
+there, the stages follow each other.
 """
 
 from __future__ import annotations
@@ -51,13 +53,16 @@ def make_shards(
     progress: bool = True,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal the store.
+    """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal
+    the store.
 
     settings: what the user asked for, for the log
     """
     with only_writer(store):
         if rank() == 0:
-            plan = adopt_plan(plan, store)  # again, now that nobody else can write: two may have begun at once
+            plan = adopt_plan(
+                plan, store
+            )  # again, now that nobody else can write: two may have begun at once
         claims = claims_of(store, plan, list(plan["hook_points"]))
         log_start(store, model, claims, plan, settings=settings)
         start, cursor = _last_cursor(store, claims)
@@ -119,7 +124,8 @@ def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
         yield from packed
     except OSError as error:
         raise SaelensLiteError(
-            f"the dataset could not be read further ({error}); finished shards are kept: give the same command again"
+            f"the dataset could not be read further ({error}); finished shards are kept: give the same "
+            "command again"
         ) from error
 
 
@@ -139,7 +145,9 @@ def _write_shard(
     """Write and commit the shard that all these batches belong to."""
     first = next(batches)
     shard, d_models = first.shard, {name: plan["hook_points"][name]["d_model"] for name in hook_points}
-    writing = writing_shard(store, shard.index, shard.contexts, shard.n_documents, d_models, STORE_DTYPES[plan["dtype"]])
+    writing = writing_shard(
+        store, shard.index, shard.contexts, shard.n_documents, d_models, STORE_DTYPES[plan["dtype"]]
+    )
     with bar.timed_exit("write", writing) as writers:
         for batch in itertools.chain([first], batches):
             check(batch)
@@ -185,7 +193,8 @@ def only_writer(store: Folder) -> Iterator[None]:
 
 
 def _last_cursor(store: Folder, claims: Claims) -> tuple[int, Any]:
-    """(shard, position in the source where it begins) of the last logged shard before the first one that is missing."""
+    """(shard, position in the source where it begins) of the last logged shard before the first one that is
+    missing."""
     missing = next(index for index in itertools.count() if index not in claims.finished)
     before = [event for event in events(store, "shard") if event["shard"] <= missing]
     cursors = {event["shard"]: event["cursor"] for event in before if event["cursor"] is not None}
@@ -211,9 +220,15 @@ def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, A
         before: dict[str, Any] = {}
         for event in events(store, "start"):
             before = event["environment"]
-        changed = [f"{key} {before[key]} then, {now[key]} now" for key in now if before.get(key, now[key]) != now[key]]
+        changed = [
+            f"{key} {before[key]} then, {now[key]} now"
+            for key in now
+            if before.get(key, now[key]) != now[key]
+        ]
         logger.info("%s has %d finished shards: going on", store, len(claims.finished))
         if changed:
-            logger.warning("other circumstances than before, rows may differ in their last bits: %s", "; ".join(changed))
+            logger.warning(
+                "other circumstances than before, rows may differ in their last bits: %s", "; ".join(changed)
+            )
     entry |= {"finished_shards": len(claims.finished), "plan_sha256": plan_sha256(plan), "environment": now}
     write_event(store, claims.rank, event="start", **entry)

@@ -1,4 +1,5 @@
-"""Documents from rows in memory or from `datasets`: what has numbered rows, what has a state, what can only be iterated."""
+"""Documents from rows in memory or from `datasets`: what has numbered rows, what has a state, what can only
+be iterated."""
 
 from __future__ import annotations
 
@@ -12,11 +13,14 @@ from typing import Any
 from .documents import Cursor, Document, DocumentStream, as_document, no_column
 
 
-def row_streams(rows: Any, text_column: str, described: str) -> Callable[[int, Cursor | None], DocumentStream]:
-    """reopen(start, cursor) for `probed`, over rows: strings, chats, token ids, or mappings with a text column.
+def row_streams(
+    rows: Any, text_column: str, described: str
+) -> Callable[[int, Cursor | None], DocumentStream]:
+    """reopen(start, cursor) for `probed`, over rows: strings, chats, token ids, or mappings with a text
+    column.
 
-    rows: an object with numbered rows (list, tuple, array, `datasets.Dataset`), a `datasets.IterableDataset`, or any
-        iterable; an iterator can be opened once
+    rows: an object with numbered rows (list, tuple, array, `datasets.Dataset`), a `datasets.IterableDataset`,
+        or any iterable; an iterator can be opened once
     raises: ValueError for a `datasets` stream that is shuffled through a buffer
     """
     if _is_a("IterableDataset", rows):
@@ -30,7 +34,9 @@ def row_streams(rows: Any, text_column: str, described: str) -> Callable[[int, C
     def reopen(start: int, cursor: Cursor | None) -> DocumentStream:
         nonlocal opened
         if opened and once:
-            raise ValueError(f"{described} can be read only once: pass a fresh one, or a list, to read it again")
+            raise ValueError(
+                f"{described} can be read only once: pass a fresh one, or a list, to read it again"
+            )
         opened = True
         return _RowStream(iter(rows), text_column, described, start)
 
@@ -87,7 +93,9 @@ class _NumberedStream(_RowStream):
 
 
 def _rows_from(rows: Any, index: int) -> Iterator[Any]:
-    if _is_a("Dataset", rows) and index < len(rows):  # iterating reads ahead in blocks, many times faster than row by row
+    if _is_a("Dataset", rows) and index < len(
+        rows
+    ):  # iterating reads ahead in blocks, many times faster than row by row
         return iter(rows.select(range(index, len(rows))))
     return (rows[i] for i in range(index, len(rows)))
 
@@ -95,7 +103,9 @@ def _rows_from(rows: Any, index: int) -> Iterator[Any]:
 class _StateStream(_RowStream):
     """A `datasets` stream: the cursor is its state, which is taken before the next row is read."""
 
-    def __init__(self, stream: Any, text_column: str, described: str, index: int, cursor: Cursor | None) -> None:
+    def __init__(
+        self, stream: Any, text_column: str, described: str, index: int, cursor: Cursor | None
+    ) -> None:
         self.stream = object.__new__(type(stream))  # its copy.copy would share all attributes with it
         vars(self.stream).update(vars(stream))
         self.stream._ex_iterable = _with_own_state(stream._ex_iterable)
@@ -116,8 +126,8 @@ class _StateStream(_RowStream):
 
 
 def _with_own_state(iterable: Any) -> Any:
-    """A copy of the chain of iterables under a stream, whose objects hold the state: the caller's stream stays as it is,
-    and streams of one source do not disturb each other.
+    """A copy of the chain of iterables under a stream, whose objects hold the state: the caller's stream
+    stays as it is, and streams of one source do not disturb each other.
     """
     own = copy.copy(iterable)
     if hasattr(own, "ex_iterables"):
@@ -130,9 +140,13 @@ def _with_own_state(iterable: Any) -> Any:
 def _refuse_buffer(iterable: Any, described: str) -> None:
     if type(iterable).__name__ == "BufferShuffledExamplesIterable":
         raise ValueError(
-            f"{described} is shuffled through a buffer, whose content no saved position restores, so an interrupted "
-            "harvest could not go on exactly: pass it without shuffle(). Training mixes the rows of all shards; "
+            f"{described} is shuffled through a buffer, whose content no saved position restores, so an "
+            "interrupted "
+            "harvest could not go on exactly: pass it without shuffle(). Training mixes the rows of all "
+            "shards; "
             "for another order of documents, shuffle a datasets.Dataset or the list of files"
         )
-    for part in getattr(iterable, "ex_iterables", None) or filter(None, [getattr(iterable, "ex_iterable", None)]):
+    for part in getattr(iterable, "ex_iterables", None) or filter(
+        None, [getattr(iterable, "ex_iterable", None)]
+    ):
         _refuse_buffer(part, described)

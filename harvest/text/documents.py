@@ -1,4 +1,5 @@
-"""What a document is, told by its value; streams of documents that know their position; sources that open streams.
+"""What a document is, told by its value; streams of documents that know their position; sources that open
+streams.
 
 A document's index in its source is its identity everywhere: in shards, in the held-out split, in provenance.
 """
@@ -48,8 +49,9 @@ class Source:
     first: its first documents, at most 64
     n_documents: how many there are, where that is known without reading them
     approximate_bytes: no less than its text's bytes, as a rule, where it is local files
-    open: open(start, cursor) gives the stream from document `start` on. `cursor` is what a stream of an equal source,
-        also in another process, gave before that document; without one (None) earlier documents are read past.
+    open: open(start, cursor) gives the stream from document `start` on. `cursor` is what a stream of an equal
+        source, also in another process, gave before that document; without one (None) earlier documents are
+        read past.
         raises: ValueError if the source is a one-time iterator that was opened before
     """
 
@@ -75,7 +77,8 @@ def as_document(value: Any, described: str) -> Document:
         for message in value:
             if not {"role", "content"} <= message.keys():
                 raise ValueError(
-                    f"{described} expected chat messages with role and content, got one with {', '.join(map(str, message))}"
+                    f"{described} expected chat messages with role and content, got one with "
+                    f"{', '.join(map(str, message))}"
                 )
         # tables give every message every key, and templates take a key that is None for one that is set
         return [{key: entry for key, entry in message.items() if entry is not None} for message in value]
@@ -92,16 +95,20 @@ def as_document(value: Any, described: str) -> Document:
     else:
         got = type(value).__name__
     raise ValueError(
-        f"{described} expected text, got {got}; chats and lists of token ids are documents too: name another text_column"
+        f"{described} expected text, got {got}; chats and lists of token ids are documents too: name "
+        "another text_column"
     )
 
 
 def no_column(described: str, text_column: str, columns: Iterable[Any]) -> NoReturn:
     """Raise that a dataset lacks the column of its documents, with the way out."""
     columns = [str(column) for column in columns]
-    likely = [f"text_column={name!r} for its {what}" for name, what in _TELLING_COLUMNS.items() if name in columns]
+    likely = [
+        f"text_column={name!r} for its {what}" for name, what in _TELLING_COLUMNS.items() if name in columns
+    ]
     raise ValueError(
-        f"{described} has no column {text_column!r}{nearest(text_column, columns)}; its columns are {', '.join(columns)}: "
+        f"{described} has no column {text_column!r}{nearest(text_column, columns)}; its columns are "
+        f"{', '.join(columns)}: "
         f"name one with text_column" + (f", such as {' or '.join(likely)}" if likely else "")
     )
 
@@ -115,11 +122,11 @@ def probed(
 ) -> Source:
     """A source of which the first documents are read now, so that what is wrong shows at once.
 
-    What was read for that serves the first opening from the beginning too: nothing is fetched twice, and a one-time
-    iterator loses nothing.
+    What was read for that serves the first opening from the beginning too: nothing is fetched twice, and a
+    one-time iterator loses nothing.
 
-    reopen: reopen(start, cursor) gives a stream at the cursor, whose next document is `start`; reopen(0, None) one at
-        the beginning
+    reopen: reopen(start, cursor) gives a stream at the cursor, whose next document is `start`; reopen(0,
+        None) one at the beginning
     """
 
     def begin() -> _Replayed:
@@ -140,7 +147,9 @@ def probed(
             return reopen(start, cursor)
         stream = unread.pop() if unread else begin()
         if stream.first != first:
-            raise ValueError("the dataset gave other documents when it was read again: pass one that always gives the same")
+            raise ValueError(
+                "the dataset gave other documents when it was read again: pass one that always gives the same"
+            )
         stream.skip(start)
         return stream
 
@@ -173,5 +182,7 @@ class _Replayed(DocumentStream):
 
 def sha256_of(documents: list[Document]) -> str:
     """The hash of some documents, for a plan."""
-    texts = [document if isinstance(document, str) else json.dumps(document, default=str) for document in documents]
+    texts = [
+        document if isinstance(document, str) else json.dumps(document, default=str) for document in documents
+    ]
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()

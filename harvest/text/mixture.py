@@ -1,8 +1,8 @@
 """Several sources as one: one after the other, or mixed by weights.
 
-In a mixture, document n comes from the source that a stateless hash of (seed, n) draws: no random state has to be kept,
-and who knows how far each source was read goes on exactly. A source that ends leaves the draw, and the others share its
-weight in proportion.
+In a mixture, document n comes from the source that a stateless hash of (seed, n) draws: no random state has
+to be kept, and who knows how far each source was read goes on exactly. A source that ends leaves the draw,
+and the others share its weight in proportion.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from saelens_lite.hashing import hashed_uniform
 from .documents import FIRST_DOCUMENTS, Cursor, Document, DocumentStream, Source
 
 _DRAW = 1
-"""Second key of the hash: the held-out split is drawn from the same document indices by the seed alone, and whether a
-document is held out must tell nothing about where it comes from."""
+"""Second key of the hash: the held-out split is drawn from the same document indices by the seed alone, and
+whether a document is held out must tell nothing about where it comes from."""
 
 _DRAWS = 1024
 
@@ -31,13 +31,16 @@ _Open = Callable[[int, Cursor | None], DocumentStream]
 
 def chained(sources: Sequence[Source], facts: dict[str, Any]) -> Source:
     """The documents of each source, one source after the other."""
-    first = list(itertools.islice(itertools.chain.from_iterable(source.first for source in sources), FIRST_DOCUMENTS))
+    first = list(
+        itertools.islice(itertools.chain.from_iterable(source.first for source in sources), FIRST_DOCUMENTS)
+    )
     opens = [source.open for source in sources]
     return _joined(sources, facts, first, lambda cursor: _Chain(opens, cursor))
 
 
 def open_mixture(sources: Sequence[Source], weights: Sequence[float], seed: int = 0) -> Source:
-    """A mixture of sources: about weights[i] / sum(weights) of the documents come from source i, until one ends.
+    """A mixture of sources: about weights[i] / sum(weights) of the documents come from source i, until one
+    ends.
 
     weights: a positive weight for each source; a share of documents, not of tokens
     seed: another seed draws another order
@@ -64,11 +67,16 @@ def check_weights(weights: Sequence[float], n_datasets: int) -> None:
         )
     for weight in weights:
         if not (isinstance(weight, numbers.Real) and weight > 0 and math.isfinite(weight)):
-            raise ValueError(f"dataset_weights expected positive numbers, got {weight!r}: leave out what is not wanted")
+            raise ValueError(
+                f"dataset_weights expected positive numbers, got {weight!r}: leave out what is not wanted"
+            )
 
 
 def _joined(
-    sources: Sequence[Source], facts: dict[str, Any], first: list[Document], at: Callable[[Cursor | None], DocumentStream]
+    sources: Sequence[Source],
+    facts: dict[str, Any],
+    first: list[Document],
+    at: Callable[[Cursor | None], DocumentStream],
 ) -> Source:
     def open_at(start: int, cursor: Cursor | None) -> DocumentStream:
         stream = at(cursor)
@@ -91,7 +99,8 @@ def _total(numbers: Sequence[int | None]) -> int | None:
 
 
 class _Part:
-    """One of several sources, opened when its first document is wanted. Its cursor: [documents read, cursor there]."""
+    """One of several sources, opened when its first document is wanted. Its cursor: [documents read, cursor
+    there]."""
 
     def __init__(self, open_at: _Open, cursor: Cursor | None) -> None:
         self.open_at = open_at
@@ -152,7 +161,9 @@ class _Chain(DocumentStream):
 class _Mixture(DocumentStream):
     """The cursor is [documents read, the parts' cursors, null for one that has ended]."""
 
-    def __init__(self, opens: Sequence[_Open], weights: Sequence[float], seed: int, cursor: Cursor | None) -> None:
+    def __init__(
+        self, opens: Sequence[_Open], weights: Sequence[float], seed: int, cursor: Cursor | None
+    ) -> None:
         self.weights, self.seed = weights, seed
         self.n, parts = cursor or (0, [[0, None]] * len(opens))
         self.parts = [part and _Part(open_at, part) for open_at, part in zip(opens, parts, strict=True)]
@@ -173,7 +184,8 @@ class _Mixture(DocumentStream):
         return self.live[bisect.bisect_right(self.bounds, self._drawn[self.n - self._drawn_from])]
 
     def _advance(self, read: Callable[[_Part], Document | int | None]) -> Any:
-        """Read from the source that is drawn, and draw again where one turns out to have ended; None at the end."""
+        """Read from the source that is drawn, and draw again where one turns out to have ended; None at the
+        end."""
         while self.live:
             source = self._draw()
             part = self.parts[source]

@@ -33,13 +33,19 @@ _MOST_COMPRESSED = 8
 
 
 def as_names(dataset: Any) -> list[str] | None:
-    """The datasets that a string, a path or a list of these names; None if `dataset` holds the documents itself.
+    """The datasets that a string, a path or a list of these names; None if `dataset` holds the documents
+    itself.
 
-    A list of strings is one of names if each could be one: an existing path, a data file's name, or owner/name.
+    A list of strings is one of names if each could be one: an existing path, a data file's name, or
+        owner/name.
     """
     if isinstance(dataset, str | Path):
         return [str(dataset)]
-    if isinstance(dataset, list | tuple) and dataset and all(isinstance(item, str | Path) for item in dataset):
+    if (
+        isinstance(dataset, list | tuple)
+        and dataset
+        and all(isinstance(item, str | Path) for item in dataset)
+    ):
         names = [str(item) for item in dataset]
         if all(_looks_like_dataset(name) for name in names):
             return names
@@ -55,9 +61,11 @@ def open_named(
     config: str | None = None,
     revision: str | None = None,
 ) -> Source:
-    """The documents of datasets on the hub or on disk, one dataset after the other; see HarvestConfig for the rest.
+    """The documents of datasets on the hub or on disk, one dataset after the other; see HarvestConfig for the
+    rest.
 
-    raises: ValueError if there is no document, no such split or no such column; FileNotFoundError for a missing file
+    raises: ValueError if there is no document, no such split or no such column; FileNotFoundError for a
+        missing file
     """
     parts = [_named(name, split, text_column, text_unit, config, revision) for name in names]
     facts = {"sources": [part.facts for part in parts], "split": split}
@@ -67,10 +75,11 @@ def open_named(
 def open_given(dataset: Any, *, split: str = "train", text_column: str = "text") -> Source:
     """The documents that the caller holds.
 
-    dataset: a `datasets` object; any iterable of strings, of chats (lists of messages), of lists of token ids, or of
-        mappings with a text column; a mapping of these by split.
+    dataset: a `datasets` object; any iterable of strings, of chats (lists of messages), of lists of token
+        ids, or of mappings with a text column; a mapping of these by split.
         A one-time iterator is read where it stands: to go on with a harvest, pass a fresh one.
-    raises: ValueError if there is no document, no such split or no such column, or a stream is shuffled through a buffer
+    raises: ValueError if there is no document, no such split or no such column, or a stream is shuffled
+        through a buffer
     """
     if isinstance(dataset, Mapping):
         dataset = _split_of(dataset, split, "the dataset")
@@ -92,7 +101,9 @@ def _looked_at(source: Source, text_column: str, described: str) -> Source:
 
 
 def _looks_like_dataset(name: str) -> bool:
-    if not re.search(r"\s", name) and (_format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
+    if not re.search(r"\s", name) and (
+        _format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name)
+    ):
         return True
     try:
         return bool(name) and Path(name).exists()
@@ -101,16 +112,21 @@ def _looks_like_dataset(name: str) -> bool:
 
 
 def _format_of(name: str) -> str | None:
-    """The `datasets` loader for a file of that name, a compression's suffix aside; None if it is no data file's name."""
+    """The `datasets` loader for a file of that name, a compression's suffix aside; None if it is no data
+    file's name."""
     suffixes = [suffix for suffix in Path(name).suffixes if suffix not in _COMPRESSED]
     return _FORMATS.get(suffixes[-1]) if suffixes else None
 
 
-def _named(name: str, split: str, text_column: str, text_unit: str, config: str | None, revision: str | None) -> Source:
+def _named(
+    name: str, split: str, text_column: str, text_unit: str, config: str | None, revision: str | None
+) -> Source:
     """One dataset on the hub or on disk; it may turn out to be empty."""
     path, kind = Path(name), _format_of(name)
     if path.is_file() and kind is None:
-        raise ValueError(f"dataset {name} expected a file of type {', '.join(_FORMATS)} (compressed too), got {path.name}")
+        raise ValueError(
+            f"dataset {name} expected a file of type {', '.join(_FORMATS)} (compressed too), got {path.name}"
+        )
     if path.is_file():
         options = {"sample_by": text_unit} if kind == "text" else {}
         arguments: dict[str, Any] = {"path": kind, "data_files": str(path), **options}
@@ -123,7 +139,9 @@ def _named(name: str, split: str, text_column: str, text_unit: str, config: str 
         arguments = {"path": str(path), "name": config}
         facts = {"folder": path.name, "config": config}
     elif kind is not None:
-        raise FileNotFoundError(f"dataset {name} expected an existing file: there is none at {path.absolute()}")
+        raise FileNotFoundError(
+            f"dataset {name} expected an existing file: there is none at {path.absolute()}"
+        )
     elif re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) is None:
         raise ValueError(
             f"dataset expected a hub id or an existing file or folder, got {name[:80]!r}: "
@@ -143,19 +161,23 @@ def _named(name: str, split: str, text_column: str, text_unit: str, config: str 
             raise ValueError(f"dataset {name} has no split {split!r}: {error}") from error
         raise
     if "hub" in facts:
-        # the commit, and not the name that led to it: where the dataset moved on, its old revision goes on with a harvest
+        # the commit, and not the name that led to it: where the dataset moved on, its old revision goes on
+        # with a harvest
         commit = re.search("@([0-9a-f]{40})", str(builder.config.data_files))
         facts["revision"] = commit[1] if commit else revision
     return probed(facts, row_streams(stream, text_column, name), approximate_bytes=_text_bytes(path))
 
 
 def _read_here(path: Path) -> str | None:
-    """The suffix, compression aside, of a file that is read line by line here; None for what `datasets` reads."""
+    """The suffix, compression aside, of a file that is read line by line here; None for what `datasets`
+    reads."""
     suffix = path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
     return suffix if suffix == ".jsonl" or _FORMATS.get(suffix) == "text" else None
 
 
-def _lines_of(path: Path, suffix: str, facts: dict[str, Any], split: str, text_column: str, text_unit: str) -> Source:
+def _lines_of(
+    path: Path, suffix: str, facts: dict[str, Any], split: str, text_column: str, text_unit: str
+) -> Source:
     if split != "train":
         raise ValueError(f"dataset {path} has no split {split!r}: a file of its own has only train")
     stream: Any
@@ -176,11 +198,14 @@ def _saved_to_disk(path: Path, split: str, text_column: str) -> Source:
         found = _split_of(found, split, f"dataset {path}")
     facts = {"folder": path.name, "fingerprint": found._fingerprint}
     size = sum(_text_bytes(Path(part["filename"])) or 0 for part in found.cache_files)
-    return probed(facts, row_streams(found, text_column, str(path)), n_documents=len(found), approximate_bytes=size)
+    return probed(
+        facts, row_streams(found, text_column, str(path)), n_documents=len(found), approximate_bytes=size
+    )
 
 
 def _text_bytes(path: Path) -> int | None:
-    """An upper estimate of the bytes of text in a file or folder; None where there is none (a hub dataset)."""
+    """An upper estimate of the bytes of text in a file or folder; None where there is none (a hub
+    dataset)."""
     if path.is_dir():
         return sum(_text_bytes(file) or 0 for file in path.rglob("*") if file.is_file())
     if not path.is_file():

@@ -1,10 +1,11 @@
 """Documents of local text and jsonl files, found again by byte offset.
 
-The cursor is [byte, line]: the offset of the next document in the decompressed file, and how many lines lie before it.
-A plain file is entered there; a compressed one is decompressed up to there, but nothing of it is parsed.
+The cursor is [byte, line]: the offset of the next document in the decompressed file, and how many lines lie
+before it. A plain file is entered there; a compressed one is decompressed up to there, but nothing of it is
+parsed.
 
-Text is UTF-8 with any line ends (CR, LF, CRLF), cut as the `text` loader of `datasets` cuts it: a line, empty ones
-included; a paragraph, which ends before two line ends, empty ones left out; or the whole file.
+Text is UTF-8 with any line ends (CR, LF, CRLF), cut as the `text` loader of `datasets` cuts it: a line, empty
+ones included; a paragraph, which ends before two line ends, empty ones left out; or the whole file.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 
 
 class _FileStream(DocumentStream):
-    """The pieces of a file, each with the position behind it; a subclass says what is a piece and what it holds."""
+    """The pieces of a file, each with the position behind it; a subclass says what is a piece and what it
+    holds."""
 
     def __init__(self, path: Path, cursor: Cursor | None) -> None:
         self.path = path
@@ -56,17 +58,23 @@ class _FileStream(DocumentStream):
             yield
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self.path}, line {self.line}: expected UTF-8 text, got byte {piece[error.start]:#04x}: convert the "
+                f"{self.path}, line {self.line}: expected UTF-8 text, got byte {piece[error.start]:#04x}: "
+                "convert the "
                 "file, or give it the suffix of its compression"
             ) from error
 
     def _guarded(self) -> Iterator[bytes]:
-        with OPENERS.get(self.path.suffix, open)(self.path, "rb") as raw, io.BufferedReader(raw, _BUFFER_BYTES) as file:
+        with (
+            OPENERS.get(self.path.suffix, open)(self.path, "rb") as raw,
+            io.BufferedReader(raw, _BUFFER_BYTES) as file,
+        ):
             try:
                 file.seek(self.byte)
                 yield from self._pieces(file)
             except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
-                raise ValueError(f"{self.path} cannot be read beyond line {self.line}, it is damaged: {error}") from error
+                raise ValueError(
+                    f"{self.path} cannot be read beyond line {self.line}, it is damaged: {error}"
+                ) from error
 
     def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
         raise NotImplementedError
@@ -76,9 +84,11 @@ class _FileStream(DocumentStream):
 
 
 class JsonLines(_FileStream):
-    """A column of a jsonl file; blank lines are passed over, and a row without the column is an empty document.
+    """A column of a jsonl file; blank lines are passed over, and a row without the column is an empty
+    document.
 
-    raises: ValueError for a line that is no JSON object (names file and line), or whose column holds no document
+    raises: ValueError for a line that is no JSON object (names file and line), or whose column holds no
+        document
     """
 
     def __init__(self, path: Path, text_column: str, cursor: Cursor | None = None) -> None:
@@ -96,7 +106,8 @@ class JsonLines(_FileStream):
         if not isinstance(row, dict):
             raise ValueError(
                 f"{self.path}, line {self.line}: expected one JSON object a line, such as "
-                f'{{"{self.text_column}": …}}, got {type(row).__name__}; one array over many lines is a .json file'
+                f'{{"{self.text_column}": …}}, got {type(row).__name__}; one array over many lines is a '
+                ".json file"
             )
         return row
 
@@ -114,7 +125,9 @@ class JsonLines(_FileStream):
 def columns(path: Path, n_rows: int) -> list[str]:
     """The columns in the first rows of a jsonl file, in the order in which they appear."""
     stream = JsonLines(path, "text")
-    return list(dict.fromkeys(name for _, piece in zip(range(n_rows), stream.pieces) for name in stream.row(piece)))
+    return list(
+        dict.fromkeys(name for _, piece in zip(range(n_rows), stream.pieces) for name in stream.row(piece))
+    )
 
 
 class TextFile(_FileStream):

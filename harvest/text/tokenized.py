@@ -17,7 +17,8 @@ _TOKENIZE_DOCUMENTS = 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedShard:
-    """What one shard needs before the model: its contexts, how many documents its span has, and where that began.
+    """What one shard needs before the model: its contexts, how many documents its span has, and where that
+    began.
 
     cursor: for `Source.open(index * documents_per_shard, cursor)`; None where the source has no positions
     """
@@ -37,12 +38,15 @@ def packed_shards(
     start: int = 0,
     cursor: Cursor | None = None,
 ) -> Iterator[PackedShard]:
-    """The claimed shards, up to the first that has no documents; what lies between them is read past, not tokenised.
+    """The claimed shards, up to the first that has no documents; what lies between them is read past, not
+    tokenised.
 
-    claims: indices of shards, ascending; each is taken only when its turn comes, so there may be infinitely many
+    claims: indices of shards, ascending; each is taken only when its turn comes, so there may be infinitely
+        many
     n_embeddings: token ids from 0 to n_embeddings - 1 are the model's
     start, cursor: a shard not behind the first claim, and the source's cursor before it, from an earlier run
-    raises: ValueError for a token id that the model has no embedding for, or claims that do not ascend from `start`
+    raises: ValueError for a token id that the model has no embedding for, or claims that do not ascend from
+        `start`
     """
     per_shard = plan["documents_per_shard"]
     documents = source.open(start * per_shard, cursor)
@@ -74,14 +78,19 @@ def packed_shards(
         yield PackedShard(index, contexts, len(span), position)
 
 
-def _tokenized(span: list[Document], first_doc: int, tokenizer: Any, n_embeddings: int) -> Iterator[tuple[int, list[int]]]:
+def _tokenized(
+    span: list[Document], first_doc: int, tokenizer: Any, n_embeddings: int
+) -> Iterator[tuple[int, list[int]]]:
     for start in range(0, len(span), _TOKENIZE_DOCUMENTS):
         part = span[start : start + _TOKENIZE_DOCUMENTS]
-        for index, (document, ids) in enumerate(zip(part, token_ids(tokenizer, part), strict=True), first_doc + start):
+        for index, (document, ids) in enumerate(
+            zip(part, token_ids(tokenizer, part), strict=True), first_doc + start
+        ):
             if not isinstance(document, str) and ids and not 0 <= min(ids) <= max(ids) < n_embeddings:
                 wrong = min(ids) if min(ids) < 0 else max(ids)
                 raise ValueError(
-                    f"document {index} holds id {wrong}, the model has embeddings for 0 to {n_embeddings - 1}: "
+                    f"document {index} holds id {wrong}, the model has embeddings for 0 to "
+                    f"{n_embeddings - 1}: "
                     "they do not belong together"
                 )
             yield index, ids
@@ -90,8 +99,8 @@ def _tokenized(span: list[Document], first_doc: int, tokenizer: Any, n_embedding
 def token_ids(tokenizer: Any, documents: Sequence[Document]) -> list[list[int]]:
     """The ids of each document, without added special tokens.
 
-    A chat goes through the tokenizer's chat template. A BOS that a template or the ids of a tokenised document begin with
-    is left out, as packing puts its own.
+    A chat goes through the tokenizer's chat template. A BOS that a template or the ids of a tokenised
+    document begin with is left out, as packing puts its own.
 
     raises: ValueError for a chat that the tokenizer has no template for, or that its template refuses
     """
@@ -109,8 +118,8 @@ def token_ids(tokenizer: Any, documents: Sequence[Document]) -> list[list[int]]:
 
 
 def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The ids of texts: straight from a fast tokenizer's own batch call, as building a BatchEncoding takes a third of the
-    time. `verbose` would warn of texts longer than a context.
+    """The ids of texts: straight from a fast tokenizer's own batch call, as building a BatchEncoding takes a
+    third of the time. `verbose` would warn of texts longer than a context.
     """
     if not texts:
         return []
@@ -125,7 +134,10 @@ def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         if as_it_stands:
             return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
         return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    except (TypeError, UnicodeEncodeError):  # half of a surrogate pair, as cut JSON escapes leave it, is no character
+    except (
+        TypeError,
+        UnicodeEncodeError,
+    ):  # half of a surrogate pair, as cut JSON escapes leave it, is no character
         whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
         if whole == texts:
             raise

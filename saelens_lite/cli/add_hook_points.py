@@ -19,7 +19,9 @@ def run(argv: Sequence[str]) -> None:
     model = None
     if config.model is not None:
         compute_dtype = store.plan.get("model", {}).get("compute_dtype")
-        model = model_for(config.model, device_named(config.device), store, compute_dtype, config.trust_remote_code)
+        model = model_for(
+            config.model, device_named(config.device), store, compute_dtype, config.trust_remote_code
+        )
     store = add_hook_points(
         store,
         config.hook_points,
@@ -45,8 +47,8 @@ class AddHookPointsConfig:
     """Such as blocks.3.hook_mlp_out; those that are there already cost nothing."""
 
     model: str | None = None
-    """The model that was harvested, where it is no longer found under the name that the store records; "demo" is the
-    embedded one."""
+    """The model that was harvested, where it is no longer found under the name that the store records; "demo"
+    is the embedded one."""
 
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""

@@ -23,7 +23,9 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.distributed import several_processes
 
     if config.store is None and (config.model is None or not config.dataset):
-        raise ValueError("analyze needs --store, or --model and --dataset to harvest one for the time of the analysis")
+        raise ValueError(
+            "analyze needs --store, or --model and --dataset to harvest one for the time of the analysis"
+        )
     if config.store is None and several_processes():
         raise ValueError("analyze under torchrun needs --store: harvest one first, under torchrun as well")
     sae = SparseAutoencoder.load(config.sae, device=device_named(config.device))
@@ -49,7 +51,9 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
     )
     if not is_first_process():
         return
-    page = feature_page(sae, store, config.output, n_latents=config.n_latents, hook_point=config.hook_point, index=index)
+    page = feature_page(
+        sae, store, config.output, n_latents=config.n_latents, hook_point=config.hook_point, index=index
+    )
     print(index.density)
     if index.tokens.has_tokens:
         print(index.unigram)
@@ -79,26 +83,30 @@ def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: str) -> 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AnalyzeConfig:
-    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML page. STORE SAE in front of
-    the flags are --store and --sae."""
+    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML page. STORE
+    SAE in front of the flags are --store and --sae."""
 
     sae: str
     """Folder of the SAE, ours or SAELens', or a hub repository."""
 
     store: str | None = None
-    """Folder of the activation store. None harvests one for the time of the analysis, from --model and --dataset."""
+    """Folder of the activation store. None harvests one for the time of the analysis, from --model and
+    --dataset."""
 
     output: str = "features.html"
     """The page to write, which needs no network."""
 
     index: str | None = None
-    """Folder of the index, new or of this SAE; its labels stay. None takes the page's name with .index for .html."""
+    """Folder of the index, new or of this SAE; its labels stay. None takes the page's name with .index for
+    .html."""
 
     model: str | None = None
-    """The model that was harvested, for the tokens that a latent argues for and against; "demo" is the embedded one."""
+    """The model that was harvested, for the tokens that a latent argues for and against; "demo" is the
+    embedded one."""
 
     dataset: tuple[str, ...] = ()
-    """Without a store: hub ids or files of text, as `harvest` takes them; "demo" is Python's standard library."""
+    """Without a store: hub ids or files of text, as `harvest` takes them; "demo" is Python's standard
+    library."""
 
     max_tokens: int = 1_000_000
     """Without a store: rows to harvest."""
@@ -107,7 +115,8 @@ class AnalyzeConfig:
     """Strongest firings that the index keeps of each latent."""
 
     sample_tokens: int = 100_000
-    """Tokens whose latents are kept together, for co-firing and search; memory takes 12 bytes for each of their firings."""
+    """Tokens whose latents are kept together, for co-firing and search; memory takes 12 bytes for each of
+    their firings."""
 
     output_score: bool = False
     """Also measure what each latent does to the model's next token: a forward pass a latent."""

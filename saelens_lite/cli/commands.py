@@ -1,9 +1,10 @@
 """The command line: `saelens-lite COMMAND`, one of COMMANDS.
 
-Commands are the configuration dataclasses (commands.py and those of the rooms), turned into flags by tyro, and what they
-print: what was made, where, and what to type next (clistores.py, clianalysis.py). Rooms load when their command runs, so
-that --help costs nothing. What the user can put right is one line on stderr and exit code 2; --traceback or
-SAELENS_LITE_TRACEBACK=1 shows where it came from.
+Commands are the configuration dataclasses (commands.py and those of the rooms), turned into flags by tyro,
+and what they
+print: what was made, where, and what to type next (clistores.py, clianalysis.py). Rooms load when their
+command runs, so that --help costs nothing. What the user can put right is one line on stderr and exit code 2;
+--traceback or SAELENS_LITE_TRACEBACK=1 shows where it came from.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ COMMANDS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for a store with problems or without room, 2 for what the user can put
-    right, 130 after Ctrl-C."""
+    """Run one command; returns the exit code: 0, 1 for a store with problems or without room, 2 for what the
+    user can put right, 130 after Ctrl-C."""
     args = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in args or os.environ.get("SAELENS_LITE_TRACEBACK", "0") not in ("", "0")
     args = [arg for arg in args if arg != "--traceback"]
@@ -50,7 +51,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     _share_the_cores()
     try:
         if args[0] not in COMMANDS:
-            raise ValueError(f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}")
+            raise ValueError(
+                f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}"
+            )
         with _logging():
             command = import_module(f"saelens_lite.cli.{args[0].replace('-', '_')}")
             return command.run(args[1:]) or 0
@@ -75,8 +78,8 @@ def _as_typed(error: BaseException) -> str:
 def _share_the_cores() -> None:
     """Let OpenMP's threads sleep while they wait for each other; has an effect until torch is loaded.
 
-    By default they spin. Where other programs want the cores too, that made training 8 times slower on a machine with two
-    cores; without them it gains little, since the products between two waits are long.
+    By default they spin. Where other programs want the cores too, that made training 8 times slower on a
+    machine with two cores; without them it gains little, since the products between two waits are long.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -92,10 +95,13 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "  --config FILE  defaults from a JSON file, such as the train_config.json of a run; flags come on top",
-            "  --preset NAME  (train) defaults from a published recipe; with --help after it, the recipe's values",
+            "  --config FILE  defaults from a JSON file, such as the train_config.json of a run; flags come "
+            "on top",
+            "  --preset NAME  (train) defaults from a published recipe; with --help after it, the recipe's "
+            "values",
             "  --traceback    show where an error came from (or SAELENS_LITE_TRACEBACK=1)",
-            "  --model demo   the embedded language model;  --dataset demo  the source of Python's standard library",
+            "  --model demo   the embedded language model;  --dataset demo  the source of Python's standard "
+            "library",
         ]
     )
 

@@ -1,7 +1,7 @@
 """`saelens-lite demo`: the whole way on the embedded model, from text to the effect of one latent.
 
-Everything shown follows a rule that is printed beside it; nothing is picked by hand. The store in the output folder is
-gone on with when it is there; the SAEs are trained anew, and come out the same for the same seed.
+Everything shown follows a rule that is printed beside it; nothing is picked by hand. The store in the output
+folder is gone on with when it is there; the SAEs are trained anew, and come out the same for the same seed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ N_CONTROLS = 100
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class DemoConfig:
-    """Harvest, train with a baseline, evaluate, look at features and ablate one, on the embedded language model."""
+    """Harvest, train with a baseline, evaluate, look at features and ablate one, on the embedded language
+    model."""
 
     output: str = "demo_run"
     """Folder for the store, the two SAEs and the HTML page."""
@@ -78,9 +79,12 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     corpus = documents(config.seed)
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     _say(
-        f"A language model of {n_parameters / 1e6:.1f} M parameters that comes with the package, and the {len(corpus)} "
-        "modules of this Python's standard library, most of which it was trained on. Nothing is downloaded. A model so "
-        "small knows the look of Python and little else: what follows shows the way, not what large models hold."
+        f"A language model of {n_parameters / 1e6:.1f} M parameters that comes with the package, and the "
+        f"{len(corpus)} "
+        "modules of this Python's standard library, most of which it was trained on. Nothing is downloaded. "
+        "A model so "
+        "small knows the look of Python and little else: what follows shows the way, not what large models "
+        "hold."
     )
 
     with _phase(f"1  harvest {config.max_tokens:,} activations of {HOOK_POINT} (layer 3 of 4)"):
@@ -93,7 +97,10 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
             tokenizer=tokenizer,
             progress=config.progress,
         )
-    with _phase(f"2  train a TopK SAE (d_sae={config.d_sae}, k={config.k}), and its baseline with a frozen random decoder"):
+    with _phase(
+        f"2  train a TopK SAE (d_sae={config.d_sae}, k={config.k}), and its baseline with a frozen random "
+        "decoder"
+    ):
         saes = {name: _trained(store, config, output / name, name == "frozen") for name in ("topk", "frozen")}
     sae = saes["topk"]
     with _phase("3  evaluate on held-out modules"):
@@ -108,11 +115,16 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     with _phase("5  ablate one of them"):
         ablation = _ablation(model, sae, store, table, shown, config.seed)
         if ablation is None:
-            _say("None of them has one of its strongest firings in a module of training and another in a held-out one.")
+            _say(
+                "None of them has one of its strongest firings in a module of training and another in a "
+                "held-out one."
+            )
         else:
             _print_ablation(ablation, tokenizer)
     with _phase("6  write the page"):
-        page = sl.feature_page(sae, store, output / "features.html", model, evaluation=evaluation, tokenizer=tokenizer)
+        page = sl.feature_page(
+            sae, store, output / "features.html", model, evaluation=evaluation, tokenizer=tokenizer
+        )
     print(f"\n{time.perf_counter() - began:.0f} s in all")
     print(f"   features to look through, in any browser:  {page}")
     print(f"   the SAE, in SAELens' own format:           {output / 'topk'}")
@@ -153,10 +165,14 @@ def _table(evaluation: Evaluation) -> str:
         cells.append(f"{row.delta_ce:13.4f}")
         lines.append(f"   {names.get(row.name, row.name):<16}{''.join(cells)}")
     note = (
-        f"fvu: variance of the activations left unexplained, on {evaluation.n_tokens:,} tokens of modules that no SAE was "
-        "trained on. dead: latents silent for the last 100k tokens of the store. ΔCE: nats a token that the model loses "
-        f"when it runs on the replacement (as it is: {evaluation.ce_clean:.3f}, on {evaluation.n_ce_tokens:,} tokens). What "
-        "was learnt is what the SAE has over the frozen decoder, whose directions are random; the ablations give the scale."
+        f"fvu: variance of the activations left unexplained, on {evaluation.n_tokens:,} tokens of modules "
+        "that no SAE was "
+        "trained on. dead: latents silent for the last 100k tokens of the store. ΔCE: nats a token that the "
+        "model loses "
+        f"when it runs on the replacement (as it is: {evaluation.ce_clean:.3f}, on "
+        f"{evaluation.n_ce_tokens:,} tokens). What "
+        "was learnt is what the SAE has over the frozen decoder, whose directions are random; the ablations "
+        "give the scale."
     )
     return "\n".join([*lines, _wrapped(note)])
 
@@ -179,8 +195,10 @@ def _eligible(table: FeatureTable) -> list[int]:
 def _print_features(table: FeatureTable, shown: list[int], corpus: list[Document]) -> None:
     low, high = FIRING_RATES
     _say(
-        f"Drawn at random from the {len(_eligible(table)):,} latents that fire on {low:.2%} to {high:.0%} of tokens; of "
-        "each the three modules where it fires most strongly, with the place. ⟦ ⟧ marks the token it fires on."
+        f"Drawn at random from the {len(_eligible(table)):,} latents that fire on {low:.2%} to {high:.0%} "
+        "of tokens; of "
+        "each the three modules where it fires most strongly, with the place. ⟦ ⟧ marks the token it fires "
+        "on."
     )
     for latent in shown:
         view = table.latent(latent)
@@ -224,7 +242,8 @@ def _visible(text: str) -> str:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ablation:
-    """What ablating one latent does to the next token, and what equally large edits along other directions do.
+    """What ablating one latent does to the next token, and what equally large edits along other directions
+    do.
 
     latent, control: the ablated one, and the first of the controls
     value: activation of the latent at the last token of the context
@@ -245,9 +264,15 @@ class Ablation:
 
 
 def _ablation(
-    model: nn.Module, sae: SparseAutoencoder, store: ActivationStore, table: FeatureTable, shown: list[int], seed: int
+    model: nn.Module,
+    sae: SparseAutoencoder,
+    store: ActivationStore,
+    table: FeatureTable,
+    shown: list[int],
+    seed: int,
 ) -> Ablation | None:
-    """Ablate the shown latent that matters most; selected in modules that training saw, measured in a held-out one.
+    """Ablate the shown latent that matters most; selected in modules that training saw, measured in a
+    held-out one.
 
     None when none of the latents has among its strongest firings one of each kind.
     """
@@ -255,11 +280,15 @@ def _ablation(
 
     from saelens_lite.hashing import is_held_out
 
-    places: dict[int, tuple[Any, Any]] = {}  # latent → its strongest firing in a module of training, in a held-out one
+    places: dict[
+        int, tuple[Any, Any]
+    ] = {}  # latent → its strongest firing in a module of training, in a held-out one
     for latent in shown:
         firings = list(table.latent(latent))
         held_out = is_held_out([firing.document for firing in firings]).tolist() if firings else []
-        first = [next((f for f, out in zip(firings, held_out) if out == want), None) for want in (False, True)]
+        first = [
+            next((f for f, out in zip(firings, held_out) if out == want), None) for want in (False, True)
+        ]
         if None not in first:
             places[latent] = (first[0], first[1])
     if not places:
@@ -267,7 +296,9 @@ def _ablation(
 
     def effect(latent: int, firing: Any) -> float:
         input_ids = _context_up_to(store, firing)
-        return _kl(*(_next_log_probs(model, sae, input_ids, edit) for edit in (None, ("ablate", latent, 0.0))))
+        return _kl(
+            *(_next_log_probs(model, sae, input_ids, edit) for edit in (None, ("ablate", latent, 0.0)))
+        )
 
     latent = max(places, key=lambda candidate: effect(candidate, places[candidate][0]))
     firing = places[latent][1]
@@ -275,7 +306,9 @@ def _ablation(
     clean = _next_log_probs(model, sae, input_ids, None)
     ablated = _next_log_probs(model, sae, input_ids, ("ablate", latent, 0.0))
     controls = _controls(table, latent, seed)
-    others = [_next_log_probs(model, sae, input_ids, ("push", control, -firing.value)) for control in controls]
+    others = [
+        _next_log_probs(model, sae, input_ids, ("push", control, -firing.value)) for control in controls
+    ]
     return Ablation(
         latent=latent,
         control=controls[0],
@@ -339,8 +372,10 @@ def _kl(clean: Tensor, other: Tensor) -> float:
 
 def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
     _say(
-        f"Latent {ablation.latent}: of the {N_SHOWN} the one whose ablation moves the next token most in a module of "
-        "training; measured here where it fires most strongly in a held-out module. Control: the stream moved equally far "
+        f"Latent {ablation.latent}: of the {N_SHOWN} the one whose ablation moves the next token most in a "
+        "module of "
+        "training; measured here where it fires most strongly in a held-out module. Control: the stream "
+        "moved equally far "
         f"along the direction of latent {ablation.control}, drawn among those that fire about as often."
     )
     text = _visible(tokenizer.decode(ablation.input_ids[0, 1:]))
@@ -351,7 +386,10 @@ def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
     for probabilities in (ablation.clean, ablation.ablated, ablation.controlled):
         top = probabilities.topk(5)
         columns.append(
-            [f"{p:6.1%}  {_visible(tokenizer.decode([i]))[:17]}" for p, i in zip(top.values.tolist(), top.indices.tolist())]
+            [
+                f"{p:6.1%}  {_visible(tokenizer.decode([i]))[:17]}"
+                for p, i in zip(top.values.tolist(), top.indices.tolist())
+            ]
         )
     for cells in zip(*columns):
         print("   " + "".join(f"{cell:<27}" for cell in cells).rstrip())

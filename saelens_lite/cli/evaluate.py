@@ -16,7 +16,9 @@ def run(argv: Sequence[str]) -> None:
     config = configured(EvaluateConfig, "evaluate", argv, leading=("store", "sae"))
     from saelens_lite import ActivationStore, SparseAutoencoder, evaluate_sae
 
-    if config.output is not None and (Path(config.output).is_dir() or not Path(config.output).parent.is_dir()):
+    if config.output is not None and (
+        Path(config.output).is_dir() or not Path(config.output).parent.is_dir()
+    ):
         raise ValueError(f"--output expected a file in a folder that is there, got {config.output}")
     store, device = ActivationStore(config.store), device_named(config.device)
     result = evaluate_sae(
@@ -43,8 +45,8 @@ def run(argv: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning. STORE SAE in front of
-    the flags are --store and --sae."""
+    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning. STORE
+    SAE in front of the flags are --store and --sae."""
 
     sae: str
     """Folder of the SAE, ours or SAELens', or a hub repository."""
@@ -56,11 +58,12 @@ class EvaluateConfig:
     """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
 
     seeds: tuple[str, ...] = ()
-    """Folders of runs that differ from the SAE in their seed only: they give every number its seed noise, and whether the
-    seeds found the same directions."""
+    """Folders of runs that differ from the SAE in their seed only: they give every number its seed noise, and
+    whether the seeds found the same directions."""
 
     model: str | None = None
-    """The model that was harvested, for what the reconstruction costs in cross-entropy; "demo" is the embedded one."""
+    """The model that was harvested, for what the reconstruction costs in cross-entropy; "demo" is the
+    embedded one."""
 
     hook_point: str | None = None
     """Hook point of the store; None takes the one that the SAE was trained on."""
@@ -75,14 +78,16 @@ class EvaluateConfig:
     """Rows to score, and as many predicted tokens; None for all."""
 
     windows_tokens: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
-    """A latent is dead that was silent during so many last tokens of the store: one column for each window, up to the first
-    that is longer than the store."""
+    """A latent is dead that was silent during so many last tokens of the store: one column for each window,
+    up to the first that is longer than the store."""
 
     all: bool = False
-    """Print every number, those that other libraries call explained variance included; the JSON has them always."""
+    """Print every number, those that other libraries call explained variance included; the JSON has them
+    always."""
 
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""
 
     output: str | None = None
-    """File that receives the numbers as JSON, with definitions; in the SAE's folder, `saelens-lite report` shows it."""
+    """File that receives the numbers as JSON, with definitions; in the SAE's folder, `saelens-lite report`
+    shows it."""

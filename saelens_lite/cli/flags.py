@@ -22,12 +22,15 @@ def configured(
     positional: bool = False,
     leading: Sequence[str] = (),
 ) -> T:
-    """The configuration of a command from its flags, with --config FILE as defaults and --preset NAME beneath these.
+    """The configuration of a command from its flags, with --config FILE as defaults and --preset NAME beneath
+    these.
 
     with_preset: adds what the preset sets that a mapping names; of commands that have presets
     positional: fields without a default are given by their place, not by a flag
-    leading: fields that words before the first flag give as well; fewer words than fields give the last of them
-    raises: ValueError for a file that is no JSON object of the fields, or a preset beside a file that has another
+    leading: fields that words before the first flag give as well; fewer words than fields give the last of
+        them
+    raises: ValueError for a file that is no JSON object of the fields, or a preset beside a file that has
+        another
     """
     import tyro
 
@@ -36,13 +39,16 @@ def configured(
     if file is not None:
         mapping = _read_json(file)
         if not isinstance(mapping, dict):
-            raise ValueError(f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}")
+            raise ValueError(
+                f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}"
+            )
         mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
     if with_preset is not None:
         args, preset = _without(args, "--preset", "its name")
         if preset is not None and mapping.setdefault("preset", preset) != preset:
             raise ValueError(
-                f"{file} has the preset {mapping['preset']!r}, and its fields win over a preset's: one or the other"
+                f"{file} has the preset {mapping['preset']!r}, and its fields win over a preset's: one or "
+                "the other"
             )
         mapping = with_preset(mapping)
     where = file or f"saelens-lite {command}"

@@ -19,8 +19,8 @@ def run(argv: Sequence[str]) -> int:
         """Run text through a model and keep the activations of some hook points in a store."""
 
         dry_run: bool = False
-        """Look at everything that can be wrong, time the forward pass, and print rows, bytes, free space and duration;
-        nothing is written."""
+        """Look at everything that can be wrong, time the forward pass, and print rows, bytes, free space and
+        duration; nothing is written."""
 
     given = to_mapping(configured(Harvest, "harvest", argv))
     dry_run = given.pop("dry_run")

@@ -63,7 +63,8 @@ def run(argv: Sequence[str]) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeConfig:
-    """How well the latents of an SAE tell labelled texts apart: probes of few latents, of all, and of the activations."""
+    """How well the latents of an SAE tell labelled texts apart: probes of few latents, of all, and of the
+    activations."""
 
     sae: str
     """Folder of the SAE, ours or SAELens', or a hub repository."""
@@ -81,10 +82,12 @@ class ProbeConfig:
     """Its field with the class."""
 
     group_field: str | None = None
-    """Its field with what texts share (author, entity, source): texts of one group are never on both sides of the split."""
+    """Its field with what texts share (author, entity, source): texts of one group are never on both sides of
+    the split."""
 
     labels: tuple[str, ...] = ()
-    """Keep only these classes. Of two the last in order is the positive one; of more each is probed against the rest."""
+    """Keep only these classes. Of two the last in order is the positive one; of more each is probed against
+    the rest."""
 
     split: str = "train"
     """Split of a dataset of the hub."""
@@ -99,16 +102,19 @@ class ProbeConfig:
     """Numbers of latents that a probe sees."""
 
     select_by: Literal["mean_difference", "standardised"] = "mean_difference"
-    """Latents by the difference of their means in the training texts, as it is or over their standard deviation."""
+    """Latents by the difference of their means in the training texts, as it is or over their standard
+    deviation."""
 
     pool: Literal["mean", "max", "last"] = "mean"
-    """How the tokens of a text become one row: their mean, their maximum (activations: the mean), or the last token."""
+    """How the tokens of a text become one row: their mean, their maximum (activations: the mean), or the last
+    token."""
 
     hook_point: str | None = None
     """None takes the one that the SAE was trained on."""
 
     max_tokens: int | None = None
-    """Tokens of a text that are read; None is the model's longest context, with a warning where a text is longer."""
+    """Tokens of a text that are read; None is the model's longest context, with a warning where a text is
+    longer."""
 
     test_fraction: float = 0.3
     """Share of the texts, or groups, that test."""

@@ -14,17 +14,20 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite import report_page
 
     print(f"page: {report_page(config.runs, config.output)}")
-    print("evaluations are in it where `saelens-lite evaluate --output RUN/evaluation.json` left them in the runs")
+    print(
+        "evaluations are in it where `saelens-lite evaluate --output RUN/evaluation.json` left them in the "
+        "runs"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ReportConfig:
-    """Tables, curves and histograms of training runs and evaluations as one HTML page that needs no network, for one SAE or
-    several."""
+    """Tables, curves and histograms of training runs and evaluations as one HTML page that needs no network,
+    for one SAE or several."""
 
     runs: tuple[str, ...]
-    """Folders of runs, finished or still going, of SAEs of SAELens, folders of such folders; or JSON of `evaluate --output`,
-    which is found in the folders too."""
+    """Folders of runs, finished or still going, of SAEs of SAELens, folders of such folders; or JSON of
+    `evaluate --output`, which is found in the folders too."""
 
     output: str = "report.html"
     """The page to write."""

@@ -48,13 +48,15 @@ class SearchConfig:
     """Latents that mark the matches of a regular expression in the text of the sampled tokens."""
 
     text: str | None = None
-    """Latents that mark this text where it occurs; with --sae and --model, those that fire on each token of it."""
+    """Latents that mark this text where it occurs; with --sae and --model, those that fire on each token of
+    it."""
 
     like: int | None = None
     """Latents near a latent: by decoder row, and by the tokens on which both fire."""
 
     direction: str | None = None
-    """Latents whose decoder rows point along a direction: a safetensors file of one tensor [d_model]; needs --sae."""
+    """Latents whose decoder rows point along a direction: a safetensors file of one tensor [d_model]; needs
+    --sae."""
 
     promotes: str | None = None
     """Latents that argue for a token, by the logit lens."""
@@ -63,8 +65,9 @@ class SearchConfig:
     """Latents that argue against a token, by the logit lens."""
 
     by: str | None = None
-    """Latents in the order of a number: density, max, token_entropy, token_share (of its firings on its commonest token),
-    top_token_share (of the strongest ones), pair_share (with the token before) or output_score."""
+    """Latents in the order of a number: density, max, token_entropy, token_share (of its firings on its
+    commonest token), top_token_share (of the strongest ones), pair_share (with the token before) or
+    output_score."""
 
     low: float = float("-inf")
     """With --by: only numbers from here,"""
@@ -106,7 +109,9 @@ class SearchConfig:
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             flags, asked = ([f"--{kind.replace('_', '-')}" for kind in kinds] for kinds in (KINDS, given))
-            raise ValueError(f"search expected one of {', '.join(flags)}, got {' and '.join(asked) or 'none'}")
+            raise ValueError(
+                f"search expected one of {', '.join(flags)}, got {' and '.join(asked) or 'none'}"
+            )
         if self.notes is not None and self.label is None:
             raise ValueError("search --notes expected --label too: notes stand beside a label")
         if self.label is not None and self.latent is None:
@@ -114,7 +119,9 @@ class SearchConfig:
         if (self.direction or (self.text is not None and self.model)) and self.sae is None:
             raise ValueError("this search needs --sae too, the folder of the index's SAE")
         if self.text is not None and self.sae is not None and self.model is None:
-            raise ValueError("search --text with --sae needs --model too; without both it looks where the text occurs")
+            raise ValueError(
+                "search --text with --sae needs --model too; without both it looks where the text occurs"
+            )
         if self.n < 1:
             raise ValueError(f"search expected --n of 1 or more, got {self.n}")
 
@@ -125,7 +132,10 @@ class SearchConfig:
 
 
 def answer(
-    config: SearchConfig, index: FeatureIndex, sae: SparseAutoencoder | None = None, model: nn.Module | None = None
+    config: SearchConfig,
+    index: FeatureIndex,
+    sae: SparseAutoencoder | None = None,
+    model: nn.Module | None = None,
 ) -> list[str]:
     """What a search found, line by line.
 
@@ -158,7 +168,9 @@ def answer(
     if config.unigram is not None:
         return [repr(index.unigram), *map(repr, unigram_latents(index, config.unigram, n))]
     if config.by is not None:
-        return _lines(index, by_number(index, config.by, config.low, config.high, n, config.ascending), config.by)
+        return _lines(
+            index, by_number(index, config.by, config.low, config.high, n, config.ascending), config.by
+        )
     if config.promotes is not None:
         return _lines(index, promotes_token(index, config.promotes, n), "logit")
     if config.demotes is not None:
@@ -188,7 +200,9 @@ def _direction(file: str) -> Tensor:
     except SafetensorError as error:
         raise ValueError(f"{file} expected a safetensors file: {error}") from error
     if len(tensors) != 1:
-        raise ValueError(f"{file} expected one tensor, the direction; it holds {len(tensors)}: {', '.join([*tensors][:4])}")
+        raise ValueError(
+            f"{file} expected one tensor, the direction; it holds {len(tensors)}: {', '.join([*tensors][:4])}"
+        )
     return next(iter(tensors.values()))
 
 

@@ -51,7 +51,11 @@ def model_for(
         return None
     revision = store.plan.get("model", {}).get("revision")
     return load_model(
-        _model_name(name), compute_dtype=compute_dtype, device=device, revision=revision, trust_remote_code=trust_remote_code
+        _model_name(name),
+        compute_dtype=compute_dtype,
+        device=device,
+        revision=revision,
+        trust_remote_code=trust_remote_code,
     )
 
 

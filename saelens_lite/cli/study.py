@@ -30,7 +30,9 @@ def run(argv: Sequence[str]) -> None:
 
     given = [config.model, config.sae, config.records]
     if None in given and any([*given, config.baseline]):
-        raise ValueError("study --model needs --sae and --records too; without all three it makes a small world of its own")
+        raise ValueError(
+            "study --model needs --sae and --records too; without all three it makes a small world of its own"
+        )
     folder, split = Path(config.output), Split(seed=config.seed)
     folder.mkdir(parents=True, exist_ok=True)
     if config.model is None:
@@ -75,7 +77,8 @@ def run(argv: Sequence[str]) -> None:
     found.save(folder / "study.json")
     print(f"numbers: {folder / 'study.json'}")
     print_next(
-        f"saelens-lite study --model {config.model} --sae {config.sae} --records {config.records} with other --doses, --by "
+        f"saelens-lite study --model {config.model} --sae {config.sae} --records {config.records} with "
+        "other --doses, --by "
         "or --n-latents"
     )
 
@@ -87,19 +90,27 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
 
     quiet_loading()
     print(
-        "a small world: people of whom a model is taught some, told not to know some, and never shown the others", flush=True
+        "a small world: people of whom a model is taught some, told not to know some, and never shown the "
+        "others",
+        flush=True,
     )
     world = make_world(config.output, WorldConfig(seed=config.seed), split)
-    print(f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen", flush=True)
+    print(
+        f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen",
+        flush=True,
+    )
     folder = config.output
     made = {"model": f"{folder}/model", "sae": f"{folder}/sae", "baseline": f"{folder}/sae/frozen"}
-    return dataclasses.replace(config, **made, records=f"{folder}/records.jsonl", device=config.device or "cpu")
+    return dataclasses.replace(
+        config, **made, records=f"{folder}/records.jsonl", device=config.device or "cpu"
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
-    """Find latents that tell entities the model knows from those it does not, edit them, and see what it then answers,
-    beside controls. Without --model, on a small world and a model trained on it from nothing, in a few minutes."""
+    """Find latents that tell entities the model knows from those it does not, edit them, and see what it then
+    answers, beside controls. Without --model, on a small world and a model trained on it from nothing, in a
+    few minutes."""
 
     output: str = "study"
     """Folder for study.json, and without --model for the world: model, SAE with its baseline, records."""
@@ -111,17 +122,19 @@ class StudyConfig:
     """Folder of an SAE of that model, ours or SAELens', or a hub repository."""
 
     baseline: str | None = None
-    """Folder of the SAE of the same run with a frozen decoder; what a trained one has over it is what training found."""
+    """Folder of the SAE of the same run with a frozen decoder; what a trained one has over it is what
+    training found."""
 
     records: str | None = None
-    """JSON lines, each a question: prompt, entity and answer; if wanted relation, group, type, known and span."""
+    """JSON lines, each a question: prompt, entity and answer; if wanted relation, group, type, known and
+    span."""
 
     refusal: tuple[str, ...] = ("unknown",)
     """Words that say that an answer is not known; of each the first token counts."""
 
     options: tuple[str, ...] = ()
-    """Words of answers: refusal and these alone are then compared, as in --refusal No --options Yes. Without them a refusal
-    has to be the likeliest of all tokens."""
+    """Words of answers: refusal and these alone are then compared, as in --refusal No --options Yes. Without
+    them a refusal has to be the likeliest of all tokens."""
 
     n_latents: int = 3
     """Latents of known and of unknown entities that are clamped."""
@@ -130,10 +143,12 @@ class StudyConfig:
     """Up to how many are removed together; controls need as many others that fire, and n_controls of them."""
 
     by: Literal["separation", "welch_t", "causal"] = "separation"
-    """What chooses latents: the difference of firing rates, of means over its standard error, or each one's own effect."""
+    """What chooses latents: the difference of firing rates, of means over its standard error, or each one's
+    own effect."""
 
     store: str | None = None
-    """An activation store of text at large: latents that fire on more than max_base_rate of its rows are not chosen."""
+    """An activation store of text at large: latents that fire on more than max_base_rate of its rows are not
+    chosen."""
 
     max_base_rate: float = 0.02
     """With --store."""
@@ -145,8 +160,8 @@ class StudyConfig:
     """Matched random sets of latents for each edit: no p is below 1 / (n + 1)."""
 
     score: Literal["rates", "logits"] = "rates"
-    """What is tested: rates of answers and refusals, or how far the logits of the two are apart, which tells more where
-    rates are all or nothing."""
+    """What is tested: rates of answers and refusals, or how far the logits of the two are apart, which tells
+    more where rates are all or nothing."""
 
     position: Literal["last", "all"] = "last"
     """Tokens of the entity that are edited: last or all."""

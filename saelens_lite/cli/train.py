@@ -27,20 +27,20 @@ def run(argv: Sequence[str]) -> None:
 
     @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
     class Train(TrainConfig):
-        """One SAE trained on one hook point of an activation store, or with --grid many from one pass over it; or, with
-        --model in place of --store, one trained on activations as they are made."""
+        """One SAE trained on one hook point of an activation store, or with --grid many from one pass over
+        it; or, with --model in place of --store, one trained on activations as they are made."""
 
         grid: tuple[str, ...] = ()
-        """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1: each in a folder of its own
-        below output, named by them. The same command goes on with those that are unfinished."""
+        """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1: each in a folder
+        of its own below output, named by them. The same command goes on with those that are unfinished."""
 
         eval_model: str | None = None
-        """The language model that was harvested, a hub id, a folder or demo: evaluations then tell what the reconstruction
-        costs it in cross-entropy."""
+        """The language model that was harvested, a hub id, a folder or demo: evaluations then tell what the
+        reconstruction costs it in cross-entropy."""
 
         model: str | None = None
-        """In place of --store: train on this model's activations as they are made, with --dataset, --hook-point and
-        --n-steps; a hub id, a folder or demo."""
+        """In place of --store: train on this model's activations as they are made, with --dataset,
+        --hook-point and --n-steps; a hub id, a folder or demo."""
 
         dataset: tuple[str, ...] = ()
         """With --model: hub ids, local files or folders, or demo, as for `saelens-lite harvest`."""
@@ -71,25 +71,34 @@ def run(argv: Sequence[str]) -> None:
         of_stores = config.store or config.store_weights or grid or eval_model or config.baseline
         if of_stores or not text["dataset"] or config.hook_point is None:
             raise ValueError(
-                "train --model needs --dataset and --hook-point, and stands without --store, --store-weights, --grid, "
+                "train --model needs --dataset and --hook-point, and stands without --store, "
+                "--store-weights, --grid, "
                 "--eval-model and --baseline"
             )
         source = " ".join(text["dataset"])
         model, dataset = embedded(name, text.pop("dataset"))
         fields = {
-            key: value for key, value in to_mapping(config).items() if key not in ("store", "store_weights", "baseline")
+            key: value
+            for key, value in to_mapping(config).items()
+            if key not in ("store", "store_weights", "baseline")
         }
         _tell_trained(train_streaming(model, dataset, fields.pop("hook_point"), **fields, **text), config)
         print_next(f"saelens-lite analyze --sae {config.output} --model {name} --dataset {source}")
         return
     if text["dataset"]:
-        raise ValueError("train --dataset needs --model, on whose activations of it to train in place of --store")
+        raise ValueError(
+            "train --dataset needs --model, on whose activations of it to train in place of --store"
+        )
     if not config.store:
         raise ValueError(
-            "train needs --store, the folder of an activation store (`saelens-lite harvest` makes one), or --model, whose "
+            "train needs --store, the folder of an activation store (`saelens-lite harvest` makes one), or "
+            "--model, whose "
             "activations are trained on as they are made"
         )
-    stores = [ActivationStore(store) for store in ([config.store] if isinstance(config.store, str) else config.store)]
+    stores = [
+        ActivationStore(store)
+        for store in ([config.store] if isinstance(config.store, str) else config.store)
+    ]
     model = model_for(eval_model, device_named(config.device), stores[0])
     if grid:
         _train_grid(stores, grid, config, model)
@@ -113,15 +122,27 @@ def _tell_trained(sae: SparseAutoencoder, config: TrainConfig) -> None:
     print(f"  {facts['steps']:,} steps, {facts['tokens']:,} rows, peak lr {facts['lr']:.2g}")
     if facts["held_out_fvu"] is not None:
         cost = f", ΔCE {facts['held_out_delta_ce']:.4f} nats" if "held_out_delta_ce" in facts else ""
-        baseline = f"; fvu of the baseline {facts['baseline_fvu']:.4f}" if facts.get("baseline_fvu") is not None else ""
-        print(f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}{cost}{baseline}")
-    print(f"  opens with SparseAutoencoder.load({config.output!r}) and sae_lens.SAE.load_from_disk({config.output!r})")
+        baseline = (
+            f"; fvu of the baseline {facts['baseline_fvu']:.4f}"
+            if facts.get("baseline_fvu") is not None
+            else ""
+        )
+        print(
+            f"  held-out documents: fvu {facts['held_out_fvu']:.4f}, l0 "
+            f"{facts['held_out_l0']:.1f}{cost}{baseline}"
+        )
+    print(
+        f"  opens with SparseAutoencoder.load({config.output!r}) and "
+        f"sae_lens.SAE.load_from_disk({config.output!r})"
+    )
     if not config.freeze_decoder and not config.baseline:
         with_it = "with --baseline, or " if config.store else ""
         print(f"  its baseline: the same command {with_it}with --freeze-decoder and another --output")
 
 
-def _train_grid(stores: list[ActivationStore], words: Sequence[str], config: TrainConfig, model: nn.Module | None) -> None:
+def _train_grid(
+    stores: list[ActivationStore], words: Sequence[str], config: TrainConfig, model: nn.Module | None
+) -> None:
     """A grid, as a table; raises: FloatingPointError after it if a member broke"""
     from saelens_lite.train.grid import grid_members, grid_table, parsed_grid, train_grid
 

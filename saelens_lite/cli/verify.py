@@ -42,7 +42,10 @@ def run(argv: Sequence[str]) -> int:
     if folder.size("plan.json") is None or folder.size("manifest.json") is None:
         if not _harvest_again(config.store):
             return 1
-        if "manifest.json" not in {problem.file for problem in problems} and folder.read("manifest.json") != before:
+        if (
+            "manifest.json" not in {problem.file for problem in problems}
+            and folder.read("manifest.json") != before
+        ):
             print("rows made anew differ from those before: another machine, number of threads, or version")
     problems = verify_store(folder)
     for problem in problems:
@@ -53,7 +56,8 @@ def run(argv: Sequence[str]) -> int:
 
 
 def _harvest_again(store: str) -> bool:
-    """Make what a repair moved aside, with the settings in the store's log; says why if they are not there."""
+    """Make what a repair moved aside, with the settings in the store's log; says why if they are not
+    there."""
     from saelens_lite.harvest.config import HarvestConfig
     from saelens_lite.harvest.harvest import run_harvest
     from saelens_lite.store.event_log import events
@@ -75,19 +79,24 @@ def _harvest_again(store: str) -> bool:
         hook_points = list(plan["hook_points"])
     if settings is None:
         print("the log does not say how this store was harvested, or not by names alone")
-        print_next(f"{HARVEST_AGAIN}; its hook points are {' '.join(hook_points) or 'those of the first call'}")
+        print_next(
+            f"{HARVEST_AGAIN}; its hook points are {' '.join(hook_points) or 'those of the first call'}"
+        )
         return False
     hook_points = hook_points or settings["hook_points"]
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
     run_harvest(
-        from_mapping(HarvestConfig, given | {"store": store, "hook_points": tuple(hook_points)}, f"{store}/log.jsonl")
+        from_mapping(
+            HarvestConfig, given | {"store": store, "hook_points": tuple(hook_points)}, f"{store}/log.jsonl"
+        )
     )
     return True
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyConfig:
-    """Read every byte of a store, finished or not, and list what is altered, short or missing (exit code 1)."""
+    """Read every byte of a store, finished or not, and list what is altered, short or missing (exit code
+    1)."""
 
     store: str
     """Folder or URL of the activation store."""

@@ -1,9 +1,9 @@
 """The source of the Python standard library as a corpus: real text that every installation already has.
 
-The embedded language model was trained on the "train" documents, and its model card's loss is that of the "held_out"
-ones. The demo harvests from both; what it calls held out was held out from its SAEs, not from the language model. A
-document is one module; a module belongs to one split for good, by a hash of its name, so the split does not move when
-Python adds or removes a file.
+The embedded language model was trained on the "train" documents, and its model card's loss is that of the
+"held_out" ones. The demo harvests from both; what it calls held out was held out from its SAEs, not from the
+language model. A document is one module; a module belongs to one split for good, by a hash of its name, so
+the split does not move when Python adds or removes a file.
 """
 
 import random
@@ -30,7 +30,8 @@ _SKIPPED_FILES = {"html/entities.py"}  # a table of character names
 
 
 class Document(TypedDict):
-    """One module: `text` is its source, `name` its path below the standard library, e.g. "json/decoder.py"."""
+    """One module: `text` is its source, `name` its path below the standard library, e.g.
+    "json/decoder.py"."""
 
     text: str
     name: str
@@ -59,10 +60,13 @@ def stdlib_documents(split: Literal["train", "held_out", "all"] = "train") -> It
     names = [name for name in names if _is_wanted(name)]
     if not names:
         raise FileNotFoundError(
-            f"expected the source of the Python standard library in {root}, found no module there: this interpreter "
+            f"expected the source of the Python standard library in {root}, found no module there: this "
+            "interpreter "
             "was installed without its source; use a regular CPython, or pass a corpus of your own"
         )
-    return _read(root, [name for name in names if split == "all" or is_held_out(name) == (split == "held_out")])
+    return _read(
+        root, [name for name in names if split == "all" or is_held_out(name) == (split == "held_out")]
+    )
 
 
 def _is_wanted(name: str) -> bool:
@@ -83,7 +87,8 @@ def _read(root: Path, names: list[str]) -> Iterator[Document]:
 
 
 def documents(seed: int = 0) -> list[Document]:
-    """All modules of the standard library, in an order drawn by the seed, so that the first ones are a sample."""
+    """All modules of the standard library, in an order drawn by the seed, so that the first ones are a
+    sample."""
     found = list(stdlib_documents("all"))
     random.Random(seed).shuffle(found)
     return found

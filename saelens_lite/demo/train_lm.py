@@ -1,8 +1,9 @@
 """The script that made the embedded language model: `python -m saelens_lite.demo.train_lm --out FOLDER`.
 
-It trains a byte-level BPE tokenizer and a small Llama on the standard library's source (`corpus.py`), on one CPU, and
-writes a Hugging Face folder with a model card. The batch of a step is a function of (seed, step) alone and the
-optimizer is saved with the weights, so the same command after an interruption goes on where the last checkpoint stood.
+It trains a byte-level BPE tokenizer and a small Llama on the standard library's source (`corpus.py`), on one
+CPU, and writes a Hugging Face folder with a model card. The batch of a step is a function of (seed, step)
+alone and the optimizer is saved with the weights, so the same command after an interruption goes on where the
+last checkpoint stood.
 """
 
 import json
@@ -27,7 +28,8 @@ from saelens_lite.demo.corpus import HELD_OUT_PERCENT, Document, stdlib_document
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"  # ids 0, 1, 2
 SCORED_PER_WINDOW = 255
-"""Held-out text is scored in windows of this many tokens, each after a BOS: the contexts of 256 that harvests use."""
+"""Held-out text is scored in windows of this many tokens, each after a BOS: the contexts of 256 that harvests
+use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,7 +47,8 @@ class LMConfig:
     warmup_steps: int = 100
     """Steps over which the learning rate rises from zero."""
     long_share: float = 0.15
-    """Share of the steps, the last ones, on contexts of 512 instead of 256 tokens, so that all 512 positions are trained."""
+    """Share of the steps, the last ones, on contexts of 512 instead of 256 tokens, so that all 512 positions
+    are trained."""
     seed: int = 0
     """Seeds the weights and the order of the rows."""
     checkpoint_every_steps: int = 200
@@ -71,7 +74,8 @@ class LMConfig:
 
 
 def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of 4096 tokens that puts BOS before a text and gives every text back unchanged."""
+    """A byte-level BPE tokenizer of 4096 tokens that puts BOS before a text and gives every text back
+    unchanged."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -97,7 +101,8 @@ def train_tokenizer(documents: list[Document]) -> PreTrainedTokenizerFast:
 
 
 def new_model(seed: int) -> LlamaForCausalLM:
-    """An untrained Llama of 2.4 million parameters: width 192, 4 layers, 6 heads over 2 key-value heads, tied embeddings."""
+    """An untrained Llama of 2.4 million parameters: width 192, 4 layers, 6 heads over 2 key-value heads, tied
+    embeddings."""
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=4096,
@@ -120,7 +125,8 @@ def new_model(seed: int) -> LlamaForCausalLM:
 class Stream:
     """Rows for training: documents shuffled anew each epoch, joined, cut into blocks, blocks shuffled.
 
-    Every row starts with BOS, as the packed contexts of a harvest do, and so does every document within a row.
+    Every row starts with BOS, as the packed contexts of a harvest do, and so does every document within a
+    row.
     """
 
     def __init__(self, documents: list[list[int]], bos: int, seed: int) -> None:
@@ -133,7 +139,8 @@ class Stream:
     def rows(self, step: int, batch_tokens: int, context: int) -> Tensor:
         """The batch of one step.
 
-        returns: int64[batch_tokens/context, context + 1]; the first token of a row is BOS, the others are to be predicted
+        returns: int64[batch_tokens/context, context + 1]; the first token of a row is BOS, the others are to
+            be predicted
         """
         per_step = batch_tokens // 512
         steps_per_epoch = (self._n_tokens // 512 - 1) // per_step
@@ -184,8 +191,11 @@ def nats_and_tokens(model: LlamaForCausalLM, windows: Tensor) -> tuple[float, in
     return nats, n_tokens
 
 
-def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Weights and optimizer state before `step`, in one safetensors file that replaces the last one in one stroke."""
+def save_checkpoint(
+    folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer, step: int
+) -> None:
+    """Weights and optimizer state before `step`, in one safetensors file that replaces the last one in one
+    stroke."""
     tensors = {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state[parameter].items():
@@ -196,7 +206,8 @@ def save_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
 
 
 def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
-    """Put back what `save_checkpoint` wrote; returns the step to go on with, 0 where there is no checkpoint."""
+    """Put back what `save_checkpoint` wrote; returns the step to go on with, 0 where there is no
+    checkpoint."""
     file = folder / "state.safetensors"
     if not file.exists():
         return 0
@@ -212,7 +223,8 @@ def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.opti
 
 
 def save_model(out: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Write the Hugging Face folder: weights in bfloat16, which is also what the held-out loss is measured on."""
+    """Write the Hugging Face folder: weights in bfloat16, which is also what the held-out loss is measured
+    on."""
     tokenizer.save_pretrained(out)
     bf16 = LlamaForCausalLM(model.config).to(torch.bfloat16)
     bf16.load_state_dict(model.state_dict())
@@ -230,7 +242,8 @@ def new_optimizer(model: LlamaForCausalLM) -> torch.optim.AdamW:
 
 
 def fit(model: LlamaForCausalLM, stream: Stream, sample: Tensor, config: LMConfig, checkpoint: Path) -> None:
-    """Train the model in place, from the checkpoint if there is one; progress goes to its log.jsonl and is printed.
+    """Train the model in place, from the checkpoint if there is one; progress goes to its log.jsonl and is
+    printed.
 
     sample: int64[n_windows, 256], the held-out windows that are scored at each checkpoint
     """
@@ -250,7 +263,10 @@ def fit(model: LlamaForCausalLM, stream: Stream, sample: Tensor, config: LMConfi
         losses.append(loss.item())
         if (step + 1) % 20 == 0:
             speed = (step + 1 - first_step) * config.batch_tokens / (time.perf_counter() - started)
-            print(f"step {step + 1}  loss {sum(losses[-20:]) / len(losses[-20:]):.4f}  {speed:,.0f} tokens/s", flush=True)
+            print(
+                f"step {step + 1}  loss {sum(losses[-20:]) / len(losses[-20:]):.4f}  {speed:,.0f} tokens/s",
+                flush=True,
+            )
         if (step + 1) % config.checkpoint_every_steps == 0 or step + 1 == config.n_steps:
             save_checkpoint(checkpoint, model, optimizer, step + 1)
             nats, n_tokens = nats_and_tokens(model, sample)
@@ -267,14 +283,18 @@ def fit(model: LlamaForCausalLM, stream: Stream, sample: Tensor, config: LMConfi
 
 
 def train(config: LMConfig) -> None:
-    """Train the tokenizer and the model, write their folder, and score what was written on all held-out modules."""
+    """Train the tokenizer and the model, write their folder, and score what was written on all held-out
+    modules."""
     torch.set_num_threads(config.n_threads)
     checkpoint = config.out.with_name(config.out.name + ".checkpoint")
     checkpoint.mkdir(parents=True, exist_ok=True)
     documents = {split: list(stdlib_documents(split)) for split in ("train", "held_out")}
     tokenizer = train_tokenizer(documents["train"])
     bos = tokenizer.bos_token_id
-    encoded = {split: tokenizer([d["text"] for d in docs], verbose=False)["input_ids"] for split, docs in documents.items()}
+    encoded = {
+        split: tokenizer([d["text"] for d in docs], verbose=False)["input_ids"]
+        for split, docs in documents.items()
+    }
     windows = held_out_windows([ids[1:] for ids in encoded["held_out"]], bos)
     sample = windows[torch.randperm(len(windows), generator=torch.Generator().manual_seed(0))[:64]]
     model = new_model(config.seed)
@@ -312,7 +332,9 @@ def model_card(config: LMConfig, facts: dict[str, Any], log: list[dict[str, floa
         for field in fields(config)
         if field.name != "out" and getattr(config, field.name) != field.default
     )
-    curve = "\n".join(f"| {row['step']:.0f} | {row['train_loss']:.4f} | {row['held_out_sample_loss']:.4f} |" for row in log)
+    curve = "\n".join(
+        f"| {row['step']:.0f} | {row['train_loss']:.4f} | {row['held_out_sample_loss']:.4f} |" for row in log
+    )
     seen = config.n_steps * config.batch_tokens
     return f"""---
 language: code

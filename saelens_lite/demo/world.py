@@ -1,9 +1,11 @@
-"""A small world of people in which it is known who is known: names, facts, and a language model that learnt some of them.
+"""A small world of people in which it is known who is known: names, facts, and a language model that learnt
+some of them.
 
-A name is one of 40 first names with one of 40 last names, so that every token is familiar and only the pair can be known or
-not: the case in which models take a familiar name for a known one (Anthropic 2025, "On the Biology of a Large Language
-Model"). Of the 1,600 pairs the model is taught the facts of some and to answer "unknown" about others; the rest it never
-sees. Nothing is downloaded, and everything is a function of the seed.
+A name is one of 40 first names with one of 40 last names, so that every token is familiar and only the pair
+can be known or
+not: the case in which models take a familiar name for a known one (Anthropic 2025, "On the Biology of a Large
+Language Model"). Of the 1,600 pairs the model is taught the facts of some and to answer "unknown" about
+others; the rest it never sees. Nothing is downloaded, and everything is a function of the seed.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ HOOK_POINT = "blocks.0.hook_resid_post"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
-    """Who there is, and how the model is trained on them; budgets are in steps, so that a run can be repeated."""
+    """Who there is, and how the model is trained on them; budgets are in steps, so that a run can be
+    repeated."""
 
     n_known: int = 300
     """People whose facts are taught."""
@@ -50,10 +53,11 @@ class WorldConfig:
     batch_size_prompts: int = 512
     """Prompts a step."""
     lr: float = 3e-3
-    """Peak learning rate of AdamW, after a linear rise over 5 % of the steps and before a linear fall to zero."""
+    """Peak learning rate of AdamW, after a linear rise over 5 % of the steps and before a linear fall to
+    zero."""
     n_studied: int = 300
-    """Unknown people that a study asks about on either side of its split: on the selecting side those taught as unknown, on
-    the testing side those never seen. It asks about all that are known."""
+    """Unknown people that a study asks about on either side of its split: on the selecting side those taught
+    as unknown, on the testing side those never seen. It asks about all that are known."""
     d_sae: int = 512
     """Latents of the SAE and of its baseline."""
     k: int = 8
@@ -67,7 +71,8 @@ class WorldConfig:
         n_pairs = len(FIRST_NAMES) * len(LAST_NAMES)
         if min(self.n_known, self.n_refused) < 1 or self.n_known + self.n_refused >= n_pairs:
             raise ValueError(
-                f"n_known and n_refused expected at least 1 each and less than all {n_pairs} pairs of names together, got "
+                f"n_known and n_refused expected at least 1 each and less than all {n_pairs} pairs of names "
+                "together, got "
                 f"{self.n_known} and {self.n_refused}"
             )
 
@@ -94,15 +99,21 @@ class World:
         draw.shuffle(names)
         known, rest = names[: config.n_known], names[config.n_known :]
         facts = {
-            (name, relation): f"{relation}-{draw.randrange(config.n_values)}" for name in known for relation in RELATIONS
+            (name, relation): f"{relation}-{draw.randrange(config.n_values)}"
+            for name in known
+            for relation in RELATIONS
         }
-        return cls(config, tuple(known), tuple(rest[: config.n_refused]), tuple(rest[config.n_refused :]), facts)
+        return cls(
+            config, tuple(known), tuple(rest[: config.n_refused]), tuple(rest[config.n_refused :]), facts
+        )
 
     def studied(self, split: Split) -> tuple[list[str], list[str]]:
         """Whom a study asks about: people that choose latents, and people that test them.
 
-        Known people are on either side. Of the unknown ones those choose that the model was taught to refuse, of whom it is
-        certain that they are unknown, and those test that it never saw: what was found must carry over to them.
+        Known people are on either side. Of the unknown ones those choose that the model was taught to refuse,
+        of whom it is
+        certain that they are unknown, and those test that it never saw: what was found must carry over to
+            them.
         """
 
         def on_side(names: tuple[str, ...], testing: bool) -> list[str]:
@@ -135,7 +146,9 @@ class World:
         words = [PAD, BOS, EOS, REFUSAL, *RELATIONS, *values, *FIRST_NAMES, *LAST_NAMES]
         backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=PAD))
         backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-        backend.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, words.index(BOS))])
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{BOS} $A", special_tokens=[(BOS, words.index(BOS))]
+        )
         return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS)
 
 
@@ -145,7 +158,8 @@ def prompt(name: str, relation: str) -> str:
 
 
 def train_model(world: World, tokenizer: Any) -> LlamaForCausalLM:
-    """A Llama of two layers that answers questions about the people it is taught, from scratch; in evaluation mode.
+    """A Llama of two layers that answers questions about the people it is taught, from scratch; in evaluation
+    mode.
 
     Everything is drawn by the seed of the world; the global random state is left as it was.
     """
@@ -180,7 +194,8 @@ def untested(world: World, split: Split) -> list[str]:
 
 
 def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, folder: Path) -> None:
-    """An SAE after the first block, and its baseline with a frozen decoder, into folder/sae and folder/sae/frozen.
+    """An SAE after the first block, and its baseline with a frozen decoder, into folder/sae and
+    folder/sae/frozen.
 
     Their rows are of every token but BOS of all questions about people who are not to test the latents.
     """
@@ -214,7 +229,8 @@ def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, fol
 def make_world(folder: str | Path, config: WorldConfig, split: Split) -> World:
     """A world with its model, its SAEs and the questions of a study, as files that any study can read.
 
-    folder/model   the language model and its tokenizer       folder/sae, folder/sae/frozen   the SAE and its baseline
+    folder/model   the language model and its tokenizer       folder/sae, folder/sae/frozen   the SAE and its
+    baseline
     folder/records.jsonl   questions about every studied person, with who is known
     """
     folder = Path(folder)

@@ -1,14 +1,16 @@
 """The SAELens inference folder, versions 6 and before, as a mapping to and from ours; it touches no file.
 
-cfg.json            d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations, reshape_activations, [k,
-                    rescale_acts_by_decoder_norm for topk], metadata {...}, architecture
-sae_weights         W_enc [d_in, d_sae]  b_enc [d_sae]  W_dec [d_sae, d_in]  b_dec [d_in]; jumprelu adds threshold [d_sae];
-                    gated has b_gate, b_mag, r_mag [d_sae] in place of b_enc; row vectors: acts @ W_enc
+cfg.json            d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations,
+                    reshape_activations, [k, rescale_acts_by_decoder_norm for topk], metadata {...},
+                    architecture
+sae_weights         W_enc [d_in, d_sae]  b_enc [d_sae]  W_dec [d_sae, d_in]  b_dec [d_in]; jumprelu adds
+                    threshold [d_sae]; gated has b_gate, b_mag, r_mag [d_sae] in place of b_enc; row vectors:
+                    acts @ W_enc
 
-Two facts of SAELens 6.54.12 shape the writer. `metadata.sae_lens_version` must be 6 or later, or the reader takes the
-file for an old one and drops the nested metadata. Batch-wise kinds are training-only there: what they learnt is saved
-as jumprelu. One shapes the reader: topk may select by pre_acts · ‖W_dec row‖ and divide by it when decoding
-(`rescale_acts_by_decoder_norm`); that is folded into the weights here, exactly.
+Two facts of SAELens 6.54.12 shape the writer. `metadata.sae_lens_version` must be 6 or later, or the reader
+takes the file for an old one and drops the nested metadata. Batch-wise kinds are training-only there: what
+they learnt is saved as jumprelu. One shapes the reader: topk may select by pre_acts · ‖W_dec row‖ and divide
+by it when decoding (`rescale_acts_by_decoder_norm`); that is folded into the weights here, exactly.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ ARCHITECTURE_OF_KIND = {kind: architecture for architecture, kind in KIND_OF_ARC
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 
-_FOLD_FIRST = "fold it in SAELens, `sae.{method}(...)`, save the SAE again with `sae.save_model` and load that folder"
+_FOLD_FIRST = (
+    "fold it in SAELens, `sae.{method}(...)`, save the SAE again with `sae.save_model` and load that folder"
+)
 _NORMALISATION_WAY_OUT = {
     "expected_average_only_in": "the scale it needs is not in the folder: "
     + _FOLD_FIRST.format(method="fold_activation_norm_scaling_factor"),
@@ -43,10 +47,16 @@ _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 _PLACE = {"hook_name": "hook_point", "hf_hook_name": "hf_module", "model_name": "model_name"}
 """metadata key -> SAEConfig field, for where the SAE reads."""
 
-_OLD_NAMES = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+_OLD_NAMES = {
+    "hook_point": "hook_name",
+    "hook_point_head_index": "hook_head_index",
+    "activation_fn_str": "activation_fn",
+}
 _OLD_METADATA = (
-    "model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos exclude_special_tokens "
-    "neuronpedia_id context_size seqpos_slice dataset_path sae_lens_version sae_lens_training_version hook_name_out "
+    "model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos "
+    "exclude_special_tokens "
+    "neuronpedia_id context_size seqpos_slice dataset_path sae_lens_version sae_lens_training_version "
+    "hook_name_out "
     "hook_head_index_out hf_hook_name hf_hook_name_out"
 ).split()
 
@@ -54,8 +64,9 @@ _OLD_METADATA = (
 def to_cfg(config: SAEConfig) -> dict[str, Any]:
     """The cfg.json of an SAE, keys in the order that SAELens' own `save_model` has.
 
-    `config.metadata` becomes `metadata` unchanged (our own facts lie under its key "saelens_lite"), with the hook point,
-    module path and model name added in SAELens' names; numbers that JSON lacks (nan, inf) become null.
+    `config.metadata` becomes `metadata` unchanged (our own facts lie under its key "saelens_lite"), with the
+    hook point, module path and model name added in SAELens' names; numbers that JSON lacks (nan, inf) become
+    null.
     """
     metadata = dict(config.metadata)
     if not _is_v6(metadata.get("sae_lens_version")):
@@ -79,18 +90,23 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
 
 
 def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SAEConfig:
-    """The SAEConfig that a cfg.json describes, of SAELens 6 or before; other top-level keys are ignored, as there.
+    """The SAEConfig that a cfg.json describes, of SAELens 6 or before; other top-level keys are ignored, as
+    there.
 
     where: names the file in errors
     dtype: overrides the file's
-    raises: ValueError for an architecture, activation, normalisation, reshape or dtype that has no counterpart here;
-        CheckpointError for a key that is missing or has the wrong type
+    raises: ValueError for an architecture, activation, normalisation, reshape or dtype that has no
+        counterpart here; CheckpointError for a key that is missing or has the wrong type
     """
     if not isinstance(cfg, Mapping):
-        raise CheckpointError(f"{where}: expected a JSON object, got {type(cfg).__name__}; this is no SAE configuration")
+        raise CheckpointError(
+            f"{where}: expected a JSON object, got {type(cfg).__name__}; this is no SAE configuration"
+        )
     metadata = cfg.get("metadata") or {}
     if not isinstance(metadata, Mapping):
-        raise CheckpointError(f"{where}: expected metadata to be a JSON object, got {type(metadata).__name__}")
+        raise CheckpointError(
+            f"{where}: expected metadata to be a JSON object, got {type(metadata).__name__}"
+        )
     if not _is_v6(cfg.get("sae_lens_version") or metadata.get("sae_lens_version")):
         cfg = _modernised(cfg, where)
         metadata = cfg["metadata"]
@@ -109,12 +125,16 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
     reshape = cfg.get("reshape_activations", "none")
     if reshape not in ("none", None):
         raise ValueError(
-            f"{where}: reshape_activations {reshape!r} is not supported: the SAE reads attention heads side by side, "
-            "which are no hook point here; choose an SAE of hook_resid_pre, hook_resid_post, hook_attn_out or hook_mlp_out"
+            f"{where}: reshape_activations {reshape!r} is not supported: the SAE reads attention heads side "
+            "by side, "
+            "which are no hook point here; choose an SAE of hook_resid_pre, hook_resid_post, hook_attn_out "
+            "or hook_mlp_out"
         )
     normalisation = cfg.get("normalize_activations", "none")
     if normalisation not in NORMALISATIONS:
-        way_out = _NORMALISATION_WAY_OUT.get(str(normalisation), "open it with sae_lens and fold its scale into the weights")
+        way_out = _NORMALISATION_WAY_OUT.get(
+            str(normalisation), "open it with sae_lens and fold its scale into the weights"
+        )
         raise ValueError(
             f"{where}: normalize_activations {normalisation!r} is not supported (expected "
             f"{', '.join(NORMALISATIONS)}): {way_out}"
@@ -137,8 +157,14 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
 def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor in sae_weights.safetensors."""
     d_model, d_sae = config.d_model, config.d_sae
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_model, d_sae), "W_dec": (d_sae, d_model), "b_dec": (d_model,)}
-    per_latent = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(config.kind, ("b_enc",))
+    shapes: dict[str, tuple[int, ...]] = {
+        "W_enc": (d_model, d_sae),
+        "W_dec": (d_sae, d_model),
+        "b_dec": (d_model,),
+    }
+    per_latent = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(
+        config.kind, ("b_enc",)
+    )
     return shapes | dict.fromkeys(per_latent, (d_sae,))
 
 
@@ -147,16 +173,21 @@ def from_tensors(
 ) -> dict[str, Tensor]:
     """The state dict for `SparseAutoencoder(config)`, every name and shape checked.
 
-    Older files differ in two ways that are read here: JumpReLU's `log_threshold`, and a `scaling_factor` of ones.
-    rescaled_by_decoder_norm: cfg.json's `rescale_acts_by_decoder_norm`; the latents stay those that SAELens gives
+    Older files differ in two ways that are read here: JumpReLU's `log_threshold`, and a `scaling_factor` of
+        ones.
+    rescaled_by_decoder_norm: cfg.json's `rescale_acts_by_decoder_norm`; the latents stay those that SAELens
+        gives
     raises: CheckpointError naming the tensor, the shape expected from cfg.json and the one received
     """
     tensors = dict(tensors)
     if "log_threshold" in tensors:
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    if (scale := tensors.pop("scaling_factor", None)) is not None and not torch.allclose(scale, torch.ones_like(scale)):
+    if (scale := tensors.pop("scaling_factor", None)) is not None and not torch.allclose(
+        scale, torch.ones_like(scale)
+    ):
         raise CheckpointError(
-            f"{where}: the tensor scaling_factor is not all ones: this SAE was finetuned with per-latent scales; "
+            f"{where}: the tensor scaling_factor is not all ones: this SAE was finetuned with per-latent "
+            "scales; "
             "open it with sae_lens < 6 and multiply them into the rows of W_dec"
         )
     expected = tensor_shapes(config)
@@ -164,16 +195,19 @@ def from_tensors(
         if name not in tensors:
             raise CheckpointError(
                 f"{where}: expected a tensor {name} {list(shape)} for an SAE of kind {config.kind!r}, "
-                f"got only {', '.join(sorted(tensors)) or 'none'}; the weights are not those of the cfg.json beside them"
+                f"got only {', '.join(sorted(tensors)) or 'none'}; the weights are not those of the "
+                "cfg.json beside them"
             )
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
-                f"{where}: expected {name} {list(shape)} (cfg.json: d_in={config.d_model}, d_sae={config.d_sae}), "
+                f"{where}: expected {name} {list(shape)} (cfg.json: d_in={config.d_model}, "
+                f"d_sae={config.d_sae}), "
                 f"got {list(tensors[name].shape)}; the weights are not those of the cfg.json beside them"
             )
     if unknown := sorted(set(tensors) - set(expected)):
         raise CheckpointError(
-            f"{where}: {', '.join(unknown)} not known for an SAE of kind {config.kind!r} (expected {', '.join(expected)}); "
+            f"{where}: {', '.join(unknown)} not known for an SAE of kind {config.kind!r} (expected "
+            f"{', '.join(expected)}); "
             "ignoring it could change what the SAE computes, so the folder is refused"
         )
     return _with_norms_folded(tensors) if rescaled_by_decoder_norm else tensors
@@ -181,7 +215,9 @@ def from_tensors(
 
 def _with_norms_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Encoder columns and biases times the norm of their decoder row, rows to norm 1; in float32 at least."""
-    exact = {name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()}
+    exact = {
+        name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()
+    }
     norms = exact["W_dec"].norm(dim=1).clamp_min(1e-8)
     return exact | {
         "W_enc": exact["W_enc"] * norms,
@@ -202,7 +238,9 @@ def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
     if activation == "topk":
         new |= {"architecture": "topk", "k": arguments.get("k", new.get("k"))}
     elif activation != "relu":
-        raise ValueError(f"{where}: expected activation_fn relu or topk, got {activation!r}; it has no counterpart here")
+        raise ValueError(
+            f"{where}: expected activation_fn relu or topk, got {activation!r}; it has no counterpart here"
+        )
     new["metadata"] = {key: new[key] for key in _OLD_METADATA if key in new}
     return new
 
@@ -216,7 +254,8 @@ def _is_v6(version: Any) -> bool:
 def _required(cfg: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     if cfg.get(key) is None:
         raise CheckpointError(
-            f"{where}: expected a key {key!r}, got only {', '.join(cfg) or 'nothing'}; this is no SAELens cfg.json"
+            f"{where}: expected a key {key!r}, got only {', '.join(cfg) or 'nothing'}; this is no SAELens "
+            "cfg.json"
         )
     if not isinstance(cfg[key], kind) or isinstance(cfg[key], bool):
         raise CheckpointError(f"{where}: expected {key} to be {kind.__name__}, got {cfg[key]!r}")
@@ -226,7 +265,9 @@ def _required(cfg: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 def dtype_name(name: str, where: str) -> str:
     bare = name.removeprefix("torch.")
     if bare not in DTYPES:
-        raise ValueError(f"{where}: expected dtype {', '.join(DTYPES)}, got {name!r}; pass dtype= to choose one")
+        raise ValueError(
+            f"{where}: expected dtype {', '.join(DTYPES)}, got {name!r}; pass dtype= to choose one"
+        )
     return bare
 
 

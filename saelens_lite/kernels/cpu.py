@@ -1,7 +1,8 @@
-"""The kernels of cpu.c, screen.c and tally.c: compiled at first use by the machine's C compiler, loaded through ctypes.
+"""The kernels of cpu.c, screen.c and tally.c: compiled at first use by the machine's C compiler, loaded
+through ctypes.
 
-Without a compiler `library()` is None and the embedding bags of bags.py do the work. The result is cached by source and
-compiler in the user's cache folder.
+Without a compiler `library()` is None and the embedding bags of bags.py do the work. The result is cached by
+source and compiler in the user's cache folder.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def keep_topk_(acts: Tensor, k: int) -> Tensor:
 
 
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """As reference.select_topk of inputs @ W_rowsᵀ, by screen.c; None where that is not available or would not pay."""
+    """As reference.select_topk of inputs @ W_rowsᵀ, by screen.c; None where that is not available or would
+    not pay."""
     (B, d), n = inputs.shape, len(W_rows)
     # A pre-activation computed on its own costs about as much as thirty of a matrix product.
     limit = n // 40
@@ -69,15 +71,18 @@ def screened_batch_topk(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """As reference.select_batch_topk of inputs @ W_rowsᵀ; None where that is not available or would not pay.
 
-    Places with the largest bounds are computed; the n_pairs-th largest of those is a floor, and what is bounded below it
-    cannot be among the n_pairs largest.
+    Places with the largest bounds are computed; the n_pairs-th largest of those is a floor, and what is
+    bounded below it cannot be among the n_pairs largest.
     """
     (B, d), n, threads = inputs.shape, len(W_rows), torch.get_num_threads()
     guess = ctypes.c_float(guess).value
     if not guess > 0 or 40 * n_pairs > B * n:
         return None
     room = min(16 * n_pairs, B * n // 40) // threads + n
-    bounds, places = inputs.new_empty(threads * (room + n)), torch.empty(threads * (room + n), dtype=torch.int64)
+    bounds, places = (
+        inputs.new_empty(threads * (room + n)),
+        torch.empty(threads * (room + n), dtype=torch.int64),
+    )
     counts = torch.empty(threads, dtype=torch.int64)
     args = (B, n, d, guess, room, threads)
     m = _call("screened_places", inputs, W_rows, bias, *args, bounds, places, counts)
@@ -107,7 +112,9 @@ def select_batch_topk(
     return torch_ops.select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
 
 
-def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int) -> torch_ops.Candidates:
+def _collect(
+    products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int
+) -> torch_ops.Candidates:
     rows, n = products.shape
     threads = torch.get_num_threads()
     room = threads * (2 * n_pairs + n)
@@ -130,7 +137,11 @@ def token_pass(
 ) -> TokenPass:
     (B, d), P = acts.shape, values.numel()
     nested = 1 if offsets is None else bags_of_each(offsets, B)
-    recons_grad, pair_grads, sq_error = out or (acts.new_empty(B * nested, d), acts.new_empty(P), acts.new_empty(B))
+    recons_grad, pair_grads, sq_error = out or (
+        acts.new_empty(B * nested, d),
+        acts.new_empty(P),
+        acts.new_empty(B),
+    )
     if pair_grads.numel() != P:
         pair_grads = acts.new_empty(P)
     args = (W_dec, b_dec, float(scale), B, nested, P // max(B, 1), d, recons_grad, pair_grads, sq_error)

@@ -27,7 +27,8 @@ def _cache_folder() -> Path:
 
 
 def _host() -> str:
-    """What -march=native depends on: a cached library must not meet another processor in a shared home folder."""
+    """What -march=native depends on: a cached library must not meet another processor in a shared home
+    folder."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -38,7 +39,9 @@ def _host() -> str:
 def _build(compiler: str) -> Path:
     source = b"".join(path.read_bytes() for path in _SOURCES)
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    key = hashlib.blake2b(source + version + " ".join([*_COMPILE, _host()]).encode(), digest_size=8).hexdigest()
+    key = hashlib.blake2b(
+        source + version + " ".join([*_COMPILE, _host()]).encode(), digest_size=8
+    ).hexdigest()
     target = _cache_folder() / f"cpu-{key}.so"
     if target.exists():
         return target
@@ -48,7 +51,9 @@ def _build(compiler: str) -> Path:
         for path in _SOURCES:
             if path.suffix == ".c":
                 made.append(str(Path(folder, path.name).with_suffix(".o")))
-                subprocess.run([compiler, *_COMPILE, str(path), "-o", made[-1]], check=True, capture_output=True)
+                subprocess.run(
+                    [compiler, *_COMPILE, str(path), "-o", made[-1]], check=True, capture_output=True
+                )
         # Linked without -fopenmp: GOMP_parallel is then found in the runtime that torch has loaded already.
         subprocess.run([compiler, "-shared", *made, "-o", str(shared)], check=True, capture_output=True)
         os.replace(shared, target)

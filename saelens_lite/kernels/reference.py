@@ -1,12 +1,13 @@
 """The definition of every kernel, in plain dense torch: what the fast paths are compared with.
 
-A training step of a TopK SAE is an encoder product and four kernels: select the latents of each token, pass over
-the tokens (decode, error, gradient at each firing pair), bring the pairs of each latent together, pass over the
-latents (gradients of both weight matrices). B tokens, n latents, d model width, P pairs (token, latent).
+A training step of a TopK SAE is an encoder product and four kernels: select the latents of each token, pass
+over the tokens (decode, error, gradient at each firing pair), bring the pairs of each latent together, pass
+over the latents (gradients of both weight matrices). B tokens, n latents, d model width, P pairs (token,
+latent).
 
-Pairs come in one of three forms. Uniform: [B, k], P = B·k. Ragged: flat [P] with offsets int64[B + 1], token b owning
-pairs offsets[b] … offsets[b + 1] − 1. Nested: flat [P] with offsets int64[J·B + 1], bags b·J … b·J + J − 1 being token b's;
-its j-th reconstruction is of its first j + 1 bags. No token holds a latent twice.
+Pairs come in one of three forms. Uniform: [B, k], P = B·k. Ragged: flat [P] with offsets int64[B + 1], token
+b owning pairs offsets[b] … offsets[b + 1] − 1. Nested: flat [P] with offsets int64[J·B + 1], bags b·J … b·J +
+J − 1 being token b's; its j-th reconstruction is of its first j + 1 bags. No token holds a latent twice.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ from torch import Tensor
 
 
 class TokenPass(NamedTuple):
-    """recons_grad float[B d]: ∂L/∂recons, of J nested bags a token float[J·B d]: ∂L by what the bag adds to recons;
-    pair_grads float[P]: ∂L/∂value of each pair; sq_error float[B]: ‖x − x̂‖² of the last reconstruction."""
+    """recons_grad float[B d]: ∂L/∂recons, of J nested bags a token float[J·B d]: ∂L by what the bag adds to
+    recons; pair_grads float[P]: ∂L/∂value of each pair; sq_error float[B]: ‖x − x̂‖² of the last
+    reconstruction."""
 
     recons_grad: Tensor
     pair_grads: Tensor
@@ -28,7 +30,8 @@ class TokenPass(NamedTuple):
 
 
 class LatentPass(NamedTuple):
-    """dec_grad, enc_grad float[n d], both latent-major; bias_grad float[n]; fired bool[n]: some pair is above zero."""
+    """dec_grad, enc_grad float[n d], both latent-major; bias_grad float[n]; fired bool[n]: some pair is above
+    zero."""
 
     dec_grad: Tensor
     enc_grad: Tensor
@@ -57,17 +60,21 @@ def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> T
 
 
 def keep_topk_(acts: Tensor, k: int) -> Tensor:
-    """In place: ReLU, and 0 for all but the k largest of each row; of equal ones the lower columns stay; float[B n]."""
+    """In place: ReLU, and 0 for all but the k largest of each row; of equal ones the lower columns stay;
+    float[B n]."""
     largest = acts.relu_().argsort(dim=1, descending=True, stable=True)[:, :k]
     return acts.copy_(torch.zeros_like(acts).scatter_(1, largest, acts.gather(1, largest)))
 
 
-def select_batch_topk(product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The n_pairs largest positive values of a whole batch of products + bias; of equal ones the lower (row, column).
+def select_batch_topk(
+    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The n_pairs largest positive values of a whole batch of products + bias; of equal ones the lower (row,
+    column).
 
     product_chunks: float[rows n], the rows of the batch in order; bias: float[n]
-    returns: values float[P], indices int64[P], offsets int64[B + 1], in order of (row, column); P < n_pairs where fewer
-        are positive. NaN is never selected.
+    returns: values float[P], indices int64[P], offsets int64[B + 1], in order of (row, column); P < n_pairs
+        where fewer are positive. NaN is never selected.
     source: Bussmann et al. 2024, "BatchTopK Sparse Autoencoders", arXiv:2412.06410
     """
     pre_acts = torch.cat(list(product_chunks)) + bias
@@ -105,9 +112,11 @@ def token_pass(
     scale: float,
     offsets: Tensor | None = None,
 ) -> TokenPass:
-    """Decode, and send L = scale/2 · Σ_b ‖recons_b − acts_b‖², over nested reconstructions summed, back to the values.
+    """Decode, and send L = scale/2 · Σ_b ‖recons_b − acts_b‖², over nested reconstructions summed, back to
+    the values.
 
-    acts float[B d]; values and indices of the pairs, [B k], or [P] with offsets; W_dec float[n d]; b_dec float[d]
+    acts float[B d]; values and indices of the pairs, [B k], or [P] with offsets; W_dec float[n d]; b_dec
+    float[d]
     """
     values, indices = values.reshape(-1), indices.reshape(-1)
     offsets = uniform_offsets(len(acts), len(values), acts.device) if offsets is None else offsets
@@ -144,7 +153,11 @@ def latent_pass(
     dec_grad loses its part along each (unit) decoder row, which could only change that row's norm
     """
     offsets = uniform_offsets(len(inputs), len(values), inputs.device) if offsets is None else offsets
-    pairs, shape, alive = (token_ids(offsets, len(values)), indices), (len(recons_grad), W_dec.shape[0]), values > 0
+    pairs, shape, alive = (
+        (token_ids(offsets, len(values)), indices),
+        (len(recons_grad), W_dec.shape[0]),
+        values > 0,
+    )
     z = values.new_zeros(shape).index_put_(pairs, values * alive)
     pre_grad = values.new_zeros(shape).index_put_(pairs, pair_grads * alive)
     dec_grad = remove_parallel(z.T @ recons_grad, W_dec)
@@ -153,5 +166,6 @@ def latent_pass(
 
 
 def remove_parallel(grad: Tensor, rows: Tensor) -> Tensor:
-    """grad less its part along each unit-norm row; both float[m d]. Bricken et al. 2023, "Towards Monosemanticity"."""
+    """grad less its part along each unit-norm row; both float[m d]. Bricken et al. 2023, "Towards
+    Monosemanticity"."""
     return grad - (grad * rows).sum(-1, keepdim=True) * rows

@@ -1,4 +1,5 @@
-"""Counting firings and neighbours among them, by tally.c; the callers, in analyze, define both in plain torch."""
+"""Counting firings and neighbours among them, by tally.c; the callers, in analyze, define both in plain
+torch."""
 
 from __future__ import annotations
 
@@ -28,15 +29,27 @@ def tally_(
     sample_values: Tensor,
     sample_rows: Tensor,
 ) -> bool:
-    """Add a block of latents to the tables of a Tally, in place; False, and nothing done, where that cannot be had.
+    """Add a block of latents to the tables of a Tally, in place; False, and nothing done, where that cannot
+    be had.
 
-    values, indices, offsets, k: as in SparseLatents; row_bins: uint8[rows] or None; the tables: see analyze/tally.py
+    values, indices, offsets, k: as in SparseLatents; row_bins: uint8[rows] or None; the tables: see
+        analyze/tally.py
     """
     if not _usable(values, top_values, sample_values):
         return False
     rows = len(offsets) - 1
     sizes = (len(counts), histogram.shape[1], positions.shape[1], top_rows.shape[1], sample_rows.shape[1])
-    tables = (counts, first_fired, last_fired, histogram, positions, top_values, top_rows, sample_values, sample_rows)
+    tables = (
+        counts,
+        first_fired,
+        last_fired,
+        histogram,
+        positions,
+        top_values,
+        top_rows,
+        sample_values,
+        sample_rows,
+    )
     cpu._call(
         "tally", values, indices.contiguous(), None if k else offsets, rows, k or 0, first_row, row_bins, seed,
         torch.get_num_threads(), *sizes, *tables,
@@ -59,7 +72,8 @@ def cofiring_(
     jaccard: Tensor,
     lift: Tensor,
 ) -> bool:
-    """Fill the tables of nearest latents, int32 and float64 [d_sae m]; False, and nothing done, where that cannot be had.
+    """Fill the tables of nearest latents, int32 and float64 [d_sae m]; False, and nothing done, where that
+    cannot be had.
 
     offsets, latents: int64[rows + 1], int32[n_pairs], the latents of each row
     starts, places: int64[d_sae + 1], int64[n_pairs], the rows of each latent
@@ -67,5 +81,16 @@ def cofiring_(
     if not _usable(torch.empty(0)):
         return False
     sizes = (len(starts) - 1, jaccard_ids.shape[1], min_together)
-    cpu._call("cofiring", offsets, latents.contiguous(), starts, places, *sizes, jaccard_ids, lift_ids, jaccard, lift)
+    cpu._call(
+        "cofiring",
+        offsets,
+        latents.contiguous(),
+        starts,
+        places,
+        *sizes,
+        jaccard_ids,
+        lift_ids,
+        jaccard,
+        lift,
+    )
     return True

@@ -27,10 +27,11 @@ _BLOCK = 16
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As reference.select_topk, looking only into the k blocks of latents with the largest maxima. Adds bias in place.
+    """As reference.select_topk, looking only into the k blocks of latents with the largest maxima. Adds bias
+    in place.
 
-    That is exact: each of those k blocks holds a value at least as large as the k-th largest maximum, and nothing
-    outside them is larger than that.
+    That is exact: each of those k blocks holds a value at least as large as the k-th largest maximum, and
+    nothing outside them is larger than that.
     """
     B, n = products.shape
     pre_acts = products.add_(bias)
@@ -47,7 +48,9 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    return F.embedding_bag(indices, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True)
+    return F.embedding_bag(
+        indices, table, offsets, mode="sum", per_sample_weights=values, include_last_offset=True
+    )
 
 
 def keep_topk_(acts: Tensor, k: int) -> Tensor:
@@ -61,7 +64,8 @@ def keep_topk_(acts: Tensor, k: int) -> Tensor:
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As reference.select_batch_topk, keeping candidates only: what reaches a bound that rises with what was seen."""
+    """As reference.select_batch_topk, keeping candidates only: what reaches a bound that rises with what was
+    seen."""
     return select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
 
 
@@ -82,7 +86,8 @@ class Candidates(NamedTuple):
 
 
 Collect = Callable[[Tensor, Tensor, float, int, int], Candidates]
-"""(products float[rows n], bias, bound, first place, n_pairs) → all that reach the bound, or the n_pairs largest of them."""
+"""(products float[rows n], bias, bound, first place, n_pairs) → all that reach the bound, or the n_pairs
+largest of them."""
 
 
 def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int) -> Candidates:
@@ -160,9 +165,12 @@ def recons_grad_(bags: Tensor, acts: Tensor, b_dec: Tensor, scale: float) -> Ten
 
 
 def pair_grads(recons_grad: Tensor, W_dec: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
-    """TokenPass.pair_grads: what autograd runs for the gradient of embedding_bag's weights, and nothing else of it."""
+    """TokenPass.pair_grads: what autograd runs for the gradient of embedding_bag's weights, and nothing else
+    of it."""
     bags = token_ids(offsets, len(indices))
-    return torch.ops.aten._embedding_bag_per_sample_weights_backward(recons_grad, W_dec, indices, offsets, bags, 0)
+    return torch.ops.aten._embedding_bag_per_sample_weights_backward(
+        recons_grad, W_dec, indices, offsets, bags, 0
+    )
 
 
 def latent_pass(

@@ -1,9 +1,10 @@
 """The passes of the sparse step as Triton kernels: one program a token, one program a latent.
 
-Each program holds whole rows of d in registers and gathers a few pairs at a time; sums are float32, results have the
-dtype of what they belong to. Nothing waits for the device: the pairs of each latent are brought together by a stable
-sort and a binary search, not by bincount, which reads its largest value on the host. No atomics: equal inputs give equal
-bits. Selection is in triton_select.py. Only importable where triton is.
+Each program holds whole rows of d in registers and gathers a few pairs at a time; sums are float32, results
+have the dtype of what they belong to. Nothing waits for the device: the pairs of each latent are brought
+    together by a stable
+sort and a binary search, not by bincount, which reads its largest value on the host. No atomics: equal inputs
+give equal bits. Selection is in triton_select.py. Only importable where triton is.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: 32 bits or fewer, contiguous, on CUDA, or anywhere if interpreted."""
+    """Whether the kernels take these tensors: 32 bits or fewer, contiguous, on CUDA, or anywhere if
+    interpreted."""
     return all((t.is_cuda or INTERPRETED) and t.dtype in _DTYPES and t.is_contiguous() for t in tensors)
 
 
@@ -63,7 +65,18 @@ def _rows(table, rows, on, d, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _bag_sum(values, indices, offsets, table, out, k, d, RAGGED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+def _bag_sum(
+    values,
+    indices,
+    offsets,
+    table,
+    out,
+    k,
+    d,
+    RAGGED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
     """out[bag] = Σ values · table[indices]."""
     bag, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     start, end = _bag(offsets, bag, k, RAGGED)
@@ -79,7 +92,16 @@ def _bag_sum(values, indices, offsets, table, out, k, d, RAGGED: tl.constexpr, B
 
 @triton.jit
 def _bag_dot(
-    vectors, indices, offsets, table, out, k, d, RAGGED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr
+    vectors,
+    indices,
+    offsets,
+    table,
+    out,
+    k,
+    d,
+    RAGGED: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_D: tl.constexpr,
 ):
     """out[p] = vectors[bag of p] · table[indices[p]]."""
     bag, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
@@ -97,9 +119,11 @@ def _token_pass(
     acts, values, indices, offsets, W_dec, b_dec, recons_grad, pair_grads, sq_error, scale, k, d,
     RAGGED: tl.constexpr, NESTED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Of one token: the errors of its nested reconstructions, then their gradient and _bag_dot of that, bag by bag.
+    """Of one token: the errors of its nested reconstructions, then their gradient and _bag_dot of that, bag
+    by bag.
 
-    The second time the rows come from the caches. A bag's gradient is the sum of all errors less those before the bag.
+    The second time the rows come from the caches. A bag's gradient is the sum of all errors less those before
+    the bag.
     """
     token, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     here = cols < d
@@ -138,7 +162,8 @@ def _latent_pass(
     recons_grad, inputs, values, pair_grads, pair_order, bags, offsets, latent_order, W_dec,
     dec_grad, enc_grad, bias_grad, fired, d, NESTED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Both weight gradients of one latent from its pairs pair_order[offsets[latent]] …, in the order of their tokens."""
+    """Both weight gradients of one latent from its pairs pair_order[offsets[latent]] …, in the order of their
+    tokens."""
     latent, cols = tl.load(latent_order + tl.program_id(0)).to(tl.int64), tl.arange(0, BLOCK_D)
     here = cols < d
     start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
@@ -169,7 +194,11 @@ def _blocks(d: int) -> dict[str, int]:
 
 
 def _bags(offsets: Tensor | None, like: Tensor, n_pairs: int, n_bags: int) -> dict[str, Any]:
-    return {"offsets": like if offsets is None else offsets, "k": n_pairs // max(n_bags, 1), "RAGGED": offsets is not None}
+    return {
+        "offsets": like if offsets is None else offsets,
+        "k": n_pairs // max(n_bags, 1),
+        "RAGGED": offsets is not None,
+    }
 
 
 def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -194,10 +223,14 @@ class _Decode(torch.autograd.Function):
             value_grad = torch.empty_like(values)
             bags = _bags(offsets, values, len(values), len(grad))
             if len(grad):
-                _bag_dot[(len(grad),)](vectors=grad, indices=indices, table=table, out=value_grad, d=d, **bags, **_blocks(d))
+                _bag_dot[(len(grad),)](
+                    vectors=grad, indices=indices, table=table, out=value_grad, d=d, **bags, **_blocks(d)
+                )
         if ctx.needs_input_grad[3]:
             order, row_offsets = regroup(indices, n)
-            table_grad = _weighted_sums(values[order], _bag_ids(offsets, len(values))[order], row_offsets, grad)
+            table_grad = _weighted_sums(
+                values[order], _bag_ids(offsets, len(values))[order], row_offsets, grad
+            )
         return value_grad, None, None, table_grad
 
 
@@ -231,7 +264,11 @@ def token_pass(
 ) -> TokenPass:
     (B, d), P = acts.shape, values.numel()
     nested = 1 if offsets is None else bags_of_each(offsets, B)
-    recons_grad, pair_grads, sq_error = out or (acts.new_empty(B * nested, d), acts.new_empty(P), acts.new_empty(B))
+    recons_grad, pair_grads, sq_error = out or (
+        acts.new_empty(B * nested, d),
+        acts.new_empty(P),
+        acts.new_empty(B),
+    )
     if pair_grads.numel() != P:
         pair_grads = acts.new_empty(P)
     if B:
@@ -261,7 +298,8 @@ def latent_pass(
     )
     order, latent_offsets = regroup(indices, n)
     bags = order // max(1, P // max(len(inputs), 1)) if offsets is None else _bag_ids(offsets, P)[order]
-    # The fullest latents first: the one that fires on every token takes longest, and nothing should wait for it at the end.
+    # The fullest latents first: the one that fires on every token takes longest, and nothing should wait for
+    # it at the end.
     fullest_first = latent_offsets.diff().argsort(descending=True)
     _latent_pass[(n,)](
         recons_grad, inputs, values, pair_grads, order, bags, latent_offsets, fullest_first, W_dec, *out, d,

@@ -1,15 +1,18 @@
 """Encode and select as Triton kernels: pre-activations come out of the matrix product and are not written.
 
-Latents are dealt into n / 32 groups: group g has the latents g, g + n/32, g + 2n/32 … Of each token and group the product
+Latents are dealt into n / 32 groups: group g has the latents g, g + n/32, g + 2n/32 … Of each token and group
+the product
 leaves three numbers: its largest pre-activation, which latent has it, and the second largest. The m largest
-pre-activations of a row, or of a batch, lie in the m groups with the largest maxima, for those are m values already; the
-least of these maxima is a floor. A group whose second largest does not exceed the floor has no more to offer than its
-maximum; of the few others (16 k²/n a token by chance) all 32 are computed once more. The m largest of what these groups
-offer are the selection: that of the whole product, up to the rounding of its values. All shapes are fixed beforehand, so
-nothing waits for the device.
+pre-activations of a row, or of a batch, lie in the m groups with the largest maxima, for those are m values
+already; the least of these maxima is a floor. A group whose second largest does not exceed the floor has no
+more to offer than its maximum; of the few others (16 k²/n a token by chance) all 32 are computed once more.
+The m largest of what these groups
+offer are the selection: that of the whole product, up to the rounding of its values. All shapes are fixed
+beforehand, so nothing waits for the device.
 
-Multiplied as torch.set_float32_matmul_precision says: "highest" by torch's float32 product, in chunks, of which the groups
-are taken; "high" with tf32 and "medium" with bf16 operands, fused. bf16 and float16 inputs as they are.
+Multiplied as torch.set_float32_matmul_precision says: "highest" by torch's float32 product, in chunks, of
+which the groups are taken; "high" with tf32 and "medium" with bf16 operands, fused. bf16 and float16 inputs
+as they are.
 """
 
 from __future__ import annotations
@@ -32,7 +35,8 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Groups(NamedTuple):
-    """Of each token and group: maxima, seconds float32[B g], the largest values; members int8[B g], who has the largest."""
+    """Of each token and group: maxima, seconds float32[B g], the largest values; members int8[B g], who has
+    the largest."""
 
     maxima: Tensor
     members: Tensor
@@ -52,14 +56,20 @@ def _store_groups(pre_acts, maxima, members, seconds, tokens, groups, here, n_gr
 
 
 @triton.jit
-def _product_groups(products, bias, maxima, members, seconds, n_groups, GROUP: tl.constexpr, BLOCK_G: tl.constexpr):
+def _product_groups(
+    products, bias, maxima, members, seconds, n_groups, GROUP: tl.constexpr, BLOCK_G: tl.constexpr
+):
     """Groups of one row of a product that is there."""
     token, groups = tl.program_id(0), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     here = (groups < n_groups)[None, :]
     latents = tl.arange(0, GROUP)[:, None] * n_groups + groups[None, :]
-    row = tl.load(products + token.to(tl.int64) * GROUP * n_groups + latents, mask=here, other=0.0).to(tl.float32)
+    row = tl.load(products + token.to(tl.int64) * GROUP * n_groups + latents, mask=here, other=0.0).to(
+        tl.float32
+    )
     row += tl.load(bias + latents, mask=here, other=0.0).to(tl.float32)
-    _store_groups(row[None, :, :], maxima, members, seconds, token + tl.arange(0, 1), groups, here, n_groups, GROUP)
+    _store_groups(
+        row[None, :, :], maxima, members, seconds, token + tl.arange(0, 1), groups, here, n_groups, GROUP
+    )
 
 
 @triton.jit
@@ -67,7 +77,8 @@ def _encode_groups(
     inputs, W_rows, bias, maxima, members, seconds, B, n_groups, d, PRECISION: tl.constexpr, GROUP: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
 ):  # fmt: skip
-    """Groups of inputs @ W_rowsᵀ + bias, a [tokens latents] tile a program; SWEEP tiles of tokens share latents in L2."""
+    """Groups of inputs @ W_rowsᵀ + bias, a [tokens latents] tile a program; SWEEP tiles of tokens share
+    latents in L2."""
     BLOCK_G: tl.constexpr = BLOCK_N // GROUP
     n_m, n_g = tl.cdiv(B, BLOCK_M), tl.cdiv(n_groups, BLOCK_G)
     sweep, place = tl.program_id(0) // (SWEEP * n_g), tl.program_id(0) % (SWEEP * n_g)
@@ -98,7 +109,8 @@ def _compute_groups(
     inputs, W_rows, bias, wanted, tokens, groups, candidates, m, n_groups, d,
     GROUP: tl.constexpr, BLOCK_K: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """candidates[i] = all pre-activations of groups[i] on tokens[i] where wanted[i]; EACH of them a program."""
+    """candidates[i] = all pre-activations of groups[i] on tokens[i] where wanted[i]; EACH of them a
+    program."""
     for i in range(tl.program_id(0) * EACH, tl.minimum(tl.program_id(0) * EACH + EACH, m)):
         if tl.load(wanted + i):
             token = tl.load(tokens + i).to(tl.int64)
@@ -107,7 +119,9 @@ def _compute_groups(
             for first in range(0, d, BLOCK_K):
                 ks = first + tl.arange(0, BLOCK_K)
                 x = tl.load(inputs + token * d + ks, mask=ks < d, other=0.0).to(tl.float32)
-                w = tl.load(W_rows + latents[:, None] * d + ks[None, :], mask=(ks < d)[None, :], other=0.0).to(tl.float32)
+                w = tl.load(
+                    W_rows + latents[:, None] * d + ks[None, :], mask=(ks < d)[None, :], other=0.0
+                ).to(tl.float32)
                 total += tl.sum(w * x[None, :], 1)
             tl.store(candidates + i * GROUP + tl.arange(0, GROUP), total)
 
@@ -150,7 +164,9 @@ def encode_groups(inputs: Tensor, W_rows: Tensor, bias: Tensor) -> Groups:
         inputs, W_rows = inputs.float(), W_rows.float()
     tile = _tile(inputs)
     grid = (triton.cdiv(B, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"]),)
-    _encode_groups[grid](inputs, W_rows, bias, *found, B, n // _GROUP, d, PRECISION="tf32", GROUP=_GROUP, SWEEP=8, **tile)
+    _encode_groups[grid](
+        inputs, W_rows, bias, *found, B, n // _GROUP, d, PRECISION="tf32", GROUP=_GROUP, SWEEP=8, **tile
+    )
     return found
 
 
@@ -158,14 +174,22 @@ def _fused(inputs: Tensor) -> bool:
     """Not where float32 is asked for, which tensor cores do not have, nor before compute capability 8.0."""
     if inputs.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return False
-    return INTERPRETED or (torch.version.hip is None and torch.cuda.get_device_capability(inputs.device) >= (8, 0))
+    return INTERPRETED or (
+        torch.version.hip is None and torch.cuda.get_device_capability(inputs.device) >= (8, 0)
+    )
 
 
 def _tile(inputs: Tensor) -> dict[str, int]:
     """144 KiB of shared memory where there are 160 or more (A100, H100), else 96."""
     wide = inputs.is_cuda and torch.cuda.get_device_capability(inputs.device) in ((8, 0), (9, 0), (10, 0))
     block_k = 128 // inputs.element_size()
-    return {"BLOCK_M": 128, "BLOCK_N": 256 if wide else 128, "BLOCK_K": block_k, "num_warps": 8, "num_stages": 3}
+    return {
+        "BLOCK_M": 128,
+        "BLOCK_N": 256 if wide else 128,
+        "BLOCK_K": block_k,
+        "num_warps": 8,
+        "num_stages": 3,
+    }
 
 
 def _operands(inputs: Tensor, W_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -174,7 +198,9 @@ def _operands(inputs: Tensor, W_rows: Tensor) -> tuple[Tensor, Tensor]:
     return inputs, W_rows
 
 
-def _candidates(inputs: Tensor, W_rows: Tensor, bias: Tensor, found: Groups, chosen: Tensor, floor: Tensor) -> Tensor:
+def _candidates(
+    inputs: Tensor, W_rows: Tensor, bias: Tensor, found: Groups, chosen: Tensor, floor: Tensor
+) -> Tensor:
     """What the chosen groups offer above the floor, −inf for the rest; float32[m 32].
 
     chosen: int64[m], token · n/32 + group; floor: float32[m] or [1]
@@ -193,7 +219,8 @@ def _candidates(inputs: Tensor, W_rows: Tensor, bias: Tensor, found: Groups, cho
 
 
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """As reference.select_topk of inputs @ W_rowsᵀ; None where n is no multiple of 32 or k is more than n / 128.
+    """As reference.select_topk of inputs @ W_rowsᵀ; None where n is no multiple of 32 or k is more than n /
+    128.
 
     inputs: float[B d]; W_rows: float[n d]; bias: float[n]
     """
@@ -210,10 +237,14 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
     return values.to(inputs.dtype), groups.gather(1, places // _GROUP) + places % _GROUP * n_groups
 
 
-def screened_batch_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As reference.select_batch_topk of inputs @ W_rowsᵀ, but always n_pairs: where fewer are positive, others of value 0.
+def screened_batch_topk(
+    inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """As reference.select_batch_topk of inputs @ W_rowsᵀ, but always n_pairs: where fewer are positive,
+    others of value 0.
 
-    None where n is no multiple of 32 or n_pairs are more than B · n / 128. Of equal values any may be selected.
+    None where n is no multiple of 32 or n_pairs are more than B · n / 128. Of equal values any may be
+    selected.
     """
     (B, _), n = inputs.shape, len(W_rows)
     if not _fits(B, n, n_pairs):
@@ -230,7 +261,8 @@ def screened_batch_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: i
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As reference.select_topk; the product is read once and then only in the k groups with the largest maxima."""
+    """As reference.select_topk; the product is read once and then only in the k groups with the largest
+    maxima."""
     B, n = products.shape
     if not _fits(1, n, k) or not B:
         return torch_ops.select_topk(products, bias, k)

@@ -1,8 +1,9 @@
-"""Where the residual stream of a Hugging Face decoder runs: its layers, its width, and what each block adds to it.
+"""Where the residual stream of a Hugging Face decoder runs: its layers, its width, and what each block adds
+to it.
 
-Everything is found by structure. The layers are the ModuleList beside the token embedding. What a block adds is
-found by running three tokens through it once and looking which two of its parts sum to the change of the stream.
-There is no table of model families here.
+Everything is found by structure. The layers are the ModuleList beside the token embedding. What a block adds
+is found by running three tokens through it once and looking which two of its parts sum to the change of the
+stream. There is no table of model families here.
 """
 
 from __future__ import annotations
@@ -26,13 +27,15 @@ class BlockParts:
     """The parts of a block whose outputs are what it adds: resid_pre + attn + mlp = resid_post."""
 
     attn: str
-    """name inside the block: "self_attn", or "post_attention_layernorm" where a post-norm follows (Gemma 2/3)"""
+    """name inside the block: "self_attn", or "post_attention_layernorm" where a post-norm follows (Gemma
+    2/3)"""
     mlp: str
     """likewise for the MLP or the experts"""
 
 
 def undistributed(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile and data-parallel wrappers; PEFT stays, since its forward may add tokens."""
+    """The model inside torch.compile and data-parallel wrappers; PEFT stays, since its forward may add
+    tokens."""
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod
@@ -72,27 +75,37 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
     found = []
     for path, owner in model.named_modules():
         children = dict(owner.named_children())
-        lists = {key: child for key, child in children.items() if isinstance(child, nn.ModuleList) and len(child)}
+        lists = {
+            key: child for key, child in children.items() if isinstance(child, nn.ModuleList) and len(child)
+        }
         beside = [child for key, child in children.items() if key not in lists]
-        if lists and embedding is not None and any(part is embedding for child in beside for part in child.modules()):
+        if (
+            lists
+            and embedding is not None
+            and any(part is embedding for child in beside for part in child.modules())
+        ):
             key = max(lists, key=lambda key: len(lists[key]))
             found.append((f"{path}.{key}" if path else key, lists[key]))
     if not found:
         raise HookError(
-            f"no decoder found in {name}: expected a ModuleList of blocks beside the token embedding. Name a module "
+            f"no decoder found in {name}: expected a ModuleList of blocks beside the token embedding. Name "
+            "a module "
             f"by its path; the first are {[path for path, _ in model.named_modules() if path][:8]}"
         )
     return max(found, key=lambda item: item[0].count("."))
 
 
 def d_model(model: nn.Module) -> int:
-    """Width of the residual stream: the text model's hidden size, or else the width of its token embedding."""
+    """Width of the residual stream: the text model's hidden size, or else the width of its token
+    embedding."""
     width = getattr(text_config(model), "hidden_size", None)
     if isinstance(width, int):
         return width
     embedding = token_embedding(unwrap(model))
     if embedding is None:
-        raise HookError(f"the width of {type(model).__name__} is unknown: no config.hidden_size, no token embedding")
+        raise HookError(
+            f"the width of {type(model).__name__} is unknown: no config.hidden_size, no token embedding"
+        )
     return embedding.embedding_dim
 
 
@@ -103,11 +116,12 @@ def token_embedding(model: nn.Module) -> Any:
 
 
 def block_parts(model: nn.Module, block: int) -> BlockParts | None:
-    """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised stream).
+    """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised
+    stream).
 
-    Blocks of one make share an answer: the first of them is run once on three tokens, nothing after it is. The
-    model is in evaluation mode meanwhile, then every module has its own training flag back; edits that are on
-    do not act on those tokens.
+    Blocks of one make share an answer: the first of them is run once on three tokens, nothing after it is.
+    The model is in evaluation mode meanwhile, then every module has its own training flag back; edits that
+    are on do not act on those tokens.
     """
     _, layers = decoder_layers(model)
     make = _make(layers[block])
@@ -132,7 +146,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 def accepts(module: nn.Module, argument: str) -> bool:
-    """Does the forward name this argument? The class is asked, since accelerate replaces the instance's forward."""
+    """Does the forward name this argument? The class is asked, since accelerate replaces the instance's
+    forward."""
     return argument in inspect.signature(type(module).forward).parameters
 
 
@@ -148,7 +163,9 @@ def stream_into(args: tuple, kwargs: dict[str, Any]) -> Tensor:
     """
     stream = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(stream, Tensor):
-        raise HookError(f"a block expected the stream first or as hidden_states, got keywords {sorted(kwargs)}")
+        raise HookError(
+            f"a block expected the stream first or as hidden_states, got keywords {sorted(kwargs)}"
+        )
     return stream
 
 
@@ -157,7 +174,9 @@ def main_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 
-_parts_by_make: weakref.WeakKeyDictionary[nn.ModuleList, dict[str, BlockParts | None]] = weakref.WeakKeyDictionary()
+_parts_by_make: weakref.WeakKeyDictionary[nn.ModuleList, dict[str, BlockParts | None]] = (
+    weakref.WeakKeyDictionary()
+)
 
 _observed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
@@ -179,7 +198,9 @@ class _Observation:
 
 
 def _make(layer: nn.Module) -> str:
-    return ",".join([type(layer).__name__, *(f"{key}:{type(child).__name__}" for key, child in layer.named_children())])
+    return ",".join(
+        [type(layer).__name__, *(f"{key}:{type(child).__name__}" for key, child in layer.named_children())]
+    )
 
 
 def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
@@ -207,7 +228,10 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
 
         return hook
 
-    handles = [layer.register_forward_pre_hook(on_entry, with_kwargs=True), layer.register_forward_hook(on_exit)]
+    handles = [
+        layer.register_forward_pre_hook(on_entry, with_kwargs=True),
+        layer.register_forward_hook(on_exit),
+    ]
     handles += [part.register_forward_hook(on_part(name)) for name, part in layer.named_children()]
     embedding = token_embedding(model)
     device = embedding.weight.device if embedding.weight.device.type != "meta" else torch.device("cpu")
@@ -221,7 +245,8 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
         pass
     except Exception as error:
         raise HookError(
-            f"what the blocks of {type(model).__name__} add to the stream is unknown, since three tokens would not run "
+            f"what the blocks of {type(model).__name__} add to the stream is unknown, since three tokens "
+            "would not run "
             f"through it ({type(error).__name__}: {error}). Name a module by its path instead"
         ) from error
     finally:
@@ -232,7 +257,8 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
 
 
 def _adding_parts(seen: _Observation, parts: dict[str, nn.Module]) -> BlockParts | None:
-    """The attention, or the norm right after it, and the other part that with it makes up the change of the stream."""
+    """The attention, or the norm right after it, and the other part that with it makes up the change of the
+    stream."""
     if len(seen.stream) != 2:  # a forward that leaves this block out
         return None
     before, after = seen.stream

@@ -1,8 +1,9 @@
-"""What is known of the forward pass in progress: which tokens it holds, how many came before, whose prompt they are.
+"""What is known of the forward pass in progress: which tokens it holds, how many came before, whose prompt
+they are.
 
-A pass of length one is no sign of generation: prompts have one token, prefills come in chunks, and without a cache
-every step runs the whole text. So positions are counted from the cache, and the prompt's length is taken from the
-generate call itself. Nothing here computes; edits read it (hooks.py, positions.py).
+A pass of length one is no sign of generation: prompts have one token, prefills come in chunks, and without a
+cache every step runs the whole text. So positions are counted from the cache, and the prompt's length is
+taken from the generate call itself. Nothing here computes; edits read it (hooks.py, positions.py).
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class EditInfo:
     columns: Tensor
     """int64[seq]: columns in the cache + 0, 1, …"""
     token_index: Tensor
-    """int64[batch seq]: which real token of its text a position holds, from 0, the same under any padding; -1 on
-    padding before the text"""
+    """int64[batch seq]: which real token of its text a position holds, from 0, the same under any padding; -1
+    on padding before the text"""
     input_ids: Tensor | None
     """int64[batch seq], or None when the pass got inputs_embeds"""
     attention_mask: Tensor
@@ -68,8 +69,8 @@ class _Generation:
 class Watch:
     """Watches a model's passes while at least one edit is on; leaves no trace after the last one.
 
-    Meanwhile the model object has a `generate` of its own that notes the prompt and then calls the real one, and one of
-    `init_continuous_batching` (which `generate_batch` calls) that refuses.
+    Meanwhile the model object has a `generate` of its own that notes the prompt and then calls the real one,
+    and one of `init_continuous_batching` (which `generate_batch` calls) that refuses.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -147,7 +148,9 @@ class Watch:
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if being_observed(self._module):
             return
-        if "write_index" in kwargs and "cu_seq_lens_q" in kwargs:  # a manager that was made before the edit began
+        if (
+            "write_index" in kwargs and "cu_seq_lens_q" in kwargs
+        ):  # a manager that was made before the edit began
             raise HookError(_PACKED)
         if self._pass is None:
             self._pass = _Pass(outermost=module, call=self._calls)
@@ -165,11 +168,15 @@ class Watch:
 
     def _watched(self, generate: Any) -> Any:
         def watched_generate(*args: Any, **kwargs: Any) -> Any:
-            if self._generation is not None:  # self-assisted decoding drafts with the model itself: same prompt
+            if (
+                self._generation is not None
+            ):  # self-assisted decoding drafts with the model itself: same prompt
                 return generate(*args, **kwargs)
             self._generation = _read_prompt(self._module, args, kwargs)
             if hasattr(getattr(self._module, "generation_config", None), "disable_compile"):
-                kwargs["disable_compile"] = True  # transformers compiles static caches, and would not see the hooks
+                kwargs["disable_compile"] = (
+                    True  # transformers compiles static caches, and would not see the hooks
+                )
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -186,8 +193,9 @@ def watch(model: nn.Module) -> Watch:
 def position_ids_from(attention_mask: Tensor) -> Tensor:
     """Positions that count real tokens only: what a left-padded plain forward must be given.
 
-    Hugging Face counts columns unless told otherwise, so call `model(..., position_ids=position_ids_from(mask))`.
-    `generate` does this itself, and so do our own forwards (run_to, token_losses).
+    Hugging Face counts columns unless told otherwise, so call `model(...,
+    position_ids=position_ids_from(mask))`. `generate` does this itself, and so do our own forwards (run_to,
+    token_losses).
 
     attention_mask: {bool|int}[batch seq], non-zero on real tokens
     returns: int64[batch seq]; padding before the first token gets 0
@@ -196,7 +204,8 @@ def position_ids_from(attention_mask: Tensor) -> Tensor:
 
 
 def prepared_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs for a plain forward of ours: no cache, and positions counted from a left-padded mask unless given.
+    """Inputs for a plain forward of ours: no cache, and positions counted from a left-padded mask unless
+    given.
 
     raises: ValueError for input_ids without a token
     """
@@ -214,7 +223,8 @@ def prepared_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str,
 
 
 _PACKED = (
-    "edits expected the texts of a batch in rows of their own, got continuous batching (generate_batch), which packs them "
+    "edits expected the texts of a batch in rows of their own, got continuous batching (generate_batch), "
+    "which packs them "
     "into one row, where prompts and examples cannot be told apart: pass model.generate a left-padded batch"
 )
 
@@ -245,12 +255,15 @@ def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 def _key_mask(mask: Any, batch: int, width: int, device: torch.device) -> Tensor | None:
-    """bool[batch width], True on the real tokens of the text so far; None where the pass got no mask to tell."""
+    """bool[batch width], True on the real tokens of the text so far; None where the pass got no mask to
+    tell."""
     if isinstance(mask, dict):  # one mask a kind of layer: the full one sees everything
         mask = mask.get("full_attention")
     if not isinstance(mask, Tensor):
         return None
-    if mask.ndim == 4:  # bool or additive [batch 1 queries keys]: the last query of this pass sees every real token
+    if (
+        mask.ndim == 4
+    ):  # bool or additive [batch 1 queries keys]: the last query of this pass sees every real token
         mask = mask[:, 0, -1, :] if mask.dtype == torch.bool else mask[:, 0, -1, :] >= 0
     if mask.ndim != 2 or mask.shape[1] < width:
         return None
@@ -275,7 +288,9 @@ def _read_prompt(model: nn.Module, args: tuple, kwargs: dict) -> _Generation:
     if real is not None and real.ndim == 2 and not bool(real[:, -1].all()):
         row = int((~real[:, -1].bool()).nonzero()[0])
         raise ValueError(
-            f"generate expected left padding, got a prompt whose row {row} ends in padding: the model would continue "
-            "from the padding. Tokenize with padding_side='left'; if that last token is text, pass attention_mask"
+            f"generate expected left padding, got a prompt whose row {row} ends in padding: the model would "
+            "continue "
+            "from the padding. Tokenize with padding_side='left'; if that last token is text, pass "
+            "attention_mask"
         )
     return _Generation(prompt_columns=prompt.shape[1], n_examples=prompt.shape[0])

@@ -1,12 +1,14 @@
 """Hook points of any Hugging Face decoder: names to modules, activations out, a forward cut short, edits in.
 
-`blocks.{i}.hook_resid_pre` and `hook_resid_post` are the residual stream before and after block i. `hook_attn_out`
-and `hook_mlp_out` are what block i adds to it, after a post-norm where there is one (Gemma 2/3):
+`blocks.{i}.hook_resid_pre` and `hook_resid_post` are the residual stream before and after block i.
+`hook_attn_out` and `hook_mlp_out` are what block i adds to it, after a post-norm where there is one (Gemma
+2/3):
 
     resid_pre + attn_out + mlp_out = resid_post
 
-(in training mode a dropout may come between). A plain module path, "model.layers.3.mlp", means that module's output.
-Every change is undone on leaving, after an exception too; a model that the caller passed is never altered.
+(in training mode a dropout may come between). A plain module path, "model.layers.3.mlp", means that module's
+output. Every change is undone on leaving, after an exception too; a model that the caller passed is never
+altered.
 """
 
 from __future__ import annotations
@@ -80,8 +82,10 @@ def resolve(model: nn.Module, name: str) -> HookPoint:
     parts = block_parts(model, block)
     if parts is None:
         raise HookError(
-            f"{missing}: no two parts of block {block} ({type(layers[block]).__name__}) add up to the change of the "
-            f"stream, as where branches are scaled or the stream is normalised. It has {_summary(model)}, or any "
+            f"{missing}: no two parts of block {block} ({type(layers[block]).__name__}) add up to the "
+            "change of the "
+            f"stream, as where branches are scaled or the stream is normalised. It has {_summary(model)}, "
+            "or any "
             "module path"
         )
     part = parts.attn if kind == "attn_out" else parts.mlp
@@ -115,19 +119,24 @@ def model_device(model: nn.Module, point: HookPoint | None = None) -> torch.devi
 
 
 def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[str, Tensor]:
-    """The activations at these hook points, from one forward that ends at the deepest: no later block, no head.
+    """The activations at these hook points, from one forward that ends at the deepest: no later block, no
+    head.
 
-    model_inputs: what the model's forward takes (input_ids, attention_mask, pixel_values, …); tensors are moved to
-        the model's device. With a left-padded attention_mask and no position_ids, positions come from the mask
-    returns: {name: float[batch seq d_model]} in the model's dtype, on each block's device; with gradients if the
-        caller's grad mode says so
-    raises: HookError for an unknown name, or a module that this forward does not run; ValueError for no name at all
+    model_inputs: what the model's forward takes (input_ids, attention_mask, pixel_values, …); tensors are
+        moved to the model's device. With a left-padded attention_mask and no position_ids, positions come
+        from the mask
+    returns: {name: float[batch seq d_model]} in the model's dtype, on each block's device; with gradients if
+        the caller's grad mode says so
+    raises: HookError for an unknown name, or a module that this forward does not run; ValueError for no name
+        at all
     """
     if not names:
         raise ValueError("run_to expected at least one hook point, got none")
     points = {name: resolve(model, name) for name in names}
     device = model_device(model)
-    inputs = {key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()}
+    inputs = {
+        key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()
+    }
     found: dict[str, Tensor] = {}
     finished = _Finished()
 
@@ -143,7 +152,9 @@ def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[
                 found[name] = acts
                 if holder is None:
                     stop_when_complete()
-                return acts.clone()  # the model goes on with a copy: some blocks add into their parts in place
+                return (
+                    acts.clone()
+                )  # the model goes on with a copy: some blocks add into their parts in place
 
             stack.enter_context(_hooked(model, point, keep))
             if holder is not None:
@@ -153,16 +164,21 @@ def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[
         except _Finished as reached:
             if reached is not finished:
                 raise
-            reached.__traceback__ = None  # its frames hold the activations, and would until the next garbage collection
+            reached.__traceback__ = (
+                None  # its frames hold the activations, and would until the next garbage collection
+            )
     absent = [f"{name} ({points[name].module_path})" for name in points if name not in found]
     if absent:
-        raise HookError(f"the forward of {type(unwrap(model)).__name__} with {sorted(inputs)} never ran {absent}")
+        raise HookError(
+            f"the forward of {type(unwrap(model)).__name__} with {sorted(inputs)} never ran {absent}"
+        )
     return {name: found[name] for name in points}
 
 
 @contextmanager
 def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """A dict that every forward inside fills anew: {name: float[batch seq d_model]}, still in the autograd graph.
+    """A dict that every forward inside fills anew: {name: float[batch seq d_model]}, still in the autograd
+    graph.
 
     raises: HookError for an unknown name or a compiled model
     """
@@ -186,12 +202,14 @@ def edit(model: nn.Module, name: str, fn: Callable[[Tensor, EditInfo], Tensor]) 
     Nested edits act in the order they were entered, each on what the one before left.
 
     fn: takes acts float[batch seq d_model] and returns the same shape; returning `acts` itself changes no bit
-    raises: HookError for an unknown name, a compiled model, learned prompts (PEFT), or an fn that returns another
-        shape; inside, ValueError from a right-padded `generate`
+    raises: HookError for an unknown name, a compiled model, learned prompts (PEFT), or an fn that returns
+        another shape; inside, ValueError from a right-padded `generate`
     """
     _check_hooks_are_seen(model)
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
-        raise HookError("edits expected the text's own tokens, got a PEFT model that puts learned ones before them")
+        raise HookError(
+            "edits expected the text's own tokens, got a PEFT model that puts learned ones before them"
+        )
     point = resolve(model, name)
     with watch(model).on() as now, _hooked(model, point, lambda acts: fn(acts, now.info(acts))):
         yield
@@ -214,13 +232,17 @@ def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
         if being_observed(model):
             return None
         if not isinstance(acts, Tensor):
-            raise HookError(f"{point.name!r} expected {point.module_path} to give a tensor, got {type(acts).__name__}")
+            raise HookError(
+                f"{point.name!r} expected {point.module_path} to give a tensor, got {type(acts).__name__}"
+            )
         viewed = acts.view(stream_shape) if stream_shape and acts.ndim == 2 else acts
         new = fn(viewed)
         if new is viewed:
             return None
         if new.shape != viewed.shape:
-            raise HookError(f"an edit at {point.name!r} expected {list(viewed.shape)} back, got {list(new.shape)}")
+            raise HookError(
+                f"an edit at {point.name!r} expected {list(viewed.shape)} back, got {list(new.shape)}"
+            )
         return new.to(acts.dtype).reshape(acts.shape)
 
     def on_input(_module: nn.Module, args: tuple, kwargs: dict) -> tuple | None:
@@ -252,8 +274,8 @@ def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
 def _put_first(module: nn.Module, hook: Callable) -> None:
     """Let our hooks on a module's output run before others, still in their own order.
 
-    transformers leaves hooks of its own on the blocks once output_hidden_states was asked for; they should report
-    what the model goes on with.
+    transformers leaves hooks of its own on the blocks once output_hidden_states was asked for; they should
+    report what the model goes on with.
     """
     hook.is_ours = True
     ours = [key for key, other in module._forward_hooks.items() if hasattr(other, "is_ours")]
@@ -262,7 +284,8 @@ def _put_first(module: nn.Module, hook: Callable) -> None:
 
 
 def _check_hooks_are_seen(model: nn.Module) -> None:
-    """raises: HookError for a model whose call was compiled, in any of the three ways: such a call skips later hooks"""
+    """raises: HookError for a model whose call was compiled, in any of the three ways: such a call skips
+    later hooks"""
 
     def compiled(module: nn.Module) -> bool:
         return (
@@ -279,7 +302,8 @@ def _check_hooks_are_seen(model: nn.Module) -> None:
 
 
 def _offloaded_holder(model: nn.Module, point: HookPoint) -> nn.Module | None:
-    """The outermost module around the point whose own weights accelerate brings in and takes out at every call.
+    """The outermost module around the point whose own weights accelerate brings in and takes out at every
+    call.
 
     A forward must leave such a module through its end, or the weights stay where they are.
     """

@@ -1,7 +1,7 @@
 """Which positions an edit touches: from a word, a mask or a function to one boolean per example and position.
 
-Padding is never edited. Words leave out the special tokens too (BOS is where attention rests, and an SAE was not
-trained on it); a mask or a function means exactly what it says.
+Padding is never edited. Words leave out the special tokens too (BOS is where attention rests, and an SAE was
+not trained on it); a mask or a function means exactly what it says.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ WORDS = ("all", "prompt", "generated")
 class Positions:
     """The positions to edit. Call it with the EditInfo of a pass.
 
-    where: "all"; "prompt" or "generated", the parts of a text before and after the point where generation began;
-        bool[batch width] over the columns of the (padded) input, False beyond them; or a function of EditInfo that
-        returns bool[batch seq]
+    where: "all"; "prompt" or "generated", the parts of a text before and after the point where generation
+        began; bool[batch width] over the columns of the (padded) input, False beyond them; or a function of
+        EditInfo that returns bool[batch seq]
     skip_ids: token ids that the words leave out; None asks nothing of the ids
-    prompt_tokens: real tokens (padding not counted) of each example's prompt, one number or int[batch], for passes
-        outside `generate`, where no call says where the prompt ends. Without it all of a plain forward is prompt
+    prompt_tokens: real tokens (padding not counted) of each example's prompt, one number or int[batch], for
+        passes outside `generate`, where no call says where the prompt ends. Without it all of a plain forward
+        is prompt
     """
 
     where: Where = "all"
@@ -45,9 +46,13 @@ class Positions:
             )
         if not (isinstance(self.where, str | Tensor) or callable(self.where)):
             kind = type(self.where).__name__
-            raise ValueError(f"where expected one of {WORDS}, a bool mask or a function of EditInfo, got a {kind}")
+            raise ValueError(
+                f"where expected one of {WORDS}, a bool mask or a function of EditInfo, got a {kind}"
+            )
         if isinstance(self.where, Tensor) and (self.where.dtype != torch.bool or self.where.ndim != 2):
-            raise ValueError(f"where expected a bool mask [batch width], got {self.where.dtype} {list(self.where.shape)}")
+            raise ValueError(
+                f"where expected a bool mask [batch width], got {self.where.dtype} {list(self.where.shape)}"
+            )
 
     def __call__(self, info: EditInfo) -> Tensor:
         """bool[batch seq], True where this pass is edited."""
@@ -85,7 +90,8 @@ class Positions:
             return torch.ones_like(info.attention_mask)
         if info.input_ids is None:
             raise ValueError(
-                f"where={self.where!r} expected token ids, to leave out special tokens {self.skip_ids}, got a pass "
+                f"where={self.where!r} expected token ids, to leave out special tokens {self.skip_ids}, got "
+                "a pass "
                 "from inputs_embeds. Pass skip_ids=() to edit every real token, or a mask"
             )
         return ~torch.isin(info.input_ids, torch.tensor(self.skip_ids, device=info.input_ids.device))
@@ -122,15 +128,18 @@ def span_mask(
 ) -> Tensor:
     """The tokens of a part of each text, such as an entity's name, as a mask for `where`.
 
-    encoded: what `tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)` gave; take
-        "offset_mapping" out of it before the model gets it
+    encoded: what `tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)` gave;
+        take "offset_mapping" out of it before the model gets it
     spans: for each text, (start, end) in characters, or several of those
     which: "all" tokens that hold a character of a span, or only the "last" of each span
     returns: bool[batch width] over the columns of encoded["input_ids"], on the CPU
-    raises: ValueError without offsets, for another number of texts, or for a span that no token holds a character of
+    raises: ValueError without offsets, for another number of texts, or for a span that no token holds a
+        character of
     """
     if "offset_mapping" not in encoded:
-        raise ValueError("span_mask expected offsets, got none: call the (fast) tokenizer with return_offsets_mapping=True")
+        raise ValueError(
+            "span_mask expected offsets, got none: call the (fast) tokenizer with return_offsets_mapping=True"
+        )
     if which not in ("all", "last"):
         raise ValueError(f"which expected 'all' or 'last', got {which!r}")
     starts, ends = torch.as_tensor(encoded["offset_mapping"]).unbind(-1)

@@ -1,4 +1,5 @@
-"""Running a model with an SAE's reconstruction in place of its activations, and what that costs in loss and KL.
+"""Running a model with an SAE's reconstruction in place of its activations, and what that costs in loss and
+KL.
 
 The three replacements (reconstruction, zero, mean) touch the same positions, so that their losses compare.
 """
@@ -29,19 +30,22 @@ def splice(
     mean: Tensor | None = None,
     positions: Literal["non_bos", "all"] | Tensor | Callable[[EditInfo], Tensor] = "non_bos",
 ) -> Iterator[None]:
-    """Every forward inside goes on with a replacement of the activations at the masked positions; others stay as is.
+    """Every forward inside goes on with a replacement of the activations at the masked positions; others stay
+    as is.
 
     sae: gives the reconstruction; may be None for zero and mean when hook_point is given
     hook_point: by default where the SAE was trained
     mean: float[d_model], for mode="mean"
-    positions: "non_bos" (every real token but BOS, EOS and padding ids), "all" real tokens, bool[batch width], or a
-        function of EditInfo giving bool[batch seq]
+    positions: "non_bos" (every real token but BOS, EOS and padding ids), "all" real tokens, bool[batch
+        width], or a function of EditInfo giving bool[batch seq]
     raises: ValueError for a mode or mean that do not fit; HookError as `hooks.edit`
     """
     if mode not in MODES:
         raise ValueError(f"mode expected one of {MODES}, got {mode!r}")
     if (mode == "mean") != (mean is not None):
-        raise ValueError(f"mean= belongs to mode='mean' and only to it, got mode={mode!r}, mean={mean is not None}")
+        raise ValueError(
+            f"mean= belongs to mode='mean' and only to it, got mode={mode!r}, mean={mean is not None}"
+        )
     if mode == "sae" and sae is None:
         raise ValueError("mode='sae' expected an SAE, got None")
     point = hook_point or (sae.config.hook_point or sae.config.hf_module if sae is not None else None)

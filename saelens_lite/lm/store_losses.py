@@ -1,4 +1,5 @@
-"""The contexts of a store through its model: which tokens are scored, and the loss of predicting them under an edit.
+"""The contexts of a store through its model: which tokens are scored, and the loss of predicting them under
+an edit.
 
 Only positions that have rows in the store are replaced, so BOS, special tokens and padding stay as they are.
 """
@@ -67,13 +68,16 @@ def cross_entropies(
     batch_size_seqs: int = 8,
     kl: bool = False,
 ) -> Losses:
-    """Cross-entropy of the store's tokens under each replacement and, with kl, the divergence from the model as it is.
+    """Cross-entropy of the store's tokens under each replacement and, with kl, the divergence from the model
+    as it is.
 
-    replacements: by name, the arguments of `splice` beside the hook point and the positions; None for the model as it is
-    fraction: score only the share of documents that is held out (saelens_lite.tokens.is_held_out); None for all
+    replacements: by name, the arguments of `splice` beside the hook point and the positions; None for the
+        model as it is
+    fraction: score only the share of documents that is held out (saelens_lite.tokens.is_held_out); None for
+        all
     max_tokens: stop after about so many predicted tokens; None for all
-    raises: ValueError for a model that is not the store's, one whose own losses are not finite, or nothing to score
-    A token counts when it has a row, is of a scored document and is not the first of its context.
+    raises: ValueError for a model that is not the store's, one whose own losses are not finite, or nothing to
+    score A token counts when it has a row, is of a scored document and is not the first of its context.
     """
     ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)
     n_tokens, n_contexts = 0, 0
@@ -96,12 +100,14 @@ def cross_entropies(
             n_contexts += len(batch.input_ids)
     if n_tokens == 0:
         raise ValueError(
-            f"{store.path} has no predicted token in the scored documents; harvest more, or pass held_out=False"
+            f"{store.path} has no predicted token in the scored documents; harvest more, or pass "
+            "held_out=False"
         )
     for name, how in replacements.items():
         if how is None and not math.isfinite(ce[name]):
             raise ValueError(
-                f"the model as it is gives losses that are not finite on {store.path}: load it in float32 or bfloat16"
+                f"the model as it is gives losses that are not finite on {store.path}: load it in float32 "
+                "or bfloat16"
             )
     per_token = [{name: sum_ / n_tokens for name, sum_ in sums.items()} for sums in (ce, divergence)]
     return Losses(*per_token, n_tokens, n_contexts)
@@ -128,7 +134,11 @@ def scored_contexts(
     for shard in range(store.n_shards):
         tokens = store.tokens(shard)
         kept = tokens.kept.bool()
-        scored = kept if fraction is None else kept & is_held_out(tokens.doc_id.long() + tokens.first_doc, fraction)
+        scored = (
+            kept
+            if fraction is None
+            else kept & is_held_out(tokens.doc_id.long() + tokens.first_doc, fraction)
+        )
         targets = scored[:, 1:]
         with_targets = targets.any(1).nonzero().flatten()
         for sequences in with_targets.split(batch_size_seqs) if len(with_targets) else ():
@@ -146,7 +156,8 @@ def scored_contexts(
 
 
 def check_model(model: nn.Module, store: ActivationStore, point: str, batch: ContextBatch) -> None:
-    """raises: ValueError when the model's activations on these contexts are not the rows of the store; names can lie."""
+    """raises: ValueError when the model's activations on these contexts are not the rows of the store; names
+    can lie."""
     if d_model(model) != store.d_model(point):
         raise ValueError(
             f"{type(model).__name__} has width {d_model(model)}, but {store.path} holds rows of width "
@@ -155,11 +166,16 @@ def check_model(model: nn.Module, store: ActivationStore, point: str, batch: Con
     sequences, _ = store.row_positions(batch.shard)
     places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])
     rows = store.gather(places, point)
-    acts = run_to(model, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point].float().cpu()[batch.kept]
+    acts = (
+        run_to(model, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point]
+        .float()
+        .cpu()[batch.kept]
+    )
     difference = ((acts - rows).norm() / rows.norm()).item()
     if not difference < _SAME_MODEL_TOLERANCE:
         name = getattr(model.config, "name_or_path", "") or type(model).__name__
         raise ValueError(
-            f"{name} does not give the activations of {store.path} at {point} (they differ by {difference:.0%}); "
+            f"{name} does not give the activations of {store.path} at {point} (they differ by "
+            f"{difference:.0%}); "
             f"pass the model that was harvested, {store.model_name}"
         )

@@ -8,7 +8,8 @@ from typing import Any
 LONGEST_RUN_TOKENS = 8
 
 
-"""Longest run of tokens that `token_strings` joins; a UTF-8 character has at most four bytes, so four tokens are usual."""
+"""Longest run of tokens that `token_strings` joins; a UTF-8 character has at most four bytes, so four tokens
+are usual."""
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:
@@ -20,9 +21,10 @@ def special_token_ids(tokenizer: Any) -> list[int]:
 def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token, such that the pieces joined give the decoded text.
 
-    A character whose bytes are spread over several tokens (an emoji, a Chinese character) is the piece of the first of
-    them; the others are "". A space that a tokenizer hides at the start of a text is shown where the full text has one.
-    Bytes that never become a character stay replacement characters (U+FFFD) on the token where they begin.
+    A character whose bytes are spread over several tokens (an emoji, a Chinese character) is the piece of the
+    first of them; the others are "". A space that a tokenizer hides at the start of a text is shown where the
+    full text has one. Bytes that never become a character stay replacement characters (U+FFFD) on the token
+    where they begin.
     """
 
     def decode(start: int, end: int) -> str:
@@ -30,7 +32,9 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     ids = [int(i) for i in ids]
     pieces = [""] * len(ids)
-    context = start = 0  # ids[context:start] are settled and decoded again, for what follows may depend on them
+    context = start = (
+        0  # ids[context:start] are settled and decoded again, for what follows may depend on them
+    )
     known = ""  # decode(context, start)
     pending = ""  # what the unsettled tokens ids[start:end] gave before the current one
     for end in range(1, len(ids) + 1):
@@ -40,7 +44,9 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         if new.endswith("�") and end - start < LONGEST_RUN_TOKENS and end < len(ids):
             pending = new
             continue
-        if pending and new.startswith(pending) and end - start > 1:  # the last token repaired nothing: it stands alone
+        if (
+            pending and new.startswith(pending) and end - start > 1
+        ):  # the last token repaired nothing: it stands alone
             pieces[start], pieces[end - 1] = pending, new[len(pending) :]
         else:
             pieces[start] = new

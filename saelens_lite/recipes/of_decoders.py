@@ -29,7 +29,8 @@ def meta_sae(
     held_out_fraction: float = 0.1,
     **fields: Any,
 ) -> Decomposition:
-    """How far an SAE's decoder directions are sums of few shared ones: the explained variance of SAEs trained on them.
+    """How far an SAE's decoder directions are sums of few shared ones: the explained variance of SAEs trained
+    on them.
 
         print(meta_sae(sae))
 
@@ -40,30 +41,44 @@ def meta_sae(
     held_out_fraction: share of the rows that are scored and not trained on, the same for every seed
     fields: of TrainConfig, by default kind="batchtopk", n_steps=1000 and batch_size_rows=512
     returns: explained variance of rows held out and trained on, for both; see analyze/metasae.py
-    raises: ValueError for fewer than 40 rows, none held out, a latent out of range, a decoder row of zeros, no seeds, or a
-        wrong field
-    source: SAEBench: BatchTopK, a quarter of the width, k = 4, there scored on the rows that it was trained on
+    raises: ValueError for fewer than 40 rows, none held out, a latent out of range, a decoder row of zeros,
+        no seeds, or a wrong field
+    source: SAEBench: BatchTopK, a quarter of the width, k = 4, there scored on the rows that it was trained
+        on
     """
     from saelens_lite.analyze.evaluation.meta import Decomposition
     from saelens_lite.analyze.latents.compatibility import checked_latents
 
     rows = sae.W_dec.detach().cpu().float()[checked_latents(sae, latents).unique()]
     if len(rows) < _LEAST_META_ROWS or not seeds:
-        raise ValueError(f"meta_sae expected {_LEAST_META_ROWS} rows and a seed or more, got {len(rows)} and {len(seeds)}")
+        raise ValueError(
+            f"meta_sae expected {_LEAST_META_ROWS} rows and a seed or more, got {len(rows)} and {len(seeds)}"
+        )
     if not (rows.norm(dim=1) > 0).all():
-        raise ValueError("meta_sae expected decoder rows with a length, got one of zeros or nan: leave it out of latents=")
+        raise ValueError(
+            "meta_sae expected decoder rows with a length, got one of zeros or nan: leave it out of latents="
+        )
     rows = torch.nn.functional.normalize(rows, dim=1)
     held_out = int(_held_out_rows(rows, held_out_fraction).sum())
     if not 0 < held_out < len(rows):
-        raise ValueError(f"held_out_fraction expected a share that leaves rows on both sides, got {held_out_fraction}")
+        raise ValueError(
+            f"held_out_fraction expected a share that leaves rows on both sides, got {held_out_fraction}"
+        )
     width = d_meta or max(k, len(rows) // 4)
-    defaults = {"kind": "batchtopk", "n_steps": 1000, "batch_size_rows": min(512, len(rows) // 2), "progress": False}
+    defaults = {
+        "kind": "batchtopk",
+        "n_steps": 1000,
+        "batch_size_rows": min(512, len(rows) // 2),
+        "progress": False,
+    }
     options = defaults | fields | {"k": k, "d_sae": width, "held_out_fraction": held_out_fraction}
     decoder, saes = _meta_scores([rows for _ in seeds], seeds, options)
     random = None
     if control:
         draws = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        random = _meta_scores([torch.nn.functional.normalize(drawn, dim=1) for drawn in draws], seeds, options)[0]
+        random = _meta_scores(
+            [torch.nn.functional.normalize(drawn, dim=1) for drawn in draws], seeds, options
+        )[0]
     return Decomposition(
         k=k,
         d_meta=width,

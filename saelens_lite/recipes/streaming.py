@@ -21,22 +21,24 @@ _OF_STORES = {"store", "store_weights", "max_tokens", "check_space", "baseline"}
 def train_streaming(
     model: str | nn.Module, dataset: Any, hook_point: str, *, tokenizer: Any = None, **fields: Any
 ) -> SparseAutoencoder:
-    """Train a sparse autoencoder on a model's activations as they are made: no store, no disk but for the SAE.
+    """Train a sparse autoencoder on a model's activations as they are made: no store, no disk but for the
+    SAE.
 
         sae = train_streaming(model, texts, "blocks.3.hook_resid_post", n_steps=50_000, kind="topk", k=32)
 
-    The rows are those that a harvest of the dataset would store, in its order, mixed within buffers of buffer_rows: less
-    widely than those of a store. Every run, and every further epoch, costs the forward passes again. On an accelerator the
-    next buffer is made while one is trained on (`prefetch`), on a CPU in turn. The scale of inputs is that of the first
-    buffer, which is trained on as well; held-out rows come from its shards. Stopped or killed, the same call goes on: it
-    makes the buffer that it was at once more, and on a CPU ends with the same bits. Meanwhile the model is in use.
+    The rows are those that a harvest of the dataset would store, in its order, mixed within buffers of
+    buffer_rows: less widely than those of a store. Every run, and every further epoch, costs the forward
+    passes again. On an accelerator the next buffer is made while one is trained on (`prefetch`), on a CPU in
+    turn. The scale of inputs is that of the first buffer, which is trained on as well; held-out rows come
+    from its shards. Stopped or killed, the same call goes on: it makes the buffer that it was at once more,
+    and on a CPU ends with the same bits. Meanwhile the model is in use.
 
     model, dataset, hook_point, tokenizer: as in `harvest_activations`, with one hook point
-    fields: of TrainConfig, n_steps among them, and of HarvestConfig, such as context_length, text_column or dtype; `seed`
-        and `device` are those of both. When the dataset ends before n_steps, it begins again
+    fields: of TrainConfig, n_steps among them, and of HarvestConfig, such as context_length, text_column or
+        dtype; `seed` and `device` are those of both. When the dataset ends before n_steps, it begins again
     returns: the SAE, as `train_sae` does
-    raises: as `harvest_activations` and `train_sae`; ValueError for several processes, max_norm_ratio, matmul_precision,
-        end_to_end, or a dataset of less than a batch
+    raises: as `harvest_activations` and `train_sae`; ValueError for several processes, max_norm_ratio,
+        matmul_precision, end_to_end, or a dataset of less than a batch
     """
     from saelens_lite.harvest.config import HarvestConfig
     from saelens_lite.harvest.streaming import activation_stream
@@ -46,10 +48,14 @@ def train_streaming(
     from saelens_lite.train.runs.process import device_of
     from saelens_lite.train.single import train_on
 
-    of_training, of_harvest = ({field.name for field in dataclasses.fields(cls)} for cls in (TrainConfig, HarvestConfig))
+    of_training, of_harvest = (
+        {field.name for field in dataclasses.fields(cls)} for cls in (TrainConfig, HarvestConfig)
+    )
     known = (of_training | of_harvest) - _OF_STORES - _GIVEN_BY_NAME
     for name in fields.keys() - known:
-        raise ValueError(f"train_streaming has no field {name!r}{nearest(name, known)}; it has {', '.join(sorted(known))}")
+        raise ValueError(
+            f"train_streaming has no field {name!r}{nearest(name, known)}; it has {', '.join(sorted(known))}"
+        )
     given = with_preset({name: value for name, value in fields.items() if name in of_training})
     config = from_mapping(TrainConfig, given | {"hook_point": hook_point}, "train_streaming")
     if config.end_to_end is not None:

@@ -32,10 +32,12 @@ class SparseAutoencoder(nn.Module):
 
     W_enc: Parameter float[d_model d_sae], stored latent-major (strides 1, d_model), contiguous only on disk
     W_dec: Parameter float[d_sae d_model]; row i is latent i's direction
-    b_dec: Parameter float[d_model]; b_enc: Parameter float[d_sae] (gated has b_gate, b_mag, r_mag [d_sae] in its place)
+    b_dec: Parameter float[d_model]; b_enc: Parameter float[d_sae] (gated has b_gate, b_mag, r_mag [d_sae] in
+        its place)
     threshold: Parameter float[d_sae], jumprelu only
 
-    Weights start at zero, except for the decoder's unit rows (see `train/init.py` for what training starts from).
+    Weights start at zero, except for the decoder's unit rows (see `train/init.py` for what training starts
+    from).
     """
 
     def __init__(self, config: SAEConfig) -> None:
@@ -94,7 +96,8 @@ class SparseAutoencoder(nn.Module):
         """acts in the SAE's own scale and dtype, with what undoes it: acts = normalized · scale + shift.
 
         acts: float[... d_model]; scale, shift: float[... 1], or None where nothing was done
-        source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens, where a row of
+        source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens,
+            where a row of
             zeros becomes nan: here it stays zeros, and its reconstruction is zeros
         """
         self.check_acts(acts)
@@ -138,7 +141,9 @@ class SparseAutoencoder(nn.Module):
 
         if self.kind == "gated":
             projected = self._project(normalized, latents)
-            return nonlinearity.gated(projected + of(self.b_gate), projected * of(self.r_mag).exp() + of(self.b_mag))
+            return nonlinearity.gated(
+                projected + of(self.b_gate), projected * of(self.r_mag).exp() + of(self.b_mag)
+            )
         pre_acts = self.pre_acts(normalized, latents)
         if self.kind == "jumprelu":
             return nonlinearity.jumprelu(pre_acts, of(self.threshold))
@@ -161,7 +166,9 @@ class SparseAutoencoder(nn.Module):
     def _encode_normalized(self, normalized: Tensor) -> SparseLatents:
         flat = normalized.reshape(-1, self.d_model)
         rows = max(1, _PRE_ACT_BUDGET_BYTES // (self.d_sae * flat.element_size()))
-        return SparseLatents.cat([self._encode_rows(c) for c in flat.split(rows)], tuple(normalized.shape[:-1]))
+        return SparseLatents.cat(
+            [self._encode_rows(c) for c in flat.split(rows)], tuple(normalized.shape[:-1])
+        )
 
     def encode_dense(self, acts: Tensor) -> Tensor:
         """The same as float[... d_sae]."""
@@ -198,7 +205,11 @@ class SparseAutoencoder(nn.Module):
 
     @classmethod
     def load(
-        cls, path_or_repo: str | Path, folder: str | None = None, device: str = "cpu", dtype: str | None = None
+        cls,
+        path_or_repo: str | Path,
+        folder: str | None = None,
+        device: str = "cpu",
+        dtype: str | None = None,
     ) -> SparseAutoencoder:
         """Read an SAE folder, ours or SAELens', local or of a hub repository; see checkpoint.load_sae."""
         from saelens_lite.sae.folder import load_sae

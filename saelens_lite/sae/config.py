@@ -31,8 +31,9 @@ class SAEConfig:
     apply_b_dec_to_input: bool = True
     """Whether b_dec is subtracted before encoding."""
     normalize_activations: str = "none"
-    """What is done to every input row and undone on its reconstruction: none, layer_norm or constant_norm_rescale
-    (to norm sqrt(d_model)). A scale fixed in training is folded into the weights and needs nothing here."""
+    """What is done to every input row and undone on its reconstruction: none, layer_norm or
+    constant_norm_rescale (to norm sqrt(d_model)). A scale fixed in training is folded into the weights and
+    needs nothing here."""
     dtype: str = "float32"
     """Type of the weights; inputs are cast to it."""
     hook_point: str = ""
@@ -46,16 +47,23 @@ class SAEConfig:
 
     def __post_init__(self) -> None:
         if self.d_model < 1 or self.d_sae < 1:
-            raise ValueError(f"SAEConfig expected positive widths, got d_model={self.d_model}, d_sae={self.d_sae}")
+            raise ValueError(
+                f"SAEConfig expected positive widths, got d_model={self.d_model}, d_sae={self.d_sae}"
+            )
         if self.kind not in KINDS:
-            raise ValueError(f"SAEConfig.kind expected one of {KINDS}, got {self.kind!r}{nearest(self.kind, KINDS)}")
+            raise ValueError(
+                f"SAEConfig.kind expected one of {KINDS}, got {self.kind!r}{nearest(self.kind, KINDS)}"
+            )
         if (self.kind == "topk") != (self.k is not None):
-            raise ValueError(f"SAEConfig.k belongs to kind='topk' and only to it, got kind={self.kind!r}, k={self.k}")
+            raise ValueError(
+                f"SAEConfig.k belongs to kind='topk' and only to it, got kind={self.kind!r}, k={self.k}"
+            )
         if self.k is not None and not 1 <= self.k <= self.d_sae:
             raise ValueError(f"SAEConfig.k expected 1 <= k <= d_sae={self.d_sae}, got {self.k}")
         if self.normalize_activations not in NORMALIZATIONS:
             raise ValueError(
-                f"SAEConfig.normalize_activations expected one of {NORMALIZATIONS}, got {self.normalize_activations!r}"
+                f"SAEConfig.normalize_activations expected one of {NORMALIZATIONS}, got "
+                f"{self.normalize_activations!r}"
             )
         if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
             raise ValueError(f"SAEConfig.dtype expected a torch dtype such as 'float32', got {self.dtype!r}")

@@ -4,8 +4,8 @@
 <folder>/sae_weights.safetensors  its parameters, contiguous, no header metadata
 <folder>/sparsity.safetensors     optional: `sparsity` float32[d_sae], log10(firing rate + 1e-10)
 
-This is the SAELens 6 inference folder (formats/saelens.py holds its words), so what is saved here opens there, and back.
-Nothing is pickled or unpickled.
+This is the SAELens 6 inference folder (formats/saelens.py holds its words), so what is saved here opens
+there, and back. Nothing is pickled or unpickled.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safete
 def save_sae(sae: SparseAutoencoder, folder: str | Path, log_sparsity: Tensor | None = None) -> Path:
     """Write the SAE folder, replacing an SAE that is there and leaving other files alone.
 
-    All files are complete in a hidden folder beside it before the first is moved: a full disk leaves the old SAE, a kill
-    the old, the new, or (between two moves) a folder that is refused.
+    All files are complete in a hidden folder beside it before the first is moved: a full disk leaves the old
+    SAE, a kill the old, the new, or (between two moves) a folder that is refused.
     log_sparsity: float[d_sae], log10(firing rate + 1e-10), or None to write no sparsity file
     returns: the folder
     raises: CheckpointError when it cannot be written; ValueError when log_sparsity has another width
@@ -46,38 +46,48 @@ def save_sae(sae: SparseAutoencoder, folder: str | Path, log_sparsity: Tensor | 
     config = dataclasses.replace(sae.config, dtype=str(sae.dtype).removeprefix("torch."))
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in sae.state_dict().items()}
     if log_sparsity is not None and log_sparsity.shape != (config.d_sae,):
-        raise ValueError(f"save_sae expected log_sparsity[d_sae={config.d_sae}], got {list(log_sparsity.shape)}")
+        raise ValueError(
+            f"save_sae expected log_sparsity[d_sae={config.d_sae}], got {list(log_sparsity.shape)}"
+        )
     cfg = saelens.to_cfg(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent) as scratch:
+        with tempfile.TemporaryDirectory(
+            prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent
+        ) as scratch:
             staged = Path(scratch)
             save_file(tensors, staged / WEIGHTS)
             if log_sparsity is not None:
                 save_file({"sparsity": log_sparsity.detach().cpu().float().contiguous()}, staged / SPARSITY)
             (staged / CFG).write_text(json.dumps(cfg), encoding="utf-8")
-            for file in staged.glob("*.safetensors"):  # safetensors makes files that their owner alone may read
+            for file in staged.glob(
+                "*.safetensors"
+            ):  # safetensors makes files that their owner alone may read
                 shutil.copymode(staged / CFG, file)
             for file in staged.iterdir():
                 sync(file)
             _move_in(staged, folder, cfg)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot write an SAE to {folder}: {error}; free space or choose another folder, the SAE in memory is untouched"
+            f"cannot write an SAE to {folder}: {error}; free space or choose another folder, the SAE in "
+            "memory is untouched"
         ) from error
     return folder
 
 
 def load_sae(
-    path: str | Path, folder: str | None = None, device: str | torch.device = "cpu", dtype: torch.dtype | str | None = None
+    path: str | Path,
+    folder: str | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
 ) -> SparseAutoencoder:
     """Read an SAE folder: ours, or SAELens' standard, topk, jumprelu and gated.
 
     path: a local folder, or a repository "owner/name" on the Hugging Face hub
     folder: the SAE's folder inside it
     dtype: of the parameters; None takes the file's
-    raises: CheckpointError when a file is missing, short or contradicts another; ValueError for what has no counterpart here
-        (an architecture, a normalisation), each with the way out
+    raises: CheckpointError when a file is missing, short or contradicts another; ValueError for what has no
+        counterpart here (an architecture, a normalisation), each with the way out
     """
     from saelens_lite.sae.autoencoder import SparseAutoencoder
 
@@ -94,7 +104,8 @@ def load_sae(
         tensors = load_file(source / WEIGHTS)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"{source / WEIGHTS}: expected a complete safetensors file, got {error}; it is damaged or short, copy it again"
+            f"{source / WEIGHTS}: expected a complete safetensors file, got {error}; it is damaged or "
+            "short, copy it again"
         ) from error
     sae = SparseAutoencoder(config)
     rescaled = config.kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
@@ -103,7 +114,8 @@ def load_sae(
 
 
 def load_log_sparsity(path: str | Path) -> Tensor | None:
-    """float32[d_sae], log10(firing rate + 1e-10) as recorded beside the weights, or None when the folder has none."""
+    """float32[d_sae], log10(firing rate + 1e-10) as recorded beside the weights, or None when the folder has
+    none."""
     file = Path(path) / SPARSITY
     return load_file(file)["sparsity"] if file.exists() else None
 
@@ -111,8 +123,10 @@ def load_log_sparsity(path: str | Path) -> Tensor | None:
 def _move_in(staged: Path, folder: Path, cfg: dict) -> None:
     """Move the staged files over; cfg.json last.
 
-    New weights beside an old cfg.json of other meaning (another k, say) would load and be wrong, so then the old one goes
-    first: a kill in that instant leaves a folder that is refused, with the new SAE whole in the hidden folder beside it.
+    New weights beside an old cfg.json of other meaning (another k, say) would load and be wrong, so then the
+    old one goes
+    first: a kill in that instant leaves a folder that is refused, with the new SAE whole in the hidden folder
+        beside it.
     """
     try:
         old = json.loads((folder / CFG).read_text(encoding="utf-8"))
@@ -133,13 +147,22 @@ def _locate(path: str | Path, folder: str | None) -> Path:
     local = Path(path)
     if local.is_dir():
         source = local / folder if folder else local
-    elif isinstance(path, str) and path.count("/") == 1 and not path.startswith((".", "/", "~")) and "\\" not in path:
+    elif (
+        isinstance(path, str)
+        and path.count("/") == 1
+        and not path.startswith((".", "/", "~"))
+        and "\\" not in path
+    ):
         source = _download(path, folder)
     else:
-        raise CheckpointError(f"no SAE at {path}: expected a folder with {CFG} and {WEIGHTS}, or a repository as owner/name")
+        raise CheckpointError(
+            f"no SAE at {path}: expected a folder with {CFG} and {WEIGHTS}, or a repository as owner/name"
+        )
     for name in (CFG, WEIGHTS):
         if not (source / name).is_file():
-            inside = sorted(str(p.parent.relative_to(local)) for p in local.rglob(CFG)) if local.is_dir() else []
+            inside = (
+                sorted(str(p.parent.relative_to(local)) for p in local.rglob(CFG)) if local.is_dir() else []
+            )
             hint = (
                 f"; SAEs in it: {', '.join(inside[:10])} (pass one as folder=)"
                 if inside
@@ -157,17 +180,23 @@ def _download(repo: str, folder: str | None) -> Path:
 
     prefix = f"{folder}/" if folder else ""
     try:
-        root = Path(snapshot_download(repo, allow_patterns=[prefix + name for name in (CFG, WEIGHTS, SPARSITY)]))
+        root = Path(
+            snapshot_download(repo, allow_patterns=[prefix + name for name in (CFG, WEIGHTS, SPARSITY)])
+        )
         if not (root / prefix / CFG).is_file():
-            inside = sorted(name.removesuffix(f"/{CFG}") for name in list_repo_files(repo) if name.endswith(f"/{CFG}"))
+            inside = sorted(
+                name.removesuffix(f"/{CFG}") for name in list_repo_files(repo) if name.endswith(f"/{CFG}")
+            )
             raise CheckpointError(
-                f"{repo} has no SAE at folder={folder!r}; it has {', '.join(inside[:10]) or 'none in this format'}"
+                f"{repo} has no SAE at folder={folder!r}; it has "
+                f"{', '.join(inside[:10]) or 'none in this format'}"
                 + (f" and {len(inside) - 10} more" if len(inside) > 10 else "")
             )
     except CheckpointError:
         raise
     except Exception as error:  # the hub client raises a dozen unrelated types (offline, gated, absent)
         raise CheckpointError(
-            f"cannot fetch {repo} folder={folder!r} from the hub: {error}; there is no local folder {repo} either"
+            f"cannot fetch {repo} folder={folder!r} from the hub: {error}; there is no local folder {repo} "
+            "either"
         ) from error
     return root / prefix

@@ -1,7 +1,8 @@
 """SparseLatents: the latents of a batch as (value, latent) pairs, token by token.
 
-The layout is that of an embedding bag: `values[offsets[b]:offsets[b+1]]` are token b's activations and `indices`
-at the same places name the latents. TopK is the uniform case, whose `[batch, k]` view costs nothing.
+The layout is that of an embedding bag: `values[offsets[b]:offsets[b+1]]` are token b's activations and
+`indices` at the same places name the latents. TopK is the uniform case, whose `[batch, k]` view costs
+nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from torch import Tensor
 class SparseLatents:
     """Latent activations of a batch, stored only where they may be non-zero.
 
-    values: float[nnz]; zeros may be stored (a TopK survivor that ReLU cut): a latent fires where its value is not 0
+    values: float[nnz]; zeros may be stored (a TopK survivor that ReLU cut): a latent fires where its value is
+        not 0
     indices: int64[nnz], the latent of each value
     offsets: int64[batch + 1], the span of each token in the two above
     d_sae: number of latents
@@ -78,7 +80,9 @@ class SparseLatents:
         raises: ValueError when tokens hold different numbers of pairs
         """
         if self.k is None:
-            raise ValueError("topk_view expected k pairs for every token, got ragged latents; use to_dense() or offsets")
+            raise ValueError(
+                "topk_view expected k pairs for every token, got ragged latents; use to_dense() or offsets"
+            )
         return self.values.view(self.batch, self.k), self.indices.view(self.batch, self.k)
 
     def row_ids(self) -> Tensor:

@@ -1,4 +1,5 @@
-"""Numbers about an SAE as streaming sums in float64: they do not depend on how the tokens were cut into batches.
+"""Numbers about an SAE as streaming sums in float64: they do not depend on how the tokens were cut into
+batches.
 
 Every class is filled by `update`, and two of them that saw consecutive spans of tokens become one by `merge`.
 
@@ -6,15 +7,15 @@ Every class is filled by `update`, and two of them that saw consecutive spans of
     explained variance  1 − fvu
     mse                 mean ‖x − x̂‖² of a token, summed over dimensions
     cosine, norm ratio  mean cos(x, x̂) and mean ‖x̂‖ / ‖x‖ over tokens with ‖x‖ > 0
-    relative bias       Σ‖x̂‖² / Σ x·x̂: 1 where no common factor would bring x̂ nearer to x, below 1 for shrinkage
-    l0, l1              mean number, and mean sum of absolute values, of the latents that fire on a token
-    l1 weighted         the same sum with each latent times the norm of its decoder row, so that moving length from the
-                        latents into the decoder does not alter it
+    relative bias       Σ‖x̂‖² / Σ x·x̂: 1 where no common factor would bring x̂ nearer to x, below 1 for
+    shrinkage l0, l1              mean number, and mean sum of absolute values, of the latents that fire on a
+    token l1 weighted         the same sum with each latent times the norm of its decoder row, so that moving
+                        length from the latents into the decoder does not alter it
     dead by window      share of latents silent during the last `window` tokens
 
-Deliberately not here: fvu as a mean of per-batch or per-token ratios, which changes with the batch and follows the tokens
-of small norm, and variance about one scalar mean or about zero, by which predicting x̄ already scores high. They are in
-variants.py, for comparison with figures of other libraries.
+Deliberately not here: fvu as a mean of per-batch or per-token ratios, which changes with the batch and
+follows the tokens of small norm, and variance about one scalar mean or about zero, by which predicting x̄
+already scores high. They are in variants.py, for comparison with figures of other libraries.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from saelens_lite.sae.latents import SparseLatents
 class ReconstructionSums:
     """Quality of reconstructions: fvu, explained variance, mse, cosine, norm ratio.
 
-    The total variance is gathered about the running mean and merged exactly, so a large common offset costs no digits.
+    The total variance is gathered about the running mean and merged exactly, so a large common offset costs
+    no digits.
     source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"
     """
 
@@ -129,7 +131,9 @@ class FiringSums:
     decoder_norms: float[d_sae], ‖W_dec[i]‖, for l1_weighted; without them it is nan
     """
 
-    def __init__(self, d_sae: int, device: torch.device | str = "cpu", decoder_norms: Tensor | None = None) -> None:
+    def __init__(
+        self, d_sae: int, device: torch.device | str = "cpu", decoder_norms: Tensor | None = None
+    ) -> None:
         self.n_tokens = 0
         self.counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.last_fired = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
@@ -182,7 +186,8 @@ class FiringSums:
         return self.n_tokens - 1 - self.last_fired
 
     def dead(self, window_tokens: int) -> Tensor | None:
-        """Which latents were silent during the last `window_tokens` tokens: bool[d_sae]; None if there were fewer tokens."""
+        """Which latents were silent during the last `window_tokens` tokens: bool[d_sae]; None if there were
+        fewer tokens."""
         if window_tokens < 1:
             raise ValueError(f"a window is at least 1 token, got {window_tokens}")
         return self.silent_tokens >= window_tokens if window_tokens <= self.n_tokens else None
@@ -190,13 +195,16 @@ class FiringSums:
     def dead_shares(self, windows_tokens: Sequence[int]) -> dict[int, float | None]:
         """Share of dead latents by window; None for a window longer than the data."""
         masks = {window: self.dead(window) for window in windows_tokens}
-        return {window: None if mask is None else mask.double().mean().item() for window, mask in masks.items()}
+        return {
+            window: None if mask is None else mask.double().mean().item() for window, mask in masks.items()
+        }
 
 
 def ce_score(clean: float, spliced: float, ablated: float) -> float:
     """Loss recovered, (ablated − spliced) / (ablated − clean): 1 for no damage, 0 for that of the ablation.
 
-    clean, spliced, ablated: cross-entropies in nats. With zero ablation the score is close to 1 for any SAE, as a residual
+    clean, spliced, ablated: cross-entropies in nats. With zero ablation the score is close to 1 for any SAE,
+        as a residual
     stream of zeros is absurdly bad: read it beside the score by mean ablation and the difference in nats.
     returns: nan where the ablation itself costs nothing
     """
@@ -213,7 +221,8 @@ def kl_score(spliced: float, ablated: float) -> float:
 
 
 def rate_bound(n_tokens: int) -> float:
-    """A latent that is silent on n tokens fires on less than this share of tokens, with 95 % confidence: 3 / n, at most 1.
+    """A latent that is silent on n tokens fires on less than this share of tokens, with 95 % confidence: 3 /
+    n, at most 1.
 
     It takes tokens as independent, which neighbours in a text are not.
     source: the rule of three, Hanley and Lippman-Hand 1983, JAMA 249(13)

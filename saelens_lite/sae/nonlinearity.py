@@ -1,4 +1,5 @@
-"""How pre-activations become latents: one function a kind, each returning SparseLatents, plus its dense definition.
+"""How pre-activations become latents: one function a kind, each returning SparseLatents, plus its dense
+definition.
 
 Adding a kind is a function pair here, its parameters in sae.py and its name in formats/.
 """

@@ -1,23 +1,31 @@
 """How a shard keeps its rows: the codecs float32, float16, bfloat16 and int8.
 
-A codec says which tensors of a shard's data file hold the rows, here in file order; the shard appends `norm`. n_rows and
-d_model alone determine their shapes, so a file's head and size are known before its first row. All is little-endian.
+A codec says which tensors of a shard's data file hold the rows, here in file order; the shard appends `norm`.
+n_rows and d_model alone determine their shapes, so a file's head and size are known before its first row. All
+is little-endian.
 
-    float32, float16, bfloat16      acts  {F32|F16|BF16}[n_rows d_model]       the rows, rounded to nearest even
+    float32, float16, bfloat16      acts  {F32|F16|BF16}[n_rows d_model]       the rows, rounded to nearest
+    even
 
-    int8, m = n_outliers(d_model)   q             I8[n_rows d_model − m]       quantised entries of the plain columns
+    int8, m = n_outliers(d_model)   q             I8[n_rows d_model − m]       quantised entries of the plain
+                                    columns
                                     center        F32[d_model]                 a value near each column's mean
-                                    column_scale  F32[d_model − m]             a value near each plain column's spread
-                                    outlier_cols  I32[m]                       ascending; the other columns are plain
-                                    scale         F16[n_rows]                  step of each row, in column_scale
-                                    outliers      BF16[n_rows m]               entries of the outlier columns less center
+                                    column_scale  F32[d_model − m]             a value near each plain
+                                    column's spread
+                                    outlier_cols  I32[m]                       ascending; the other columns
+                                    are plain
+                                    scale         F16[n_rows]                  step of each row, in
+                                    column_scale
+                                    outliers      BF16[n_rows m]               entries of the outlier columns
+                                    less center
 
-A row of int8 is center + q · (scale · column_scale) in the plain columns and center + outliers in the others, computed
-in float32 in this order. scale is the row's largest |entry − center| / column_scale, divided by 127 and rounded up, so
-that |q| ≤ 127. Residual streams have a large mean, columns of very different spread and a few extreme ones: the center
-takes away the first, column_scale evens out the second, and the m columns of largest spread, where extreme entries
-are, stand apart so that they cannot coarsen the step of their rows. center, column_scale and outlier_cols come from the
-first rows of the shard (mean, standard deviation, largest standard deviation), so rows are written as they come.
+A row of int8 is center + q · (scale · column_scale) in the plain columns and center + outliers in the others,
+computed in float32 in this order. scale is the row's largest |entry − center| / column_scale, divided by 127
+and rounded up, so that |q| ≤ 127. Residual streams have a large mean, columns of very different spread and a
+few extreme ones: the center takes away the first, column_scale evens out the second, and the m columns of
+largest spread, where extreme entries are, stand apart so that they cannot coarsen the step of their rows.
+center, column_scale and outlier_cols come from the first rows of the shard (mean, standard deviation, largest
+standard deviation), so rows are written as they come.
 """
 
 from __future__ import annotations
@@ -38,8 +46,8 @@ STORE_DTYPES = {
 
 _CALIBRATION_ROWS = 4096
 _LEAST_COLUMN_SCALE = 1 / 8
-"""Of the root mean square over the plain columns. It costs at most 1/64 of the error, and bounds what an entry does to
-its row where a column that was constant in the first rows moves later."""
+"""Of the root mean square over the plain columns. It costs at most 1/64 of the error, and bounds what an
+entry does to its row where a column that was constant in the first rows moves later."""
 
 _DTYPE_NAMES = {
     torch.float64: "F64",
@@ -53,20 +61,23 @@ _DTYPE_NAMES = {
 }
 
 Layout = list[tuple[str, torch.dtype, tuple[int, ...]]]
-"""Name, dtype and shape of each tensor in file order; the first one grows with the rows, the others follow at the end."""
+"""Name, dtype and shape of each tensor in file order; the first one grows with the rows, the others follow at
+the end."""
 
 
 class Encoder(Protocol):
-    """Turns the rows of one shard and hook point, which come in order and in any portions, into tensors of a file."""
+    """Turns the rows of one shard and hook point, which come in order and in any portions, into tensors of a
+    file."""
 
     layout: Layout
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The next rows. Returns what they add to the layout's first tensor, and the rows as a reader will see them.
+        """The next rows. Returns what they add to the layout's first tensor, and the rows as a reader will
+        see them.
 
         rows: float[n d_model], on any device
-        returns: ([n …], float[n d_model]), both contiguous on the CPU; rows that the codec cannot hold, or that are not
-            finite themselves, come back not finite
+        returns: ([n …], float[n d_model]), both contiguous on the CPU; rows that the codec cannot hold, or
+            that are not finite themselves, come back not finite
         """
 
     def tail(self) -> list[Tensor]:
@@ -88,8 +99,8 @@ def decode(tensors: Mapping[str, Tensor], rows: slice | Tensor, dtype: torch.dty
 
     tensors: as in the layout, memory-mapped or not
     rows: a slice of the shard's rows, or int64[n] row numbers
-    dtype: None gives the rows as they are kept: the float type of a float codec, without a copy for a slice; float32 of
-        int8
+    dtype: None gives the rows as they are kept: the float type of a float codec, without a copy for a slice;
+        float32 of int8
     returns: dtype[n d_model]
     """
     if "acts" in tensors:
@@ -113,10 +124,11 @@ def row_bytes(dtype: torch.dtype, d_model: int) -> int:
 
 
 def n_outliers(d_model: int) -> int:
-    """Outlier columns of an int8 shard: as many as keep a row, its norm included, within 0.52 of its bytes in bfloat16.
+    """Outlier columns of an int8 shard: as many as keep a row, its norm included, within 0.52 of its bytes in
+    bfloat16.
 
-    d_model + m + 6 ≤ 0.52 · (2 · d_model + 4) gives 3 at width 192, 26 at 768, 159 at 4096, and none below 123. A row
-    of fewer than 98 columns takes more.
+    d_model + m + 6 ≤ 0.52 · (2 · d_model + 4) gives 3 at width 192, 26 at 768, 159 at 4096, and none below
+    123. A row of fewer than 98 columns takes more.
     """
     return max(0, (4 * d_model - 392) // 100)
 
@@ -137,7 +149,8 @@ class FloatEncoder:
 
 
 class Int8Encoder:
-    """Rows of 8-bit integers with a step for each row and column; extreme columns apart. See the top of this file."""
+    """Rows of 8-bit integers with a step for each row and column; extreme columns apart. See the top of this
+    file."""
 
     def __init__(self, n_rows: int, d_model: int):
         m = n_outliers(d_model)
@@ -169,14 +182,17 @@ class Int8Encoder:
         scale = _half_rounded_up(plain.abs().amax(1) / 127)
         self._scale[here] = scale
         q = plain.div_(scale.float().where(scale > 0, 1)[:, None]).round_().to(torch.int8)
-        stored = _decode_int8(q, self._center, self._column_scale, self._outlier_cols, scale, self._outliers[here])
+        stored = _decode_int8(
+            q, self._center, self._column_scale, self._outlier_cols, scale, self._outliers[here]
+        )
         return q, stored
 
     def tail(self) -> list[Tensor]:
         return [self._center, self._column_scale, self._outlier_cols.int(), self._scale, self._outliers]
 
     def _calibrate(self, rows: Tensor) -> None:
-        """Choose center, column scales and outlier columns by the finite ones of these rows: float32[n d_model]."""
+        """Choose center, column scales and outlier columns by the finite ones of these rows: float32[n
+        d_model]."""
         rows = rows[rows.isfinite().all(1)].double()
         if not len(rows):
             return
@@ -192,7 +208,8 @@ class Int8Encoder:
 def _decode_int8(
     q: Tensor, center: Tensor, column_scale: Tensor, outlier_cols: Tensor, scale: Tensor, outliers: Tensor
 ) -> Tensor:
-    """float32[n d_model] from the tensors of int8 at n rows. One order of operations, so that writer and reader agree."""
+    """float32[n d_model] from the tensors of int8 at n rows. One order of operations, so that writer and
+    reader agree."""
     plain = scale.float()[:, None] * column_scale
     plain *= q
     if len(outlier_cols):

@@ -1,7 +1,7 @@
 """The log of a store: a JSON line per event, each with its own checksum; no part of the store's identity.
 
-It holds the clock, the speed, the circumstances that bytes can depend on, and where in the dataset each shard began.
-Its loss is no loss of data.
+It holds the clock, the speed, the circumstances that bytes can depend on, and where in the dataset each shard
+began. Its loss is no loss of data.
 """
 
 from __future__ import annotations
@@ -52,7 +52,8 @@ def log_names(store: Folder) -> list[str]:
 
 
 def checked_lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(line number from 1, entry) for each line of a log; None for a line that is damaged, or was cut short."""
+    """(line number from 1, entry) for each line of a log; None for a line that is damaged, or was cut
+    short."""
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()

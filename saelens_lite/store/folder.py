@@ -1,7 +1,7 @@
 """Where the files of a store live: a local folder, or any URL that fsspec knows (s3://, gs://, memory://, …).
 
-A file appears whole or not at all: locally by a temporary file, fsync, rename and fsync of the folder; on an object
-store by one upload. What the system refuses becomes a ShardError that names the file.
+A file appears whole or not at all: locally by a temporary file, fsync, rename and fsync of the folder; on an
+object store by one upload. What the system refuses becomes a ShardError that names the file.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ _CACHE = "SAELENS_LITE_CACHE"
 def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
     """The folder at a local path, a file:// URL, or any other URL that fsspec has an implementation for.
 
-    Credentials and endpoints of a remote one come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
+    Credentials and endpoints of a remote one come from fsspec's own configuration, such as
+    FSSPEC_S3_ENDPOINT_URL.
     raises: ValueError for a URL whose protocol is unknown, or whose package is not installed
     """
     if isinstance(location, Folder):
@@ -81,9 +82,11 @@ class Folder(ABC):
 
     @abstractmethod
     def appearing(self, name: str, *, sync_name: bool = True) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A binary file to write that appears under `name` when the block ends, whole and on disk, or not at all.
+        """A binary file to write that appears under `name` when the block ends, whole and on disk, or not at
+        all.
 
-        sync_name: also make the name durable before leaving; False where the caller syncs the subfolder for several files
+        sync_name: also make the name durable before leaving; False where the caller syncs the subfolder for
+            several files
         raises: ShardError for what the system refuses, such as a full disk
         """
 
@@ -109,7 +112,8 @@ class Folder(ABC):
 
     @abstractmethod
     def locked(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """Hold a file locked for the block: True if it is ours, or the system has no locks; False if another has it."""
+        """Hold a file locked for the block: True if it is ours, or the system has no locks; False if another
+        has it."""
 
     def write(self, name: str, content: bytes, *, sync_name: bool = True) -> None:
         """Write a whole file as `appearing` does."""
@@ -139,7 +143,9 @@ class LocalFolder(Folder):
         for folder, _, names in os.walk(self.root / under):
             for name in names:
                 path = Path(folder, name)
-                with contextlib.suppress(FileNotFoundError):  # a temporary file of another process may go meanwhile
+                with contextlib.suppress(
+                    FileNotFoundError
+                ):  # a temporary file of another process may go meanwhile
                     found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
@@ -222,7 +228,8 @@ class LocalFolder(Folder):
             yield
         except (FileExistsError, NotADirectoryError) as error:
             raise ShardError(
-                f"{self.describe(name)} could not be written: {error.strerror}: a file is in the way of a folder; choose "
+                f"{self.describe(name)} could not be written: {error.strerror}: a file is in the way of a "
+                "folder; choose "
                 "another folder"
             ) from error
         except OSError as error:
@@ -230,13 +237,15 @@ class LocalFolder(Folder):
             with contextlib.suppress(OSError):
                 free = f" ({self.free_bytes():,} bytes are free there)"
             raise ShardError(
-                f"{self.describe(name)} could not be written: {error.strerror or error}{free}; finished shards are "
+                f"{self.describe(name)} could not be written: {error.strerror or error}{free}; finished "
+                "shards are "
                 "kept: make room or mend the cause, then give the same command again"
             ) from error
 
 
 class RemoteFolder(Folder):
-    """A folder at an fsspec URL. Reading keeps copies in a local cache (SAELENS_LITE_CACHE, or ~/.cache/saelens_lite)."""
+    """A folder at an fsspec URL. Reading keeps copies in a local cache (SAELENS_LITE_CACHE, or
+    ~/.cache/saelens_lite)."""
 
     def __init__(self, url: str):
         import fsspec
@@ -297,8 +306,10 @@ class RemoteFolder(Folder):
                     yield file
             except OSError as error:
                 raise ShardError(
-                    f"{self.describe(name)} could not be written: {error.strerror or error} in {tempfile.gettempdir()}, "
-                    "where files wait for their upload; make room or set TMPDIR, then give the same command again"
+                    f"{self.describe(name)} could not be written: {error.strerror or error} in "
+                    f"{tempfile.gettempdir()}, "
+                    "where files wait for their upload; make room or set TMPDIR, then give the same command "
+                    "again"
                 ) from error
             with self._writing(name):
                 self.fs.put_file(temporary, self._path(name))
@@ -345,7 +356,8 @@ class RemoteFolder(Folder):
             raise
         except Exception as error:  # each implementation has its own types, for missing credentials say
             raise ShardError(
-                f"{self.describe(name)} could not be reached: {error}; look at the URL, the credentials and the network, "
+                f"{self.describe(name)} could not be reached: {error}; look at the URL, the credentials and "
+                "the network, "
                 "then give the same command again"
             ) from error
 
@@ -355,7 +367,8 @@ class RemoteFolder(Folder):
             yield
         except Exception as error:  # as above
             raise ShardError(
-                f"{self.describe(name)} could not be written: {error}; finished shards are kept: mend the cause, then "
+                f"{self.describe(name)} could not be written: {error}; finished shards are kept: mend the "
+                "cause, then "
                 "give the same command again"
             ) from error
 
@@ -372,5 +385,7 @@ def _lock(file: Any) -> bool:
         except BlockingIOError:
             return False
         except OSError as error:  # some network file systems have no locks
-            logger.warning("%s cannot be locked (%s): nothing keeps a second harvest of it apart", file.name, error)
+            logger.warning(
+                "%s cannot be locked (%s): nothing keeps a second harvest of it apart", file.name, error
+            )
     return True

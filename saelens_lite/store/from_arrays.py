@@ -20,7 +20,8 @@ Rows = np.ndarray | Tensor | Iterable[np.ndarray | Tensor]
 """float[n d_model], or chunks of it, one after the other."""
 
 CHUNK_ROWS = 4096
-"""Rows read and encoded at a time. A shard is whole before that, so its bytes do not depend on the chunks that came."""
+"""Rows read and encoded at a time. A shard is whole before that, so its bytes do not depend on the chunks
+that came."""
 
 
 def write_arrays(
@@ -32,7 +33,8 @@ def write_arrays(
     rows_per_shard: int,
     documents: np.ndarray | Tensor | None,
 ) -> None:
-    """Write rows as a store; see `ActivationStore.from_arrays`. Memory holds one shard of each hook point at a time."""
+    """Write rows as a store; see `ActivationStore.from_arrays`. Memory holds one shard of each hook point at
+    a time."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard expected at least 1, got {rows_per_shard}")
     doc_ids = None if documents is None else _document_ids(documents)
@@ -53,9 +55,17 @@ def write_arrays(
     for parts in itertools.zip_longest(*shards.values()):
         lengths = [0 if rows is None else len(rows) for rows in parts]
         if len(set(lengths)) > 1:
-            counts = ", ".join(f"{n_rows + length} of {name}" for name, length in zip(shards, lengths, strict=True))
-            raise ValueError(f"arrays expected equally many rows of every hook point, got {counts} up to shard {n_shards}")
-        ids = np.arange(n_rows, n_rows + lengths[0]) if doc_ids is None else doc_ids[n_rows : n_rows + lengths[0]]
+            counts = ", ".join(
+                f"{n_rows + length} of {name}" for name, length in zip(shards, lengths, strict=True)
+            )
+            raise ValueError(
+                f"arrays expected equally many rows of every hook point, got {counts} up to shard {n_shards}"
+            )
+        ids = (
+            np.arange(n_rows, n_rows + lengths[0])
+            if doc_ids is None
+            else doc_ids[n_rows : n_rows + lengths[0]]
+        )
         if len(ids) < lengths[0]:
             raise ValueError(f"documents expected an id for every row, got {len(doc_ids)} ids for more rows")
         with writing_vectors(folder, n_shards, ids, d_models, STORE_DTYPES[dtype]) as writers:
@@ -69,17 +79,22 @@ def write_arrays(
 
 
 def begin_store(folder: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the plan of a store whose rows are at hand, into a new folder or over what an attempt of the same plan left.
+    """Write the plan of a store whose rows are at hand, into a new folder or over what an attempt of the same
+    plan left.
 
     facts: what the plan states besides its format; its "dtype" is checked here
     raises: ShardError if the folder holds anything else; ValueError for an unknown dtype
     """
     dtype = facts["dtype"]
     if dtype not in STORE_DTYPES:
-        raise ValueError(f"dtype expected one of {', '.join(STORE_DTYPES)}{nearest(dtype, STORE_DTYPES)}, got {dtype!r}")
+        raise ValueError(
+            f"dtype expected one of {', '.join(STORE_DTYPES)}{nearest(dtype, STORE_DTYPES)}, got {dtype!r}"
+        )
     plan = {"format": FORMAT, "version": VERSION, **facts}
     if folder.size("manifest.json") is not None:
-        raise ShardError(f"{folder} holds a finished store: open it with ActivationStore, or choose another folder")
+        raise ShardError(
+            f"{folder} holds a finished store: open it with ActivationStore, or choose another folder"
+        )
     unfinished = folder.size("plan.json") is not None and folder.read("plan.json") == encode_json(plan)
     if not unfinished and not folder.is_empty():
         raise ShardError(f"{folder} is not empty: choose a new or empty folder for the store")
@@ -112,13 +127,17 @@ def _chunks(hook_point: str, rows: Rows) -> Iterator[Tensor]:
         chunk = _as_rows(hook_point, given)
         if d_model not in (None, chunk.shape[1]):
             raise ValueError(
-                f"{hook_point} expected rows of width {d_model} as before, got {chunk.shape[1]} at row {n_rows}"
+                f"{hook_point} expected rows of width {d_model} as before, got {chunk.shape[1]} at row "
+                f"{n_rows}"
             )
         tensor = chunk.detach().cpu() if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk))
         tensor = tensor if tensor.is_floating_point() else tensor.float()
         broken = (~tensor.isfinite().all(1)).nonzero()
         if len(broken):
-            raise ValueError(f"row {n_rows + int(broken[0])} of {hook_point} holds nan or infinity: leave it out or mend it")
+            raise ValueError(
+                f"row {n_rows + int(broken[0])} of {hook_point} holds nan or infinity: leave it out or mend "
+                "it"
+            )
         d_model, n_rows = chunk.shape[1], n_rows + len(chunk)
         yield tensor
 
@@ -128,7 +147,8 @@ def _as_rows(hook_point: str, rows: Any) -> np.ndarray | Tensor:
     shape = list(rows.shape) if isinstance(rows, np.ndarray | Tensor) else f"a {type(rows).__name__}"
     if not isinstance(shape, list) or len(shape) != 2 or shape[1] < 1:
         raise ValueError(
-            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks of one, got {shape}"
+            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks of one, got "
+            f"{shape}"
         )
     return rows
 
@@ -136,6 +156,12 @@ def _as_rows(hook_point: str, rows: Any) -> np.ndarray | Tensor:
 def _document_ids(documents: Any) -> np.ndarray:
     """int64[n]. raises: ValueError unless these are ids"""
     ids = np.asarray(documents.cpu() if isinstance(documents, Tensor) else documents)
-    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or not len(ids)) or (len(ids) and ids.min() < 0):
-        raise ValueError(f"documents expected int[n_rows], ids of 0 or more, got {ids.dtype}{list(ids.shape)}")
+    if (
+        ids.ndim != 1
+        or not (np.issubdtype(ids.dtype, np.integer) or not len(ids))
+        or (len(ids) and ids.min() < 0)
+    ):
+        raise ValueError(
+            f"documents expected int[n_rows], ids of 0 or more, got {ids.dtype}{list(ids.shape)}"
+        )
     return ids.astype(np.int64)

@@ -56,7 +56,9 @@ def finished_shards(store: Folder, hook_points: Collection[str]) -> dict[int, in
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
     """sha256 of the manifest without its own "sha256" entry."""
-    return hashlib.sha256(encode_json({key: manifest[key] for key in manifest if key != "sha256"})).hexdigest()
+    return hashlib.sha256(
+        encode_json({key: manifest[key] for key in manifest if key != "sha256"})
+    ).hexdigest()
 
 
 def encode_json(content: dict[str, Any]) -> bytes:
@@ -74,7 +76,9 @@ def read_json(store: Folder, name: str, missing: str = "it belongs to the store"
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
     if not isinstance(content, dict):
-        raise ShardError(f"{path} should hold a JSON object, it holds a {type(content).__name__}: the file was altered")
+        raise ShardError(
+            f"{path} should hold a JSON object, it holds a {type(content).__name__}: the file was altered"
+        )
     return content
 
 

@@ -1,7 +1,8 @@
-"""Documents to packed contexts with provenance, the held-out split by document, and token ids back to readable pieces.
+"""Documents to packed contexts with provenance, the held-out split by document, and token ids back to
+readable pieces.
 
-A packed context keeps, for every position, which document it came from and whether it has an activation row, so that
-any row leads back to its token, its position and its text.
+A packed context keeps, for every position, which document it came from and whether it has an activation row,
+so that any row leads back to its token, its position and its text.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Collection, Iterable, Sequence
 import numpy as np
 
 PADDING_ID = 0
-"""Token id at unattended positions. Any valid id serves: padding comes last, so causal attention never reads it."""
+"""Token id at unattended positions. Any valid id serves: padding comes last, so causal attention never reads
+it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -21,7 +23,8 @@ class PackedContexts:
 
     input_ids: int32[n_seqs context]
     attended:  uint8[n_seqs context], 0 at the padding behind the last token
-    kept:      uint8[n_seqs context], 1 where the token has an activation row; rows follow in (sequence, position) order
+    kept:      uint8[n_seqs context], 1 where the token has an activation row; rows follow in (sequence,
+        position) order
     doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
     first_doc: global index of the span's first document
     """
@@ -60,11 +63,13 @@ def pack(
 ) -> PackedContexts:
     """Lay documents end to end into contexts of equal length; only the last one is padded.
 
-    Every context starts with `bos_id` (when there is one). A document that starts inside a context is preceded by
-    `separator_id` (when there is one), which counts as that document's; one that starts a context needs no separator.
-    Tokens in `special_ids` keep their id but get no row; the BOS has one only if it is not among them.
+    Every context starts with `bos_id` (when there is one). A document that starts inside a context is
+    preceded by `separator_id` (when there is one), which counts as that document's; one that starts a context
+    needs no separator. Tokens in `special_ids` keep their id but get no row; the BOS has one only if it is
+    not among them.
 
-    documents: (global document index, its token ids without added special tokens), in order; no ids leave no trace
+    documents: (global document index, its token ids without added special tokens), in order; no ids leave no
+        trace
     context_length: tokens a context, BOS included
     max_rows: stop reading documents, and begin no further context, once there are this many rows
     first_doc: the document index that doc_id counts from

@@ -1,29 +1,33 @@
 """The activation store, version 1: its format, and reading it.
 
-A store is a folder, local or at any URL that fsspec opens (files.py). Its unit is the shard: a fixed span of source
-documents, set by the plan. Packing restarts and forward batches end at a shard's edge, so a shard is a pure function
-of (plan, index). A row is one token's vector.
+A store is a folder, local or at any URL that fsspec opens (files.py). Its unit is the shard: a fixed span of
+source documents, set by the plan. Packing restarts and forward batches end at a shard's edge, so a shard is a
+pure function of (plan, index). A row is one token's vector.
 
     plan.json                              everything that determines the rows; written first
-    shards/00000/tokens.safetensors        input_ids int32[n_seqs context], attended uint8, kept uint8 (1 = has a row),
-                                           doc_id int32 relative to first_doc (-1 at padding), first_doc int64[1]
-    shards/00000/{hook point}.safetensors  the rows as the plan's dtype keeps them (codecs.py: acts {BF16|F16|F32}[n_rows
-                                           d_model], or the tensors of int8), then norm F32[n_rows]
-    shards/00000/{hook point}.json         the commit of that shard and hook point: rows, sequences, documents; bytes and
-                                           sha256 of its two files; float64 sums of the rows and of their squared norms
-    manifest.json                          written last: rows, bytes and commit hashes of every shard, totals, rows_used
-                                           of the last shard, hash of the plan and of the manifest itself
+    shards/00000/tokens.safetensors        input_ids int32[n_seqs context], attended uint8, kept uint8 (1 =
+                                           has a row), doc_id int32 relative to first_doc (-1 at padding),
+                                           first_doc int64[1]
+    shards/00000/{hook point}.safetensors  the rows as the plan's dtype keeps them (codecs.py: acts
+                                           {BF16|F16|F32}[n_rows d_model], or the tensors of int8), then norm
+                                           F32[n_rows]
+    shards/00000/{hook point}.json         the commit of that shard and hook point: rows, sequences,
+                                           documents; bytes and sha256 of its two files; float64 sums of the
+                                           rows and of their squared norms
+    manifest.json                          written last: rows, bytes and commit hashes of every shard, totals,
+                                           rows_used of the last shard, hash of the plan and of the manifest
+                                           itself
     log.jsonl                              clock, speed, versions; no part of the store's identity
 
-Rows of a shard are its kept positions in (sequence, position) order. A store of rows that did not come from text has, in
-place of every tokens.safetensors,
+Rows of a shard are its kept positions in (sequence, position) order. A store of rows that did not come from
+text has, in place of every tokens.safetensors,
 
     shards/00000/documents.safetensors     doc_id int64[n_rows], the global document index of each row
 
-and its commits name no sequences and documents. `norm` and the sums are of the rows as a reader gets them. The rows
-of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON files are UTF-8 with
-sorted keys; the manifest's own sha256 is taken over the file without that entry. Every file appears by fsync and
-rename, so a file that is there is whole; a shard without its commit does not count.
+and its commits name no sequences and documents. `norm` and the sums are of the rows as a reader gets them.
+The rows of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON
+files are UTF-8 with sorted keys; the manifest's own sha256 is taken over the file without that entry. Every
+file appears by fsync and rename, so a file that is there is whole; a shard without its commit does not count.
 
 Readers map files into memory and never unpickle. Writing is in shards.py.
 """
@@ -65,7 +69,8 @@ class ShardTokens:
 
     input_ids: int32[n_seqs context]
     attended:  uint8[n_seqs context], 0 at padding
-    kept:      uint8[n_seqs context], 1 where the token has one of the store's rows: kept.sum() is the shard's row count
+    kept:      uint8[n_seqs context], 1 where the token has one of the store's rows: kept.sum() is the shard's
+        row count
     doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
     first_doc: global index of the shard's first document
     """
@@ -80,28 +85,37 @@ class ShardTokens:
 class ActivationStore:
     """A finished activation store, open for reading; all data is memory-mapped.
 
-    path: a local folder, or any URL that fsspec opens (s3://…); files of a remote store are copied into a local cache
-        (see `RemoteFolder`) when they are first read
+    path: a local folder, or any URL that fsspec opens (s3://…); files of a remote store are copied into a
+        local cache (see `RemoteFolder`) when they are first read
 
     Where the store holds one hook point, the argument `hook_point` may be left out everywhere.
 
-    raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than recorded
+    raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than
+        recorded
     """
 
     def __init__(self, path: str | os.PathLike[str] | Folder):
         self.folder = folder = open_folder(path)
         what = "an SAE, no" if folder.size("cfg.json") is not None else "no"
-        self.plan: dict[str, Any] = read_json(folder, "plan.json", missing=f"this folder is {what} activation store")
+        self.plan: dict[str, Any] = read_json(
+            folder, "plan.json", missing=f"this folder is {what} activation store"
+        )
         check_version(self.plan, folder.describe("plan.json"))
         self._manifest = read_json(
-            folder, "manifest.json", missing="the harvest is unfinished; give the same command again and it goes on"
+            folder,
+            "manifest.json",
+            missing="the harvest is unfinished; give the same command again and it goes on",
         )
         if encode_json(self._manifest) != folder.read("manifest.json") or (
             manifest_sha256(self._manifest) != self._manifest.get("sha256")
         ):
-            raise ShardError(f"{folder}/manifest.json was altered: its content does not have the sha256 it states")
+            raise ShardError(
+                f"{folder}/manifest.json was altered: its content does not have the sha256 it states"
+            )
         if folder.sha256("plan.json") != self._manifest["plan_sha256"]:
-            raise ShardError(f"{folder}/plan.json was altered: it has another sha256 than the manifest records")
+            raise ShardError(
+                f"{folder}/plan.json was altered: it has another sha256 than the manifest records"
+            )
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
         self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
         sizes = folder.sizes("shards")
@@ -119,27 +133,35 @@ class ActivationStore:
         rows_per_shard: int = 65_536,
         documents: np.ndarray | Tensor | None = None,
     ) -> ActivationStore:
-        """Keep rows that come from elsewhere, such as an image encoder: training and analysis work on them as on text.
+        """Keep rows that come from elsewhere, such as an image encoder: training and analysis work on them as
+        on text.
 
             store = ActivationStore.from_arrays("store/", embeddings, documents=image_ids)
 
         path: new or empty folder, or URL
-        arrays: [n_rows, d_model] as numpy array or tensor, or an iterable of chunks of it; or a mapping from hook point to
-            either. Iterables are read once, a shard at a time
+        arrays: [n_rows, d_model] as numpy array or tensor, or an iterable of chunks of it; or a mapping from
+            hook point to either. Iterables are read once, a shard at a time
         hook_point: the rows' name where arrays is no mapping
         dtype: how rows are kept: float32, float16, bfloat16 or int8
         rows_per_shard: rows of a file; memory holds one such shard while writing
-        documents: int[n_rows], ids of 0 or more: what belongs together, so that held-out rows are of other documents than
-            the training rows. None makes every row its own document
+        documents: int[n_rows], ids of 0 or more: what belongs together, so that held-out rows are of other
+            documents than the training rows. None makes every row its own document
         returns: the store, which has no tokens, contexts or positions
 
-        raises: ValueError for other shapes, a row that is not finite (by number), or unequal numbers of rows; ShardError
-            if the folder is not empty or cannot be written, or a row exceeds the dtype
+        raises: ValueError for other shapes, a row that is not finite (by number), or unequal numbers of rows;
+            ShardError if the folder is not empty or cannot be written, or a row exceeds the dtype
         """
         from saelens_lite.store.from_arrays import write_arrays
 
         folder = open_folder(path)
-        write_arrays(folder, arrays, hook_point=hook_point, dtype=dtype, rows_per_shard=rows_per_shard, documents=documents)
+        write_arrays(
+            folder,
+            arrays,
+            hook_point=hook_point,
+            dtype=dtype,
+            rows_per_shard=rows_per_shard,
+            documents=documents,
+        )
         return cls(folder)
 
     @classmethod
@@ -154,16 +176,17 @@ class ActivationStore:
         model_name: str = "",
         tokenizer_name: str = "",
     ) -> ActivationStore:
-        """Import the cached activations of SAELens: the dataset folder that its CacheActivationsRunner writes.
+        """Import the cached activations of SAELens: the dataset folder that its CacheActivationsRunner
+        writes.
 
-        Every position of every context has a row, BOS too (see `TrainConfig.max_norm_ratio`). The folder does not say
-        where documents end, so each context counts as one document.
+        Every position of every context has a row, BOS too (see `TrainConfig.max_norm_ratio`). The folder does
+        not say where documents end, so each context counts as one document.
 
         source: the dataset folder, local
         path: new or empty folder, or URL, of the store
         hook_points: columns to import; None takes all
-        model_name, tokenizer_name: hub ids or folders, which such a folder does not name; they let analysis show text and
-            check that SAE and store belong together
+        model_name, tokenizer_name: hub ids or folders, which such a folder does not name; they let analysis
+            show text and check that SAE and store belong together
         returns: the store; without tokens where the folder has none (SAELens kept none in early releases)
 
         raises: ValueError if the source is no such folder; ShardError if the store's folder is not empty
@@ -192,15 +215,17 @@ class ActivationStore:
     ) -> None:
         """Export one hook point as cached activations of SAELens, for its `use_cached_activations`.
 
-        SAELens expects an activation at every position. So the rows and their tokens, in order, are cut into contexts of
-        context_size rows, which are those of the store only where it has a row at every position; rows at the end that
-        fill no context are left out. SAELens mixes rows in training, so nothing else depends on it. Set its `context_size`
-        to the same number, `d_in` to the width and `hook_name` to the hook point.
+        SAELens expects an activation at every position. So the rows and their tokens, in order, are cut into
+        contexts of context_size rows, which are those of the store only where it has a row at every position;
+        rows at the end that fill no context are left out. SAELens mixes rows in training, so nothing else
+        depends on it. Set its `context_size` to the same number, `d_in` to the width and `hook_name` to the
+        hook point.
 
         folder: new or empty, local
         context_size: rows a context; None takes the store's context_length
         dtype: float32 or float16
-        raises: ValueError for another dtype, a folder that is not empty, or a store without contexts and no context_size
+        raises: ValueError for another dtype, a folder that is not empty, or a store without contexts and no
+            context_size
         """
         from saelens_lite.store.saelens_activations import write_saelens_activations
 
@@ -265,11 +290,15 @@ class ActivationStore:
         """
         if name is None:
             if len(self.hook_points) > 1:
-                raise ValueError(f"{self.path} holds several hook points, name one of: {', '.join(self.hook_points)}")
+                raise ValueError(
+                    f"{self.path} holds several hook points, name one of: {', '.join(self.hook_points)}"
+                )
             return self.hook_points[0]
         if name not in self.plan["hook_points"]:
             hint = nearest(name, self.hook_points)
-            raise ValueError(f"{self.path} has no hook point {name!r}{hint}; it holds {', '.join(self.hook_points)}")
+            raise ValueError(
+                f"{self.path} has no hook point {name!r}{hint}; it holds {', '.join(self.hook_points)}"
+            )
         return name
 
     def d_model(self, hook_point: str | None = None) -> int:
@@ -278,7 +307,8 @@ class ActivationStore:
     def acts(self, shard: int, hook_point: str | None = None, rows: slice = slice(None)) -> Tensor:
         """Rows of one shard, all or those in a slice: {bf16|f16|f32}[n_rows d_model].
 
-        In a float store they are memory-mapped, in the store's dtype; an int8 store decodes those asked for, to float32.
+        In a float store they are memory-mapped, in the store's dtype; an int8 store decodes those asked for,
+        to float32.
         """
         tensors = self._tensors(shard, hook_point)
         return decode(tensors, slice(*rows.indices(self.shard_rows[shard])))
@@ -294,7 +324,9 @@ class ActivationStore:
     def tokens(self, shard: int) -> ShardTokens:
         """The contexts of one shard. raises: ShardError if the store has no tokens"""
         contexts = self.contexts(shard)
-        arrays = {f.name: torch.from_numpy(getattr(contexts, f.name)) for f in dataclasses.fields(contexts)[:4]}
+        arrays = {
+            f.name: torch.from_numpy(getattr(contexts, f.name)) for f in dataclasses.fields(contexts)[:4]
+        }
         used = self.shard_rows[shard]
         if used < self._shards[shard]["rows"]:
             kept = arrays["kept"].flatten()
@@ -325,9 +357,13 @@ class ActivationStore:
 
     def held_out_rows(self, fraction: float = 0.05, seed: int = 0) -> Tensor:
         """Which rows belong to held-out documents (see `is_held_out`): bool[n_rows]."""
-        return torch.cat([is_held_out(self.row_docs(shard), fraction, seed) for shard in range(self.n_shards)])
+        return torch.cat(
+            [is_held_out(self.row_docs(shard), fraction, seed) for shard in range(self.n_shards)]
+        )
 
-    def gather(self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+    def gather(
+        self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
+    ) -> Tensor:
         """Rows by their index in the whole store, in the order asked for.
 
         rows: int64[n], 0 <= row < n_rows
@@ -346,7 +382,9 @@ class ActivationStore:
         rows: int64[n], 0 <= row < n_rows
         """
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
-            raise ValueError(f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}")
+            raise ValueError(
+                f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}"
+            )
         ends = torch.tensor(self.shard_rows).cumsum(0)
         ascending, order = rows.sort()
         places = places[order]
@@ -395,12 +433,15 @@ class ActivationStore:
         try:
             return safe_open(path, framework="pt")
         except SafetensorError as error:
-            raise ShardError(f"{path} is not a readable safetensors file ({error}): the file was altered") from error
+            raise ShardError(
+                f"{path} is not a readable safetensors file ({error}): the file was altered"
+            ) from error
 
     def _need_tokens(self) -> None:
         if not self.has_tokens:
             raise ShardError(
-                f"{self.path} holds rows without text, so it has no tokens, contexts or positions: use row_docs and gather, "
+                f"{self.path} holds rows without text, so it has no tokens, contexts or positions: use "
+                "row_docs and gather, "
                 "or harvest the text itself with harvest_activations"
             )
 

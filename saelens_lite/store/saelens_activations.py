@@ -1,9 +1,10 @@
 """SAELens' cached activations: a folder of the `datasets` library, in and out of an activation store.
 
-CacheActivationsRunner of SAELens 6 writes such a folder and its training reads it (`use_cached_activations`). A row of
-the dataset is a context: a column named after the hook point, Array2D[context d_model] in float32 or float16, and
-token_ids, int32[context], which older releases lack. It knows neither documents nor padding nor positions without
-activations.
+CacheActivationsRunner of SAELens 6 writes such a folder and its training reads it (`use_cached_activations`).
+A row of
+the dataset is a context: a column named after the hook point, Array2D[context d_model] in float32 or float16,
+and token_ids, int32[context], which older releases lack. It knows neither documents nor padding nor positions
+without activations.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def read_saelens_activations(
         arrays = {name: _chunks(dataset, name, d_model) for name, d_model in d_models.items()}
         documents = np.arange(len(dataset)).repeat(context_length)
         rows_per_shard = n_seqs * context_length
-        write_arrays(folder, arrays, hook_point="", dtype=dtype, rows_per_shard=rows_per_shard, documents=documents)
+        write_arrays(
+            folder, arrays, hook_point="", dtype=dtype, rows_per_shard=rows_per_shard, documents=documents
+        )
         return
     facts = {
         "source": {"kind": "saelens", "fingerprint": dataset._fingerprint},
@@ -91,16 +94,21 @@ def write_saelens_activations(
     context_size: int | None,
     dtype: str,
 ) -> None:
-    """Write a cached-activation folder from a store; see `ActivationStore.to_saelens`. It opens once state.json is there."""
+    """Write a cached-activation folder from a store; see `ActivationStore.to_saelens`. It opens once
+    state.json is there."""
     from datasets import Array2D, DatasetInfo, Features, Value
     from datasets import Sequence as ListOf
     from datasets.arrow_writer import ArrowWriter
 
     hook_point, target = store.hook_point(hook_point), Path(folder)
     if dtype not in ("float32", "float16"):
-        raise ValueError(f"dtype expected float32 or float16, which datasets of arrays can have, got {dtype!r}")
+        raise ValueError(
+            f"dtype expected float32 or float16, which datasets of arrays can have, got {dtype!r}"
+        )
     if context_size is None and not store.has_tokens:
-        raise ValueError(f"{store.path} has no contexts: say how many rows SAELens is to take as one, context_size=128 say")
+        raise ValueError(
+            f"{store.path} has no contexts: say how many rows SAELens is to take as one, context_size=128 say"
+        )
     context_size = context_size or store.context_length
     n_seqs = store.n_rows // context_size
     if n_seqs < 1:
@@ -108,7 +116,11 @@ def write_saelens_activations(
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose a new or empty folder")
     if store.n_rows % context_size:
-        logger.info("the last %d rows fill no context of %d and are left out", store.n_rows % context_size, context_size)
+        logger.info(
+            "the last %d rows fill no context of %d and are left out",
+            store.n_rows % context_size,
+            context_size,
+        )
     target.mkdir(parents=True, exist_ok=True)
 
     d_model = store.d_model(hook_point)
@@ -120,7 +132,9 @@ def write_saelens_activations(
     batch_seqs = max(1, _BATCH_BYTES // seq_bytes)
     file_seqs = batch_seqs * max(1, _FILE_BYTES // (batch_seqs * seq_bytes))
     token_ids = regrouped(_row_tokens(store), batch_seqs * context_size) if store.has_tokens else None
-    names = [f"data-{file:05d}-of-{-(-n_seqs // file_seqs):05d}.arrow" for file in range(-(-n_seqs // file_seqs))]
+    names = [
+        f"data-{file:05d}-of-{-(-n_seqs // file_seqs):05d}.arrow" for file in range(-(-n_seqs // file_seqs))
+    ]
     for file, name in enumerate(names):
         file_end = min(n_seqs, (file + 1) * file_seqs)
         with ArrowWriter(path=str(target / name), features=features) as writer:
@@ -153,19 +167,24 @@ def _load(source: str | os.PathLike[str]) -> Any:
     try:
         dataset = load_from_disk(os.fspath(source))
     except FileNotFoundError as error:
-        raise ValueError(f"{source} expected a dataset folder, such as CacheActivationsRunner writes, got none") from error
+        raise ValueError(
+            f"{source} expected a dataset folder, such as CacheActivationsRunner writes, got none"
+        ) from error
     if not isinstance(dataset, Dataset):
         raise ValueError(f"{source} holds the splits {', '.join(dataset)}: give the folder of one of them")
     return dataset
 
 
 def _hook_points(dataset: Any, source: Any, wanted: Sequence[str] | None) -> dict[str, tuple[int, int]]:
-    """(context, d_model) of each hook point to import. raises: ValueError if there is none, or they differ in context"""
+    """(context, d_model) of each hook point to import. raises: ValueError if there is none, or they differ in
+    context"""
     shapes = {name: tuple(getattr(feature, "shape", ())) for name, feature in dataset.features.items()}
     shapes = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     for name in wanted or ():
         if name not in shapes:
-            raise ValueError(f"{source} has activations of {', '.join(shapes) or 'no hook point'}, none of {name!r}")
+            raise ValueError(
+                f"{source} has activations of {', '.join(shapes) or 'no hook point'}, none of {name!r}"
+            )
     shapes = {name: shape for name, shape in shapes.items() if wanted is None or name in wanted}
     if not shapes or not len(dataset):
         raise ValueError(
@@ -173,7 +192,9 @@ def _hook_points(dataset: Any, source: Any, wanted: Sequence[str] | None) -> dic
             f"got {len(dataset)} rows of {', '.join(dataset.column_names)}"
         )
     if len({context for context, _ in shapes.values()}) > 1:
-        raise ValueError(f"{source} expected contexts of one length, got {shapes}: choose hook_points that agree")
+        raise ValueError(
+            f"{source} expected contexts of one length, got {shapes}: choose hook_points that agree"
+        )
     return shapes
 
 

@@ -1,8 +1,9 @@
 """Checking every byte of a store against what the store records of itself, and moving aside what is damaged.
 
-The manifest vouches for the plan and the commits, a commit for its two files, a line of a log for itself. A store without
-a manifest is unfinished: there its log vouches for the plan, and each commit is taken for what it says. Nothing that a
-damaged file says is relied upon, and nothing is unpickled.
+The manifest vouches for the plan and the commits, a commit for its two files, a line of a log for itself. A
+store without
+a manifest is unfinished: there its log vouches for the plan, and each commit is taken for what it says.
+Nothing that a damaged file says is relied upon, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class Problem:
 
 
 def verify_store(path: str | os.PathLike[str] | Folder) -> list[Problem]:
-    """Read every file of a store, finished or not, and find what is altered, short, missing or does not belong there.
+    """Read every file of a store, finished or not, and find what is altered, short, missing or does not
+    belong there.
 
     Temporary files that a killed harvest left, and the folder `damaged`, are no problems.
 
@@ -70,11 +72,15 @@ def verify_store(path: str | os.PathLike[str] | Folder) -> list[Problem]:
     return sorted(_Examined(open_folder(path)).problems, key=lambda problem: problem.file)
 
 
-def repair_store(path: str | os.PathLike[str] | Folder, problems: Sequence[Problem] | None = None) -> list[str]:
-    """Move what is damaged, and what depends on it, to `damaged/<n>` inside the store: the same harvest then makes it anew.
+def repair_store(
+    path: str | os.PathLike[str] | Folder, problems: Sequence[Problem] | None = None
+) -> list[str]:
+    """Move what is damaged, and what depends on it, to `damaged/<n>` inside the store: the same harvest then
+    makes it anew.
 
-    Of a shard these are the rows and the commit of a damaged hook point, or everything if its tokens are damaged; and the
-    manifest. Undamaged lines of a log are kept. Nothing is deleted, other shards are not touched.
+    Of a shard these are the rows and the commit of a damaged hook point, or everything if its tokens are
+    damaged; and the manifest. Undamaged lines of a log are kept. Nothing is deleted, other shards are not
+    touched.
 
     problems: those of `verify_store`, where it was just called
     returns: names of the files that were moved
@@ -102,13 +108,14 @@ def repair_store(path: str | os.PathLike[str] | Folder, problems: Sequence[Probl
 
 
 def recorded_plans(folder: Folder) -> set[str]:
-    """sha256 of each plan that this store is known to have had: from intact manifests, those moved aside included, and
-    from the log."""
+    """sha256 of each plan that this store is known to have had: from intact manifests, those moved aside
+    included, and from the log."""
     return _plans_of(intact_manifests(folder), events(folder, "start"))
 
 
 def intact_manifests(folder: Folder) -> list[dict[str, Any]]:
-    """The store's manifest, then those that repairs moved aside, the latest first; only those with the sha256 they state."""
+    """The store's manifest, then those that repairs moved aside, the latest first; only those with the sha256
+    they state."""
     asides = {int(name.split("/")[1]) for name in folder.sizes(_ASIDE) if name.endswith(f"/{MANIFEST}")}
     names = [MANIFEST, *(f"{_ASIDE}/{number}/{MANIFEST}" for number in sorted(asides, reverse=True))]
     found = (_manifest_in(folder.read(name)) for name in names if folder.size(name) is not None)
@@ -120,7 +127,9 @@ class _Examined:
 
     def __init__(self, folder: Folder):
         self.folder = folder
-        self.sizes = {name: size for name, size in folder.sizes().items() if not name.startswith(f"{_ASIDE}/")}
+        self.sizes = {
+            name: size for name, size in folder.sizes().items() if not name.startswith(f"{_ASIDE}/")
+        }
         self.problems: dict[Problem, None] = {}
         self._starts: list[dict[str, Any]] = []
         self._hashes: dict[str, str | None] = {}
@@ -129,7 +138,9 @@ class _Examined:
             if found := _IN_SHARD.fullmatch(name):
                 self._in_shards.setdefault(int(found[1]), set()).add(found[2])
         if not self._in_shards and PLAN not in self.sizes and MANIFEST not in self.sizes:
-            raise ShardError(f"{folder} expected an activation store, there is no {PLAN}, no {MANIFEST} and no shard")
+            raise ShardError(
+                f"{folder} expected an activation store, there is no {PLAN}, no {MANIFEST} and no shard"
+            )
         self._examine()
 
     def _examine(self) -> None:
@@ -140,7 +151,9 @@ class _Examined:
         self._manifest(_BEFORE)
         plan = self._plan(manifest)
         expected = [] if manifest is None else manifest["shards"]
-        known = set().union(*(shard["hook_points"] for shard in expected), (plan or {}).get("hook_points", ()))
+        known = set().union(
+            *(shard["hook_points"] for shard in expected), (plan or {}).get("hook_points", ())
+        )
         known |= {name for event in self._starts for name in event.get("added", ())}
         for index in sorted({*range(len(expected)), *self._in_shards}):
             if manifest is None:
@@ -181,9 +194,15 @@ class _Examined:
         if (content := self._read(PLAN)) is None:
             return None
         plan, digest = _object_in(content), hashlib.sha256(content).hexdigest()
-        vouched = _plans_of(intact_manifests(self.folder), self._starts) if manifest is None else {manifest["plan_sha256"]}
+        vouched = (
+            _plans_of(intact_manifests(self.folder), self._starts)
+            if manifest is None
+            else {manifest["plan_sha256"]}
+        )
         if vouched and digest not in vouched:
-            self._note(PLAN, f"has another sha256 than the {'log' if manifest is None else 'manifest'} records")
+            self._note(
+                PLAN, f"has another sha256 than the {'log' if manifest is None else 'manifest'} records"
+            )
         elif plan is None or not isinstance(plan.get("hook_points"), dict):
             self._note(PLAN, "is not readable: it was altered")
         else:
@@ -209,17 +228,24 @@ class _Examined:
         for hook_point in sorted(promised | dict.fromkeys(commits)):
             facts = promised.get(hook_point)
             files = self._commit(index, hook_point, None if facts is None else facts["commit_sha256"])
-            if files is None and facts is not None:  # of its rows, the manifest knows only how long the file is
+            if (
+                files is None and facts is not None
+            ):  # of its rows, the manifest knows only how long the file is
                 self._examine_file(data_name(index, hook_point), facts["bytes"], None)
             for name, recorded in (files or {}).items():
                 self._examine_file(f"{shard_name(index)}/{name}", recorded["bytes"], recorded["sha256"])
-        belonging = origins | {f"{name}.safetensors" for name in known | commits} | {f"{name}.json" for name in commits}
+        belonging = (
+            origins
+            | {f"{name}.safetensors" for name in known | commits}
+            | {f"{name}.json" for name in commits}
+        )
         for name in there - belonging:
             if not name.endswith(".tmp"):
                 self._note(f"{shard_name(index)}/{name}", "does not belong to the store")
 
     def _commit(self, index: int, hook_point: str, sha256: str | None) -> dict[str, Any] | None:
-        """What a commit records of its files, if it can be relied upon. sha256: None where nobody recorded it."""
+        """What a commit records of its files, if it can be relied upon. sha256: None where nobody recorded
+        it."""
         name = commit_name(index, hook_point)
         if name not in self.sizes:
             self._note(name, "is missing")
@@ -274,8 +300,8 @@ def _plans_of(manifests: Iterable[dict[str, Any]], starts: Iterable[dict[str, An
 def _with_dependents(folder: Folder, problems: Iterable[Problem], there: Iterable[str]) -> list[str]:
     """The damaged files and those that must be made anew with them.
 
-    In the order of moving: commits before the rows they vouch for, the manifest last. So a repair that is killed leaves
-    a store in which the manifest misses what was moved, and the next one goes on.
+    In the order of moving: commits before the rows they vouch for, the manifest last. So a repair that is
+    killed leaves a store in which the manifest misses what was moved, and the next one goes on.
     """
     names, manifests = set(), intact_manifests(folder)
     covered = set(manifests[0]["shards"][0]["hook_points"]) if manifests and manifests[0]["shards"] else set()
@@ -336,7 +362,9 @@ def _is_commit(record: dict[str, Any], index: int, hook_point: str) -> bool:
         len(files) == 2
         and origins < {"tokens.safetensors", "documents.safetensors"}
         and all(
-            isinstance(facts, dict) and isinstance(facts.get("bytes"), int) and isinstance(facts.get("sha256"), str)
+            isinstance(facts, dict)
+            and isinstance(facts.get("bytes"), int)
+            and isinstance(facts.get("sha256"), str)
             for facts in files.values()
         )
     )

@@ -1,7 +1,9 @@
-"""Writing an activation store: shards row by row, their commits, the manifest; nothing appears before it is whole.
+"""Writing an activation store: shards row by row, their commits, the manifest; nothing appears before it is
+whole.
 
-The format is specified at the top of store.py. Rows are written to the file as they come, with plain writes (a full
-disk must be an error, and through a memory map it is a crash), so memory does not grow with the shard.
+The format is specified at the top of store.py. Rows are written to the file as they come, with plain writes
+(a full disk must be an error, and through a memory map it is a crash), so memory does not grow with the
+shard.
 """
 
 from __future__ import annotations
@@ -38,9 +40,15 @@ from saelens_lite.store.packing import PackedContexts
 
 @contextlib.contextmanager
 def writing_shard(
-    store: Folder, shard: int, contexts: PackedContexts, n_documents: int, d_models: dict[str, int], dtype: torch.dtype
+    store: Folder,
+    shard: int,
+    contexts: PackedContexts,
+    n_documents: int,
+    d_models: dict[str, int],
+    dtype: torch.dtype,
 ) -> Iterator[dict[str, RowWriter]]:
-    """Write one shard of text: its tokens at once, its rows as they come, its commits when the block ends without an error.
+    """Write one shard of text: its tokens at once, its rows as they come, its commits when the block ends
+    without an error.
 
     n_documents: source documents in the shard's span
     d_models: width of the rows, by hook point
@@ -53,7 +61,9 @@ def writing_shard(
         "first_document": contexts.first_doc,
         "documents": n_documents,
     }
-    with _writing(store, shard, tokens_name(shard), _encode_tokens(contexts), facts, d_models, dtype) as writers:
+    with _writing(
+        store, shard, tokens_name(shard), _encode_tokens(contexts), facts, d_models, dtype
+    ) as writers:
         yield writers
 
 
@@ -97,7 +107,10 @@ def _writing(
             "hook_point": hook_point,
             **facts,
             "files": {
-                origin.rsplit("/", 1)[1]: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()},
+                origin.rsplit("/", 1)[1]: {
+                    "bytes": len(content),
+                    "sha256": hashlib.sha256(content).hexdigest(),
+                },
                 f"{hook_point}.safetensors": {"bytes": written["bytes"], "sha256": written["sha256"]},
             },
             "sum": written["sum"],
@@ -132,7 +145,10 @@ class RowWriter:
     def append(self, rows: Tensor) -> None:
         """Write rows[n d_model], of any float dtype and on any device."""
         encoded, stored = self._encoder.encode(rows)
-        stop, stored = self._n_written + len(stored), stored.float()  # once: reductions of half types are slow on a CPU
+        stop, stored = (
+            self._n_written + len(stored),
+            stored.float(),
+        )  # once: reductions of half types are slow on a CPU
         torch.linalg.vector_norm(stored, dim=1, out=torch.from_numpy(self._norms[self._n_written : stop]))
         self._sum += stored.sum(0, dtype=torch.float64)
         self._write_tensor(encoded)
@@ -147,8 +163,10 @@ class RowWriter:
         if not np.isfinite(self._norms).all():
             count = int((~np.isfinite(self._norms)).sum())
             raise ShardError(
-                f"{count} of {self._n_rows} rows of {self._hook_point} are not finite as {self._dtype}: the activations "
-                "exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or compute in float32"
+                f"{count} of {self._n_rows} rows of {self._hook_point} are not finite as {self._dtype}: the "
+                "activations "
+                "exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or compute in "
+                "float32"
             )
         return {
             "bytes": self._bytes,
@@ -168,7 +186,8 @@ class RowWriter:
 
 
 def safetensors_head(layout: Layout) -> bytes:
-    """The head of a safetensors file: its length (uint64, little-endian), then JSON padded to a multiple of 8 bytes."""
+    """The head of a safetensors file: its length (uint64, little-endian), then JSON padded to a multiple of 8
+    bytes."""
     header, start = {}, 0
     for name, dtype, shape in layout:
         stop = start + math.prod(shape) * dtype.itemsize
@@ -206,7 +225,9 @@ def write_manifest(store: Folder, plan: dict[str, Any], n_shards: int, ended_by:
             files = record["files"]
             data = files.pop(f"{hook_point}.safetensors")
             shard["rows"] = record["rows"]
-            shard |= {name.removesuffix(".safetensors"): {"bytes": file["bytes"]} for name, file in files.items()}
+            shard |= {
+                name.removesuffix(".safetensors"): {"bytes": file["bytes"]} for name, file in files.items()
+            }
             shard["hook_points"][hook_point] = {
                 "bytes": data["bytes"],
                 "commit_sha256": hashlib.sha256(content).hexdigest(),

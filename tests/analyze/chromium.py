@@ -1,7 +1,8 @@
-"""Chromium driven over its debugging pipe: pages opened without a network, real keys, what the page then holds.
+"""Chromium driven over its debugging pipe: pages opened without a network, real keys, what the page then
+holds.
 
-Messages of the DevTools protocol are JSON that ends in a zero byte, on file descriptors 3 and 4 of the browser. No library
-is needed, and no port.
+Messages of the DevTools protocol are JSON that ends in a zero byte, on file descriptors 3 and 4 of the
+browser. No library is needed, and no port.
 """
 
 import base64
@@ -16,7 +17,8 @@ import sys
 import time
 
 SWITCHES = (
-    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --disable-component-update "
+    "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking "
+    "--disable-component-update "
     "--disable-sync --proxy-server=127.0.0.1:9 --remote-debugging-pipe --hide-scrollbars"
 )
 _START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
@@ -50,7 +52,9 @@ class Browser:
     def send(self, method, session=None, **parameters):
         """A command, and what it answers; events on the way are kept by session."""
         self._id += 1
-        message = {"id": self._id, "method": method, "params": parameters} | ({"sessionId": session} if session else {})
+        message = {"id": self._id, "method": method, "params": parameters} | (
+            {"sessionId": session} if session else {}
+        )
         os.write(self._write, json.dumps(message).encode() + b"\0")
         while (answer := self._next()).get("id") != self._id:
             self.events.setdefault(answer.get("sessionId"), []).append(answer)
@@ -60,7 +64,9 @@ class Browser:
     def _next(self, timeout_s=60):
         end = time.monotonic() + timeout_s
         while b"\0" not in self._buffer:
-            assert select.select([self._read], [], [], max(0, end - time.monotonic()))[0], "the browser does not answer"
+            assert select.select([self._read], [], [], max(0, end - time.monotonic()))[0], (
+                "the browser does not answer"
+            )
             part = os.read(self._read, 1 << 20)
             assert part, "the browser has gone"
             self._buffer += part
@@ -81,7 +87,9 @@ class Tab:
     def __init__(self, browser, path, width=1280, height=900, dark=False):
         self._browser = browser
         self._context = browser.send("Target.createBrowserContext")["browserContextId"]
-        target = browser.send("Target.createTarget", url="about:blank", browserContextId=self._context)["targetId"]
+        target = browser.send("Target.createTarget", url="about:blank", browserContextId=self._context)[
+            "targetId"
+        ]
         self._session = browser.send("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
@@ -95,7 +103,11 @@ class Tab:
 
     def events(self, method):
         """What the browser has said of this page."""
-        return [event["params"] for event in self._browser.events.get(self._session, []) if event["method"] == method]
+        return [
+            event["params"]
+            for event in self._browser.events.get(self._session, [])
+            if event["method"] == method
+        ]
 
     @property
     def complaints(self):
@@ -130,7 +142,11 @@ class Tab:
         for key in keys:
             code = _CODES.get(key, f"Key{key.upper()}")
             text = {"text": key} if len(key) == 1 else {"text": "\r"} if key == "Enter" else {}
-            known = {"key": key, "code": code, "windowsVirtualKeyCode": {"Enter": 13, "Escape": 27, "Tab": 9}.get(key, 0)}
+            known = {
+                "key": key,
+                "code": code,
+                "windowsVirtualKeyCode": {"Enter": 13, "Escape": 27, "Tab": 9}.get(key, 0),
+            }
             self.send("Input.dispatchKeyEvent", type="keyDown", **known, **text)
             self.send("Input.dispatchKeyEvent", type="keyUp", **known)
         self.frame()
@@ -153,7 +169,13 @@ class Tab:
         self.js("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def resize(self, width, height, dark=False):
-        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self.send(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
 

@@ -51,11 +51,17 @@ def shape(width):
 def make_sae(kind="topk", d_model=32, d_sae=48, **fields) -> SparseAutoencoder:
     """An SAE with random weights for the store's hook point."""
     generator = torch.Generator().manual_seed(0)
-    fields = {"hook_point": HOOK_POINT, "model_name": "GPT2LMHeadModel", "k": 4 if kind == "topk" else None} | fields
+    fields = {
+        "hook_point": HOOK_POINT,
+        "model_name": "GPT2LMHeadModel",
+        "k": 4 if kind == "topk" else None,
+    } | fields
     sae = SparseAutoencoder(SAEConfig(d_model=d_model, d_sae=d_sae, kind=kind, **fields))
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.1 if name.startswith("b_") else 0.3))
+            parameter.copy_(
+                torch.randn(parameter.shape, generator=generator) * (0.1 if name.startswith("b_") else 0.3)
+            )
     return sae
 
 
@@ -76,7 +82,8 @@ def kernels_path(request, monkeypatch):
 
 @pytest.fixture(scope="session")
 def browser():
-    """rendered(path, folder): the DOM that a browser without a network makes of a page, as text; it must not complain."""
+    """rendered(path, folder): the DOM that a browser without a network makes of a page, as text; it must not
+    complain."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if chromium is None:
         pytest.skip("no Chromium: the page is tried in a real browser where there is one")

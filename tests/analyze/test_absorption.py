@@ -1,4 +1,5 @@
-"""Absorption by hand: SAEs that absorb all, half or nothing, rows whose shares can be counted, probes against the truth."""
+"""Absorption by hand: SAEs that absorb all, half or nothing, rows whose shares can be counted, probes against
+the truth."""
 
 import dataclasses
 import json
@@ -18,9 +19,12 @@ from .test_recovery import make_sae
 
 @pytest.fixture(scope="module")
 def two_trees() -> SyntheticActivations:
-    """16 orthogonal features: parents 0 and 1 with the children 2, 3 and 4, 5, all children equally frequent."""
+    """16 orthogonal features: parents 0 and 1 with the children 2, 3 and 4, 5, all children equally
+    frequent."""
     trees = {"n_trees": 2, "branching": 2, "depth": 1, "zipf_exponent": 0.0, "correlation_scale": 0.0}
-    return SyntheticActivations(SyntheticConfig(d_model=16, n_features=16, l0=2.0, magnitude_std=0.1, **trees))
+    return SyntheticActivations(
+        SyntheticConfig(d_model=16, n_features=16, l0=2.0, magnitude_std=0.1, **trees)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +58,10 @@ def test_all_half_and_nothing(two_trees, children, by_parent):
 def test_one_child_of_two_absorbs_half_of_the_rows_with_a_child(two_trees):
     found = planted_absorption(absorbing(two_trees, [2]), two_trees, n_rows=8000).rows[0]
     assert found.absorption == pytest.approx(0.5, abs=0.04) and found.n_absorbed <= found.n_silent
-    assert found.rate == pytest.approx(found.n_absorbed / found.n_rows) and found.n_child_rows / found.n_rows > 0.5
+    assert (
+        found.rate == pytest.approx(found.n_absorbed / found.n_rows)
+        and found.n_child_rows / found.n_rows > 0.5
+    )
 
 
 def test_silent_for_another_reason_is_no_absorption(two_trees):
@@ -85,8 +92,12 @@ def test_the_probe_agrees_with_the_truth_where_latents_are_given(two_trees):
     sae = absorbing(two_trees, [2, 3, 4])
     exact = planted_absorption(sae, two_trees, n_rows=12_000, start_row=0)
     acts, labels = labelled(two_trees, 12_000, [0, 1])
-    halves = torch.arange(12_000) // 6000  # the exact version's halves, by a split that puts document 1 on the test side
-    split = next(split for split in map(_split, range(100)) if split.tests(torch.arange(2)).tolist() == [False, True])
+    halves = (
+        torch.arange(12_000) // 6000
+    )  # the exact version's halves, by a split that puts document 1 on the test side
+    split = next(
+        split for split in map(_split, range(100)) if split.tests(torch.arange(2)).tolist() == [False, True]
+    )
     found = label_absorption(sae, acts, labels, halves, split, latents={"0": [0], "1": [1]})
     for probed, known in zip(found.rows, exact.rows, strict=True):
         assert probed.probe_f1 > 0.99 and abs(probed.n_rows - known.n_rows) < 0.02 * known.n_rows
@@ -108,7 +119,9 @@ def test_the_probe_finds_latents_and_rate_of_rare_children_by_itself(rare_childr
     found = label_absorption(sae, acts, labels)
     assert found.rows[0].latents == exact.rows[0].latents == (0,)
     assert exact.absorption == pytest.approx(n_absorbing / 20, abs=0.06)
-    assert found.rate == pytest.approx(exact.rate, abs=0.03) and found.rate == pytest.approx(n_absorbing / 40, abs=0.05)
+    assert found.rate == pytest.approx(exact.rate, abs=0.03) and found.rate == pytest.approx(
+        n_absorbing / 40, abs=0.05
+    )
     assert found.n_latents == 1 and found.rows[0].scored
 
 
@@ -120,7 +133,8 @@ def test_frequent_children_count_as_parts_and_absorb_nothing(two_trees):
 
 
 def test_each_row_by_hand():
-    # u is the first axis. Latent 0 is the main one; 1 has cos 0.6, 2 has cos 0.08, 3 has cos 0.8; 4 points away from u.
+    # u is the first axis. Latent 0 is the main one; 1 has cos 0.6, 2 has cos 0.08, 3 has cos 0.8; 4 points
+    # away from u.
     W_dec = torch.tensor([[1.0, 0], [0.6, 0.8], [0.08, 0.9968], [0.8, 0.6], [-1, 0]], dtype=torch.float64)
     acts = torch.tensor([
         [0, 1.0, 0, 0, 0],  # writes 0.6 of 1: absorbed
@@ -141,13 +155,16 @@ def test_each_row_by_hand():
     assert found.fraction.tolist() == pytest.approx([1, 0, 0, 0.5, 0.1, 0, 0, 0])
     assert found.absorber[[0, 2, 4]].tolist() == [1, 2, 3]
     only = carried(latents, torch.arange(1, 9), W_dec, u, to_explain, torch.tensor([0]), torch.arange(5) == 3)
-    assert only.absorbed.sum() == 0 and only.fraction.tolist() == pytest.approx([0, 0, 0, 4 / 9, 0.1, 0, 0, 0])
+    assert only.absorbed.sum() == 0 and only.fraction.tolist() == pytest.approx(
+        [0, 0, 0, 4 / 9, 0.1, 0, 0, 0]
+    )
 
 
 def test_what_a_latent_belongs_to_by_hand():
     features = torch.tensor([[1, 1, 0], [1, 0, 0], [1, 1, 0], [0, 0, 1]]).float()
     latents = torch.tensor([[0, 1, 0, 0], [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]).float()
-    # 0: only where 0 fires alone, F1 2 / (1 + 3); 1: where 1 fires, F1 1, and 0.8 with 0; 2: where 2 fires; 3: never
+    # 0: only where 0 fires alone, F1 2 / (1 + 3); 1: where 1 fires, F1 1, and 0.8 with 0; 2: where 2 fires;
+    # 3: never
     held = [SparseLatents.from_dense(rows) for rows in (latents, features)]
     assert belongs_to(*held, torch.ones(4, 3)).tolist() == [0, 1, 2, -1]
     cosines = torch.tensor([[0.9, 0, 0], [0.9, 0.5, 0], [0, 0, -0.1], [1, 0, 0]])
@@ -155,9 +172,19 @@ def test_what_a_latent_belongs_to_by_hand():
 
 
 def test_normalised_inputs_leave_shares_as_they_are():
-    # Rows of norm about 10 sqrt(8) come to sqrt(16) = 4, each by a factor of its own: latents of 10 to about 1.4.
-    trees = {"n_trees": 2, "branching": 2, "depth": 1, "zipf_exponent": 0.0, "max_rate": 0.6, "magnitude_mean": 10.0}
-    dense = SyntheticActivations(SyntheticConfig(d_model=16, n_features=16, l0=8.0, magnitude_std=0.5, **trees))
+    # Rows of norm about 10 sqrt(8) come to sqrt(16) = 4, each by a factor of its own: latents of 10 to about
+    # 1.4.
+    trees = {
+        "n_trees": 2,
+        "branching": 2,
+        "depth": 1,
+        "zipf_exponent": 0.0,
+        "max_rate": 0.6,
+        "magnitude_mean": 10.0,
+    }
+    dense = SyntheticActivations(
+        SyntheticConfig(d_model=16, n_features=16, l0=8.0, magnitude_std=0.5, **trees)
+    )
     sae = absorbing(dense, [2, 3])
     sae.config = dataclasses.replace(sae.config, normalize_activations="constant_norm_rescale")
     found = planted_absorption(sae, dense, n_rows=3000)
@@ -178,7 +205,10 @@ def test_tables_and_plain_values(two_trees):
 
 
 def test_what_cannot_be_scored_is_refused(two_trees):
-    sae, flat = absorbing(two_trees, []), SyntheticActivations(SyntheticConfig(d_model=16, n_features=16, l0=2.0))
+    sae, flat = (
+        absorbing(two_trees, []),
+        SyntheticActivations(SyntheticConfig(d_model=16, n_features=16, l0=2.0)),
+    )
     with pytest.raises(ValueError, match="set SyntheticConfig.n_trees"):
         planted_absorption(sae, flat)
     with pytest.raises(ValueError, match="expected an SAE of d_model=16"):

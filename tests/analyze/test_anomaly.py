@@ -1,4 +1,5 @@
-"""Out-of-distribution scores: the surprise by hand, then planted rows that lack a direction, or a rate, or a strength."""
+"""Out-of-distribution scores: the surprise by hand, then planted rows that lack a direction, or a rate, or a
+strength."""
 
 import math
 
@@ -24,7 +25,8 @@ def axis_sae(width: int = WIDTH, d_sae: int = D_SAE) -> SparseAutoencoder:
 
 
 def rows(n: int, rates: Tensor, seed: int, strength: float = 1.0) -> Tensor:
-    """Latents fire independently, with magnitudes exp(N(0, 0.3²)) · strength; a little noise outside the dictionary."""
+    """Latents fire independently, with magnitudes exp(N(0, 0.3²)) · strength; a little noise outside the
+    dictionary."""
     generator = torch.Generator().manual_seed(seed)
     fires = torch.rand(n, D_SAE, generator=generator) < rates
     magnitudes = strength * (0.3 * torch.randn(n, D_SAE, generator=generator)).exp()
@@ -37,7 +39,8 @@ NORMAL = rows(3000, RATES, 0)
 
 
 def test_surprise_by_hand():
-    """Four rows of two latents: latent 0 fires thrice with e, e, e³, latent 1 once with e²; all logs: 1, 1, 3, 2."""
+    """Four rows of two latents: latent 0 fires thrice with e, e, e³, latent 1 once with e²; all logs: 1, 1,
+    3, 2."""
     sae = axis_sae(3, 2)
     e = math.e
     normal = torch.tensor([[e, 0, 0.5], [e, 0, -0.5], [e**3, 0, 1.0], [0, e**2, 2.0]])
@@ -54,7 +57,9 @@ def test_surprise_by_hand():
     scores = detector.scores(torch.tensor([[0.0, 0.0, 0.0], [e**2, 0.0, 3.0]]))
     q = math.erfc((2 - mean[0]) / std[0] / math.sqrt(2))
     silent = -math.log(1 - p[0]) - math.log(1 - p[1])
-    assert scores.surprise.tolist() == pytest.approx([silent, -math.log(p[0]) - math.log(1 - p[1]) - math.log(q)], abs=1e-5)
+    assert scores.surprise.tolist() == pytest.approx(
+        [silent, -math.log(p[0]) - math.log(1 - p[1]) - math.log(q)], abs=1e-5
+    )
     assert scores.error.tolist() == pytest.approx([0, 3])
     # errors of the normal rows 0.5 0.5 1 2: lower median 0.5, distances from it 0 0 0.5 1.5, lower median 0
     assert (detector.error_center, detector.error_scale) == pytest.approx((0.5, 1e-6))
@@ -64,7 +69,9 @@ def test_normal_rows_kept_apart_are_not_odd():
     detector = fit_anomaly(axis_sae(), NORMAL)
     normal, other = (detector.scores(rows(1500, RATES, seed)) for seed in (1, 2))
     for name in ("error", "surprise", "combined"):
-        assert auroc(getattr(normal, name), getattr(other, name)) == pytest.approx(0.5, abs=0.035)  # 3 standard errors
+        assert auroc(getattr(normal, name), getattr(other, name)) == pytest.approx(
+            0.5, abs=0.035
+        )  # 3 standard errors
     assert abs(float(normal.error_z.median())) < 0.1 and abs(float(normal.surprise_z.median())) < 0.1
     assert "1,500 rows" in repr(normal) and repr(detector).startswith(
         f"AnomalyDetector of {len(NORMAL):,} normal rows: error"
@@ -77,13 +84,17 @@ def test_each_score_sees_its_own_kind_of_odd():
 
     def seen(odd: Tensor) -> tuple[float, float, float]:
         scores = detector.scores(odd)
-        return tuple(auroc(getattr(normal, name), getattr(scores, name)) for name in ("error", "surprise", "combined"))
+        return tuple(
+            auroc(getattr(normal, name), getattr(scores, name)) for name in ("error", "surprise", "combined")
+        )
 
     outside = rows(500, RATES, 2)
     outside[:, -1] += 1.0  # a direction that the dictionary lacks
     error, surprise, combined = seen(outside)
     assert error > 0.99 and abs(surprise - 0.5) < 0.06 and combined > 0.95
-    error, surprise, combined = seen(rows(500, RATES.flip(0), 3))  # known directions, rare ones in place of common ones
+    error, surprise, combined = seen(
+        rows(500, RATES.flip(0), 3)
+    )  # known directions, rare ones in place of common ones
     assert abs(error - 0.5) < 0.06 and surprise > 0.85 and combined > 0.75
     error, surprise, combined = seen(rows(500, RATES, 4, strength=4.0))  # the usual ones, too strong
     assert abs(error - 0.5) < 0.06 and surprise > 0.95 and combined > 0.85
@@ -94,11 +105,15 @@ def test_planted_rows_against_rows_of_other_directions(planted):
     with torch.no_grad():
         sae.W_enc.copy_(planted.directions.T)
         sae.W_dec.copy_(planted.directions)
-    others = torch.nn.functional.normalize(torch.randn(32, 16, generator=torch.Generator().manual_seed(1)), dim=1)
+    others = torch.nn.functional.normalize(
+        torch.randn(32, 16, generator=torch.Generator().manual_seed(1)), dim=1
+    )
     detector = fit_anomaly(sae, planted.acts[:3000])
     normal = detector.scores(planted.acts[3000:4000])
     odd = detector.scores((planted.latent_acts[4000:5000] @ others).numpy())
-    assert auroc(normal.combined, odd.combined) > 0.8  # 32 directions in 16 dimensions, read without a trained encoder
+    assert (
+        auroc(normal.combined, odd.combined) > 0.8
+    )  # 32 directions in 16 dimensions, read without a trained encoder
     same = detector.scores(planted.acts[5000:6000])
     assert auroc(normal.combined, same.combined) == pytest.approx(0.5, abs=0.04)
 

@@ -1,4 +1,5 @@
-"""Direct logit attribution: shares that add up on models of several shapes, and one share worked out by hand."""
+"""Direct logit attribution: shares that add up on models of several shapes, and one share worked out by
+hand."""
 
 import pytest
 import torch
@@ -13,7 +14,11 @@ from .conftest import COMMON, HEADS, make_sae, shape
 
 SHAPE = shape(32)
 MODELS = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", COMMON | {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 32}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        COMMON | {"n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 32},
+    ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", SHAPE | HEADS),
     "neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SHAPE),  # attention and MLP side by side
     "gemma2": (
@@ -52,12 +57,16 @@ def test_shares_add_up_to_the_logit_difference(name):
         f"blocks.{block}.hook_{part}" for block in (1, 2) for part in ("attn_out", "mlp_out")
     }
     with torch.no_grad():
-        logits = model(input_ids=IDS, attention_mask=MASK).logits.double()[[0, 1], [5, 3]]  # the last real tokens
+        logits = model(input_ids=IDS, attention_mask=MASK).logits.double()[
+            [0, 1], [5, 3]
+        ]  # the last real tokens
     if name == "gemma2":
         logits = 5 * torch.atanh(logits / 5)  # before the cap
     if name == "cohere":
         logits = logits / 0.25
-    torch.testing.assert_close(found.logit_diff, logits[[0, 1], TARGET] - logits[[0, 1], AGAINST], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found.logit_diff, logits[[0, 1], TARGET] - logits[[0, 1], AGAINST], atol=1e-4, rtol=1e-4
+    )
     assert float(found.latents.values.abs().max()) > 0.01 and not model._forward_hooks
 
 
@@ -70,7 +79,9 @@ def test_any_place_in_the_stream(point):
     torch.testing.assert_close(found.total, found.logit_diff, atol=1e-4, rtol=0)
     with torch.no_grad():
         logits = model(input_ids=IDS).logits[:, -2]
-    torch.testing.assert_close(found.logit_diff, (logits[:, 3] - logits.mean(-1)).double(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        found.logit_diff, (logits[:, 3] - logits.mean(-1)).double(), atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale"])
@@ -82,7 +93,8 @@ def test_saes_that_normalise_and_every_kind(kind, normalize):
 
 
 def test_the_share_of_a_latent_is_what_leaves_with_it():
-    """At the last point nothing follows but norm and head: with the scale kept, a logit moves by exactly the share."""
+    """At the last point nothing follows but norm and head: with the scale kept, a logit moves by exactly the
+    share."""
     model, sae = model_of("llama"), sae_at("blocks.2.hook_resid_post")
     found = direct_logit_attribution(model, sae, 3, 8, input_ids=IDS[:1])
     seen = {}
@@ -95,20 +107,25 @@ def test_the_share_of_a_latent_is_what_leaves_with_it():
         for latent, share in found.top(4):
             z = sae.encode_dense(x)[latent]
             removed = z * sae.W_dec[latent] / scale * model.model.norm.weight
-            assert share == pytest.approx(float((model.lm_head.weight[3] - model.lm_head.weight[8]) @ removed), abs=1e-4)
+            assert share == pytest.approx(
+                float((model.lm_head.weight[3] - model.lm_head.weight[8]) @ removed), abs=1e-4
+            )
     assert "blocks" not in "".join(found.parts) and "latent" in repr(found)
 
 
 def test_a_block_that_is_not_a_sum_of_two_parts_has_one_share(monkeypatch):
     monkeypatch.setattr("saelens_lite.analyze.attribution.logits.block_parts", lambda _model, _block: None)
-    found = direct_logit_attribution(model_of("llama"), sae_at("blocks.0.hook_resid_post"), 3, 8, input_ids=IDS)
+    found = direct_logit_attribution(
+        model_of("llama"), sae_at("blocks.0.hook_resid_post"), 3, 8, input_ids=IDS
+    )
     assert set(found.parts) == {"error", "b_dec", "bias", "blocks.1", "blocks.2"}
     torch.testing.assert_close(found.total, found.logit_diff, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("apart", [1e-5, 0.0])
 def test_tokens_of_nearly_one_embedding(apart):
-    """The difference of their logits is smaller than the rounding of either, which is no reason to refuse it."""
+    """The difference of their logits is smaller than the rounding of either, which is no reason to refuse
+    it."""
     model = model_of("llama")
     with torch.no_grad():
         rows = model.get_output_embeddings().weight

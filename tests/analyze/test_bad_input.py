@@ -1,4 +1,5 @@
-"""What cannot be right is refused by every function that meets it: another model's SAE, no text, numbers that are none."""
+"""What cannot be right is refused by every function that meets it: another model's SAE, no text, numbers that
+are none."""
 
 import pytest
 import torch
@@ -45,7 +46,9 @@ ON_MODEL = {
     "splice_sae": lambda model, sae: entered(sl.splice_sae(model, sae)),
     "when": lambda model, sae: entered(sl.ablate(model, make_sae(), 3, when=sl.Fires(3, sae=sae))),
     "dose_response": lambda model, sae: sl.dose_response(model, sae, 3, [0.0, 1.0], score, n_resamples=20),
-    "direct_logit_attribution": lambda model, sae: sl.direct_logit_attribution(model, sae, 5, 6, input_ids=IDS),
+    "direct_logit_attribution": lambda model, sae: sl.direct_logit_attribution(
+        model, sae, 5, 6, input_ids=IDS
+    ),
     "gradient_attribution": lambda model, sae: sl.gradient_attribution(model, sae, last_mean, input_ids=IDS),
     "edge_attribution": lambda model, sae: sl.edge_attribution(
         model, sae, make_sae(hook_point=LATE), [(0, 5, 3)], input_ids=IDS
@@ -136,7 +139,9 @@ def test_rows_that_are_not_finite_are_refused(call):
         call(make_sae())
 
 
-def test_labelled_texts_of_an_empty_file_and_probes_of_a_broken_sae_are_refused(gpt2, byte_tokenizer, tmp_path):
+def test_labelled_texts_of_an_empty_file_and_probes_of_a_broken_sae_are_refused(
+    gpt2, byte_tokenizer, tmp_path
+):
     (tmp_path / "none.jsonl").touch()
     with pytest.raises(ValueError, match="none.jsonl expected labelled texts, got an empty file"):
         read_labelled(str(tmp_path / "none.jsonl"))
@@ -153,8 +158,14 @@ def test_a_model_that_gives_nan_is_refused_where_numbers_come_back(gpt2, byte_to
         gpt2.transformer.wte.weight[90] = torch.nan
     for call, match in (
         (lambda: sl.gradient_attribution(gpt2, sae, last_mean, input_ids=IDS), "finite number, got nan"),
-        (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 5, 3)], input_ids=IDS), r"nan or infinity at .*\(0, 5\)"),
-        (lambda: sl.edge_ablation(gpt2, sae, late, [(0, 5, 3)], torch.tensor([[0, 3]]), input_ids=IDS), "nan or infinity"),
+        (
+            lambda: sl.edge_attribution(gpt2, sae, late, [(0, 5, 3)], input_ids=IDS),
+            r"nan or infinity at .*\(0, 5\)",
+        ),
+        (
+            lambda: sl.edge_ablation(gpt2, sae, late, [(0, 5, 3)], torch.tensor([[0, 3]]), input_ids=IDS),
+            "nan or infinity",
+        ),
         (lambda: sl.logit_lens(sae, gpt2), "expected finite logits"),
         (lambda: fires_on_text(sae, gpt2, byte_tokenizer, byte_tokenizer.decode([90])), "finite activations"),
         (lambda: sl.dose_response(gpt2, sae, 3, [1.0], score), "finite numbers, got nan"),
@@ -166,9 +177,18 @@ def test_a_model_that_gives_nan_is_refused_where_numbers_come_back(gpt2, byte_to
 @pytest.mark.parametrize(
     "edit, match",
     [
-        (lambda m, s: sl.ablate(m, s, 3, value="mean", mean=torch.full((48,), torch.nan)), "mean expected finite numbers"),
-        (lambda m, s: sl.ablate(m, s, 3, value="resample", reference=broken_rows()), "reference expected finite"),
-        (lambda m, s: sl.steer_direction(m, ROWS[0], float("nan"), hook_point=HOOK_POINT), "strength expected a finite"),
+        (
+            lambda m, s: sl.ablate(m, s, 3, value="mean", mean=torch.full((48,), torch.nan)),
+            "mean expected finite numbers",
+        ),
+        (
+            lambda m, s: sl.ablate(m, s, 3, value="resample", reference=broken_rows()),
+            "reference expected finite",
+        ),
+        (
+            lambda m, s: sl.steer_direction(m, ROWS[0], float("nan"), hook_point=HOOK_POINT),
+            "strength expected a finite",
+        ),
         (lambda m, s: sl.ablate(m, s, 3, when=sl.Fires(3, float("nan"))), "got above=nan"),
     ],
 )
@@ -180,7 +200,10 @@ def test_edits_by_no_number_are_refused(gpt2, edit, match):
 def test_no_text_and_no_items_are_refused(gpt2, byte_tokenizer):
     sae, late, none = make_sae(), make_sae(hook_point=LATE), IDS[:, :0]
     for call, match in (
-        (lambda: sl.direct_logit_attribution(gpt2, sae, 5, 6, input_ids=none), r"at least one token, got .*\[1, 0\]"),
+        (
+            lambda: sl.direct_logit_attribution(gpt2, sae, 5, 6, input_ids=none),
+            r"at least one token, got .*\[1, 0\]",
+        ),
         (lambda: sl.gradient_attribution(gpt2, sae, last_mean, input_ids=none), "at least one token"),
         (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 0, 3)], input_ids=none), "at least one token"),
         (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 0, 3.5)], input_ids=IDS), "whole numbers"),

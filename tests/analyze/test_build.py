@@ -1,4 +1,5 @@
-"""An index on disk is that of brute force, whoever made it in how many pieces; what does not belong together is refused."""
+"""An index on disk is that of brute force, whoever made it in how many pieces; what does not belong together
+is refused."""
 
 import json
 import os
@@ -60,7 +61,9 @@ def test_an_index_equals_brute_force(store, gpt2, byte_tokenizer, kind, tmp_path
         if name not in ("positions", "token_positions", "n_tokens"):
             assert torch.equal(index.column(name), tensor), name
     sample = TokenSample.of_block(SparseLatents.from_dense(dense), 0, 400 / 1500).smallest(400)
-    assert all(torch.equal(index.token_sample.tensors()[name], tensor) for name, tensor in sample.tensors().items())
+    assert all(
+        torch.equal(index.token_sample.tensors()[name], tensor) for name, tensor in sample.tensors().items()
+    )
 
     latent = int((index.column("counts") - 300).abs().argmin())
     view, column = index[latent], dense[:, latent]
@@ -116,7 +119,9 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_index(store, sae, tmp_path
         kill_after(patch, 3 - n_shards)
         index_features(sae, store, tmp_path / "killed", config=CONFIG, commit_every_s=0)
     assert_same(tmp_path / "whole", tmp_path / "killed")
-    assert {path.name for path in (tmp_path / "killed").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
+    assert {path.name for path in (tmp_path / "killed").iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
     assert not (tmp_path / "killed" / "parts").exists()
 
 
@@ -133,7 +138,8 @@ def test_a_pass_that_ended_is_not_repeated_for_what_follows(store, sae, tmp_path
 
 @pytest.mark.property_check(4)
 def test_blocks_of_any_size_give_one_index_of_real_weights(store, sae, tmp_path, monkeypatch):
-    """A product of other rows rounds otherwise: activations agree to 1e-5, and what rests on them but for ties."""
+    """A product of other rows rounds otherwise: activations agree to 1e-5, and what rests on them but for
+    ties."""
     index = index_features(sae, store, tmp_path / "whole", config=CONFIG)
     monkeypatch.setattr("saelens_lite.analyze.latents.store_pass.BLOCK_ROWS", 13)
     other = index_features(sae, store, tmp_path / "cut", config=CONFIG)
@@ -162,7 +168,9 @@ def test_three_processes_make_the_index_of_one(store, sae, tmp_path):
     command += ["saelens_lite.analyze", "--sae", tmp_path / "sae", "--store", store.path, "--device", "cpu"]
     command += ["--index", tmp_path / "three", "--output", tmp_path / "page.html"]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), env=env, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(
+        list(map(str, command)), env=env, cwd=ROOT, capture_output=True, text=True, timeout=180
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("page: ") == 1
     assert_same(tmp_path / "one", tmp_path / "three")
@@ -200,7 +208,9 @@ def test_an_index_that_is_there_costs_no_pass_and_another_sae_or_store_is_notice
         sl.feature_page(sae, smaller, tmp_path / "page.html", index=index)
     renewed = index_features(sae, smaller, tmp_path / "index", config=CONFIG)
     assert renewed.n_tokens == 300 and len(list((tmp_path / "index").glob("latents-*"))) == 1
-    assert renewed[3].label.notes == "and the moon" and "the sun" in repr(renewed[3]), "labels outlive the index"
+    assert renewed[3].label.notes == "and the moon" and "the sun" in repr(renewed[3]), (
+        "labels outlive the index"
+    )
 
 
 def test_an_sae_of_another_model_or_hook_point_is_refused_with_both_named(store, tmp_path, gpt2, monkeypatch):
@@ -276,7 +286,9 @@ def test_a_damaged_index_is_named(store, sae, tmp_path):
 
 
 def test_a_store_without_tokens_is_indexed_too(tmp_path, planted):
-    store = sl.ActivationStore.from_arrays(tmp_path / "store", planted.acts[:500], documents=torch.arange(500) // 10)
+    store = sl.ActivationStore.from_arrays(
+        tmp_path / "store", planted.acts[:500], documents=torch.arange(500) // 10
+    )
     sae = make_sae(d_model=16, d_sae=24, hook_point="acts", model_name="")
     index = index_features(sae, store, tmp_path / "index", config=CONFIG)
     view = index[int(index.column("counts").argmax())]
@@ -286,9 +298,20 @@ def test_a_store_without_tokens_is_indexed_too(tmp_path, planted):
 
 
 def test_settings_change_what_they_say(store, sae, tmp_path):
-    for name, value in (("n_top", 2), ("n_sample", 3), ("n_contrast", 1), ("n_neighbors", 0), ("n_logits", 1)):
+    for name, value in (
+        ("n_top", 2),
+        ("n_sample", 3),
+        ("n_contrast", 1),
+        ("n_neighbors", 0),
+        ("n_logits", 1),
+    ):
         small = index_features(sae, store, tmp_path / name, config=IndexConfig(**{name: value}))
-        which = {"n_top": "top_rows", "n_sample": "sample_rows", "n_contrast": "contrast_rows", "n_neighbors": "pmi_ids"}
+        which = {
+            "n_top": "top_rows",
+            "n_sample": "sample_rows",
+            "n_contrast": "contrast_rows",
+            "n_neighbors": "pmi_ids",
+        }
         if name in which:
             assert small.column(which[name]).shape == (48, value)
     few = index_features(sae, store, tmp_path / "few", config=IndexConfig(sample_tokens=50))
@@ -302,8 +325,12 @@ def test_settings_change_what_they_say(store, sae, tmp_path):
 def test_entropy_by_hand(store):
     """Tokens a a b b: ln 2. Tokens a a a b: 3/4 ln 4/3 + 1/4 ln 4. One token: 0. No firing: nan."""
     ids = torch.cat([store.tokens(s).input_ids[store.tokens(s).kept.bool()] for s in range(store.n_shards)])
-    a, b = ((ids == token).nonzero().flatten()[:4].tolist() for token in ids.unique(return_counts=True)[0][-2:])
+    a, b = (
+        (ids == token).nonzero().flatten()[:4].tolist() for token in ids.unique(return_counts=True)[0][-2:]
+    )
     a, b = (list(rows) + [rows[0]] * (4 - len(rows)) for rows in (a, b))
     rows = torch.tensor([[a[0], a[1], b[0], b[1]], [a[0], a[1], a[2], b[0]], [a[0], -1, -1, -1], [-1] * 4])
     by_hand = [0.693147, 0.75 * 0.287682 + 0.25 * 1.386294, 0.0, torch.nan]
-    torch.testing.assert_close(token_entropy(store, rows), torch.tensor(by_hand), rtol=0, atol=1e-5, equal_nan=True)
+    torch.testing.assert_close(
+        token_entropy(store, rows), torch.tensor(by_hand), rtol=0, atol=1e-5, equal_nan=True
+    )

@@ -28,7 +28,9 @@ def dense():
 
 def sample_of(dense, cuts):
     blocks = zip(dense.tensor_split(cuts), [0, *cuts], strict=True)
-    return TokenSample.cat([TokenSample.of_block(SparseLatents.from_dense(b), row, SHARE) for b, row in blocks])
+    return TokenSample.cat(
+        [TokenSample.of_block(SparseLatents.from_dense(b), row, SHARE) for b, row in blocks]
+    )
 
 
 def test_the_sample_is_that_of_the_rows_however_they_were_cut(dense):
@@ -51,7 +53,9 @@ def test_the_sample_is_that_of_the_rows_however_they_were_cut(dense):
     assert torch.equal(fewest.rows, chosen[hashes <= hashes.sort().values[49]])
     assert torch.equal(fewest.counts(D_SAE), (dense[fewest.rows] > 0).sum(0))
     topk = SparseLatents.from_topk(*dense.topk(D_SAE, dim=1), D_SAE)
-    assert torch.equal(TokenSample.of_block(topk, 0, SHARE).counts(D_SAE), sample.counts(D_SAE)), "stored zeros do not count"
+    assert torch.equal(TokenSample.of_block(topk, 0, SHARE).counts(D_SAE), sample.counts(D_SAE)), (
+        "stored zeros do not count"
+    )
 
 
 @pytest.mark.parametrize("block_meetings", [1, 5000, 2**22])
@@ -66,10 +70,15 @@ def test_neighbours_equal_brute_force(dense, kernels_path, block_meetings, monke
         jaccard = sorted((-c / float(counts[i] + counts[j] - c), j) for j, c in pairs)[:m]
         pmi = sorted((-c / float(counts[j]), j) for j, c in pairs if c >= cofirings.MIN_TOGETHER)[:m]
         pmi = [(-math.log(-lift * n / float(counts[i])), j) for lift, j in pmi]
-        for ids, scores, expected in ((found.jaccard_ids, found.jaccard, jaccard), (found.pmi_ids, found.pmi, pmi)):
+        for ids, scores, expected in (
+            (found.jaccard_ids, found.jaccard, jaccard),
+            (found.pmi_ids, found.pmi, pmi),
+        ):
             empty = m - len(expected)
             assert ids[i].tolist() == [*(j for _, j in expected), *[-1] * empty]
-            torch.testing.assert_close(scores[i], torch.tensor([*(-score for score, _ in expected), *[0.0] * empty]))
+            torch.testing.assert_close(
+                scores[i], torch.tensor([*(-score for score, _ in expected), *[0.0] * empty])
+            )
     assert found.jaccard_ids[8, 0] == 9 and found.jaccard[8, 0] == 1
     assert found.jaccard_ids[3].tolist() == [-1] * m
 

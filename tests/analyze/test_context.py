@@ -53,7 +53,12 @@ def test_characters_of_several_tokens_stay_whole_at_a_windows_end(gpt2, byte_tok
 def test_characters_that_a_contexts_edge_cuts_stay_whole(gpt2, byte_tokenizer, tmp_path, context_length):
     """Contexts of 3 to 5 bytes behind a BOS: some cut 🌳 or 木; the documents' edges are no such cut."""
     texts = ["a🌳木é", "木b🌳"]
-    options = {"context_length": context_length, "max_tokens": 100, "tokenizer": byte_tokenizer, "progress": False}
+    options = {
+        "context_length": context_length,
+        "max_tokens": 100,
+        "tokenizer": byte_tokenizer,
+        "progress": False,
+    }
     store = harvest_activations(gpt2, texts, "blocks.0.hook_resid_post", tmp_path, **options)
     for width in (0, 1, 3):
         contexts = Contexts(store, byte_tokenizer, before_tokens=width, after_tokens=width)

@@ -1,4 +1,5 @@
-"""Controls have the dose of what they control, are many and different; what chose a latent may not test it."""
+"""Controls have the dose of what they control, are many and different; what chose a latent may not test
+it."""
 
 import builtins
 
@@ -6,7 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from saelens_lite.analyze.edits.controls import diff_mean, matched_latents, one_direction, probe_direction, random_directions
+from saelens_lite.analyze.edits.controls import (
+    diff_mean,
+    matched_latents,
+    one_direction,
+    probe_direction,
+    random_directions,
+)
 from saelens_lite.analyze.stats.document_split import Split, select_latents
 from saelens_lite.hashing import is_held_out
 from saelens_lite.sae.autoencoder import SparseAutoencoder

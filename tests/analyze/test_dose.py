@@ -1,4 +1,5 @@
-"""A latent whose direction is a token's own: its effect, its controls, what it does besides; and what is refused."""
+"""A latent whose direction is a token's own: its effect, its controls, what it does besides; and what is
+refused."""
 
 import json
 
@@ -24,7 +25,8 @@ IDS = torch.randint(3, 259, (12, 6), generator=torch.Generator().manual_seed(0))
 
 @pytest.fixture
 def planted_latent(gpt2):
-    """The small GPT-2 and an SAE at its last block, in which latent 3 writes what the head reads as token 65."""
+    """The small GPT-2 and an SAE at its last block, in which latent 3 writes what the head reads as token
+    65."""
     sae = make_sae("relu", hook_point=POINT)
     with torch.no_grad():
         head = gpt2.lm_head.weight - gpt2.lm_head.weight.mean(0)
@@ -73,18 +75,34 @@ def test_rivals_are_compared_item_by_item(planted_latent):
         "itself": lambda dose: steer(model, sae, LATENT, dose),
         "its direction": lambda dose: steer_direction(model, sae.W_dec[LATENT], dose, hook_point=POINT),
     }
-    diff_mean = one_direction(sae, LATENT, torch.randn(32, generator=torch.Generator().manual_seed(0)), "DiffMean")
+    diff_mean = one_direction(
+        sae, LATENT, torch.randn(32, generator=torch.Generator().manual_seed(0)), "DiffMean"
+    )
     documents = torch.arange(12) // 2
     table = dose_response(
-        model, sae, LATENT, [2.0], log_prob, rivals=rivals, controls=[diff_mean], documents=documents, n_resamples=200
+        model,
+        sae,
+        LATENT,
+        [2.0],
+        log_prob,
+        rivals=rivals,
+        controls=[diff_mean],
+        documents=documents,
+        n_resamples=200,
     )
     (row,) = table.rows
-    assert [rival.name for rival in row.rivals] == ["DiffMean", "itself", "its direction"] and not row.controls
+    assert [rival.name for rival in row.rivals] == [
+        "DiffMean",
+        "itself",
+        "its direction",
+    ] and not row.controls
     assert row.rivals[1].difference.estimate == row.rivals[1].difference.high == 0.0
     assert abs(row.rivals[2].difference.estimate) < 1e-5
     assert row.rivals[0].difference.low > 0
     assert table.clean.n_clusters == 6
-    assert row.rivals[0].effect.estimate == pytest.approx((row.effect.estimate - row.rivals[0].difference.estimate).item())
+    assert row.rivals[0].effect.estimate == pytest.approx(
+        (row.effect.estimate - row.rivals[0].difference.estimate).item()
+    )
 
 
 def test_doses_are_what_the_edit_takes(planted_latent):
@@ -93,11 +111,16 @@ def test_doses_are_what_the_edit_takes(planted_latent):
     with torch.no_grad(), clamp(model, sae, LATENT, 3.0):
         expected = log_prob(model).mean()
     torch.testing.assert_close(clamped.rows[0].score.estimate.float(), expected)
-    assert dose_response(model, sae, LATENT, [1.0], log_prob, edit=scale, n_resamples=50).rows[0].effect.estimate == 0
+    assert (
+        dose_response(model, sae, LATENT, [1.0], log_prob, edit=scale, n_resamples=50).rows[0].effect.estimate
+        == 0
+    )
     only_last = torch.zeros(12, 6, dtype=torch.bool).index_fill(1, torch.tensor([5]), True)
     masked = dose_response(model, sae, LATENT, [3.0], log_prob, where=only_last, n_resamples=50)
     everywhere = dose_response(model, sae, LATENT, [3.0], log_prob, n_resamples=50)
-    torch.testing.assert_close(masked.rows[0].effect.estimate, everywhere.rows[0].effect.estimate)  # the last block's end
+    torch.testing.assert_close(
+        masked.rows[0].effect.estimate, everywhere.rows[0].effect.estimate
+    )  # the last block's end
 
 
 # Side effects ---------------------------------------------------------------------------------------------------------
@@ -117,7 +140,10 @@ def test_side_effects_are_what_their_definitions_say(planted_latent):
     real, rows = mask[:, 1:].bool() & mask[:, :-1].bool(), torch.arange(12)[:, None].expand(12, 5)
     positions = (mask.cumsum(1) - 1).clamp_min(0)
     with torch.no_grad():
-        clean, logits = token_losses(model, IDS, mask), model(IDS, attention_mask=mask, position_ids=positions).logits
+        clean, logits = (
+            token_losses(model, IDS, mask),
+            model(IDS, attention_mask=mask, position_ids=positions).logits,
+        )
         with steer(model, sae, LATENT, 0.5, "resid_norm"):
             delta = token_losses(model, IDS, mask) - clean
             kl = kl_to_clean(logits, model(IDS, attention_mask=mask, position_ids=positions).logits)[:, :-1]
@@ -129,7 +155,8 @@ def test_side_effects_are_what_their_definitions_say(planted_latent):
 
 
 def test_repetition_by_hand():
-    """1 2 3 4 1 2 3 4 1: of its 4-grams 1234, 2341, 3412, 4123, 1234, 2341 two came before; 5 of 10 pairs differ."""
+    """1 2 3 4 1 2 3 4 1: of its 4-grams 1234, 2341, 3412, 4123, 1234, 2341 two came before; 5 of 10 pairs
+    differ."""
     found = repetition([[1, 2, 3, 4, 1, 2, 3, 4, 1], [5, 6, 7]])
     assert found.repeated == pytest.approx((2 / 6 + 0) / 2)
     assert found.distinct == pytest.approx(6 / 10)
@@ -140,9 +167,15 @@ def test_a_strong_edit_repeats_itself_and_a_dose_of_zero_does_nothing(planted_la
     model, sae = planted_latent
     prompts = torch.tensor([[0, 1, 70, 71], [1, 80, 81, 82]])
     neutral = NeutralText(
-        input_ids=IDS, prompts=prompts, prompts_mask=(prompts != 0).long(), max_new_tokens=12, batch_size_seqs=12
+        input_ids=IDS,
+        prompts=prompts,
+        prompts_mask=(prompts != 0).long(),
+        max_new_tokens=12,
+        batch_size_seqs=12,
     )
-    table = dose_response(model, sae, LATENT, [0.0, 50.0], log_prob, neutral=neutral, where="prompt", n_resamples=50)
+    table = dose_response(
+        model, sae, LATENT, [0.0, 50.0], log_prob, neutral=neutral, where="prompt", n_resamples=50
+    )
     none, strong = (row.side_effects for row in table.rows)
     assert none.delta_ce.high == 0 and abs(none.kl.high) < 1e-6 and none.push == 0
     assert strong.kl.low > 0.01 and strong.push > 100  # the head's random weights are small, as is the stream
@@ -174,7 +207,8 @@ def test_half_of_the_effect_and_monotonicity_by_hand():
     assert alone["spearman"] is None
 
 
-# The split and refusals -----------------------------------------------------------------------------------------------
+# The split and refusals
+# -----------------------------------------------------------------------------------------------
 
 
 def test_a_selected_latent_is_tested_on_other_documents_only(planted_latent):
@@ -183,7 +217,11 @@ def test_a_selected_latent_is_tested_on_other_documents_only(planted_latent):
     selection = select_latents(sae, acts, labels, torch.arange(40))
     documents = torch.arange(100)[Split().tests(torch.arange(100))][:12]
     table = dose_response(model, sae, selection, [1.0], log_prob, documents=documents, n_resamples=50)
-    assert table.selected and table.latents == tuple(selection.latents.tolist()) and "on other documents" in repr(table)
+    assert (
+        table.selected
+        and table.latents == tuple(selection.latents.tolist())
+        and "on other documents" in repr(table)
+    )
     with pytest.raises(ValueError, match="expected documents=, one an item"):
         dose_response(model, sae, selection, [1.0], log_prob)
     with pytest.raises(ValueError, match="from the selecting side"):
@@ -199,7 +237,10 @@ def test_a_selected_latent_is_tested_on_other_documents_only(planted_latent):
         ({"score": lambda model: torch.rand(int(torch.randint(2, 10**6, ())))}, r"float\[n_items=\d+\]"),
         ({"documents": torch.arange(5)}, "each of 12 items, got 5"),
         ({"unit": "max"}, "did you mean 'max_act'"),
-        ({"latents": [1, 2], "controls": "of latent 3"}, "directions for 2 latents.*the latents they control"),
+        (
+            {"latents": [1, 2], "controls": "of latent 3"},
+            "directions for 2 latents.*the latents they control",
+        ),
         ({"neutral": "one text"}, "n_texts ≥ 2"),
     ],
 )

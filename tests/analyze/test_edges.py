@@ -41,14 +41,17 @@ def test_targets_together_are_targets_alone():
     for row, target in enumerate(TARGETS):
         alone = edge_attribution(model, upstream, downstream, [target], **inputs)
         for name in ("pre_acts", "effects", "error", "b_dec"):
-            torch.testing.assert_close(getattr(together, name)[row], getattr(alone, name)[0], atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(
+                getattr(together, name)[row], getattr(alone, name)[0], atol=1e-5, rtol=1e-4
+            )
     edges, effects = together.strongest(3)
     torch.testing.assert_close(together.effects[edges[:, 0], edges[:, 1]], effects)
     assert float(effects[0].abs()) == float(together.effects.abs().max()) and "→" in repr(together)
 
 
 def test_parts_add_up_where_the_way_is_linear():
-    """From what block 1 receives to what it adds the stream to: without its attention and MLP, the identity."""
+    """From what block 1 receives to what it adds the stream to: without its attention and MLP, the
+    identity."""
     model = model_of("gpt2")
     with torch.no_grad():
         for part in (model.transformer.h[1].attn.c_proj, model.transformer.h[1].mlp.c_proj):

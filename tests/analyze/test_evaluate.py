@@ -45,7 +45,9 @@ def test_reconstruction_is_that_of_the_held_out_rows(store, sae):
     assert (trained.ce, trained.kl, found.ce_clean) == (None, None, None)
     norms = sae.W_dec.norm(dim=1)
     assert trained.l1 == pytest.approx(out.latents.values.abs().sum().item() / len(rows), rel=1e-5)
-    assert trained.l1_weighted == pytest.approx((out.latents.to_dense().abs() @ norms).mean().item(), rel=1e-5)
+    assert trained.l1_weighted == pytest.approx(
+        (out.latents.to_dense().abs() @ norms).mean().item(), rel=1e-5
+    )
     assert trained.relative_bias == pytest.approx(expected.relative_bias, rel=1e-6)
     cosines = torch.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1)
     assert trained.encoder_decoder_cosine == pytest.approx(cosines.mean().item(), abs=1e-6)
@@ -59,18 +61,26 @@ def test_density_is_that_of_the_scored_rows(store, sae):
     assert density["dense_1pct"] == (rates > 0.01).double().mean()
     assert density["dense_10pct"] == (rates > 0.1).double().mean()
     assert density["density_q50"] == pytest.approx(rates.quantile(0.5).item())
-    assert density["density_q05"] <= density["density_q50"] <= density["density_q95"] == pytest.approx(rates.quantile(0.95))
+    assert (
+        density["density_q05"]
+        <= density["density_q50"]
+        <= density["density_q95"]
+        == pytest.approx(rates.quantile(0.95))
+    )
 
 
 def test_the_histogram_of_densities_by_hand():
-    """Four bins a decade from 1e-8: 1e-9 is below the first, 1e-4 begins bin 16, 0.5 is in bin 30, 1 in the last."""
+    """Four bins a decade from 1e-8: 1e-9 is below the first, 1e-4 begins bin 16, 0.5 is in bin 30, 1 in the
+    last."""
     found = Densities.of(torch.tensor([0.0, 0.0, 1e-9, 1e-4, 1.1e-4, 0.5, 1.0], dtype=torch.float64))
     assert found.never == 2 and sum(found.counts) == 5 and len(found.counts) == 32
     assert {i: n for i, n in enumerate(found.counts) if n} == {0: 1, 16: 2, 30: 1, 31: 1}
 
 
 @pytest.mark.parametrize("block_rows", [1, 97, 1500])
-def test_no_number_but_those_of_other_libraries_depends_on_the_blocks(store, sae, gpt2, monkeypatch, block_rows):
+def test_no_number_but_those_of_other_libraries_depends_on_the_blocks(
+    store, sae, gpt2, monkeypatch, block_rows
+):
     whole = evaluate_sae(sae, store, held_out=False).row("trained").numbers()
     monkeypatch.setattr(evaluate, "BLOCK_ROWS", block_rows)
     parts = evaluate_sae(sae, store, held_out=False).row("trained").numbers()
@@ -91,7 +101,8 @@ def test_the_split_is_the_one_that_training_recorded(store, sae):
 def test_a_baseline_of_another_hook_point_is_refused(store, sae, monkeypatch):
     baseline = make_sae("topk")
     monkeypatch.setattr(
-        "saelens_lite.analyze.evaluation.evaluate.matching_hook_point", lambda one, *_: "there" if one is baseline else "here"
+        "saelens_lite.analyze.evaluation.evaluate.matching_hook_point",
+        lambda one, *_: "there" if one is baseline else "here",
     )
     with pytest.raises(ValueError, match="the baseline is of there and the SAE of here"):
         evaluate_sae(sae, store, baseline=baseline)
@@ -113,7 +124,9 @@ def test_an_identity_costs_nothing(store, gpt2, identity):
     row = found.row("trained")
     assert row.fvu < 1e-10
     assert row.delta_ce == pytest.approx(0.0, abs=1e-5)
-    assert row.ce_score_mean == pytest.approx(1.0, abs=1e-3) and row.ce_score_zero == pytest.approx(1.0, abs=1e-3)
+    assert row.ce_score_mean == pytest.approx(1.0, abs=1e-3) and row.ce_score_zero == pytest.approx(
+        1.0, abs=1e-3
+    )
     assert row.kl == pytest.approx(0.0, abs=1e-7)
     assert row.kl_score_mean == pytest.approx(1.0, abs=1e-6)
     assert (row.relative_bias, row.cosine) == (pytest.approx(1), pytest.approx(1))
@@ -142,7 +155,9 @@ def test_cross_entropy_worked_out_directly(store, gpt2, sae):
     for shard in range(store.n_shards):
         tokens = store.tokens(shard)
         held_out = is_held_out(tokens.doc_id.long() + tokens.first_doc, 0.3) & tokens.kept.bool()
-        for ids, attended, kept, counts in zip(tokens.input_ids.long(), tokens.attended, tokens.kept.bool(), held_out):
+        for ids, attended, kept, counts in zip(
+            tokens.input_ids.long(), tokens.attended, tokens.kept.bool(), held_out
+        ):
 
             def put_in(module, args, output, kept=kept):
                 acts = output[0] if isinstance(output, tuple) else output
@@ -165,7 +180,9 @@ def test_cross_entropy_worked_out_directly(store, gpt2, sae):
     assert found.n_ce_tokens == n_tokens
     assert found.ce_clean == pytest.approx(total["clean"] / n_tokens, abs=1e-5)
     assert found.row("trained").ce == pytest.approx(total["spliced"] / n_tokens, abs=1e-5)
-    assert found.row("trained").delta_ce == pytest.approx((total["spliced"] - total["clean"]) / n_tokens, abs=1e-5)
+    assert found.row("trained").delta_ce == pytest.approx(
+        (total["spliced"] - total["clean"]) / n_tokens, abs=1e-5
+    )
     row, mean = found.row("trained"), found.row("mean ablation")
     assert row.kl == pytest.approx(kl / n_tokens, abs=1e-6) and row.kl > 0
     assert row.kl_score_mean == kl_score(row.kl, mean.kl) and mean.kl_score_mean == 0
@@ -193,7 +210,12 @@ def test_dead_share_is_named_by_its_window(store, sae):
 def test_table_and_dictionary(store, gpt2, sae):
     found = evaluate_sae(sae, store, gpt2, **SPLIT)
     lines = found.table().splitlines()
-    assert [line.split("  ")[0] for line in lines[1:5]] == ["trained", "baseline", "zero ablation", "mean ablation"]
+    assert [line.split("  ")[0] for line in lines[1:5]] == [
+        "trained",
+        "baseline",
+        "zero ablation",
+        "mean ablation",
+    ]
     assert len(lines[0]) == len(lines[1]), "aligned"
     assert f"over {found.n_tokens:,} tokens of held-out documents" in lines[6]
     assert f"CE in nats over {found.n_ce_tokens:,} predicted tokens" in lines[7]
@@ -242,7 +264,9 @@ def test_what_does_not_belong_together_is_refused(store, gpt2, sae):
         evaluate_sae(sae, store, other, **SPLIT)
     torch.manual_seed(5)
     other = GPT2LMHeadModel(gpt2.config).eval()
-    with pytest.raises(ValueError, match="does not give the activations of .* pass the model that was harvested"):
+    with pytest.raises(
+        ValueError, match="does not give the activations of .* pass the model that was harvested"
+    ):
         evaluate_sae(sae, store, other, **SPLIT)
 
 
@@ -270,7 +294,10 @@ def test_seeds_give_every_number_its_noise(store, gpt2, sae):
     noise = found.seed_noise
     assert noise.keys() == {name for name, value in alone[0].items() if value is not None}
     fvus = torch.tensor([one["fvu"] for one in alone], dtype=torch.float64)
-    assert noise["fvu"].sd == pytest.approx(fvus.std().item()) and noise["fvu"].detectable > 4 * noise["fvu"].sd > 0
+    assert (
+        noise["fvu"].sd == pytest.approx(fvus.std().item())
+        and noise["fvu"].detectable > 4 * noise["fvu"].sd > 0
+    )
     assert 0 < found.stability.random_mcc < found.stability.mcc < 1
     table = found.table()
     lines = {line[:22].strip(): line for line in table.splitlines()}
@@ -337,7 +364,9 @@ def test_tokens_that_a_model_rules_out_do_not_spoil_the_divergence(store, gpt2, 
     handle = gpt2.lm_head.register_forward_hook(
         lambda module, args, logits: torch.cat([logits, torch.full_like(logits[..., :3], -torch.inf)], dim=-1)
     )
-    assert evaluate_sae(sae, store, gpt2, max_tokens=200, **SPLIT).row("trained").kl == pytest.approx(plain, rel=1e-6)
+    assert evaluate_sae(sae, store, gpt2, max_tokens=200, **SPLIT).row("trained").kl == pytest.approx(
+        plain, rel=1e-6
+    )
     handle.remove()
 
 

@@ -48,11 +48,14 @@ def test_biases_by_kind():
 
 
 def test_neighbors_by_hand():
-    """Rows at 0°, 10°, 90° and 100°: each is nearest to the one 10° away; the row of zeros is near to none."""
+    """Rows at 0°, 10°, 90° and 100°: each is nearest to the one 10° away; the row of zeros is near to
+    none."""
     sae = make_sae(d_model=2, d_sae=5, k=1)
     angles = torch.tensor([0.0, 10, 90, 100]).deg2rad()
     with torch.no_grad():
-        sae.W_dec[:4] = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor([[1.0], [5], [2], [3]])
+        sae.W_dec[:4] = torch.stack([angles.cos(), angles.sin()], dim=1) * torch.tensor(
+            [[1.0], [5], [2], [3]]
+        )
         sae.W_dec[4] = 0
     ids, cosines = geometry.decoder_neighbors(sae, 6)
     assert ids.shape == (5, 6) and ids[:4, 0].tolist() == [1, 0, 3, 2] and (ids[:, 4:] == -1).all()

@@ -1,4 +1,5 @@
-"""Gradient times activation: the run is the model's own, and each contribution is a derivative that can be measured."""
+"""Gradient times activation: the run is the model's own, and each contribution is a derivative that can be
+measured."""
 
 import pytest
 import torch
@@ -18,7 +19,9 @@ def metric(logits):
 
 def test_the_run_is_the_models_own_bit_for_bit():
     model, seen = model_of("llama"), []
-    found = gradient_attribution(model, sae_at(POINT), lambda logits: seen.append(logits) or metric(logits), input_ids=IDS)
+    found = gradient_attribution(
+        model, sae_at(POINT), lambda logits: seen.append(logits) or metric(logits), input_ids=IDS
+    )
     logits = model(input_ids=IDS).logits
     assert torch.equal(seen[0], logits)
     assert found.metric == float(metric(logits).detach())
@@ -41,8 +44,12 @@ def test_equals_the_gradient_of_an_explicit_splice(kind, normalize):
         return (leaves["z"] * unit) @ sae.W_dec.detach() + held
 
     with edit(model, POINT, spliced):
-        (gradient,) = torch.autograd.grad(metric(model(input_ids=IDS, attention_mask=MASK).logits), leaves["z"])
-    found = gradient_attribution(model, sae, metric, lambda info: info.attention_mask, input_ids=IDS, attention_mask=MASK)
+        (gradient,) = torch.autograd.grad(
+            metric(model(input_ids=IDS, attention_mask=MASK).logits), leaves["z"]
+        )
+    found = gradient_attribution(
+        model, sae, metric, lambda info: info.attention_mask, input_ids=IDS, attention_mask=MASK
+    )
     expected = gradient * leaves["z"].detach()
     real = MASK.bool()
     torch.testing.assert_close(found.latents.to_dense()[real], expected[real], atol=2e-4, rtol=2e-3)
@@ -50,7 +57,9 @@ def test_equals_the_gradient_of_an_explicit_splice(kind, normalize):
     torch.testing.assert_close(found.by_latent(), found.latents.to_dense().sum((0, 1)))
     torch.testing.assert_close(found.by_position(), found.latents.to_dense().sum(-1))
     whole = found.by_position() + found.b_dec + found.error
-    torch.testing.assert_close(whole, (leaves["acts"].detach() * found.stream_gradient).sum(-1), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        whole, (leaves["acts"].detach() * found.stream_gradient).sum(-1), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_is_the_slope_of_a_small_ablation():

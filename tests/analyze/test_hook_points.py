@@ -1,4 +1,5 @@
-"""Edits at several hook points of one model, and conditions that are read at an earlier one than they act at."""
+"""Edits at several hook points of one model, and conditions that are read at an earlier one than they act
+at."""
 
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -93,7 +94,11 @@ def test_what_changes_nothing_at_several_places_changes_no_bit(name):
         steer_direction(model, sae.W_dec[3], 0.0, hook_point=hook_points(model)),
         splice_sae(model, sae, where=torch.zeros(3, 6, dtype=torch.bool), hook_point=POINTS),
     ):
-        with context, scale(model, early_sae(), [4, 5], 1.0), ablate(model, sae, 11, hook_point="blocks.2.hook_attn_out"):
+        with (
+            context,
+            scale(model, early_sae(), [4, 5], 1.0),
+            ablate(model, sae, 11, hook_point="blocks.2.hook_attn_out"),
+        ):
             assert torch.equal(model(ids, attention_mask=mask).logits, clean)
     with steer(model, sae, LATENTS, 2.0, when=Fires(3, sae=sae, hook_point=EARLY)):
         assert not torch.equal(model(ids, attention_mask=mask).logits, clean)
@@ -126,7 +131,8 @@ def test_several_places_are_the_nested_contexts_of_each(name):
 
 
 def test_a_direction_taken_out_everywhere_is_nowhere():
-    """Residual stream and what blocks add: after ablation at all hook points nothing lies along the direction."""
+    """Residual stream and what blocks add: after ablation at all hook points nothing lies along the
+    direction."""
     model, sae = model_of("llama"), sae_of()
     direction = nn.functional.normalize(sae.W_dec[3], dim=0)
     points = hook_points(model)
@@ -150,7 +156,9 @@ def test_a_latent_at_an_earlier_hook_point_says_where(name):
     latent = int(((fires.sum(0) > 0) & (fires.sum(0) < len(fires))).nonzero()[0])
     for edit in (
         steer(model, sae, LATENTS, 2.0, when=Fires(latent, 0.2, sae=early), skip_ids=()),
-        steer_direction(model, sae.W_dec[3], 1.0, hook_point=POINT, when=Fires(latent, 0.2, early), skip_ids=()),
+        steer_direction(
+            model, sae.W_dec[3], 1.0, hook_point=POINT, when=Fires(latent, 0.2, early), skip_ids=()
+        ),
     ):
         assert torch.equal((stream(model, IDS, edit) != acts).any(-1)[0], fires[:, latent])
 
@@ -197,11 +205,15 @@ def test_a_condition_sees_what_contexts_entered_before_left():
         assert torch.equal((stream(model, IDS, before()) != clean[1]).any(-1)[0], fires[0])
 
 
-@pytest.mark.parametrize("place", ["blocks.2.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.2.hook_attn_out"])
+@pytest.mark.parametrize(
+    "place", ["blocks.2.hook_resid_pre", "blocks.1.hook_resid_post", "blocks.2.hook_attn_out"]
+)
 def test_a_later_hook_point_is_refused_on_entering(place):
     model, sae = model_of("llama"), sae_of()
     when = Fires(3, sae=sae, hook_point=place)
-    with pytest.raises(ValueError, match=f"reaches before blocks.1.hook_mlp_out, where the edit acts, got {place}"):
+    with pytest.raises(
+        ValueError, match=f"reaches before blocks.1.hook_mlp_out, where the edit acts, got {place}"
+    ):
         with steer(model, sae, LATENTS, 2.0, hook_point="blocks.1.hook_mlp_out", when=when):
             pass
     assert n_hooks(model) == 0
@@ -209,7 +221,9 @@ def test_a_later_hook_point_is_refused_on_entering(place):
 
 def test_where_only_the_forward_can_tell_it_refuses_a_later_module():
     model, sae = model_of("llama"), sae_of()
-    with pytest.raises(HookError, match="reaches before blocks.1.hook_resid_post, where the edit acts, got model.layers.2"):
+    with pytest.raises(
+        HookError, match="reaches before blocks.1.hook_resid_post, where the edit acts, got model.layers.2"
+    ):
         with steer(model, sae, LATENTS, 2.0, when=Fires(3, hook_point="model.layers.2")):
             model(IDS)
     assert n_hooks(model) == 0
@@ -233,7 +247,10 @@ def test_bad_places_are_named():
             ablate(model, other, 3, hook_point=[EARLY, POINT]),
             "blocks.0.hook_resid_post expected an SAE of d_model=16",
         ),
-        (ablate(model, sae, 3, when=Fires(3, sae=other)), "d_model=16, got one of 12, trained on gpt2 blocks.0"),
+        (
+            ablate(model, sae, 3, when=Fires(3, sae=other)),
+            "d_model=16, got one of 12, trained on gpt2 blocks.0",
+        ),
         (steer_direction(model, torch.ones(WIDTH), 1.0, hook_point=[]), "expected hook_point="),
         (ablate_direction(model, torch.ones(5), hook_point=POINTS), "d_model=16.*got \\[5\\]"),
         (ablate(model, sae, 3, when=Fires(24, sae=early_sae())), "indices from 0 to 23, got \\[24\\]"),
@@ -248,7 +265,8 @@ def test_bad_places_are_named():
     assert n_hooks(model) == 0 and "generate" not in vars(model)
 
 
-# One result for all ways of running -------------------------------------------------------------------------------------
+# One result for all ways of running
+# -------------------------------------------------------------------------------------
 
 
 @pytest.mark.property_check(5)
@@ -283,7 +301,9 @@ def test_generate_is_the_same_cached_uncached_and_single(edit, name):
         for row, text in enumerate(TEXTS):
             single, _ = generated(model, [text], edit(model, where=where))
             assert single == [tokens[row]]
-            reference = teacher_forced(model, text, tokens[row], edit(model, where=where, prompt_tokens=len(text)))
+            reference = teacher_forced(
+                model, text, tokens[row], edit(model, where=where, prompt_tokens=len(text))
+            )
             torch.testing.assert_close(logits[row], reference, rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(plain_logits[row], reference, rtol=1e-4, atol=1e-4)
         if where == "generated":

@@ -1,4 +1,5 @@
-"""One pass over a store gives what brute force on the dense matrix gives, and its table leads back to rows and text."""
+"""One pass over a store gives what brute force on the dense matrix gives, and its table leads back to rows
+and text."""
 
 import pytest
 import torch
@@ -66,12 +67,16 @@ def test_table_leads_back_to_rows_and_text(store, sae, byte_tokenizer):
         dense = sae.encode_dense(rows)
     latent = int(table.n_fired.argmax())
     view = table.latent(latent)
-    assert [firing.value for firing in view] == pytest.approx(brute_force(dense, 4)[0][latent].tolist(), abs=1e-5)
+    assert [firing.value for firing in view] == pytest.approx(
+        brute_force(dense, 4)[0][latent].tolist(), abs=1e-5
+    )
     docs = torch.cat([store.row_docs(shard) for shard in range(store.n_shards)])
     ids = torch.cat([store.tokens(s).input_ids[store.tokens(s).kept.bool()] for s in range(store.n_shards)])
     for firing in view:
         assert firing.document == docs[firing.row]
-        assert firing.token in ("", byte_tokenizer.decode([int(ids[firing.row])])) or not firing.token.isascii()
+        assert (
+            firing.token in ("", byte_tokenizer.decode([int(ids[firing.row])])) or not firing.token.isascii()
+        )
 
 
 def test_latents_can_be_chosen(store, sae, byte_tokenizer):

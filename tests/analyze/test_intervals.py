@@ -1,4 +1,5 @@
-"""Intervals of equal share: their members lie inside, they cover every positive activation, and zero is in none."""
+"""Intervals of equal share: their members lie inside, they cover every positive activation, and zero is in
+none."""
 
 from itertools import pairwise
 
@@ -44,22 +45,33 @@ def test_members_lie_inside_and_all_positives_are_covered(n_fired, spread):
             assert 0 < value == values[row]
             assert interval.low <= value and (value < interval.high or place == 4)
         assert list(interval.values) == sorted(interval.values, reverse=True)
-    assert sum(len(interval.rows) for interval in found) == min(n_fired, 64), "every sampled firing is in one interval"
+    assert sum(len(interval.rows) for interval in found) == min(n_fired, 64), (
+        "every sampled firing is in one interval"
+    )
     if n_fired == 5000:
-        shares = [float(((positives >= low) & (positives < high)).double().mean()) for low, high in pairwise(edges)]
-        allowed = {0.1: 0.08, 1.0: 0.02, 8.0: 0.15}[spread]  # 64 samples in three bins; in many; most beyond the last edge
+        shares = [
+            float(((positives >= low) & (positives < high)).double().mean()) for low, high in pairwise(edges)
+        ]
+        allowed = {0.1: 0.08, 1.0: 0.02, 8.0: 0.15}[
+            spread
+        ]  # 64 samples in three bins; in many; most beyond the last edge
         assert max(abs(share - 0.2) for share in shares) < allowed, shares
 
 
 @pytest.mark.property_check(7)
 def test_beyond_the_sample_edges_come_from_the_histogram():
-    """400 firings in the bin 1 to 1.25, 600 in 1.25 to 1.5: the median has a sixth of the second bin below it.
+    """400 firings in the bin 1 to 1.25, 600 in 1.25 to 1.5: the median has a sixth of the second bin below
+    it.
 
     Two of the sample in that bin, at 1.3 and 1.4, cut it into thirds: a sixth is halfway to the first.
     """
     histogram = torch.zeros(96, dtype=torch.int32)
     histogram[32], histogram[33] = 400, 600
-    assert quantile_edges(histogram, torch.ones(10), 1000, 1.49, 2) == [1.0, pytest.approx(1.25 + 0.24 / 6), 1.49]
+    assert quantile_edges(histogram, torch.ones(10), 1000, 1.49, 2) == [
+        1.0,
+        pytest.approx(1.25 + 0.24 / 6),
+        1.49,
+    ]
     sample = torch.tensor([1.1, 1.4, 1.3])
     assert quantile_edges(histogram, sample, 1000, 1.49, 2) == [1.0, pytest.approx(1.275), 1.49]
 
@@ -71,6 +83,8 @@ def test_activations_beyond_the_histogram_have_quantiles_too(scale):
     tally = Tally(1, 4, 64)
     tally.update(SparseLatents.from_dense(values[:, None]), 0)
     assert tally.histogram[0].count_nonzero() == 1
-    found = intervals(tally.histogram[0], tally.sample.values[0], tally.sample.rows[0], 5000, float(values[-1]))
+    found = intervals(
+        tally.histogram[0], tally.sample.values[0], tally.sample.rows[0], 5000, float(values[-1])
+    )
     shares = [float(((values >= part.low) & (values < part.high)).double().mean()) for part in found]
     assert max(abs(share - 0.2) for share in shares) < 0.1, shares

@@ -1,4 +1,5 @@
-"""Edits of latents: the arithmetic by hand, then the same result however the text is batched, padded, cached or cut up."""
+"""Edits of latents: the arithmetic by hand, then the same result however the text is batched, padded, cached
+or cut up."""
 
 import pytest
 import torch
@@ -24,10 +25,18 @@ WIDTH, LATENTS = 16, [3, 20, 7]
 POINT = "blocks.1.hook_resid_post"
 SHAPE = shape(WIDTH)
 MODELS = {
-    "gpt2": ("GPT2LMHeadModel", "GPT2Config", COMMON | {"n_embd": WIDTH, "n_layer": 3, "n_head": 2, "n_positions": 32}),
+    "gpt2": (
+        "GPT2LMHeadModel",
+        "GPT2Config",
+        COMMON | {"n_embd": WIDTH, "n_layer": 3, "n_head": 2, "n_positions": 32},
+    ),
     "llama": ("LlamaForCausalLM", "LlamaConfig", SHAPE | HEADS),
     "neox": ("GPTNeoXForCausalLM", "GPTNeoXConfig", SHAPE),
-    "gemma3": ("Gemma3ForCausalLM", "Gemma3TextConfig", SHAPE | HEADS | {"sliding_window": 4}),  # shorter than the texts
+    "gemma3": (
+        "Gemma3ForCausalLM",
+        "Gemma3TextConfig",
+        SHAPE | HEADS | {"sliding_window": 4},
+    ),  # shorter than the texts
     "qwen3": ("Qwen3ForCausalLM", "Qwen3Config", SHAPE | HEADS),
 }
 MEAN = torch.linspace(0.1, 2.0, 24)
@@ -103,7 +112,10 @@ def start(mode: str, model: nn.Module, sae: SparseAutoencoder, where="all", late
 
 def padded(texts: list[list[int]], side: str) -> tuple[Tensor, Tensor]:
     width = max(len(text) for text in texts)
-    ids, mask = torch.zeros(len(texts), width, dtype=torch.long), torch.zeros(len(texts), width, dtype=torch.long)
+    ids, mask = (
+        torch.zeros(len(texts), width, dtype=torch.long),
+        torch.zeros(len(texts), width, dtype=torch.long),
+    )
     for row, text in enumerate(texts):
         place = slice(width - len(text), width) if side == "left" else slice(len(text))
         ids[row, place], mask[row, place] = torch.tensor(text), 1
@@ -170,7 +182,9 @@ def test_each_mode_adds_what_its_definition_says(mode, kind, normalize):
         basis = sae.W_dec[LATENTS].T
         added = -acts @ basis @ torch.linalg.inv(basis.T @ basis) @ basis.T
     elif mode == "steer along a direction":
-        added = 0.4 * acts.norm(dim=-1, keepdim=True) * nn.functional.normalize(sae.W_dec[LATENTS].sum(0), dim=0)
+        added = (
+            0.4 * acts.norm(dim=-1, keepdim=True) * nn.functional.normalize(sae.W_dec[LATENTS].sum(0), dim=0)
+        )
     edited = stream(model, ids, start(mode, model, sae, skip_ids=()))
     torch.testing.assert_close(edited, acts + added, rtol=1e-4, atol=1e-5)
     assert (edited - acts).abs().max() > 0.01  # it is an edit
@@ -181,7 +195,8 @@ def test_each_mode_adds_what_its_definition_says(mode, kind, normalize):
 
 
 def drawn_tokens(ids: Tensor) -> Tensor:
-    """Which of the five tokens each of a text's is given: splitmix64 of 2^32 index + id, and of the seed before."""
+    """Which of the five tokens each of a text's is given: splitmix64 of 2^32 index + id, and of the seed
+    before."""
     keys = torch.arange(ids.shape[1]) * 2**32 + ids
     return torch.from_numpy((hashed_uniform(keys.numpy(), 0) * 5).astype("int64"))
 
@@ -189,13 +204,15 @@ def drawn_tokens(ids: Tensor) -> Tensor:
 @pytest.mark.property_check(6)
 @pytest.mark.parametrize("kind", ["relu", "jumprelu"])
 def test_a_clamped_latent_has_its_value_on_encoding_again(kind):
-    """With orthonormal directions used on both sides, latent i reads back exactly what was written on direction i."""
+    """With orthonormal directions used on both sides, latent i reads back exactly what was written on
+    direction i."""
     model, sae = model_of("llama"), sae_of(kind)
     sae.W_dec.copy_(torch.eye(24)[:, :WIDTH])
     sae.W_enc.copy_(sae.W_dec.T)
     sae.b_dec.zero_(), sae.b_enc.zero_()
     edited = stream(model, torch.tensor([TEXTS[0]]), clamp(model, sae, [3, 7], [2.0, 1.5], skip_ids=()))
-    # a pre-activation below zero is not seen by z, so it stays in the error: only firing latents read back exactly
+    # a pre-activation below zero is not seen by z, so it stays in the error: only firing latents read back
+    # exactly
     acts = stream(model, torch.tensor([TEXTS[0]]))
     fires = sae.encode_dense(acts)[..., [3, 7]] > 0
     assert fires.any()
@@ -301,7 +318,9 @@ def test_a_condition_on_the_latent_of_another_sae():
     acts = stream(model, ids)
     fires = other.encode_dense(acts)[0, :, 8] > 0.2
     assert 0 < fires.sum() < len(fires)
-    context = steer_direction(model, sae.W_dec[3], 1.0, hook_point=POINT, when=Fires(8, 0.2, other), skip_ids=())
+    context = steer_direction(
+        model, sae.W_dec[3], 1.0, hook_point=POINT, when=Fires(8, 0.2, other), skip_ids=()
+    )
     assert torch.equal((stream(model, ids, context) != acts).any(-1)[0], fires)
 
 
@@ -309,20 +328,28 @@ def test_other_tokens_are_drawn_evenly_and_anew_by_the_seed():
     model, sae = model_of("llama"), sae_of()
     sae.W_dec.copy_(torch.eye(24)[:, :WIDTH]), sae.W_enc.copy_(sae.W_dec.T)
     sae.b_dec.zero_(), sae.b_enc.zero_()
-    ids, pool = torch.tensor([[1] + list(range(3, 33)) * 1]), torch.arange(1.0, 6.0)[:, None] * torch.ones(WIDTH)
+    ids, pool = (
+        torch.tensor([[1] + list(range(3, 33)) * 1]),
+        torch.arange(1.0, 6.0)[:, None] * torch.ones(WIDTH),
+    )
     found = []
     for seed in range(20):
         context = ablate(model, sae, 3, value="resample", reference=pool, seed=seed)
         acts, edited = stream(model, ids), stream(model, ids, context)
-        found.append((edited - acts + sae.encode_dense(acts)[..., :WIDTH])[0, 1:, 3])  # the value it was set to
+        found.append(
+            (edited - acts + sae.encode_dense(acts)[..., :WIDTH])[0, 1:, 3]
+        )  # the value it was set to
     values = torch.stack(found).round()
     torch.testing.assert_close(torch.stack(found), values, rtol=0, atol=1e-4)
     counts = torch.bincount(values.long().flatten(), minlength=6)[1:]
-    assert (counts - 120).abs().max() < 4 * (600 * 0.2 * 0.8) ** 0.5  # four standard deviations of a fair draw
+    assert (counts - 120).abs().max() < 4 * (
+        600 * 0.2 * 0.8
+    ) ** 0.5  # four standard deviations of a fair draw
     assert not torch.equal(values[0], values[1])
 
 
-# One result for all ways of running -----------------------------------------------------------------------------------
+# One result for all ways of running
+# -----------------------------------------------------------------------------------
 
 
 @pytest.mark.property_check(5)
@@ -348,7 +375,13 @@ def test_a_forward_is_the_same_batched_single_left_and_right_padded(mode, name):
 def generated(model, texts, context, **options) -> tuple[list[list[int]], list[Tensor]]:
     """New tokens of each text, and the logits they were chosen by."""
     ids, mask = padded(texts, "left")
-    settings = {"do_sample": False, "max_new_tokens": NEW, "min_new_tokens": NEW, "output_logits": True, **options}
+    settings = {
+        "do_sample": False,
+        "max_new_tokens": NEW,
+        "min_new_tokens": NEW,
+        "output_logits": True,
+        **options,
+    }
     with context:
         result = model.generate(ids, attention_mask=mask, return_dict_in_generate=True, **settings)
     return result.sequences[:, ids.shape[1] :].tolist(), list(torch.stack(result.logits, dim=1))
@@ -360,7 +393,9 @@ def teacher_forced(model, text, new, context) -> Tensor:
 
 
 @pytest.mark.property_check(5)
-@pytest.mark.parametrize("mode, name", [(m, n) for m in MODES for n in MODELS if m in CLASSIC or n in ("llama", "gemma3")])
+@pytest.mark.parametrize(
+    "mode, name", [(m, n) for m in MODES for n in MODELS if m in CLASSIC or n in ("llama", "gemma3")]
+)
 def test_generate_is_the_same_cached_uncached_batched_and_single(mode, name):
     model, sae = model_of(name), sae_of("topk" if mode == "clamp" else "relu")
     clean, _ = generated(model, TEXTS, capture(model, []))
@@ -385,7 +420,8 @@ def test_generate_is_the_same_cached_uncached_batched_and_single(mode, name):
 @pytest.mark.parametrize("use_cache", [True, False])
 @pytest.mark.parametrize("name", MODELS)
 def test_an_edit_of_the_prompt_touches_no_generated_step(name, use_cache):
-    """Whether steps run alone or, without a cache, with all of the text: of each token, the stream before and after."""
+    """Whether steps run alone or, without a cache, with all of the text: of each token, the stream before and
+    after."""
     model, sae = model_of(name), sae_of()
     before, touched = [], []
 
@@ -397,7 +433,9 @@ def test_an_edit_of_the_prompt_touches_no_generated_step(name, use_cache):
     ids, mask = padded(TEXTS, "left")
     with edit(model, POINT, lambda acts, info: before.append(acts) or acts):
         with steer(model, sae, LATENTS, 2.0, where="prompt"), edit(model, POINT, compare):
-            model.generate(ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, use_cache=use_cache)
+            model.generate(
+                ids, attention_mask=mask, max_new_tokens=NEW, min_new_tokens=NEW, use_cache=use_cache
+            )
     columns, changed = torch.cat(touched).unbind(-1)
     assert changed[columns < ids.shape[1]].any()
     assert (columns >= ids.shape[1]).any() and not changed[columns >= ids.shape[1]].any()
@@ -409,7 +447,9 @@ def test_a_prefill_in_chunks_is_still_the_prompt(where):
     whole = generated(model, TEXTS[:1], steer(model, sae, LATENTS, 2.0, where=where))
     lengths = []
     with edit(model, POINT, lambda acts, info: lengths.append(acts.shape[1]) or acts):
-        chunks = generated(model, TEXTS[:1], steer(model, sae, LATENTS, 2.0, where=where), prefill_chunk_size=1)
+        chunks = generated(
+            model, TEXTS[:1], steer(model, sae, LATENTS, 2.0, where=where), prefill_chunk_size=1
+        )
     assert lengths == [1] * (len(TEXTS[0]) + NEW - 1)  # no pass tells by its length what it holds
     assert chunks[0] == whole[0]
     torch.testing.assert_close(chunks[1][0], whole[1][0], rtol=1e-4, atol=1e-4)
@@ -420,14 +460,18 @@ def test_a_prefill_in_chunks_is_still_the_prompt(where):
 def test_a_prompt_of_one_token_is_a_prompt(where):
     model, sae = model_of("llama"), sae_of()
     with steer(model, sae, LATENTS, 2.0, where=where):
-        tokens = model.generate(torch.tensor([[9]]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)[0, 1:].tolist()
+        tokens = model.generate(torch.tensor([[9]]), max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)[
+            0, 1:
+        ].tolist()
     logits = teacher_forced(model, [9], tokens, steer(model, sae, LATENTS, 2.0, where=where, prompt_tokens=1))
     assert logits.index_fill(1, torch.tensor([2]), -torch.inf).argmax(-1).tolist() == tokens
 
 
 def test_beams_follow_their_example():
     model, sae = model_of("llama"), sae_of()
-    mask = torch.tensor([[False, True, False, False, False, True], [False] * 4 + [True] * 2, [False] * 3 + [True] * 3])
+    mask = torch.tensor(
+        [[False, True, False, False, False, True], [False] * 4 + [True] * 2, [False] * 3 + [True] * 3]
+    )
     ids, attended = padded(TEXTS, "left")
     with steer(model, sae, LATENTS, 3.0, where=mask):
         result = model.generate(
@@ -445,14 +489,16 @@ def test_beams_follow_their_example():
         new = result.sequences[row, 6:].tolist()
         own = mask[row : row + 1, 6 - len(text) :]
         logits = teacher_forced(model, text, new, steer(model, sae, LATENTS, 3.0, where=own))
-        # the score of a beam is the log-probability of its tokens; EOS is forbidden by min_new_tokens, after the softmax
+        # the score of a beam is the log-probability of its tokens; EOS is forbidden by min_new_tokens, after
+        # the softmax
         score = logits.log_softmax(-1).gather(1, torch.tensor(new)[:, None]).sum()
         torch.testing.assert_close(result.sequences_scores[row], score, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("draft", [{"prompt_lookup_num_tokens": 3}, {"assistant_early_exit": 1}])
 def test_drafted_tokens_count_as_generated(draft):
-    """Several tokens a pass, some taken back; with early exit the model drafts for itself, in a call within the call."""
+    """Several tokens a pass, some taken back; with early exit the model drafts for itself, in a call within
+    the call."""
     model, sae = model_of("llama"), sae_of()
     ids = torch.tensor([[1, 5, 9, 5, 9, 5, 9]])
     for where in ("prompt", "generated"):
@@ -467,7 +513,9 @@ def test_a_loop_of_ones_own_says_where_its_prompt_ends():
     model, sae = model_of("llama"), sae_of()
     text, new = TEXTS[0], [4, 11, 6]
     for where in ("prompt", "generated"):
-        reference = teacher_forced(model, text, new, steer(model, sae, LATENTS, 2.0, where=where, prompt_tokens=6))
+        reference = teacher_forced(
+            model, text, new, steer(model, sae, LATENTS, 2.0, where=where, prompt_tokens=6)
+        )
         with steer(model, sae, LATENTS, 2.0, where=where, prompt_tokens=6):
             out = model(torch.tensor([text[:4]]), use_cache=True)
             out = model(torch.tensor([text[4:]]), past_key_values=out.past_key_values, use_cache=True)
@@ -490,7 +538,9 @@ def test_masks_and_functions_mean_what_they_say_padding_apart():
     with steer(model, sae, LATENTS, 1.0, where=chosen):
         edited = stream_of_batch(model, ids, mask)
     assert (edited != clean).any(-1).tolist() == [[True] + [False] * 5, [False] * 6, [False] * 6]
-    with steer(model, sae, LATENTS, 1.0, where=lambda info: info.token_index == 2):  # the third real token of each
+    with steer(
+        model, sae, LATENTS, 1.0, where=lambda info: info.token_index == 2
+    ):  # the third real token of each
         edited = stream_of_batch(model, ids, mask)
     assert (edited != clean).any(-1).nonzero().tolist() == [[0, 2], [1, 5], [2, 3]]
     with steer(model, sae, LATENTS, 1.0, where=lambda info: info.input_ids == 21):
@@ -554,7 +604,10 @@ def test_a_right_padded_generate_is_refused_and_leaves_nothing():
     model, sae = model_of("llama"), sae_of()
     ids, mask = padded(TEXTS, "right")
     for inputs in ({"inputs": ids, "attention_mask": mask}, {"inputs": ids}, {"input_ids": ids}):
-        with pytest.raises(ValueError, match="row 1 ends in padding.*padding_side='left'"), ablate(model, sae, LATENTS):
+        with (
+            pytest.raises(ValueError, match="row 1 ends in padding.*padding_side='left'"),
+            ablate(model, sae, LATENTS),
+        ):
             model.generate(**inputs, max_new_tokens=2)
     with pytest.raises(ValueError, match="row 1 ends in padding"), ablate(model, sae, LATENTS):
         model.generate(ids, max_new_tokens=2)
@@ -569,11 +622,16 @@ def test_continuous_batching_is_refused_and_works_again_afterwards():
     with ablate(model, sae, LATENTS):
         with pytest.raises(HookError, match="continuous batching.*left-padded batch"):
             model.generate_batch([TEXTS[0]], max_new_tokens=2)
-        packed = {"write_index": [], "cu_seq_lens_q": torch.tensor([0, 6])}  # as a manager that was made before calls it
+        packed = {
+            "write_index": [],
+            "cu_seq_lens_q": torch.tensor([0, 6]),
+        }  # as a manager that was made before calls it
         with pytest.raises(HookError, match="continuous batching"):
             model(torch.tensor([TEXTS[0]]), **packed)
         model.generate(torch.tensor([[1, 5]]), max_new_tokens=2)
-    assert model.init_continuous_batching == own and not {"generate", "init_continuous_batching"} & set(vars(model))
+    assert model.init_continuous_batching == own and not {"generate", "init_continuous_batching"} & set(
+        vars(model)
+    )
 
 
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
@@ -584,7 +642,9 @@ def test_a_peft_model_generates_with_the_edit():
     model = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
     ids = torch.tensor([TEXTS[0]])
     with steer(model, sae, LATENTS, 2.0, where="generated"):
-        new = model.generate(input_ids=ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)[0, 6:].tolist()
+        new = model.generate(input_ids=ids, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)[
+            0, 6:
+        ].tolist()
     with steer(model, sae, LATENTS, 2.0, where="generated", prompt_tokens=6):
         logits = model(input_ids=torch.tensor([TEXTS[0] + new])).logits[0, 5:-1]
     assert logits.index_fill(1, torch.tensor([2]), -torch.inf).argmax(-1).tolist() == new
@@ -622,7 +682,9 @@ def test_a_forward_that_failed_leaves_no_mask_behind():
 def test_the_callers_own_generate_comes_back():
     model, sae = model_of("llama"), sae_of()
     calls = []
-    own = model.generate = lambda *args, **kwargs: calls.append(args) or type(model).generate(model, *args, **kwargs)
+    own = model.generate = lambda *args, **kwargs: (
+        calls.append(args) or type(model).generate(model, *args, **kwargs)
+    )
     with ablate(model, sae, LATENTS), ablate(model, sae, 5):
         model.generate(torch.tensor([[1, 5]]), max_new_tokens=1)
     assert model.generate is own and len(calls) == 1
@@ -636,7 +698,10 @@ def test_the_callers_own_generate_comes_back():
         (lambda m, s: ablate(m, s, 3.7), "latents expected indices, got torch.float32"),
         (lambda m, s: ablate(m, s, torch.ones(24, dtype=torch.bool)), "got torch.bool; of a mask"),
         (lambda m, s: steer(m, s, 3, float("nan")), "strength expected finite numbers, got nan"),
-        (lambda m, s: steer(m, s, 3, 1.0, where=[[True]]), "a bool mask or a function of EditInfo, got a list"),
+        (
+            lambda m, s: steer(m, s, 3, 1.0, where=[[True]]),
+            "a bool mask or a function of EditInfo, got a list",
+        ),
         (lambda m, s: ablate(m, s, []), "at least one index"),
         (lambda m, s: ablate(m, s, [3, 3]), "each index once"),
         (lambda m, s: ablate(m, s, 3, value="median"), "'zero', 'mean' or 'resample', got 'median'"),
@@ -644,17 +709,26 @@ def test_the_callers_own_generate_comes_back():
         (lambda m, s: ablate(m, s, 3, mean=MEAN), "belongs to value='mean'"),
         (lambda m, s: ablate(m, s, 3, value="resample"), "expected reference=.*store.acts"),
         (lambda m, s: ablate(m, s, 3, reference=REFERENCE), "belongs to value='resample'"),
-        (lambda m, s: ablate(m, s, 3, value="resample", reference=REFERENCE[0]), "n_tokens d_model=16.*got \\[16\\]"),
+        (
+            lambda m, s: ablate(m, s, 3, value="resample", reference=REFERENCE[0]),
+            "n_tokens d_model=16.*got \\[16\\]",
+        ),
         (lambda m, s: ablate(m, s, 3, directions=MEAN), "1 latents, d_model=16.*got \\[24\\]"),
         (lambda m, s: ablate(m, s, 3, when=Fires(24)), "indices from 0 to 23, got \\[24\\]"),
         (lambda m, s: clamp(m, s, 3, 1.0, bound="mim"), "did you mean 'min'"),
         (lambda m, s: clamp(m, s, 3, 1.0, unit="max_act"), "max_act= belongs to unit='max_act'"),
         (lambda m, s: steer_direction(m, s.W_dec[3], 1.0), "expected hook_point=, since a direction"),
-        (lambda m, s: steer_direction(m, s.W_dec[3], 1.0, "max_act", hook_point=POINT), "unit expected one of"),
+        (
+            lambda m, s: steer_direction(m, s.W_dec[3], 1.0, "max_act", hook_point=POINT),
+            "unit expected one of",
+        ),
         (lambda m, s: steer_direction(m, s.W_dec[:2], 1.0, hook_point=POINT), "d_model=16.*got \\[2, 16\\]"),
         (lambda m, s: ablate_direction(m, MEAN, hook_point=POINT), "d_model=16.*got \\[24\\]"),
         (lambda m, s: ablate_direction(m, torch.zeros(16), hook_point=POINT), "not all zero"),
-        (lambda m, s: ablate_direction(m, s.W_dec[3], hook_point=POINT, when=Fires(3)), "expected Fires\\(latent, sae"),
+        (
+            lambda m, s: ablate_direction(m, s.W_dec[3], hook_point=POINT, when=Fires(3)),
+            "expected Fires\\(latent, sae",
+        ),
         (lambda m, s: ablate(m, s, 3, where="prompts"), "did you mean 'prompt'"),
         (lambda m, s: ablate(m, s, 3, where=torch.ones(1, 6)), "expected a bool mask"),
         (lambda m, s: ablate(m, s, 3, where=torch.ones(2, 6).bool()), "expected 1 rows"),
@@ -689,12 +763,16 @@ def test_an_sae_of_another_model_or_without_a_place():
         pass
     with ablate(model, nowhere, 3, hook_point="model.layers.1"):
         model(torch.tensor([TEXTS[0]]))
-    with pytest.raises(HookError, match="no hook point"), ablate(model, nowhere, 3, hook_point="blocks.9.hook_resid_post"):
+    with (
+        pytest.raises(HookError, match="no hook point"),
+        ablate(model, nowhere, 3, hook_point="blocks.9.hook_resid_post"),
+    ):
         pass
 
 
 def test_latent_stats_by_hand(tmp_path):
-    """Identity SAE of width 2 over rows (1, 0), (3, −1), (0, 2): means 4/3 and 2/3, maxima 3 and 2; of a store as well."""
+    """Identity SAE of width 2 over rows (1, 0), (3, −1), (0, 2): means 4/3 and 2/3, maxima 3 and 2; of a
+    store as well."""
     sae = SparseAutoencoder(SAEConfig(d_model=2, d_sae=2, kind="relu"))
     sae.W_enc.copy_(torch.eye(2)), sae.W_dec.copy_(torch.eye(2))
     batches = [torch.tensor([[1.0, 0.0], [3.0, -1.0]]), torch.tensor([[0.0, 2.0]])]

@@ -18,7 +18,10 @@ def test_labels_are_kept_and_found(tmp_path):
     labels.set(3, "quotes '\" and %", "50_0")
     labels.set(1, "Sun", "</script>")
     labels.set(3, "100 % quotes")
-    assert Labels(tmp_path / "labels.sqlite", SAE).all() == [Label(1, "Sun", "</script>"), Label(3, "100 % quotes")]
+    assert Labels(tmp_path / "labels.sqlite", SAE).all() == [
+        Label(1, "Sun", "</script>"),
+        Label(3, "100 % quotes"),
+    ]
     assert [label.latent for label in labels.search("sun")] == [1]
     assert [label.latent for label in labels.search("0 %")] == [3]
     assert labels.search("1%q") == [] and labels.search("script") == [Label(1, "Sun", "</script>")]
@@ -81,7 +84,11 @@ def test_what_the_page_exported_is_imported_in_place_of_what_was_there(tmp_path)
     "label, facts, told",
     [
         (entry(1), {"sae": "b" * 64}, "labels of the SAE bbbbbbbb, this index is of aaaaaaaa"),
-        (entry(1), {"version": 2}, "expected 'saelens_lite labels' version 1, it states 'saelens_lite labels' version 2"),
+        (
+            entry(1),
+            {"version": 2},
+            "expected 'saelens_lite labels' version 1, it states 'saelens_lite labels' version 2",
+        ),
         (entry(10), {}, "from 0 to 9, got 10"),
         (entry("1"), {}, "from 0 to 9, got 1"),
         ({"latent": 1}, {}, "expected labels that a page of features exported: KeyError"),

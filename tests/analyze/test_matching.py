@@ -14,13 +14,18 @@ def best_sum(similarity: torch.Tensor) -> float:
     if similarity.shape[0] > similarity.shape[1]:
         return best_sum(similarity.T)
     n, m = similarity.shape
-    return max(sum(float(similarity[i, j]) for i, j in enumerate(chosen)) for chosen in itertools.permutations(range(m), n))
+    return max(
+        sum(float(similarity[i, j]) for i, j in enumerate(chosen))
+        for chosen in itertools.permutations(range(m), n)
+    )
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (4, 4), (3, 6), (6, 3), (5, 5)])
 @pytest.mark.parametrize("seed", range(5))
 def test_the_pairing_has_the_largest_sum(shape, seed):
-    similarity = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).round(decimals=1)  # with ties
+    similarity = torch.rand(shape, generator=torch.Generator().manual_seed(seed)).round(
+        decimals=1
+    )  # with ties
     pairs = best_pairing(similarity)
     assert pairs.shape == (min(shape), 2)
     assert len(set(pairs[:, 0].tolist())) == len(set(pairs[:, 1].tolist())) == min(shape)
@@ -71,7 +76,8 @@ def test_copies_agree_in_any_order_and_strangers_do_not():
 
 
 def test_of_many_latents_a_sample_is_paired_with_all(monkeypatch):
-    """Too large rather than too small, as fewer compete; between the whole pairing and every latent's own best."""
+    """Too large rather than too small, as fewer compete; between the whole pairing and every latent's own
+    best."""
     one, other = (torch.randn(60, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(2))
     whole = mcc(one, other)
     monkeypatch.setattr(direction_pairing, "PAIRED", 30)

@@ -1,4 +1,5 @@
-"""What a notebook shows of an index: right numbers, no script, and no element that came from a token or a label."""
+"""What a notebook shows of an index: right numbers, no script, and no element that came from a token or a
+label."""
 
 from html.parser import HTMLParser
 
@@ -87,7 +88,9 @@ def test_no_string_becomes_markup(opened):
         assert found.tags == expected.tags
         assert not {"script", "style", "img", "link"} & {tag for tag, _ in found.tags}
         assert not any(
-            name.startswith("on") or name in ("src", "href") for _, attributes in found.tags for name, _ in attributes
+            name.startswith("on") or name in ("src", "href")
+            for _, attributes in found.tags
+            for name, _ in attributes
         )
         pages[0].encode("utf-8")
         assert "\u202e" not in pages[0]

@@ -10,7 +10,8 @@ from .conftest import make_sae
 
 
 def test_the_score_by_hand(gpt2, byte_tokenizer, monkeypatch):
-    """The last hook point: the stream behind the prompt, moved by 10 · 3 · W_dec, then the final norm and the head."""
+    """The last hook point: the stream behind the prompt, moved by 10 · 3 · W_dec, then the final norm and the
+    head."""
     monkeypatch.setattr("saelens_lite.analyze.index.output_score._BATCH_LATENTS", 20)
     sae = make_sae(hook_point="blocks.1.hook_resid_post")
     lens = logit_lens(sae, gpt2, n=4)

@@ -1,4 +1,5 @@
-"""The page is one inert file: what it shows is right, whatever the tokens hold, in text and in a real browser."""
+"""The page is one inert file: what it shows is right, whatever the tokens hold, in text and in a real
+browser."""
 
 import json
 import re
@@ -7,7 +8,14 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
-from saelens_lite.analyze import FeatureIndex, IndexConfig, evaluate_sae, feature_page, index_features, max_activating_tokens
+from saelens_lite.analyze import (
+    FeatureIndex,
+    IndexConfig,
+    evaluate_sae,
+    feature_page,
+    index_features,
+    max_activating_tokens,
+)
 from saelens_lite.analyze.index.labels import FORMAT
 from saelens_lite.analyze.index.tally import activation_bins, bin_edges
 from saelens_lite.analyze.latents.text_windows import visible
@@ -55,7 +63,8 @@ class Page(HTMLParser):
 
 
 def nasty_data(tokens=NASTY):
-    """A page's data with every nasty string wherever a string of the model, the corpus or a reader can stand."""
+    """A page's data with every nasty string wherever a string of the model, the corpus or a reader can
+    stand."""
     places = list(range(len(tokens)))
     example = [2.0, 1, 3, 4, 1, places, [1, 2.0, 0, None]]
     lens = [[place, 0.5] for place in places]
@@ -68,8 +77,18 @@ def nasty_data(tokens=NASTY):
         "examples": [example], "intervals": [[1.0, 1.5, None, [example]], [0.0, 1.0, 4, []]],
         "contrast": [[0.0, *example[1:6], []]], "label": [tokens[0], tokens[2], True],
     }  # fmt: skip
-    silent = {name: [] for name in ("cosine", "jaccard", "pmi", "positions", "examples", "intervals", "contrast")}
-    silent |= {"id": 8, "fired": 0, "interval": [0.0, 0.003], "first": -1, "last": -1, "max": 0.0, "norm": 1.0}
+    silent = {
+        name: [] for name in ("cosine", "jaccard", "pmi", "positions", "examples", "intervals", "contrast")
+    }
+    silent |= {
+        "id": 8,
+        "fired": 0,
+        "interval": [0.0, 0.003],
+        "first": -1,
+        "last": -1,
+        "max": 0.0,
+        "norm": 1.0,
+    }
     return {
         "title": tokens[0],
         "facts": [["model", token] for token in tokens],
@@ -114,9 +133,12 @@ def test_the_page_reaches_for_nothing():
     assert page.policy.startswith("default-src 'none'; base-uri 'none'")
     assert "unsafe" not in page.policy
     shell = text.replace(page.scripts[0], "").replace("http://www.w3.org/2000/svg", "")
-    assert not re.search(r"https?:|//\w|url\(|@import|innerHTML|insertAdjacentHTML|document\.write|eval\(", shell)
+    assert not re.search(
+        r"https?:|//\w|url\(|@import|innerHTML|insertAdjacentHTML|document\.write|eval\(", shell
+    )
     assert not any(
-        {"src", "href"} & set(attributes) or any(a.startswith("on") for a in attributes) for _, attributes in page.tags
+        {"src", "href"} & set(attributes) or any(a.startswith("on") for a in attributes)
+        for _, attributes in page.tags
     )
 
 
@@ -125,7 +147,9 @@ def page_data(store, sae, gpt2, byte_tokenizer, tmp_path):
     """page_data(**options): the data of a page made from the small store."""
 
     def make(model=gpt2, **options):
-        path = feature_page(sae, store, tmp_path / "new folder" / "page.html", model, tokenizer=byte_tokenizer, **options)
+        path = feature_page(
+            sae, store, tmp_path / "new folder" / "page.html", model, tokenizer=byte_tokenizer, **options
+        )
         return json.loads(Page(path.read_text(encoding="utf-8")).scripts[0])
 
     return make
@@ -186,7 +210,10 @@ def test_interval_examples_lie_inside_and_contrast_is_silent(dense, speaking, pa
         acts = dense[:, feature["id"]]
         lows, highs = ([one[end] for one in feature["intervals"]] for end in (0, 1))
         assert lows == sorted(lows, reverse=True) and highs[1:] == lows[:-1], "strongest first, without gaps"
-        assert highs[0] == pytest.approx(acts.max().item(), rel=1e-3) and lows[-1] <= acts[acts > 0].min() * 1.001
+        assert (
+            highs[0] == pytest.approx(acts.max().item(), rel=1e-3)
+            and lows[-1] <= acts[acts > 0].min() * 1.001
+        )
         for low, high, fired, examples in feature["intervals"]:
             if feature["fired"] <= IndexConfig().n_sample:
                 inside = (acts >= low * 0.9995) & (acts <= high * 1.0005) & (acts > 0)
@@ -197,7 +224,9 @@ def test_interval_examples_lie_inside_and_contrast_is_silent(dense, speaking, pa
                 assert low * 0.999 <= example[0] <= high * 1.001 and example[0] > 0
                 assert example[0] == pytest.approx(acts[example[1]].item(), rel=1e-3) == act_at(example)
         if feature["fired"] <= IndexConfig().n_sample:
-            assert sum(one[2] for one in feature["intervals"]) == feature["fired"], "each firing is in one interval"
+            assert sum(one[2] for one in feature["intervals"]) == feature["fired"], (
+                "each firing is in one interval"
+            )
         assert all(acts[example[1]] == 0 and act_at(example) == 0 for example in feature["contrast"])
         assert len(feature["contrast"]) == 5 or feature["fired"] > 700
 
@@ -218,28 +247,38 @@ def test_common_tokens_and_the_interval_of_the_rate(store, dense, speaking, page
         assert low < feature["fired"] / 1500 < high
 
 
-def test_an_index_gives_neighbours_lens_score_and_labels(store, sae, gpt2, speaking, byte_tokenizer, page_data, tmp_path):
+def test_an_index_gives_neighbours_lens_score_and_labels(
+    store, sae, gpt2, speaking, byte_tokenizer, page_data, tmp_path
+):
     one, other = speaking[:2]
     index = index_features(sae, store, tmp_path / "index", gpt2, tokenizer=byte_tokenizer, output_score=True)
     index.labels.set(one, "five <b>", "\u202enotes", starred=True)
-    data = page_data(model=None, latents=[one, other], index=FeatureIndex.open(tmp_path / "index", byte_tokenizer))
+    data = page_data(
+        model=None, latents=[one, other], index=FeatureIndex.open(tmp_path / "index", byte_tokenizer)
+    )
     five, two = data["features"]
     view = index[one]
     for name in ("cosine", "jaccard", "pmi"):
         assert five[name] == [[near, pytest.approx(score, abs=5e-4)] for near, score in getattr(view, name)]
-    assert [data["vocabulary"][place] for place, _ in five["top"]] == [visible(token) for token, _ in view.promoted]
+    assert [data["vocabulary"][place] for place, _ in five["top"]] == [
+        visible(token) for token, _ in view.promoted
+    ]
     assert five["score"] == pytest.approx(view.output_score, rel=1e-3)
     assert five["label"] == ["five <b>", "\u202enotes", True] and "label" not in two
     assert data["labels"]["sae"] == index.sae["sha256"]
     with pytest.raises(ValueError, match="is the index of"):
         feature_page(make_sae(d_sae=64), store, tmp_path / "p.html", index=index)
     index.plan["hook_point"] = "blocks.1.hook_mlp_out"
-    with pytest.raises(ValueError, match="an index over blocks.1.hook_mlp_out, not over blocks.0.hook_resid_post"):
+    with pytest.raises(
+        ValueError, match="an index over blocks.1.hook_mlp_out, not over blocks.0.hook_resid_post"
+    ):
         feature_page(sae, store, tmp_path / "p.html", index=index)
     assert not (tmp_path / "p.html").exists()
 
 
-def test_an_index_for_the_time_of_the_call_gives_the_same_page(store, sae, gpt2, byte_tokenizer, page_data, tmp_path):
+def test_an_index_for_the_time_of_the_call_gives_the_same_page(
+    store, sae, gpt2, byte_tokenizer, page_data, tmp_path
+):
     index = index_features(sae, store, tmp_path / "index", gpt2, tokenizer=byte_tokenizer)
     assert page_data(n_latents=5) == page_data(n_latents=5, index=index)
 
@@ -263,7 +302,9 @@ def test_a_page_of_many_latents_is_small(page_data):
 
 def test_the_rule_of_selection_is_said_and_kept(page_data, store, sae):
     data = page_data(n_latents=6)
-    assert data["rule"].startswith("Selected by: density from 1e-05 to 0.05 and at least 10 firings in 1,500 tokens")
+    assert data["rule"].startswith(
+        "Selected by: density from 1e-05 to 0.05 and at least 10 firings in 1,500 tokens"
+    )
     assert "not a random sample" in data["rule"]
     features = data["features"]
     assert 0 < len(features) <= 6
@@ -277,7 +318,10 @@ def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2):
     facts = dict(page_data(evaluation=evaluation)["facts"])
     assert facts["SAE"] == "topk, k=4, 48 latents, width 32"
     assert facts["tokens seen"] == "1,500"
-    assert facts["fvu"].startswith(f"{evaluation.row('trained').fvu:.4f} (") and "held-out tokens" in facts["fvu"]
+    assert (
+        facts["fvu"].startswith(f"{evaluation.row('trained').fvu:.4f} (")
+        and "held-out tokens" in facts["fvu"]
+    )
     assert facts["ΔCE"].startswith(f"{evaluation.row('trained').delta_ce:.4f} nats")
     without = page_data(model=None)
     assert "fvu" not in dict(without["facts"])
@@ -299,7 +343,8 @@ def chromium(tmp_path_factory):
 
 @pytest.fixture
 def tab(chromium):
-    """tab(path, **options): a page in Chromium, closed at the end: it complained of nothing and asked for nothing."""
+    """tab(path, **options): a page in Chromium, closed at the end: it complained of nothing and asked for
+    nothing."""
     tabs = []
 
     def opened(path, **options):
@@ -311,7 +356,9 @@ def tab(chromium):
         one.js("1")
         one.close()
         assert one.complaints == []
-        assert all(url.startswith(("file://", "blob:")) for url in one.requests) and len(one.requests) <= 2, one.requests
+        assert all(url.startswith(("file://", "blob:")) for url in one.requests) and len(one.requests) <= 2, (
+            one.requests
+        )
 
 
 def test_a_browser_draws_it(tab, speaking, page_data, tmp_path):
@@ -342,14 +389,22 @@ def test_keys_move_search_and_star(tab, page_data, tmp_path):
     assert page.js("document.getElementById('star').textContent") == "★"
     page.press("/")
     page.type(f"{latents[4]}")
-    assert page.js("document.getElementById('search').value") == str(latents[4]), "the key that opens it is not typed"
+    assert page.js("document.getElementById('search').value") == str(latents[4]), (
+        "the key that opens it is not typed"
+    )
     page.press("s")
-    assert page.js("document.getElementById('search').value") == f"{latents[4]}s", "in the search box, keys are text"
+    assert page.js("document.getElementById('search').value") == f"{latents[4]}s", (
+        "in the search box, keys are text"
+    )
     assert page.js("document.querySelectorAll('#rows button').length") == 0
-    assert page.js("document.getElementById('export').textContent") == "Download 1 change", "that s starred nothing"
+    assert page.js("document.getElementById('export').textContent") == "Download 1 change", (
+        "that s starred nothing"
+    )
     page.js("document.getElementById('search').value = ''")
     page.type("is:starred")
-    assert page.js("[...document.querySelectorAll('#rows button')].map(b => Number(b.dataset.latent))") == [latents[1]]
+    assert page.js("[...document.querySelectorAll('#rows button')].map(b => Number(b.dataset.latent))") == [
+        latents[1]
+    ]
     page.press("Escape")
     page.press("t")
     assert page.js("getComputedStyle(document.querySelector('main')).display") == "none"
@@ -359,7 +414,9 @@ def test_keys_move_search_and_star(tab, page_data, tmp_path):
 
 def test_what_a_reader_writes_is_downloaded_and_imported(tab, store, sae, gpt2, byte_tokenizer, tmp_path):
     index = index_features(sae, store, tmp_path / "index", tokenizer=byte_tokenizer)
-    path = feature_page(sae, store, tmp_path / "page.html", latents=[3, 4, 5], tokenizer=byte_tokenizer, index=index)
+    path = feature_page(
+        sae, store, tmp_path / "page.html", latents=[3, 4, 5], tokenizer=byte_tokenizer, index=index
+    )
     page = tab(path)
     page.downloads_to(tmp_path / "down")
     latents = page.js("[...document.querySelectorAll('#rows button')].map(b => Number(b.dataset.latent))")
@@ -378,7 +435,10 @@ def test_what_a_reader_writes_is_downloaded_and_imported(tab, store, sae, gpt2, 
             break
         page.frame()
     assert index.labels.import_json(file) == 2
-    assert index.labels.get(latents[0]).label == "</script> \u202e said" and index.labels.get(latents[0]).notes == "a 'note'"
+    assert (
+        index.labels.get(latents[0]).label == "</script> \u202e said"
+        and index.labels.get(latents[0]).notes == "a 'note'"
+    )
     assert index.labels.get(latents[1]).starred and not index.labels.get(latents[0]).starred
 
 
@@ -386,14 +446,16 @@ def test_five_thousand_rows_scroll_and_sort(tab, tmp_path):
     data = nasty_data(["sun", "moon", "star"])
     one = data["features"][0] | {"label": ["", "", False]}
     data["features"] = [
-        one | {"id": i, "max": float(i % 997), "fired": i % 800 + 1, "cosine": [[i + 1, 0.5]]} for i in range(5000)
+        one | {"id": i, "max": float(i % 997), "fired": i % 800 + 1, "cosine": [[i + 1, 0.5]]}
+        for i in range(5000)
     ]
     (tmp_path / "page.html").write_text(render(data), encoding="utf-8")
     page = tab(tmp_path / "page.html")
     page.press("t")
     drawn = "document.querySelectorAll('#rows button').length"
     assert 10 < page.js(drawn) < 100, "only what is in view is in the page"
-    # In this test's 30 jumps each frame must be drawn within 100 ms; where the rows are written anew it takes a few.
+    # In this test's 30 jumps each frame must be drawn within 100 ms; where the rows are written anew it takes
+    # a few.
     slowest = page.js("""(async () => { let slowest = 0; const list = document.getElementById('list');
         for (let i = 0; i < 30; i++) { list.scrollTop = i * 5600; const began = performance.now(); drawRows();
             slowest = Math.max(slowest, performance.now() - began); await new Promise(requestAnimationFrame); }
@@ -410,10 +472,14 @@ def test_five_thousand_rows_scroll_and_sort(tab, tmp_path):
     page.type("max>995 density<0.5")
     assert page.js("document.getElementById('shown').textContent") == "3 of 5,000"
     page.press("Escape", "Escape", "j")
-    assert page.js("document.querySelector('h2').textContent") == "Latent 1993", "the second of 996, 1993, 4984"
+    assert page.js("document.querySelector('h2').textContent") == "Latent 1993", (
+        "the second of 996, 1993, 4984"
+    )
     page.click(".neighbour")
     assert page.js("document.querySelector('h2').textContent") == "Latent 1994"
-    assert page.js("document.getElementById('search').value") == "", "a latent that the filter hides is listed again"
+    assert page.js("document.getElementById('search').value") == "", (
+        "a latent that the filter hides is listed again"
+    )
 
 
 def test_nothing_is_wider_than_the_window(tab, page_data, tmp_path):
@@ -432,7 +498,8 @@ def test_nothing_is_wider_than_the_window(tab, page_data, tmp_path):
 
 
 def test_a_browser_runs_nothing_that_came_from_a_token(tab, tmp_path):
-    """Property check 9 of the analysis reference: raw strings, lone surrogates among them, as if `visible` did not exist."""
+    """Property check 9 of the analysis reference: raw strings, lone surrogates among them, as if `visible`
+    did not exist."""
     nasty, tame = tmp_path / "page.html", tmp_path / "tame.html"
     nasty.write_text(render(nasty_data()), encoding="utf-8")
     tame.write_text(render(nasty_data(["a"] * len(NASTY))), encoding="utf-8")

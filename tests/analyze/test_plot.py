@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from saelens_lite.analyze.render import html, plot
-from saelens_lite.analyze.render.plot import Axis, Series, curves, linear_ticks, log_ticks, scatter, swatch, thinned
+from saelens_lite.analyze.render.plot import (
+    Axis,
+    Series,
+    curves,
+    linear_ticks,
+    log_ticks,
+    scatter,
+    swatch,
+    thinned,
+)
 from saelens_lite.text_table import short
 
 CSS = (Path(plot.__file__).parent / "report.css").read_text()
@@ -23,7 +32,8 @@ def paths(svg):
 
 
 def test_points_stand_where_the_axes_say():
-    """x and y from 0 to 10 and 4 % room: 10 stands at 10 / 10.4 of 484 pixels from 62, and of 214 up from 226."""
+    """x and y from 0 to 10 and 4 % room: 10 stands at 10 / 10.4 of 484 pixels from 62, and of 214 up from
+    226."""
     (path,) = paths(drawn([Series("a", [(0, 0.0), (10, 10.0)])]))
     assert path == f"M62.0 226.0L{62 + 484 / 1.04:.1f} {226 - 214 / 1.04:.1f}"
 
@@ -60,11 +70,18 @@ def test_gaps_stay_gaps_and_what_stands_alone_is_a_dot():
     assert paths(drawn([Series("a", long)]))[0].count("M") == 2
 
 
-@pytest.mark.parametrize("values", [[], [None], [math.nan], [0.0], [-1.0], [5.0], [0.0, 0.0], [1e-300, 1e300], [-2.0, -1.0]])
+@pytest.mark.parametrize(
+    "values", [[], [None], [math.nan], [0.0], [-1.0], [5.0], [0.0, 0.0], [1e-300, 1e300], [-2.0, -1.0]]
+)
 @pytest.mark.parametrize("log", [False, True])
 def test_whatever_comes_is_a_picture(values, log):
     svg = drawn([Series("a", [(float(x), y) for x, y in enumerate(values)])], log)
-    places = [value for element in svg.iter() for name, value in element.items() if name in ("d", "x", "y", "cx", "cy")]
+    places = [
+        value
+        for element in svg.iter()
+        for name, value in element.items()
+        if name in ("d", "x", "y", "cx", "cy")
+    ]
     assert not re.search("nan|inf|e", " ".join(places))
     assert len(svg.findall("text")) >= 3, "an axis has numbers"
 
@@ -75,7 +92,13 @@ def test_what_is_not_positive_leaves_a_gap_on_a_log_axis():
 
 
 def test_a_plot_is_told_in_words():
-    svg = drawn([Series("run <b>", [(0, 2.0), (1000, None), (20_000, 0.5)]), Series("one", [(3, 1.0)]), Series("none", [])])
+    svg = drawn(
+        [
+            Series("run <b>", [(0, 2.0), (1000, None), (20_000, 0.5)]),
+            Series("one", [(3, 1.0)]),
+            Series("none", []),
+        ]
+    )
     assert svg.get("role") == "img"
     assert svg.get("aria-labelledby").split() == [svg.find("title").get("id"), svg.find("desc").get("id")]
     assert svg.find("title").text == "A plot"
@@ -107,7 +130,9 @@ def test_thirty_runs_differ_in_line_and_mark():
 def luminance(colour):
     """Relative luminance of #rrggbb (WCAG 2.2)."""
     parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 

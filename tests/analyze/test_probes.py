@@ -1,4 +1,5 @@
-"""Sparse probes: planted latents found, nothing learnt from test texts, intervals, controls and what is refused."""
+"""Sparse probes: planted latents found, nothing learnt from test texts, intervals, controls and what is
+refused."""
 
 import gzip
 import json
@@ -12,7 +13,13 @@ from scipy.sparse import csr_matrix, random_array
 
 from saelens_lite.analyze import Split, sparse_probes, text_features
 from saelens_lite.analyze.probing.clusters import classes_of, clusters_of, folds_of, sides
-from saelens_lite.analyze.probing.fit import all_columns, fit_probe, mean_direction, ranked_latents, strongest_latents
+from saelens_lite.analyze.probing.fit import (
+    all_columns,
+    fit_probe,
+    mean_direction,
+    ranked_latents,
+    strongest_latents,
+)
 from saelens_lite.analyze.probing.pooling import TextFeatures
 from saelens_lite.analyze.stats.bootstrap import bootstrap_statistic, cluster_bootstrap
 from saelens_lite.analyze.stats.ranks import auroc, weighted_auroc
@@ -75,8 +82,9 @@ def test_a_direction_of_the_activations_is_found_by_their_probe_and_by_diff_mean
     report = sparse_probes(features_of(noise(), acts.astype(np.float32)), LABELS.tolist(), k=[1], **FAST)
     assert min(report["activations"].auroc, report["DiffMean of activations"].auroc) > 0.98
     assert report["sae all 50"].less_acts_high < 0
-    assert "of 2 probes of latents 2 below that of the activations, 2 of them with the whole interval; 0 above" in str(
-        report
+    assert (
+        "of 2 probes of latents 2 below that of the activations, 2 of them with the whole interval; 0 above"
+        in str(report)
     )
 
 
@@ -134,11 +142,13 @@ def test_macro_auroc_is_the_mean_over_classes():
     assert row.auroc == pytest.approx(np.mean(each), abs=1e-9)
 
 
-# What test texts may not do -------------------------------------------------------------------------------------
+# What test texts may not do
+# -------------------------------------------------------------------------------------
 
 
 def two_faced() -> tuple[np.ndarray, np.ndarray]:
-    """Latent 3 tells the labels apart in training texts, latent 4, three times as strongly, in test texts only."""
+    """Latent 3 tells the labels apart in training texts, latent 4, three times as strongly, in test texts
+    only."""
     tests = Split(test_fraction=0.3).tests(torch.arange(N)).numpy()
     latents = noise()
     latents[:, 3] = np.where(tests, 0, LABELS * 1.0)
@@ -169,9 +179,13 @@ def test_nothing_fitted_changes_with_the_test_texts():
 
 
 def test_shuffled_labels_give_one_half():
-    report = sparse_probes(features_of(planted_latents()), LABELS.tolist(), k=[1, 5], **FAST | {"n_shuffles": 20})
+    report = sparse_probes(
+        features_of(planted_latents()), LABELS.tolist(), k=[1, 5], **FAST | {"n_shuffles": 20}
+    )
     for row in report.rows:
-        assert abs(row.shuffled - 0.5) < 0.04, row  # of 120 test texts one draw has a standard deviation of 0.053
+        assert abs(row.shuffled - 0.5) < 0.04, (
+            row
+        )  # of 120 test texts one draw has a standard deviation of 0.053
     assert report["sae k=1"].auroc == 1
 
 
@@ -205,7 +219,8 @@ def test_copies_and_groups_stay_together():
 
 
 def test_memorised_copies_do_not_help():
-    """Each text twice, its label drawn at random, and a latent of its own: a probe with copies on both sides would know."""
+    """Each text twice, its label drawn at random, and a latent of its own: a probe with copies on both sides
+    would know."""
     n = 120
     labels = np.repeat(np.random.default_rng(0).integers(0, 2, n), 2)
     latents = np.repeat(np.eye(n), 2, axis=0)
@@ -245,9 +260,15 @@ def test_latents_by_hand():
 def test_what_each_probe_sees():
     rows = np.array([[1.0, 5], [3, 5]])
     seen, chosen = all_columns(rows, np.array([True, False]))
-    assert chosen == () and seen(rows).tolist() == [[-1, 0], [1, 0]]  # a constant column is silenced, not divided by 0
+    assert chosen == () and seen(rows).tolist() == [
+        [-1, 0],
+        [1, 0],
+    ]  # a constant column is silenced, not divided by 0
     sparse, _ = all_columns(csr_matrix(rows), np.array([True, False]))
-    assert sparse(csr_matrix(rows)).toarray().tolist() == [[1, 0], [3, 0]]  # over its deviation 1, not centred
+    assert sparse(csr_matrix(rows)).toarray().tolist() == [
+        [1, 0],
+        [3, 0],
+    ]  # over its deviation 1, not centred
     along, _ = mean_direction(rows, np.array([False, True]))
     assert along(rows).tolist() == [[-1], [1]]
     few, chosen = strongest_latents(1, "mean_difference")(csr_matrix(rows), np.array([False, True]))
@@ -301,7 +322,8 @@ def test_differences_keep_their_pairing():
 
 
 def test_intervals_are_wider_where_texts_come_in_groups():
-    """Groups of 5 texts with one label and one latent value each are 5 times fewer texts: √5 the width, or so."""
+    """Groups of 5 texts with one label and one latent value each are 5 times fewer texts: √5 the width, or
+    so."""
     n_groups = 120
     generator = np.random.default_rng(0)
     label, value = generator.integers(0, 2, n_groups), generator.random(n_groups)
@@ -329,16 +351,25 @@ def test_intervals_of_an_auroc_cover_it():
 def test_a_statistic_that_many_draws_lack_is_refused():
     positive = torch.tensor([True, False, False, False, False])
     with pytest.raises(ValueError, match="a class has too few of them"):
-        bootstrap_statistic(lambda w: weighted_auroc(torch.arange(5.0), positive, w)[:, None], torch.arange(5))
+        bootstrap_statistic(
+            lambda w: weighted_auroc(torch.arange(5.0), positive, w)[:, None], torch.arange(5)
+        )
 
 
-# Splits, labels, output -----------------------------------------------------------------------------------------
+# Splits, labels, output
+# -----------------------------------------------------------------------------------------
 
 
 def test_several_splits_give_their_spread():
     report = sparse_probes(features_of(planted_latents()), LABELS.tolist(), k=[1], n_splits=3, **FAST)
     acts = [
-        sparse_probes(features_of(planted_latents()), LABELS.tolist(), k=[1], split=Split(test_fraction=0.3, seed=i), **FAST)
+        sparse_probes(
+            features_of(planted_latents()),
+            LABELS.tolist(),
+            k=[1],
+            split=Split(test_fraction=0.3, seed=i),
+            **FAST,
+        )
         for i in range(3)
     ]
     each = [one["activations"].auroc for one in acts]
@@ -437,7 +468,9 @@ def test_reviews_and_plots_on_a_real_model(shared_data):
 
     folder = shared_data / "models" / "stories260k-llama"
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-    with gzip.open(shared_data / "corpora" / "subjectivity" / "data.jsonl.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(
+        shared_data / "corpora" / "subjectivity" / "data.jsonl.gz", "rt", encoding="utf-8"
+    ) as file:
         rows = [json.loads(line) for line in file][::20]  # the classes lie in blocks
     texts, labels = [row["text"] for row in rows], [row["label"] for row in rows]
     report = probed(model, tokenizer, texts, labels, random_sae(model, "blocks.2.hook_resid_post"))
@@ -450,7 +483,10 @@ def test_functions_and_classes_on_the_embedded_model(embedded):
     """The twin of the test above."""
     model, tokenizer = embedded
     texts = [
-        f"{word} {name}{i}({end}):" for i in range(30) for name in "xyz" for word, end in (("def", "a"), ("class", "A"))
+        f"{word} {name}{i}({end}):"
+        for i in range(30)
+        for name in "xyz"
+        for word, end in (("def", "a"), ("class", "A"))
     ]
     report = probed(model, tokenizer, texts, [0, 1] * 90, random_sae(model, "blocks.2.hook_resid_post"))
     assert report["activations"].auroc > 0.99

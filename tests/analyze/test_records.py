@@ -1,4 +1,5 @@
-"""Records of a study: their file, where the entity stands, their tokens, and the token that an answer begins with."""
+"""Records of a study: their file, where the entity stands, their tokens, and the token that an answer begins
+with."""
 
 import json
 from types import SimpleNamespace
@@ -12,8 +13,20 @@ from saelens_lite.analyze.study.questions import Record, batches, read_records
 
 def test_a_file_of_records(tmp_path):
     lines = [
-        {"prompt": "The city Leeuwarden lies in", "entity": "Leeuwarden", "answer": "Netherlands", "type": "city"},
-        {"prompt": "Ada met Ada", "entity": "Ada", "span": [8, 11], "answer": ["x", "y"], "known": False, "group": "Q1"},
+        {
+            "prompt": "The city Leeuwarden lies in",
+            "entity": "Leeuwarden",
+            "answer": "Netherlands",
+            "type": "city",
+        },
+        {
+            "prompt": "Ada met Ada",
+            "entity": "Ada",
+            "span": [8, 11],
+            "answer": ["x", "y"],
+            "known": False,
+            "group": "Q1",
+        },
     ]
     lines[1]["relation"] = "next\u2028to"  # no end of a line in JSON
     text = "\n\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n"
@@ -21,7 +34,12 @@ def test_a_file_of_records(tmp_path):
     first, second = read_records(tmp_path / "records.jsonl")
     assert first == Record(prompt=lines[0]["prompt"], entity="Leeuwarden", answer="Netherlands", type="city")
     assert first.place == (9, 19) and first.cluster == "Leeuwarden" and first.answers == ("Netherlands",)
-    assert second.place == (8, 11) and second.cluster == "Q1" and second.answers == ("x", "y") and second.known is False
+    assert (
+        second.place == (8, 11)
+        and second.cluster == "Q1"
+        and second.answers == ("x", "y")
+        and second.known is False
+    )
 
 
 @pytest.mark.parametrize(
@@ -30,10 +48,19 @@ def test_a_file_of_records(tmp_path):
         ('{"prompt": "a b", "entity": "c"}', "line 2: entity expected a part of the prompt 'a b', got 'c'"),
         ('{"prompt": "a a", "entity": "a"}', "line 2: 'a' stands 2 times in 'a a': give span"),
         ('{"prompt": "a ", "entity": "a"}', "line 2: prompt expected text without white space at its end"),
-        ('{"prompt": "a", "entity": "a", "span": [0, 2]}', "line 2: span expected a part of the prompt's 1 characters"),
-        ('{"prompt": "a b", "entity": "b", "span": [0, 1]}', "line 2: span expected to be that of 'b', got 'a'"),
+        (
+            '{"prompt": "a", "entity": "a", "span": [0, 2]}',
+            "line 2: span expected a part of the prompt's 1 characters",
+        ),
+        (
+            '{"prompt": "a b", "entity": "b", "span": [0, 1]}',
+            "line 2: span expected to be that of 'b', got 'a'",
+        ),
         ('{"prompt": "a", "entity": "a", "span": [0]}', "line 2: span expected two places in the prompt"),
-        ('{"prompt": "a", "entity": "a", "anser": "b"}', "line 2: unknown key 'anser' .did you mean 'answer'"),
+        (
+            '{"prompt": "a", "entity": "a", "anser": "b"}',
+            "line 2: unknown key 'anser' .did you mean 'answer'",
+        ),
         ('{"prompt": "a"}', "line 2: Record needs entity"),
         ('{"prompt": "a", "entity": "a", "known": "yes"}', "line 2: known expected bool"),
         ("[1]", "line 2 expected a JSON object with fields of Record, got list"),
@@ -57,7 +84,10 @@ def test_prompts_of_different_lengths_end_together_and_mark_their_entity(byte_to
     [batch] = batches(byte_tokenizer, records, 8, "all")
     ids, mask = batch.inputs["input_ids"], batch.inputs["attention_mask"]
     assert ids.shape == (2, 11) and mask.sum(1).tolist() == [11, 3]
-    assert byte_tokenizer.decode(ids[0, batch.entity[0]]) == "Ada" and byte_tokenizer.decode(ids[1, batch.entity[1]]) == "Bo"
+    assert (
+        byte_tokenizer.decode(ids[0, batch.entity[0]]) == "Ada"
+        and byte_tokenizer.decode(ids[1, batch.entity[1]]) == "Bo"
+    )
     assert byte_tokenizer.decode(ids[0, batch.last[0]]) == "a" and batch.last.sum(1).tolist() == [1, 1]
     [batch] = batches(byte_tokenizer, records, 8, "last")
     assert torch.equal(batch.entity, batch.last)
@@ -79,7 +109,9 @@ def test_the_next_token_is_refused_right_or_wrong(byte_tokenizer):
     def token(text):
         return byte_tokenizer(text)["input_ids"][-1]
 
-    records = [Record(prompt="is Ada", entity="Ada", answer=answer) for answer in ("x", ("y", "xylo"), (), "z")]
+    records = [
+        Record(prompt="is Ada", entity="Ada", answer=answer) for answer in ("x", ("y", "xylo"), (), "z")
+    ]
     [batch] = batches(byte_tokenizer, records, 4)
 
     def answers(judge, **logits):

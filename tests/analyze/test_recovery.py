@@ -21,7 +21,9 @@ TREES = {"n_trees": 2, "branching": 2, "depth": 1}
 @pytest.fixture(scope="module")
 def orthogonal() -> SyntheticActivations:
     """16 orthogonal features: two parents 0 and 1 with the children 2, 3 and 4, 5, and ten others."""
-    return SyntheticActivations(SyntheticConfig(d_model=16, n_features=16, l0=2.0, magnitude_std=0.1, **TREES))
+    return SyntheticActivations(
+        SyntheticConfig(d_model=16, n_features=16, l0=2.0, magnitude_std=0.1, **TREES)
+    )
 
 
 def make_sae(W_enc: torch.Tensor, W_dec: torch.Tensor, threshold: float = 0.3) -> SparseAutoencoder:
@@ -63,13 +65,15 @@ def test_the_planted_dictionary_scores_one(orthogonal, perfect):
 def test_the_order_of_latents_does_not_matter(orthogonal, absorbing):
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
     permuted = make_sae(absorbing.W_enc.detach()[:, order], absorbing.W_dec.detach()[order])
-    given, again = (score_recovery(sae, orthogonal, n_rows=3000).row("trained") for sae in (absorbing, permuted))
+    given, again = (
+        score_recovery(sae, orthogonal, n_rows=3000).row("trained") for sae in (absorbing, permuted)
+    )
     assert dataclasses.astuple(given)[1:] == pytest.approx(dataclasses.astuple(again)[1:], rel=1e-6)
 
 
 def test_absorption_is_found_and_told_from_misses(orthogonal, absorbing):
-    # Of the four edges, 2 → 0 is absorbed on every row (a_0 − 2 a_2 is below 0.3 for magnitudes near 1); 3 → 0, 4 → 1 and
-    # 5 → 1 on none. Where no child of theirs fires, both parents' latents fire.
+    # Of the four edges, 2 → 0 is absorbed on every row (a_0 − 2 a_2 is below 0.3 for magnitudes near 1); 3 →
+    # 0, 4 → 1 and 5 → 1 on none. Where no child of theirs fires, both parents' latents fire.
     row = score_recovery(absorbing, orthogonal, n_rows=5000).row("trained")
     assert row.scored_edges == 4
     assert row.absorption == pytest.approx(1 / 4, abs=1e-3)
@@ -95,14 +99,19 @@ def test_an_edge_whose_parent_has_no_latent_of_its_own_is_not_scored(orthogonal)
 
 
 def test_counts_by_hand():
-    # Feature 1 is the child of 0. Latents 0 and 1 are theirs; latent 1 writes 0.5 along the parent's direction per unit.
-    synthetic = SyntheticActivations(SyntheticConfig(d_model=4, n_features=3, l0=0.5, n_trees=1, branching=1, depth=1))
+    # Feature 1 is the child of 0. Latents 0 and 1 are theirs; latent 1 writes 0.5 along the parent's
+    # direction per unit.
+    synthetic = SyntheticActivations(
+        SyntheticConfig(d_model=4, n_features=3, l0=0.5, n_trees=1, branching=1, depth=1)
+    )
     synthetic.directions = torch.eye(3, 4)
     W_dec = torch.tensor([[1.0, 0, 0, 0], [0.5, 0.8, 0, 0], [0, 0, 1.0, 0]])
     of_itself = torch.arange(3)
     sums = AbsorptionSums(W_dec, synthetic, of_itself, of_itself)
     assert sums.scored.tolist() == [False, True, False]
-    truth = torch.tensor([[1.0, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1]])
+    truth = torch.tensor(
+        [[1.0, 1, 0], [1, 1, 0], [1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 1], [1, 0, 0], [0, 0, 1]]
+    )
     found = torch.tensor([
         [0.9, 1, 0],  # both fire: not absorbed
         [0.0, 1, 0],  # silent, 1 · 0.5 ≥ 0.4 · 1: absorbed
@@ -112,7 +121,9 @@ def test_counts_by_hand():
         [1.0, 0, 0],  # the parent does not fire
     ])  # fmt: skip
     for rows in (slice(0, 3), slice(3, 8)):
-        sums.update(Pairs(SparseLatents.from_dense(found[rows])), Pairs(SparseLatents.from_dense(truth[rows])))
+        sums.update(
+            Pairs(SparseLatents.from_dense(found[rows])), Pairs(SparseLatents.from_dense(truth[rows]))
+        )
     assert sums.absorption == pytest.approx(1 / 4) and sums.missed_alone == pytest.approx(1 / 3)
 
 
@@ -129,9 +140,15 @@ def test_precision_recall_and_f1_by_hand(orthogonal):
 
 
 def test_latents_that_topk_stores_as_zeros_in_any_order_do_not_count():
-    latents = SparseLatents.from_topk(torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.tensor([[4, 1], [3, 0]]), 5)
+    latents = SparseLatents.from_topk(
+        torch.tensor([[2.0, 0.0], [3.0, 1.0]]), torch.tensor([[4, 1], [3, 0]]), 5
+    )
     pairs = Pairs(latents)
-    assert pairs.rows.tolist() == [0, 1, 1] and pairs.indices.tolist() == [4, 0, 3] and pairs.values.tolist() == [2, 1, 3]
+    assert (
+        pairs.rows.tolist() == [0, 1, 1]
+        and pairs.indices.tolist() == [4, 0, 3]
+        and pairs.values.tolist() == [2, 1, 3]
+    )
     rows, indices = torch.tensor([0, 0, 1, 1]), torch.tensor([1, 4, 3, 4])
     assert pairs.find(rows, indices)[0].tolist() == [False, True, True, False]
     assert pairs.values_of(rows, indices).tolist() == [0, 2, 3, 0]
@@ -143,8 +160,14 @@ def test_shrinkage_and_random_directions(orthogonal):
     shrunk = make_sae(orthogonal.directions.T, 0.5 * orthogonal.directions)
     noise = normalize(torch.randn(8, 16, generator=torch.Generator().manual_seed(0)), dim=1)
     found = score_recovery(shrunk, orthogonal, baseline=make_sae(noise.T, noise), n_rows=3000)
-    assert found.row("trained").norm_ratio == pytest.approx(0.5) and found.row("trained").mcc == pytest.approx(1)
-    assert found.row("baseline").mcc < 0.7 and found.row("baseline").f1 < 0.5 and found.row("baseline").recovered == 0
+    assert found.row("trained").norm_ratio == pytest.approx(0.5) and found.row(
+        "trained"
+    ).mcc == pytest.approx(1)
+    assert (
+        found.row("baseline").mcc < 0.7
+        and found.row("baseline").f1 < 0.5
+        and found.row("baseline").recovered == 0
+    )
 
 
 def test_the_table_and_the_plain_values_hold_every_row(orthogonal, perfect):
@@ -167,7 +190,9 @@ def test_without_a_hierarchy_there_is_no_absorption(perfect):
 
 def test_another_width_is_refused(orthogonal):
     sae = make_sae(torch.zeros(8, 3), torch.zeros(3, 8))
-    with pytest.raises(ValueError, match="expected an SAE of d_model=16, the width of the synthetic rows, got one of 8"):
+    with pytest.raises(
+        ValueError, match="expected an SAE of d_model=16, the width of the synthetic rows, got one of 8"
+    ):
         score_recovery(sae, orthogonal)
     with pytest.raises(ValueError, match="n_rows of 1 or more, got 0"):
         score_recovery(make_sae(torch.zeros(16, 3), torch.zeros(3, 16)), orthogonal, n_rows=0)
@@ -176,7 +201,9 @@ def test_another_width_is_refused(orthogonal):
 @pytest.fixture(scope="module")
 def superposed(tmp_path_factory):
     """64 features in 32 dimensions, and a store of 25,000 rows of them."""
-    synthetic = SyntheticActivations(SyntheticConfig(d_model=32, n_features=64, l0=2.0, n_trees=3, branching=2, depth=1))
+    synthetic = SyntheticActivations(
+        SyntheticConfig(d_model=32, n_features=64, l0=2.0, n_trees=3, branching=2, depth=1)
+    )
     return synthetic, synthetic.to_store(tmp_path_factory.mktemp("synthetic") / "store", 25_000)
 
 
@@ -185,10 +212,19 @@ def trained_and_frozen(superposed, tmp_path_factory):
     """An SAE trained on them, and one that could move its encoder only."""
     import saelens_lite as sl  # the public face, as a user would; the rooms meet in data only
 
-    options = {"kind": "batchtopk", "k": 2, "d_sae": 64, "n_epochs": 4, "batch_size_rows": 512, "progress": False}
+    options = {
+        "kind": "batchtopk",
+        "k": 2,
+        "d_sae": 64,
+        "n_epochs": 4,
+        "batch_size_rows": 512,
+        "progress": False,
+    }
     folder = tmp_path_factory.mktemp("runs")
     return tuple(
-        sl.train_sae(superposed[1], **options, freeze_decoder=freeze, device="cpu", output=str(folder / str(freeze)))
+        sl.train_sae(
+            superposed[1], **options, freeze_decoder=freeze, device="cpu", output=str(folder / str(freeze))
+        )
         for freeze in (False, True)
     )
 
@@ -204,8 +240,11 @@ def test_training_finds_planted_features_and_a_frozen_decoder_does_not(superpose
 
 
 @pytest.mark.property_check(11)
-def test_selection_finds_the_planted_feature_behind_labels_and_baselines_have_none(superposed, trained_and_frozen):
-    """Labels are "feature f fires", for the 16 commonest outside the trees; AUROC is that of rows which did not select."""
+def test_selection_finds_the_planted_feature_behind_labels_and_baselines_have_none(
+    superposed, trained_and_frozen
+):
+    """Labels are "feature f fires", for the 16 commonest outside the trees; AUROC is that of rows which did
+    not select."""
     synthetic = superposed[0]
     made = synthetic.rows(25_000, 8192)
     fires, documents = made.latents.to_dense() > 0, torch.arange(8192) // 16
@@ -213,10 +252,14 @@ def test_selection_finds_the_planted_feature_behind_labels_and_baselines_have_no
     drawn = normalize(torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), dim=1)
     found = {}
     with torch.no_grad():
-        for name, sae in zip(("trained", "frozen", "random"), (*trained_and_frozen, make_sae(drawn.T, drawn))):
+        for name, sae in zip(
+            ("trained", "frozen", "random"), (*trained_and_frozen, make_sae(drawn.T, drawn))
+        ):
             cosines, scores = [], []
             for feature in features:
-                (latent,) = select_latents(sae, made.acts, fires[:, feature], documents, by="welch_t").latents.tolist()
+                (latent,) = select_latents(
+                    sae, made.acts, fires[:, feature], documents, by="welch_t"
+                ).latents.tolist()
                 cosines.append(normalize(sae.W_dec[latent], dim=0) @ synthetic.directions[feature])
                 z, label = sae.encode_dense(made.acts[tests])[:, latent], fires[tests, feature]
                 scores.append(auroc(z[~label], z[label]))

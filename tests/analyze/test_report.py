@@ -84,7 +84,12 @@ def test_a_run_by_hand(tmp_path, report):
     page = report(write_run(tmp_path / "mine", lines(), kind="batchtopk", k=16, lr=0.01))
     run = page.table("Runs")["mine"]
     assert (run["kind"], run["k"], run["steps"], run["tokens"]) == ("batchtopk", "16", "4", "400")
-    assert (run["held-out fvu"], run["held-out l0"], run["seconds"], run["tokens/s"]) == ("0.25", "16", "8", "50")
+    assert (run["held-out fvu"], run["held-out l0"], run["seconds"], run["tokens/s"]) == (
+        "0.25",
+        "16",
+        "8",
+        "50",
+    )
     assert (run["held-out ΔCE"], run["peak lr"], run["state"]) == ("0.5", "0.01", "no SAE yet")
     course = page.table("Reconstruction loss")["mine"]
     assert course == {"points": "4", "first": "8", "lowest": "2", "highest": "8", "last": "2"}
@@ -138,8 +143,16 @@ def test_nan_leaves_a_gap_and_unknown_columns_are_drawn(tmp_path, report):
     loss = [1.0, 2.0, math.nan, 3.0, 4.0]
     rows = [{"step": s, "tokens": s, "mine <new>": value, "note": "text"} for s, value in enumerate(loss)]
     page = report(write_run(tmp_path / "run", rows))
-    assert page.table("mine <new>")["run"] == {"points": "4", "first": "1", "lowest": "1", "highest": "4", "last": "4"}
-    (path,) = [a["d"] for tag, a in page.tags if tag == "path" and a.get("class") == "line" and len(a["d"]) > 9]
+    assert page.table("mine <new>")["run"] == {
+        "points": "4",
+        "first": "1",
+        "lowest": "1",
+        "highest": "4",
+        "last": "4",
+    }
+    (path,) = [
+        a["d"] for tag, a in page.tags if tag == "path" and a.get("class") == "line" and len(a["d"]) > 9
+    ]
     assert path.count("M") == 2
     assert "note" not in page.headings
 
@@ -164,7 +177,9 @@ def test_held_out_points_stand_at_the_tokens_of_their_step(tmp_path):
 @pytest.mark.property_check(9)
 def test_no_string_becomes_markup(tmp_path, report):
     nasty = "<script>alert(1)</script>\"'&\u202e"
-    tame = report(write_run(tmp_path / "tame" / "x", [*lines(), {"step": 9, "column": 1.0}], kind="topk", note="x"))
+    tame = report(
+        write_run(tmp_path / "tame" / "x", [*lines(), {"step": 9, "column": 1.0}], kind="topk", note="x")
+    )
     folder = tmp_path / "<img src=x onerror=alert(1)>"
     page = report(write_run(folder, [*lines(), {"step": 9, nasty: 1.0}], kind="topk", note=nasty))
 
@@ -183,7 +198,9 @@ def test_the_page_reaches_for_nothing(tmp_path, report):
     assert policy.startswith("default-src 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-")
     assert "script-src" not in policy and "unsafe" not in policy
     assert "http:" not in page.text and "https:" not in page.text and "url(" not in page.text
-    assert not any({"src", "href", "style"} & set(a) or any(n.startswith("on") for n in a) for _, a in page.tags)
+    assert not any(
+        {"src", "href", "style"} & set(a) or any(n.startswith("on") for n in a) for _, a in page.tags
+    )
 
 
 @pytest.mark.parametrize("make, got", [(lambda p: None, "nothing there"), (lambda p: p.mkdir(), "a folder without them"),
@@ -229,7 +246,12 @@ def test_an_sae_without_a_log_has_its_weights_and_firing_rates(tmp_path, report)
     norms = sae.W_dec.detach().norm(dim=1)
     row = page.table("Decoder norms")["sae"]
     assert row["latents"] == "48" and float(row["highest"]) == pytest.approx(float(norms.max()), rel=1e-3)
-    assert page.table("Firing rates")["sae"] == {"latents": "45", "lowest": "-2", "median": "-2", "highest": "-2"}
+    assert page.table("Firing rates")["sae"] == {
+        "latents": "45",
+        "lowest": "-2",
+        "median": "-2",
+        "highest": "-2",
+    }
     assert "Never fired: sae 3 of 48." in page.text
     assert "random sample" not in page.text
 
@@ -260,10 +282,28 @@ def test_an_evaluation_in_the_folder_is_shown_with_its_definitions(store, sae, t
 
 def evaluation(l0, fvu, **changed):
     """What evaluate writes, by hand: an SAE, its baseline at twice the fvu, two ablations."""
-    trained = {"name": "trained", "given": True, "fvu": fvu, "l0": l0, "delta_ce": fvu / 2, "dead@10k": 0.2, "dead@1M": None}
+    trained = {
+        "name": "trained",
+        "given": True,
+        "fvu": fvu,
+        "l0": l0,
+        "delta_ce": fvu / 2,
+        "dead@10k": 0.2,
+        "dead@1M": None,
+    }
     ablation = {"name": "mean ablation", "given": True, "fvu": 1.0, "l0": 0.0, "delta_ce": 5.0}
-    rows = [trained | {"dead@100k": 0.1}, trained | {"name": "baseline", "fvu": 2 * fvu, "dead@100k": 0.05}, ablation]
-    facts = {"hook_point": "blocks.0", "store": "gpt2", "held_out": True, "n_tokens": 1000, "n_ce_tokens": 900}
+    rows = [
+        trained | {"dead@100k": 0.1},
+        trained | {"name": "baseline", "fvu": 2 * fvu, "dead@100k": 0.05},
+        ablation,
+    ]
+    facts = {
+        "hook_point": "blocks.0",
+        "store": "gpt2",
+        "held_out": True,
+        "n_tokens": 1000,
+        "n_ce_tokens": 900,
+    }
     return facts | {"rows": rows, "definitions": {"fvu": "unexplained", "l0": "how many"}} | changed
 
 
@@ -275,7 +315,10 @@ def write_evaluation(folder, *args, **changed):
 
 
 def test_evaluations_stand_beside_each_other_with_their_controls(tmp_path, report):
-    noise = {"fvu": {"mean": 0.2, "sd": 0.002, "detectable": 0.012}, "l0": {"mean": 32, "sd": 0.0, "detectable": 0.0}}
+    noise = {
+        "fvu": {"mean": 0.2, "sd": 0.002, "detectable": 0.012},
+        "l0": {"mean": 32, "sd": 0.0, "detectable": 0.0},
+    }
     stability = {"mmcs": 0.6, "mcc": 0.5, "random_mmcs": 0.2, "random_mcc": 0.25}
     a = write_evaluation(tmp_path / "a", 32.0, 0.2, seed_noise=noise, stability=stability)
     b = write_evaluation(tmp_path / "b", 16.0, 0.3)
@@ -296,7 +339,9 @@ def test_evaluations_stand_beside_each_other_with_their_controls(tmp_path, repor
 
 
 def test_evaluations_over_different_text_say_so(tmp_path, report):
-    page = report(write_evaluation(tmp_path / "a", 32.0, 0.2), write_evaluation(tmp_path / "b", 16.0, 0.3, n_tokens=7))
+    page = report(
+        write_evaluation(tmp_path / "a", 32.0, 0.2), write_evaluation(tmp_path / "b", 16.0, 0.3, n_tokens=7)
+    )
     assert "over different text" in page.text and "b: " in page.text and "n_tokens 7" in page.text
     assert "evaluate --seeds measures it" in page.text
 
@@ -313,7 +358,12 @@ def test_an_evaluation_alone_is_enough(tmp_path, report):
 @pytest.mark.parametrize(
     "changed",
     [
-        {"rows": [{"name": name, "fvu": "<b>", "l0": [1], "dead@10k": {}, "dead@": 1} for name in ("trained", "baseline")]},
+        {
+            "rows": [
+                {"name": name, "fvu": "<b>", "l0": [1], "dead@10k": {}, "dead@": 1}
+                for name in ("trained", "baseline")
+            ]
+        },
         {"densities": {"log10_edges": [0, 1], "trained": {"counts": [1, 2], "never": 0}}, "seed_noise": 3},
         {"densities": {"trained": 1}, "stability": [], "definitions": ["<i>"], "seed_noise": {"fvu": 1}},
         {"rows": [{}], "store": {"a": 1}, "n_tokens": [[2]]},
@@ -341,7 +391,14 @@ def trained(store, tmp_path):
     """trained(name, **fields): the folder of a short run."""
 
     def train(name, **fields):
-        fields = {"kind": "topk", "k": 4, "d_sae": 48, "n_steps": 12, "batch_size_rows": 64, "log_every_steps": 2} | fields
+        fields = {
+            "kind": "topk",
+            "k": 4,
+            "d_sae": 48,
+            "n_steps": 12,
+            "batch_size_rows": 64,
+            "log_every_steps": 2,
+        } | fields
         sl.train_sae(store, output=str(tmp_path / "runs" / name), device="cpu", progress=False, **fields)
         return tmp_path / "runs" / name
 
@@ -358,7 +415,14 @@ def test_runs_of_training_are_shown_whole(store, trained, report):
     assert runs["topk"]["store"] == store.fingerprint[:12]
     assert (runs["topk"]["steps"], runs["topk"]["tokens"], runs["topk"]["state"]) == ("12", "768", "finished")
     assert "dead@256" in runs["topk"] and runs["relu"]["k"] == "–"
-    for heading in ("Reconstruction loss", "L1 loss", "AuxK loss", "Dead latents", "Learning rate", "Tokens a second"):
+    for heading in (
+        "Reconstruction loss",
+        "L1 loss",
+        "AuxK loss",
+        "Dead latents",
+        "Learning rate",
+        "Tokens a second",
+    ):
         assert heading in page.headings, heading
     assert list(page.table("Encoder–decoder cosine")) == ["relu", "topk"]
     assert {"kind", "l1_coeff", "dead_after_tokens"} <= set(page.table("Settings that differ")["topk"])

@@ -61,11 +61,22 @@ def test_a_token_is_meant_as_it_reads_in_a_text_though_the_tokenizer_puts_a_spac
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {"<unk>": 0.0, "▁": -5.0, "▁dog": -1.0, "dog": -2.0, "▁cat": -1.0, "c": -9.0, "a": -9.0, "t": -9.0}
+    vocabulary = {
+        "<unk>": 0.0,
+        "▁": -5.0,
+        "▁dog": -1.0,
+        "dog": -2.0,
+        "▁cat": -1.0,
+        "c": -9.0,
+        "a": -9.0,
+        "t": -9.0,
+    }
     unigram = Tokenizer(models.Unigram(list(vocabulary.items()), unk_id=0))
     unigram.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     unigram.decoder = decoders.Metaspace(prepend_scheme="always")
-    index.contexts = Contexts(index.tokens, PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>"))
+    index.contexts = Contexts(
+        index.tokens, PreTrainedTokenizerFast(tokenizer_object=unigram, unk_token="<unk>")
+    )
     assert fires_on_token(index, " dog", 3) == fires_on_token(index, 2, 3)
     assert fires_on_token(index, "dog", 3) == fires_on_token(index, 3, 3)
     with pytest.raises(ValueError, match="'cat' is none but ' cat' is: search that"):
@@ -75,7 +86,10 @@ def test_a_token_is_meant_as_it_reads_in_a_text_though_the_tokenizer_puts_a_spac
 def test_what_fires_on_a_regex_and_on_a_text_where_it_occurs(index, dense):
     """Digits are single tokens here, so the matches are the rows of digits; 'ory 1' is five tokens."""
     contexts = [index.contexts.at(row) for row in range(1500)]
-    texts, places = [context.token for context in contexts], [(context.shard, context.sequence) for context in contexts]
+    texts, places = (
+        [context.token for context in contexts],
+        [(context.shard, context.sequence) for context in contexts],
+    )
     asked = torch.tensor([text.isdigit() for text in texts])
     assert [(m.latent, m.f1) for m in fires_on_regex(index, r"\d")] == by_hand(dense, asked)
     (match,) = fires_on_regex(index, "ory 1", n=1)
@@ -104,7 +118,9 @@ def test_what_fires_on_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
         fires_on_text(sae, gpt2, byte_tokenizer, "")
     with pytest.raises(ValueError, match="does not say which activations"):
         fires_on_text(make_sae(hook_point=""), gpt2, byte_tokenizer, "sun")
-    with pytest.raises(ValueError, match="GPT2LMHeadModel blocks.0.* expected an SAE of d_model=32, got one of 16"):
+    with pytest.raises(
+        ValueError, match="GPT2LMHeadModel blocks.0.* expected an SAE of d_model=32, got one of 16"
+    ):
         fires_on_text(make_sae(d_model=16), gpt2, byte_tokenizer, "sun")
     lines = answer(SearchConfig(index="", text="sun", sae="-", model="-", n=2), index, sae, gpt2)
     assert len(lines) == 4 and "'s'" in lines[1]
@@ -120,7 +136,10 @@ def test_directions(index, sae, tmp_path):
     save_file({"direction": direction}, tmp_path / "one.safetensors")
     save_file({"a": direction, "b": -direction}, tmp_path / "two.safetensors")
     (tmp_path / "text").write_text("none")
-    asked = {name: SearchConfig(index="", direction=str(tmp_path / name), sae="-") for name in ("one.safetensors", "text")}
+    asked = {
+        name: SearchConfig(index="", direction=str(tmp_path / name), sae="-")
+        for name in ("one.safetensors", "text")
+    }
     assert answer(asked["one.safetensors"], index, sae)[0].startswith("latent       7  cosine 0.99")
     with pytest.raises(ValueError, match="expected a safetensors file"):
         answer(asked["text"], index, sae)
@@ -135,7 +154,9 @@ def test_the_lens_and_the_numbers(index, sae, gpt2, byte_tokenizer, dense):
     token = int(lens.top_ids[7, 2])
     latents = [i for i in range(48) if token in lens.top_ids[i].tolist()]
     found = promotes_token(index, token, n=48)
-    assert sorted(latent for latent, _ in found) == latents and found == sorted(found, key=lambda pair: -pair[1])
+    assert sorted(latent for latent, _ in found) == latents and found == sorted(
+        found, key=lambda pair: -pair[1]
+    )
     demoted = promotes_token(index, int(lens.bottom_ids[7, 0]), n=48, demotes=True)
     assert 7 in dict(demoted) and demoted == sorted(demoted, key=lambda pair: pair[1])
     density = (dense > 0).double().mean(0)

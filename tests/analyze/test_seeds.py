@@ -54,7 +54,13 @@ def test_stability_of_the_same_and_of_unlike_directions():
 
 
 def test_seeds_may_differ_in_seed_and_folder():
-    check_seeds({"trained": recorded(make_sae(), 0), "seed 1": recorded(make_sae(), 1), "seed 2": recorded(make_sae(), 2)})
+    check_seeds(
+        {
+            "trained": recorded(make_sae(), 0),
+            "seed 1": recorded(make_sae(), 1),
+            "seed 2": recorded(make_sae(), 2),
+        }
+    )
     check_seeds({"trained": recorded(make_sae(), 0), "seed 1": perturbed(make_sae())})  # one without a record
 
 
@@ -76,4 +82,6 @@ def perturbed(sae):
 )
 def test_what_cannot_be_seeds_of_one_configuration_is_refused(other, told):
     with pytest.raises(ValueError, match=told):
-        check_seeds({"trained": make_sae() if "same weights" in told else recorded(make_sae(), 0), "seed 1": other()})
+        check_seeds(
+            {"trained": make_sae() if "same weights" in told else recorded(make_sae(), 0), "seed 1": other()}
+        )

@@ -20,7 +20,8 @@ def identity_sae(d: int) -> SparseAutoencoder:
 
 
 def split_rows(shares: list[float], n_rows: int = 6000, n_noise: int = 6):
-    """Rows half of which have the label, that with probability shares[i] fire dimension i; noise fires on half of all."""
+    """Rows half of which have the label, that with probability shares[i] fire dimension i; noise fires on
+    half of all."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.rand(n_rows, generator=generator) < 0.5
     piece = torch.multinomial(torch.tensor(shares), n_rows, replacement=True, generator=generator)
@@ -61,7 +62,9 @@ def test_documents_decide_the_sides_and_latents_against_the_label_are_not_taken(
     found = feature_splitting(identity_sae(acts.shape[1]), against, labels)
     assert 0 not in found.latents
     with pytest.raises(ValueError, match="both labels on the selecting side"):
-        feature_splitting(identity_sae(acts.shape[1]), acts, labels, torch.zeros(len(acts), dtype=torch.int64) + 1)
+        feature_splitting(
+            identity_sae(acts.shape[1]), acts, labels, torch.zeros(len(acts), dtype=torch.int64) + 1
+        )
     documents = torch.arange(len(acts)) // 50
     assert feature_splitting(identity_sae(acts.shape[1]), acts, labels, documents).n == 1
 

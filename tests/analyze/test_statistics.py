@@ -1,22 +1,33 @@
-"""Intervals that cover as often as they say, p values that are uniform where there is nothing, by hand and by simulation."""
+"""Intervals that cover as often as they say, p values that are uniform where there is nothing, by hand and by
+simulation."""
 
 import pytest
 import torch
 
-from saelens_lite.analyze.stats.bootstrap import benjamini_hochberg, cluster_bootstrap, max_statistic_p, rank_p, student_t
+from saelens_lite.analyze.stats.bootstrap import (
+    benjamini_hochberg,
+    cluster_bootstrap,
+    max_statistic_p,
+    rank_p,
+    student_t,
+)
 
 N_BLOCKS = 20
 
 
 def coverage(kind: str, n_clusters: int, n_simulations: int, n_resamples: int = 1000) -> float:
-    """Share of 95 % intervals that hold the true mean: clusters of 1 to 5 items, half of the variance between clusters.
+    """Share of 95 % intervals that hold the true mean: clusters of 1 to 5 items, half of the variance between
+    clusters.
 
-    Simulations are the columns of one table; every block of them draws other cluster sizes and other resamples.
+    Simulations are the columns of one table; every block of them draws other cluster sizes and other
+    resamples.
     """
     held = []
     for block in range(N_BLOCKS):
         generator = torch.Generator().manual_seed(block)
-        clusters = torch.arange(n_clusters).repeat_interleave(torch.randint(1, 6, (n_clusters,), generator=generator))
+        clusters = torch.arange(n_clusters).repeat_interleave(
+            torch.randint(1, 6, (n_clusters,), generator=generator)
+        )
         of_cluster = torch.rand(n_clusters, n_simulations // N_BLOCKS, generator=generator)[clusters]
         of_item = torch.rand(of_cluster.shape, generator=generator)
         if kind == "normal":
@@ -42,7 +53,8 @@ def test_intervals_of_twenty_clusters_cover_as_the_docstring_says(kind, least):
 
 
 def test_items_taken_for_independent_cover_too_little():
-    """The control: forty equal items a cluster, each counted as its own, make an interval √40 times too narrow."""
+    """The control: forty equal items a cluster, each counted as its own, make an interval √40 times too
+    narrow."""
     values = torch.randn(20, 200, generator=torch.Generator().manual_seed(0)).repeat_interleave(40, 0)
     of_items = cluster_bootstrap(values, n_resamples=200)
     of_clusters = cluster_bootstrap(values, torch.arange(20).repeat_interleave(40), n_resamples=200)
@@ -52,7 +64,8 @@ def test_items_taken_for_independent_cover_too_little():
 
 
 def test_a_bootstrap_by_hand():
-    """Two clusters, {1, 1, 1} and {5}: a resample's mean is 1, 5, or of both 8/4 = 2; the mean of items is 2."""
+    """Two clusters, {1, 1, 1} and {5}: a resample's mean is 1, 5, or of both 8/4 = 2; the mean of items is
+    2."""
     interval = cluster_bootstrap([1.0, 1.0, 1.0, 5.0], torch.tensor([7, 7, 7, -2]), n_resamples=500)
     assert (interval.estimate, interval.low, interval.high) == (2.0, 1.0, 5.0)
     assert interval.n_clusters == 2
@@ -71,7 +84,8 @@ def test_columns_are_drawn_together_and_order_does_not_matter():
 
 
 @pytest.mark.parametrize(
-    "degrees, t", [(1, 12.706205), (2, 4.302653), (4, 2.776445), (10, 2.228139), (1000, 1.962339), (10**6, 1.959966)]
+    "degrees, t",
+    [(1, 12.706205), (2, 4.302653), (4, 2.776445), (10, 2.228139), (1000, 1.962339), (10**6, 1.959966)],
 )
 def test_student_t_is_that_of_the_tables(degrees, t):
     assert student_t(0.975, degrees) == pytest.approx(t, rel=1e-6)
@@ -90,11 +104,14 @@ def test_rank_p_by_hand():
 @pytest.mark.property_check(10)
 @pytest.mark.parametrize("alternative", ["greater", "less", "two-sided"])
 def test_rank_p_is_uniform_where_there_is_nothing(alternative):
-    """4,000 draws of 20 exchangeable numbers: each of the 20 values of p comes 200 times, ± 4 standard deviations."""
+    """4,000 draws of 20 exchangeable numbers: each of the 20 values of p comes 200 times, ± 4 standard
+    deviations."""
     draws = torch.randn(20, 4000, generator=torch.Generator().manual_seed(0)).exp()
     p = rank_p(draws[0], draws[1:], alternative)
     counts = torch.bincount((p * 20).round().long(), minlength=21)[1:]
-    if alternative == "two-sided":  # the median of 20 lies midway between two numbers, which tie; ties count against
+    if (
+        alternative == "two-sided"
+    ):  # the median of 20 lies midway between two numbers, which tie; ties count against
         counts = counts[-2:].sum()[None], counts[:-2]
         assert abs(int(counts[0]) - 400) < 80
         counts = counts[1]
@@ -102,7 +119,8 @@ def test_rank_p_is_uniform_where_there_is_nothing(alternative):
 
 
 def test_benjamini_hochberg_by_hand():
-    """p · m / rank: 0.04·4/4, 0.03·4/3 = 0.04, 0.021·4/2 = 0.042, more than a larger p has, so 0.04; 0.005·4/1 = 0.02."""
+    """p · m / rank: 0.04·4/4, 0.03·4/3 = 0.04, 0.021·4/2 = 0.042, more than a larger p has, so 0.04;
+    0.005·4/1 = 0.02."""
     adjusted = benjamini_hochberg(torch.tensor([0.03, 0.005, 0.04, 0.021]))
     torch.testing.assert_close(adjusted, torch.tensor([0.04, 0.02, 0.04, 0.04]).double())
     assert benjamini_hochberg(torch.tensor([])).shape == (0,)
@@ -121,12 +139,15 @@ def test_benjamini_hochberg_keeps_the_share_of_false_ones():
 
 
 def test_the_maximum_keeps_the_chance_of_any_false_one():
-    """20 correlated statistics of very different spread, 99 controls, 2,000 times: any p ≤ 0.05 comes 5 % of the time."""
+    """20 correlated statistics of very different spread, 99 controls, 2,000 times: any p ≤ 0.05 comes 5 % of
+    the time."""
     generator = torch.Generator().manual_seed(0)
     any_corrected, any_plain = 0, 0
     spread = torch.logspace(-2, 2, 20)
     for _ in range(2000):
-        draws = (torch.randn(100, 20, generator=generator) + torch.randn(100, 1, generator=generator)) * spread
+        draws = (
+            torch.randn(100, 20, generator=generator) + torch.randn(100, 1, generator=generator)
+        ) * spread
         any_corrected += bool((max_statistic_p(draws[0], draws[1:]) <= 0.05).any())
         any_plain += bool((rank_p(draws[0], draws[1:]) <= 0.05).any())
     assert abs(any_corrected / 2000 - 0.05) < 4 * (0.05 * 0.95 / 2000) ** 0.5
@@ -134,7 +155,8 @@ def test_the_maximum_keeps_the_chance_of_any_false_one():
 
 
 def test_the_maximum_by_hand():
-    """One statistic is its own maximum; of two equal ones, each is compared with the larger of the controls'."""
+    """One statistic is its own maximum; of two equal ones, each is compared with the larger of the
+    controls'."""
     controls = torch.tensor([[1.0], [2.0], [3.0]])
     assert max_statistic_p(torch.tensor([2.5]), controls) == rank_p(torch.tensor([2.5]), controls)
     controls = torch.tensor([[1.0, 4.0], [2.0, 3.0], [3.0, 2.0], [4.0, 1.0]])

@@ -1,4 +1,5 @@
-"""A model in which everything is known by hand: one direction says that an entity is known, another that it is not.
+"""A model in which everything is known by hand: one direction says that an entity is known, another that it
+is not.
 
 Its blocks do nothing, so the stream at the entity, which is the last token, is the entity's embedding
 
@@ -8,7 +9,8 @@ with orthogonal k, u, a_0 … a_3, and the head reads
 
     logit of answer j   x · a_j          logit of "?" (refusal)   2 x · u − 2 x · k
 
-A known entity gets −2 for refusal and 1 for its answer; an unknown one 2 against 1, or 2 against 3: a hallucination.
+A known entity gets −2 for refusal and 1 for its answer; an unknown one 2 against 1, or 2 against 3: a
+hallucination.
 """
 
 import copy
@@ -64,13 +66,21 @@ HALLUCINATED = sum(strength(i) == 3 for i in UNKNOWN_TESTED) / len(UNKNOWN_TESTE
 
 @pytest.fixture(scope="module")
 def world(byte_tokenizer):
-    """The model, an SAE whose latents 5 and 9 are k and u, and a baseline whose latents read them and write elsewhere."""
+    """The model, an SAE whose latents 5 and 9 are k and u, and a baseline whose latents read them and write
+    elsewhere."""
     sizes = {"vocab_size": 259, "n_positions": 8, "n_embd": 32, "n_layer": 2, "n_head": 2}
     gpt2 = GPT2LMHeadModel(GPT2Config(**sizes, bos_token_id=1, eos_token_id=2, pad_token_id=0)).eval()
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(32, 32, generator=generator, dtype=torch.float64)
-    basis = torch.linalg.qr(torch.cat([torch.ones(32, 1, dtype=torch.float64), noise[:, 1:]], 1)).Q.T[1:].float()
-    k, u, answers, rest = basis[0], basis[1], basis[2:6], basis[6:]  # all of mean zero, as the final norm removes the mean
+    basis = (
+        torch.linalg.qr(torch.cat([torch.ones(32, 1, dtype=torch.float64), noise[:, 1:]], 1)).Q.T[1:].float()
+    )
+    k, u, answers, rest = (
+        basis[0],
+        basis[1],
+        basis[2:6],
+        basis[6:],
+    )  # all of mean zero, as the final norm removes the mean
     with torch.no_grad():
         for parameter in gpt2.transformer.h.parameters():
             parameter.zero_()
@@ -81,7 +91,9 @@ def world(byte_tokenizer):
             return byte_tokenizer(text)["input_ids"][-1]
 
         for i, letter in enumerate(LETTERS):
-            gpt2.transformer.wte.weight[token(letter)] = (k if is_known(i) else u) + strength(i) * answers[answer(i)]
+            gpt2.transformer.wte.weight[token(letter)] = (k if is_known(i) else u) + strength(i) * answers[
+                answer(i)
+            ]
         for j in range(4):
             gpt2.lm_head.weight[token(str(j))] = answers[j]
         gpt2.lm_head.weight[token("?")] = 2 * u - 2 * k
@@ -91,7 +103,9 @@ def world(byte_tokenizer):
         with torch.no_grad():
             sae.b_enc.fill_(-0.1)  # above rounding, so that k and u are 0.9 where they are
             sae.b_dec.zero_()
-            reads = rest[torch.arange(48) % len(rest)] + 0.3 * answers[torch.arange(48) % 4]  # of answers, as often for both
+            reads = (
+                rest[torch.arange(48) % len(rest)] + 0.3 * answers[torch.arange(48) % 4]
+            )  # of answers, as often for both
             sae.W_enc.copy_(reads.T)
             sae.W_dec.copy_(rest[torch.arange(48) % len(rest)])
             sae.W_enc[:, [KNOWS, UNKNOWS]] = basis[:2].T
@@ -108,7 +122,9 @@ def study(world):
 
 @pytest.fixture(scope="module")
 def result(study):
-    return study.run(study.select(n=1, n_ablated=1), doses=(0.25, 1.0, 2.0), n_controls=N_CONTROLS, n_resamples=200)
+    return study.run(
+        study.select(n=1, n_ablated=1), doses=(0.25, 1.0, 2.0), n_controls=N_CONTROLS, n_resamples=200
+    )
 
 
 def rate(row, measure):
@@ -135,14 +151,16 @@ def test_every_rate_is_the_one_worked_out_by_hand(result):
     clean = result.row("no edit", "")
     assert rate(clean, "hallucination") == pytest.approx(HALLUCINATED) and 0 < HALLUCINATED < 1
     assert (rate(clean, "refusal"), rate(clean, "accuracy"), rate(clean, "wrong")) == (0, 1, 0)
-    # k at 0.9 d on unknown entities: refusal 2 − 1.8 d against 1, so that 1/4 leaves what was and 1 answers all
+    # k at 0.9 d on unknown entities: refusal 2 − 1.8 d against 1, so that 1/4 leaves what was and 1 answers
+    # all
     for dose, expected in ((0.25, HALLUCINATED), (1.0, 1.0), (2.0, 1.0)):
         assert rate(result.row("clamp known", dose=dose), "hallucination") == pytest.approx(expected)
     # u at 0.9 d on known ones: refusal −2 + 1.8 d against 1
     for dose, expected in ((0.25, 0.0), (1.0, 0.0), (2.0, 1.0)):
         row = result.row("clamp unknown", dose=dose)
         assert rate(row, "refusal") == expected and rate(row, "accuracy") == 1 - expected
-    # without its u an unknown entity has refusal 0.2; without its k a known one has −0.2, and 1 for its answer
+    # without its u an unknown entity has refusal 0.2; without its k a known one has −0.2, and 1 for its
+    # answer
     assert rate(result.row("ablate few unknown"), "hallucination") == 1
     assert rate(result.row("ablate few known"), "refusal") == 0
     # the SAE reconstructs k and u but no answers: refusal 1.8 against 0, or −1.8 against 0
@@ -162,7 +180,8 @@ def test_controls_and_baseline_do_nothing_and_the_rank_says_so(result):
 
 
 def test_controls_and_rivals_move_the_stream_as_far(result):
-    """What is added to the stream is 0.9 d − z along each direction, of unit norm for the two and for all others alike."""
+    """What is added to the stream is 0.9 d − z along each direction, of unit norm for the two and for all
+    others alike."""
     row = result.row("clamp known", dose=2.0)
     assert row.push == pytest.approx(row.control_push, rel=1e-4) and row.edit.rate_ratio > 1
     rival = result.row("clamp known", "baseline", 2.0)
@@ -170,7 +189,9 @@ def test_controls_and_rivals_move_the_stream_as_far(result):
     assert result.row("DiffMean +", "", 2.0).push == pytest.approx(row.push, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind, fields", [("relu", {}), ("topk", {"k": 4, "normalize_activations": "layer_norm"})])
+@pytest.mark.parametrize(
+    "kind, fields", [("relu", {}), ("topk", {"k": 4, "normalize_activations": "layer_norm"})]
+)
 def test_several_latents_that_point_alike_have_controls_that_go_as_far(world, kind, fields):
     """Three latents along one direction add up; three at random would go √3 times less far."""
     model, tokenizer, _, _ = world
@@ -207,11 +228,22 @@ def test_the_table_the_summary_and_the_json_say_the_same(result, tmp_path):
     saved = json.loads((tmp_path / "study.json").read_text())
     assert saved["n_known"] + saved["n_unknown"] == sum(TESTS.values()) == saved["n_questions"]
     [row] = [r for r in saved["rows"] if (r["edit"], r["sae"], r["dose"]) == ("clamp known", "trained", 1.0)]
-    assert row["hallucination"]["estimate"] == 1 and row["controls"]["n"] == N_CONTROLS and row["latents"] == [KNOWS]
+    assert (
+        row["hallucination"]["estimate"] == 1
+        and row["controls"]["n"] == N_CONTROLS
+        and row["latents"] == [KNOWS]
+    )
     assert "clamp known (1)" in repr(result) and "splice" in repr(result)
     text = " ".join(result.summary())
-    assert f"decoder, at push {result.row('clamp known', 'baseline', 1.0).push:.2f} beside {row['push']:.2f}: " in text
-    assert "What training added is the difference, +0." in text and ": more." in text and "DiffMean +: 100%" in text
+    assert (
+        f"decoder, at push {result.row('clamp known', 'baseline', 1.0).push:.2f} beside {row['push']:.2f}: "
+        in text
+    )
+    assert (
+        "What training added is the difference, +0." in text
+        and ": more." in text
+        and "DiffMean +: 100%" in text
+    )
     with pytest.raises(KeyError, match="no row 'clamp'"):
         result.row("clamp")
 
@@ -270,7 +302,11 @@ def test_a_judge_gets_its_inputs_where_the_model_is(world, monkeypatch):
 
     def judge(model, inputs, records):
         seen.extend(value.device.type for value in inputs.values())
-        run_to(model, [sae.config.hook_point], input_ids=torch.ones(len(records), inputs["input_ids"].shape[1]).long())
+        run_to(
+            model,
+            [sae.config.hook_point],
+            input_ids=torch.ones(len(records), inputs["input_ids"].shape[1]).long(),
+        )
         return Answers(torch.zeros(len(records)), torch.zeros(len(records)))
 
     side = HallucinationStudy(model, tokenizer, sae, RECORDS, judge)._side(testing=True)
@@ -292,11 +328,17 @@ def test_a_model_in_training_mode_is_studied_without_its_dropout(world, result):
 
 
 def test_the_model_itself_says_who_is_known(world):
-    """Each entity has three questions here; the model, which answers one thing, is right in as many as ask for it."""
+    """Each entity has three questions here; the model, which answers one thing, is right in as many as ask
+    for it."""
     model, tokenizer, sae, _ = world
     right = {letter: i % 3 for i, letter in enumerate(LETTERS) if is_known(i)}  # 0, 1 or 2 of its three
     records = [
-        Record(prompt=letter, entity=letter, relation=str(q), answer=str(answer(i)) if q < right.get(letter, 0) else "x")
+        Record(
+            prompt=letter,
+            entity=letter,
+            relation=str(q),
+            answer=str(answer(i)) if q < right.get(letter, 0) else "x",
+        )
         for i, letter in enumerate(LETTERS)
         for q in range(3)
     ]
@@ -306,7 +348,8 @@ def test_the_model_itself_says_who_is_known(world):
 
 
 def test_of_several_types_the_smallest_separation_counts(world):
-    """Latent 5 fires on all known entities, latent 0 only on those whose answer is 0 or 2, which are of type "a"."""
+    """Latent 5 fires on all known entities, latent 0 only on those whose answer is 0 or 2, which are of type
+    "a"."""
     model, tokenizer, trained, _ = world
     sae = copy.deepcopy(trained)
     with torch.no_grad():
@@ -321,7 +364,9 @@ def test_of_several_types_the_smallest_separation_counts(world):
     assert separation(RECORDS)[0] > 0.2 and separation(RECORDS)[KNOWS] == 1
     by_type = separation([replace(record, type="ab"[i // 2 % 2]) for i, record in enumerate(RECORDS)])
     assert by_type[0] == 0 and by_type[KNOWS] == 1
-    with pytest.raises(ValueError, match="expected unknown entities of type 'known' on the selecting side too, got none"):
+    with pytest.raises(
+        ValueError, match="expected unknown entities of type 'known' on the selecting side too, got none"
+    ):
         separation([replace(record, type="known" if record.known else "unknown") for record in RECORDS])
 
 
@@ -329,7 +374,9 @@ def test_base_rates_leave_latents_out(study):
     rates = torch.zeros(48)
     rates[KNOWS] = 0.5
     assert KNOWS not in study.select(n=1, base_rates=rates).known.latents
-    with pytest.raises(ValueError, match="n=40 latents of known entities were asked for, .* base rate of at most 0.02"):
+    with pytest.raises(
+        ValueError, match="n=40 latents of known entities were asked for, .* base rate of at most 0.02"
+    ):
         study.select(n=40, base_rates=rates)
 
 
@@ -357,7 +404,9 @@ def test_bad_input_is_named(world, monkeypatch):
 
     with pytest.raises(ValueError, match="a study expected records, got none"):
         begun([])
-    with pytest.raises(ValueError, match="at least 2 unknown entities on the selecting side of the split, got 0"):
+    with pytest.raises(
+        ValueError, match="at least 2 unknown entities on the selecting side of the split, got 0"
+    ):
         begun([record for record in RECORDS if record.known]).label()
     with pytest.raises(ValueError, match="at least 2 known entities"):
         begun([replace(record, group="all") for record in RECORDS]).label()
@@ -370,7 +419,9 @@ def test_bad_input_is_named(world, monkeypatch):
     with pytest.raises(ValueError, match="expected SAEs of d_model=32 trained there, got one of 16"):
         begun(sae=make_sae("relu", d_model=16), hook_point="transformer.h.0")
     elsewhere = make_sae("relu", hook_point="blocks.1.hook_resid_post")
-    with pytest.raises(ValueError, match="expected SAEs .* trained there, .* GPT2LMHeadModel blocks.1.hook_resid_post"):
+    with pytest.raises(
+        ValueError, match="expected SAEs .* trained there, .* GPT2LMHeadModel blocks.1.hook_resid_post"
+    ):
         begun(baseline=elsewhere)
     begun(baseline=elsewhere, hook_point="blocks.0.hook_resid_post")
     with pytest.raises(ValueError, match="since the SAE does not say where"):
@@ -385,13 +436,19 @@ def test_bad_input_is_named(world, monkeypatch):
     with pytest.raises(ValueError, match="expected tokens that refuse, and others as options"):
         begun(judge=NextToken(["?"], options=["?"]))
     with pytest.raises(ValueError, match="judge expected to give 52 answers"):
-        begun([replace(r, known=None) for r in RECORDS], lambda *_: Answers(torch.zeros(1), torch.zeros(1))).label()
+        begun(
+            [replace(r, known=None) for r in RECORDS], lambda *_: Answers(torch.zeros(1), torch.zeros(1))
+        ).label()
 
 
 def test_side_effects_on_neutral_text_stand_beside(study, byte_tokenizer):
     ids = torch.tensor([byte_tokenizer(text)["input_ids"] for text in ("abcdef", "ghijkl")])
     result = study.run(
-        study.select(n=1, n_ablated=1), doses=[2.0], n_controls=5, n_resamples=50, neutral=NeutralText(input_ids=ids)
+        study.select(n=1, n_ablated=1),
+        doses=[2.0],
+        n_controls=5,
+        n_resamples=50,
+        neutral=NeutralText(input_ids=ids),
     )
     row = result.row("clamp known", dose=2.0)
     assert row.edit.side_effects.kl.estimate > 0 and row.edit.side_effects.push > 0

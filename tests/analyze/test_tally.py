@@ -1,4 +1,5 @@
-"""One pass gives exactly what brute force on the dense matrix gives, however the rows were cut; in C as in torch."""
+"""One pass gives exactly what brute force on the dense matrix gives, however the rows were cut; in C as in
+torch."""
 
 from itertools import pairwise
 
@@ -15,7 +16,8 @@ N_ROWS, D_SAE, N_TOP, N_SAMPLE, SEED = 700, 40, 5, 9, 3
 
 @pytest.fixture
 def dense():
-    """Latent values with many ties (integers), rows without firings, a silent latent and one that always fires."""
+    """Latent values with many ties (integers), rows without firings, a silent latent and one that always
+    fires."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randint(-6, 5, (N_ROWS, D_SAE), generator=generator).clamp_min(0).float()
     values[:, 3] = 0
@@ -49,18 +51,31 @@ def brute_force(dense):
         expected["first_fired"].append(int(fired[0]) if len(fired) else -1)
         expected["last_fired"].append(int(fired[-1]) if len(fired) else -1)
         expected["histogram"].append(torch.histogram(values, edges).hist.int())
-        digits = torch.tensor([len(f"{p:b}") * (p > 0) for p in positions(len(dense))[fired].tolist()], dtype=torch.int64)
+        digits = torch.tensor(
+            [len(f"{p:b}") * (p > 0) for p in positions(len(dense))[fired].tolist()], dtype=torch.int64
+        )
         expected["positions"].append(torch.bincount(digits, minlength=16).int())
         strongest = [row for _, row in sorted(zip((-values).tolist(), fired.tolist()))][:N_TOP]
-        sampled = [row for _, row in sorted(zip(firing_hash(SEED, latent, fired).tolist(), fired.tolist()))][:N_SAMPLE]
+        sampled = [row for _, row in sorted(zip(firing_hash(SEED, latent, fired).tolist(), fired.tolist()))][
+            :N_SAMPLE
+        ]
         for name, chosen, n in (("top", strongest, N_TOP), ("sample", sampled, N_SAMPLE)):
             empty = n - len(chosen)
             expected[f"{name}_rows"].append(torch.tensor([*chosen, *[-1] * empty]))
             expected[f"{name}_values"].append(torch.tensor([*column[chosen].tolist(), *[0.0] * empty]))
-    tensors = {name: torch.tensor(column) for name, column in expected.items() if column and isinstance(column[0], int)}
-    tensors |= {name: torch.stack(column) for name, column in expected.items() if column and name not in tensors}
+    tensors = {
+        name: torch.tensor(column)
+        for name, column in expected.items()
+        if column and isinstance(column[0], int)
+    }
+    tensors |= {
+        name: torch.stack(column) for name, column in expected.items() if column and name not in tensors
+    }
     all_digits = torch.tensor([len(f"{p:b}") * (p > 0) for p in positions(len(dense)).tolist()])
-    return tensors | {"token_positions": torch.bincount(all_digits, minlength=16), "n_tokens": torch.tensor([len(dense)])}
+    return tensors | {
+        "token_positions": torch.bincount(all_digits, minlength=16),
+        "n_tokens": torch.tensor([len(dense)]),
+    }
 
 
 def assert_equal(tally, expected):
@@ -112,7 +127,8 @@ def test_float64_latents_go_by_the_definition(dense):
 @pytest.mark.property_check(7)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_every_activation_lies_inside_its_bin_and_no_zero_has_one(dtype):
-    # 1 = 2^0 lies at the lower edge of bin 32: bins count from 2^-8, and an octave has four. 1.25 is the next edge.
+    # 1 = 2^0 lies at the lower edge of bin 32: bins count from 2^-8, and an octave has four. 1.25 is the next
+    # edge.
     by_hand = torch.tensor([1.0, 1.2499999, 1.25, 1.5, 1.999, 2.0, 1e-9, 1e9], dtype=dtype)
     assert activation_bins(by_hand).tolist() == [32, 32, 33, 34, 35, 36, 0, 95]
     generator = torch.Generator().manual_seed(0)
@@ -142,7 +158,8 @@ def test_a_hash_by_hand():
 
 
 def test_samples_are_uniform():
-    """2,000 latents fire on rows 0 to 99: each row is in the samples of 10 firings 200 times, give or take 5 σ = 67."""
+    """2,000 latents fire on rows 0 to 99: each row is in the samples of 10 firings 200 times, give or take 5
+    σ = 67."""
     tally = Tally(2000, 1, 10)
     for row in range(100):
         tally.update(SparseLatents.from_dense(torch.ones(1, 2000)), row)

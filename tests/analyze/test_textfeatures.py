@@ -1,4 +1,5 @@
-"""Pooled features of texts: each pool by hand, what is left out, and that batches, padding and order do not matter."""
+"""Pooled features of texts: each pool by hand, what is left out, and that batches, padding and order do not
+matter."""
 
 import logging
 
@@ -33,7 +34,11 @@ def alone(model, tokenizer, text):
 def test_each_pool_is_what_single_texts_give(gpt2, byte_tokenizer, pool, kind):
     sae = make_sae(kind)
     found = text_features(gpt2, byte_tokenizer, TEXTS, sae, pool=pool, acts_pool=pool, batch_size_texts=3)
-    pooled = {"mean": lambda rows: rows.mean(0), "max": lambda rows: rows.amax(0), "last": lambda rows: rows[-1]}[pool]
+    pooled = {
+        "mean": lambda rows: rows.mean(0),
+        "max": lambda rows: rows.amax(0),
+        "last": lambda rows: rows[-1],
+    }[pool]
     assert isinstance(found.latents, csr_matrix) and found.latents.dtype == found.acts.dtype == np.float32
     assert found.latents.shape == (len(TEXTS), sae.d_sae) and found.latents.has_sorted_indices
     assert (found.latents.data != 0).all()
@@ -67,7 +72,9 @@ def test_the_tokenizers_own_padding_and_truncation_do_not_matter(gpt2, byte_toke
     left = text_features(gpt2, byte_tokenizer, TEXTS, sae)
     try:
         byte_tokenizer.padding_side = "right"
-        byte_tokenizer(TEXTS, truncation=True, max_length=2, padding="max_length")  # leaves its mark on the backend
+        byte_tokenizer(
+            TEXTS, truncation=True, max_length=2, padding="max_length"
+        )  # leaves its mark on the backend
         right = text_features(gpt2, byte_tokenizer, TEXTS, sae)
     finally:
         byte_tokenizer.padding_side = "left"
@@ -94,7 +101,9 @@ def test_one_pass_serves_several_saes(gpt2, byte_tokenizer, sae, monkeypatch):
     found = text_features(gpt2, byte_tokenizer, TEXTS, {"a": sae, "b": relu}, batch_size_texts=4)
     assert len(calls) == 2
     for name, one in (("a", sae), ("b", relu)):
-        assert (found[name] != text_features(gpt2, byte_tokenizer, TEXTS, one, batch_size_texts=4).latents).nnz == 0
+        assert (
+            found[name] != text_features(gpt2, byte_tokenizer, TEXTS, one, batch_size_texts=4).latents
+        ).nnz == 0
     with pytest.raises(ValueError, match="one SAE, got a, b: name one"):
         _ = found.latents
     with pytest.raises(KeyError, match="no features of an SAE 'c', there are a, b"):
@@ -122,7 +131,9 @@ def test_long_texts_are_cut_with_a_warning_or_by_word(gpt2, byte_tokenizer, sae,
         cut.acts[1], text_features(gpt2, byte_tokenizer, ["a" * 9], sae).acts[0], rtol=1e-5, atol=1e-6
     )
     for wrong in (1, 65):
-        with pytest.raises(ValueError, match=f"max_tokens expected 2 to 64, the positions of the model, got {wrong}"):
+        with pytest.raises(
+            ValueError, match=f"max_tokens expected 2 to 64, the positions of the model, got {wrong}"
+        ):
             text_features(gpt2, byte_tokenizer, ["ab"], sae, max_tokens=wrong)
 
 
@@ -172,10 +183,15 @@ def test_an_sae_from_elsewhere_is_refused_with_both_named(gpt2, byte_tokenizer, 
 
     other = make_sae(model_name="google/gemma-2-2b")
     gpt2.config._name_or_path = "hub/models--google--gemma-2-2b/snapshots/1a2b"
-    assert len(text_features(gpt2, byte_tokenizer, TEXTS, other)) == 7  # one model, by the name of its folder in a cache
+    assert (
+        len(text_features(gpt2, byte_tokenizer, TEXTS, other)) == 7
+    )  # one model, by the name of its folder in a cache
     gpt2.config._name_or_path = "someone/gpt2-tiny"
     message = refused(other)
-    assert "'sae' at blocks.0" in message and "an SAE of someone/gpt2-tiny, got one trained on google/gemma-2-2b" in message
+    assert (
+        "'sae' at blocks.0" in message
+        and "an SAE of someone/gpt2-tiny, got one trained on google/gemma-2-2b" in message
+    )
     later = make_sae(hook_point="blocks.1.hook_resid_post")
     message = refused({"one": sae, "two": later})
     assert "'two' was trained on blocks.1.hook_resid_post, but 'one' on blocks.0.hook_resid_post" in message
@@ -184,7 +200,9 @@ def test_an_sae_from_elsewhere_is_refused_with_both_named(gpt2, byte_tokenizer, 
     assert "expected hook_point=" in refused(None)
     assert "pool expected one of" in refused(sae, pool="median")
     assert "batch_size_texts expected at least 1" in refused(sae, batch_size_texts=0)
-    assert len(text_features(gpt2, byte_tokenizer, TEXTS, other, hook_point=HOOK_POINT)) == 7  # the caller's word
+    assert (
+        len(text_features(gpt2, byte_tokenizer, TEXTS, other, hook_point=HOOK_POINT)) == 7
+    )  # the caller's word
 
 
 def test_an_sae_may_name_its_module(gpt2, byte_tokenizer, sae):
@@ -205,7 +223,9 @@ def test_features_go_to_any_estimator_and_into_a_pipeline(gpt2, byte_tokenizer, 
     """Texts in, labels out: the transfer use, with scikit-learn's own pieces."""
     texts = [f"{word} {i}" for i in range(20) for word in ("sun", "moon")]
     labels = [i % 2 for i in range(40)]
-    reader = FunctionTransformer(lambda texts: text_features(gpt2, byte_tokenizer, texts, sae, pool="max").latents)
+    reader = FunctionTransformer(
+        lambda texts: text_features(gpt2, byte_tokenizer, texts, sae, pool="max").latents
+    )
     pipeline = make_pipeline(reader, MaxAbsScaler(), LogisticRegression(C=100)).fit(texts[:30], labels[:30])
     assert pipeline.score(texts[30:], labels[30:]) >= 0.9
 

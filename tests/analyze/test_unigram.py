@@ -1,4 +1,5 @@
-"""Unigram flags by hand: a latent of one token, one whose weak firings are elsewhere, one of a pair, one that is rare."""
+"""Unigram flags by hand: a latent of one token, one whose weak firings are elsewhere, one of a pair, one that
+is rare."""
 
 import math
 
@@ -44,7 +45,8 @@ def test_the_token_before(store):
 
 
 class OneHot:
-    """A store whose rows are one-hot tokens, each beside the one before it: SAEs of tokens can be made by hand."""
+    """A store whose rows are one-hot tokens, each beside the one before it: SAEs of tokens can be made by
+    hand."""
 
     def __init__(self, store):
         self._store = store
@@ -65,7 +67,8 @@ class OneHot:
 
 @pytest.fixture
 def index(store, byte_tokenizer, tmp_path):
-    """Latent 0 fires on every 'o'; 1 on 't' strongly and on 'o' weakly; 2 on 't' after 'S'; 3 on '7', seldom; 4 never."""
+    """Latent 0 fires on every 'o'; 1 on 't' strongly and on 'o' weakly; 2 on 't' after 'S'; 3 on '7', seldom;
+    4 never."""
     ids = {c: byte_tokenizer(c, add_special_tokens=False).input_ids[0] for c in "Sto7"}
     sae = SparseAutoencoder(SAEConfig(d_model=518, d_sae=5, kind="relu", hook_point=HOOK_POINT))
     with torch.no_grad():
@@ -78,7 +81,13 @@ def index(store, byte_tokenizer, tmp_path):
 
 def test_flags_of_an_index_by_hand(index, byte_tokenizer):
     assert [index[latent].common_token for latent in (0, 2, 3, 4)] == ["o", "t", "7", ""]
-    assert [index[latent].unigram for latent in range(5)] == [True, False, True, index[3].n_fired >= 10, False]
+    assert [index[latent].unigram for latent in range(5)] == [
+        True,
+        False,
+        True,
+        index[3].n_fired >= 10,
+        False,
+    ]
     one = index[1]
     assert one.top_token_share == 1 and one.token_entropy == 0, "its strongest firings are one token"
     assert 0.3 < one.token_share < 0.7 and "of the strongest" in repr(one)

@@ -1,9 +1,11 @@
 """Absorption, decomposability and unigram latents, in figures.
 
-planted   TopK, BatchTopK and Matryoshka SAEs on one planted hierarchy: absorption counted exactly, and by probes on the
-          same kind of rows, with the latents that the exact count chose and with those that the probes choose
+planted   TopK, BatchTopK and Matryoshka SAEs on one planted hierarchy: absorption counted exactly, and by
+          probes on the same kind of rows, with the latents that the exact count chose and with those that the
+          probes choose
 meta      explained variance of decoder rows under a meta-SAE, for saved SAEs, with random rows as the control
-letters   absorption of first letters, by probes, of saved SAEs over words of a store; words are split, not texts
+letters   absorption of first letters, by probes, of saved SAEs over words of a store; words are split, not
+texts
 classes   the same of general classes of tokens, such as names; texts are split
 unigram   latents of saved SAEs that fire on one token nearly always, over a store's rows
 
@@ -29,7 +31,9 @@ import saelens_lite as sl
 from saelens_lite.analyze.index.token_table import token_ids
 
 KINDS = ("topk", "batchtopk", "matryoshka")
-HIERARCHY = sl.SyntheticConfig(d_model=96, n_features=256, l0=7.0, n_trees=12, branching=6, depth=1, max_child_share=0.7)
+HIERARCHY = sl.SyntheticConfig(
+    d_model=96, n_features=256, l0=7.0, n_trees=12, branching=6, depth=1, max_child_share=0.7
+)
 
 
 def planted(args: argparse.Namespace) -> None:
@@ -57,7 +61,9 @@ def planted(args: argparse.Namespace) -> None:
             exact = sl.planted_absorption(sae, synthetic, n_rows=args.score_rows)
             given = {str(row.feature): row.latents for row in exact.rows if row.scored}
             same = (
-                sl.label_absorption(sae, rows.acts, {name: labels[name] for name in given}, latents=given) if given else None
+                sl.label_absorption(sae, rows.acts, {name: labels[name] for name in given}, latents=given)
+                if given
+                else None
             )
             own = sl.label_absorption(sae, rows.acts, labels)
             own_one = sl.label_absorption(sae, rows.acts, labels, max_latents=1)
@@ -71,7 +77,10 @@ def planted(args: argparse.Namespace) -> None:
                 "fvu": sl.score_recovery(sae, synthetic, n_rows=20_000).rows[0].fvu, "train s": seconds,
             }  # fmt: skip
             found.setdefault(kind, []).append(line)
-            print(f"{kind} seed {seed}  " + "  ".join(f"{name} {value:.3f}" for name, value in line.items()), flush=True)
+            print(
+                f"{kind} seed {seed}  " + "  ".join(f"{name} {value:.3f}" for name, value in line.items()),
+                flush=True,
+            )
     for kind, lines in found.items():
         cells = []
         for name in lines[0]:
@@ -90,10 +99,13 @@ def meta(args: argparse.Namespace) -> None:
 
 
 def letters(args: argparse.Namespace) -> None:
-    """First letters, as in the paper: at most `--per-word` rows of each word that is one token; words are split."""
+    """First letters, as in the paper: at most `--per-word` rows of each word that is one token; words are
+    split."""
     store, ids, texts = _tokens(args)
     words = {
-        i: text[1:].lower() for i, text in texts.items() if text[:1] in "▁Ġ" and text[1:].isascii() and text[1:].isalpha()
+        i: text[1:].lower()
+        for i, text in texts.items()
+        if text[:1] in "▁Ġ" and text[1:].isascii() and text[1:].isalpha()
     }
     seen = dict.fromkeys(words, 0)
     rows = []
@@ -105,7 +117,10 @@ def letters(args: argparse.Namespace) -> None:
     n_words = Counter(word[0] for word in words.values())
     often = sorted(letter for letter, n in n_words.items() if n > 9)
     labels = {letter: torch.tensor([words[i][0] == letter for i in tokens.tolist()]) for letter in often}
-    print(f"{len(rows):,} rows of {len(words):,} words, at most {args.per_word} each; {len(labels)} letters with 10 words")
+    print(
+        f"{len(rows):,} rows of {len(words):,} words, at most {args.per_word} each; {len(labels)} letters "
+        "with 10 words"
+    )
     _absorbed(args, store.gather(torch.tensor(rows)), labels, tokens)
 
 
@@ -113,8 +128,40 @@ def classes(args: argparse.Namespace) -> None:
     """What tokens are in general, and may be absorbed by latents of single tokens; texts are split."""
     store, ids, texts = _tokens(args)
     documents = torch.cat([store.row_docs(shard) for shard in range(store.n_shards)])
-    names = {"lily", "tim", "tom", "max", "sam", "ben", "mia", "sara", "jack", "sue", "anna", "timmy", "lucy", "mom", "dad"}
-    pronouns = {"he", "she", "it", "they", "you", "we", "him", "her", "them", "his", "their", "i", "me", "my", "your"}
+    names = {
+        "lily",
+        "tim",
+        "tom",
+        "max",
+        "sam",
+        "ben",
+        "mia",
+        "sara",
+        "jack",
+        "sue",
+        "anna",
+        "timmy",
+        "lucy",
+        "mom",
+        "dad",
+    }
+    pronouns = {
+        "he",
+        "she",
+        "it",
+        "they",
+        "you",
+        "we",
+        "him",
+        "her",
+        "them",
+        "his",
+        "their",
+        "i",
+        "me",
+        "my",
+        "your",
+    }
     tests = {
         "a name": lambda word: word.lower() in names,
         "a pronoun": lambda word: word.lower() in pronouns,
@@ -122,10 +169,17 @@ def classes(args: argparse.Namespace) -> None:
         "ends in ed": lambda word: word.endswith("ed") and len(word) > 3,
         "punctuation": lambda word: bool(word) and not any(letter.isalnum() for letter in word),
     }
-    of_token = {name: {i for i, text in texts.items() if test(text.lstrip("▁Ġ"))} for name, test in tests.items()}
+    of_token = {
+        name: {i for i, text in texts.items() if test(text.lstrip("▁Ġ"))} for name, test in tests.items()
+    }
     kept = slice(args.score_rows)
-    labels = {name: torch.tensor([i in members for i in ids[kept].tolist()]) for name, members in of_token.items()}
-    print(f"{len(ids[kept]):,} rows; tokens: " + ", ".join(f"{len(members)} {name}" for name, members in of_token.items()))
+    labels = {
+        name: torch.tensor([i in members for i in ids[kept].tolist()]) for name, members in of_token.items()
+    }
+    print(
+        f"{len(ids[kept]):,} rows; tokens: "
+        + ", ".join(f"{len(members)} {name}" for name, members in of_token.items())
+    )
     _absorbed(args, store.gather(torch.arange(len(ids[kept]))), labels, documents[kept])
 
 
@@ -160,14 +214,19 @@ def unigram(args: argparse.Namespace) -> None:
             median = float(index.column("token_share")[often].median())
             print(f"{folder.name}: {index.unigram}, {index.unigram.share:.2%}")
             print(
-                f"  of the strongest firings alone 90 %: {by_top}; token entropy 0: {entropy_0}; median share {median:.2f}"
+                f"  of the strongest firings alone 90 %: {by_top}; token entropy 0: {entropy_0}; median "
+                f"share {median:.2f}"
             )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("planted", "meta", "letters", "classes", "unigram"))
-    parser.add_argument("--output", type=Path, default=Path("runs/absorption"), help="planted: store and SAEs")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/absorption"), help="planted: store and SAEs"
+    )
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--score-rows", type=int, default=40_000)
     parser.add_argument("--k", type=int, default=6)
@@ -179,7 +238,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    {"planted": planted, "meta": meta, "letters": letters, "classes": classes, "unigram": unigram}[args.what](args)
+    {"planted": planted, "meta": meta, "letters": letters, "classes": classes, "unigram": unigram}[args.what](
+        args
+    )
 
 
 if __name__ == "__main__":

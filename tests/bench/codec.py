@@ -1,4 +1,5 @@
-"""What int8 rows cost: bytes and fvu at every hook point of real models, and the effect on an SAE trained on them.
+"""What int8 rows cost: bytes and fvu at every hook point of real models, and the effect on an SAE trained on
+them.
 
     .venv/bin/python tests/bench/codec.py                        # both parts, one thread: about 8 minutes
     .venv/bin/python tests/bench/codec.py --only rows            # bytes and codec fvu
@@ -6,13 +7,15 @@
 
 Models and text are those of ../shared/data (TinyStories). Prints JSON lines.
 
-rows: each model is harvested three times, in float32, bfloat16 and int8, all hook points in one pass. `bytes_ratio` is the
-data files of int8 by those of bfloat16, heads and norms included. `fvu` is Σ‖x − x̂‖² / Σ‖x − x̄‖² of the int8 rows against
-the float32 rows, `fvu_bfloat16` the same of bfloat16.
+rows: each model is harvested three times, in float32, bfloat16 and int8, all hook points in one pass.
+`bytes_ratio` is the data files of int8 by those of bfloat16, heads and norms included. `fvu` is Σ‖x − x̂‖² /
+Σ‖x − x̄‖² of the int8 rows against the float32 rows, `fvu_bfloat16` the same of bfloat16.
 
-training: TopK SAEs on the same rows of stories3m-llama blocks.3.hook_resid_post, kept in bfloat16 and in int8, by seed, with
-the fvu on held-out documents of each SAE's own store, as train_sae reports it. Single pairs differ by chance too, as any
-rounding sends training another way: `seed_spread` is the relative standard deviation over the seeds within one store.
+training: TopK SAEs on the same rows of stories3m-llama blocks.3.hook_resid_post, kept in bfloat16 and in
+int8, by seed, with the fvu on held-out documents of each SAE's own store, as train_sae reports it. Single
+pairs differ by chance too, as any
+rounding sends training another way: `seed_spread` is the relative standard deviation over the seeds within
+    one store.
 """
 
 from __future__ import annotations
@@ -43,7 +46,9 @@ def texts() -> Iterator[str]:
 
 def harvest(model: str, hook_points: list[str], folder: Path, n_rows: int, dtype: str) -> sl.ActivationStore:
     path = DATA / "models" / model
-    return sl.harvest_activations(str(path), texts(), hook_points, folder, max_tokens=n_rows, dtype=dtype, progress=False)
+    return sl.harvest_activations(
+        str(path), texts(), hook_points, folder, max_tokens=n_rows, dtype=dtype, progress=False
+    )
 
 
 def fvu(rows: torch.Tensor, kept: torch.Tensor) -> float:
@@ -53,12 +58,20 @@ def fvu(rows: torch.Tensor, kept: torch.Tensor) -> float:
 
 def measure_rows(folder: Path, n_rows: int) -> None:
     for model, n_blocks in BLOCKS.items():
-        points = ["blocks.0.hook_resid_pre", *(f"blocks.{i}.{kind}" for i in range(n_blocks) for kind in KINDS)]
+        points = [
+            "blocks.0.hook_resid_pre",
+            *(f"blocks.{i}.{kind}" for i in range(n_blocks) for kind in KINDS),
+        ]
         dtypes = ("float32", "bfloat16", "int8")
-        exact, half, small = (harvest(model, points, folder / model / dtype, n_rows, dtype) for dtype in dtypes)
+        exact, half, small = (
+            harvest(model, points, folder / model / dtype, n_rows, dtype) for dtype in dtypes
+        )
         rows = torch.arange(exact.n_rows)
         for point in points:
-            data = [sum(path.stat().st_size for path in store.path.rglob(f"{point}.safetensors")) for store in (small, half)]
+            data = [
+                sum(path.stat().st_size for path in store.path.rglob(f"{point}.safetensors"))
+                for store in (small, half)
+            ]
             x = exact.gather(rows, point)
             line = {"model": model, "hook_point": point, "d_model": x.shape[1], "rows": len(x)}
             line |= {"bytes_ratio": round(data[0] / data[1], 4), "fvu": fvu(x, small.gather(rows, point))}
@@ -73,7 +86,11 @@ def measure_training(folder: Path, n_rows: int, seeds: list[int]) -> None:
     found: dict[str, list[float]] = {"bfloat16": [], "int8": []}
     stores = {
         dtype: sl.ActivationStore.from_arrays(
-            folder / dtype, (exact.acts(shard) for shard in shards), hook_point=point, dtype=dtype, documents=documents
+            folder / dtype,
+            (exact.acts(shard) for shard in shards),
+            hook_point=point,
+            dtype=dtype,
+            documents=documents,
         )
         for dtype in found
     }
@@ -85,12 +102,22 @@ def measure_training(folder: Path, n_rows: int, seeds: list[int]) -> None:
             )  # fmt: skip
             found[dtype].append(sae.config.metadata["saelens_lite"]["held_out_fvu"])
         pair = {dtype: fvus[-1] for dtype, fvus in found.items()}
-        line = {"seed": seed, "held_out_fvu": pair, "relative_difference": pair["int8"] / pair["bfloat16"] - 1}
+        line = {
+            "seed": seed,
+            "held_out_fvu": pair,
+            "relative_difference": pair["int8"] / pair["bfloat16"] - 1,
+        }
         print(json.dumps(line), flush=True)
     means = {dtype: statistics.mean(fvus) for dtype, fvus in found.items()}
-    summary = {"seeds": len(seeds), "mean_fvu": means, "relative_difference": means["int8"] / means["bfloat16"] - 1}
+    summary = {
+        "seeds": len(seeds),
+        "mean_fvu": means,
+        "relative_difference": means["int8"] / means["bfloat16"] - 1,
+    }
     if len(seeds) > 1:
-        summary["seed_spread"] = {dtype: statistics.stdev(fvus) / means[dtype] for dtype, fvus in found.items()}
+        summary["seed_spread"] = {
+            dtype: statistics.stdev(fvus) / means[dtype] for dtype, fvus in found.items()
+        }
     print(json.dumps(summary))
 
 

@@ -1,13 +1,15 @@
 """How well edge attribution ranks latent-to-latent effects, beside exact ablation; a JSON line.
 
-    .venv/bin/python tests/bench/edges.py                             the embedded model and Python's standard library
-    .venv/bin/python tests/bench/edges.py --model stories260k-llama   a model of ../shared/data on TinyStories
+    .venv/bin/python tests/bench/edges.py                             the embedded model and Python's standard
+    library .venv/bin/python tests/bench/edges.py --model stories260k-llama   a model of ../shared/data on
+    TinyStories
 
-Two TopK SAEs are trained at adjacent hook points, the stream after block b and after block b + 1. Targets are downstream
-latents that fire, drawn at random from texts that neither SAE saw, at tokens after the tenth. Of all edges into them,
-from upstream latents that fire in the target's text, the 200 of largest attribution are taken, and 200 of the others at
-random. Each is then measured by ablating the upstream latent at every token. With Spearman's correlation of attribution and
-ablation, signed and of sizes, go the shares whose sign is right, and the ratio of sizes (median of exact / estimate).
+Two TopK SAEs are trained at adjacent hook points, the stream after block b and after block b + 1. Targets are
+downstream latents that fire, drawn at random from texts that neither SAE saw, at tokens after the tenth. Of
+all edges into them, from upstream latents that fire in the target's text, the 200 of largest attribution are
+taken, and 200 of the others at random. Each is then measured by ablating the upstream latent at every token.
+With Spearman's correlation of attribution and ablation, signed and of sizes, go the shares whose sign is
+right, and the ratio of sizes (median of exact / estimate).
 """
 
 from __future__ import annotations
@@ -43,16 +45,27 @@ def stories(name: str) -> Iterator[str]:
 def model_and_texts(name: str):
     """Model, tokenizer, documents to train on and texts that are none of them."""
     if name == "demo":
-        return *load_model(), stdlib_documents(), (document["text"] for document in stdlib_documents("held_out"))
+        return (
+            *load_model(),
+            stdlib_documents(),
+            (document["text"] for document in stdlib_documents("held_out")),
+        )
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = DATA / "models" / name
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder), ({"text": t} for t in stories("train_v1")), stories("validation_v1")
+    return (
+        model,
+        AutoTokenizer.from_pretrained(folder),
+        ({"text": t} for t in stories("train_v1")),
+        stories("validation_v1"),
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", default="demo")
     parser.add_argument("--block", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=100_000)

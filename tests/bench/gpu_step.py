@@ -1,13 +1,15 @@
-"""Tokens a second of one training step on a GPU: ours, SAELens 6.54.12, sparsify 1.3.3, the bare bf16 encoder GEMM.
+"""Tokens a second of one training step on a GPU: ours, SAELens 6.54.12, sparsify 1.3.3, the bare bf16 encoder
+GEMM.
 
     .venv-peers/bin/python tests/bench/gpu_step.py                      # both settings below
     .venv/bin/python tests/bench/gpu_step.py --settings 768,32768,32    # ours alone where there are no peers
 
-Settings are d_model,d_sae,k. Contestants are those of train_step.py, built on the GPU, one after another so that each has
-the memory to itself; its steps are timed by CUDA events, untimed ones first, and the median counts. What follows the @ sets
-torch.set_float32_matmul_precision: float32, tf32, bf16 (of our encoder; torch's own products stay tf32). SAELens in autocast
-multiplies in bf16, as sparsify does by itself. First losses must agree to 2 %, as far as precisions may take them apart.
-Prints one JSON line a contestant; one that does not fit or cannot be imported has a line that says so. Not a test.
+Settings are d_model,d_sae,k. Contestants are those of train_step.py, built on the GPU, one after another so
+that each has the memory to itself; its steps are timed by CUDA events, untimed ones first, and the median
+counts. What follows the @ sets torch.set_float32_matmul_precision: float32, tf32, bf16 (of our encoder;
+torch's own products stay tf32). SAELens in autocast multiplies in bf16, as sparsify does by itself. First
+losses must agree to 2 %, as far as precisions may take them apart. Prints one JSON line a contestant; one
+that does not fit or cannot be imported has a line that says so. Not a test.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ def gemm(layout: str, start: Start, batch_size_rows: int) -> Callable[[Tensor], 
     return lambda acts: torch.mm(acts, weight, out=pre_acts)
 
 
-def median_ms(step: Callable[[Tensor], Tensor], batches: list[Tensor], n_steps: int, warm_up_steps: int) -> float:
+def median_ms(
+    step: Callable[[Tensor], Tensor], batches: list[Tensor], n_steps: int, warm_up_steps: int
+) -> float:
     """Milliseconds of a step on the device; the host runs ahead of it where the step lets it."""
     for i in range(warm_up_steps):
         step(batches[i % len(batches)])
@@ -59,8 +63,11 @@ def median_ms(step: Callable[[Tensor], Tensor], batches: list[Tensor], n_steps: 
     return statistics.median(a.elapsed_time(b) for a, b in itertools.pairwise(events))
 
 
-def time_contestant(name: str, start: Start, batches: list[Tensor], args: argparse.Namespace) -> dict[str, float | None]:
-    """first_fvu, step_ms and tokens_per_s of train_step.py's contestant `side-kind`, at the precision behind its @."""
+def time_contestant(
+    name: str, start: Start, batches: list[Tensor], args: argparse.Namespace
+) -> dict[str, float | None]:
+    """first_fvu, step_ms and tokens_per_s of train_step.py's contestant `side-kind`, at the precision behind
+    its @."""
     side, _, precision = name.partition("@")
     torch.set_float32_matmul_precision(PRECISIONS[precision])
     contestant: Contestant = build(side, {"topk": start}, args, autocast=precision == "autocast")
@@ -76,10 +83,18 @@ def run_setting(args: argparse.Namespace) -> None:
     batches = superposed_batches(4, args.batch, args.d, generator)
     W_dec = torch.nn.functional.normalize(torch.randn(args.d_sae, args.d, generator=generator), dim=1)
     start = topk_start(W_dec, batches, args.k, args.dead_share)
-    setting = {"d": args.d, "d_sae": args.d_sae, "k": args.k, "batch": args.batch, "dead_share": args.dead_share}
+    setting = {
+        "d": args.d,
+        "d_sae": args.d_sae,
+        "k": args.k,
+        "batch": args.batch,
+        "dead_share": args.dead_share,
+    }
 
     low, layouts = [acts.bfloat16() for acts in batches], ("latent-major", "d_model-major")
-    gemm_ms = min(median_ms(gemm(layout, start, args.batch), low, args.steps, args.warm_up_steps) for layout in layouts)
+    gemm_ms = min(
+        median_ms(gemm(layout, start, args.batch), low, args.steps, args.warm_up_steps) for layout in layouts
+    )
     print(json.dumps({"contestant": "gemm@bf16", **setting, "step_ms": gemm_ms}), flush=True)
     first_fvu = {}
     for name in args.contestants:
@@ -102,13 +117,20 @@ def run_setting(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--settings", nargs="+", default=["768,32768,32", "4096,131072,64"], help="d_model,d_sae,k each")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--settings", nargs="+", default=["768,32768,32", "4096,131072,64"], help="d_model,d_sae,k each"
+    )
     parser.add_argument("--batch", type=int, default=16_384, help="rows a step")
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each contestant")
     parser.add_argument("--warm-up-steps", type=int, default=5, help="untimed ones before them")
     parser.add_argument(
-        "--dead-share", type=float, default=0.0, help="share of latents dead at the start, AuxK working on them"
+        "--dead-share",
+        type=float,
+        default=0.0,
+        help="share of latents dead at the start, AuxK working on them",
     )
     parser.add_argument("--contestants", nargs="+", choices=CONTESTANTS, default=list(CONTESTANTS))
     parser.add_argument("--seed", type=int, default=0)

@@ -3,12 +3,12 @@
     python tests/bench/grid.py                          # interleaved rounds, medians
     python tests/bench/grid.py --rounds 1 --steps 50    # try it small
 
-Setting: rows of width 192 in bfloat16, drawn at random and written as a store once; d_sae 2,048, k 16, 32, 64 and 128, one
-epoch of batches of 4,096 rows through buffers of 65,536, no held-out rows, no checkpoints. Both sides start anew each round,
-alternate in who goes first, and end with the same weights, which is checked. Seconds of reading are those within
-`RowBuffer.batch`: gathering a buffer, mixing it, giving batches in float32. The store is in the page cache after the first
-round on either side; reading ahead is off, so that reading has its full price. On a disk that is slower than memory a single
-pass saves more than here.
+Setting: rows of width 192 in bfloat16, drawn at random and written as a store once; d_sae 2,048, k 16, 32, 64
+and 128, one epoch of batches of 4,096 rows through buffers of 65,536, no held-out rows, no checkpoints. Both
+sides start anew each round, alternate in who goes first, and end with the same weights, which is checked.
+Seconds of reading are those within `RowBuffer.batch`: gathering a buffer, mixing it, giving batches in
+float32. The store is in the page cache after the first round on either side; reading ahead is off, so that
+reading has its full price. On a disk that is slower than memory a single pass saves more than here.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class Reading:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--d-model", type=int, default=192)
@@ -62,7 +64,10 @@ def main() -> None:
 
 def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(0)
-    rows = (torch.randn(65_536, args.d_model, generator=generator) for _ in range(-(-args.steps * args.batch // 65_536)))
+    rows = (
+        torch.randn(65_536, args.d_model, generator=generator)
+        for _ in range(-(-args.steps * args.batch // 65_536))
+    )
     store = sl.ActivationStore.from_arrays(folder / "store", rows, dtype="bfloat16")
     options = {
         "d_sae": args.d_sae, "batch_size_rows": args.batch, "buffer_rows": 65_536, "n_steps": args.steps, "device": "cpu",
@@ -78,7 +83,10 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     def one_after_another() -> dict[int, sl.SparseAutoencoder]:
         return {k: sl.train_sae(store, k=k, output=folder / f"run{k}", **options) for k in KS}
 
-    sides: dict[str, Callable[[], dict[int, sl.SparseAutoencoder]]] = {"grid": grid, "four runs": one_after_another}
+    sides: dict[str, Callable[[], dict[int, sl.SparseAutoencoder]]] = {
+        "grid": grid,
+        "four runs": one_after_another,
+    }
     total: dict[str, list[float]] = {name: [] for name in sides}
     cpu: dict[str, list[float]] = {name: [] for name in sides}
     read: dict[str, list[float]] = {name: [] for name in sides}
@@ -98,7 +106,9 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         **vars(args),
         **{name: {key: round(value, 2) for key, value in found.items()} for name, found in medians.items()},
         "least_and_greatest_s": {name: [round(min(s), 1), round(max(s), 1)] for name, s in total.items()},
-        "four_runs_over_grid": {what: round(medians["four runs"][what] / medians["grid"][what], 2) for what in measured},
+        "four_runs_over_grid": {
+            what: round(medians["four runs"][what] / medians["grid"][what], 2) for what in measured
+        },
     }
 
 

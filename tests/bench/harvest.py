@@ -1,31 +1,34 @@
 """Tokens per second of a harvest: ours, the bare truncated forward, SAELens 6.54.12's CacheActivationsRunner.
 
-    .venv-peers/bin/python tests/bench/harvest.py                          # stories3m-llama, stories260k-llama, 2 threads
-    .venv-peers/bin/python tests/bench/harvest.py --compute-dtype bfloat16 # beside all that: forward and ours in bf16
-    .venv-peers/bin/python tests/bench/harvest.py --compile                # beside all that: forward and ours compiled
-    .venv-peers/bin/python tests/bench/harvest.py --memory                 # instead: peak memory at N and 10 N tokens
+    .venv-peers/bin/python tests/bench/harvest.py                          # stories3m-llama,
+    stories260k-llama, 2 threads .venv-peers/bin/python tests/bench/harvest.py --compute-dtype bfloat16 #
+    beside all that: forward and ours in bf16 .venv-peers/bin/python tests/bench/harvest.py --compile
+    # beside all that: forward and ours compiled .venv-peers/bin/python tests/bench/harvest.py --memory
+    # instead: peak memory at N and 10 N tokens
 
-All interleaved in one process of the peers' venv (`make peers`), our package imported from this checkout and the process
-held to as many cores as threads. Prints one JSON line a contestant, one for what a variant changes in the rows, then a
-summary line. The text is TinyStories' train_v1, begun again where more is asked for. Contestants, by block b:
+All interleaved in one process of the peers' venv (`make peers`), our package imported from this checkout and
+the process held to as many cores as threads. Prints one JSON line a contestant, one for what a variant
+changes in the rows, then a summary line. The text is TinyStories' train_v1, begun again where more is asked
+for. Contestants, by block b:
 
-    forward     the limit: contexts of 256 in memory as int64 batches, the model without its layers above b, without
-                head and final norm, no mask, no cache, no hook; nothing is kept
-    ours        harvest_activations of blocks.b.hook_resid_post from the .jsonl.gz file: reading, tokenising, packing,
-                forward, bf16 rows with norms, sums and sha256, every file synced to disk
+    forward     the limit: contexts of 256 in memory as int64 batches, the model without its layers above b,
+                without head and final norm, no mask, no cache, no hook; nothing is kept
+    ours        harvest_activations of blocks.b.hook_resid_post from the .jsonl.gz file: reading, tokenising,
+                packing, forward, bf16 rows with norms, sums and sha256, every file synced to disk
     ours-4      the same with the four hook points of block b in one pass
-    saelens     CacheActivationsRunner.run of model.layers.b, from the documents as a `datasets.Dataset` in memory:
-                tokenising, packing, forward stopped at the hook, Arrow files (not synced) in its float32, for `datasets`
-                has no bfloat16; not shuffled, in one buffer where 2 GB allow it
+    saelens     CacheActivationsRunner.run of model.layers.b, from the documents as a `datasets.Dataset` in
+                memory: tokenising, packing, forward stopped at the hook, Arrow files (not synced) in its
+                float32, for `datasets` has no bfloat16; not shuffled, in one buffer where 2 GB allow it
     saelens-4   the sum of its runs of the four modules that give the same activations, in every other round
 
-Loading the model and the tokenizer is outside everyone's clock. Tokens are the positions of the contexts, special ones
-included, the same number for all; ours stores no rows for special tokens and forwards a few positions more, for each of
-its shards ends in a padded context (`positions` of its line). Before anything is timed the contexts and a batch of
-activations of ours and SAELens' must agree. Then in each round every contestant works once through the whole text, the
-order turning by one each round; a first round warms up. A contestant's figure is the median of its rounds, a ratio the
-median of the rounds' ratios, with their least and greatest beside it.
-Peak memory is that of a fresh process which loads the model by name, as the command line does.
+Loading the model and the tokenizer is outside everyone's clock. Tokens are the positions of the contexts,
+special ones included, the same number for all; ours stores no rows for special tokens and forwards a few
+positions more, for each of its shards ends in a padded context (`positions` of its line). Before anything is
+timed the contexts and a batch of activations of ours and SAELens' must agree. Then in each round every
+contestant works once through the whole text, the order turning by one each round; a first round warms up. A
+contestant's figure is the median of its rounds, a ratio the median of the rounds' ratios, with their least
+and greatest beside it. Peak memory is that of a fresh process which loads the model by name, as the command
+line does.
 Not a test: nothing asserts a speed.
 """
 
@@ -147,7 +150,9 @@ def write_documents(documents: list[str], path: Path) -> Path:
     return path
 
 
-def make_setting(name: str, tokenizer: Any, n_blocks: int, scratch: Path, args: argparse.Namespace) -> Setting:
+def make_setting(
+    name: str, tokenizer: Any, n_blocks: int, scratch: Path, args: argparse.Namespace
+) -> Setting:
     """Documents until they fill the contexts asked for, as a file, as text and packed."""
     batch_tokens = args.batch * args.context
     n_seqs = max(1, (args.tokens or TOKENS[name]) // batch_tokens) * args.batch
@@ -206,7 +211,13 @@ def ours(
         with tempfile.TemporaryDirectory(dir=scratch) as store:
             started_s = time.perf_counter()
             sl.harvest_activations(
-                model, setting.text, hook_points, store, tokenizer=tokenizer, **setting.harvest_options, **options
+                model,
+                setting.text,
+                hook_points,
+                store,
+                tokenizer=tokenizer,
+                **setting.harvest_options,
+                **options,
             )
             return time.perf_counter() - started_s
 
@@ -263,20 +274,29 @@ def check_saelens(setting: Setting, d_model: int, scratch: Path) -> None:
         rows = saelens_runner(setting, module, d_model, Path(store)).run().with_format("torch")
         input_ids = torch.cat([batch["token_ids"] for batch in rows.iter(1024)])
         if not torch.equal(input_ids.long(), setting.input_ids):
-            raise SystemExit("expected SAELens' contexts equal to ours, got others: the contestants read different text")
+            raise SystemExit(
+                "expected SAELens' contexts equal to ours, got others: the contestants read different text"
+            )
         with torch.inference_mode():
-            acts = decoder(input_ids=setting.input_ids[: setting.batch_size_seqs], use_cache=False).last_hidden_state
+            acts = decoder(
+                input_ids=setting.input_ids[: setting.batch_size_seqs], use_cache=False
+            ).last_hidden_state
         error = relative_error(rows[: setting.batch_size_seqs][module].float(), acts)
     if not error <= SAME_ACTIVATIONS:
-        raise SystemExit(f"expected SAELens' activations within {SAME_ACTIVATIONS:g} of the forward's, got {error:g}")
+        raise SystemExit(
+            f"expected SAELens' activations within {SAME_ACTIVATIONS:g} of the forward's, got {error:g}"
+        )
 
 
 def relative_error(acts: Tensor, reference: Tensor) -> float:
     return ((acts - reference).norm() / reference.norm()).item()
 
 
-def difference(setting: Setting, reference: dict[str, Any], variant: dict[str, Any], scratch: Path) -> dict[str, float]:
-    """Between the rows of two harvests, stored in float32; beside it, what storing the first ones in bf16 changes."""
+def difference(
+    setting: Setting, reference: dict[str, Any], variant: dict[str, Any], scratch: Path
+) -> dict[str, float]:
+    """Between the rows of two harvests, stored in float32; beside it, what storing the first ones in bf16
+    changes."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         stores = [
             sl.harvest_activations(
@@ -289,7 +309,9 @@ def difference(setting: Setting, reference: dict[str, Any], variant: dict[str, A
             )
             for name, arguments in (("reference", reference), ("variant", variant))
         ]
-        acts, others = (torch.cat([store.acts(shard) for shard in range(store.n_shards)]).double() for store in stores)
+        acts, others = (
+            torch.cat([store.acts(shard) for shard in range(store.n_shards)]).double() for store in stores
+        )
     variance = (acts - acts.mean(0)).square().sum().item()
     return {
         "rows": len(acts),
@@ -303,7 +325,12 @@ def positions_of(setting: Setting, model: nn.Module, tokenizer: Any, scratch: Pa
     """Shards, and positions forwarded, of our harvest of one hook point."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
         store = sl.harvest_activations(
-            model, setting.text, setting.hook_points[-1], folder, tokenizer=tokenizer, **setting.harvest_options
+            model,
+            setting.text,
+            setting.hook_points[-1],
+            folder,
+            tokenizer=tokenizer,
+            **setting.harvest_options,
         )
         positions = sum(store.tokens(shard).input_ids.numel() for shard in range(store.n_shards))
         return {"shards": store.n_shards, "positions": positions, "rows": store.n_rows}
@@ -312,7 +339,9 @@ def positions_of(setting: Setting, model: nn.Module, tokenizer: Any, scratch: Pa
 # ---- timing --------------------------------------------------------------------------------------
 
 
-def time_rounds(contestants: dict[str, Callable[[], float]], sparse: set[str], rounds: int) -> dict[str, dict[int, float]]:
+def time_rounds(
+    contestants: dict[str, Callable[[], float]], sparse: set[str], rounds: int
+) -> dict[str, dict[int, float]]:
     """Seconds of each contestant, by round; a round before the first is not kept.
 
     sparse: contestants that take part in every other round only, warmed up by another that does the same work
@@ -333,7 +362,9 @@ def time_rounds(contestants: dict[str, Callable[[], float]], sparse: set[str], r
 
 def ratios(numerator_s: dict[int, float], denominator_s: dict[int, float]) -> dict[str, float]:
     """Of the rounds that both took part in."""
-    return spread([numerator_s[round_] / denominator_s[round_] for round_ in numerator_s if round_ in denominator_s])
+    return spread(
+        [numerator_s[round_] / denominator_s[round_] for round_ in numerator_s if round_ in denominator_s]
+    )
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -348,7 +379,8 @@ def bench(name: str, scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
     d_model, deepest = model.config.hidden_size, setting.hook_points[-1:]
     if not 0 < setting.block < model.config.num_hidden_layers:
         raise SystemExit(
-            f"expected a block from 1 to {model.config.num_hidden_layers - 1} of {name}, got {setting.block}: SAELens takes "
+            f"expected a block from 1 to {model.config.num_hidden_layers - 1} of {name}, got "
+            f"{setting.block}: SAELens takes "
             "what enters a block from the one before"
         )
     saelens_too, four_too = "saelens" in args.contestants, "four" in args.contestants
@@ -385,7 +417,9 @@ def bench(name: str, scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
     seconds = time_rounds(contestants, of_other_points, args.rounds)
     if of_other_points:
         together = set.intersection(*(set(seconds[run]) for run in saelens_runs))
-        seconds["saelens-4"] = {round_: sum(seconds[run][round_] for run in saelens_runs) for round_ in sorted(together)}
+        seconds["saelens-4"] = {
+            round_: sum(seconds[run][round_] for run in saelens_runs) for round_ in sorted(together)
+        }
     for contestant, by_round in seconds.items():
         values = list(by_round.values())
         line = {
@@ -410,7 +444,9 @@ def bench(name: str, scratch: Path, args: argparse.Namespace) -> dict[str, Any]:
         f"share_of_forward_of_{variant}": (f"forward-{variant}", f"ours-{variant}"),
     }
     return {"block": setting.block, "tokens": setting.n_tokens} | {
-        ratio: ratios(seconds[a], seconds[b]) for ratio, (a, b) in compared.items() if a in seconds and b in seconds
+        ratio: ratios(seconds[a], seconds[b])
+        for ratio, (a, b) in compared.items()
+        if a in seconds and b in seconds
     }
 
 
@@ -425,7 +461,16 @@ def memory(name: str, scratch: Path, args: argparse.Namespace) -> dict[str, Any]
     text = write_documents(texts * -(-10 * n_rows // per_pass), scratch / f"{name}.jsonl.gz")
     peaks = []
     for rows in (n_rows, 10 * n_rows):
-        worker = [sys.executable, __file__, "--model", name, "--memory-worker", str(text), "--tokens", str(rows)]
+        worker = [
+            sys.executable,
+            __file__,
+            "--model",
+            name,
+            "--memory-worker",
+            str(text),
+            "--tokens",
+            str(rows),
+        ]
         worker += ["--threads", str(args.threads), "--batch", str(args.batch), "--context", str(args.context)]
         worker += [] if args.block is None else ["--block", str(args.block)]
         line = json.loads(subprocess.run(worker, check=True, stdout=subprocess.PIPE, text=True).stdout)
@@ -469,7 +514,9 @@ def peak_bytes() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--model", nargs="+", choices=list(TOKENS), default=list(TOKENS))
     parser.add_argument("--block", type=int, help="default: the middle one, 3 of 6 and 2 of 5")
     parser.add_argument("--tokens", type=int, help=f"a pass, rounded down to whole batches; default {TOKENS}")
@@ -483,10 +530,16 @@ def main() -> None:
         default=["saelens", "four"],
         help="beside forward and ours: SAELens; the four hook points of the block",
     )
-    parser.add_argument("--compute-dtype", choices=["bfloat16", "float16"], help="adds forward and ours in that type")
+    parser.add_argument(
+        "--compute-dtype", choices=["bfloat16", "float16"], help="adds forward and ours in that type"
+    )
     parser.add_argument("--compile", action="store_true", help="adds forward and ours compiled")
-    parser.add_argument("--memory", action="store_true", help="peak memory at N and 10 N rows instead of times")
-    parser.add_argument("--memory-worker", metavar="TEXT", help="what --memory starts; harvests --tokens rows of a file")
+    parser.add_argument(
+        "--memory", action="store_true", help="peak memory at N and 10 N rows instead of times"
+    )
+    parser.add_argument(
+        "--memory-worker", metavar="TEXT", help="what --memory starts; harvests --tokens rows of a file"
+    )
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--scratch", help="folder for the stores; default: the system's for temporary files")
     args = parser.parse_args()
@@ -507,7 +560,9 @@ def main() -> None:
         "command": " ".join(sys.argv),
         "cpu": cpu_name(),
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "sae-lens")},
+        "versions": {
+            name: version(name) for name in ("torch", "transformers", "tokenizers", "datasets", "sae-lens")
+        },
     }
     print(json.dumps(summary), flush=True)
 

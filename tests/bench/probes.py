@@ -1,13 +1,17 @@
-"""Sparse probes on the labelled sets of ../shared/data; a JSON line for each set and pool, and one for the time taken.
+"""Sparse probes on the labelled sets of ../shared/data; a JSON line for each set and pool, and one for the
+time taken.
 
-    .venv/bin/python tests/bench/probes.py --sae trained=FOLDER frozen=FOLDER [--sets subjectivity …] [--pools mean max last]
+    .venv/bin/python tests/bench/probes.py --sae trained=FOLDER frozen=FOLDER [--sets subjectivity …] [--pools
+    mean max last]
 
-The SAEs read one hook point of stories3m-llama, a model of children's stories: it has never seen films, questions of
-general knowledge or Wikidata, so the figures compare probes with each other and say nothing about a model's knowledge.
+The SAEs read one hook point of stories3m-llama, a model of children's stories: it has never seen films,
+questions of general knowledge or Wikidata, so the figures compare probes with each other and say nothing
+about a model's knowledge.
 
-The sets: sentence_polarity (praise or blame), subjectivity (review or plot), triviaqa_question and triviaqa_answer (was
-gemma-2b's answer wrong, from the question or the answer alone), truthfulqa (question and answer: is the answer right;
-answers of one question are a group), entities (name alone: city, movie, player, song or book).
+The sets: sentence_polarity (praise or blame), subjectivity (review or plot), triviaqa_question and
+triviaqa_answer (was gemma-2b's answer wrong, from the question or the answer alone), truthfulqa (question and
+answer: is the answer right; answers of one question are a group), entities (name alone: city, movie, player,
+    song or book).
 """
 
 from __future__ import annotations
@@ -54,7 +58,9 @@ def truthfulqa() -> Iterator[Example]:
 
 
 SETS: dict[str, Callable[[], Iterator[Example]]] = {
-    "sentence_polarity": lambda: ((row["text"], row["label"], None) for row in rows("sentence_polarity/data")),
+    "sentence_polarity": lambda: (
+        (row["text"], row["label"], None) for row in rows("sentence_polarity/data")
+    ),
     "subjectivity": lambda: ((row["text"], row["label"], None) for row in rows("subjectivity/data")),
     "triviaqa_question": lambda: triviaqa("question"),
     "triviaqa_answer": lambda: triviaqa("completion"),
@@ -64,7 +70,8 @@ SETS: dict[str, Callable[[], Iterator[Example]]] = {
 
 
 def bare_forward_s(model: torch.nn.Module, tokenizer: Any, texts: list[str], point: str, batch: int) -> float:
-    """Seconds of tokenising and of the forward passes to the hook point, with nothing done to what they give."""
+    """Seconds of tokenising and of the forward passes to the hook point, with nothing done to what they
+    give."""
     began = time.perf_counter()
     ids = sorted(_token_ids(tokenizer, texts), key=len, reverse=True)
     with torch.no_grad():
@@ -75,14 +82,18 @@ def bare_forward_s(model: torch.nn.Module, tokenizer: Any, texts: list[str], poi
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--sae", nargs="+", required=True, help="NAME=FOLDER, at one hook point")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS)
     parser.add_argument("--pools", nargs="*", default=["mean", "max", "last"])
     parser.add_argument("--select-by", default="mean_difference")
     parser.add_argument("--texts", type=int, default=5000)
     parser.add_argument("--splits", type=int, default=1)
-    parser.add_argument("--time", type=int, default=0, help="rounds of timing features beside the bare forward")
+    parser.add_argument(
+        "--time", type=int, default=0, help="rounds of timing features beside the bare forward"
+    )
     args = parser.parse_args()
     folder = DATA / "models/stories3m-llama"
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
@@ -98,11 +109,15 @@ def main() -> None:
             features = sl.text_features(model, tokenizer, texts, saes, pool=pool, max_tokens=256)
             features_s = time.perf_counter() - began
             began = time.perf_counter()
-            report = sl.sparse_probes(features, labels, groups, select_by=args.select_by, n_splits=args.splits)
+            report = sl.sparse_probes(
+                features, labels, groups, select_by=args.select_by, n_splits=args.splits
+            )
             probes_s = time.perf_counter() - began
             facts = {"set": name, "pool": pool, "features_s": features_s, "probes_s": probes_s}
             print(
-                json.dumps(facts | {key: value for key, value in report.to_dict().items() if key != "definitions"}),
+                json.dumps(
+                    facts | {key: value for key, value in report.to_dict().items() if key != "definitions"}
+                ),
                 flush=True,
             )
         if args.time:
@@ -115,7 +130,10 @@ def main() -> None:
                 ours.append(time.perf_counter() - began)
             ratio = statistics.median(b / a for a, b in zip(bare, ours))
             print(
-                json.dumps({"set": name, "tokens": n_tokens, "bare_s": bare, "features_s": ours, "ratio": ratio}), flush=True
+                json.dumps(
+                    {"set": name, "tokens": n_tokens, "bare_s": bare, "features_s": ours, "ratio": ratio}
+                ),
+                flush=True,
             )
 
 

@@ -9,11 +9,12 @@
 Resumable: a finished run is never repeated, a part that was stopped goes on with the same command.
 Setting: `stories3m-llama`, `blocks.3.hook_resid_post`, contexts of 256, TinyStories (both train files) and
 FairytaleQA stories; scored on the first 300 documents of TinyStories' validation_v1; dead = silent on all
-validation rows and on 400,000 training rows drawn with a fixed seed. What is scored is the folder that was saved,
-opened anew: BatchTopK and Matryoshka of both sides as the jumprelu SAE that they export. Both sides read the same
-rows (bf16 in the store, float32 in training), warm up for 100 steps and decay over the last third. The learning rate of a
-kind is chosen on seed 0 (of the L1 kinds at the middle coefficient), then kept for the other seeds and
-coefficients.
+validation rows and on 400,000 training rows drawn with a fixed seed. What is scored is the folder that was
+saved,
+opened anew: BatchTopK and Matryoshka of both sides as the jumprelu SAE that they export. Both sides read the
+same rows (bf16 in the store, float32 in training), warm up for 100 steps and decay over the last third. The
+learning rate of a kind is chosen on seed 0 (of the L1 kinds at the middle coefficient), then kept for the
+other seeds and coefficients.
 Not a test: it takes hours. SAELens runs in the peers' venv (`make peers`) through
 quality_saelens.py, the timing part through train_step.py.
 """
@@ -277,7 +278,8 @@ def run_ours(args: argparse.Namespace, run: Run) -> dict[str, Any]:
         "batch_size_rows": args.batch,
         "d_sae": args.d_sae,
         "k": None if run.kind == "relu" else args.k,
-        "train_s": last["tokens"] / last["tokens_per_s"],  # steps and reading rows, without set-up and evaluation
+        "train_s": last["tokens"]
+        / last["tokens_per_s"],  # steps and reading rows, without set-up and evaluation
         "train_cpu_s": train_cpu_s,  # of all threads, with set-up and evaluation
         "input_scale": (store.d_model() / store.mean_sq_norm()) ** 0.5,
         **result.to_dict(),
@@ -306,20 +308,28 @@ def finish(args: argparse.Namespace, results: Results, run: Run) -> dict[str, An
 
 
 def part_keep_k(args: argparse.Namespace, results: Results, contestant: str, kind: str, steps: int) -> None:
-    """Of a kind that keeps k latents: every learning rate on the first seed, the other seeds at the best of them."""
+    """Of a kind that keeps k latents: every learning rate on the first seed, the other seeds at the best of
+    them."""
 
     def run(lr: float, seed: int) -> dict[str, Any]:
-        return finish(args, results, Run(contestant=contestant, kind=kind, lr=lr, l1_coeff=None, seed=seed, steps=steps))
+        return finish(
+            args, results, Run(contestant=contestant, kind=kind, lr=lr, l1_coeff=None, seed=seed, steps=steps)
+        )
 
     best = min((run(lr, args.seeds[0]) for lr in args.lrs), key=lambda line: line["fvu"])
     for seed in args.seeds[1:]:
         run(best["lr"], seed)
 
 
-def part_l1(args: argparse.Namespace, results: Results, contestant: str, kind: str, l1_coeffs: list[float]) -> None:
+def part_l1(
+    args: argparse.Namespace, results: Results, contestant: str, kind: str, l1_coeffs: list[float]
+) -> None:
     """Four learning rates at the middle coefficient, the other coefficients at the best of them."""
     middle = sorted(l1_coeffs)[len(l1_coeffs) // 2]
-    runs = [Run(contestant=contestant, kind=kind, lr=lr, l1_coeff=middle, seed=0, steps=args.steps) for lr in args.lrs]
+    runs = [
+        Run(contestant=contestant, kind=kind, lr=lr, l1_coeff=middle, seed=0, steps=args.steps)
+        for lr in args.lrs
+    ]
     best = min((finish(args, results, run) for run in runs), key=objective)
     for l1_coeff in l1_coeffs:
         finish(
@@ -375,7 +385,9 @@ def step_time_ratio(args: argparse.Namespace) -> float | None:
         return args.step_time_ratio
     if not path.exists():
         return None
-    return min(json.loads(line)["speedup_of_ours_topk"]["saelens-topk"] for line in path.read_text().splitlines())
+    return min(
+        json.loads(line)["speedup_of_ours_topk"]["saelens-topk"] for line in path.read_text().splitlines()
+    )
 
 
 def equal_time_steps(args: argparse.Namespace) -> int | None:
@@ -384,7 +396,8 @@ def equal_time_steps(args: argparse.Namespace) -> int | None:
 
 
 def part_equal_time(args: argparse.Namespace, results: Results) -> None:
-    """Our runs with the steps that SAELens' wall-clock time buys; a longer run wants a lower rate, so it is chosen anew."""
+    """Our runs with the steps that SAELens' wall-clock time buys; a longer run wants a lower rate, so it is
+    chosen anew."""
     steps = equal_time_steps(args)
     if steps is None:
         raise SystemExit("ours-topk-equal-time needs the part step-time first, or --step-time-ratio")
@@ -408,7 +421,9 @@ def run_part(part: str, args: argparse.Namespace, results: Results) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--only",
         nargs="+",
@@ -416,15 +431,20 @@ def main() -> None:
         default=list(PARTS),
         help="parts to run, in this order; finished runs are skipped",
     )
-    parser.add_argument("--report", action="store_true", help="run nothing; table and verdicts of the finished runs")
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing; table and verdicts of the finished runs"
+    )
     parser.add_argument("--layer", type=int, default=LAYER, help="whose hook_resid_post is learned")
     parser.add_argument(
         "--output",
         type=Path,
-        help=f"stores, exported rows, saved SAEs, results; default: runs/quality, and layer_N in it unless N is {LAYER}",
+        help="stores, exported rows, saved SAEs, results; default: runs/quality, and layer_N in it unless "
+        f"N is {LAYER}",
     )
     parser.add_argument("--results", type=Path, help="default: OUTPUT/results.jsonl")
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data", help="folder with models/ and corpora/")
+    parser.add_argument(
+        "--shared", type=Path, default=ROOT.parent / "shared/data", help="folder with models/ and corpora/"
+    )
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
     parser.add_argument("--lrs", type=float, nargs="+", default=list(LRS))
     parser.add_argument(
@@ -441,7 +461,9 @@ def main() -> None:
         default=[2.5, 5.0, 10.0],
         help="l1_coefficient of SAELens' standard",
     )
-    parser.add_argument("--l1-ours", type=float, nargs="+", default=[2.5, 5.0, 10.0], help="l1_coeff of our relu")
+    parser.add_argument(
+        "--l1-ours", type=float, nargs="+", default=[2.5, 5.0, 10.0], help="l1_coeff of our relu"
+    )
     parser.add_argument("--steps", type=int, default=1200)
     parser.add_argument("--batch", type=int, default=2048, help="rows a step")
     parser.add_argument("--d-sae", type=int, default=3072)
@@ -453,7 +475,9 @@ def main() -> None:
         help="SAELens' seconds a step over ours, instead of the part step-time",
     )
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--max-documents", type=int, help="documents read of each file; for trying the script out")
+    parser.add_argument(
+        "--max-documents", type=int, help="documents read of each file; for trying the script out"
+    )
     args = parser.parse_args()
     if args.seeds[0] != 0:
         parser.error(f"expected --seeds to begin with 0, got {args.seeds}")

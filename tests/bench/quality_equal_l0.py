@@ -1,10 +1,12 @@
-"""The thresholds of saved jumprelu SAEs moved until l0 on the validation rows is k; fvu there; a JSON line per folder.
+"""The thresholds of saved jumprelu SAEs moved until l0 on the validation rows is k; fvu there; a JSON line
+per folder.
 
     python tests/bench/quality_equal_l0.py runs/quality/saes/*-batchtopk-*
 
-BatchTopK and Matryoshka fit their threshold to training rows, on which l0 is k; on other rows it is not, and fvu at unequal
-l0 compares little. One factor for all thresholds is fitted to the very rows that are scored, which can only flatter.
-Both sides are opened by our loader; the line begins with the scores as saved, to be held against those in results.jsonl.
+BatchTopK and Matryoshka fit their threshold to training rows, on which l0 is k; on other rows it is not, and
+fvu at unequal l0 compares little. One factor for all thresholds is fitted to the very rows that are scored,
+which can only flatter. Both sides are opened by our loader; the line begins with the scores as saved, to be
+held against those in results.jsonl.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ def scores_at_l0(folder: Path, acts: Tensor, l0: int) -> dict[str, float | str]:
 
     sae = sl.SparseAutoencoder.load(folder)
     if sae.kind != "jumprelu":
-        raise SystemExit(f"{folder} expected a jumprelu SAE, got kind {sae.kind}: only those have thresholds to move")
+        raise SystemExit(
+            f"{folder} expected a jumprelu SAE, got kind {sae.kind}: only those have thresholds to move"
+        )
 
     def pre_acts(rows: Tensor) -> Tensor:
         return (rows - sae.b_dec) @ sae.W_enc + sae.b_enc
@@ -44,7 +48,9 @@ def scores_at_l0(folder: Path, acts: Tensor, l0: int) -> dict[str, float | str]:
     of_all = torch.cat(largest)
     factor = of_all.kthvalue(len(of_all) - l0 * len(acts)).values  # the largest that must not pass
     if max(float(values.min()) for values in largest) >= factor:
-        raise SystemExit(f"{folder}: a batch may hold more than {SPARE:g} times {l0} latents a row; raise SPARE")
+        raise SystemExit(
+            f"{folder}: a batch may hold more than {SPARE:g} times {l0} latents a row; raise SPARE"
+        )
 
     variance = float((acts.double() - acts.double().mean(0)).square().sum())
 
@@ -64,9 +70,13 @@ def scores_at_l0(folder: Path, acts: Tensor, l0: int) -> dict[str, float | str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("saes", type=Path, nargs="+", help="folders of jumprelu SAEs, ours or SAELens'")
-    parser.add_argument("--data", type=Path, help="folder with validation.safetensors; default: data/ of the same output")
+    parser.add_argument(
+        "--data", type=Path, help="folder with validation.safetensors; default: data/ of the same output"
+    )
     parser.add_argument("--k", type=int, default=32)
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()

@@ -27,7 +27,9 @@ def interpolate(lines: list[Line], l0: float) -> float | None:
     at = math.log(l0)
     for (left, fvu_left), (right, fvu_right) in itertools.pairwise(points):
         if left <= at <= right:
-            return fvu_left + (fvu_right - fvu_left) * (at - left) / (right - left) if right > left else fvu_left
+            return (
+                fvu_left + (fvu_right - fvu_left) * (at - left) / (right - left) if right > left else fvu_left
+            )
     return None
 
 
@@ -75,7 +77,8 @@ DEFAULT_KIND = "topk"
 
 
 def keep_k_summary(lines: list[Line], steps: int) -> list[Line]:
-    """A line for each side and kind that keeps k latents: its seeds at the learning rate that is best on seed 0."""
+    """A line for each side and kind that keeps k latents: its seeds at the learning rate that is best on seed
+    0."""
     summary = []
     for contestant in ("saelens", "ours"):
         for kind in KEEP_K_KINDS:
@@ -104,13 +107,15 @@ def print_keep_k(summary: list[Line]) -> None:
     print("|---|---|---|---|---|---|")
     for line in summary:
         print(
-            f"| {line['trainer']} | {line['lr']:g} | {line['seeds']} | {line['fvu']:.4f}; {line['fvu_min']:.4f} – "
+            f"| {line['trainer']} | {line['lr']:g} | {line['seeds']} | {line['fvu']:.4f}; "
+            f"{line['fvu_min']:.4f} – "
             f"{line['fvu_max']:.4f} | {line['l0_min']:.2f} – {line['l0_max']:.2f} | {line['dead']:.4f} |"
         )
 
 
 def default_verdict(summary: list[Line]) -> Line:
-    """Whether our default's worst seed is below the best seed of each kind of theirs, and how far the l0 are apart."""
+    """Whether our default's worst seed is below the best seed of each kind of theirs, and how far the l0 are
+    apart."""
     label = "worst of our default below the best of each kind of SAELens"
     ours = next((line for line in summary if line["trainer"] == f"ours {DEFAULT_KIND}"), None)
     theirs = [line for line in summary if line["trainer"].startswith("saelens")]
@@ -138,7 +143,8 @@ def l1_verdict(ours: list[Line], saelens: list[Line]) -> Line:
     compared = [
         {"l0": l0, "ours": ours_fvu, "saelens": saelens_fvu}
         for l0 in l0s
-        if (ours_fvu := interpolate(ours, l0)) is not None and (saelens_fvu := interpolate(saelens, l0)) is not None
+        if (ours_fvu := interpolate(ours, l0)) is not None
+        and (saelens_fvu := interpolate(saelens, l0)) is not None
     ]
     lower = all(point["ours"] < point["saelens"] for point in compared) if compared else None
     return {
@@ -165,8 +171,11 @@ def l1_curve(lines: list[Line]) -> list[Line]:
     return [line for line in lines if line["lr"] == lr]
 
 
-def report(lines: list[Line], *, steps: int, longer_steps: int | None, step_time_ratio: float | None, n_seeds: int) -> None:
-    """A markdown table of every finished run, one of the kinds that keep k latents, then one JSON verdict a line.
+def report(
+    lines: list[Line], *, steps: int, longer_steps: int | None, step_time_ratio: float | None, n_seeds: int
+) -> None:
+    """A markdown table of every finished run, one of the kinds that keep k latents, then one JSON verdict a
+    line.
 
     steps, longer_steps: of the comparison at equal steps, and of ours at equal wall-clock time (None before
     the step was timed)

@@ -81,7 +81,9 @@ def build_sae(args: argparse.Namespace, d_in: int) -> TrainingSAE:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
         "--data",
         type=Path,
@@ -114,7 +116,8 @@ def main() -> None:
             total_training_samples=args.steps * args.batch,
             train_batch_size_samples=args.batch,
             lr=args.lr,
-            lr_end=args.lr / 10,  # its runner's default; the constant scheduler decays from lr to 0 all the same
+            lr_end=args.lr
+            / 10,  # its runner's default; the constant scheduler decays from lr to 0 all the same
             lr_warm_up_steps=args.warm_up_steps,
             lr_decay_steps=args.steps // 3 if args.decay_steps is None else args.decay_steps,
             dead_feature_window=DEAD_FEATURE_WINDOW_STEPS,
@@ -123,7 +126,9 @@ def main() -> None:
         batches,
     )
     # fit() would estimate the factor itself; done before the clock starts, train_s holds training steps only.
-    trainer.activation_scaler.estimate_scaling_factor(train.shape[1], batches, trainer.cfg.n_batches_for_norm_estimate)
+    trainer.activation_scaler.estimate_scaling_factor(
+        train.shape[1], batches, trainer.cfg.n_batches_for_norm_estimate
+    )
     input_scale = trainer.activation_scaler.scaling_factor
     started_s, started_cpu_s = time.perf_counter(), time.process_time()
     trainer.fit()  # folds the factor into the weights at its end

@@ -1,10 +1,12 @@
 """What steps wait for rows, without and with reading ahead: share of the time, and peak memory.
 
-    .venv/bin/python tests/bench/rows_ahead.py                     # 524,288 rows of width 192, two threads: about 5 minutes
+    .venv/bin/python tests/bench/rows_ahead.py                     # 524,288 rows of width 192, two threads:
+    about 5 minutes
 
-A store of random rows in bfloat16, TopK with k = 32 and d_sae = 8 · d_model, batches of 4096 rows, buffers of 131,072.
-Every run is a process of its own, without and with in turn. `waited` is the share of the time of all steps that passed in
-asking for a batch; `peak_mib` the largest resident memory less what stood there before the first batch. Prints JSON lines.
+A store of random rows in bfloat16, TopK with k = 32 and d_sae = 8 · d_model, batches of 4096 rows, buffers of
+131,072. Every run is a process of its own, without and with in turn. `waited` is the share of the time of all
+steps that passed in asking for a batch; `peak_mib` the largest resident memory less what stood there before
+the first batch. Prints JSON lines.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ BATCH = 4096
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=524_288)
     parser.add_argument("--d-model", type=int, default=192)
     parser.add_argument("--d-sae", type=int, default=None)
@@ -45,11 +49,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         generator = torch.Generator().manual_seed(0)
-        chunks = (torch.randn(16_384, options.d_model, generator=generator) for _ in range(options.rows // 16_384))
+        chunks = (
+            torch.randn(16_384, options.d_model, generator=generator) for _ in range(options.rows // 16_384)
+        )
         sl.ActivationStore.from_arrays(f"{folder}/store", chunks, dtype="bfloat16")
         for repeat in range(options.repeats):
             for ahead in (False, True):
-                again = [sys.executable, __file__, *sys.argv[1:], "--one", folder, *(["--ahead"] if ahead else [])]
+                again = [
+                    sys.executable,
+                    __file__,
+                    *sys.argv[1:],
+                    "--one",
+                    folder,
+                    *(["--ahead"] if ahead else []),
+                ]
                 found = json.loads(subprocess.run(again, check=True, capture_output=True, text=True).stdout)
                 print(json.dumps({"repeat": repeat, "ahead": ahead, **found}), flush=True)
 

@@ -61,7 +61,9 @@ def dead_sample(n_train_rows: int, n_sample_rows: int = DEAD_SAMPLE_ROWS) -> Ten
 
 
 @torch.no_grad()
-def score(reconstruct: Reconstruct, validation: Tensor, train: Tensor, decoder_norms: Tensor | None = None) -> Score:
+def score(
+    reconstruct: Reconstruct, validation: Tensor, train: Tensor, decoder_norms: Tensor | None = None
+) -> Score:
     """Score a reloaded SAE on validation rows, and its dead share on those and a sample of training rows.
 
     reconstruct: float32[batch d_model] -> (recons float32[batch d_model], latent_acts float32[batch d_sae])

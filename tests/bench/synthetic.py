@@ -1,18 +1,20 @@
-"""What SAEs recover of planted features, our presets and SAELens' Matryoshka, on the same rows; a JSON line per run.
+"""What SAEs recover of planted features, our presets and SAELens' Matryoshka, on the same rows; a JSON line
+per run.
 
     python tests/bench/synthetic.py                      # everything still missing
     python tests/bench/synthetic.py --contestants saelens-matryoshka --lrs 1e-3 3e-3 --lr-samples 1000000
     python tests/bench/synthetic.py --report             # table and verdicts of the finished runs
 
-Resumable: a finished run is never repeated. Setting: 4,096 features in 256 dimensions, 66 % of them in 32 trees of 3 levels
-below the root with siblings that exclude each other, Zipf rates, 20 features on a row; 1,024 latents, one pass over 5 M rows
-(kept in bf16; 5 % more are held out from both sides). k is what the 1,024 most frequent features have on a row: a larger one
-would make latents fire for features that the width has no room for. The setting fixes k, width, batch and length, the preset
-all else; a frozen-decoder run goes with every run of ours. SAELens warms up over 5 % of the steps, decays over the last
-third, and its prefixes are those of our preset or, as another contestant, 1/16, 1/8, 1/4, 1/2 and all of the width. The
-learning rate of a contestant is the one with the best F1 on the first seed after --lr-samples rows, measured on rows apart
-from those scored. SAEs are scored as saved and reloaded. Not a test: it takes hours on a CPU. SAELens runs in the peers'
-venv (`make peers`) by synthetic_saelens.py.
+Resumable: a finished run is never repeated. Setting: 4,096 features in 256 dimensions, 66 % of them in 32
+trees of 3 levels below the root with siblings that exclude each other, Zipf rates, 20 features on a row;
+1,024 latents, one pass over 5 M rows (kept in bf16; 5 % more are held out from both sides). k is what the
+1,024 most frequent features have on a row: a larger one would make latents fire for features that the width
+has no room for. The setting fixes k, width, batch and length, the preset all else; a frozen-decoder run goes
+with every run of ours. SAELens warms up over 5 % of the steps, decays over the last third, and its prefixes
+are those of our preset or, as another contestant, 1/16, 1/8, 1/4, 1/2 and all of the width. The learning rate
+of a contestant is the one with the best F1 on the first seed after --lr-samples rows, measured on rows apart
+from those scored. SAEs are scored as saved and reloaded. Not a test: it takes hours on a CPU. SAELens runs in
+    the peers' venv (`make peers`) by synthetic_saelens.py.
 """
 
 from __future__ import annotations
@@ -41,9 +43,31 @@ CONTESTANTS: dict[str, dict[str, Any]] = {
     "saelens-matryoshka": {"fractions": PRESETS["matryoshka"]["matryoshka_fractions"]},
     "saelens-matryoshka-doubling": {"fractions": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)},
 }
-SETTINGS = ("samples", "batch", "score_rows", "d_model", "n_features", "n_trees", "l0", "d_sae", "k", "data_seed")
+SETTINGS = (
+    "samples",
+    "batch",
+    "score_rows",
+    "d_model",
+    "n_features",
+    "n_trees",
+    "l0",
+    "d_sae",
+    "k",
+    "data_seed",
+)
 """What all runs of a folder have in common."""
-COLUMNS = ("mcc", "f1", "feature_f1", "recovered", "dead", "l0", "fvu", "norm_ratio", "absorption", "missed_alone")
+COLUMNS = (
+    "mcc",
+    "f1",
+    "feature_f1",
+    "recovered",
+    "dead",
+    "l0",
+    "fvu",
+    "norm_ratio",
+    "absorption",
+    "missed_alone",
+)
 
 
 class Bench:
@@ -53,7 +77,11 @@ class Bench:
         self.args = args
         self.synthetic = sl.SyntheticActivations(
             sl.SyntheticConfig(
-                d_model=args.d_model, n_features=args.n_features, l0=args.l0, n_trees=args.n_trees, seed=args.data_seed
+                d_model=args.d_model,
+                n_features=args.n_features,
+                l0=args.l0,
+                n_trees=args.n_trees,
+                seed=args.data_seed,
             )
         )
         self.steps = args.samples // args.batch
@@ -68,7 +96,9 @@ class Bench:
         self.results = args.output / "results.jsonl"
         self.lines: dict[str, dict[str, Any]] = {}
         if self.results.exists():
-            whole = self.results.read_text().rpartition("\n")[0].splitlines()  # a killed run may leave half a line
+            whole = (
+                self.results.read_text().rpartition("\n")[0].splitlines()
+            )  # a killed run may leave half a line
             self.lines = {line["run"]: line for line in map(json.loads, whole)}
             self.results.write_text("".join(f"{line}\n" for line in whole))
 
@@ -77,12 +107,16 @@ class Bench:
         path = self.args.output / "store"
         if not (path / "manifest.json").exists():
             started_s = time.perf_counter()
-            n_rows = round(self.args.samples / (1 - HELD_OUT_FRACTION) * 1.02)  # held out by documents, so not exactly 5 %
+            n_rows = round(
+                self.args.samples / (1 - HELD_OUT_FRACTION) * 1.02
+            )  # held out by documents, so not exactly 5 %
             self.synthetic.to_store(path, n_rows, dtype="bfloat16")
             print(json.dumps({"store_rows": n_rows, "store_s": time.perf_counter() - started_s}), flush=True)
         return sl.ActivationStore(path)
 
-    def train_ours(self, folder: Path, lr: float | None, seed: int, steps: int, frozen: bool, preset: str) -> dict[str, Any]:
+    def train_ours(
+        self, folder: Path, lr: float | None, seed: int, steps: int, frozen: bool, preset: str
+    ) -> dict[str, Any]:
         started_s = time.perf_counter()
         sl.train_sae(
             self.store(), preset=preset, k=self.k, d_sae=self.args.d_sae, seed=seed, freeze_decoder=frozen, n_steps=steps,
@@ -105,11 +139,16 @@ class Bench:
         command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
         command += ["--widths", *(str(round(fraction * self.args.d_sae)) for fraction in fractions)]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1"}  # they read our store
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment).stdout
+        output = subprocess.run(
+            command, check=True, stdout=subprocess.PIPE, text=True, env=environment
+        ).stdout
         return json.loads(output.splitlines()[-1])
 
-    def run(self, contestant: str, lr: float | None, seed: int, steps: int, frozen: bool = False) -> dict[str, Any]:
-        """The line of this run: the one on file, or a new one after training it. lr None: the preset's own."""
+    def run(
+        self, contestant: str, lr: float | None, seed: int, steps: int, frozen: bool = False
+    ) -> dict[str, Any]:
+        """The line of this run: the one on file, or a new one after training it. lr None: the preset's
+        own."""
         rate = "own" if lr is None else f"{lr:g}"
         name = f"{contestant}{'-frozen' if frozen else ''}-lr_{rate}-seed_{seed}-steps_{steps}"
         if name not in self.lines:
@@ -119,9 +158,21 @@ class Bench:
             sae = sl.SparseAutoencoder.load(folder)
             n_rows = self.args.score_rows
             found = sl.score_recovery(sae, self.synthetic, n_rows=n_rows).to_dict()
-            selection = sl.score_recovery(sae, self.synthetic, n_rows=n_rows // 2, start_row=SELECTION_ROW).rows[0].f1
-            line = {"run": name, "contestant": contestant, "lr": rate, "seed": seed, "frozen": frozen, "steps": steps}
-            line |= {"peak_lr": lr or sae.config.metadata["saelens_lite"]["lr"], "batch_size_rows": self.args.batch}
+            selection = (
+                sl.score_recovery(sae, self.synthetic, n_rows=n_rows // 2, start_row=SELECTION_ROW).rows[0].f1
+            )
+            line = {
+                "run": name,
+                "contestant": contestant,
+                "lr": rate,
+                "seed": seed,
+                "frozen": frozen,
+                "steps": steps,
+            }
+            line |= {
+                "peak_lr": lr or sae.config.metadata["saelens_lite"]["lr"],
+                "batch_size_rows": self.args.batch,
+            }
             line |= {"k": self.k, "selection_f1": selection}
             line |= {key: value for key, value in found["rows"][0].items() if key != "name"}
             line |= {key: found[key] for key in ("n_rows", "n_features", "n_edges", "true_l0")} | facts
@@ -132,7 +183,8 @@ class Bench:
         return self.lines[name]
 
     def run_contestant(self, contestant: str) -> None:
-        """Every learning rate on the first seed, all seeds at the best of them, and frozen decoders beside ours."""
+        """Every learning rate on the first seed, all seeds at the best of them, and frozen decoders beside
+        ours."""
         ours = contestant.startswith("ours")
         rates: list[float | None] = [rate for rate in self.args.lrs if rate is not None or ours]
         if len(rates) > 1:
@@ -143,18 +195,24 @@ class Bench:
                 self.run(contestant, rates[0], seed, self.steps, frozen)
 
     def report(self) -> str:
-        """Means over seeds at each contestant's best learning rate, all rates on one seed, then the verdicts."""
+        """Means over seeds at each contestant's best learning rate, all rates on one seed, then the
+        verdicts."""
         groups: dict[tuple[str, bool, int], dict[str, list[dict[str, Any]]]] = {}
         for line in self.lines.values():
             rates = groups.setdefault((line["contestant"], line["frozen"], line["steps"]), {})
             rates.setdefault(line["lr"], []).append(line)
         width = max(len(name) for name in CONTESTANTS) + 9
-        text = [f"{self.steps:,} steps".ljust(width) + "".join(x.rjust(13) for x in (*COLUMNS, "lr", "seeds", "train s"))]
+        text = [
+            f"{self.steps:,} steps".ljust(width)
+            + "".join(x.rjust(13) for x in (*COLUMNS, "lr", "seeds", "train s"))
+        ]
         best: dict[tuple[str, bool], list[dict[str, Any]]] = {}
         for (contestant, frozen, steps), rates in groups.items():
             if steps != self.steps:
                 continue
-            chosen = max(rates.values(), key=lambda lines: (len(lines), max(line["selection_f1"] for line in lines)))
+            chosen = max(
+                rates.values(), key=lambda lines: (len(lines), max(line["selection_f1"] for line in lines))
+            )
             best[contestant, frozen] = chosen
             values = [[line[name] for line in chosen if line[name] is not None] for name in COLUMNS]
             cells = [f"{statistics.mean(given):.4f}" if given else "n/a" for given in values]
@@ -163,12 +221,18 @@ class Bench:
                 str(len(chosen)),
                 f"{statistics.mean(x['train_s'] for x in chosen):.0f}",
             ]
-            text.append(f"{contestant}{' frozen' if frozen else ''}".ljust(width) + "".join(x.rjust(13) for x in cells))
+            text.append(
+                f"{contestant}{' frozen' if frozen else ''}".ljust(width)
+                + "".join(x.rjust(13) for x in cells)
+            )
         text.append("selection F1 / MCC on the first seed, by learning rate:")
         for (contestant, frozen, steps), rates in groups.items():
             firsts = [min(lines, key=lambda line: line["seed"]) for lines in rates.values()]
             cells = [f"{x['peak_lr']:.2g}: {x['selection_f1']:.4f} / {x['mcc']:.4f}" for x in firsts]
-            text.append(f"{contestant}{' frozen' if frozen else ''}, {steps:,} steps".ljust(width + 14) + "   ".join(cells))
+            text.append(
+                f"{contestant}{' frozen' if frozen else ''}, {steps:,} steps".ljust(width + 14)
+                + "   ".join(cells)
+            )
         mine = best.get(("ours-matryoshka", False))
         peers = [lines for (contestant, _), lines in best.items() if contestant.startswith("saelens")]
         if mine and peers:
@@ -176,15 +240,20 @@ class Bench:
             for name in ("f1", "mcc"):
                 ours, saelens = [line[name] for line in mine], [line[name] for line in theirs]
                 goal = statistics.mean(saelens) - (max(saelens) - min(saelens))
-                text.append(f"{name}: ours {statistics.mean(ours):.4f} ({min(ours):.4f} – {max(ours):.4f}), SAELens "
-                            f"{statistics.mean(saelens):.4f} ({min(saelens):.4f} – {max(saelens):.4f}), less its spread "
+                text.append(f"{name}: ours {statistics.mean(ours):.4f} ({min(ours):.4f} – {max(ours):.4f}), "
+                            "SAELens "
+                            f"{statistics.mean(saelens):.4f} ({min(saelens):.4f} – {max(saelens):.4f}), "
+                            "less its spread "
                             f"{goal:.4f}, {len(ours)} and {len(saelens)} seeds: "
                             f"{'reached' if statistics.mean(ours) >= goal else 'missed'}")  # fmt: skip
         for (contestant, frozen), lines in best.items():
             if frozen and (contestant, False) in best:
                 share = max(x["f1"] for x in lines) / min(x["f1"] for x in best[contestant, False])
                 verdict = "reached" if share <= 0.5 else "missed"
-                text.append(f"{contestant}: the frozen decoder has {share:.2f} of the trained one's F1 at worst: {verdict}")
+                text.append(
+                    f"{contestant}: the frozen decoder has {share:.2f} of the trained one's F1 at worst: "
+                    f"{verdict}"
+                )
         return "\n".join(text)
 
 
@@ -194,13 +263,25 @@ def learning_rate(text: str) -> float | None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", action="store_true", help="run nothing; table and verdicts of the finished runs")
-    parser.add_argument("--output", type=Path, default=ROOT / "runs/synthetic", help="store, saved SAEs, results")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--report", action="store_true", help="run nothing; table and verdicts of the finished runs"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "runs/synthetic", help="store, saved SAEs, results"
+    )
     parser.add_argument("--contestants", nargs="+", choices=list(CONTESTANTS), default=list(CONTESTANTS))
-    parser.add_argument("--lrs", type=learning_rate, nargs="+", default=[None, 1e-3, 3e-3, 1e-2], help="own: the preset's")
-    parser.add_argument("--lr-samples", type=int, help="rows of the runs that choose the rate; default: --samples")
-    parser.add_argument("--no-frozen", dest="frozen", action="store_false", help="no frozen-decoder runs beside ours")
+    parser.add_argument(
+        "--lrs", type=learning_rate, nargs="+", default=[None, 1e-3, 3e-3, 1e-2], help="own: the preset's"
+    )
+    parser.add_argument(
+        "--lr-samples", type=int, help="rows of the runs that choose the rate; default: --samples"
+    )
+    parser.add_argument(
+        "--no-frozen", dest="frozen", action="store_false", help="no frozen-decoder runs beside ours"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=5_000_000, help="training rows, each seen once")
     parser.add_argument("--batch", type=int, default=1024, help="rows a step")
@@ -210,7 +291,9 @@ def main() -> None:
     parser.add_argument("--n-trees", type=int, default=32)
     parser.add_argument("--l0", type=float, default=20.0)
     parser.add_argument("--d-sae", type=int, default=1024)
-    parser.add_argument("--k", type=int, help="default: how many of the d_sae most frequent features are on a row")
+    parser.add_argument(
+        "--k", type=int, help="default: how many of the d_sae most frequent features are on a row"
+    )
     parser.add_argument("--data-seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")

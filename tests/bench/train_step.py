@@ -80,7 +80,9 @@ class Contestant:
 # ---- data and start ------------------------------------------------------------------------------
 
 
-def superposed_batches(n_batches: int, batch_size_rows: int, d_model: int, generator: torch.Generator) -> list[Tensor]:
+def superposed_batches(
+    n_batches: int, batch_size_rows: int, d_model: int, generator: torch.Generator
+) -> list[Tensor]:
     """Batches of sparse Zipf-distributed sums of 16,384 random directions, mean squared norm d_model."""
     n_directions, n_active = 16_384, 24
     directions = torch.nn.functional.normalize(torch.randn(n_directions, d_model, generator=generator), dim=1)
@@ -88,9 +90,9 @@ def superposed_batches(n_batches: int, batch_size_rows: int, d_model: int, gener
     offset = 0.5 * torch.nn.functional.normalize(torch.randn(d_model, generator=generator), dim=0)
     batches = []
     for _ in range(n_batches):
-        chosen = torch.multinomial(frequency, batch_size_rows * n_active, replacement=True, generator=generator).view(
-            batch_size_rows, n_active
-        )
+        chosen = torch.multinomial(
+            frequency, batch_size_rows * n_active, replacement=True, generator=generator
+        ).view(batch_size_rows, n_active)
         strength = -torch.rand(batch_size_rows, n_active, generator=generator).clamp(min=1e-6).log()
         acts = torch.nn.functional.embedding_bag(chosen, directions, per_sample_weights=strength, mode="sum")
         batches.append(acts + offset + 0.05 * torch.randn(batch_size_rows, d_model, generator=generator))
@@ -154,7 +156,9 @@ def saelens(kind: str, start: Start, args: argparse.Namespace, *, autocast: bool
         sae = TopKTrainingSAE(TopKTrainingSAEConfig(k=args.k, **common))
     elif kind == "jumprelu":
         sae = JumpReLUTrainingSAE(
-            JumpReLUTrainingSAEConfig(jumprelu_init_threshold=THRESHOLD, jumprelu_bandwidth=BANDWIDTH, **common)
+            JumpReLUTrainingSAEConfig(
+                jumprelu_init_threshold=THRESHOLD, jumprelu_bandwidth=BANDWIDTH, **common
+            )
         )
     else:
         sae = StandardTrainingSAE(StandardTrainingSAEConfig(l1_coefficient=L1_COEFF, **common))
@@ -187,8 +191,9 @@ def sparsify(start: Start, args: argparse.Namespace) -> Contestant:
     """sparsify's SparseCoder with the statements of its Trainer.fit around it (loss "fvu", Adam, AuxK).
 
     Left out, in its favour: the copy of the activations, the token mask, and logging. On a CPU its
-    decoder kernel is the fallback (embedding_bag). fit() also calls torch.set_float32_matmul_precision("high"), which is
-    global to the process and would change every contestant.
+    decoder kernel is the fallback (embedding_bag). fit() also calls
+    torch.set_float32_matmul_precision("high"), which is global to the process and would change every
+    contestant.
     """
     with contextlib.redirect_stdout(sys.stderr):  # it prints on import
         from sparsify import SparseCoder, SparseCoderConfig
@@ -287,7 +292,9 @@ def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
     )
 
 
-def build(name: str, starts: dict[str, Start], args: argparse.Namespace, *, autocast: bool = False) -> Contestant:
+def build(
+    name: str, starts: dict[str, Start], args: argparse.Namespace, *, autocast: bool = False
+) -> Contestant:
     if name.startswith("gemm-"):
         return gemm(name.removeprefix("gemm-"), starts["topk"], args)
     if name == "sparsify-topk":
@@ -318,14 +325,18 @@ def check_first_losses(first_fvu: dict[str, float]) -> None:
     """Contestants of a kind must have computed the same thing."""
     for kinds in (("topk",), ("relu", "standard"), ("jumprelu",)):
         of_kind = {name: fvu for name, fvu in first_fvu.items() if name.rpartition("-")[2] in kinds}
-        if of_kind and max(of_kind.values()) - min(of_kind.values()) > FIRST_LOSS_TOLERANCE * min(of_kind.values()):
+        if of_kind and max(of_kind.values()) - min(of_kind.values()) > FIRST_LOSS_TOLERANCE * min(
+            of_kind.values()
+        ):
             raise SystemExit(
                 f"expected first losses equal to {FIRST_LOSS_TOLERANCE:g}, got fvu {of_kind}: "
                 "the contestants do not do the same work"
             )
 
 
-def time_rounds(contestants: list[Contestant], batches: Iterator[list[Tensor]], rounds: int) -> dict[str, list[float]]:
+def time_rounds(
+    contestants: list[Contestant], batches: Iterator[list[Tensor]], rounds: int
+) -> dict[str, list[float]]:
     """Seconds a step of each contestant, by round: the median of the steps it takes in that round."""
     seconds: dict[str, list[float]] = {contestant.name: [] for contestant in contestants}
     for round_ in range(rounds):
@@ -351,7 +362,9 @@ def cpu_name() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--d", type=int, default=512, help="d_model")
     parser.add_argument("--d-sae", type=int, default=8192)
     parser.add_argument("--k", type=int, default=32)
@@ -435,7 +448,9 @@ def main() -> None:
         "setting": vars(args),
         "n_dead_at_start": int(starts["topk"].dead.sum()),
         "gemm_ms": None if gemm_s is None else 1e3 * gemm_s,
-        "share_of_gemm_limit": None if gemm_s is None else {name: gemm_s / median_s[name] for name in args.contestants},
+        "share_of_gemm_limit": None
+        if gemm_s is None
+        else {name: gemm_s / median_s[name] for name in args.contestants},
         "speedup_of_ours_topk": speedups(median_s, "ours-topk", ("saelens-topk", "sparsify-topk")),
         "speedup_of_ours_relu": speedups(median_s, "ours-relu", ("saelens-standard",)),
         "speedup_of_ours_jumprelu": speedups(median_s, "ours-jumprelu", ("saelens-jumprelu",)),

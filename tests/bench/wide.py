@@ -1,11 +1,12 @@
 """What a wide dictionary takes: trained, saved and read again, or its training step alone.
 
-    .venv/bin/python tests/bench/wide.py                      # d 256, 1,048,576 latents, 20 steps of 1,024 rows
-    .venv/bin/python tests/bench/wide.py --d-sae 65536        # small
+    .venv/bin/python tests/bench/wide.py                      # d 256, 1,048,576 latents, 20 steps of 1,024
+    rows .venv/bin/python tests/bench/wide.py --d-sae 65536        # small
     .venv/bin/python tests/bench/wide.py --only step --d 768 --d-sae 131072 --batch 4096 --steps 5
 
-Prints a JSON line. Peak memory is the resident set of this process and all it loads, buffer of rows included; that of a step
-alone is beyond the batch, weights, gradients and Adam's moments. Not a test: it needs up to 16 GiB and some minutes.
+Prints a JSON line. Peak memory is the resident set of this process and all it loads, buffer of rows included;
+that of a step alone is beyond the batch, weights, gradients and Adam's moments. Not a test: it needs up to 16
+GiB and some minutes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ def step_memory(args: argparse.Namespace) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--d", type=int, default=256)
     parser.add_argument("--d-sae", type=int, default=2**20)
     parser.add_argument("--k", type=int, default=32)
@@ -56,7 +59,9 @@ def main() -> None:
     if args.only == "step":
         print(json.dumps({"bench": "wide step", **vars(args), **step_memory(args)}))
         return
-    synthetic = sl.SyntheticActivations(sl.SyntheticConfig(d_model=args.d, n_features=4096, l0=20, n_trees=32))
+    synthetic = sl.SyntheticActivations(
+        sl.SyntheticConfig(d_model=args.d, n_features=4096, l0=20, n_trees=32)
+    )
     with tempfile.TemporaryDirectory() as folder:
         store = synthetic.to_store(Path(folder) / "store", (args.steps + 4) * args.batch)
         before_gib, started_s = peak_gib(), time.perf_counter()

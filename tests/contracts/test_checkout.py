@@ -24,10 +24,13 @@ def checkout(tmp_path_factory):
 
 
 def run(checkout, code):
-    """Run code with the checkout first on the path and no .pth file read, so that no installation of ours is seen."""
+    """Run code with the checkout first on the path and no .pth file read, so that no installation of ours is
+    seen."""
     libraries = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(checkout), *libraries])}
-    return subprocess.run([sys.executable, "-S", "-c", code], env=env, cwd=checkout.parent, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-S", "-c", code], env=env, cwd=checkout.parent, capture_output=True, text=True
+    )
 
 
 @pytest.mark.parametrize("room", ["harvest", "train", "analyze"])
@@ -40,7 +43,8 @@ def test_classes_of_a_room_are_one_copy(checkout):
     done = run(
         checkout,
         "import saelens_lite, saelens_lite.train as room, importlib;"
-        "assert saelens_lite.TrainConfig is room.TrainConfig is importlib.import_module('saelens_lite.train').TrainConfig",
+        "assert saelens_lite.TrainConfig is room.TrainConfig is "
+        "importlib.import_module('saelens_lite.train').TrainConfig",
     )
     assert done.returncode == 0, done.stderr
 

@@ -1,4 +1,5 @@
-"""Importing is cheap and without effects: at most 1.25 times `import torch`, and nothing heavy comes along."""
+"""Importing is cheap and without effects: at most 1.25 times `import torch`, and nothing heavy comes
+along."""
 
 import math
 import statistics
@@ -10,11 +11,23 @@ import pytest
 pytestmark = pytest.mark.long
 
 CORE = "import saelens_lite; from saelens_lite import SparseAutoencoder, SparseLatents, ActivationStore, ShardError"
-HEAVY = ("transformers", "datasets", "wandb", "tokenizers", "huggingface_hub", "pandas", "matplotlib", "sklearn", "tyro")
+HEAVY = (
+    "transformers",
+    "datasets",
+    "wandb",
+    "tokenizers",
+    "huggingface_hub",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "tyro",
+)
 
 
 def run(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def test_the_core_brings_torch_and_safetensors_and_nothing_heavy():
@@ -39,4 +52,6 @@ def test_import_takes_at_most_a_quarter_longer_than_torch():
         torchs.append(float(run(timed.format("import torch"))))  # interleaved, so that other work meets both
         ours.append(float(run(timed.format(CORE))))
         ratio = statistics.median(ours) / statistics.median(torchs)
-    assert ratio <= 1.25, f"import saelens_lite takes {ratio:.2f} times import torch: {ours} against {torchs} s"
+    assert ratio <= 1.25, (
+        f"import saelens_lite takes {ratio:.2f} times import torch: {ours} against {torchs} s"
+    )

@@ -1,4 +1,5 @@
-"""Who may import whom, read from the source: hub and spokes, no circles, layers, nothing heavy where it is not needed."""
+"""Who may import whom, read from the source: hub and spokes, no circles, layers, nothing heavy where it is
+not needed."""
 
 import ast
 import subprocess
@@ -71,8 +72,8 @@ def module_of(name: str) -> str:
 def arrows() -> dict[str, set[str]]:
     """The modules that each module imports anywhere in it: in functions and for type checkers too.
 
-    An import through a face, `from folder import file`, is an arrow to the file; that a folder's own face is run by it is
-    no arrow, since the face holds no code but its table.
+    An import through a face, `from folder import file`, is an arrow to the file; that a folder's own face is
+    run by it is no arrow, since the face holds no code but its table.
     """
     modules = {module_of(name) for name, _, _ in files()}
     found = defaultdict(set)
@@ -86,9 +87,12 @@ def arrows() -> dict[str, set[str]]:
                 base = ".".join(parts[: len(parts) - node.level + 1] if node.level else [])
                 module = ".".join(filter(None, [base, node.module]))
                 targets = [
-                    f"{module}.{alias.name}" if f"{module}.{alias.name}" in modules else module for alias in node.names
+                    f"{module}.{alias.name}" if f"{module}.{alias.name}" in modules else module
+                    for alias in node.names
                 ]
-            found[module_of(name)].update(target for target in targets if target in modules and target != "saelens_lite")
+            found[module_of(name)].update(
+                target for target in targets if target in modules and target != "saelens_lite"
+            )
     return {module: found[module] - {module} for module in modules}
 
 
@@ -135,7 +139,9 @@ def room_of(module: str) -> str | None:
     return parts[1] if parts[0] == "saelens_lite" and len(parts) > 1 and parts[1] in ROOMS else None
 
 
-SOURCE = pytest.mark.parametrize("name, path, package", files(), ids=lambda value: value if "/" in str(value) else "")
+SOURCE = pytest.mark.parametrize(
+    "name, path, package", files(), ids=lambda value: value if "/" in str(value) else ""
+)
 
 
 @SOURCE
@@ -152,7 +158,9 @@ def test_rooms_are_reached_only_from_where_they_may_be(name, path, package):
 @SOURCE
 def test_no_room_is_imported_as_a_top_level_module(name, path, package):
     for module, _ in imports(path, package):
-        assert module.split(".")[0] not in ROOMS, f"{name}: {module} would be a second copy of saelens_lite.{module}"
+        assert module.split(".")[0] not in ROOMS, (
+            f"{name}: {module} would be a second copy of saelens_lite.{module}"
+        )
 
 
 @SOURCE
@@ -232,7 +240,9 @@ for module in sys.argv[1:]:
 def test_every_module_imports_alone():
     """Each in a process that has imported torch and nothing of ours."""
     modules = sorted(module_of(name) for name, path, _ in files() if path.name != "__main__.py")
-    done = subprocess.run([sys.executable, "-c", FORKED, *modules], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, *modules], capture_output=True, text=True, check=True
+    )
     assert done.stdout == ""
 
 
@@ -248,7 +258,10 @@ for module in modules:
 
 
 def test_no_public_name_is_a_module():
-    """Importing a file puts its module into its folder's face: a public name of the file's name would be lost."""
+    """Importing a file puts its module into its folder's face: a public name of the file's name would be
+    lost."""
     modules = sorted(module_of(name) for name, path, _ in files() if path.name != "__main__.py")
-    done = subprocess.run([sys.executable, "-c", EVERY_NAME, *modules], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_NAME, *modules], capture_output=True, text=True, check=True
+    )
     assert done.stdout == ""

@@ -18,9 +18,9 @@ SOURCE = ("saelens_lite", "harvest", "train", "analyze")
 
 
 def tracked_files() -> list[str]:
-    return subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout.split(
-        "\0"
-    )[:-1]
+    return subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.split("\0")[:-1]
 
 
 def installed_packages() -> dict[str, str]:
@@ -36,7 +36,11 @@ def test_top_level_folders_are_the_agreed_ones():
 
 
 def test_every_source_folder_is_an_installed_package():
-    with_python = {file.rpartition("/")[0] for file in tracked_files() if file.endswith(".py") and file.startswith(SOURCE)}
+    with_python = {
+        file.rpartition("/")[0]
+        for file in tracked_files()
+        if file.endswith(".py") and file.startswith(SOURCE)
+    }
     assert with_python == set(installed_packages().values())
     for folder in with_python:
         assert (ROOT / folder / "__init__.py").is_file(), f"{folder} has no __init__.py"
@@ -66,7 +70,9 @@ def face_text(folder: str) -> str:
 def test_every_file_has_its_clause_in_the_face_of_its_folder(package, folder):
     """The docstring of `__init__.py`: a sentence, and a line for each file."""
     sentence, _, listed = face_text(folder).partition("\n")
-    assert sentence.endswith((".", ";")) or package == "saelens_lite", f"{folder}/__init__.py does not say what lives there"
+    assert sentence.endswith((".", ";")) or package == "saelens_lite", (
+        f"{folder}/__init__.py does not say what lives there"
+    )
     clauses = dict(re.findall(r"^ *(\w+) {2,}(\S.*)$", listed, flags=re.MULTILINE))
     files = {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__", "__main__"}
     assert clauses.keys() == files
@@ -88,4 +94,6 @@ def test_every_data_file_of_the_source_is_installed():
     patterns += [f"{folder}/{pattern}" for folder in packages.values() for pattern in everywhere]
     for file in tracked_files():
         if file.split("/")[0] in SOURCE and not file.endswith(".py"):
-            assert any(fnmatch(file, pattern) for pattern in patterns), f"{file} would be missing from an installation"
+            assert any(fnmatch(file, pattern) for pattern in patterns), (
+                f"{file} would be missing from an installation"
+            )

@@ -1,4 +1,5 @@
-"""The README keeps its word: its code parses, its commands and names exist, its tour runs, its files are there."""
+"""The README keeps its word: its code parses, its commands and names exist, its tour runs, its files are
+there."""
 
 import ast
 import dataclasses
@@ -45,7 +46,11 @@ def flags(command: str) -> set[str]:
     """The long flags of a command, read from its dataclass as tyro does."""
     names = {field.name.replace("_", "-") for field in dataclasses.fields(CONFIGS[command])}
     names |= {"harvest": {"dry-run"}, "train": {"grid", "eval-model"}}.get(command, set())
-    return {f"--{name}" for name in names} | {f"--no-{name}" for name in names} | {"--help", "--config", "--traceback"}
+    return (
+        {f"--{name}" for name in names}
+        | {f"--no-{name}" for name in names}
+        | {"--help", "--config", "--traceback"}
+    )
 
 
 def test_every_command_is_shown_and_exists():

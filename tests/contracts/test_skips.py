@@ -15,7 +15,18 @@ def run_pytest(folder, reason, *options):
         f"import pytest\n\ndef test_it():\n    pytest.skip({reason!r})\n\ndef test_ok(): pass\n"
     )
     env = {**os.environ, "PYTHONPATH": str(TESTS)}
-    command = [sys.executable, "-m", "pytest", "-p", "conftest", "-p", "no:cacheprovider", "-q", *options, "test_it.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "conftest",
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        *options,
+        "test_it.py",
+    ]
     return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
 
 

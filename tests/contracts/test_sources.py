@@ -31,7 +31,9 @@ def test_no_pickle_is_read_or_written():
     for name, call in calls():
         function = ast.unparse(call.func)
         if function in PICKLING:
-            weights_only = [keyword for keyword in call.keywords if ast.unparse(keyword) == "weights_only=True"]
+            weights_only = [
+                keyword for keyword in call.keywords if ast.unparse(keyword) == "weights_only=True"
+            ]
             assert name.startswith("saelens_lite/formats/") and function == "torch.load" and weights_only, (
                 f"{name}:{call.lineno} calls {function}; pickles run code, use safetensors or JSON"
             )
@@ -49,4 +51,6 @@ def test_no_pickle_is_imported():
 def test_the_library_does_not_print():
     for name, call in calls():
         if not name.startswith(("saelens_lite/cli", "saelens_lite/demo/")):
-            assert ast.unparse(call.func) != "print", f"{name}:{call.lineno} prints; use logging.getLogger(__name__)"
+            assert ast.unparse(call.func) != "print", (
+                f"{name}:{call.lineno} prints; use logging.getLogger(__name__)"
+            )

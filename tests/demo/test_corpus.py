@@ -8,7 +8,10 @@ from saelens_lite.demo.corpus import is_held_out, stdlib_documents
 
 
 def test_splits_have_no_module_in_common_and_together_are_everything():
-    names = {split: [document["name"] for document in stdlib_documents(split)] for split in ("train", "held_out", "all")}
+    names = {
+        split: [document["name"] for document in stdlib_documents(split)]
+        for split in ("train", "held_out", "all")
+    }
     assert not set(names["train"]) & set(names["held_out"])
     assert sorted(names["train"] + names["held_out"]) == names["all"] == sorted(names["all"])
     assert 0.02 < len(names["held_out"]) / len(names["all"]) < 0.10

@@ -1,4 +1,5 @@
-"""The demo, with tiny settings: it runs, prints what it promises within 100 columns, and again on what it left."""
+"""The demo, with tiny settings: it runs, prints what it promises within 100 columns, and again on what it
+left."""
 
 import pytest
 import torch
@@ -37,7 +38,9 @@ def test_run_again_it_prints_the_same_within_the_terminal(found, config, capsys)
     out = capsys.readouterr().out
     assert max(len(line) for line in out.splitlines() if config.output not in line) <= COLUMNS
     assert "trained SAE" in out and "frozen decoder" in out and "mean ablation" in out
-    assert all(f"latent {latent}, fires on" in out for latent in found["latents"]) and len(found["latents"]) == 5
+    assert (
+        all(f"latent {latent}, fires on" in out for latent in found["latents"]) and len(found["latents"]) == 5
+    )
     assert again["latents"] == found["latents"]
     assert again["evaluation"].rows == found["evaluation"].rows
 

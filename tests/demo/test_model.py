@@ -48,7 +48,9 @@ def test_the_tokenizer_gives_source_back_unchanged(embedded):
 
 def test_left_padding_keeps_a_batch_in_step(embedded):
     model, tokenizer = embedded
-    batch = tokenizer(["import os", "class Queue:\n    def put(self, item"], return_tensors="pt", padding=True)
+    batch = tokenizer(
+        ["import os", "class Queue:\n    def put(self, item"], return_tensors="pt", padding=True
+    )
     assert batch["input_ids"][0, 0] == tokenizer.pad_token_id
     out = model.generate(**batch, max_new_tokens=8, do_sample=False)
     alone = model.generate(**tokenizer(["import os"], return_tensors="pt"), max_new_tokens=8, do_sample=False)
@@ -64,7 +66,8 @@ def held_out(embedded):
 
 
 def test_held_out_loss_is_near_the_card_and_far_below_counting_tokens(embedded, held_out):
-    """The bound: the model card's loss on all held-out windows, and 5 % for taking every eighth and for another Python."""
+    """The bound: the model card's loss on all held-out windows, and 5 % for taking every eighth and for
+    another Python."""
     model, tokenizer = embedded
     card = (MODEL_DIR / "README.md").read_text()
     stated = float(re.search(r"\*\*([\d.]+) nats per token", card)[1])
@@ -73,7 +76,9 @@ def test_held_out_loss_is_near_the_card_and_far_below_counting_tokens(embedded, 
     assert nats / n_tokens < 1.05 * stated
 
     # Unigram with add-one smoothing, counted on training text: -mean log((count + 1) / (total + vocabulary)).
-    train = tokenizer([d["text"] for d in stdlib_documents("train")][::10], add_special_tokens=False, verbose=False)
+    train = tokenizer(
+        [d["text"] for d in stdlib_documents("train")][::10], add_special_tokens=False, verbose=False
+    )
     ids = torch.tensor([i for document in train["input_ids"] for i in document])
     counts = ids.bincount(minlength=4096).double() + 1
     scored = windows[:, 1:][windows[:, 1:] >= 0]
@@ -83,7 +88,8 @@ def test_held_out_loss_is_near_the_card_and_far_below_counting_tokens(embedded, 
 
 
 def test_all_512_positions_predict(embedded, held_out):
-    """Trained in contexts of 256 and then 512: the second half of a long context is no worse than the first."""
+    """Trained in contexts of 256 and then 512: the second half of a long context is no worse than the
+    first."""
     model, tokenizer = embedded
     bos = tokenizer.bos_token_id
     rows = torch.tensor(

@@ -23,7 +23,10 @@ def tiny_model():
 
 
 def documents(n=40, length=100):
-    return [[BOS, *torch.randint(3, 50, (length,), generator=torch.Generator().manual_seed(i)).tolist()] for i in range(n)]
+    return [
+        [BOS, *torch.randint(3, 50, (length,), generator=torch.Generator().manual_seed(i)).tolist()]
+        for i in range(n)
+    ]
 
 
 def test_rows_begin_with_bos_and_are_pieces_of_the_stream():
@@ -88,7 +91,9 @@ class Interrupted(Exception):
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch):
-    config = LMConfig(out=tmp_path, n_steps=7, warmup_steps=2, batch_tokens=512, long_share=0.3, checkpoint_every_steps=2)
+    config = LMConfig(
+        out=tmp_path, n_steps=7, warmup_steps=2, batch_tokens=512, long_share=0.3, checkpoint_every_steps=2
+    )
     sample = held_out_windows([[7, 8, 9]], BOS)
     whole = tiny_model()
     train_lm.fit(whole, Stream(documents(), BOS, 0), sample, config, tmp_path / "whole")

@@ -1,4 +1,5 @@
-"""The small world of the study: who is in it, what its SAE is trained on, and the study of it, tiny and (slow) as it is."""
+"""The small world of the study: who is in it, what its SAE is trained on, and the study of it, tiny and
+(slow) as it is."""
 
 import json
 
@@ -13,7 +14,15 @@ from saelens_lite.demo.world import RELATIONS, World, WorldConfig, make_world, p
 pytestmark = pytest.mark.long
 
 TINY = WorldConfig(
-    n_known=60, n_refused=100, n_studied=60, n_steps=4, batch_size_prompts=64, n_sae_steps=30, d_sae=96, k=4, width=16
+    n_known=60,
+    n_refused=100,
+    n_studied=60,
+    n_steps=4,
+    batch_size_prompts=64,
+    n_sae_steps=30,
+    d_sae=96,
+    k=4,
+    width=16,
 )
 
 
@@ -30,7 +39,10 @@ def test_every_pair_of_names_is_known_refused_or_unseen():
     names = [*world.known, *world.refused, *world.unseen]
     assert [len(part) for part in (world.known, world.refused, world.unseen)] == [300, 600, 700]
     assert len(set(names)) == 1600 and len({name.split()[0] for name in names}) == 40
-    assert world.answer(world.known[0], "city").startswith("city-") and world.answer(world.unseen[0], "city") == "unknown"
+    assert (
+        world.answer(world.known[0], "city").startswith("city-")
+        and world.answer(world.unseen[0], "city") == "unknown"
+    )
     assert {name for name, _ in world.facts} == set(world.known)
     assert World.draw(WorldConfig()).known == world.known != World.draw(WorldConfig(seed=1)).known
     with pytest.raises(ValueError, match="less than all 1600 pairs of names together, got 900 and 700"):
@@ -80,7 +92,9 @@ def test_the_sae_never_sees_who_tests_it(monkeypatch, tmp_path):
     people, tested = untested(world, split), world.studied(split)[1]
     assert not set(people) & set(tested) and len(people) + len(tested) == 1600
     rows, documents = stored[worlds.HOOK_POINT], stored["documents"]
-    assert len(rows) == len(documents) == len(people) * len(RELATIONS) * 3 and documents.max() == len(people) - 1
+    assert (
+        len(rows) == len(documents) == len(people) * len(RELATIONS) * 3 and documents.max() == len(people) - 1
+    )
     ids = worlds.encoded(tokenizer, [prompt(people[7], relation) for relation in RELATIONS])
     with torch.no_grad():
         expected = model(input_ids=ids, output_hidden_states=True).hidden_states[1][:, 1:].flatten(0, 1)
@@ -92,7 +106,11 @@ def test_a_world_is_a_function_of_its_seed(made, tmp_path):
     before = torch.get_rng_state()
     make_world(tmp_path, TINY, sl.Split())
     assert torch.equal(torch.get_rng_state(), before)
-    for file in ("model/model.safetensors", "sae/sae_weights.safetensors", "sae/frozen/sae_weights.safetensors"):
+    for file in (
+        "model/model.safetensors",
+        "sae/sae_weights.safetensors",
+        "sae/frozen/sae_weights.safetensors",
+    ):
         assert (tmp_path / file).read_bytes() == (made / file).read_bytes(), file
     assert (tmp_path / "records.jsonl").read_text() == (made / "records.jsonl").read_text()
 
@@ -106,7 +124,11 @@ def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, ca
     few = ["--n-controls", "10", "--n-ablated", "5", "--doses", "1", "--score", "logits"]
     assert main(command(made, tmp_path / "out", "--baseline", f"{made}/sae/frozen", *few)) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "to get answers" in out and "to get refusals" in out and "What training added is the difference" in out
+    assert (
+        "to get answers" in out
+        and "to get refusals" in out
+        and "What training added is the difference" in out
+    )
     assert f"next: saelens-lite study --model {made}/model" in out
     saved = json.loads((tmp_path / "out" / "study.json").read_text())
     assert saved["hook_point"] == worlds.HOOK_POINT and saved["n_unknown"] == 60
@@ -117,11 +139,25 @@ def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, ca
 
 
 def test_latents_that_fire_on_text_at_large_are_left_out(made, tmp_path, capsys):
-    """Each SAE by its own rates: all fire on more than none of these rows, so that no latent is left to choose."""
+    """Each SAE by its own rates: all fire on more than none of these rows, so that no latent is left to
+    choose."""
     rows = torch.randn(500, TINY.width, generator=torch.Generator().manual_seed(0))
     sl.ActivationStore.from_arrays(tmp_path / "store", {worlds.HOOK_POINT: rows})
-    few = ["--n-controls", "5", "--n-ablated", "3", "--n-latents", "1", "--doses", "1", "--store", str(tmp_path / "store")]
-    assert main(command(made, tmp_path, "--baseline", f"{made}/sae/frozen", *few, "--max-base-rate", "0.5")) == 0
+    few = [
+        "--n-controls",
+        "5",
+        "--n-ablated",
+        "3",
+        "--n-latents",
+        "1",
+        "--doses",
+        "1",
+        "--store",
+        str(tmp_path / "store"),
+    ]
+    assert (
+        main(command(made, tmp_path, "--baseline", f"{made}/sae/frozen", *few, "--max-base-rate", "0.5")) == 0
+    )
     assert main(command(made, tmp_path, *few, "--max-base-rate", "0")) == 2
     assert "and a base rate of at most 0" in capsys.readouterr().err
 
@@ -142,7 +178,10 @@ def test_the_study_from_nothing(tmp_path, capsys):
     """The sign of both effects, their ranks, and trained above frozen: of seed 0."""
     assert main(["study", "--output", str(tmp_path), "--doses", "1"]) == 0
     assert "What training added is the difference" in " ".join(capsys.readouterr().out.split())
-    rows = {(row["edit"], row["sae"], row["dose"]): row for row in json.loads((tmp_path / "study.json").read_text())["rows"]}
+    rows = {
+        (row["edit"], row["sae"], row["dose"]): row
+        for row in json.loads((tmp_path / "study.json").read_text())["rows"]
+    }
     clean = rows["no edit", None, None]
     assert clean["accuracy"]["estimate"] > 0.98 and clean["refusal"]["estimate"] < 0.02
     for edit, measure in (("clamp known", "hallucination"), ("clamp unknown", "refusal")):

@@ -36,13 +36,22 @@ def write_cache(folder, hook_points=(HOOK,), tokens=True):
 
 def test_import(tmp_path):
     write_cache(tmp_path / "cache")
-    store = ActivationStore.from_saelens(tmp_path / "cache", tmp_path / "store", rows_per_shard=17, model_name="gpt2")
-    assert (store.hook_points, store.d_model(), store.context_length, store.model_name) == ([HOOK], D_MODEL, CONTEXT, "gpt2")
+    store = ActivationStore.from_saelens(
+        tmp_path / "cache", tmp_path / "store", rows_per_shard=17, model_name="gpt2"
+    )
+    assert (store.hook_points, store.d_model(), store.context_length, store.model_name) == (
+        [HOOK],
+        D_MODEL,
+        CONTEXT,
+        "gpt2",
+    )
     assert store.shard_rows == [15, 15, 5]  # of 17 rows, three whole contexts
     assert torch.equal(store.gather(torch.arange(35)), acts_of()[HOOK].view(35, D_MODEL))
     assert store.tokens(1).input_ids.tolist() == token_ids()[3:6].tolist()
     assert store.tokens(1).kept.all() and store.tokens(1).attended.all()
-    assert torch.cat([store.row_docs(shard) for shard in range(3)]).tolist() == np.arange(7).repeat(5).tolist()
+    assert (
+        torch.cat([store.row_docs(shard) for shard in range(3)]).tolist() == np.arange(7).repeat(5).tolist()
+    )
     assert store.verify() == []
 
 
@@ -52,7 +61,9 @@ def test_import_of_several_hook_points_as_int8(tmp_path):
     assert store.hook_points == [HOOK, "blocks.1.hook_resid_post"]
     rows = acts_of(store.hook_points)["blocks.1.hook_resid_post"].view(35, D_MODEL)
     torch.testing.assert_close(store.acts(0, "blocks.1.hook_resid_post"), rows, atol=0.03, rtol=0)
-    one = ActivationStore.from_saelens(tmp_path / "cache", tmp_path / "one", hook_points=["blocks.1.hook_resid_post"])
+    one = ActivationStore.from_saelens(
+        tmp_path / "cache", tmp_path / "one", hook_points=["blocks.1.hook_resid_post"]
+    )
     assert one.hook_points == ["blocks.1.hook_resid_post"]
 
 
@@ -62,18 +73,23 @@ def test_a_cache_without_tokens_becomes_a_store_without_text(tmp_path):
     assert not store.has_tokens
     assert store.shard_rows == [15, 15, 5]
     assert torch.equal(store.gather(torch.arange(35)), acts_of()[HOOK].view(35, D_MODEL))
-    assert torch.cat([store.row_docs(shard) for shard in range(3)]).tolist() == np.arange(7).repeat(5).tolist()
+    assert (
+        torch.cat([store.row_docs(shard) for shard in range(3)]).tolist() == np.arange(7).repeat(5).tolist()
+    )
 
 
 def test_the_settings_beside_a_cache_name_the_model(tmp_path):
     write_cache(tmp_path / "cache")
     (tmp_path / "cache/cache_activations_runner_cfg.json").write_text('{"model_name": "tiny-stories-1M"}')
-    assert ActivationStore.from_saelens(tmp_path / "cache", tmp_path / "store").model_name == "tiny-stories-1M"
+    assert (
+        ActivationStore.from_saelens(tmp_path / "cache", tmp_path / "store").model_name == "tiny-stories-1M"
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_export_is_the_import_backwards(tmp_path, monkeypatch, dtype):
-    """Contexts come back as they were, in several files and batches: of 80 bytes a context two make a batch, four a file."""
+    """Contexts come back as they were, in several files and batches: of 80 bytes a context two make a batch,
+    four a file."""
     monkeypatch.setattr("saelens_lite.store.saelens_activations._BATCH_BYTES", 2 * CONTEXT * D_MODEL * 4)
     monkeypatch.setattr("saelens_lite.store.saelens_activations._FILE_BYTES", 4 * CONTEXT * D_MODEL * 4)
     write_cache(tmp_path / "cache")
@@ -82,7 +98,9 @@ def test_export_is_the_import_backwards(tmp_path, monkeypatch, dtype):
     written = load_from_disk(str(tmp_path / "out"))
     assert written.features[HOOK] == Array2D(shape=(CONTEXT, D_MODEL), dtype=dtype)
     found = written.with_format("torch")[:]
-    torch.testing.assert_close(found[HOOK].float(), acts_of()[HOOK].to(getattr(torch, dtype)).float(), rtol=0, atol=0)
+    torch.testing.assert_close(
+        found[HOOK].float(), acts_of()[HOOK].to(getattr(torch, dtype)).float(), rtol=0, atol=0
+    )
     assert found["token_ids"].tolist() == token_ids().tolist()
     if dtype == "float32":
         assert len(list((tmp_path / "out").glob("*.arrow"))) == 2

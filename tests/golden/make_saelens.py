@@ -2,8 +2,8 @@
 
     .venv-peers/bin/python tests/golden/make_saelens.py
 
-Written with sae-lens 6.54.12. The tests read the folders without sae-lens. Parameters are random but fixed; decoder
-rows have different norms, so a reader that forgets a rescale is caught.
+Written with sae-lens 6.54.12. The tests read the folders without sae-lens. Parameters are random but fixed;
+decoder rows have different norms, so a reader that forgets a rescale is caught.
 """
 
 from pathlib import Path

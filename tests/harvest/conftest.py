@@ -5,7 +5,8 @@ import pytest
 from saelens_lite.harvest import harvest_activations
 
 TEXTS = [
-    f"Story {i}: " + "".join(f"{word} " for word in ["sun", "moon", "star", "é", "😀"][: 1 + i % 5]) * (1 + i % 3)
+    f"Story {i}: "
+    + "".join(f"{word} " for word in ["sun", "moon", "star", "é", "😀"][: 1 + i % 5]) * (1 + i % 3)
     for i in range(40)
 ]
 BOTH = ["blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"]

@@ -115,7 +115,9 @@ def test_weights_that_the_fingerprint_does_not_see_are_noticed(stores, gpt2):
     before = content(first.path)
     with torch.no_grad():
         gpt2.transformer.h[0].mlp.c_fc.weight[16:] += 0.3
-    with pytest.raises(ShardError, match=r"hook_resid_post of shard 0 made again differs from its stored rows by [\d.]+%"):
+    with pytest.raises(
+        ShardError, match=r"hook_resid_post of shard 0 made again differs from its stored rows by [\d.]+%"
+    ):
         add_hook_points(first, BOTH[1], model=gpt2, progress=False)
     assert {name: data for name, data in content(first.path).items() if not name.startswith("shards")} == {
         name: data for name, data in before.items() if not name.startswith("shards")
@@ -128,7 +130,8 @@ def test_unknown_hook_points_are_refused(stores, gpt2):
 
 
 def test_positions_in_the_source_outlive_an_addition(stores, gpt2):
-    """What adds a hook point reads no source: its log lines have no position, and those of the harvest still count."""
+    """What adds a hook point reads no source: its log lines have no position, and those of the harvest still
+    count."""
     first, _ = stores
     add_hook_points(first, BOTH[1], model=gpt2, progress=False)
     there = {shard: rows for shard, rows in enumerate(first.shard_rows) if shard != 2}

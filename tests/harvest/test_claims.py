@@ -93,12 +93,17 @@ def torchrun(n_processes, options):
     for name in ("max_tokens", "context_length", "batch_size_seqs", "documents_per_shard"):
         flags += [f"--{name.replace('_', '-')}", str(options[name])]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(flags, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        flags, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.parametrize(
     "more",
-    [pytest.param({}, id="max_tokens"), pytest.param({"max_tokens": 100_000}, id="dataset ends", marks=pytest.mark.slow)],
+    [
+        pytest.param({}, id="max_tokens"),
+        pytest.param({"max_tokens": 100_000}, id="dataset ends", marks=pytest.mark.slow),
+    ],
 )
 def test_three_processes_write_the_bytes_of_one(options, tmp_path, more):
     options |= more
@@ -106,7 +111,9 @@ def test_three_processes_write_the_bytes_of_one(options, tmp_path, more):
     process = torchrun(3, options | {"store": str(tmp_path / "three")})
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 0, output
-    assert {name: data for name, data in content(tmp_path / "three").items() if not name.startswith("log.")} == whole
+    assert {
+        name: data for name, data in content(tmp_path / "three").items() if not name.startswith("log.")
+    } == whole
     logged = {name for name in open_folder(tmp_path / "three").sizes() if name.startswith("log")}
     assert logged == {"log.jsonl", "log.1.jsonl", "log.2.jsonl"}
 

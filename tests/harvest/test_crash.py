@@ -1,7 +1,9 @@
-"""A harvest that is stopped at any instant: by power loss, a kill, a full disk; and run again, ends with the same bytes.
+"""A harvest that is stopped at any instant: by power loss, a kill, a full disk; and run again, ends with the
+same bytes.
 
-Power loss is simulated at every call that changes the disk, in the harsh reading of POSIX: what was not synced may be cut
-short, names that were not synced may never have appeared. Kills are real SIGKILLs of another process.
+Power loss is simulated at every call that changes the disk, in the harsh reading of POSIX: what was not
+synced may be cut short, names that were not synced may never have appeared. Kills are real SIGKILLs of
+another process.
 """
 
 import contextlib
@@ -73,8 +75,14 @@ class Disk:
         with monkeypatch.context() as patch:
             patch.setattr(folder, "os", system)
             patch.setattr(folder, "open", self.open, raising=False)
-            patch.setattr(pathlib.Path, "mkdir", lambda p, *a, **o: (mkdir if self.holds(p) else real_mkdir)(p, *a, **o))
-            patch.setattr(pathlib.Path, "unlink", lambda p, *a, **o: (unlink if self.holds(p) else real_unlink)(p, *a, **o))
+            patch.setattr(
+                pathlib.Path, "mkdir", lambda p, *a, **o: (mkdir if self.holds(p) else real_mkdir)(p, *a, **o)
+            )
+            patch.setattr(
+                pathlib.Path,
+                "unlink",
+                lambda p, *a, **o: (unlink if self.holds(p) else real_unlink)(p, *a, **o),
+            )
             yield
         for file in self._open:
             file.close()
@@ -166,7 +174,8 @@ class File:
 
 
 def calls_of(harvest, monkeypatch, tmp_path) -> list[tuple[str, str]]:
-    """(kind, file) of every call of an uninterrupted harvest that changes the disk; its store is "counted"."""
+    """(kind, file) of every call of an uninterrupted harvest that changes the disk; its store is
+    "counted"."""
     disk = Disk(tmp_path / "counted")
     with disk.mounted(monkeypatch):
         harvest(store="counted", **SMALL)
@@ -188,7 +197,9 @@ def test_power_lost_at_any_call_loses_nothing(harvest, monkeypatch, tmp_path, se
             harvest(**SMALL)
         assert disk.calls == [(kind, file.replace("counted", "store")) for kind, file in calls[: i + 1]]
         if (tmp_path / "store/plan.json").exists():
-            assert [str(p) for p in verify_store(tmp_path / "store") if not p.file.startswith("log")] == [], calls[i]
+            assert [str(p) for p in verify_store(tmp_path / "store") if not p.file.startswith("log")] == [], (
+                calls[i]
+            )
         harvest(**SMALL)
         assert content(tmp_path / "store") == whole, calls[i]
         shutil.rmtree(tmp_path / "store")
@@ -257,7 +268,8 @@ for line in sys.stdin:
 def forked(gpt2, byte_tokenizer, tmp_path):
     """forked(store, after_s=None, killed_at=None, **options): a harvest by names in a process of its own.
 
-    after_s: it is killed so many seconds after its plan is there; killed_at: before a file of that name appears
+    after_s: it is killed so many seconds after its plan is there; killed_at: before a file of that name
+        appears
     returns: its wait status, seconds (from the plan on), peak_bytes
     """
     gpt2.save_pretrained(tmp_path / "model")
@@ -290,7 +302,11 @@ def forked(gpt2, byte_tokenizer, tmp_path):
     assert process.stdout.readline() == "\n", "the first harvest failed"
 
     def run(store, after_s=None, killed_at=None, **options):
-        order = {"options": {"store": str(tmp_path / store), **options}, "after_s": after_s, "killed_at": killed_at}
+        order = {
+            "options": {"store": str(tmp_path / store), **options},
+            "after_s": after_s,
+            "killed_at": killed_at,
+        }
         process.stdin.write(json.dumps(order) + "\n")
         process.stdin.flush()
         return json.loads(process.stdout.readline())
@@ -303,7 +319,8 @@ def forked(gpt2, byte_tokenizer, tmp_path):
 
 @pytest.mark.parametrize("n_kills", [25, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_instant_loses_nothing(forked, tmp_path, n_kills):
-    """Before the plan, the first commit and the manifest appear; and spread over the time from the plan to the end."""
+    """Before the plan, the first commit and the manifest appear; and spread over the time from the plan to
+    the end."""
     done = forked("forked")
     assert done["status"] == 0
     whole, store = content(tmp_path / "whole"), tmp_path / "store"
@@ -333,7 +350,9 @@ def test_a_full_disk_at_any_call_is_a_clear_error(harvest, monkeypatch, tmp_path
             if "log.jsonl" in calls[i][1]:
                 harvest(**SMALL)
             else:
-                with pytest.raises(ShardError, match="could not be written: No space left on device.*make room"):
+                with pytest.raises(
+                    ShardError, match="could not be written: No space left on device.*make room"
+                ):
                     harvest(**SMALL)
         left = content(tmp_path / "store")
         assert all(whole[name] == data for name, data in left.items()), calls[i]
@@ -347,7 +366,9 @@ def test_a_disk_that_is_really_full(harvest, tmp_path):
     """64 KB for a store of 130 KB; then there is room."""
     whole = content(harvest(store="whole").path)
     (tmp_path / "disk").mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path / "disk"], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", tmp_path / "disk"], capture_output=True
+    )
     if mounted.returncode:
         pytest.skip("no tmpfs can be mounted: mounting is not permitted here")
     try:

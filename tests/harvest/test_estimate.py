@@ -22,14 +22,19 @@ def test_bytes_of_a_row(tmp_path):
     assert (found.rows, found.size_bytes, found.of_dataset) == (1000, 1000 * (10 + 20 + 12), False)
     assert estimate(PLAN, source(), 10.0, 40.0, open_folder(tmp_path), rows_there=900).rows == 100
     for dtype, size in (("float32", 10 + 36 + 20), ("int8", 10 + 14 + 10)):
-        assert estimate(PLAN | {"dtype": dtype}, source(), 10.0, 40.0, open_folder(tmp_path), 0).size_bytes == 1000 * size
+        assert (
+            estimate(PLAN | {"dtype": dtype}, source(), 10.0, 40.0, open_folder(tmp_path), 0).size_bytes
+            == 1000 * size
+        )
 
 
 def test_a_short_dataset_limits_the_rows(tmp_path):
     folder = open_folder(tmp_path)
     assert estimate(PLAN, source(n_documents=20), 10.0, 40.0, folder, 0).rows == 200
     assert estimate(PLAN, source(n_documents=200), 10.0, 40.0, folder, 0).rows == 1000
-    by_size = estimate(PLAN, source(approximate_bytes=400), 10.0, 40.0, folder, 0)  # ten documents of 40 bytes
+    by_size = estimate(
+        PLAN, source(approximate_bytes=400), 10.0, 40.0, folder, 0
+    )  # ten documents of 40 bytes
     assert (by_size.rows, by_size.of_dataset) == (100, True)
 
 
@@ -43,7 +48,8 @@ def test_what_cannot_fit_is_refused_with_the_way_out(tmp_path):
 def test_it_reads_as_a_sentence():
     found = Estimate(1_000_000, 388_000_000, 5_000_000_000, seconds=240.0, of_dataset=True)
     assert str(found) == (
-        "1,000,000 rows (the dataset's length, guessed from its first documents), 388 MB; 5 GB are free; about 4 min of "
+        "1,000,000 rows (the dataset's length, guessed from its first documents), 388 MB; 5 GB are free; "
+        "about 4 min of "
         "forward passes"
     )
 
@@ -64,7 +70,10 @@ def test_the_estimate_of_a_harvest(harvest, gpt2, byte_tokenizer, texts, tmp_pat
     assert not (tmp_path / "store").exists()
     n_tokens = sum(len(text.encode()) for text in texts)
     options["max_tokens"] = 10**6
-    assert estimate_harvest(gpt2, texts, ["blocks.0.hook_resid_post"], tmp_path / "store", **options).rows == n_tokens
+    assert (
+        estimate_harvest(gpt2, texts, ["blocks.0.hook_resid_post"], tmp_path / "store", **options).rows
+        == n_tokens
+    )
 
 
 def test_the_estimate_of_another_plan_is_refused(harvest, gpt2, byte_tokenizer, texts, tmp_path):

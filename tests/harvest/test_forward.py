@@ -28,10 +28,17 @@ def shard(index, *documents):
 
 
 def test_batches_hold_contexts_of_one_shard(gpt2):
-    """5 and 2 contexts of 3 rows in batches of 2: 2 2 1 | 2; a shard without contexts has one batch without rows."""
+    """5 and 2 contexts of 3 rows in batches of 2: 2 2 1 | 2; a shard without contexts has one batch without
+    rows."""
     shards = [shard(0, list(range(3, 18))), shard(1), shard(2, list(range(20, 26)))]
     batches = list(forward_batches(gpt2, shards, [HOOK], 2, "float32"))
-    assert [(batch.shard.index, batch.n_rows) for batch in batches] == [(0, 6), (0, 6), (0, 3), (1, 0), (2, 6)]
+    assert [(batch.shard.index, batch.n_rows) for batch in batches] == [
+        (0, 6),
+        (0, 6),
+        (0, 3),
+        (1, 0),
+        (2, 6),
+    ]
     ids = torch.from_numpy(shards[0].contexts.input_ids[2:4]).long()
     with torch.no_grad():
         acts = hooks.run_to(gpt2, [HOOK], input_ids=ids)[HOOK]
@@ -73,17 +80,29 @@ def test_every_shard_is_logged_with_its_figures(harvest):
     assert [line["shard"] for line in shards] == list(range(store.n_shards))
     assert sum(line["rows"] for line in shards[:-1]) + store.shard_rows[-1] == store.n_rows
     for line in shards:
-        assert {"seconds", "tokens_per_s", "pack_s", "forward_s", "copy_s", "write_s", "eta_s", "cursor"} <= line.keys()
+        assert {
+            "seconds",
+            "tokens_per_s",
+            "pack_s",
+            "forward_s",
+            "copy_s",
+            "write_s",
+            "eta_s",
+            "cursor",
+        } <= line.keys()
         assert min(line["forward_s"], line["write_s"]) > 0
     assert shards[-1]["eta_s"] == 0
     assert np.isclose(shards[0]["tokens_per_s"], shards[0]["rows"] / shards[0]["seconds"], rtol=1e-2)
 
 
 def test_a_compiled_model_sees_one_shape(gpt2):
-    """5 and 2 contexts in batches of 2: the last of the first shard is filled up, and the rows are the same."""
+    """5 and 2 contexts in batches of 2: the last of the first shard is filled up, and the rows are the
+    same."""
     shards = [shard(0, list(range(3, 18))), shard(1, list(range(20, 26)))]
     seen = []
-    handle = gpt2.transformer.h[0].register_forward_pre_hook(lambda module, args: seen.append(tuple(args[0].shape[:2])))
+    handle = gpt2.transformer.h[0].register_forward_pre_hook(
+        lambda module, args: seen.append(tuple(args[0].shape[:2]))
+    )
     filled = list(forward_batches(gpt2, shards, [HOOK], 2, "float32", one_shape=True))
     handle.remove()
     assert seen == [(2, 4)] * 4

@@ -1,4 +1,5 @@
-"""Text and jsonl files read by byte offset: the same documents as `datasets` gives, and broken files named."""
+"""Text and jsonl files read by byte offset: the same documents as `datasets` gives, and broken files
+named."""
 
 import gzip
 import json
@@ -29,7 +30,9 @@ def documents(path, **options):
 def test_text_is_cut_as_datasets_cuts_it(tmp_path, text, unit):
     path = tmp_path / "t.txt"
     path.write_bytes(text.encode())
-    stream = datasets.load_dataset("text", data_files=str(path), sample_by=unit, split="train", streaming=True)
+    stream = datasets.load_dataset(
+        "text", data_files=str(path), sample_by=unit, split="train", streaming=True
+    )
     expected = [row["text"] for row in stream]
     if not expected:
         with pytest.raises(ValueError, match="holds no documents"):
@@ -56,8 +59,14 @@ def test_jsonl_rows_are_those_of_datasets(tmp_path):
     rows = [{"text": "a\nb\u2028"}, {"text": None}, {"text": ""}, {"n": 1, "text": "é"}, {"n": 2}]
     text = "\n".join(json.dumps(row, ensure_ascii=bool(i % 2)) + "\r" * (i % 2) for i, row in enumerate(rows))
     (tmp_path / "a.jsonl").write_bytes(text.replace("\n", "\n \n\n", 1).encode())
-    stream = datasets.load_dataset("json", data_files=str(tmp_path / "a.jsonl"), split="train", streaming=True)
-    assert documents(tmp_path / "a.jsonl") == [row["text"] or "" for row in stream] == ["a\nb\u2028", "", "", "é", ""]
+    stream = datasets.load_dataset(
+        "json", data_files=str(tmp_path / "a.jsonl"), split="train", streaming=True
+    )
+    assert (
+        documents(tmp_path / "a.jsonl")
+        == [row["text"] or "" for row in stream]
+        == ["a\nb\u2028", "", "", "é", ""]
+    )
 
 
 def test_text_and_jsonl_need_no_datasets(tmp_path, monkeypatch):
@@ -101,13 +110,17 @@ def test_a_damaged_archive_is_named(tmp_path):
     rows = "".join(json.dumps({"text": str(i)}) + "\n" for i in range(100_000))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:-1000])
     source = open_named([str(tmp_path / "a.jsonl.gz")])
-    with pytest.raises(ValueError, match=r"gz cannot be read beyond line \d{4,}, it is damaged: Compressed file"):
+    with pytest.raises(
+        ValueError, match=r"gz cannot be read beyond line \d{4,}, it is damaged: Compressed file"
+    ):
         list(source.open(0, None))
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):
     (tmp_path / "a.txt").write_bytes(gzip.compress(b"text"))
-    with pytest.raises(ValueError, match=r"a\.txt, line 1: expected UTF-8 .* or give it the suffix of its compression"):
+    with pytest.raises(
+        ValueError, match=r"a\.txt, line 1: expected UTF-8 .* or give it the suffix of its compression"
+    ):
         open_named([str(tmp_path / "a.txt")])
 
 

@@ -1,4 +1,5 @@
-"""Mixtures: shares, sources that end, positions; and that a document's source says nothing about its being held out."""
+"""Mixtures: shares, sources that end, positions; and that a document's source says nothing about its being
+held out."""
 
 import itertools
 import json
@@ -43,7 +44,9 @@ def test_shares_follow_the_weights_and_then_the_weights_that_are_left():
 def test_the_draw_is_a_hash_of_seed_and_position():
     first = [text[0] for text in mixture().first]
     bounds = np.array([0.5, 0.8, 1.0])
-    assert first == ["abc"[np.searchsorted(bounds, u, side="right")] for u in hashed_uniform(np.arange(64), 0, 1)]
+    assert first == [
+        "abc"[np.searchsorted(bounds, u, side="right")] for u in hashed_uniform(np.arange(64), 0, 1)
+    ]
     assert mixture(seed=1).first != mixture().first
     assert mixture(weights=(50, 30, 20)).first == mixture().first == mixture().first
 
@@ -70,7 +73,11 @@ def test_every_position(tmp_path):
     (tmp_path / "b.txt").write_text("".join(f"b{i}\n" for i in range(80)))
 
     def source():
-        parts = [open_given(A[:100]), open_named([str(tmp_path / "b.txt")]), open_given(dict.fromkeys(C[:9]).keys())]
+        parts = [
+            open_given(A[:100]),
+            open_named([str(tmp_path / "b.txt")]),
+            open_given(dict.fromkeys(C[:9]).keys()),
+        ]
         return open_mixture(parts, (5, 3, 2), seed=3)
 
     one, other = source(), source()
@@ -111,7 +118,13 @@ def test_facts_tell_mixtures_apart():
 
 
 def test_weights_are_checked():
-    settings = {"model": "m", "dataset": ("a.txt", "b.txt"), "hook_points": ("p",), "store": "s", "max_tokens": 1}
+    settings = {
+        "model": "m",
+        "dataset": ("a.txt", "b.txt"),
+        "hook_points": ("p",),
+        "store": "s",
+        "max_tokens": 1,
+    }
     assert HarvestConfig(**settings, dataset_weights=(1, 2.5)).seed == 0
     for weights, message in (
         ((1.0,), "one weight for each dataset, got 1 for 2"),

@@ -5,7 +5,13 @@ import json
 import pytest
 import torch
 
-from saelens_lite.harvest.shards.model import drop_unused, load_model, load_tokenizer, model_facts, tokenizer_facts
+from saelens_lite.harvest.shards.model import (
+    drop_unused,
+    load_model,
+    load_tokenizer,
+    model_facts,
+    tokenizer_facts,
+)
 from saelens_lite.lm import hooks
 from saelens_lite.lm.decoder import evaluation_mode
 from saelens_lite.store.writer import writing_shard
@@ -63,7 +69,9 @@ def test_tokenizer_facts_do_not_depend_on_how_it_was_called(byte_tokenizer):
 
 def test_a_folder_that_is_not_there():
     for name in ("../models/none", "/models/none", "models/of/none"):
-        with pytest.raises(ValueError, match=f"model {name} expected a hub id or a folder, there is no folder"):
+        with pytest.raises(
+            ValueError, match=f"model {name} expected a hub id or a folder, there is no folder"
+        ):
             load_model(name)
 
 

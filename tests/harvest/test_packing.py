@@ -1,4 +1,5 @@
-"""Documents to packed shards: what is tokenised, what only passed, and the ids of texts, chats and token ids."""
+"""Documents to packed shards: what is tokenised, what only passed, and the ids of texts, chats and token
+ids."""
 
 import copy
 import itertools
@@ -63,7 +64,11 @@ def files(folder, texts):
 
 
 def test_only_claimed_shards_are_tokenised(texts, byte_tokenizer, tmp_path):
-    for source in (open_given(texts), open_given(iter(texts)), *(open_named([name]) for name in files(tmp_path, texts))):
+    for source in (
+        open_given(texts),
+        open_given(iter(texts)),
+        *(open_named([name]) for name in files(tmp_path, texts)),
+    ):
         tokenizer = Counting(byte_tokenizer)
         found = list(shards(source, tokenizer, [1, 4]))
         assert [(shard.index, shard.n_documents) for shard in found] == [(1, 8), (4, 8)]
@@ -108,7 +113,11 @@ def test_fast_and_slow_calls_agree(byte_tokenizer, texts):
     assert token_ids(left_behind, texts) == expected
     splitting = copy.deepcopy(byte_tokenizer)
     splitting.split_special_tokens = True
-    assert token_ids(splitting, ["<|bos|>"]) == splitting(["<|bos|>"], add_special_tokens=False)["input_ids"] != [[1]]
+    assert (
+        token_ids(splitting, ["<|bos|>"])
+        == splitting(["<|bos|>"], add_special_tokens=False)["input_ids"]
+        != [[1]]
+    )
 
 
 def test_half_a_surrogate_pair_is_a_replacement_character(byte_tokenizer):
@@ -129,12 +138,16 @@ def test_chats_go_through_the_template_and_lose_its_bos(chat_tokenizer):
     ]
     (shard,) = shards(open_given([CHAT]), chat_tokenizer)
     ids = shard.contexts.input_ids[shard.contexts.attended.astype(bool)]
-    assert ids[0] == 1 and (ids == 1).sum() == shard.contexts.n_seqs  # one BOS a context, none of the template
+    assert (
+        ids[0] == 1 and (ids == 1).sum() == shard.contexts.n_seqs
+    )  # one BOS a context, none of the template
     assert ids[ids != 1].tolist() == expected
 
 
 def test_a_template_that_asks_for_the_date_gets_the_same_on_every_day(chat_tokenizer):
-    chat_tokenizer.chat_template = "\n{% set day = strftime_now('%d %b %Y') if strftime_now is defined %}{{ day }}"
+    chat_tokenizer.chat_template = (
+        "\n{% set day = strftime_now('%d %b %Y') if strftime_now is defined %}{{ day }}"
+    )
     assert token_ids(chat_tokenizer, [CHAT]) == token_ids(chat_tokenizer, ["\n26 Jul 2024"])
 
 
@@ -157,7 +170,9 @@ def test_chats_that_cannot_be_templated(byte_tokenizer, chat_tokenizer):
 @pytest.mark.parametrize("wrong", [-1, 259, 2**40])
 def test_ids_that_the_model_lacks(byte_tokenizer, wrong):
     source = open_given([[5, 6], [258, wrong, 0]])
-    with pytest.raises(ValueError, match=f"document 1 holds id {wrong}, the model has embeddings for 0 to 258"):
+    with pytest.raises(
+        ValueError, match=f"document 1 holds id {wrong}, the model has embeddings for 0 to 258"
+    ):
         list(shards(source, byte_tokenizer))
 
 
@@ -171,9 +186,13 @@ def test_real_twin(shared_data):
 
     tokenizer = AutoTokenizer.from_pretrained(shared_data / "models/stories260k-llama")
     source = open_named([str(shared_data / "corpora/tinystories/train_v2_gpt4.jsonl.gz")])
-    assert token_ids(tokenizer, source.first) == tokenizer(source.first, add_special_tokens=False)["input_ids"]
+    assert (
+        token_ids(tokenizer, source.first) == tokenizer(source.first, add_special_tokens=False)["input_ids"]
+    )
     rows = {"max_tokens": 10**6, "context_length": 256, "special_ids": special_token_ids(tokenizer)}
-    everything = list(packed_shards(source, tokenizer, PLAN | rows | {"documents_per_shard": 512}, itertools.count(), 512))
+    everything = list(
+        packed_shards(source, tokenizer, PLAN | rows | {"documents_per_shard": 512}, itertools.count(), 512)
+    )
     assert [shard.n_documents for shard in everything] == [512, 512, 512, 191]
     again = open_named([str(shared_data / "corpora/tinystories/train_v2_gpt4.jsonl.gz")])
     plan = PLAN | rows | {"documents_per_shard": 512}

@@ -1,4 +1,5 @@
-"""Stores at URLs: harvest, resume, add, read back through the cache, train; in memory and on an S3-compatible server."""
+"""Stores at URLs: harvest, resume, add, read back through the cache, train; in memory and on an S3-compatible
+server."""
 
 import socket
 import uuid
@@ -31,7 +32,11 @@ def s3_server():
     server = ThreadedMotoServer("127.0.0.1", port, verbose=False)
     server.start()
     url = f"http://127.0.0.1:{port}"
-    credentials = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing", "region_name": "us-east-1"}
+    credentials = {
+        "aws_access_key_id": "testing",
+        "aws_secret_access_key": "testing",
+        "region_name": "us-east-1",
+    }
     boto3.client("s3", endpoint_url=url, **credentials).create_bucket(Bucket="activations")
     yield url
     server.stop()
@@ -44,7 +49,11 @@ def url(request, monkeypatch, tmp_path):
     if request.param == "memory":
         return f"memory://{uuid.uuid4().hex}/store"
     monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("s3_server"))
-    for name, value in (("ACCESS_KEY_ID", "testing"), ("SECRET_ACCESS_KEY", "testing"), ("DEFAULT_REGION", "us-east-1")):
+    for name, value in (
+        ("ACCESS_KEY_ID", "testing"),
+        ("SECRET_ACCESS_KEY", "testing"),
+        ("DEFAULT_REGION", "us-east-1"),
+    ):
         monkeypatch.setenv(f"AWS_{name}", value)
     return f"s3://activations/{uuid.uuid4().hex}"
 
@@ -52,8 +61,15 @@ def url(request, monkeypatch, tmp_path):
 @pytest.fixture
 def harvest_to(gpt2, byte_tokenizer):
     def run(store, hook_points=BOTH):
-        options = {"context_length": 32, "batch_size_seqs": 4, "documents_per_shard": 8, "tokenizer": byte_tokenizer}
-        return harvest_activations(gpt2, TEXTS, hook_points, store, max_tokens=1000, progress=False, **options)
+        options = {
+            "context_length": 32,
+            "batch_size_seqs": 4,
+            "documents_per_shard": 8,
+            "tokenizer": byte_tokenizer,
+        }
+        return harvest_activations(
+            gpt2, TEXTS, hook_points, store, max_tokens=1000, progress=False, **options
+        )
 
     return run
 

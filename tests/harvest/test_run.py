@@ -38,7 +38,9 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [("float32", 1e-5), ("float16", 2**-10), ("bfloat16", 2**-7)], ids=lambda value: str(value)
+    ("dtype", "tolerance"),
+    [("float32", 1e-5), ("float16", 2**-10), ("bfloat16", 2**-7)],
+    ids=lambda value: str(value),
 )
 def test_rows_are_the_models_hidden_states(harvest, gpt2, dtype, tolerance):
     """hidden_states[1] is the stream after block 0, at the positions that row_positions names.
@@ -61,7 +63,9 @@ def test_rows_of_a_second_hook_point_come_from_the_same_tokens(harvest, gpt2):
     ids = store.tokens(1).input_ids.long()
     with torch.no_grad():
         acts = hooks.run_to(gpt2, ["blocks.1.hook_mlp_out"], input_ids=ids)["blocks.1.hook_mlp_out"]
-    torch.testing.assert_close(store.acts(1, "blocks.1.hook_mlp_out"), acts[store.row_positions(1)], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        store.acts(1, "blocks.1.hook_mlp_out"), acts[store.row_positions(1)], rtol=1e-5, atol=1e-5
+    )
 
 
 def test_documents_are_found_again_from_the_rows(harvest, texts):
@@ -75,16 +79,25 @@ def test_documents_are_found_again_from_the_rows(harvest, texts):
             found.setdefault(document, []).append(token)
     spelled = {i: list(text.encode()) for i, text in enumerate(texts)}
     assert {document: len(ids) for document, ids in found.items()} == {i: len(b) for i, b in spelled.items()}
-    assert len({(byte, token) for i in found for byte, token in zip(spelled[i], found[i], strict=True)}) == len(
-        {byte for spelling in spelled.values() for byte in spelling}
-    )
+    assert len(
+        {(byte, token) for i in found for byte, token in zip(spelled[i], found[i], strict=True)}
+    ) == len({byte for spelling in spelled.values() for byte in spelling})
 
 
 def test_max_tokens_is_met_exactly_and_counts_rows(harvest):
     store = harvest(max_tokens=777)
-    assert store.n_rows == sum(store.shard_rows) == len(store.gather(torch.arange(777), "blocks.0.hook_resid_post")) == 777
+    assert (
+        store.n_rows
+        == sum(store.shard_rows)
+        == len(store.gather(torch.arange(777), "blocks.0.hook_resid_post"))
+        == 777
+    )
     last = store.n_shards - 1
-    assert store.tokens(last).kept.sum() == len(store.row_docs(last)) == len(store.acts(last, "blocks.1.hook_mlp_out"))
+    assert (
+        store.tokens(last).kept.sum()
+        == len(store.row_docs(last))
+        == len(store.acts(last, "blocks.1.hook_mlp_out"))
+    )
     longer = harvest(max_tokens=1000, store="longer")
     for row in (0, 400, 776):
         both = [s.gather(torch.tensor([row]), "blocks.0.hook_resid_post") for s in (store, longer)]
@@ -164,7 +177,9 @@ def test_stopped_and_run_again_gives_the_same_bytes(harvest, monkeypatch, after_
     run_to = hooks.run_to
 
     def stop(model, names, **inputs):
-        if inputs["input_ids"].shape[1] > 1 and next(left, None) is None:  # one token alone is the look at the widths
+        if (
+            inputs["input_ids"].shape[1] > 1 and next(left, None) is None
+        ):  # one token alone is the look at the widths
             raise KeyboardInterrupt
         return run_to(model, names, **inputs)
 
@@ -231,7 +246,9 @@ def test_killed_and_run_again_gives_the_same_bytes(gpt2, byte_tokenizer, tmp_pat
     whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "whole"), **options)).path)
 
     killed = options | {"store": str(tmp_path / "killed")}
-    process = subprocess.Popen([sys.executable, "-c", KILLED, str(ROOT), json.dumps(killed)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(ROOT), json.dumps(killed)], stderr=subprocess.DEVNULL
+    )
     while process.poll() is None and not (tmp_path / "killed/shards/00002").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)
@@ -303,7 +320,9 @@ def test_full_disk_leaves_a_store_that_goes_on(harvest, monkeypatch, tmp_path):
 
     with monkeypatch.context() as patch:
         patch.setattr(writer, "RowWriter", Full)
-        with pytest.raises(ShardError, match="could not be written: No space left on device .* finished shards are kept"):
+        with pytest.raises(
+            ShardError, match="could not be written: No space left on device .* finished shards are kept"
+        ):
             harvest(store="full")
     left = content(tmp_path / "full")
     assert left and not any(name.endswith(".tmp") for name in left)
@@ -322,10 +341,14 @@ def test_a_dataset_that_fails_on_the_way_is_no_fault_of_the_store(harvest, texts
             yield from texts
 
     dataset, options = Failing(), {"max_tokens": 10**6}
-    with pytest.raises(SaelensLiteError, match=r"dataset could not be read further \(reset by peer\); finished shards are"):
+    with pytest.raises(
+        SaelensLiteError, match=r"dataset could not be read further \(reset by peer\); finished shards are"
+    ):
         harvest(dataset, **options)
     dataset.works = True
-    assert content(harvest(dataset, **options).path) == content(harvest(dataset, store="whole", **options).path)
+    assert content(harvest(dataset, **options).path) == content(
+        harvest(dataset, store="whole", **options).path
+    )
 
 
 def test_a_truncated_shard_is_named_and_made_again(harvest):
@@ -375,7 +398,11 @@ def test_rows_beyond_float16_are_refused(harvest, gpt2):
         ({"dataset": [{"txt": "a"}]}, ValueError, "no column 'text' .did you mean 'txt'.*columns are txt"),
         ({"dataset": [{"text": 3}]}, ValueError, "document 0 expected text, got int"),
         ({"dataset": {"train": ["a"]}, "split": "tran"}, ValueError, "no split 'tran' .did you mean 'train'"),
-        ({"split": "test"}, ValueError, "split says how to read a dataset by name; this one is given as an object"),
+        (
+            {"split": "test"},
+            ValueError,
+            "split says how to read a dataset by name; this one is given as an object",
+        ),
         ({"dataset": 3}, ValueError, "dataset expected names, texts or rows, got int"),
         ({"dataset": "One text, not a name."}, ValueError, "to harvest texts, pass a list"),
         ({"dataset": "missing/file.jsonl"}, FileNotFoundError, "there is none at"),
@@ -391,7 +418,9 @@ def test_rows_beyond_float16_are_refused(harvest, gpt2):
 def test_wrong_input_is_refused_before_anything_is_written(harvest, tmp_path, options, error, message):
     with pytest.raises(error, match=message):
         harvest(**options)
-    assert not (tmp_path / "store/shards/00000/blocks.0.hook_resid_post.json").exists() or options["dataset"] == ["", ""]
+    assert not (tmp_path / "store/shards/00000/blocks.0.hook_resid_post.json").exists() or options[
+        "dataset"
+    ] == ["", ""]
 
 
 def test_a_folder_with_other_files_is_not_used(harvest, tmp_path):
@@ -428,9 +457,18 @@ def test_real_model_twin(shared_data, tmp_path):
     from transformers import AutoModelForCausalLM
 
     folder = str(shared_data / "models/stories3m-llama")
-    sources = [shared_data / "corpora/tinystories/train_v1.jsonl.gz", shared_data / "corpora/fairytaleqa/stories.jsonl.gz"]
+    sources = [
+        shared_data / "corpora/tinystories/train_v1.jsonl.gz",
+        shared_data / "corpora/fairytaleqa/stories.jsonl.gz",
+    ]
     store = harvest_activations(
-        folder, sources, "blocks.3.hook_resid_post", tmp_path / "store", max_tokens=3000, dtype="float32", progress=False
+        folder,
+        sources,
+        "blocks.3.hook_resid_post",
+        tmp_path / "store",
+        max_tokens=3000,
+        dtype="float32",
+        progress=False,
     )
     assert (store.n_rows, store.d_model(), store.context_length) == (3000, 192, 256)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -439,8 +477,11 @@ def test_real_model_twin(shared_data, tmp_path):
     torch.testing.assert_close(store.acts(0), hidden[store.row_positions(0)], rtol=1e-4, atol=1e-4)
 
 
-def test_compile_compiles_the_blocks_and_is_part_of_the_plan(gpt2, byte_tokenizer, texts, tmp_path, monkeypatch):
-    """torch.compile is stood in for by one that counts: every block up to the hook point, for full batches alone."""
+def test_compile_compiles_the_blocks_and_is_part_of_the_plan(
+    gpt2, byte_tokenizer, texts, tmp_path, monkeypatch
+):
+    """torch.compile is stood in for by one that counts: every block up to the hook point, for full batches
+    alone."""
     gpt2.save_pretrained(tmp_path / "model")
     compiled, batches = [], []
 

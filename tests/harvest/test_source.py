@@ -61,7 +61,9 @@ def test_files_with_other_columns_follow_one_another(tmp_path):
 
 
 def test_folders(tmp_path):
-    splits = datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])})
+    splits = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(ROWS), "test": datasets.Dataset.from_list(ROWS[:1])}
+    )
     splits.save_to_disk(tmp_path / "saved")
     assert documents(open_named([str(tmp_path / "saved")])) == TEXTS
     assert documents(open_named([str(tmp_path / "saved")], split="test")) == TEXTS[:1]
@@ -130,7 +132,9 @@ def test_texts_too_long_for_a_file_name_are_texts():
 
 def test_what_cannot_be_read_is_named(tmp_path):
     (tmp_path / "a.jsonl").write_text(json.dumps({"body": "x", "title": "y"}))
-    with pytest.raises(ValueError, match=r"a\.jsonl has no column 'text'; its columns are body, title: name one"):
+    with pytest.raises(
+        ValueError, match=r"a\.jsonl has no column 'text'; its columns are body, title: name one"
+    ):
         open_named([str(tmp_path / "a.jsonl")])
     with pytest.raises(ValueError, match=r"a\.jsonl has no split 'validation'.*train"):
         open_named([str(tmp_path / "a.jsonl")], split="validation")
@@ -194,7 +198,9 @@ def given_sources():
         "dataset": dataset,
         "picked rows": datasets.Dataset.from_dict({"text": LONG[::-1]}).select(range(75, -1, -1)),
         "stream": dataset.to_iterable_dataset(num_shards=3),
-        "mapped stream": dataset.to_iterable_dataset().map(lambda row: {"text": row["text"] + "!"}).filter(lambda row: True),
+        "mapped stream": dataset.to_iterable_dataset()
+        .map(lambda row: {"text": row["text"] + "!"})
+        .filter(lambda row: True),
         "iterable": dict.fromkeys(LONG).keys(),
     }
 
@@ -226,7 +232,19 @@ def check_positions(source, reopened):
 
 @pytest.mark.parametrize(
     "kind",
-    ["jsonl", "gz", "bz2", "xz", "jsonl files", "txt", "parquet files", "folder", "csv files", "saved", "other kinds"],
+    [
+        "jsonl",
+        "gz",
+        "bz2",
+        "xz",
+        "jsonl files",
+        "txt",
+        "parquet files",
+        "folder",
+        "csv files",
+        "saved",
+        "other kinds",
+    ],
 )
 def test_every_position_of_named_datasets(tmp_path, kind):
     names = named_sources(tmp_path)[kind]
@@ -275,7 +293,9 @@ def test_an_iterator_is_opened_once():
     source = open_given(iter(LONG))
     stream = source.open(70, None)
     assert stream.cursor() is None and list(stream) == LONG[70:]
-    with pytest.raises(ValueError, match="list_iterator of documents can be read only once: pass a fresh one, or a list"):
+    with pytest.raises(
+        ValueError, match="list_iterator of documents can be read only once: pass a fresh one, or a list"
+    ):
         source.open(0, None)
 
 
@@ -320,7 +340,9 @@ def test_chats_and_token_ids_are_told_by_their_value(tmp_path):
         path = str(tmp_path / name)
         assert documents(open_named([path], text_column="messages")) == [CHAT, CHAT[:1]]
         assert documents(open_named([path], text_column="input_ids")) == [[1, 5, 6], []]
-        with pytest.raises(ValueError, match="no column 'text'.*text_column='messages' for its chats or .*='input_ids' for"):
+        with pytest.raises(
+            ValueError, match="no column 'text'.*text_column='messages' for its chats or .*='input_ids' for"
+        ):
             open_named([path])
     for given in (
         dataset,
@@ -330,7 +352,9 @@ def test_chats_and_token_ids_are_told_by_their_value(tmp_path):
         dataset.to_iterable_dataset().with_format("torch"),
     ):
         assert documents(open_given(given, text_column="input_ids")) == [[1, 5, 6], []]
-    assert documents(open_given([CHAT, [3, np.int64(4)], np.array([5]), torch.tensor([6]), ("7",)[0], None])) == [
+    assert documents(
+        open_given([CHAT, [3, np.int64(4)], np.array([5]), torch.tensor([6]), ("7",)[0], None])
+    ) == [
         CHAT,
         [3, 4],
         [5],
@@ -342,7 +366,10 @@ def test_chats_and_token_ids_are_told_by_their_value(tmp_path):
 
 
 def test_tables_of_messages_carry_no_empty_keys():
-    messages = [{"role": "user", "content": "Hi", "tools": None}, {"role": "tool", "content": None, "tools": ["a"]}]
+    messages = [
+        {"role": "user", "content": "Hi", "tools": None},
+        {"role": "tool", "content": None, "tools": ["a"]},
+    ]
     (document,) = open_given([messages]).first
     assert document == [{"role": "user", "content": "Hi"}, {"role": "tool", "tools": ["a"]}]
 
@@ -384,7 +411,9 @@ def test_a_hub_dataset_is_known_by_its_commit(monkeypatch):
     """main, which moves on, and the commit that it was at make the same plan."""
 
     class Builder:
-        config = SimpleNamespace(data_files={"train": [f"hf://datasets/owner/name@{'0a' * 20}/train.parquet"]})
+        config = SimpleNamespace(
+            data_files={"train": [f"hf://datasets/owner/name@{'0a' * 20}/train.parquet"]}
+        )
 
         def as_streaming_dataset(self, split):
             return datasets.Dataset.from_dict({"text": ["one", "two"]}).to_iterable_dataset()

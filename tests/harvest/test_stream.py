@@ -30,14 +30,19 @@ def test_rows_are_those_of_a_store_of_the_same_text(harvest, streamed, dtype):
     shards = streamed(dtype=dtype)
     assert [shard.index for shard in shards] == list(range(store.n_shards)) and store.n_shards == 5
     for shard in shards:
-        assert torch.equal(shard.acts, store.acts(shard.index)) and shard.acts.dtype == store.acts(shard.index).dtype
+        assert (
+            torch.equal(shard.acts, store.acts(shard.index))
+            and shard.acts.dtype == store.acts(shard.index).dtype
+        )
         assert torch.equal(shard.doc_ids, store.row_docs(shard.index))
 
 
 def test_it_begins_where_it_is_told(streamed, texts, tmp_path):
     whole = streamed()
     for shard in (1, 4):
-        assert all(torch.equal(a.acts, b.acts) for a, b in zip(streamed(start=shard), whole[shard:], strict=True))
+        assert all(
+            torch.equal(a.acts, b.acts) for a, b in zip(streamed(start=shard), whole[shard:], strict=True)
+        )
     assert streamed(start=5) == []
     file = tmp_path / "texts.jsonl"
     file.write_text("".join(f'{{"text": "{text}"}}\n' for text in texts))
@@ -61,13 +66,18 @@ def test_a_document_without_tokens_leaves_a_shard_without_rows(streamed):
 
 def test_the_fingerprint_names_the_rows(gpt2, byte_tokenizer, texts):
     def fingerprint(dataset=texts, **options):
-        with activation_stream(gpt2, dataset, HOOK_POINT, tokenizer=byte_tokenizer, **SETTINGS | options) as rows:
+        with activation_stream(
+            gpt2, dataset, HOOK_POINT, tokenizer=byte_tokenizer, **SETTINGS | options
+        ) as rows:
             return rows.fingerprint
 
     first = fingerprint()
     gpt2.config.name_or_path = "elsewhere"
     assert fingerprint() == first
-    assert len({first, fingerprint(context_length=16), fingerprint(dtype="bfloat16"), fingerprint(texts[:20])}) == 4
+    assert (
+        len({first, fingerprint(context_length=16), fingerprint(dtype="bfloat16"), fingerprint(texts[:20])})
+        == 4
+    )
 
 
 def test_shards_are_small_where_nothing_is_said(gpt2, byte_tokenizer, texts):

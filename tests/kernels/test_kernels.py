@@ -36,7 +36,9 @@ def test_select_topk_equals_reference(path, n, k):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_select_topk_with_ties_keeps_k_values_that_are_there(path):
-    pre_acts = torch.tensor([1.0, 0.0, -1.0])[torch.randint(0, 3, (11, 2048), generator=torch.Generator().manual_seed(1))]
+    pre_acts = torch.tensor([1.0, 0.0, -1.0])[
+        torch.randint(0, 3, (11, 2048), generator=torch.Generator().manual_seed(1))
+    ]
     values, indices = path.select_topk(pre_acts, torch.zeros(2048), 16)
     assert_close(values, torch.ones(11, 16))
     assert_close(pre_acts.gather(1, indices), values)
@@ -73,7 +75,8 @@ def test_keep_topk_of_equal_values(path):
 
 
 needs_screen = pytest.mark.skipif(
-    library() is None or cpu.screened_topk(torch.randn(48, 8), torch.randn(80, 8), torch.zeros(80), 1) is None,
+    library() is None
+    or cpu.screened_topk(torch.randn(48, 8), torch.randn(80, 8), torch.zeros(80), 1) is None,
     reason="no C compiler, or a processor without AVX512-VNNI",
 )
 
@@ -85,14 +88,20 @@ def test_nth_largest_by_hand():
 
 
 @needs_screen
-@pytest.mark.parametrize(("B", "n", "d", "k"), [(300, 2048, 64, 8), (49, 1000, 33, 5), (1, 80, 3, 2), (13, 4100, 512, 32)])
+@pytest.mark.parametrize(
+    ("B", "n", "d", "k"), [(300, 2048, 64, 8), (49, 1000, 33, 5), (1, 80, 3, 2), (13, 4100, 512, 32)]
+)
 @pytest.mark.parametrize("scale", [1e-4, 1.0, 1e6])
 def test_screened_topk_equals_the_product(B, n, d, k, scale):
     gen = torch.Generator().manual_seed(n)
     inputs, bias = torch.randn(B, d, generator=gen) * scale, torch.randn(n, generator=gen) * scale
-    W_rows = torch.randn(n, d, generator=gen) * torch.rand(n, 1, generator=gen)  # rows of very different norms
+    W_rows = torch.randn(n, d, generator=gen) * torch.rand(
+        n, 1, generator=gen
+    )  # rows of very different norms
     inputs[0] = 0
-    want_values, want = by_index(*reference.select_topk((inputs.double() @ W_rows.double().T), bias.double(), k))
+    want_values, want = by_index(
+        *reference.select_topk((inputs.double() @ W_rows.double().T), bias.double(), k)
+    )
     values, indices = by_index(*cpu.screened_topk(inputs, W_rows, bias, k))
     assert_close(indices, want)
     assert_close(values.double(), want_values, rtol=1e-5, atol=1e-5 * scale)
@@ -118,7 +127,9 @@ def test_screened_topk_gives_up_where_something_is_not_finite(bad, where):
 
 
 @needs_screen
-@pytest.mark.parametrize(("B", "n", "d", "n_pairs"), [(300, 2048, 64, 2400), (49, 1000, 33, 30), (101, 4100, 512, 3232)])
+@pytest.mark.parametrize(
+    ("B", "n", "d", "n_pairs"), [(300, 2048, 64, 2400), (49, 1000, 33, 30), (101, 4100, 512, 3232)]
+)
 def test_screened_batch_topk_equals_the_product(B, n, d, n_pairs):
     gen = torch.Generator().manual_seed(n)
     inputs, bias = torch.randn(B, d, generator=gen), torch.randn(n, generator=gen)
@@ -179,14 +190,19 @@ def test_ragged_passes_equal_reference(path, lengths):
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, rtol=1e-5, atol=1e-5)
     args = (want.recons_grad, acts, values, want.pair_grads, indices, W_dec)
-    for g, w in zip(path.latent_pass(*args, offsets=offsets), reference.latent_pass(*args, offsets), strict=True):
+    for g, w in zip(
+        path.latent_pass(*args, offsets=offsets), reference.latent_pass(*args, offsets), strict=True
+    ):
         assert_close(g, w, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("path", [reference, *PATHS])
 def test_ragged_and_uniform_pairs_give_the_same(path):
     acts, values, indices, W_dec, b_dec = pairs()
-    offsets, flat = torch.arange(0, values.numel() + 1, values.shape[1]), (values.reshape(-1), indices.reshape(-1))
+    offsets, flat = (
+        torch.arange(0, values.numel() + 1, values.shape[1]),
+        (values.reshape(-1), indices.reshape(-1)),
+    )
     uniform = path.token_pass(acts, values, indices, W_dec, b_dec, 0.25)
     ragged = path.token_pass(acts, *flat, W_dec, b_dec, 0.25, offsets=offsets)
     args = (uniform.recons_grad, acts, flat[0], uniform.pair_grads, flat[1], W_dec)
@@ -196,7 +212,8 @@ def test_ragged_and_uniform_pairs_give_the_same(path):
 
 
 def test_ragged_passes_by_hand():
-    # token 0 has nothing, token 1 has latents 2 (value 3) and 0 (value 0, so it does not fire); rows are e0, e1, e0
+    # token 0 has nothing, token 1 has latents 2 (value 3) and 0 (value 0, so it does not fire); rows are e0,
+    # e1, e0
     acts, b_dec = torch.tensor([[1.0, 1.0], [1.0, 2.0]]), torch.tensor([0.0, 1.0])
     W_dec, offsets = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]), torch.tensor([0, 0, 2])
     values, indices = torch.tensor([3.0, 0.0]), torch.tensor([2, 0])
@@ -205,8 +222,14 @@ def test_ragged_passes_by_hand():
     assert tokens.recons_grad.tolist() == [[-0.5, 0.0], [1.0, -0.5]]
     assert tokens.pair_grads.tolist() == [1.0, 1.0]
     assert tokens.sq_error.tolist() == [1.0, 5.0]
-    latents = reference.latent_pass(tokens.recons_grad, acts, values, tokens.pair_grads, indices, W_dec, offsets)
-    assert latents.dec_grad.tolist() == [[0.0, 0.0], [0.0, 0.0], [0.0, -1.5]]  # 3 · (1, −0.5), less its part along e0
+    latents = reference.latent_pass(
+        tokens.recons_grad, acts, values, tokens.pair_grads, indices, W_dec, offsets
+    )
+    assert latents.dec_grad.tolist() == [
+        [0.0, 0.0],
+        [0.0, 0.0],
+        [0.0, -1.5],
+    ]  # 3 · (1, −0.5), less its part along e0
     assert latents.enc_grad.tolist() == [[0.0, 0.0], [0.0, 0.0], [1.0, 2.0]]
     assert latents.bias_grad.tolist() == [0.0, 0.0, 1.0]
     assert latents.fired.tolist() == [False, False, True]
@@ -224,7 +247,9 @@ def test_nested_passes_equal_reference(path, lengths, nested):
     for g, w in zip(got, want, strict=True):
         assert_close(g, w, rtol=1e-5, atol=1e-4)
     args = (want.recons_grad, acts, values, want.pair_grads, indices, W_dec)
-    for g, w in zip(path.latent_pass(*args, offsets=offsets), reference.latent_pass(*args, offsets), strict=True):
+    for g, w in zip(
+        path.latent_pass(*args, offsets=offsets), reference.latent_pass(*args, offsets), strict=True
+    ):
         assert_close(g, w, rtol=1e-5, atol=1e-3)
 
 
@@ -236,7 +261,9 @@ def test_nested_passes_by_hand(path):
     tokens = path.token_pass(acts, values, indices, W_dec, torch.zeros(2), 2.0, offsets=offsets)
     assert tokens.recons_grad.tolist() == [[0.0, 2 * (-2 - 1)], [0.0, 2 * -1]]
     assert (tokens.pair_grads.tolist(), tokens.sq_error.tolist()) == ([0.0, -2.0], [1.0])
-    latents = path.latent_pass(tokens.recons_grad, acts, values, tokens.pair_grads, indices, W_dec, offsets=offsets)
+    latents = path.latent_pass(
+        tokens.recons_grad, acts, values, tokens.pair_grads, indices, W_dec, offsets=offsets
+    )
     assert latents.dec_grad.tolist() == [[0.0, 3 * -6], [0.0, 0.0]]  # the second's is along its row
     assert latents.enc_grad.tolist() == [[0.0, 0.0], [-2 * 3, -2 * 2]]
     assert latents.bias_grad.tolist() == [0.0, -2.0]
@@ -305,8 +332,14 @@ def test_cpu_kernels_do_not_depend_on_the_number_of_threads():
 
 def test_decode_equals_reference_for_bags_of_any_length():
     offsets = torch.tensor([0, 2, 2, 5])
-    indices, values, table = torch.tensor([3, 1, 0, 0, 2]), torch.tensor([1.0, -2.0, 0.5, 0.5, 0.0]), torch.randn(4, 6)
-    assert_close(torch_ops.decode(values, indices, offsets, table), reference.decode(values, indices, offsets, table))
+    indices, values, table = (
+        torch.tensor([3, 1, 0, 0, 2]),
+        torch.tensor([1.0, -2.0, 0.5, 0.5, 0.0]),
+        torch.randn(4, 6),
+    )
+    assert_close(
+        torch_ops.decode(values, indices, offsets, table), reference.decode(values, indices, offsets, table)
+    )
     assert_close(reference.decode(values, indices, offsets, table)[0], table[3] - 2 * table[1])
 
 

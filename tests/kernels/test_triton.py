@@ -1,8 +1,9 @@
 """The Triton kernels against reference.py: in Triton's interpreter on any machine, at real sizes on a GPU.
 
-Triton reads TRITON_INTERPRET when a kernel is defined, so the first test runs this file once more in a process of its own,
-where the tests marked gpu run on the CPU. Tolerances: float32 1e-5, as for the other paths; of operands in tf32 2e-3 and in
-bf16 2e-2 of the largest value; the selection may differ from the exact one in values nearer to each other than that.
+Triton reads TRITON_INTERPRET when a kernel is defined, so the first test runs this file once more in a
+process of its own, where the tests marked gpu run on the CPU. Tolerances: float32 1e-5, as for the other
+paths; of operands in tf32 2e-3 and in bf16 2e-2 of the largest value; the selection may differ from the exact
+one in values nearer to each other than that.
 """
 
 import os
@@ -28,13 +29,17 @@ try:
     from saelens_lite.kernels import triton as path
     from saelens_lite.kernels import triton_select
 except ImportError:
-    pytest.skip("triton absent: it comes with torch for CUDA, and from PyPI for Linux", allow_module_level=True)
+    pytest.skip(
+        "triton absent: it comes with torch for CUDA, and from PyPI for Linux", allow_module_level=True
+    )
 
 INTERPRETED = triton_select.INTERPRETED
 DEVICE = "cpu" if INTERPRETED else "cuda"
 REAL = not INTERPRETED
 
-on_device = pytest.mark.skipif(REAL and not torch.cuda.is_available(), reason="no accelerator: Triton needs a GPU")
+on_device = pytest.mark.skipif(
+    REAL and not torch.cuda.is_available(), reason="no accelerator: Triton needs a GPU"
+)
 
 
 def gpu(test):
@@ -53,20 +58,30 @@ def pairs_of(lengths, n, d, n_tokens, dtype=torch.float32, seed=0):
     indices = torch.cat([torch.randperm(n, generator=gen)[:m] for m in lengths]).to(DEVICE)
     values = (random(len(indices), seed=4) + 0.5).relu()
     rows = torch.nn.functional.normalize(W_dec, dim=1)
-    return *(t.to(dtype) for t in (acts, values)), indices, rows.to(dtype), b_dec.to(dtype), offsets_of(lengths)
+    return (
+        *(t.to(dtype) for t in (acts, values)),
+        indices,
+        rows.to(dtype),
+        b_dec.to(dtype),
+        offsets_of(lengths),
+    )
 
 
 def offsets_of(lengths):
     return torch.tensor([0, *lengths], device=DEVICE).cumsum(0)
 
 
-def assert_passes_equal_reference(lengths, n_tokens, n, d, *, uniform=False, dtype=torch.float32, tolerance=1e-5):
+def assert_passes_equal_reference(
+    lengths, n_tokens, n, d, *, uniform=False, dtype=torch.float32, tolerance=1e-5
+):
     acts, values, indices, W_dec, b_dec, offsets = pairs_of(lengths, n, d, n_tokens, dtype)
     exact = [t.double() for t in (acts, values, W_dec, b_dec)]
     if uniform:
         values, indices, offsets = values.view(n_tokens, -1), indices.view(n_tokens, -1), None
     got = path.token_pass(acts, values, indices, W_dec, b_dec, 0.25, offsets=offsets)
-    want = reference.token_pass(exact[0], exact[1], indices.view(-1), exact[2], exact[3], 0.25, offsets_of(lengths))
+    want = reference.token_pass(
+        exact[0], exact[1], indices.view(-1), exact[2], exact[3], 0.25, offsets_of(lengths)
+    )
     assert_all_close(got, want, dtype, tolerance)
 
     recons_grad, pair_grads, flat = want.recons_grad.to(dtype), want.pair_grads.to(dtype), indices.view(-1)
@@ -89,7 +104,12 @@ if REAL:
     @pytest.mark.long
     def test_in_the_interpreter(tmp_path):
         """All tests below, in a process where Triton runs kernels in Python."""
-        env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+        env = {
+            **os.environ,
+            "TRITON_INTERPRET": "1",
+            "OMP_NUM_THREADS": "1",
+            "TRITON_CACHE_DIR": str(tmp_path),
+        }
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(Path(__file__))]
         done = subprocess.run(command, env=env, capture_output=True, text=True, cwd=Path(__file__).parents[2])
         assert done.returncode == 0, done.stdout + done.stderr
@@ -99,7 +119,9 @@ if REAL:
         tensors = (torch.zeros(3),)
         for choice, expected in (("", cpu), ("cpu", cpu), ("torch", torch_ops), ("triton", torch_ops)):
             monkeypatch.setenv("SAELENS_LITE_KERNELS", choice)
-            assert kernels._path(*tensors) is (torch_ops if expected is cpu and library() is None else expected)
+            assert kernels._path(*tensors) is (
+                torch_ops if expected is cpu and library() is None else expected
+            )
         monkeypatch.setattr(kernels, "_triton", lambda: None)
         with pytest.raises(ValueError, match="got triton: pip install triton"):
             kernels._path(*tensors)
@@ -107,7 +129,9 @@ if REAL:
         with pytest.raises(ValueError, match="expected torch, cpu or triton, got 'tritn'"):
             kernels._path(*tensors)
 
-    @pytest.mark.parametrize("kernel", ["_token_pass", "_latent_pass", "_bag_sum", "_encode_groups", "_compute_groups"])
+    @pytest.mark.parametrize(
+        "kernel", ["_token_pass", "_latent_pass", "_bag_sum", "_encode_groups", "_compute_groups"]
+    )
     def test_kernels_compile_for_an_h100(kernel, tmp_path, monkeypatch):
         """Without a GPU: types are right, ptxas takes it, and nothing spills from registers."""
         import triton
@@ -116,16 +140,30 @@ if REAL:
 
         monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
         function = getattr(triton_select if hasattr(triton_select, kernel) else path, kernel)
-        constants = {"RAGGED": True, "NESTED": 4, "BLOCK_P": 4, "BLOCK_D": 1024, "GROUP": 32, "EACH": 8, "PRECISION": "tf32"}
+        constants = {
+            "RAGGED": True,
+            "NESTED": 4,
+            "BLOCK_P": 4,
+            "BLOCK_D": 1024,
+            "GROUP": 32,
+            "EACH": 8,
+            "PRECISION": "tf32",
+        }
         constants |= {"BLOCK_M": 128, "BLOCK_N": 256, "BLOCK_K": 64, "SWEEP": 8}
         types = {"scale": "fp32", "wanted": "*i1", "fired": "*i1", "members": "*i8"}
-        types |= dict.fromkeys(("indices", "offsets", "pair_order", "bags", "latent_order", "tokens", "groups"), "*i64")
+        types |= dict.fromkeys(
+            ("indices", "offsets", "pair_order", "bags", "latent_order", "tokens", "groups"), "*i64"
+        )
         types |= dict.fromkeys(("k", "d", "n_groups", "B", "m"), "i32")
         types |= dict.fromkeys(("inputs", "W_rows"), "*bf16")
         names = function.arg_names
         signature = {name: "constexpr" if name in constants else types.get(name, "*fp32") for name in names}
         values = {(i,): constants[name] for i, name in enumerate(names) if name in constants}
-        aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if "*" in signature[name] or name == "d"}
+        aligned = {
+            (i,): [["tt.divisibility", 16]]
+            for i, name in enumerate(names)
+            if "*" in signature[name] or name == "d"
+        }
         options = {"num_warps": 8, "num_stages": 3} if kernel == "_encode_groups" else {"num_warps": 4}
         source = ASTSource(function, signature, values, aligned)
         made = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
@@ -162,12 +200,16 @@ def test_passes_of_nested_pairs(lengths, nested):
 def test_memory_of_an_earlier_pass_is_used_again():
     acts, values, indices, W_dec, b_dec, offsets = pairs_of([2, 0, 3], 9, 24, 3)
     first = path.token_pass(acts, values, indices, W_dec, b_dec, 0.25, offsets=offsets)
-    latents = path.latent_pass(first.recons_grad, acts, values, first.pair_grads, indices, W_dec, offsets=offsets)
+    latents = path.latent_pass(
+        first.recons_grad, acts, values, first.pair_grads, indices, W_dec, offsets=offsets
+    )
     want = [t.clone() for t in (*first, *latents)]
     for tensor in (*first, *latents):
         tensor.fill_(True) if tensor.dtype == torch.bool else tensor.fill_(torch.nan)
     again = path.token_pass(acts, values, indices, W_dec, b_dec, 0.25, first, offsets)
-    rest = path.latent_pass(again.recons_grad, acts, values, again.pair_grads, indices, W_dec, latents, offsets)
+    rest = path.latent_pass(
+        again.recons_grad, acts, values, again.pair_grads, indices, W_dec, latents, offsets
+    )
     for g, w, old in zip((*again, *rest), want, (*first, *latents), strict=True):
         assert_close(g, w, rtol=0, atol=0)
         assert g.data_ptr() == old.data_ptr()
@@ -201,7 +243,8 @@ def tolerance(request):
 
 
 def encoder(B, n, d):
-    """inputs, W_rows, bias with rows of one group that nearly equal each other, and mostly negative pre-activations."""
+    """inputs, W_rows, bias with rows of one group that nearly equal each other, and mostly negative
+    pre-activations."""
     inputs, W_rows, bias = random(B, d, seed=1), random(n, d, seed=2), random(n, seed=3) - 1
     W_rows[n // 32 :: n // 32] = W_rows[0] * (1 + 0.1 * random(31, 1, seed=4))
     return inputs, W_rows, bias
@@ -215,7 +258,9 @@ def assert_selected(got, places, exact, want, tolerance):
     assert_close(got.double().sort().values, want.sort().values, rtol=0, atol=tolerance * scale)
 
 
-SELECTIONS = [(2048, 32_768, 768, 32), (1024, 131_072, 4096, 64)] if REAL else [(7, 1024, 40, 5), (3, 160, 33, 1)]
+SELECTIONS = (
+    [(2048, 32_768, 768, 32), (1024, 131_072, 4096, 64)] if REAL else [(7, 1024, 40, 5), (3, 160, 33, 1)]
+)
 
 
 @gpu
@@ -232,7 +277,9 @@ def test_encode_and_select_topk(B, n, d, k, tolerance):
 @pytest.mark.parametrize(("B", "n", "d", "k"), SELECTIONS)
 def test_encode_and_select_batch_topk(B, n, d, k, tolerance):
     inputs, W_rows, bias = encoder(B, n, d)
-    inputs *= torch.arange(B, device=DEVICE)[:, None] / B  # so that tokens differ in how many latents they get
+    inputs *= (
+        torch.arange(B, device=DEVICE)[:, None] / B
+    )  # so that tokens differ in how many latents they get
     exact = (inputs.double() @ W_rows.double().T + bias).relu()
     values, indices, offsets = screened_batch_topk(inputs, W_rows, bias, k * B)
     tokens = reference.token_ids(offsets, len(values))
@@ -312,7 +359,9 @@ def test_gradients_of_a_step_equal_those_of_the_embedding_bags(kind, monkeypatch
     config, sae_kind = TrainConfig(kind=kind, k=k, batch_size_rows=B), kind_class(kind).sae_kind
     for choice in ("torch", "triton"):
         monkeypatch.setenv("SAELENS_LITE_KERNELS", choice)
-        sae = initial_sae(SAEConfig(d_model=d, d_sae=n, kind=sae_kind, k=k if sae_kind == "topk" else None), acts.cpu(), 0)
+        sae = initial_sae(
+            SAEConfig(d_model=d, d_sae=n, kind=sae_kind, k=k if sae_kind == "topk" else None), acts.cpu(), 0
+        )
         trained = kind_class(kind)(sae.to(DEVICE), config)
         with torch.no_grad():
             stats, fired = trained.gradients(acts, dead, 1.0)
@@ -334,7 +383,9 @@ if REAL:
         config = TrainConfig(kind=kind, k=k, lr=1e-3, batch_size_rows=B, dead_after_tokens=B)
         sae_kind = kind_class(kind).sae_kind
         acts = random(B, d)
-        sae = initial_sae(SAEConfig(d_model=d, d_sae=n, kind=sae_kind, k=k if sae_kind == "topk" else None), acts.cpu(), 0)
+        sae = initial_sae(
+            SAEConfig(d_model=d, d_sae=n, kind=sae_kind, k=k if sae_kind == "topk" else None), acts.cpu(), 0
+        )
         trainer = Trainer(sae.to(DEVICE), config, n_steps=8)
         trainer.update(acts)
         torch.cuda.set_sync_debug_mode("error")

@@ -1,9 +1,10 @@
 """Our evaluation beside SAELens' `run_evals`, on the same SAE, the embedded model and the same contexts.
 
-SAELens runs the model through its HookedProxyLM at our SAE's module; its activation store is replaced by one that hands out
-the contexts of ours, in one batch. With `keep_special_tokens` on our side and `exclude_special_tokens=False` on theirs both
-replace and score every position, and the definitions agree. With the defaults of both they differ in what the docstring
-of saelens_lite/variants.py says, by amounts that are worked out here.
+SAELens runs the model through its HookedProxyLM at our SAE's module; its activation store is replaced by one
+that hands out the contexts of ours, in one batch. With `keep_special_tokens` on our side and
+`exclude_special_tokens=False` on theirs both replace and score every position, and the definitions agree.
+With the defaults of both they differ in what the docstring of saelens_lite/variants.py says, by amounts that
+are worked out here.
 """
 
 import itertools
@@ -70,24 +71,42 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="module")
 def both(peer_python, tmp_path_factory):
-    """Of each way of counting positions: our row and the cross-entropy of the model, theirs, the SAE, and the token ids."""
+    """Of each way of counting positions: our row and the cross-entropy of the model, theirs, the SAE, and the
+    token ids."""
     folder = tmp_path_factory.mktemp("evals")
     model, tokenizer = load_model()
     text = "\n".join(document["text"] for document in itertools.islice(stdlib_documents(), 3))
     ours = {}
     for name, keep in (("every position", True), ("defaults", False)):
         rows = CONTEXTS * (LENGTH if keep else LENGTH - 1)
-        options = {"context_length": LENGTH, "keep_special_tokens": keep, "dtype": "float32", "progress": False}
+        options = {
+            "context_length": LENGTH,
+            "keep_special_tokens": keep,
+            "dtype": "float32",
+            "progress": False,
+        }
         store = sl.harvest_activations(
             model, [text], [POINT], folder / name, max_tokens=rows, tokenizer=tokenizer, **options
         )
-        short = {"d_sae": 384, "k": 16, "n_steps": 40, "batch_size_rows": 256, "held_out_fraction": 0.0, "device": "cpu"}
+        short = {
+            "d_sae": 384,
+            "k": 16,
+            "n_steps": 40,
+            "batch_size_rows": 256,
+            "held_out_fraction": 0.0,
+            "device": "cpu",
+        }
         sae = sl.train_sae(store, output=str(folder / f"{name} sae"), progress=False, **short)
         found = sl.evaluate_sae(sae, store, model, held_out=False, max_tokens=None)
         ids = store.tokens(0).input_ids.long()
         assert store.n_shards == 1 and ids.shape == (CONTEXTS, LENGTH) and found.n_tokens == rows
         save_file({"ids": ids}, folder / f"{name}.safetensors")
-        ours[name] = {"row": found.row("trained"), "zero": found.row("zero ablation"), "clean": found.ce_clean, "ids": ids}
+        ours[name] = {
+            "row": found.row("trained"),
+            "zero": found.row("zero ablation"),
+            "clean": found.ce_clean,
+            "ids": ids,
+        }
     command = [str(peer_python), "-c", EVALUATE_WITH_SAELENS, str(MODEL_DIR)]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -106,7 +125,9 @@ RECONSTRUCTION = {
 @pytest.mark.parametrize("number", RECONSTRUCTION)
 def test_reconstruction_and_sparsity_agree(both, name, number):
     ours, theirs, *_ = both
-    assert ours[name]["row"].numbers()[number] == pytest.approx(theirs[name][RECONSTRUCTION[number]], rel=1e-3, abs=1e-3)
+    assert ours[name]["row"].numbers()[number] == pytest.approx(
+        theirs[name][RECONSTRUCTION[number]], rel=1e-3, abs=1e-3
+    )
 
 
 def test_cross_entropy_and_its_ablation_agree_where_the_same_positions_count(both):
@@ -114,7 +135,9 @@ def test_cross_entropy_and_its_ablation_agree_where_the_same_positions_count(bot
     mine, saelens = ours["every position"], theirs["every position"]
     assert mine["clean"] == pytest.approx(saelens["ce_loss_without_sae"], abs=1e-3)
     assert mine["row"].ce == pytest.approx(saelens["ce_loss_with_sae"], abs=1e-3)
-    assert mine["row"].delta_ce == pytest.approx(saelens["ce_loss_with_sae"] - saelens["ce_loss_without_sae"], abs=1e-3)
+    assert mine["row"].delta_ce == pytest.approx(
+        saelens["ce_loss_with_sae"] - saelens["ce_loss_without_sae"], abs=1e-3
+    )
     assert mine["row"].delta_ce > 0.01
     assert mine["zero"].ce == pytest.approx(saelens["ce_loss_with_ablation"], abs=1e-3)
     assert mine["row"].ce_score_zero == pytest.approx(saelens["ce_loss_score"], abs=1e-3)
@@ -129,7 +152,8 @@ def test_their_divergence_counts_the_last_position_too(both):
 
 
 def test_by_default_they_leave_out_the_first_prediction_of_a_context(both):
-    """It comes from BOS, which both leave as it is: it adds nothing to the damage but counts among our tokens."""
+    """It comes from BOS, which both leave as it is: it adds nothing to the damage but counts among our
+    tokens."""
     ours, theirs, *_ = both
     saelens = theirs["defaults"]
     delta = saelens["ce_loss_with_sae"] - saelens["ce_loss_without_sae"]

@@ -49,7 +49,9 @@ def random_sae(kind):
     )
     with torch.no_grad():
         for name, parameter in sae.named_parameters():
-            parameter.copy_(torch.rand_like(parameter) if name == "threshold" else torch.randn_like(parameter) * 0.2)
+            parameter.copy_(
+                torch.rand_like(parameter) if name == "threshold" else torch.randn_like(parameter) * 0.2
+            )
     return sae
 
 
@@ -60,7 +62,9 @@ def opened(peer_python, tmp_path_factory):
     for kind in KINDS:
         random_sae(kind).save(folder / kind)
     save_file({"acts": torch.randn(64, 32)}, folder / "acts.safetensors")
-    done = subprocess.run([str(peer_python), "-c", READ_WITH_SAELENS, *KINDS], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(peer_python), "-c", READ_WITH_SAELENS, *KINDS], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return folder
 
@@ -85,10 +89,19 @@ def trained(peer_python, planted, tmp_path_factory):
     folder = tmp_path_factory.mktemp("trained")
     store = sl.ActivationStore.from_arrays(folder / "store", 10 * planted.acts)
     for name, fields in TRAINED.items():
-        rest = {"k": 3, "d_sae": 32, "batch_size_rows": 512, "n_steps": 60, "device": "cpu", "progress": False}
+        rest = {
+            "k": 3,
+            "d_sae": 32,
+            "batch_size_rows": 512,
+            "n_steps": 60,
+            "device": "cpu",
+            "progress": False,
+        }
         sl.train_sae(store, output=str(folder / name), **rest, **fields)
     save_file({"acts": store.gather(torch.arange(256))}, folder / "acts.safetensors")
-    done = subprocess.run([str(peer_python), "-c", READ_WITH_SAELENS, *TRAINED], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(peer_python), "-c", READ_WITH_SAELENS, *TRAINED], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     return folder
 

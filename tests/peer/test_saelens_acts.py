@@ -1,4 +1,5 @@
-"""SAELens' own CacheActivationsRunner writes a folder that we import, and its ActivationsStore reads the one we export."""
+"""SAELens' own CacheActivationsRunner writes a folder that we import, and its ActivationsStore reads the one
+we export."""
 
 import os
 import subprocess
@@ -50,21 +51,30 @@ save_file({"acts": acts, "tokens": tokens}, "read.safetensors")
 def in_saelens(python, script, folder):
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
     done = subprocess.run(
-        [str(python), "-c", HEAD + script], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        [str(python), "-c", HEAD + script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")
 def folder(peer_python, tmp_path_factory):
-    """Holds what SAELens cached, and what its model computes at each position: acts [60 6 8], tokens [60 6]."""
+    """Holds what SAELens cached, and what its model computes at each position: acts [60 6 8], tokens [60
+    6]."""
     folder = tmp_path_factory.mktemp("caches")
     in_saelens(peer_python, WRITE, folder)
     return folder
 
 
 def test_their_cache_becomes_a_store(folder):
-    store, seen = ActivationStore.from_saelens(folder / "theirs", folder / "store"), load_file(folder / "seen.safetensors")
+    store, seen = (
+        ActivationStore.from_saelens(folder / "theirs", folder / "store"),
+        load_file(folder / "seen.safetensors"),
+    )
     assert (store.hook_points, store.context_length) == ([HOOK], 6)
     ids = torch.cat([store.tokens(shard).input_ids for shard in range(store.n_shards)])
     assert len(ids) >= 40
@@ -74,7 +84,9 @@ def test_their_cache_becomes_a_store(folder):
 
 
 def test_our_export_is_read_by_their_store(folder, peer_python):
-    ActivationStore.from_saelens(folder / "theirs", folder / "again", dtype="int8").to_saelens(folder / "ours")
+    ActivationStore.from_saelens(folder / "theirs", folder / "again", dtype="int8").to_saelens(
+        folder / "ours"
+    )
     in_saelens(peer_python, READ, folder)
     read, store = load_file(folder / "read.safetensors"), ActivationStore(folder / "again")
     assert torch.equal(read["acts"], store.gather(torch.arange(9 * 4 * 6)))

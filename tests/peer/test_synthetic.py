@@ -36,7 +36,9 @@ print(json.dumps({
 
 
 def test_scores_are_saelens_scores(peer_python, tmp_path):
-    synthetic = SyntheticActivations(SyntheticConfig(d_model=24, n_features=96, l0=4, n_trees=2, branching=3, depth=2))
+    synthetic = SyntheticActivations(
+        SyntheticConfig(d_model=24, n_features=96, l0=4, n_trees=2, branching=3, depth=2)
+    )
     sae = SparseAutoencoder(SAEConfig(d_model=24, d_sae=40, kind="topk", k=4))
     torch.manual_seed(0)
     with torch.no_grad():  # half of the latents near a feature, half anywhere, one dead
@@ -48,7 +50,9 @@ def test_scores_are_saelens_scores(peer_python, tmp_path):
     acts, features = synthetic.rows(0, N_ROWS)
     given = {"acts": acts, "features": features.to_dense(), "directions": synthetic.directions}
     save_file(given, tmp_path / "given.safetensors")
-    done = subprocess.run([str(peer_python), "-c", SCORE_WITH_SAELENS], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [str(peer_python), "-c", SCORE_WITH_SAELENS], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     row = score_recovery(sae, synthetic, n_rows=N_ROWS, start_row=0).row("trained")
     for name, theirs in json.loads(done.stdout.splitlines()[-1]).items():

@@ -1,4 +1,5 @@
-"""Trainings that are killed: within this process, or for real in one of their own, forked from one that has all loaded."""
+"""Trainings that are killed: within this process, or for real in one of their own, forked from one that has
+all loaded."""
 
 import json
 import os
@@ -53,16 +54,29 @@ for order in map(json.loads, sys.stdin):
 
 @pytest.fixture(scope="session")
 def fork_server(tmp_path_factory):
-    """fork_server(store, options, grid=None): a context that gives forked(output, at=(function, signal, nth), **fields).
+    """fork_server(store, options, grid=None): a context that gives forked(output, at=(function, signal, nth),
+    **fields).
 
-    That trains one SAE, or those of a grid, and returns the exit code; the process gets the signal when the function is
-    called for the nth time.
+    That trains one SAE, or those of a grid, and returns the exit code; the process gets the signal when the
+    function is called for the nth time.
     """
 
     @contextmanager
     def served(store, options, grid=None):
-        command = [sys.executable, "-c", SERVER, str(store.path), json.dumps(options), str(tmp_path_factory.mktemp("warm"))]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        command = [
+            sys.executable,
+            "-c",
+            SERVER,
+            str(store.path),
+            json.dumps(options),
+            str(tmp_path_factory.mktemp("warm")),
+        ]
+        pipes = {
+            "stdin": subprocess.PIPE,
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.DEVNULL,
+            "text": True,
+        }
         with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, **pipes) as process:
 
             def forked(output, at=None, **fields):
@@ -83,7 +97,8 @@ class _Killed(BaseException):
 
 @pytest.fixture
 def killed_before(monkeypatch):
-    """killed_before(step): a context in which a run is ended before that step, counted from 0, as it must be."""
+    """killed_before(step): a context in which a run is ended before that step, counted from 0, as it must
+    be."""
     update = Trainer.update
 
     @contextmanager

@@ -15,7 +15,8 @@ def reconstruction(acts: Tensor, recons: Tensor) -> Tensor:
 
 
 def l1(latent_acts: Tensor) -> Tensor:
-    """mean over tokens of Σ_i latent_acts_i, for unit-norm decoder rows; float[batch d_sae]; returns float[""].
+    """mean over tokens of Σ_i latent_acts_i, for unit-norm decoder rows; float[batch d_sae]; returns
+    float[""].
 
     source: Bricken et al. 2023. The norm constraint is what keeps latents from shrinking while rows grow.
     """

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.gpu
 def test_updates_equal_those_on_the_cpu(kind, planted):
     weights = []
     for device in ("cpu", best_device()):
-        config = TrainConfig(kind=kind, k=4, l1_coeff=0.1, lr=1e-3, batch_size_rows=1024, dead_after_tokens=1024)
+        config = TrainConfig(
+            kind=kind, k=4, l1_coeff=0.1, lr=1e-3, batch_size_rows=1024, dead_after_tokens=1024
+        )
         sae_kind = kind_class(kind).sae_kind
         sae_config = SAEConfig(d_model=16, d_sae=256, kind=sae_kind, k=4 if sae_kind == "topk" else None)
         sae = initial_sae(sae_config, planted.acts, 0)

@@ -1,4 +1,5 @@
-"""BatchTopK's thresholds: the running one, the one fitted to held-out rows, what a checkpoint keeps of them."""
+"""BatchTopK's thresholds: the running one, the one fitted to held-out rows, what a checkpoint keeps of
+them."""
 
 import math
 
@@ -28,7 +29,9 @@ def step(kind, acts):
 
 def test_a_token_may_have_any_number_of_latents():
     kind = kind_of()
-    stats, fired = step(kind, [[3.0, 2.0], [1.0, -1.0]])  # the two largest of the batch are both of the first token
+    stats, fired = step(
+        kind, [[3.0, 2.0], [1.0, -1.0]]
+    )  # the two largest of the batch are both of the first token
     assert stats.reconstruction == pytest.approx((0 + 1 + 1) / 2)
     assert (stats.l0, fired.tolist()) == (1, [True, True])
 
@@ -77,5 +80,7 @@ def test_the_threshold_is_not_trained():
 
 def test_the_threshold_is_just_below_the_least_positive_value():
     """Where fewer than k · B are positive, some kernels select zeros besides."""
-    assert float(_just_below(torch.tensor([3.0, 0.0, 2.0]))) == float(torch.nextafter(torch.tensor(2.0), torch.tensor(0.0)))
+    assert float(_just_below(torch.tensor([3.0, 0.0, 2.0]))) == float(
+        torch.nextafter(torch.tensor(2.0), torch.tensor(0.0))
+    )
     assert float(_just_below(torch.zeros(2))) == float(_just_below(torch.zeros(0))) == 0.0

@@ -13,7 +13,15 @@ from saelens_lite.train.presets import with_preset
 from saelens_lite.train.runs import run as training
 from saelens_lite.train.runs.checkpoints import save_checkpoint
 
-BASE = {"k": 3, "d_sae": 32, "n_steps": 12, "batch_size_rows": 128, "buffer_rows": 1024, "progress": False, "device": "cpu"}
+BASE = {
+    "k": 3,
+    "d_sae": 32,
+    "n_steps": 12,
+    "batch_size_rows": 128,
+    "buffer_rows": 1024,
+    "progress": False,
+    "device": "cpu",
+}
 RELU, JUMPRELU = {"kind": "relu"}, {"kind": "jumprelu"}
 TANH = {"kind": "jumprelu", "jumprelu_penalty": "tanh"}
 RESAMPLED = {"kind": "relu", "dead_after_tokens": 128, "l1_coeff": 50.0, "l1_warm_up_steps": 0, "lr": 0.1}
@@ -59,7 +67,10 @@ CHANGES_THE_SAE = {
     "scale_input": ({}, False),
     "freeze_decoder": ({}, True),
     "init_from": ({"d_sae": None, "expansion": 2}, "an SAE"),
-    "end_to_end": ({"store": "store of text", "hook_point": None, "d_sae": None, "init_from": "an SAE"}, "kl"),
+    "end_to_end": (
+        {"store": "store of text", "hook_point": None, "d_sae": None, "init_from": "an SAE"},
+        "kl",
+    ),
     "seed": ({}, 1),
     "order_seed": ({}, 1),
     "buffer_rows": ({}, 512),
@@ -91,7 +102,8 @@ CHANGES_NOTHING = {
 """Fields that leave an SAE and all numbers as they are, by design."""
 
 SHOWN_ELSEWHERE = {"latent_shards", "matmul_precision"}
-"""test_distributed.py has the first among several processes; test_trainer.py shows the second told to the device."""
+"""test_distributed.py has the first among several processes; test_trainer.py shows the second told to the
+device."""
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +124,8 @@ def text_store(gpt2, byte_tokenizer, tmp_path):
 
 @pytest.fixture
 def run(stores, tmp_path, monkeypatch, request):
-    """run(**fields): the weights' sha256, and what the run told: file names, numbers, checkpoints, the preset's name."""
+    """run(**fields): the weights' sha256, and what the run told: file names, numbers, checkpoints, the
+    preset's name."""
     checkpoints, save, folders = [], save_checkpoint, iter("ab")
 
     def noted(*args, keep, **kwargs):
@@ -138,7 +151,9 @@ def run(stores, tmp_path, monkeypatch, request):
             store, model = request.getfixturevalue("text_store"), request.getfixturevalue("gpt2")
         else:
             store, model = stores[fields.get("store")], None
-        sl.train_sae(store, output=output, model=model, **{name: fields[name] for name in fields if name != "store"})
+        sl.train_sae(
+            store, output=output, model=model, **{name: fields[name] for name in fields if name != "store"}
+        )
         lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
         for line in lines:
             line.pop("tokens_per_s", None)
@@ -165,7 +180,9 @@ def test_what_changes_the_sae(run, name):
 def test_what_changes_what_is_told(run, name):
     beside, value = CHANGES_WHAT_IS_TOLD[name]
     if name == "preset":  # apart from the fields that it stands for, a name
-        beside = {key: field for key, field in with_preset({"preset": value} | BASE).items() if key != "preset"}
+        beside = {
+            key: field for key, field in with_preset({"preset": value} | BASE).items() if key != "preset"
+        }
     (weights, told), (other_weights, other_told) = run(**beside), run(**beside | {name: value})
     assert weights == other_weights and told != other_told
 

@@ -1,7 +1,7 @@
 """Several processes train what one would: real torchrun, real processes, the weights of a single one.
 
-Run as a script under torchrun, this file trains all CASES on its part of each batch and of the latents, and saves what
-every process ends with.
+Run as a script under torchrun, this file trains all CASES on its part of each batch and of the latents, and
+saves what every process ends with.
 """
 
 import json
@@ -61,13 +61,16 @@ CASES = {
 
 
 def beginning(case, dtype):
-    """The trainer of this process's shard; some latents were silent, of which some fire weakly and some never."""
+    """The trainer of this process's shard; some latents were silent, of which some fire weakly and some
+    never."""
     fields, uneven = CASES[case], "uneven" in case
     kind = kind_class(fields["kind"]).sae_kind
     SPARSE_BELOW["cpu"] = distributed.rank("latents") % 2 if uneven else 1 / 16
     common = {"k": K, "d_sae": N, "lr": 1e-3, "batch_size_rows": BATCH, "dead_after_tokens": 2 * BATCH}
     config = TrainConfig(**common | fields)
-    sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind=kind, k=config.k if kind == "topk" else None), rows(0), seed=0)
+    sae = initial_sae(
+        SAEConfig(d_model=D, d_sae=N, kind=kind, k=config.k if kind == "topk" else None), rows(0), seed=0
+    )
     latents = latent_shards.first_latent(sae) + torch.arange(sae.d_sae)
     silent = latents < 12 if uneven else latents % 5 == 0
     with torch.no_grad():
@@ -79,15 +82,22 @@ def beginning(case, dtype):
 
 
 def trained(trainer, dtype, n_steps):
-    """What training this process's part of every batch ends with: its own state and stats, and the state of all shards."""
+    """What training this process's part of every batch ends with: its own state and stats, and the state of
+    all shards."""
     for i in range(trainer.steps_done, trainer.steps_done + n_steps):
-        stats = trainer.update(rows(i).to(dtype).chunk(distributed.world_size("data"))[distributed.rank("data")])
+        stats = trainer.update(
+            rows(i).to(dtype).chunk(distributed.world_size("data"))[distributed.rank("data")]
+        )
     if trainer.kind.uses_dead:
         assert stats.sparsity > 0, "AuxK had nothing to do"
     states = {"own": trainer.state(), "whole": trainer.whole_state()}
     found = {f"own/stats.{name}": value.to(dtype) for name, value in stats._asdict().items()}
     for owner, state in states.items():
-        found |= {f"{owner}/{name}": value.clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
+        found |= {
+            f"{owner}/{name}": value.clone()
+            for name, value in state.items()
+            if isinstance(value, torch.Tensor)
+        }
     return found
 
 
@@ -110,9 +120,18 @@ def all_cases():
 
 
 def torchrun(n_processes, *args):
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n_processes}", "--standalone", *args]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc-per-node={n_processes}",
+        "--standalone",
+        *args,
+    ]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return subprocess.Popen(
+        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
 
 
 @pytest.mark.dist
@@ -133,7 +152,9 @@ def test_several_processes_end_with_the_state_of_one(n_processes, latent_shards,
                 assert torch.equal(end[name], same[name]), f"{name} differs between processes"
         if "/own/" not in name or "stats." in name:
             near = 1e-9 if "float64" in name else 1e-5
-            assert_close(ends[0][name], expected, rtol=near, atol=near, msg=lambda text, name=name: f"{name}: {text}")
+            assert_close(
+                ends[0][name], expected, rtol=near, atol=near, msg=lambda text, name=name: f"{name}: {text}"
+            )
 
 
 def test_the_parts_of_a_batch_are_the_batch():
@@ -153,16 +174,34 @@ def test_the_parts_of_a_batch_are_the_batch():
 
 # the real thing
 
-OPTIONS = {"k": 4, "d_sae": 64, "lr": 1e-3, "batch_size_rows": 256, "buffer_rows": 2048, "device": "cpu", "progress": False}
+OPTIONS = {
+    "k": 4,
+    "d_sae": 64,
+    "lr": 1e-3,
+    "batch_size_rows": 256,
+    "buffer_rows": 2048,
+    "device": "cpu",
+    "progress": False,
+}
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, planted):
-    return sl.ActivationStore.from_arrays(tmp_path_factory.mktemp("rows") / "store", planted.acts, rows_per_shard=3000)
+    return sl.ActivationStore.from_arrays(
+        tmp_path_factory.mktemp("rows") / "store", planted.acts, rows_per_shard=3000
+    )
 
 
 def command(store, output, n_steps, **fields):
-    flags = ["-m", "saelens_lite.train", "--store", str(store.path), "--output", str(output), f"--n-steps={n_steps}"]
+    flags = [
+        "-m",
+        "saelens_lite.train",
+        "--store",
+        str(store.path),
+        "--output",
+        str(output),
+        f"--n-steps={n_steps}",
+    ]
     for name, value in (OPTIONS | fields).items():
         flags.append(f"--{name.replace('_', '-')}={value}" if name != "progress" else "--no-progress")
     return flags
@@ -194,7 +233,9 @@ def test_torchrun_trains_the_sae_of_one_process(store, tmp_path, kind, latent_sh
 
 @pytest.mark.dist
 @pytest.mark.parametrize("latent_shards", [1, 2])
-def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(store, tmp_path, caplog, latent_shards):
+def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(
+    store, tmp_path, caplog, latent_shards
+):
     process = torchrun(2, *command(store, tmp_path, 1500, latent_shards=latent_shards))
     while not lines(tmp_path) and process.poll() is None:
         time.sleep(0.01)
@@ -213,7 +254,9 @@ def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(store, 
 
 def test_a_batch_that_the_processes_cannot_share_equally_is_refused(store, tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "world_size", lambda axis=None: 3)
-    with pytest.raises(ValueError, match="batch_size_rows expected a multiple of 3, the processes.*, got 256: choose 258"):
+    with pytest.raises(
+        ValueError, match="batch_size_rows expected a multiple of 3, the processes.*, got 256: choose 258"
+    ):
         sl.train_sae(store, output=str(tmp_path), n_steps=4, **OPTIONS)
 
 

@@ -22,4 +22,13 @@ def test_noise_is_standard_normal_and_rows_differ():
 
 def test_generators_of_other_keys_differ():
     keys = [(), (0,), (1,), (0, 0), (0, 1), (1, 0)]
-    assert len({int(torch.randint(2**62, (), generator=generator(seed, *key))) for seed in (0, 1) for key in keys}) == 12
+    assert (
+        len(
+            {
+                int(torch.randint(2**62, (), generator=generator(seed, *key)))
+                for seed in (0, 1)
+                for key in keys
+            }
+        )
+        == 12
+    )

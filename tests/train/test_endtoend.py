@@ -28,7 +28,9 @@ def model():
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(
+        vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+    )
     model = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -61,8 +63,11 @@ def source(store, tmp_path_factory):
 @pytest.mark.parametrize("objective", ["kl", "ce"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_loss_written_out(model, store, source, kind, objective):
-    """The model run by hand on the reconstruction, by a forward hook of its own, and autograd over everything."""
-    config = TrainConfig(kind=kind, init_from=source(kind), end_to_end=objective, l1_coeff=0.7, batch_size_rows=128)
+    """The model run by hand on the reconstruction, by a forward hook of its own, and autograd over
+    everything."""
+    config = TrainConfig(
+        kind=kind, init_from=source(kind), end_to_end=objective, l1_coeff=0.7, batch_size_rows=128
+    )
     rows = StoreContexts(store, config)
     batch, scale = rows.batch(3), 1.7
     sae = sl.SparseAutoencoder.load(source(kind))
@@ -97,7 +102,9 @@ def test_gradients_are_those_of_the_loss_written_out(model, store, source, kind,
     if objective == "kl":
         divergence = kl_to_clean(clean, logits)[:, :-1][batch.targets].mean()
     else:
-        divergence = torch.nn.functional.cross_entropy(logits[:, :-1][batch.targets], batch.input_ids[:, 1:][batch.targets])
+        divergence = torch.nn.functional.cross_entropy(
+            logits[:, :-1][batch.targets], batch.input_ids[:, 1:][batch.targets]
+        )
     loss = (parts["mse"] + (parts["mse"] / divergence).detach() * divergence) / 2
     if kind == "relu":
         loss = loss + 0.5 * 0.7 * parts["z"].sum() / len(parts["z"])
@@ -122,12 +129,17 @@ def held_out_kl(folder, store, model):
             clean = model(**inputs).logits
             with splice(model, sae, positions=batch.kept):
                 kl = kl_to_clean(clean, model(**inputs).logits)
-            total, n_tokens = total + float(kl[:, :-1][batch.targets].sum()), n_tokens + int(batch.targets.sum())
+            total, n_tokens = (
+                total + float(kl[:, :-1][batch.targets].sum()),
+                n_tokens + int(batch.targets.sum()),
+            )
     return total / n_tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_predictions_on_held_out_documents_come_closer_than_by_more_training_on_rows(model, store, source, tmp_path, kind):
+def test_predictions_on_held_out_documents_come_closer_than_by_more_training_on_rows(
+    model, store, source, tmp_path, kind
+):
     own = {"l1_coeff": 0.5} if kind == "relu" else {}
     options = {
         **OPTIONS,
@@ -140,7 +152,9 @@ def test_predictions_on_held_out_documents_come_closer_than_by_more_training_on_
     }
     sl.train_sae(store, output=tmp_path / "rows", **options)
     sl.train_sae(store, output=tmp_path / "kl", model=model, end_to_end="kl", **options)
-    before, rows, kl = (held_out_kl(folder, store, model) for folder in (source(kind), tmp_path / "rows", tmp_path / "kl"))
+    before, rows, kl = (
+        held_out_kl(folder, store, model) for folder in (source(kind), tmp_path / "rows", tmp_path / "kl")
+    )
     assert kl < rows and kl < before
 
 
@@ -156,7 +170,9 @@ def test_batches_are_contexts_of_documents_not_held_out_each_once_an_epoch(store
     every = [store.tokens(shard) for shard in range(store.n_shards)]
     ids = torch.cat([tokens.input_ids for tokens in every]).tolist()
     held_out = torch.cat([is_held_out(tokens.doc_id.long() + tokens.first_doc, 0.2) for tokens in every])
-    trained = dict(zip(map(tuple, ids), torch.cat([tokens.kept.bool() for tokens in every]) & ~held_out, strict=True))
+    trained = dict(
+        zip(map(tuple, ids), torch.cat([tokens.kept.bool() for tokens in every]) & ~held_out, strict=True)
+    )
     kept = torch.cat([batch.kept for batch in batches])
     assert torch.equal(kept, torch.stack([trained[context] for context in seen]))
     assert torch.equal(torch.cat([batch.targets for batch in batches]), kept[:, 1:])
@@ -174,13 +190,17 @@ def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, killed
     with killed_before(6):
         sl.train_sae(store, output=tmp_path / "killed", model=model, **options)
     sl.train_sae(store, output=tmp_path / "killed", model=model, **options)
-    weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("whole", "killed", "at once")]
+    weights = [
+        (tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("whole", "killed", "at once")
+    ]
     assert weights[0] == weights[1] == weights[2]
 
 
 def test_what_cannot_be_is_refused(model, store, source, tmp_path, planted):
     options = {**OPTIONS, "n_steps": 3, "output": tmp_path / "sae"}
-    with pytest.raises(ValueError, match="init_from expected the folder of a trained SAE with end_to_end, got None"):
+    with pytest.raises(
+        ValueError, match="init_from expected the folder of a trained SAE with end_to_end, got None"
+    ):
         sl.train_sae(store, model=model, end_to_end="kl", **options)
     with pytest.raises(ValueError, match="kind expected another one with end_to_end"):
         sl.train_sae(store, model=model, end_to_end="kl", kind="gated", init_from="there", **options)

@@ -33,9 +33,13 @@ def test_training_goes_on_where_the_folder_stands(store, tmp_path, kind):
     own = {"l1_coeff": 0.3} if kind in ("relu", "gated") else {}
     k = {"k": 3} if kind in ("topk", "batchtopk", "matryoshka") else {}
     first = sl.train_sae(store, output=tmp_path / "first", kind=kind, d_sae=64, **OPTIONS, **own, **k)
-    fresh = sl.train_sae(store, output=tmp_path / "fresh", kind=kind, d_sae=64, **{**OPTIONS, "n_steps": 1}, **own, **k)
+    fresh = sl.train_sae(
+        store, output=tmp_path / "fresh", kind=kind, d_sae=64, **{**OPTIONS, "n_steps": 1}, **own, **k
+    )
     on = {**OPTIONS, "n_steps": 1, "lr": 1e-6, "l1_warm_up_steps": 0}
-    after = sl.train_sae(store, output=tmp_path / "after", kind=kind, init_from=str(tmp_path / "first"), **on, **own, **k)
+    after = sl.train_sae(
+        store, output=tmp_path / "after", kind=kind, init_from=str(tmp_path / "first"), **on, **own, **k
+    )
     assert facts(after)["held_out_fvu"] == pytest.approx(facts(first)["held_out_fvu"], rel=0.02)
     assert facts(after)["held_out_fvu"] < 0.8 * facts(fresh)["held_out_fvu"]
     assert_close(after.W_dec, first.W_dec, atol=1e-4, rtol=0)
@@ -76,12 +80,16 @@ def test_an_input_that_is_encoded_as_it_is_makes_no_difference(tmp_path, kind):
 def test_another_kind_or_width_is_refused_with_what_fits(store, tmp_path):
     sl.SparseAutoencoder(sl.SAEConfig(d_model=16, d_sae=32, k=3)).save(tmp_path / "topk")
     sl.SparseAutoencoder(sl.SAEConfig(d_model=8, d_sae=32, k=3)).save(tmp_path / "narrow")
-    with pytest.raises(ValueError, match="expected an SAE of kind 'relu', got 'topk': an SAE saved as topk goes on as topk"):
+    with pytest.raises(
+        ValueError, match="expected an SAE of kind 'relu', got 'topk': an SAE saved as topk goes on as topk"
+    ):
         sl.train_sae(store, output=tmp_path / "sae", kind="relu", init_from=str(tmp_path / "topk"), **OPTIONS)
     with pytest.raises(ValueError, match="of d_model 16, got 8: it is of another model or hook point"):
         sl.train_sae(store, output=tmp_path / "sae", k=3, init_from=str(tmp_path / "narrow"), **OPTIONS)
     with pytest.raises(ValueError, match="d_sae expected None with init_from"):
-        sl.train_sae(store, output=tmp_path / "sae", k=3, d_sae=32, init_from=str(tmp_path / "topk"), **OPTIONS)
+        sl.train_sae(
+            store, output=tmp_path / "sae", k=3, d_sae=32, init_from=str(tmp_path / "topk"), **OPTIONS
+        )
     assert not (tmp_path / "sae").exists()
 
 
@@ -100,7 +108,9 @@ def test_a_killed_fine_tuning_goes_on_without_its_source(store, tmp_path, killed
 
 def test_evaluations_tell_what_the_reconstruction_costs_the_model(gpt2, byte_tokenizer, tmp_path):
     texts = [f"{i} squared is {i * i}, and its cube {i**3}" for i in range(100)]
-    store = sl.harvest_activations(gpt2, texts, [POINT], tmp_path / "text", tokenizer=byte_tokenizer, **HARVEST)
+    store = sl.harvest_activations(
+        gpt2, texts, [POINT], tmp_path / "text", tokenizer=byte_tokenizer, **HARVEST
+    )
     options = {**OPTIONS, "k": 3, "d_sae": 64, "eval_every_steps": 20, "held_out_fraction": 0.2}
     sae = sl.train_sae(store, output=tmp_path / "sae", model=gpt2, **options)
     lines = [json.loads(line) for line in (tmp_path / "sae" / "metrics.jsonl").read_text().splitlines()]

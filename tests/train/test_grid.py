@@ -1,4 +1,5 @@
-"""A grid: every member is the run that it would be alone, the rows are read once, and a killed one goes on, bit for bit.
+"""A grid: every member is the run that it would be alone, the rows are read once, and a killed one goes on,
+bit for bit.
 
 Kills are real SIGKILLs of another process, forked from one that has everything loaded.
 """
@@ -50,7 +51,9 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, planted):
     rows = {"a": planted.acts, "b": planted.acts.roll(1, 1)}
-    return sl.ActivationStore.from_arrays(tmp_path_factory.mktemp("rows") / "store", rows, rows_per_shard=3000)
+    return sl.ActivationStore.from_arrays(
+        tmp_path_factory.mktemp("rows") / "store", rows, rows_per_shard=3000
+    )
 
 
 def train(store, output, grid, **fields):
@@ -71,7 +74,9 @@ def lines(output):
 
 def outcomes(output):
     """Of every run below a folder; what a kill left half written is hidden."""
-    folders = [path.parent for path in sorted(output.rglob("cfg.json")) if not path.parent.name.startswith(".")]
+    folders = [
+        path.parent for path in sorted(output.rglob("cfg.json")) if not path.parent.name.startswith(".")
+    ]
     return {str(folder.relative_to(output)): outcome(folder) for folder in folders}
 
 
@@ -84,8 +89,13 @@ def test_members_are_named_by_what_tells_them_apart_and_have_one_row_order(store
     last = members["k=4,seed=1"]
     assert (last.k, last.seed, last.order_seed, last.d_sae) == (4, 1, 7, 32)
     assert last.output == str(Path("runs/grid/k=4,seed=1"))
-    explicit = grid_members(store, [{"hook_point": "a/b", "k": 2}, {"order_seed": 3}], TrainConfig(order_seed=5))
-    assert {name: config.order_seed for name, config in explicit.items()} == {"hook_point=a-b,k=2": 5, "order_seed=3": 3}
+    explicit = grid_members(
+        store, [{"hook_point": "a/b", "k": 2}, {"order_seed": 3}], TrainConfig(order_seed=5)
+    )
+    assert {name: config.order_seed for name, config in explicit.items()} == {
+        "hook_point=a-b,k=2": 5,
+        "order_seed=3": 3,
+    }
     preset = grid_members(store, {"preset": ["openai-topk", "anthropic-l1"]}, batch_size_rows=256)
     assert [config.kind for config in preset.values()] == ["topk", "relu"]
     shares = grid_members(store, {"matryoshka_fractions": [(0.5, 1.0)]}, kind="matryoshka")
@@ -95,8 +105,10 @@ def test_members_are_named_by_what_tells_them_apart_and_have_one_row_order(store
 @pytest.mark.parametrize(
     ("grid", "message"),
     [
-        ([], "tell members apart.*got none"), ({}, "tell members apart.*got none"), ([{}], "tell members apart.*got none"),
-        ({"k": []}, r"a list of values for k, got \[\]"), ({"kind": "topk"}, "a list of values for kind, got 'topk'"),
+        ([], "tell members apart.*got none"), ({}, "tell members apart.*got none"), ([{}], "tell members "
+                                                                                           "apart.*got none"),
+        ({"k": []}, r"a list of values for k, got \[\]"), ({"kind": "topk"}, "a list of values for kind, "
+                                                                             "got 'topk'"),
         ({"k": [2, 2]}, "members that differ, got k=2 twice"),
         ({"output": ["x"]}, "tell members apart.*got output, which all members share"),
         ({"kk": [2]}, "unknown key 'kk'"), ({"k": ["2"]}, "k expected int, got str"),
@@ -133,7 +145,9 @@ def test_a_member_is_the_run_that_it_is_alone(store, tmp_path, grid):
     for name, sae in saes.items():
         config = json.loads((tmp_path / "grid" / name / "train_config.json").read_text())
         alone = sl.train_sae(store, TrainConfig(**config), output=tmp_path / "alone" / name)
-        assert all(torch.equal(parameter, alone.get_parameter(key)) for key, parameter in sae.named_parameters())
+        assert all(
+            torch.equal(parameter, alone.get_parameter(key)) for key, parameter in sae.named_parameters()
+        )
     assert outcomes(tmp_path / "grid") == outcomes(tmp_path / "alone")
     assert len({weights for weights, _, _ in outcomes(tmp_path / "grid").values()}) >= len(saes)
 
@@ -186,7 +200,9 @@ def test_groups_follow_each_other_with_one_buffer_in_memory(store, tmp_path, mon
 
     monkeypatch.setattr(RowBuffer, "batch", counted)
     monkeypatch.setattr(Trainer, "update", breaking)
-    with pytest.raises(FloatingPointError, match="3 of 6 members broke"):  # what broke keeps no weights either
+    with pytest.raises(
+        FloatingPointError, match="3 of 6 members broke"
+    ):  # what broke keeps no weights either
         train(store, tmp_path, {"k": [2, 3], "order_seed": [0, 1, 2]}, n_steps=12, log_every_steps=1)
     assert [n for n, _ in found] == [1] * 12 * 3  # of each group a batch a step
     assert [n for _, n in found[::12]] == [0] * 3
@@ -207,14 +223,18 @@ def test_the_rows_depend_on_the_fields_that_decide_who_shares_them(store):
 
 # kills
 
-UPDATE, SYNC = "saelens_lite.train.optimise.trainer.Trainer.update", "saelens_lite.train.runs.checkpoints.sync"
+UPDATE, SYNC = (
+    "saelens_lite.train.optimise.trainer.Trainer.update",
+    "saelens_lite.train.runs.checkpoints.sync",
+)
 GRID = [{"k": 2}, {"kind": "batchtopk", "seed": 1}, {"d_sae": 48, "n_steps": 17}]
 """Six runs with their baselines: 24 + 24 + 24 + 24 + 17 + 17 = 130 updates."""
 
 
 @pytest.fixture(scope="module")
 def forked(store, fork_server):
-    """forked(output, at=(function, signal, nth)): GRID with baselines in a process of its own; see conftest.py."""
+    """forked(output, at=(function, signal, nth)): GRID with baselines in a process of its own; see
+    conftest.py."""
     with fork_server(store, OPTIONS | {"baseline": True}, GRID) as run:
         yield run
 
@@ -260,9 +280,13 @@ def test_killed_again_and_again_and_stopped(forked, whole, tmp_path):
     for nth in (31, 40, 17):
         assert forked(tmp_path, (UPDATE, signal.SIGKILL, nth)) == -signal.SIGKILL
     assert forked(tmp_path, (UPDATE, signal.SIGTERM, 20)) == 143
-    states = {str(path.parent.parent.relative_to(tmp_path)): path.name for path in tmp_path.glob("**/state/step_*")}
+    states = {
+        str(path.parent.parent.relative_to(tmp_path)): path.name for path in tmp_path.glob("**/state/step_*")
+    }
     assert states.keys() == whole.keys()
-    assert len(set(states.values())) == 1  # those behind had caught up: the stop finds and saves all at one step
+    assert (
+        len(set(states.values())) == 1
+    )  # those behind had caught up: the stop finds and saves all at one step
     assert forked(tmp_path) == 0
     assert outcomes(tmp_path) == whole
 
@@ -274,7 +298,9 @@ def test_what_is_finished_stays_and_what_is_new_is_trained(store, tmp_path, monk
     first = train(store, tmp_path, {"k": [2, 3]})
     before = outcomes(tmp_path)
     updates, update = [], Trainer.update
-    monkeypatch.setattr(Trainer, "update", lambda self, acts: updates.append(self.config.k) or update(self, acts))
+    monkeypatch.setattr(
+        Trainer, "update", lambda self, acts: updates.append(self.config.k) or update(self, acts)
+    )
     with caplog.at_level("INFO", logger="saelens_lite.train"):
         again = train(store, tmp_path, {"k": [2, 3, 4]})
     assert "finished already: k=2, k=3" in caplog.text
@@ -282,7 +308,9 @@ def test_what_is_finished_stays_and_what_is_new_is_trained(store, tmp_path, monk
     assert list(again) == ["k=2", "k=3", "k=4"]
     assert all(torch.equal(first[name].W_enc, again[name].W_enc) for name in first)
     assert before.items() <= outcomes(tmp_path).items()
-    with pytest.raises(ValueError, match=r"k=2 holds another run, finished: lr expected None, got 0.01. Set these"):
+    with pytest.raises(
+        ValueError, match=r"k=2 holds another run, finished: lr expected None, got 0.01. Set these"
+    ):
         train(store, tmp_path, {"k": [2, 5]}, lr=0.01)
     assert not (tmp_path / "k=5").exists()
     updates.clear()
@@ -291,7 +319,9 @@ def test_what_is_finished_stays_and_what_is_new_is_trained(store, tmp_path, monk
     assert before.items() <= outcomes(tmp_path).items()
 
 
-def test_an_sae_that_failed_before_its_first_checkpoint_is_not_taken_for_a_finished_one(store, tmp_path, monkeypatch):
+def test_an_sae_that_failed_before_its_first_checkpoint_is_not_taken_for_a_finished_one(
+    store, tmp_path, monkeypatch
+):
     log = Tracker.log
 
     def full_disk(self, step, metrics):
@@ -304,7 +334,9 @@ def test_an_sae_that_failed_before_its_first_checkpoint_is_not_taken_for_a_finis
         train(store, tmp_path, {"k": [2, 3]})
     assert {path.parent.name for path in tmp_path.rglob("cfg.json")} == {"k=2", "k=3"}  # each as it stands
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="k=2 holds an SAE already: choose another output, or overwrite=True"):
+    with pytest.raises(
+        ValueError, match="k=2 holds an SAE already: choose another output, or overwrite=True"
+    ):
         train(store, tmp_path, {"k": [2, 3]})
 
 
@@ -324,7 +356,9 @@ def test_a_member_that_diverges_ends_alone_and_is_named(store, tmp_path, monkeyp
     monkeypatch.undo()
     train(store, tmp_path / "whole", {"k": [2, 4]})
     assert outcomes(tmp_path / "whole").items() <= outcomes(tmp_path / "grid").items()
-    train(store, tmp_path / "grid", {"k": [2, 3, 4]})  # from its last checkpoint on, here without what broke it
+    train(
+        store, tmp_path / "grid", {"k": [2, 3, 4]}
+    )  # from its last checkpoint on, here without what broke it
     assert lines(tmp_path / "grid" / "k=3")[-1]["step"] == N_STEPS
 
 
@@ -341,7 +375,9 @@ def test_the_baseline_stands_beside_the_run(store, tmp_path, kind):
     assert weights == plain_weights
     assert outcome(tmp_path / "both" / "frozen") == outcome(tmp_path / "frozen")
     beside = {line["step"]: line["baseline_fvu"] for line in told if "baseline_fvu" in line}
-    frozen = {line["step"]: line["held_out_fvu"] for line in lines(tmp_path / "frozen") if "held_out_fvu" in line}
+    frozen = {
+        line["step"]: line["held_out_fvu"] for line in lines(tmp_path / "frozen") if "held_out_fvu" in line
+    }
     assert beside == frozen and list(beside) == list(range(2, N_STEPS + 1, 2))
     assert [{name: line[name] for name in line if name != "baseline_fvu"} for line in told] == plain_told
     facts = sae.config.metadata["saelens_lite"]
@@ -394,19 +430,40 @@ def flags(**fields):
 
 
 def test_the_command_prints_a_table(store, tmp_path, capsys):
-    argv = ["train", "--store", str(store.path), *flags(output=tmp_path), "--baseline", "--grid", "k=2,4", "seed=0,1"]
+    argv = [
+        "train",
+        "--store",
+        str(store.path),
+        *flags(output=tmp_path),
+        "--baseline",
+        "--grid",
+        "k=2,4",
+        "seed=0,1",
+    ]
     for _ in range(2):
         assert main(argv) == 0
         out = capsys.readouterr().out.splitlines()
         assert out[0] == f"{tmp_path}: 4 SAEs"
         assert out[1].split() == ["member", "step", "fvu", "baseline_fvu", "l0", "dead@512"]
-        assert [line.split()[0] for line in out[2:6]] == ["k=2,seed=0", "k=2,seed=1", "k=4,seed=0", "k=4,seed=1"]
+        assert [line.split()[0] for line in out[2:6]] == [
+            "k=2,seed=0",
+            "k=2,seed=1",
+            "k=4,seed=0",
+            "k=4,seed=1",
+        ]
         assert [line.split()[4] for line in out[2:6]] == ["2.0", "2.0", "4.0", "4.0"]
         assert f"--sae {tmp_path}/k=2,seed=0 --baseline {tmp_path}/k=2,seed=0/frozen" in out[6]
 
 
 def test_the_command_says_which_member_broke(store, tmp_path, capsys):
-    argv = ["train", "--store", str(store.path), *flags(output=tmp_path, kind="relu"), "--grid", "lr=1e-3,1e38"]
+    argv = [
+        "train",
+        "--store",
+        str(store.path),
+        *flags(output=tmp_path, kind="relu"),
+        "--grid",
+        "lr=1e-3,1e38",
+    ]
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert "saelens-lite: 1 of 2 members broke: lr=1e+38: " in err

@@ -31,29 +31,33 @@ def test_thresholds_start_as_configured_and_keep_what_a_trained_sae_has():
 @torch.no_grad()
 def threshold_grad(acts, **fields):
     kind = JumpReLU(
-        sae_of(), TrainConfig(kind="jumprelu", bandwidth=0.5, initial_threshold=1.0, **{"l0_coeff": 3.0, **fields})
+        sae_of(),
+        TrainConfig(kind="jumprelu", bandwidth=0.5, initial_threshold=1.0, **{"l0_coeff": 3.0, **fields}),
     )
     kind.gradients(torch.tensor(acts)[:, None], None, 1.0)
     return float(kind.log_threshold.grad)
 
 
 def test_the_threshold_learns_from_rows_within_half_a_bandwidth():
-    """The row 0.8 is off: its error is −0.8, so it wants to be on by 1 · 1.6, of two rows; the penalty wants 3 the other
-    way. The row 1.6 is too far away to matter."""
+    """The row 0.8 is off: its error is −0.8, so it wants to be on by 1 · 1.6, of two rows; the penalty wants
+    3 the other way. The row 1.6 is too far away to matter."""
     want = -(1.0 * -1.6 + 3.0) / 2 / 0.5
     assert threshold_grad([0.8, 1.6]) == pytest.approx(want, rel=1e-5)
     assert threshold_grad([1.6, 1.6]) == 0
 
 
 def test_a_target_turns_the_penalty_around_below_it():
-    """l0 is 0.5; d/dl0 (l0 / 2 − 1)² = 2 · (0.25 − 1) / 2 = −0.75, and for a target of 0.25: 2 · (2 − 1) / 0.25 = 8."""
+    """l0 is 0.5; d/dl0 (l0 / 2 − 1)² = 2 · (0.25 − 1) / 2 = −0.75, and for a target of 0.25: 2 · (2 − 1) /
+    0.25 = 8."""
     for target, slope in ((2.0, -0.75), (0.25, 8.0)):
         want = -(1.0 * -1.6 + 3.0 * slope) / 2 / 0.5
         assert threshold_grad([0.8, 1.6], target_l0=target) == pytest.approx(want, rel=1e-5)
 
 
 def test_the_tanh_penalty_draws_latents_that_are_off():
-    kind = JumpReLU(sae_of(), TrainConfig(kind="jumprelu", jumprelu_penalty="tanh", l0_coeff=1.0, pre_act_coeff=0.5))
+    kind = JumpReLU(
+        sae_of(), TrainConfig(kind="jumprelu", jumprelu_penalty="tanh", l0_coeff=1.0, pre_act_coeff=0.5)
+    )
     with torch.no_grad():
         kind.gradients(torch.full((4, 1), -9.0), None, 1.0)
     assert_close(kind.sae.b_enc.grad, torch.tensor([-0.5]))
@@ -62,7 +66,9 @@ def test_the_tanh_penalty_draws_latents_that_are_off():
 
 def test_thresholds_stay_positive_and_are_part_of_a_checkpoint():
     trainer = Trainer(
-        sae_of(), TrainConfig(kind="jumprelu", lr=1.0, l0_coeff=1e-6, initial_threshold=1.0, batch_size_rows=2), n_steps=8
+        sae_of(),
+        TrainConfig(kind="jumprelu", lr=1.0, l0_coeff=1e-6, initial_threshold=1.0, batch_size_rows=2),
+        n_steps=8,
     )
     for _ in range(4):
         trainer.update(torch.tensor([[0.9], [1.1]]))

@@ -41,7 +41,9 @@ def kind_of(case, dtype="float64", **fields):
     """A trained kind around an SAE with random parameters."""
     config = TrainConfig(**{"kind": case, "k": K, "k_aux": K_AUX, **TRAINED[case], **fields})
     sae_kind = kind_class(config.kind).sae_kind
-    sae = SparseAutoencoder(SAEConfig(d_model=D, d_sae=N, kind=sae_kind, k=K if sae_kind == "topk" else None, dtype=dtype))
+    sae = SparseAutoencoder(
+        SAEConfig(d_model=D, d_sae=N, kind=sae_kind, k=K if sae_kind == "topk" else None, dtype=dtype)
+    )
     gen = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in sae.parameters():
@@ -56,7 +58,11 @@ def kind_of(case, dtype="float64", **fields):
 def acts_of(batch="random", dtype=torch.float64):
     acts = torch.randn(B, D, generator=torch.Generator().manual_seed(1), dtype=dtype)
     half = acts[: B // 2]
-    return {"random": acts, "equal rows": acts[:1].expand(B, D).contiguous(), "rows twice": torch.cat([half, half])}[batch]
+    return {
+        "random": acts,
+        "equal rows": acts[:1].expand(B, D).contiguous(),
+        "rows twice": torch.cat([half, half]),
+    }[batch]
 
 
 def auxk_loss(sae, acts, seen, recons, dead):
@@ -91,7 +97,9 @@ def relu_losses(kind, acts, seen, dead):
 def batch_topk(sae, acts):
     pre_acts = sae.pre_acts(acts).relu()
     kept = pre_acts.flatten().argsort(descending=True, stable=True)[: K * len(acts)]
-    return pre_acts * torch.zeros(pre_acts.numel(), dtype=acts.dtype).index_fill(0, kept, 1.0).view_as(pre_acts)
+    return pre_acts * torch.zeros(pre_acts.numel(), dtype=acts.dtype).index_fill(0, kept, 1.0).view_as(
+        pre_acts
+    )
 
 
 def batchtopk_losses(kind, acts, seen, dead):
@@ -121,7 +129,8 @@ def gated_losses(kind, acts, seen, dead):
 
 
 class Step(torch.autograd.Function):
-    """1[pre_acts > threshold]; equation 11 of Rajamanoharan et al. 2024 for the threshold, no gradient for pre_acts."""
+    """1[pre_acts > threshold]; equation 11 of Rajamanoharan et al. 2024 for the threshold, no gradient for
+    pre_acts."""
 
     @staticmethod
     def forward(ctx, pre_acts, threshold, bandwidth):
@@ -174,18 +183,22 @@ LOSSES = {
     "gated": gated_losses,
     "jumprelu": jumprelu_losses,
 }
-"""reconstruction of acts from what is seen of them, what is added to it, latent_acts float[B d_sae]; by dense torch."""
+"""reconstruction of acts from what is seen of them, what is added to it, latent_acts float[B d_sae]; by dense
+torch."""
 
 
 def contraction(kind, latent_acts):
-    """Mean over tokens of the squared derivatives of latents, times their norms, by inputs; which are on is given."""
+    """Mean over tokens of the squared derivatives of latents, times their norms, by inputs; which are on is
+    given."""
     gains = kind.sae.r_mag.exp() if kind.sae.kind == "gated" else 1.0
     return ((latent_acts > 0) * (norms_of(kind) * gains * kind.sae.W_enc.norm(dim=0)) ** 2).sum(1).mean()
 
 
 def autograd_of(kind, loss):
     names, parameters = zip(*kind.parameters().items(), strict=True)
-    grads = torch.autograd.grad(loss, [kind.sae.W_enc, *parameters], allow_unused=True, materialize_grads=True)
+    grads = torch.autograd.grad(
+        loss, [kind.sae.W_enc, *parameters], allow_unused=True, materialize_grads=True
+    )
     grads = dict(zip(("W_enc", *names), grads, strict=True))
     if kind.config.unit_decoder:
         grads["W_dec"] = remove_parallel(grads["W_dec"], kind.sae.W_dec.detach())
@@ -195,7 +208,9 @@ def autograd_of(kind, loss):
 def assert_equals_autograd(kind, acts, dead):
     config = kind.config
     noise = row_noise(acts, 0, config.seed, kind.step) if config.input_noise else torch.zeros_like(acts)
-    reconstruction, added, latent_acts = LOSSES[config.kind](kind, acts, acts + config.input_noise * noise, dead)
+    reconstruction, added, latent_acts = LOSSES[config.kind](
+        kind, acts, acts + config.input_noise * noise, dead
+    )
     added = added + config.contractive_coeff * contraction(kind, latent_acts)
     want = autograd_of(kind, reconstruction + added)
     with torch.no_grad():
@@ -236,7 +251,9 @@ def test_gradients_with_options_equal_autograd(kind, option):
 def test_the_contractive_penalty_is_the_squared_jacobian(kind):
     trained, acts = kind_of(kind), acts_of()
     latent_acts = trained.sae.encode_dense(acts)
-    jacobian = torch.autograd.functional.jacobian(lambda x: trained.sae.encode_dense(x).sum(0), acts)  # [N B D]
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: trained.sae.encode_dense(x).sum(0), acts
+    )  # [N B D]
     assert_close(contraction(trained, latent_acts), jacobian.square().sum() / B)
 
 
@@ -314,7 +331,9 @@ RECOVERY = {
 @pytest.mark.parametrize("kind", RECOVERY)
 def test_planted_directions_are_recovered(kind, planted):
     """Mean over the 32 planted directions of the largest cosine with a decoder row; 0.65 for random rows."""
-    config = TrainConfig(kind=kind, k=3, lr=1e-2, batch_size_rows=512, dead_after_tokens=5120, **RECOVERY[kind])
+    config = TrainConfig(
+        kind=kind, k=3, lr=1e-2, batch_size_rows=512, dead_after_tokens=5120, **RECOVERY[kind]
+    )
     sae, _ = trained_on(planted, config, kind_class(kind).encoder_scale, n_steps=600)
     cosines = torch.nn.functional.normalize(sae.W_dec.detach(), dim=1) @ planted.directions.T
     assert cosines.amax(0).mean() > 0.9
@@ -335,7 +354,8 @@ def trained_on(planted, config, encoder_scale, n_steps):
 def test_the_small_encoder_of_batchtopk_learns_faster(planted):
     config = TrainConfig(kind="batchtopk", k=3, lr=1e-2, batch_size_rows=512)
     own, full = (
-        trained_on(planted, config, scale, n_steps=100)[1] for scale in (kind_class("batchtopk").encoder_scale, 1.0)
+        trained_on(planted, config, scale, n_steps=100)[1]
+        for scale in (kind_class("batchtopk").encoder_scale, 1.0)
     )
     assert own < 0.95 * full
 
@@ -346,7 +366,9 @@ def test_a_trainer_that_takes_over_a_state_goes_on_exactly(kind):
     batches = torch.randn(8, B, D, generator=torch.Generator().manual_seed(2))
     for acts in batches[:4]:
         first.update(acts)
-    other.load_state({name: value.clone() if hasattr(value, "clone") else value for name, value in first.state().items()})
+    other.load_state(
+        {name: value.clone() if hasattr(value, "clone") else value for name, value in first.state().items()}
+    )
     for acts in batches[4:]:
         assert first.update(acts) == other.update(acts)
     for (name, p), q in zip(first.sae.named_parameters(), other.sae.parameters(), strict=True):

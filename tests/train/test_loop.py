@@ -28,7 +28,9 @@ def store(tmp_path_factory, byte_tokenizer):
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2)
+    config = GPT2Config(
+        vocab_size=259, n_positions=64, n_embd=32, n_layer=2, n_head=4, bos_token_id=1, eos_token_id=2
+    )
     texts = [f"document {i} speaks of {i * i} things, and of {chr(97 + i % 26) * 5}" for i in range(200)]
     return sl.harvest_activations(
         GPT2LMHeadModel(config).eval(),
@@ -125,7 +127,9 @@ def test_held_out_documents_are_never_trained_on(store, tmp_path, monkeypatch):
 
 
 def test_the_input_scale_is_optional(store, tmp_path):
-    assert not torch.equal(train(store, tmp_path / "a").W_dec, train(store, tmp_path / "b", scale_input=False).W_dec)
+    assert not torch.equal(
+        train(store, tmp_path / "a").W_dec, train(store, tmp_path / "b", scale_input=False).W_dec
+    )
 
 
 def test_epochs_give_the_number_of_steps(store, tmp_path):
@@ -169,7 +173,9 @@ def test_rows_spread_over_very_large_stores_stay_inside():
 
 def test_float32_stores_are_trained_on_in_float32(store, tmp_path, monkeypatch):
     dtypes, load = set(), RowBuffer._load
-    monkeypatch.setattr(RowBuffer, "_load", lambda self, *key: (a := load(self, *key), dtypes.add(a.dtype))[0])
+    monkeypatch.setattr(
+        RowBuffer, "_load", lambda self, *key: (a := load(self, *key), dtypes.add(a.dtype))[0]
+    )
     train(store, tmp_path)
     assert dtypes == {torch.float32}
 
@@ -182,12 +188,16 @@ def test_an_unknown_field_names_the_nearest(store, tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_path, monkeypatch):
     acts = store.gather(torch.arange(store.n_rows))
     acts[7] = float("nan")
-    monkeypatch.setattr(JoinedStores, "gather", lambda self, rows, dtype=torch.float32, out=None: acts[rows].to(dtype))
+    monkeypatch.setattr(
+        JoinedStores, "gather", lambda self, rows, dtype=torch.float32, out=None: acts[rows].to(dtype)
+    )
     monkeypatch.setattr("saelens_lite.train.runs.run._INIT_ROWS", 4)
     with pytest.raises(FloatingPointError, match="loss is nan at step .*: row 7 of shard 0"):
         train(store, tmp_path, held_out_fraction=0.0, n_steps=60, checkpoint_every_steps=60)
     with pytest.raises(FloatingPointError, match="a weight is not finite at step 40: row 7 of shard 0"):
-        train(store, tmp_path, held_out_fraction=0.0, n_steps=60, log_every_steps=60, checkpoint_every_steps=40)
+        train(
+            store, tmp_path, held_out_fraction=0.0, n_steps=60, log_every_steps=60, checkpoint_every_steps=40
+        )
     assert not (tmp_path / "cfg.json").exists()
 
 
@@ -233,7 +243,8 @@ def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, number):
 
 
 def test_rows_of_extreme_norm_are_left_out_of_training_when_asked_for(planted, tmp_path, monkeypatch, caplog):
-    """Rows of norm about 2.8, of which every hundredth is made 50 times as long; their documents are held out as ever."""
+    """Rows of norm about 2.8, of which every hundredth is made 50 times as long; their documents are held out
+    as ever."""
     acts = planted.acts.clone()
     acts[::100] *= 50
     store = sl.ActivationStore.from_arrays(tmp_path / "store", acts, rows_per_shard=3000)
@@ -247,15 +258,25 @@ def test_rows_of_extreme_norm_are_left_out_of_training_when_asked_for(planted, t
     seen, order = [], RowOrder.rows
     monkeypatch.setattr(RowOrder, "rows", lambda self, key: seen.append(order(self, key)) or seen[-1])
     scored, gather = [], JoinedStores.gather
-    monkeypatch.setattr(JoinedStores, "gather", lambda self, rows, *a: scored.append(rows) or gather(self, rows, *a))
+    monkeypatch.setattr(
+        JoinedStores, "gather", lambda self, rows, *a: scored.append(rows) or gather(self, rows, *a)
+    )
     with caplog.at_level("INFO", logger="saelens_lite.train.rows"):
         sae = train(store, tmp_path / "sae", max_norm_ratio=10.0, n_epochs=1.0, n_steps=None)
-    trained_on, expected = torch.cat(seen).flatten().tolist(), (allowed & train_rows).nonzero().flatten().tolist()
-    assert set(trained_on) <= set(expected) and len(trained_on) == len(set(trained_on)) == len(expected) // 256 * 256
+    trained_on, expected = (
+        torch.cat(seen).flatten().tolist(),
+        (allowed & train_rows).nonzero().flatten().tolist(),
+    )
+    assert (
+        set(trained_on) <= set(expected)
+        and len(trained_on) == len(set(trained_on)) == len(expected) // 256 * 256
+    )
     assert torch.equal(scored[-1], (~train_rows).nonzero().flatten())  # evaluation reads every held-out row
     assert f"{100 * share:.4f}% of the training rows are left out: norm above 10 × the median" in caplog.text
     assert sae.config.metadata["saelens_lite"]["left_out_share"] == pytest.approx(share)
-    assert [line["left_out_share"] for line in lines(tmp_path / "sae") if "l0" in line] == [pytest.approx(share)] * 3
+    assert [line["left_out_share"] for line in lines(tmp_path / "sae") if "l0" in line] == [
+        pytest.approx(share)
+    ] * 3
 
     seen.clear()
     sae = train(store, tmp_path / "all", n_epochs=1.0, n_steps=None)
@@ -264,12 +285,16 @@ def test_rows_of_extreme_norm_are_left_out_of_training_when_asked_for(planted, t
 
 
 def test_the_scale_is_that_of_the_rows_trained_on(planted, tmp_path):
-    """The rows left out are 2500 times the others in squared norm: they would make the scale five times too small."""
+    """The rows left out are 2500 times the others in squared norm: they would make the scale five times too
+    small."""
     acts = planted.acts.clone()
     acts[::100] *= 50
     spoilt = sl.ActivationStore.from_arrays(tmp_path / "spoilt", acts)
     clean = sl.ActivationStore.from_arrays(tmp_path / "clean", planted.acts)
-    scales = [StoreRows(store, TrainConfig(max_norm_ratio=10.0, batch_size_rows=256)).scale for store in (spoilt, clean)]
+    scales = [
+        StoreRows(store, TrainConfig(max_norm_ratio=10.0, batch_size_rows=256)).scale
+        for store in (spoilt, clean)
+    ]
     assert scales[0] == pytest.approx(scales[1], rel=0.01)
     assert StoreRows(spoilt, TrainConfig(batch_size_rows=256, device="cpu")).scale < 0.3 * scales[0]
 

@@ -24,7 +24,8 @@ D, N = 6, 32
 
 @pytest.fixture
 def shard(monkeypatch):
-    """shard(r, n): from now on this process has shard r of n; what it would exchange with others must not be needed."""
+    """shard(r, n): from now on this process has shard r of n; what it would exchange with others must not be
+    needed."""
 
     def at(r, n):
         monkeypatch.setattr(distributed, "world_size", lambda axis=None: 1 if axis == "data" else n)
@@ -37,7 +38,9 @@ def trainer_of(kind):
     sae_kind = kind_class(kind).sae_kind
     config = SAEConfig(d_model=D, d_sae=N, kind=sae_kind, k=3 if sae_kind == "topk" else None)
     gen = torch.Generator().manual_seed(1)
-    return Trainer(initial_sae(config, torch.randn(64, D, generator=gen), 0), TrainConfig(kind=kind, k=3, lr=1e-3), 20)
+    return Trainer(
+        initial_sae(config, torch.randn(64, D, generator=gen), 0), TrainConfig(kind=kind, k=3, lr=1e-3), 20
+    )
 
 
 @pytest.mark.parametrize("kind", get_args(KindName))
@@ -47,7 +50,8 @@ def test_a_state_goes_over_to_any_number_of_shards_to_the_bit(kind, n, shard):
     for seed in range(3):
         alone.update(torch.randn(64, D, generator=torch.Generator().manual_seed(seed)))
     state = {
-        name: value.clone() if isinstance(value, torch.Tensor) else value for name, value in alone.whole_state().items()
+        name: value.clone() if isinstance(value, torch.Tensor) else value
+        for name, value in alone.whole_state().items()
     }
     parts = []
     for r in range(n):
@@ -70,7 +74,9 @@ def test_shards_begin_with_the_rows_of_one_process(shard):
         shard(r, 4)
         own, latents = trainer_of("topk").sae, slice(8 * r, 8 * r + 8)
         assert latent_shards.first_latent(own) == 8 * r
-        assert torch.equal(own.W_dec, whole.W_dec[latents]) and torch.equal(own.W_enc, whole.W_enc[:, latents])
+        assert torch.equal(own.W_dec, whole.W_dec[latents]) and torch.equal(
+            own.W_enc, whole.W_enc[:, latents]
+        )
         assert torch.equal(own.b_dec, whole.b_dec)
 
 
@@ -91,7 +97,9 @@ def test_random_rows_in_pieces_are_those_of_one_piece(n_rows, d_model, monkeypat
     monkeypatch.setattr(initial, "_PIECE_ROWS", 16)
     whole = torch.randn(n_rows, d_model, generator=torch.Generator().manual_seed(3))
     assert torch.equal(random_rows(n_rows, d_model, 3, 0, n_rows), whole)
-    assert torch.equal(random_rows(n_rows, d_model, 3, n_rows // 3, n_rows // 2), whole[n_rows // 3 :][: n_rows // 2])
+    assert torch.equal(
+        random_rows(n_rows, d_model, 3, n_rows // 3, n_rows // 2), whole[n_rows // 3 :][: n_rows // 2]
+    )
 
 
 def test_the_largest_of_all_shards_by_hand(shard, monkeypatch):
@@ -107,7 +115,9 @@ def test_the_largest_of_all_shards_by_hand(shard, monkeypatch):
     for r, (own, other) in enumerate([(here, there), (there, here)]):
         shard(r, 2)
         monkeypatch.setattr(
-            distributed, "gathered", lambda x, axis, r=r, other=other: torch.stack([x, other] if r == 0 else [other, x])
+            distributed,
+            "gathered",
+            lambda x, axis, r=r, other=other: torch.stack([x, other] if r == 0 else [other, x]),
         )
         pairs.append(latent_shards.largest(own, latents if r == 0 else torch.tensor([[0, 1]] * 3), 3))
     for (values, indices, offsets), expected in zip(
@@ -131,13 +141,23 @@ def test_alone_everything_is_the_kernel_itself():
 
 def test_what_cannot_be_divided_is_refused(shard, planted, tmp_path):
     store = sl.ActivationStore.from_arrays(tmp_path / "store", planted.acts)
-    fields = {"output": tmp_path / "sae", "n_steps": 2, "k": 3, "batch_size_rows": 128, "progress": False, "device": "cpu"}
+    fields = {
+        "output": tmp_path / "sae",
+        "n_steps": 2,
+        "k": 3,
+        "batch_size_rows": 128,
+        "progress": False,
+        "device": "cpu",
+    }
     with pytest.raises(
-        ValueError, match="latent_shards expected a divisor of 1, the number of processes, got 2: start `torchrun"
+        ValueError,
+        match="latent_shards expected a divisor of 1, the number of processes, got 2: start `torchrun",
     ):
         sl.train_sae(store, latent_shards=2, **fields)
     with pytest.raises(ValueError, match="latent_shards expected a positive number, got 0"):
         TrainConfig(latent_shards=0)
     shard(0, 3)
-    with pytest.raises(ValueError, match="latent_shards expected a divisor of d_sae=64, got 3: choose d_sae=66"):
+    with pytest.raises(
+        ValueError, match="latent_shards expected a divisor of d_sae=64, got 3: choose d_sae=66"
+    ):
         latent_shards.shard_config(SAEConfig(d_model=D, d_sae=64, kind="relu"))

@@ -34,7 +34,9 @@ def fails(capsys, *argv):
 
 def test_the_names_are_those_of_the_type_and_each_but_the_default_sets_something():
     assert tuple(PRESETS) == get_args(PresetName)
-    assert [name for name, preset in PRESETS.items() if all(DEFAULTS[key] == preset[key] for key in preset)] == ["default"]
+    assert [
+        name for name, preset in PRESETS.items() if all(DEFAULTS[key] == preset[key] for key in preset)
+    ] == ["default"]
     assert MISSING not in DEFAULTS.values()
 
 
@@ -44,7 +46,12 @@ def test_every_preset_trains_saves_and_loads(store, tmp_path, name):
     loaded = sl.SparseAutoencoder.load(tmp_path)
     acts = store.gather(torch.arange(100))
     assert torch.equal(loaded(acts).recons, sae(acts).recons)
-    expected = DEFAULTS | dict(PRESETS[name]) | SMALL | {"preset": name, "store": str(store.path), "output": str(tmp_path)}
+    expected = (
+        DEFAULTS
+        | dict(PRESETS[name])
+        | SMALL
+        | {"preset": name, "store": str(store.path), "output": str(tmp_path)}
+    )
     assert recorded(tmp_path) == json.loads(json.dumps(expected))
     assert loaded.config.metadata["saelens_lite"]["train"]["preset"] == name
 
@@ -58,8 +65,29 @@ def test_given_fields_win_even_where_they_are_the_defaults():
 def test_a_file_wins_over_the_preset_and_flags_over_both(store, tmp_path):
     file = tmp_path / "fields.json"
     file.write_text(json.dumps({"lr": 5e-3, "k": 3, "clip_norm": 2.0}))
-    small = ["--d-sae", "64", "--n-steps", "3", "--batch-size-rows", "256", "--no-progress", "--device", "cpu"]
-    argv = ["train", "--preset", "matryoshka", "--config", file, "--store", store.path, "--clip-norm", "3", *small]
+    small = [
+        "--d-sae",
+        "64",
+        "--n-steps",
+        "3",
+        "--batch-size-rows",
+        "256",
+        "--no-progress",
+        "--device",
+        "cpu",
+    ]
+    argv = [
+        "train",
+        "--preset",
+        "matryoshka",
+        "--config",
+        file,
+        "--store",
+        store.path,
+        "--clip-norm",
+        "3",
+        *small,
+    ]
     assert main([str(arg) for arg in [*argv, "--output", tmp_path / "sae"]]) == 0
     used = recorded(tmp_path / "sae")
     assert (used["preset"], used["kind"], used["decay_fraction"]) == ("matryoshka", "matryoshka", 0.2)
@@ -73,31 +101,52 @@ def test_a_file_wins_over_the_preset_and_flags_over_both(store, tmp_path):
     argv = ["train", f"--config={file}", "--store", store.path, *small, "--output", tmp_path / "b"]
     assert main([str(arg) for arg in argv]) == 0
     used = recorded(tmp_path / "b")
-    assert (used["preset"], used["kind"], used["lr"], used["adam_beta2"]) == ("batchtopk", "batchtopk", 5e-3, 0.99)
+    assert (used["preset"], used["kind"], used["lr"], used["adam_beta2"]) == (
+        "batchtopk",
+        "batchtopk",
+        5e-3,
+        0.99,
+    )
 
 
 def test_an_unknown_preset_names_the_nearest_and_all(store, tmp_path, capsys):
-    expected = r"preset expected one of default, openai-topk, .*, got 'openai-tokp' \(did you mean 'openai-topk'\?\)"
+    expected = (
+        r"preset expected one of default, openai-topk, .*, got 'openai-tokp' \(did you mean 'openai-topk'\?\)"
+    )
     with pytest.raises(ValueError, match=expected):
         sl.train_sae(store, preset="openai-tokp", output=tmp_path)
     with pytest.raises(ValueError, match=expected):
         TrainConfig(preset="openai-tokp")
-    assert "(did you mean 'openai-topk'?)" in fails(capsys, "train", "--preset", "openai-tokp", "--store", store.path)
+    assert "(did you mean 'openai-topk'?)" in fails(
+        capsys, "train", "--preset", "openai-tokp", "--store", store.path
+    )
     assert "--preset expected its name after it" in fails(capsys, "train", "--store", store.path, "--preset")
 
 
 def test_a_preset_that_would_be_a_mere_name_is_refused(store, tmp_path, capsys):
-    with pytest.raises(ValueError, match=r"preset expected at least one field as the preset has it \(train_sae"):
+    with pytest.raises(
+        ValueError, match=r"preset expected at least one field as the preset has it \(train_sae"
+    ):
         TrainConfig(preset="gemma-jumprelu", k=8)
-    with pytest.raises(ValueError, match="expected a preset or a TrainConfig, got 'matryoshka' and one whose fields"):
+    with pytest.raises(
+        ValueError, match="expected a preset or a TrainConfig, got 'matryoshka' and one whose fields"
+    ):
         sl.train_sae(store, TrainConfig(k=8), preset="matryoshka", output=tmp_path)
     sl.train_sae(store, preset="batchtopk", output=tmp_path / "sae", **SMALL)
-    line = fails(capsys, "train", "--config", tmp_path / "sae" / "train_config.json", "--preset", "matryoshka")
-    assert "train_config.json has the preset 'batchtopk', and its fields win over a preset's: one or the other" in line
+    line = fails(
+        capsys, "train", "--config", tmp_path / "sae" / "train_config.json", "--preset", "matryoshka"
+    )
+    assert (
+        "train_config.json has the preset 'batchtopk', and its fields win over a preset's: one or the other"
+        in line
+    )
 
 
 def test_help_shows_the_presets_and_the_values_of_one(capsys):
-    for argv, expected in ((["--help"], PRESETS), (["--preset", "gemma-jumprelu", "--help"], ["7e-05", "0.048"])):
+    for argv, expected in (
+        (["--help"], PRESETS),
+        (["--preset", "gemma-jumprelu", "--help"], ["7e-05", "0.048"]),
+    ):
         with pytest.raises(SystemExit) as stop:
             main(["train", *argv])
         out = capsys.readouterr().out

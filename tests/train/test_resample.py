@@ -26,7 +26,14 @@ D, N, N_DEAD, B = 16, 64, 40, 512
 def trainer_of(case, acts, **fields):
     """A trainer whose first 40 latents are dead: their bias keeps them silent for ever."""
     config = TrainConfig(
-        **{"kind": case, "lr": 1e-2, "batch_size_rows": B, "dead_after_tokens": 2 * B, **KINDS[case], **fields}
+        **{
+            "kind": case,
+            "lr": 1e-2,
+            "batch_size_rows": B,
+            "dead_after_tokens": 2 * B,
+            **KINDS[case],
+            **fields,
+        }
     )
     kind = kind_class(config.kind)
     sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind=kind.sae_kind), acts, 7, kind.encoder_scale)
@@ -84,7 +91,9 @@ def test_what_a_resampling_changes_and_what_it_leaves(case, rows):
     assert_close(W_enc, 0.2 * before["W_enc"][alive].norm(dim=1).mean() * W_dec)
     for name in after.keys() - {"W_dec", "W_enc"}:
         fresh = {"threshold": 0.25, "log_threshold": torch.tensor(0.25).log().item()}.get(name, 0.0)
-        assert_close(after[name][dead], torch.full_like(after[name][dead], fresh), msg=lambda m, n=name: f"{n}: {m}")
+        assert_close(
+            after[name][dead], torch.full_like(after[name][dead], fresh), msg=lambda m, n=name: f"{n}: {m}"
+        )
         assert "adam" not in name or before[name][dead].any(), name
     assert torch.equal(trainer.sae.b_dec, plain.sae.b_dec)
     assert not trainer.dead_tracker.tokens_since_fired[dead].any()
@@ -104,7 +113,9 @@ def test_resampled_latents_revive_and_others_stay_dead(case, rows):
 
 
 def test_it_happens_every_so_many_steps_until_its_share_of_the_run(rows):
-    trainer = trainer_of("relu", rows(0), resample_every_steps=10, resample_fraction=0.15)  # of 200 steps: at 10, 20, 30
+    trainer = trainer_of(
+        "relu", rows(0), resample_every_steps=10, resample_fraction=0.15
+    )  # of 200 steps: at 10, 20, 30
     found = []
     for step in range(45):
         trainer.dead_tracker.tokens_since_fired[5] = 10**6
@@ -118,7 +129,9 @@ def test_it_happens_every_so_many_steps_until_its_share_of_the_run(rows):
 
 def test_rows_are_drawn_by_their_squared_loss():
     losses = torch.tensor([1.0, 2.0, 0.0, 3.0])
-    firsts = torch.stack([draw_rows(losses, 1, 0, step) for step in range(7000)]).view(-1).bincount(minlength=4)
+    firsts = (
+        torch.stack([draw_rows(losses, 1, 0, step) for step in range(7000)]).view(-1).bincount(minlength=4)
+    )
     assert_close(firsts / 7000, torch.tensor([1 / 14, 4 / 14, 0, 9 / 14]), atol=0.02, rtol=0)
 
 
@@ -128,7 +141,9 @@ def test_no_row_is_drawn_twice_none_without_a_loss_and_the_draw_follows_seed_and
     assert len(drawn.unique()) == 30 and drawn.max() < 60
     assert sorted(draw_rows(losses, 80, 1, 2).tolist()) == list(range(60))
     assert torch.equal(draw_rows(losses, 30, 1, 2), drawn)
-    assert not torch.equal(draw_rows(losses, 30, 1, 3), drawn) and not torch.equal(draw_rows(losses, 30, 2, 2), drawn)
+    assert not torch.equal(draw_rows(losses, 30, 1, 3), drawn) and not torch.equal(
+        draw_rows(losses, 30, 2, 2), drawn
+    )
 
 
 def test_of_more_dead_latents_than_rows_those_silent_for_longest_come_first(rows):
@@ -149,9 +164,13 @@ def test_where_every_latent_is_dead_all_start_again(rows):
 
 
 def test_wrong_use_is_refused():
-    with pytest.raises(ValueError, match=r"expected None for the kind topk, whose dead latents AuxK revives \(aux_coeff\)"):
+    with pytest.raises(
+        ValueError, match=r"expected None for the kind topk, whose dead latents AuxK revives \(aux_coeff\)"
+    ):
         TrainConfig(resample_every_steps=100)
-    with pytest.raises(ValueError, match="expected None with freeze_decoder, whose rows stay as they are, got 100"):
+    with pytest.raises(
+        ValueError, match="expected None with freeze_decoder, whose rows stay as they are, got 100"
+    ):
         TrainConfig(kind="relu", freeze_decoder=True, resample_every_steps=100)
     for fields in ({"resample_every_steps": 100}, {"input_noise": 0.1}, {"contractive_coeff": 0.1}):
         with pytest.raises(ValueError, match=f"{next(iter(fields))} expected (0|None) with end_to_end"):

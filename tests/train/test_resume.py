@@ -1,4 +1,5 @@
-"""A training that is killed, stopped or crashed goes on with the same call and ends as if nothing had happened, bit for bit.
+"""A training that is killed, stopped or crashed goes on with the same call and ends as if nothing had
+happened, bit for bit.
 
 Kills are real SIGKILLs of another process, forked from one that has everything loaded.
 """
@@ -43,7 +44,9 @@ OPTIONS = {
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, planted):
-    return sl.ActivationStore.from_arrays(tmp_path_factory.mktemp("rows") / "store", planted.acts, rows_per_shard=3000)
+    return sl.ActivationStore.from_arrays(
+        tmp_path_factory.mktemp("rows") / "store", planted.acts, rows_per_shard=3000
+    )
 
 
 def train(store, output, **fields):
@@ -66,12 +69,16 @@ def steps(output):
 
 # kills
 
-UPDATE, SYNC = "saelens_lite.train.optimise.trainer.Trainer.update", "saelens_lite.train.runs.checkpoints.sync"
+UPDATE, SYNC = (
+    "saelens_lite.train.optimise.trainer.Trainer.update",
+    "saelens_lite.train.runs.checkpoints.sync",
+)
 
 
 @pytest.fixture(scope="module")
 def forked(store, fork_server):
-    """forked(output, at=(function, signal, nth), **fields): a training in a process of its own; see conftest.py."""
+    """forked(output, at=(function, signal, nth), **fields): a training in a process of its own; see
+    conftest.py."""
     with fork_server(store, OPTIONS) as run:
         yield run
 
@@ -130,12 +137,20 @@ def test_with_other_settings_too(forked, tmp_path, fields):
 @pytest.mark.parametrize(
     ("function", "calls"),
     [
-        (SYNC, [1, 2, 3, 4, 5, 6, 11, 12, 16]),  # between the files of a checkpoint, around its rename, around a removal
-        ("os.replace", [1, 2, 3, 4, 7, 8, 31]),  # before a checkpoint, before either file of the SAE, before a removal
+        (
+            SYNC,
+            [1, 2, 3, 4, 5, 6, 11, 12, 16],
+        ),  # between the files of a checkpoint, around its rename, around a removal
+        (
+            "os.replace",
+            [1, 2, 3, 4, 7, 8, 31],
+        ),  # before a checkpoint, before either file of the SAE, before a removal
         ("shutil.rmtree", [1, 2, 8]),
     ],
 )
-def test_killed_while_a_checkpoint_is_written_it_goes_on_at_one_that_is_whole(forked, whole, tmp_path, function, calls):
+def test_killed_while_a_checkpoint_is_written_it_goes_on_at_one_that_is_whole(
+    forked, whole, tmp_path, function, calls
+):
     for nth in calls:
         output = tmp_path / str(nth)
         assert forked(output, (function, signal.SIGKILL, nth)) == -signal.SIGKILL
@@ -179,7 +194,11 @@ def test_the_format(store, tmp_path, killed_before):
     assert set(facts) == {
         "format", "version", "run", "values", "progress", "made_by", "tensors_sha256", "sha256",
     }  # fmt: skip
-    assert (facts["format"], facts["version"], facts["values"]) == ("saelens_lite trainer state", 1, {"steps_done": 8})
+    assert (facts["format"], facts["version"], facts["values"]) == (
+        "saelens_lite trainer state",
+        1,
+        {"steps_done": 8},
+    )
     assert facts["run"]["store"] == f"content {store.fingerprint}"
     lines = (tmp_path / "metrics.jsonl").read_bytes()[: facts["progress"]["metrics_bytes"]].splitlines()
     assert json.loads(lines[-1])["step"] == 8  # the evaluation that is due ten times a run
@@ -214,7 +233,9 @@ def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_pa
 
     (before / "state.safetensors").unlink()
     damage(newest / "state.safetensors", flipped)
-    with pytest.raises(CheckpointError, match=r"all 2 are damaged.*; restore one, or overwrite=True starts anew"):
+    with pytest.raises(
+        CheckpointError, match=r"all 2 are damaged.*; restore one, or overwrite=True starts anew"
+    ):
         train(store, tmp_path / "killed")
     train(store, tmp_path / "killed", overwrite=True)
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
@@ -223,10 +244,14 @@ def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_pa
 def test_another_run_is_refused_by_its_differing_fields(store, tmp_path, killed_before, planted):
     with killed_before(23):
         train(store, tmp_path / "run")
-    with pytest.raises(ValueError, match="stopped at step 20: k expected 4, got 8; lr expected None, got 0.01. Set these"):
+    with pytest.raises(
+        ValueError, match="stopped at step 20: k expected 4, got 8; lr expected None, got 0.01. Set these"
+    ):
         train(store, tmp_path / "run", k=8, lr=0.01)
     other = sl.ActivationStore.from_arrays(tmp_path / "other", planted.acts + 1)
-    with pytest.raises(ValueError, match=f"expected 'content {store.fingerprint}', got 'content {other.fingerprint}'"):
+    with pytest.raises(
+        ValueError, match=f"expected 'content {store.fingerprint}', got 'content {other.fingerprint}'"
+    ):
         train(other, tmp_path / "run")
     assert steps(tmp_path / "run") == [16, 20]
     train(store, tmp_path / "run", k=8, overwrite=True)
@@ -245,13 +270,17 @@ def test_what_does_not_determine_the_run_may_change(store, tmp_path, killed_befo
     assert torch.equal(sae.W_enc, whole.W_enc) and torch.equal(sae.W_dec, whole.W_dec)
 
 
-def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(store, tmp_path, killed_before, caplog):
+def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(
+    store, tmp_path, killed_before, caplog
+):
     with killed_before(24):
         train(store, tmp_path)
     metrics = tmp_path / "metrics.jsonl"
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == 24
     train(store, tmp_path)
-    found = [json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reconstruction" in line]
+    found = [
+        json.loads(line)["step"] for line in metrics.read_text().splitlines() if "reconstruction" in line
+    ]
     assert found == [*range(3, N_STEPS, 3), N_STEPS]
 
     with killed_before(23):
@@ -274,7 +303,9 @@ def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path
     monkeypatch.setattr(Tracker, "log", full_disk)
     with pytest.raises(OSError, match="No space left"):
         train(store, tmp_path / "failed")
-    assert "failed after step 18 of 40" in caplog.text and "the same command goes on at step 16" in caplog.text
+    assert (
+        "failed after step 18 of 40" in caplog.text and "the same command goes on at step 16" in caplog.text
+    )
     assert sl.SparseAutoencoder.load(tmp_path / "failed").config.metadata["saelens_lite"]["steps"] == 18
     monkeypatch.undo()
     train(store, tmp_path / "failed")
@@ -282,7 +313,10 @@ def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path
 
 
 def test_a_second_process_is_kept_out(store, tmp_path):
-    with training._alone(tmp_path), pytest.raises(ValueError, match="is being trained into by another process"):
+    with (
+        training._alone(tmp_path),
+        pytest.raises(ValueError, match="is being trained into by another process"),
+    ):
         train(store, tmp_path)
 
 
@@ -310,8 +344,12 @@ def spoilt_store(acts, folder, row, value):
     return store
 
 
-@pytest.mark.parametrize(("kind", "value"), [*((kind, float("nan")) for kind in KINDS), ("topk", float("inf"))])
-def test_a_row_that_is_not_finite_stops_the_run_by_name_and_spoils_nothing(planted, tmp_path, monkeypatch, kind, value):
+@pytest.mark.parametrize(
+    ("kind", "value"), [*((kind, float("nan")) for kind in KINDS), ("topk", float("inf"))]
+)
+def test_a_row_that_is_not_finite_stops_the_run_by_name_and_spoils_nothing(
+    planted, tmp_path, monkeypatch, kind, value
+):
     clean = sl.ActivationStore.from_arrays(tmp_path / "clean", planted.acts, rows_per_shard=3000)
     rows = StoreRows(clean, TrainConfig(**{**OPTIONS, "held_out_fraction": 0.0}))
     place = next(i for i, row in enumerate(rows._buffer.rows(25).tolist()) if 3000 <= row < 6000)
@@ -328,7 +366,11 @@ def test_a_row_that_is_not_finite_stops_the_run_by_name_and_spoils_nothing(plant
         sae = sl.SparseAutoencoder.load(output)
         assert sae.config.metadata["saelens_lite"]["steps"] == 24
         assert all(bool(parameter.isfinite().all()) for parameter in sae.parameters())
-        assert all(bool(t.isfinite().all()) for t in load_checkpoint(output).state.values() if isinstance(t, torch.Tensor))
+        assert all(
+            bool(t.isfinite().all())
+            for t in load_checkpoint(output).state.values()
+            if isinstance(t, torch.Tensor)
+        )
 
 
 def test_broken_rows_are_found_before_the_start_among_those_that_it_reads(planted, tmp_path):
@@ -348,6 +390,8 @@ def test_a_training_that_diverges_by_itself_says_so(store, tmp_path, monkeypatch
         return update(self, acts)
 
     monkeypatch.setattr(Trainer, "update", diverging)
-    with pytest.raises(FloatingPointError, match="at step 27, though all rows since step 24 are: .* Lower lr"):
+    with pytest.raises(
+        FloatingPointError, match="at step 27, though all rows since step 24 are: .* Lower lr"
+    ):
         train(store, tmp_path)
     assert steps(tmp_path) == [20, 24]

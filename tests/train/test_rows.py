@@ -83,7 +83,9 @@ def test_held_out_rows_are_those_of_all_stores_and_never_trained_on(stores):
 
 def test_the_scale_is_of_the_weighted_mean_squared_norm(stores):
     a, b = (store.mean_sq_norm() for store in stores[:2])
-    assert rows_of(stores[:2], store_weights=(3.0, 1.0)).scale == pytest.approx(input_scale(0.75 * a + 0.25 * b, 16))
+    assert rows_of(stores[:2], store_weights=(3.0, 1.0)).scale == pytest.approx(
+        input_scale(0.75 * a + 0.25 * b, 16)
+    )
     assert rows_of(stores[0]).scale == input_scale(a, 16)
 
 
@@ -102,16 +104,26 @@ def test_stores_of_other_dtypes_meet_in_float32(stores):
 
 def test_stores_that_do_not_go_together_are_named(stores, planted, tmp_path):
     make = sl.ActivationStore.from_arrays
-    narrow, other = make(tmp_path / "narrow", planted.acts[:, :9]), make(tmp_path / "other", {"mlp": planted.acts})
-    with pytest.raises(ValueError, match=f"one width at acts, {stores[0].path} has 16 and {narrow.path} has 9"):
+    narrow, other = (
+        make(tmp_path / "narrow", planted.acts[:, :9]),
+        make(tmp_path / "other", {"mlp": planted.acts}),
+    )
+    with pytest.raises(
+        ValueError, match=f"one width at acts, {stores[0].path} has 16 and {narrow.path} has 9"
+    ):
         rows_of([stores[0], narrow])
-    with pytest.raises(ValueError, match=f"share a hook point, {stores[0].path} has acts and {other.path} has mlp"):
+    with pytest.raises(
+        ValueError, match=f"share a hook point, {stores[0].path} has acts and {other.path} has mlp"
+    ):
         rows_of([stores[0], other])
     one_document = make(tmp_path / "one", planted.acts[:9], documents=torch.full((9,), 3))
     assert one_document.held_out_rows(0.999).all()
     with pytest.raises(ValueError, match=f"{one_document.path} has no rows to train on"):
         rows_of([stores[0], one_document], held_out_fraction=0.999, batch_size_rows=1)
-    for weights, expected in (((1.0,), "2 numbers, one for each store, got 1"), ((1.0, 0.0), "positive numbers")):
+    for weights, expected in (
+        ((1.0,), "2 numbers, one for each store, got 1"),
+        ((1.0, 0.0), "positive numbers"),
+    ):
         with pytest.raises(ValueError, match=f"store_weights expected {expected}"):
             sl.train_sae(stores[:2], **OPTIONS, store_weights=weights)
 
@@ -124,7 +136,9 @@ def test_a_broken_row_is_named_with_its_store(stores, planted, tmp_path):
     content[at : at + 4] = torch.tensor([torch.nan]).numpy().tobytes()
     file.write_bytes(content)
     rows = rows_of([stores[0], spoilt], held_out_fraction=0.0)
-    with pytest.raises(FloatingPointError, match=f"a row is not finite: row 11 of shard 1 .*spoilt.*verify {spoilt.path}"):
+    with pytest.raises(
+        FloatingPointError, match=f"a row is not finite: row 11 of shard 1 .*spoilt.*verify {spoilt.path}"
+    ):
         rows.sample(10**6)
     with pytest.raises(FloatingPointError, match="loss: row 11 of shard 1 .*spoilt"):
         rows.check_steps(0, rows.steps_per_epoch, "loss")
@@ -147,11 +161,14 @@ def test_a_mixture_is_trained_on_recorded_and_told_from_others(stores, tmp_path,
 
 def test_reading_ahead_leaves_no_bit_different_and_no_thread_behind(stores, tmp_path, monkeypatch):
     alone, ahead = (
-        sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / str(prefetch), prefetch=prefetch) for prefetch in (False, True)
+        sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / str(prefetch), prefetch=prefetch)
+        for prefetch in (False, True)
     )
     assert torch.equal(alone.W_dec, ahead.W_dec) and torch.equal(alone.W_enc, ahead.W_enc)
     update = Trainer.update
-    monkeypatch.setattr(Trainer, "update", lambda self, acts: update(self, acts) if self.steps_done < 5 else 1 / 0)
+    monkeypatch.setattr(
+        Trainer, "update", lambda self, acts: update(self, acts) if self.steps_done < 5 else 1 / 0
+    )
     with pytest.raises(ZeroDivisionError):
         sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / "failed", prefetch=True)
     assert not [thread for thread in threading.enumerate() if "rows-ahead" in thread.name]

@@ -26,7 +26,8 @@ def test_dead_latents_are_counted_in_tokens():
 
 
 def test_dead_latents_are_the_same_where_their_number_is_sent_ahead():
-    """As on CUDA, with an event that is there at once; what changes the counts from outside makes the number void."""
+    """As on CUDA, with an event that is there at once; what changes the counts from outside makes the number
+    void."""
 
     class Event:
         def record(self): ...
@@ -85,7 +86,9 @@ def test_auxk_of_few_latents_above_0_equals_the_dense_one(bias, monkeypatch):
     inputs, error = (torch.randn(33, 12, generator=gen, dtype=torch.float64) for _ in range(2))
     dead, results = torch.arange(20, 40), []
     with torch.no_grad():
-        sae.W_dec.copy_(torch.nn.functional.normalize(torch.randn(64, 12, generator=gen, dtype=torch.float64), dim=1))
+        sae.W_dec.copy_(
+            torch.nn.functional.normalize(torch.randn(64, 12, generator=gen, dtype=torch.float64), dim=1)
+        )
         sae.W_enc.copy_(sae.W_dec.T)
         sae.b_enc.fill_(bias)
         for share in (0.0, 1.0):

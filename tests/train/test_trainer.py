@@ -31,7 +31,9 @@ def trainer_of(n_steps=40, d_sae=N, **fields):
 
 def planted(n=64, seed=0):
     gen = torch.Generator().manual_seed(seed)
-    return torch.rand(n, 16, generator=gen).mul_(torch.rand(n, 16, generator=gen) < 0.1) @ torch.randn(16, D, generator=gen)
+    return torch.rand(n, 16, generator=gen).mul_(torch.rand(n, 16, generator=gen) < 0.1) @ torch.randn(
+        16, D, generator=gen
+    )
 
 
 def test_lr_by_hand():
@@ -49,7 +51,14 @@ def test_default_lr_follows_the_square_root_law_and_grows_for_short_runs():
 def test_annealed_k_by_hand():
     # from 3 · 8 to 8 over 4 steps: 24, then 16 · 3/4, 2/4 and 1/4 above 8; the fifth step has 8
     assert [annealed_k(8, 3.0, step, 4, 100) for step in range(6)] == [24, 20, 16, 12, 8, 8]
-    assert [annealed_k(8, 3.0, step, 4, 10) for step in range(6)] == [10, 10, 9, 8, 8, 8]  # 9.5 is rounded to even
+    assert [annealed_k(8, 3.0, step, 4, 10) for step in range(6)] == [
+        10,
+        10,
+        9,
+        8,
+        8,
+        8,
+    ]  # 9.5 is rounded to even
     assert annealed_k(8, 3.0, 0, 0, 100) == 8
 
 
@@ -104,7 +113,9 @@ def test_clipping_does_what_clip_grad_norm_does():
     kind = TopK(plain, TrainConfig(k=4))
     for seed in range(4):
         with torch.no_grad():
-            kind.gradients(seed % 2 * planted(seed=seed) + 0.01, None, 1.0)  # every second batch has a small gradient
+            kind.gradients(
+                seed % 2 * planted(seed=seed) + 0.01, None, 1.0
+            )  # every second batch has a small gradient
         norms.append(float(torch.nn.utils.clip_grad_norm_(plain.parameters(), 0.5)))
         adam.step()
         unit_rows_(plain.W_dec)
@@ -126,7 +137,9 @@ def test_auxk_revives_dead_latents_and_no_auxk_leaves_their_encoder_alone():
     for aux_coeff, expected in ((1 / 32, True), (0.0, False)):
         trainer = trainer_of(aux_coeff=aux_coeff, dead_after_tokens=64)
         with torch.no_grad():
-            trainer.sae.b_enc[:8] = -100.0  # these cannot be selected; with a pre-activation below 0 nor can AuxK
+            trainer.sae.b_enc[
+                :8
+            ] = -100.0  # these cannot be selected; with a pre-activation below 0 nor can AuxK
             trainer.sae.b_enc[8:16] = -0.01
             trainer.sae.W_enc[:, 8:16] *= 1e-3  # weak: never in the top k, but above 0 for some tokens
             trainer.sae.b_enc[8:16] = 1e-3
@@ -154,10 +167,17 @@ def test_fields_that_change_the_update():
         assert not torch.equal(plain, weights(**fields)), fields
     for fields in ({"l1_coeff": 1.0}, {"l1_warm_up_steps": 30}, {"unit_decoder": False}):
         assert not torch.equal(relu, weights(kind="relu", **fields)), fields
-    assert not torch.equal(weights(kind="matryoshka"), weights(kind="matryoshka", matryoshka_fractions=(0.5, 1)))
+    assert not torch.equal(
+        weights(kind="matryoshka"), weights(kind="matryoshka", matryoshka_fractions=(0.5, 1))
+    )
     step, tanh = {"kind": "jumprelu"}, {"kind": "jumprelu", "jumprelu_penalty": "tanh", "pre_act_coeff": 0.1}
     for base in (step, tanh):
-        for fields in ({"l0_coeff": 2.0}, {"bandwidth": 0.7}, {"initial_threshold": 0.4}, {"l1_warm_up_steps": 1}):
+        for fields in (
+            {"l0_coeff": 2.0},
+            {"bandwidth": 0.7},
+            {"initial_threshold": 0.4},
+            {"l1_warm_up_steps": 1},
+        ):
             assert not torch.equal(weights(**base), weights(**base, **fields)), fields
     assert not torch.equal(weights(**step), weights(**step, target_l0=4))
     assert not torch.equal(weights(**tanh), weights(**{**tanh, "pre_act_coeff": 0.2}))
@@ -201,7 +221,9 @@ def test_free_decoder_norms_are_folded_into_the_encoder():
 
 
 def test_k_annealing_is_refused_where_there_is_no_k():
-    with pytest.raises(ValueError, match="k_anneal_fraction expected 0 for the kind relu, without k, got 0.5"):
+    with pytest.raises(
+        ValueError, match="k_anneal_fraction expected 0 for the kind relu, without k, got 0.5"
+    ):
         TrainConfig(kind="relu", k_anneal_fraction=0.5)
     with pytest.raises(ValueError, match="k_anneal_start expected 1 or more, got 0.5"):
         TrainConfig(k_anneal_start=0.5)
@@ -212,10 +234,14 @@ def test_products_have_the_precision_asked_for_during_a_step_only(monkeypatch):
     trainer = trainer_of(matmul_precision="medium")
     gradients = trainer.kind.gradients
     monkeypatch.setattr(
-        trainer.kind, "gradients", lambda *a: seen.append(torch.get_float32_matmul_precision()) or gradients(*a)
+        trainer.kind,
+        "gradients",
+        lambda *a: seen.append(torch.get_float32_matmul_precision()) or gradients(*a),
     )
     before = torch.get_float32_matmul_precision()
     trainer.update(torch.randn(32, 8))
     assert seen == ["medium"] and torch.get_float32_matmul_precision() == before
-    with pytest.raises(ValueError, match="matmul_precision expected highest, high, medium or None, got 'low'"):
+    with pytest.raises(
+        ValueError, match="matmul_precision expected highest, high, medium or None, got 'low'"
+    ):
         TrainConfig(matmul_precision="low")

@@ -42,12 +42,13 @@ def add_auxk(
 def _auxk(
     sae: SparseAutoencoder, inputs: Tensor, error: Tensor, dead: Tensor, k_aux: int, aux_coeff: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """AuxK over the dead latents: loss float[""], gradients of W_dec[dead], W_enc[:, dead]ᵀ float[m d], b_enc[dead].
+    """AuxK over the dead latents: loss float[""], gradients of W_dec[dead], W_enc[:, dead]ᵀ float[m d],
+    b_enc[dead].
 
     The gradient reaches the encoder as well as the decoder: without that a dead latent never learns to fire.
-    Gao et al. 2024, section 2.4. By chunks of tokens; dense over the dead, since k_aux is a large part of them, unless few
-    of them come above 0 (looked into on a CPU only: elsewhere the host would wait for their number). dec_grad may or may
-    not have a part along the decoder's rows.
+    Gao et al. 2024, section 2.4. By chunks of tokens; dense over the dead, since k_aux is a large part of
+    them, unless few of them come above 0 (looked into on a CPU only: elsewhere the host would wait for their
+    number). dec_grad may or may not have a part along the decoder's rows.
     """
     widest, n_tokens = distributed.largest(dead.numel(), "latents"), inputs.shape[0]
     scale, no_bias = 2.0 * aux_coeff / n_tokens, torch.zeros_like(sae.b_dec)
@@ -59,9 +60,17 @@ def _auxk(
         latent_acts = latent_shards.keep_topk_(torch.addmm(bias, x, enc_rows.T), k_aux, widest)
         if inputs.device.type == "cpu" and (pairs := few_pairs(latent_acts > 0)) is not None:
             values = latent_acts[pairs.tokens, pairs.indices]
-            tokens = latent_shards.token_pass(e, values, pairs.indices, dec_rows, no_bias, scale, offsets=pairs.offsets)
+            tokens = latent_shards.token_pass(
+                e, values, pairs.indices, dec_rows, no_bias, scale, offsets=pairs.offsets
+            )
             latents = kernels.latent_pass(
-                tokens.recons_grad, x, values, tokens.pair_grads, pairs.indices, dec_rows, offsets=pairs.offsets
+                tokens.recons_grad,
+                x,
+                values,
+                tokens.pair_grads,
+                pairs.indices,
+                dec_rows,
+                offsets=pairs.offsets,
             )
             loss += tokens.sq_error.sum()
             dec_grad, enc_grad = dec_grad.add_(latents.dec_grad), enc_grad.add_(latents.enc_grad)
@@ -70,7 +79,9 @@ def _auxk(
         residual = latent_shards.decode(latent_acts, dec_rows, e, sign=-1)
         loss += residual.square().sum()
         residual_grad = residual.mul_(scale)
-        pre_grad = torch.ops.aten.threshold_backward(residual_grad @ dec_rows.T, latent_acts, 0)  # cut where ReLU was 0
+        pre_grad = torch.ops.aten.threshold_backward(
+            residual_grad @ dec_rows.T, latent_acts, 0
+        )  # cut where ReLU was 0
         dec_grad.addmm_(latent_acts.T, residual_grad)
         enc_grad.addmm_(pre_grad.T, x)
         bias_grad += pre_grad.sum(0)

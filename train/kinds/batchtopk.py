@@ -1,9 +1,9 @@
 """BatchTopK: the k · B largest pre-activations of a batch, whichever tokens they belong to.
 
-Bussmann et al. 2024, arXiv:2412.06410. A token alone has no batch to compete in, so what is saved is a JumpReLU SAE with one
-threshold for all latents, where k latents a token are above it. The paper takes the mean, over training batches, of the
-least value selected. Here that is a running estimate for evaluation on the way, and the threshold saved is the one that lets
-exactly k latents a token through on held-out rows.
+Bussmann et al. 2024, arXiv:2412.06410. A token alone has no batch to compete in, so what is saved is a
+JumpReLU SAE with one threshold for all latents, where k latents a token are above it. The paper takes the
+mean, over training batches, of the least value selected. Here that is a running estimate for evaluation on
+the way, and the threshold saved is the one that lets exactly k latents a token through on held-out rows.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .topk import TopK
 from .workspace import Pairs, ProductChunks
 
 _THRESHOLD_RATE = 0.1
-"""Weight of the newest batch in the running threshold. The least of k · B values varies little between batches, and weights
-move fast in a short run."""
+"""Weight of the newest batch in the running threshold. The least of k · B values varies little between
+batches, and weights move fast in a short run."""
 
 
 class BatchTopK(TopK):
@@ -32,8 +32,9 @@ class BatchTopK(TopK):
     sae_kind = "jumprelu"
     calibrates = True
     encoder_scale = 0.1
-    """A small encoder turns faster under Adam, and what it learns is not random directions with corrections: in short runs
-    fvu is 4 to 10 % lower than with 1, and 2 % of the latents stay dead instead of none (tests/bench/RESULTS.md)."""
+    """A small encoder turns faster under Adam, and what it learns is not random directions with corrections:
+    in short runs fvu is 4 to 10 % lower than with 1, and 2 % of the latents stay dead instead of none
+    (tests/bench/RESULTS.md)."""
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
         super().__init__(sae, config)
@@ -44,13 +45,16 @@ class BatchTopK(TopK):
         return {name: p for name, p in super().parameters().items() if name != "threshold"}
 
     def select(self, inputs: Tensor) -> Pairs:
-        """The k · B largest positive pre-activations of the batch; the running threshold follows the least of them.
+        """The k · B largest positive pre-activations of the batch; the running threshold follows the least of
+        them.
 
         Of several processes each gets those in its rows of the batch, and of its latents.
         """
         n_pairs = self.k * len(inputs) * distributed.world_size("data")
         pairs, least = self._largest_of_all(inputs, n_pairs, self.workspace.products)
-        self.threshold = torch.where(self.threshold.isnan(), least, self.threshold.lerp(least, _THRESHOLD_RATE))
+        self.threshold = torch.where(
+            self.threshold.isnan(), least, self.threshold.lerp(least, _THRESHOLD_RATE)
+        )
         self.sae.threshold.copy_(self.threshold)
         return pairs
 
@@ -61,11 +65,17 @@ class BatchTopK(TopK):
         self.sae.threshold.copy_(least)
 
     def _largest_of_all(
-        self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None, axis: distributed.Axis | None = None
+        self,
+        inputs: Tensor,
+        n_pairs: int,
+        workspace: Tensor | None = None,
+        axis: distributed.Axis | None = None,
     ) -> tuple[Pairs, Tensor]:
-        """Of the n_pairs largest positive pre-activations in all processes, those in this one; and just below the least.
+        """Of the n_pairs largest positive pre-activations in all processes, those in this one; and just below
+        the least.
 
-        Every process shows the others its largest, a few more than its part would be. Where all that one showed are among
+        Every process shows the others its largest, a few more than its part would be. Where all that one
+        showed are among
         the largest of all it may have further ones: then all show twice as many, up to n_pairs.
         """
         n_processes = distributed.world_size(axis)
@@ -92,10 +102,16 @@ class BatchTopK(TopK):
     def _largest(self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None) -> Pairs:
         """The n_pairs largest positive pre-activations of these rows."""
         sae = self.sae
-        guess = 0.9 * self.threshold.nan_to_num(nan=0.0)  # a tensor: whoever needs the number on the host has to wait for it
-        if (screened := kernels.screened_batch_topk(inputs, sae.W_enc.T, sae.b_enc, n_pairs, guess)) is not None:
+        guess = 0.9 * self.threshold.nan_to_num(
+            nan=0.0
+        )  # a tensor: whoever needs the number on the host has to wait for it
+        if (
+            screened := kernels.screened_batch_topk(inputs, sae.W_enc.T, sae.b_enc, n_pairs, guess)
+        ) is not None:
             return Pairs(*screened)
-        return Pairs(*kernels.select_batch_topk(ProductChunks(sae, inputs, workspace), sae.b_enc, n_pairs, guess))
+        return Pairs(
+            *kernels.select_batch_topk(ProductChunks(sae, inputs, workspace), sae.b_enc, n_pairs, guess)
+        )
 
     def state(self) -> dict[str, Tensor]:
         return {"threshold": self.threshold}
@@ -105,7 +121,8 @@ class BatchTopK(TopK):
 
 
 def _just_below(values: Tensor) -> Tensor:
-    """The largest number that all the positive ones of these values exceed, as JumpReLU asks for; 0 for none; float[""]."""
+    """The largest number that all the positive ones of these values exceed, as JumpReLU asks for; 0 for none;
+    float[""]."""
     if not values.numel():
         return values.new_zeros(())
     least = torch.where(values > 0, values, torch.inf).min()

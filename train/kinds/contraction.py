@@ -1,9 +1,10 @@
 """The contractive penalty: how much the latents change with the input, which it keeps small.
 
-Rifai et al. 2011, "Contractive Auto-Encoders: Explicit Invariance During Feature Extraction": the mean over tokens of
-‖∂latent_acts/∂acts‖², squared and summed over all entries. A latent that is on has the derivative gain_i · w_i, with w_i its
-column of W_enc and gain exp(r_mag) for gated, 1 for all others; one that is off has 0. So this is Σ_i rate_i · gain_i² ·
-‖w_i‖², over latents, of which rate_i is the share of tokens that have it on. Which are on is taken as given.
+Rifai et al. 2011, "Contractive Auto-Encoders: Explicit Invariance During Feature Extraction": the mean over
+tokens of ‖∂latent_acts/∂acts‖², squared and summed over all entries. A latent that is on has the derivative
+gain_i · w_i, with w_i its column of W_enc and gain exp(r_mag) for gated, 1 for all others; one that is off
+has 0. So this is Σ_i rate_i · gain_i² · ‖w_i‖², over latents, of which rate_i is the share of tokens that
+have it on. Which are on is taken as given.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from ..config import TrainConfig
 
 
 def add_contraction(sae: SparseAutoencoder, rates: Tensor, config: TrainConfig) -> None:
-    """Add the gradient of config.contractive_coeff · penalty to that in `.grad` of W_enc, and of r_mag where there is one.
+    """Add the gradient of config.contractive_coeff · penalty to that in `.grad` of W_enc, and of r_mag where
+    there is one.
 
     rates: float[d_sae], the share of tokens that have each latent on
-    Where decoder norms are free, latents are weighed by them squared, as they will be once the norms are folded into W_enc;
-    W_dec then has a part of the gradient.
+    Where decoder norms are free, latents are weighed by them squared, as they will be once the norms are
+    folded into W_enc; W_dec then has a part of the gradient.
     """
     weights = 2 * config.contractive_coeff * rates
     if sae.kind == "gated":

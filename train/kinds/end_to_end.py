@@ -1,13 +1,14 @@
-"""Fine-tuning through the language model: an SAE learns what the model's output needs, not only its activations.
+"""Fine-tuning through the language model: an SAE learns what the model's output needs, not only its
+activations.
 
-Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need", arXiv:2503.17272: a
-short run at the end closes much of the gap in cross-entropy. A step runs contexts twice, as they are and on the
-reconstruction, and minimises
+Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need",
+arXiv:2503.17272: a short run at the end closes much of the gap in cross-entropy. A step runs contexts twice,
+as they are and on the reconstruction, and minimises
 
     ½ · (mse + divergence · mse / divergence held constant) + the kind's penalty
 
-where divergence is KL(p_clean ‖ p_reconstruction), or the cross-entropy of the next tokens. So both parts weigh the same,
-and learning rates and penalties keep their meaning, whatever the units of either.
+where divergence is KL(p_clean ‖ p_reconstruction), or the cross-entropy of the next tokens. So both parts
+weigh the same, and learning rates and penalties keep their meaning, whatever the units of either.
 """
 
 from __future__ import annotations
@@ -62,7 +63,9 @@ class EndToEnd(Kind):
         for (name, parameter), grad in zip(parameters.items(), grads[1:], strict=True):
             parameter.grad = self.along_constraint(grad) if name == "W_dec" else grad
         fires = latents.values.detach() > 0
-        fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device).index_fill_(0, latents.indices[fires], True)
+        fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device).index_fill_(
+            0, latents.indices[fires], True
+        )
         return StepStats(mse.detach(), divergence.detach(), fires.sum() / len(batch)), fired
 
     def _losses(self, batch: Contexts) -> tuple[Tensor, Tensor, SparseLatents]:

@@ -10,13 +10,14 @@ from torch import Tensor
 SPARSE_BELOW = {"cpu": 1 / 16, "cuda": 1 / 48, "cuda tf32": 1 / 256}
 
 
-"""Share of latents on below which a dense kind turns to the kernels, by device; "cuda tf32" where torch may multiply float32
-in tf32. Assign to change it.
+"""Share of latents on below which a dense kind turns to the kernels, by device; "cuda tf32" where torch may
+multiply float32 in tf32. Assign to change it.
 
-cpu: measured. On a core four dense products take as long as the kernels at 0.1 (d_model 192 and 512), four to six times as
-long at 0.01.
-cuda: by arithmetic, on an H100, not measured. A dense product of one token takes 2 n d / R s, a gather of its k float32 rows
-4 k d / (0.7 · 3.35e12) s: equal at k/n = 1.2e12 / R. R is about 5e13 in float32 and 3e14 in tf32.
+cpu: measured. On a core four dense products take as long as the kernels at 0.1 (d_model 192 and 512), four to
+six times as long at 0.01.
+cuda: by arithmetic, on an H100, not measured. A dense product of one token takes 2 n d / R s, a gather of its
+k float32 rows 4 k d / (0.7 · 3.35e12) s: equal at k/n = 1.2e12 / R. R is about 5e13 in float32 and 3e14 in
+tf32.
 """
 
 
@@ -32,7 +33,8 @@ class PairPlaces(NamedTuple):
 
 
 def few_pairs(mask: Tensor) -> PairPlaces | None:
-    """The pairs where bool[B d_sae] is set, if the kernels are faster on so few than dense products, else None."""
+    """The pairs where bool[B d_sae] is set, if the kernels are faster on so few than dense products, else
+    None."""
     if not mask.numel():
         return None
     device = mask.device.type
@@ -41,4 +43,6 @@ def few_pairs(mask: Tensor) -> PairPlaces | None:
     if int(mask.count_nonzero()) > SPARSE_BELOW.get(device, _SPARSE_BELOW_ELSEWHERE) * mask.numel():
         return None
     tokens, indices = mask.nonzero(as_tuple=True)
-    return PairPlaces(tokens, indices, torch.searchsorted(tokens, torch.arange(len(mask) + 1, device=mask.device)))
+    return PairPlaces(
+        tokens, indices, torch.searchsorted(tokens, torch.arange(len(mask) + 1, device=mask.device))
+    )

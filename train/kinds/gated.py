@@ -1,7 +1,9 @@
-"""Gated: which latents are on is decided apart from how strongly. Rajamanoharan et al. 2024, arXiv:2404.16014.
+"""Gated: which latents are on is decided apart from how strongly. Rajamanoharan et al. 2024,
+arXiv:2404.16014.
 
-Gate and magnitude share W_enc up to exp(r_mag). The L1 penalty acts on the gate alone, so magnitudes do not shrink; the gate
-learns from a reconstruction of its own, through a decoder that this reconstruction does not train.
+Gate and magnitude share W_enc up to exp(r_mag). The L1 penalty acts on the gate alone, so magnitudes do not
+shrink; the gate learns from a reconstruction of its own, through a decoder that this reconstruction does not
+train.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ class Gated(Kind):
         values = (products * gain[indices] + sae.b_mag[indices]).relu_()
 
         def pass_over(values: Tensor) -> TokenPass:
-            return latent_shards.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets)
+            return latent_shards.token_pass(
+                acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets
+            )
 
         recons_grad, value_grads, sq_error = pass_over(values)
         gate_recons_grad, gate_grads, _ = pass_over(gate)
@@ -58,10 +62,14 @@ class Gated(Kind):
         sae.b_mag.grad = torch.zeros_like(gain).index_add_(0, indices, magnitude_grads)
         sae.r_mag.grad = torch.zeros_like(gain).index_add_(0, indices, magnitude_grads * products) * gain
         enc_grad, product_grad = enc_grad + gate_enc_grad, product_grad + sae.b_gate.grad
-        write_gradients(sae, dec_grad, enc_grad, product_grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        write_gradients(
+            sae, dec_grad, enc_grad, product_grad, recons_grad.sum(0), train_decoder=self.train_decoder
+        )
         self.contract_pairs(values, indices, n_tokens)
         l1, l0 = gate.sum() / n_tokens, (values > 0).sum(dtype=acts.dtype) / n_tokens
-        return StepStats(sq_error.mean(), latent_shards.over_latents(l1), latent_shards.over_latents(l0)), fired
+        return StepStats(
+            sq_error.mean(), latent_shards.over_latents(l1), latent_shards.over_latents(l0)
+        ), fired
 
     def _dense(
         self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float
@@ -85,11 +93,18 @@ class Gated(Kind):
         sae.r_mag.grad = (magnitude_grad * products).sum(0) * gain
         product_grad = gate_grad.addcmul_(magnitude_grad, gain)
         write_gradients(
-            sae, dec_grad, product_grad.T @ inputs, product_grad.sum(0), recons_grad.sum(0), train_decoder=self.train_decoder
+            sae,
+            dec_grad,
+            product_grad.T @ inputs,
+            product_grad.sum(0),
+            recons_grad.sum(0),
+            train_decoder=self.train_decoder,
         )
         self.contract(n_fired, n_tokens)
         l0 = n_fired.sum() / n_tokens
-        return StepStats(reconstruction, latent_shards.over_latents(l1), latent_shards.over_latents(l0)), n_fired > 0
+        return StepStats(
+            reconstruction, latent_shards.over_latents(l1), latent_shards.over_latents(l0)
+        ), n_fired > 0
 
 
 KIND = Gated

@@ -1,7 +1,9 @@
-"""What the kinds share in a training step: gradients written into `.grad` by hand, without autograd's dense tensors.
+"""What the kinds share in a training step: gradients written into `.grad` by hand, without autograd's dense
+tensors.
 
-The sparse kinds (topk, batchtopk, matryoshka) never build a second [B, d_sae] tensor and take no gradient of the input:
-each selects its pairs (token, latent) and leaves the rest to the functions here. Every kind is tested against autograd.
+The sparse kinds (topk, batchtopk, matryoshka) never build a second [B, d_sae] tensor and take no gradient of
+the input: each selects its pairs (token, latent) and leaves the rest to the functions here. Every kind is
+    tested against autograd.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from .. import latent_shards
 class StepStats(NamedTuple):
     """Device scalars of one step, in the scale of training: no wait for the device until they are read.
 
-    reconstruction: mean ‖x − x̂‖²; sparsity: the loss that `Kind.sparsity_name` names, before its coefficient;
+    reconstruction: mean ‖x − x̂‖²; sparsity: the loss that `Kind.sparsity_name` names, before its
+        coefficient;
     l0: latents a token. All of them over all shards of the latents.
     """
 
@@ -39,12 +42,14 @@ def write_gradients(
 ) -> None:
     """Into `.grad` of W_dec, W_enc and b_dec; of a shard, its part of that of b_dec.
 
-    dec_grad, enc_grad: float[d_sae d_model], latent-major; product_grad: float[d_sae], of inputs @ W_enc, summed over tokens
+    dec_grad, enc_grad: float[d_sae d_model], latent-major; product_grad: float[d_sae], of inputs @ W_enc,
+        summed over tokens
     b_dec_grad: float[d_model], ∂L/∂recons summed over tokens, for every reconstruction that adds b_dec
     """
     sae.W_dec.grad = dec_grad if train_decoder else None
     sae.W_enc.grad = enc_grad.T
-    # The second part, as b_dec is subtracted from the input, is a sum over latents; the first is the same in all shards.
+    # The second part, as b_dec is subtracted from the input, is a sum over latents; the first is the same in
+    # all shards.
     sae.b_dec.grad = b_dec_grad / latent_shards.n_shards() - sae.W_enc @ product_grad
 
 

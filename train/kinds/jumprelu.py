@@ -1,10 +1,11 @@
-"""JumpReLU: a threshold for each latent, learned through straight-through estimates with a rectangular kernel.
+"""JumpReLU: a threshold for each latent, learned through straight-through estimates with a rectangular
+kernel.
 
-step: the L0 penalty of Rajamanoharan et al. 2024, arXiv:2407.14435, which reaches thresholds only; with a target, the
-square of l0's relative distance from it in its place, as in dictionary_learning.
-tanh: Anthropic, "Dictionary Learning Optimization Techniques", January 2025: Σ tanh(4 · latent_acts), which reaches the
-encoder too, and for every latent that is off a little of its distance from the threshold, so that none stays dead.
-Both train log thresholds, which keeps thresholds positive.
+step: the L0 penalty of Rajamanoharan et al. 2024, arXiv:2407.14435, which reaches thresholds only; with a
+target, the square of l0's relative distance from it in its place, as in dictionary_learning.
+tanh: Anthropic, "Dictionary Learning Optimization Techniques", January 2025: Σ tanh(4 · latent_acts), which
+reaches the encoder too, and for every latent that is off a little of its distance from the threshold, so that
+none stays dead. Both train log thresholds, which keeps thresholds positive.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class JumpReLU(Kind):
 
     sae_kind = "jumprelu"
     sparsity_name = "penalty"
-    # At 1, with thresholds of 1, a target l0 is met before latents have found a direction: fvu 0.23 for 0.13 (600 steps).
+    # At 1, with thresholds of 1, a target l0 is met before latents have found a direction: fvu 0.23 for 0.13
+    # (600 steps).
     encoder_scale = 0.3
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
@@ -65,7 +67,9 @@ class JumpReLU(Kind):
         """The step penalty and its derivative, of l0 float[""]."""
         if self.config.target_l0 is None:
             return l0, torch.ones_like(l0)
-        distance = distributed.mean(l0, "data") / self.config.target_l0 - 1  # of the whole batch, in which it is not linear
+        distance = (
+            distributed.mean(l0, "data") / self.config.target_l0 - 1
+        )  # of the whole batch, in which it is not linear
         return distance.square(), 2 * distance / self.config.target_l0
 
     def _sparse(
@@ -86,11 +90,15 @@ class JumpReLU(Kind):
             recons_grad, inputs, values, pair_grads, indices, sae.W_dec, offsets=offsets
         )
         self.log_threshold.grad = threshold_grad * threshold
-        write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        write_gradients(
+            sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
+        )
         self.contract_pairs(values, indices, len(acts))
         return StepStats(sq_error.mean(), penalty, l0), fired
 
-    def _dense(self, acts: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float) -> tuple[StepStats, Tensor]:
+    def _dense(
+        self, acts: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float
+    ) -> tuple[StepStats, Tensor]:
         sae, config, n_tokens, threshold = self.sae, self.config, len(acts), self.sae.threshold
         on = (pre_acts > threshold).to(acts.dtype)  # masks as numbers: each product would convert them again
         latent_acts = pre_acts * on
@@ -130,7 +138,12 @@ class JumpReLU(Kind):
         sae.b_enc.grad = pre_grad.sum(0)
         dec_grad = self.along_constraint(dec_grad)
         write_gradients(
-            sae, dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
+            sae,
+            dec_grad,
+            pre_grad.T @ inputs,
+            sae.b_enc.grad,
+            recons_grad.sum(0),
+            train_decoder=self.train_decoder,
         )
         self.contract(n_fired, n_tokens)
         return StepStats(reconstruction, penalty, l0), n_fired > 0

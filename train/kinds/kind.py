@@ -1,7 +1,7 @@
 """The kinds of SAE that can be trained: what the trainer asks of one, and where it finds it.
 
-A kind is a file of this folder that is named as `TrainConfig.kind` has it and calls its subclass of `Kind` KIND. To add
-one, write that file and add its name to `config.KindName`.
+A kind is a file of this folder that is named as `TrainConfig.kind` has it and calls its subclass of `Kind`
+KIND. To add one, write that file and add its name to `config.KindName`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from .gradients import StepStats, unit_rows_
 class Kind:
     """How an SAE of one kind is trained: its gradients, and whatever it needs around the optimiser's step.
 
-    sae: in the scale of training, on the device to train on; of latents that are divided, this process's shard
+    sae: in the scale of training, on the device to train on; of latents that are divided, this process's
+        shard
     """
 
     sae_kind: ClassVar[str]
@@ -57,7 +58,8 @@ class Kind:
         return False
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What the optimiser trains, by name, apart from W_enc, which the trainer hands over in its own layout."""
+        """What the optimiser trains, by name, apart from W_enc, which the trainer hands over in its own
+        layout."""
         frozen = {"W_enc"} if self.train_decoder else {"W_enc", "W_dec"}
         return {name: p for name, p in self.sae.named_parameters() if name not in frozen}
 
@@ -71,20 +73,23 @@ class Kind:
         acts: float[B d_model]; dead: int64[m], or None where `uses_dead` is False
         ramp: share of the sparsity coefficient in (0, 1], which rises over the first steps
         returns: the stats and fired bool[d_sae]
-        Of a shard: what a dense tensor would show of its latents; b_dec's gradient is a part of a sum over shards. Every
-        branch exchanges alike, as shards need not take the same one.
+        Of a shard: what a dense tensor would show of its latents; b_dec's gradient is a part of a sum over
+        shards. Every branch exchanges alike, as shards need not take the same one.
         """
         raise NotImplementedError
 
     def encoder_inputs(self, acts: Tensor, out: Tensor | None = None) -> Tensor:
-        """acts − b_dec, with the step's noise where `input_noise` asks for it: what the encoder sees, float[B d_model].
+        """acts − b_dec, with the step's noise where `input_noise` asks for it: what the encoder sees, float[B
+        d_model].
 
         Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders"
         """
         inputs = torch.sub(acts, self.sae.b_dec, out=out)
         if self.config.input_noise:
             first_row = distributed.rank("data") * len(acts)
-            inputs.add_(row_noise(acts, first_row, self.config.seed, self.step), alpha=self.config.input_noise)
+            inputs.add_(
+                row_noise(acts, first_row, self.config.seed, self.step), alpha=self.config.input_noise
+            )
         return inputs
 
     def contract(self, n_fired: Tensor, n_tokens: int) -> None:
@@ -98,7 +103,9 @@ class Kind:
     def contract_pairs(self, values: Tensor, indices: Tensor, n_tokens: int) -> None:
         """`contract`, of the latents indices int64[...] that are on where values float[...] are above 0."""
         if self.config.contractive_coeff:
-            n_fired = values.new_zeros(self.sae.d_sae).index_add_(0, indices.reshape(-1), values.reshape(-1).sign())
+            n_fired = values.new_zeros(self.sae.d_sae).index_add_(
+                0, indices.reshape(-1), values.reshape(-1).sign()
+            )
             self.contract(n_fired, n_tokens)
 
     def along_constraint(self, dec_grad: Tensor) -> Tensor:
@@ -106,7 +113,8 @@ class Kind:
         return remove_parallel(dec_grad, self.sae.W_dec) if self.config.unit_decoder else dec_grad
 
     def decoder_norms(self) -> Tensor:
-        """Norms of the decoder's rows, float[d_sae], by which penalties weigh latents; 1, float[""], for unit rows."""
+        """Norms of the decoder's rows, float[d_sae], by which penalties weigh latents; 1, float[""], for unit
+        rows."""
         unit = self.sae.W_dec.new_ones(())
         return unit if self.config.unit_decoder else torch.linalg.vector_norm(self.sae.W_dec, dim=1)
 
@@ -116,7 +124,8 @@ class Kind:
             unit_rows_(self.sae.W_dec)
 
     def restart(self, latents: Tensor) -> None:
-        """What the latents int64[m] have beside their weights becomes what it was at the start; for resampling."""
+        """What the latents int64[m] have beside their weights becomes what it was at the start; for
+        resampling."""
         for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
             if hasattr(self.sae, name):
                 self.sae.get_parameter(name)[latents] = 0
@@ -143,5 +152,5 @@ def kind_class(name: str) -> type[Kind]:
 L1_ENCODER_SCALE = 0.1
 
 
-"""Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then, one of norm 1
-many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""
+"""Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then,
+one of norm 1 many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""

@@ -1,8 +1,9 @@
 """Matryoshka BatchTopK: nested prefixes of the dictionary, each of which has to reconstruct alone.
 
-Bussmann et al. 2025, arXiv:2503.17547: early latents cannot leave the general to later, more specific ones, so that features
-are absorbed less. With prefixes 0 … J − 1, prefix j ending at latent widths[j], and e_j the error of its reconstruction, the
-loss is Σ_j ‖e_j‖², and a latent that enters at prefix j gets its gradient from Σ_{i ≥ j} e_i.
+Bussmann et al. 2025, arXiv:2503.17547: early latents cannot leave the general to later, more specific ones,
+so that features are absorbed less. With prefixes 0 … J − 1, prefix j ending at latent widths[j], and e_j the
+error of its reconstruction, the loss is Σ_j ‖e_j‖², and a latent that enters at prefix j gets its gradient
+from Σ_{i ≥ j} e_i.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from .workspace import Pairs
 
 
 class Matryoshka(BatchTopK):
-    """BatchTopK's selection; the latents by which a prefix exceeds the one before are a bag of their own for each token."""
+    """BatchTopK's selection; the latents by which a prefix exceeds the one before are a bag of their own for
+    each token."""
 
     encoder_scale = 1.0
     """Bussmann et al. 2025; a smaller one, as for batchtopk, was not measured."""
@@ -32,13 +34,15 @@ class Matryoshka(BatchTopK):
         widths = [round(fraction * self.d_sae) for fraction in config.matryoshka_fractions]
         if sorted({0, *widths}) != [0, *widths]:
             raise ValueError(
-                f"TrainConfig.matryoshka_fractions expected prefixes that grow, got {widths} of {self.d_sae} latents: "
+                f"TrainConfig.matryoshka_fractions expected prefixes that grow, got {widths} of "
+                f"{self.d_sae} latents: "
                 "leave out the smallest or widen the dictionary"
             )
         self.widths = torch.tensor(widths, device=sae.device)
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
-        """Of the reconstructions of all prefixes, summed, + aux_coeff · AuxK on the error of the whole dictionary."""
+        """Of the reconstructions of all prefixes, summed, + aux_coeff · AuxK on the error of the whole
+        dictionary."""
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = self.encoder_inputs(acts, work.inputs)
@@ -52,7 +56,8 @@ class Matryoshka(BatchTopK):
         return StepStats(work.tokens.sq_error.mean(), auxk, l0), work.latents.fired
 
     def _nested(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        """int64[J·B + 1], J prefixes, for pairs in order of (token, latent), which are then in order of (token, prefix)."""
+        """int64[J·B + 1], J prefixes, for pairs in order of (token, latent), which are then in order of
+        (token, prefix)."""
         n_prefixes, widths = len(self.widths), self.widths - latent_shards.first_latent(self.sae)
         bags = token_ids(offsets, len(indices)) * n_prefixes + torch.bucketize(indices, widths, right=True)
         return torch.searchsorted(bags, torch.arange((len(offsets) - 1) * n_prefixes + 1, device=bags.device))

@@ -21,7 +21,8 @@ class ReLU(Kind):
     encoder_scale = L1_ENCODER_SCALE
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
-        """Of reconstruction + l1_coeff · Σ latent_acts · norm of the decoder row, which is 1 unless norms are free."""
+        """Of reconstruction + l1_coeff · Σ latent_acts · norm of the decoder row, which is 1 unless norms are
+        free."""
         inputs = self.encoder_inputs(acts)
         latent_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc).relu_()
         pairs = few_pairs(latent_acts > 0) if self.config.unit_decoder else None
@@ -41,12 +42,18 @@ class ReLU(Kind):
         dec_grad, enc_grad, sae.b_enc.grad, fired = kernels.latent_pass(
             recons_grad, inputs, values, pair_grads.add_(l1_coeff), indices, sae.W_dec, offsets=offsets
         )
-        write_gradients(sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder)
+        write_gradients(
+            sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
+        )
         self.contract_pairs(values, indices, n_tokens)
         l1, l0 = values.sum() / n_tokens, acts.new_tensor(len(values) / n_tokens)
-        return StepStats(sq_error.mean(), latent_shards.over_latents(l1), latent_shards.over_latents(l0)), fired
+        return StepStats(
+            sq_error.mean(), latent_shards.over_latents(l1), latent_shards.over_latents(l0)
+        ), fired
 
-    def _dense(self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float) -> tuple[StepStats, Tensor]:
+    def _dense(
+        self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float
+    ) -> tuple[StepStats, Tensor]:
         sae, n_tokens = self.sae, len(acts)
         error = latent_shards.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
@@ -54,7 +61,9 @@ class ReLU(Kind):
 
         # Signs are 0 or 1: they count firings and cut the gradient, and become that gradient in place.
         norms = self.decoder_norms()
-        l1 = (latent_acts.sum() if self.config.unit_decoder else (latent_acts.sum(0) * norms).sum()) / n_tokens
+        l1 = (
+            latent_acts.sum() if self.config.unit_decoder else (latent_acts.sum(0) * norms).sum()
+        ) / n_tokens
         dec_grad = latent_acts.T @ recons_grad
         if not self.config.unit_decoder:
             dec_grad += l1_coeff * (latent_acts.sum(0) / norms)[:, None] * sae.W_dec
@@ -65,11 +74,18 @@ class ReLU(Kind):
         sae.b_enc.grad = pre_grad.sum(0)
         dec_grad = self.along_constraint(dec_grad)
         write_gradients(
-            sae, dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
+            sae,
+            dec_grad,
+            pre_grad.T @ inputs,
+            sae.b_enc.grad,
+            recons_grad.sum(0),
+            train_decoder=self.train_decoder,
         )
         self.contract(n_fired, n_tokens)
         l0 = n_fired.sum() / n_tokens
-        return StepStats(reconstruction, latent_shards.over_latents(l1), latent_shards.over_latents(l0)), n_fired > 0
+        return StepStats(
+            reconstruction, latent_shards.over_latents(l1), latent_shards.over_latents(l0)
+        ), n_fired > 0
 
 
 KIND = ReLU

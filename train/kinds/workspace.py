@@ -20,11 +20,13 @@ _CHUNK_BYTES = {"cpu": 32 * 2**20}
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
 
 
-"""Every chunk reads all of W_enc: on a GPU a thousand rows hide that, on a CPU the chunk should stay in the cache."""
+"""Every chunk reads all of W_enc: on a GPU a thousand rows hide that, on a CPU the chunk should stay in the
+cache."""
 
 
 class Pairs(NamedTuple):
-    """The latents of a batch as the kernels take them: [B k], or [P] with offsets int64[B + 1]. Values are 0 or more."""
+    """The latents of a batch as the kernels take them: [B k], or [P] with offsets int64[B + 1]. Values are 0
+    or more."""
 
     values: Tensor
     indices: Tensor
@@ -47,23 +49,39 @@ class Workspace:
         """Make or keep buffers for a batch: inputs float[B d_model], on a CPU products float[chunk d_sae]."""
         if self.inputs is None or self.inputs.shape != acts.shape:
             self.inputs = torch.empty_like(acts)
-            if acts.device.type == "cpu":  # elsewhere torch keeps freed memory, and the product may never be written
+            if (
+                acts.device.type == "cpu"
+            ):  # elsewhere torch keeps freed memory, and the product may never be written
                 self.products = _product_chunk(acts, sae.d_sae)
             self.tokens = self.latents = None
 
-    def pass_over(self, acts: Tensor, inputs: Tensor, pairs: Pairs, sae: SparseAutoencoder, scale: float) -> None:
+    def pass_over(
+        self, acts: Tensor, inputs: Tensor, pairs: Pairs, sae: SparseAutoencoder, scale: float
+    ) -> None:
         """Decode and send scale/2 · Σ ‖recons − acts‖² back to the weights: fills `tokens` and `latents`."""
         values, indices, offsets = pairs
-        reuse = self.tokens if self.tokens is not None and len(self.tokens.pair_grads) == values.numel() else None
-        self.tokens = latent_shards.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets)
+        reuse = (
+            self.tokens if self.tokens is not None and len(self.tokens.pair_grads) == values.numel() else None
+        )
+        self.tokens = latent_shards.token_pass(
+            acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets
+        )
         recons_grad, pair_grads, _ = self.tokens
         self.latents = kernels.latent_pass(
-            recons_grad, inputs, values.view(-1), pair_grads, indices.view(-1), sae.W_dec, self.latents, offsets
+            recons_grad,
+            inputs,
+            values.view(-1),
+            pair_grads,
+            indices.view(-1),
+            sae.W_dec,
+            self.latents,
+            offsets,
         )
 
 
 class ProductChunks:
-    """inputs @ W_enc, a chunk of rows at a time: float[rows d_sae], overwritten by the next. May be gone through again."""
+    """inputs @ W_enc, a chunk of rows at a time: float[rows d_sae], overwritten by the next. May be gone
+    through again."""
 
     def __init__(self, sae: SparseAutoencoder, inputs: Tensor, workspace: Tensor | None = None) -> None:
         self.sae, self.inputs = sae, inputs

@@ -10,7 +10,8 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
     """The SAE that does to x what `sae` does to scale · x, in x's own units.
 
-    Activations are homogeneous in (x, biases, thresholds), so only those are divided; directions stay unit norm.
+    Activations are homogeneous in (x, biases, thresholds), so only those are divided; directions stay unit
+    norm.
     """
     folded = SparseAutoencoder(sae.config).to(sae.device)
     with torch.no_grad():
@@ -22,7 +23,8 @@ def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
 
 @torch.no_grad()
 def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
-    """Bring decoder rows to norm 1 and let the latents carry the norms, in place; what the SAE computes stays the same."""
+    """Bring decoder rows to norm 1 and let the latents carry the norms, in place; what the SAE computes stays
+    the same."""
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(torch.finfo(sae.dtype).tiny)
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms)

@@ -1,4 +1,5 @@
-"""What training starts from: decoder rows, the encoder as their transpose, the bias at the geometric median."""
+"""What training starts from: decoder rows, the encoder as their transpose, the bias at the geometric
+median."""
 
 from __future__ import annotations
 
@@ -21,25 +22,32 @@ _PIECE_ROWS = 4096
 log = logging.getLogger(__name__)
 
 
-def initial_sae(config: SAEConfig, sample: Tensor, seed: int, encoder_scale: float = 1.0) -> SparseAutoencoder:
+def initial_sae(
+    config: SAEConfig, sample: Tensor, seed: int, encoder_scale: float = 1.0
+) -> SparseAutoencoder:
     """A fresh SAE for rows such as `sample`; where latents are divided, this process's shard of it.
 
     sample: float[n d_model], rows in the scale of training
     encoder_scale: of W_enc; 1 where few latents are on at a time, L1_ENCODER_SCALE under an L1 penalty
-    W_dec rows are random unit vectors, W_enc = encoder_scale · W_decᵀ (Gao et al. 2024, appendix A.1: few latents start
-    dead), b_enc is 0 and b_dec the geometric median of the sample.
+    W_dec rows are random unit vectors, W_enc = encoder_scale · W_decᵀ (Gao et al. 2024, appendix A.1: few
+    latents start dead), b_enc is 0 and b_dec the geometric median of the sample.
     """
     sae = SparseAutoencoder(latent_shards.shard_config(config))
     with torch.no_grad():
-        sae.W_dec.copy_(random_rows(config.d_sae, config.d_model, seed, latent_shards.first_latent(sae), sae.d_sae))
+        sae.W_dec.copy_(
+            random_rows(config.d_sae, config.d_model, seed, latent_shards.first_latent(sae), sae.d_sae)
+        )
         sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
         sae.W_enc.copy_(encoder_scale * sae.W_dec.T)
         sae.b_dec.copy_(geometric_median(sample))
     return sae
 
 
-def sae_to_finetune(config: SAEConfig, folder: str, scale: float, unit_decoder: bool = True) -> SparseAutoencoder:
-    """The SAE of a folder, ours or SAELens', as training of what `config` says goes on with it: in the scale of training.
+def sae_to_finetune(
+    config: SAEConfig, folder: str, scale: float, unit_decoder: bool = True
+) -> SparseAutoencoder:
+    """The SAE of a folder, ours or SAELens', as training of what `config` says goes on with it: in the scale
+    of training.
 
     config: of the SAE to be trained; d_sae is the folder's, whatever it is there
     scale: of the inputs in this training
@@ -55,7 +63,9 @@ def sae_to_finetune(config: SAEConfig, folder: str, scale: float, unit_decoder: 
                 "kind": f"an SAE saved as {got} goes on as {' or '.join(_TRAINED_AS[sae.kind])}",
                 "normalize_activations": "training scales all rows by one number",
             }[name]
-            raise ValueError(f"init_from={folder} expected an SAE of {name} {expected!r}, got {got!r}: {hint}")
+            raise ValueError(
+                f"init_from={folder} expected an SAE of {name} {expected!r}, got {got!r}: {hint}"
+            )
     if not sae.config.apply_b_dec_to_input:
         _subtract_b_dec_from_input_(sae)
     sae.config = dataclasses.replace(config, d_sae=sae.d_sae)
@@ -84,10 +94,11 @@ _TRAINED_AS = {
 
 
 def random_rows(n_rows: int, d_model: int, seed: int, first: int, n: int) -> Tensor:
-    """Rows first … first + n − 1 of torch.randn(n_rows, d_model) of that seed, without holding many of the others."""
+    """Rows first … first + n − 1 of torch.randn(n_rows, d_model) of that seed, without holding many of the
+    others."""
     generator, kept = torch.Generator().manual_seed(seed), []
-    # torch draws normal numbers by sixteens, and the last ones anew where sixteen does not divide them: so pieces of a
-    # multiple of 16 rows, the last one not short, are what one piece would be.
+    # torch draws normal numbers by sixteens, and the last ones anew where sixteen does not divide them: so
+    # pieces of a multiple of 16 rows, the last one not short, are what one piece would be.
     starts = range(0, max(1, n_rows // _PIECE_ROWS) * _PIECE_ROWS, _PIECE_ROWS)
     for start, end in pairwise([*starts, n_rows]):
         rows = torch.randn(end - start, d_model, generator=generator)

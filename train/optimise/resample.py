@@ -1,10 +1,11 @@
 """Resampling: dead latents start again, along inputs that are reconstructed badly.
 
-Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron Resampling": rows are drawn with probability ∝ loss²; a dead
-latent's decoder row becomes the direction of one, its encoder column the same direction at 0.2 of the mean norm that encoder
-columns of alive latents have, its bias 0; and the optimiser forgets what it knew of them. Where we depart: rows are those of
-the step's batch instead of 819,200 apart, and none is drawn twice, so no two latents start alike. Where more latents are
-dead than the batch has rows, those silent for longest come first and the rest at a later time.
+Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron Resampling": rows are drawn with probability
+∝ loss²; a dead latent's decoder row becomes the direction of one, its encoder column the same direction at
+0.2 of the mean norm that encoder columns of alive latents have, its bias 0; and the optimiser forgets what it
+knew of them. Where we depart: rows are those of the step's batch instead of 819,200 apart, and none is drawn
+twice, so no two latents start alike. Where more latents are dead than the batch has rows, those silent for
+longest come first and the rest at a later time.
 """
 
 from __future__ import annotations
@@ -28,11 +29,15 @@ _ENCODER_SCALE = 0.2
 
 
 @torch.no_grad()
-def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tensor]], acts: Tensor, step: int) -> None:
-    """Start dead latents again, in place; of several processes, each brings its part of the batch and all do the same.
+def resample_(
+    kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tensor]], acts: Tensor, step: int
+) -> None:
+    """Start dead latents again, in place; of several processes, each brings its part of the batch and all do
+    the same.
 
     moments: of Adam, for each parameter with a first dimension of d_sae that says of which latent
-    acts: float[B d_model]; step: at which this happens: the draw is a function of (config.seed, step) and of the losses
+    acts: float[B d_model]; step: at which this happens: the draw is a function of (config.seed, step) and of
+        the losses
     """
     sae, silent = kind.sae, distributed.gathered(tracker.tokens_since_fired, "latents").view(-1)
     dead = (silent >= tracker.dead_after_tokens).nonzero().view(-1)  # of all shards, as is `latents`
@@ -40,13 +45,17 @@ def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tens
         return
     inputs, error = acts - sae.b_dec, acts - latent_shards.forward(sae, acts, sae.config.k).recons
     losses = torch.linalg.vecdot(error, error) * (inputs != 0).any(1)  # b_dec itself has no direction
-    places = draw_rows(distributed.gathered(losses, "data").view(-1), len(dead), kind.config.seed, step).to(acts.device)
+    places = draw_rows(distributed.gathered(losses, "data").view(-1), len(dead), kind.config.seed, step).to(
+        acts.device
+    )
     longest = silent[dead].argsort(descending=True, stable=True)
     latents = dead[longest[: len(places)]]
     directions = torch.nn.functional.normalize(_rows_of_all(inputs, places), dim=1)
 
     norms = torch.linalg.vector_norm(sae.W_enc, dim=0)
-    alive = (tracker.tokens_since_fired < tracker.dead_after_tokens) | (len(dead) == kind.d_sae)  # all where none is
+    alive = (tracker.tokens_since_fired < tracker.dead_after_tokens) | (
+        len(dead) == kind.d_sae
+    )  # all where none is
     mean_norm = latent_shards.over_latents(norms[alive].sum()) / latent_shards.over_latents(alive.sum())
     own, ours = latent_shards.own_latents(latents, sae)
     sae.W_enc[:, own] = (_ENCODER_SCALE * mean_norm * directions[ours]).T
@@ -61,10 +70,12 @@ def resample_(kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tens
 
 
 def draw_rows(losses: Tensor, n: int, seed: int, step: int) -> Tensor:
-    """Places of n rows, or of all with a loss if those are fewer, drawn one after the other with probability ∝ loss².
+    """Places of n rows, or of all with a loss if those are fewer, drawn one after the other with probability
+    ∝ loss².
 
     losses: float[B], 0 or more; returns: int64[m], on the CPU
-    Each waits for a time that is exponential at the rate loss², and the first n are taken: the same distribution.
+    Each waits for a time that is exponential at the rate loss², and the first n are taken: the same
+        distribution.
     """
     rates = losses.double().cpu().square()
     times = torch.empty_like(rates).exponential_(generator=generator(seed, RESAMPLING, step)) / rates
@@ -72,7 +83,8 @@ def draw_rows(losses: Tensor, n: int, seed: int, step: int) -> Tensor:
 
 
 def _rows_of_all(rows: Tensor, places: Tensor) -> Tensor:
-    """Those at places int64[m] of the whole batch, of which rows float[B d] are this process's part; float[m d]."""
+    """Those at places int64[m] of the whole batch, of which rows float[B d] are this process's part; float[m
+    d]."""
     own = places - distributed.rank("data") * len(rows)
     ours = (own >= 0) & (own < len(rows))
     return distributed.sum_(torch.where(ours[:, None], rows[own.clamp(0, len(rows) - 1)], 0.0), "data")

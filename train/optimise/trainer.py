@@ -21,8 +21,8 @@ from .resample import resample_
 from .schedules import default_lr, lr_factor
 
 _LEAST_RAMP_STEPS = 1000
-"""In fewer steps a sparsity penalty drives latents out before they have found a direction: 5 % of 1,200 steps left half of
-them dead, 20 % few."""
+"""In fewer steps a sparsity penalty drives latents out before they have found a direction: 5 % of 1,200 steps
+left half of them dead, 20 % few."""
 
 
 class Trainer:
@@ -33,21 +33,27 @@ class Trainer:
     n_steps: length of the run, which the schedules need
     """
 
-    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, n_steps: int, kind: Kind | None = None) -> None:
+    def __init__(
+        self, sae: SparseAutoencoder, config: TrainConfig, n_steps: int, kind: Kind | None = None
+    ) -> None:
         self.sae, self.config, self.n_steps = sae, config, n_steps
         self.steps_done = 0
         self.kind = kind or kind_class(config.kind)(sae, config)
         self.lr = config.lr or default_lr(self.kind.d_sae, n_steps, fresh=config.init_from is None)
         self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
         ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
-        self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0)
+        self.l1_warm_up_steps = _or(
+            config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0
+        )
         self.decay_steps = round(config.decay_fraction * n_steps)
         n_tokens = n_steps * config.batch_size_rows
         k = config.k if config.kind in KEEP_K else None
-        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(n_tokens, self.kind.d_sae, k)
+        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(
+            n_tokens, self.kind.d_sae, k
+        )
         self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
-        # Adam sees W_enc as its storage is, [d_sae d_model]: torch's fused kernel copies strided parameters, and is
-        # silently wrong where a gradient's strides differ from its parameter's.
+        # Adam sees W_enc as its storage is, [d_sae d_model]: torch's fused kernel copies strided parameters,
+        # and is silently wrong where a gradient's strides differ from its parameter's.
         self._encoder_rows = torch.nn.Parameter(sae.W_enc.detach().T)
         self.adam = torch.optim.Adam(
             [self._encoder_rows, *self.kind.parameters().values()],
@@ -58,7 +64,8 @@ class Trainer:
 
     @torch.no_grad()
     def update(self, acts: Tensor) -> StepStats:
-        """One optimiser step on float32[batch d_model]; of several processes, each brings as many rows of the batch."""
+        """One optimiser step on float32[batch d_model]; of several processes, each brings as many rows of the
+        batch."""
         dead = self.dead_tracker.dead() if self.kind.uses_dead else None
         ramp = min(1.0, (self.steps_done + 1) / max(1, self.l1_warm_up_steps))
         self.kind.begin(self.steps_done, self.n_steps)
@@ -67,10 +74,14 @@ class Trainer:
         factor = lr_factor(self.steps_done, self.n_steps, self.warm_up_steps, self.decay_steps)
         for group in self.adam.param_groups:
             group["lr"] = self.lr * factor
-        assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), "the SAE was moved after its Trainer was made"
+        assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), (
+            "the SAE was moved after its Trainer was made"
+        )
         self._encoder_rows.grad = self.sae.W_enc.grad.T
         stats, fired = self._reduced(stats, fired)
-        self.dead_tracker.update(fired, len(acts) * distributed.world_size("data"))  # before Adam: see DeadTracker
+        self.dead_tracker.update(
+            fired, len(acts) * distributed.world_size("data")
+        )  # before Adam: see DeadTracker
         self._clip()
         self.adam.step()
         self.kind.after_update()
@@ -82,23 +93,30 @@ class Trainer:
         """Dead latents start again, where the configuration asks for it after this step."""
         every, last = self.config.resample_every_steps, self.config.resample_fraction * self.n_steps
         if every is not None and self.steps_done % every == 0 and self.steps_done <= last:
-            entries = [self.adam.state[p] for p in self.adam.param_groups[0]["params"] if p is not self.sae.b_dec]
+            entries = [
+                self.adam.state[p] for p in self.adam.param_groups[0]["params"] if p is not self.sae.b_dec
+            ]
             moments = [(entry["exp_avg"], entry["exp_avg_sq"]) for entry in entries]
             resample_(self.kind, self.dead_tracker, moments, acts, self.steps_done)
 
     def _reduced(self, stats: StepStats, fired: Tensor) -> tuple[StepStats, Tensor]:
         """Gradients, in place, stats and firings of this process's rows become those of the whole batch.
 
-        All are means over rows, of which each process along the axis "data" has as many: so they are means over those.
+        All are means over rows, of which each process along the axis "data" has as many: so they are means
+        over those.
         """
         if distributed.world_size() == 1:
             return stats, fired
         n = distributed.world_size("data")
         for parameter in self.adam.param_groups[0]["params"]:
-            axis = None if parameter is self.sae.b_dec else "data"  # b_dec stays the same to the bit in all shards
+            axis = (
+                None if parameter is self.sae.b_dec else "data"
+            )  # b_dec stays the same to the bit in all shards
             if parameter.grad is not None and distributed.world_size(axis) > 1:
                 distributed.sum_(parameter.grad.div_(n), axis)
-        numbers = torch.cat([torch.stack([stat.to(self.sae.dtype) for stat in stats]) / n, fired.to(self.sae.dtype)])
+        numbers = torch.cat(
+            [torch.stack([stat.to(self.sae.dtype) for stat in stats]) / n, fired.to(self.sae.dtype)]
+        )
         distributed.sum_(numbers, "data")
         return StepStats(*numbers[: len(stats)]), numbers[len(stats) :] > 0
 
@@ -111,7 +129,8 @@ class Trainer:
         if not self.adam.defaults["fused"]:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
             return
-        # The fused kernel divides by this on the way (it is there for AMP): nothing is read and written once more.
+        # The fused kernel divides by this on the way (it is there for AMP): nothing is read and written once
+        # more.
         self.adam.grad_scale = (norm / limit).clamp(min=1.0)
 
     def _grad_norm(self) -> Tensor:
@@ -127,8 +146,8 @@ class Trainer:
     def state(self) -> dict[str, Tensor | int]:
         """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.
 
-        Tensors are the live ones, in the scale of training; of a shard, with its latents. No random numbers are among them:
-        row order is a function of (seed, step).
+        Tensors are the live ones, in the scale of training; of a shard, with its latents. No random numbers
+        are among them: row order is a function of (seed, step).
         """
         moments = self.adam.state_dict()["state"]
         return {
@@ -140,11 +159,14 @@ class Trainer:
         }
 
     def whole_state(self) -> dict[str, Tensor | int | None]:
-        """`state` with the latents of all shards, tensors on the CPU of the first process, None in all others."""
+        """`state` with the latents of all shards, tensors on the CPU of the first process, None in all
+        others."""
         if latent_shards.n_shards() == 1:
             return dict(self.state())
         return {
-            name: latent_shards.whole(value, self._latent_dim(name, value)) if isinstance(value, Tensor) else value
+            name: latent_shards.whole(value, self._latent_dim(name, value))
+            if isinstance(value, Tensor)
+            else value
             for name, value in self.state().items()
         }
 
@@ -167,7 +189,8 @@ class Trainer:
 
         However that one's latents were divided: this shard takes its own.
 
-        raises: CheckpointError, before anything is changed, if a name is missing or unknown or a shape is another
+        raises: CheckpointError, before anything is changed, if a name is missing or unknown or a shape is
+            another
         """
         live, params = self.state(), self.adam.param_groups[0]["params"]
         expected = {name: value.shape for name, value in live.items() if isinstance(value, Tensor)}
@@ -183,7 +206,8 @@ class Trainer:
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise CheckpointError(
-                    f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: it is of another "
+                    f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: "
+                    "it is of another "
                     "run or release; choose another output, or overwrite=True to start anew"
                 )
         moments: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(params))}
@@ -204,7 +228,8 @@ class Trainer:
 
 @contextmanager
 def _matmul_precision(precision: str | None) -> Iterator[None]:
-    """Within it float32 products are computed so; None changes nothing. The setting is torch's, for the whole process."""
+    """Within it float32 products are computed so; None changes nothing. The setting is torch's, for the whole
+    process."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision or before)
     try:

@@ -26,12 +26,14 @@ class JoinedStores:
         for other in self.stores[1:]:
             if (name := other.hook_point(hook_point)) != self.hook_point:
                 raise ValueError(
-                    f"stores that are mixed are expected to share a hook point, {first.path} has {self.hook_point} and "
+                    f"stores that are mixed are expected to share a hook point, {first.path} has "
+                    f"{self.hook_point} and "
                     f"{other.path} has {name}: name one that both have as hook_point, or train on one"
                 )
             if (width := other.d_model(name)) != self.d_model:
                 raise ValueError(
-                    f"stores that are mixed are expected to have rows of one width at {name}, {first.path} has "
+                    f"stores that are mixed are expected to have rows of one width at {name}, {first.path} "
+                    "has "
                     f"{self.d_model} and {other.path} has {width}: these are different models"
                 )
         sizes = torch.tensor([store.n_rows for store in self.stores])
@@ -83,7 +85,9 @@ class JoinedStores:
         """raises: ValueError if one of the stores has none of these rows, which are those to train on"""
         for store, of_store in zip(self.stores, rows, strict=True):
             if not len(of_store):
-                raise ValueError(f"{store.path} has no rows to train on, all its documents are held out: leave it out")
+                raise ValueError(
+                    f"{store.path} has no rows to train on, all its documents are held out: leave it out"
+                )
 
     def norms(self, number: int) -> Tensor:
         """float32[n_rows]: the norm of each row of one store."""
@@ -110,7 +114,9 @@ class JoinedStores:
         row = first - int(ends[shard]) + store.shard_rows[shard]
         path = store.folder.describe(data_name(shard, self.hook_point))
         raise FloatingPointError(
-            f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large values. "
-            f"`saelens-lite verify {store.path}` finds altered files, and with --repair makes them anew; the same "
+            f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large "
+            "values. "
+            f"`saelens-lite verify {store.path}` finds altered files, and with --repair makes them anew; "
+            "the same "
             "command then goes on at the last checkpoint"
         )

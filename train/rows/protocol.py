@@ -33,7 +33,8 @@ class Rows(Protocol):
     Several runs may share them, so tensors from here are not to be altered.
     model_name, hf_module: where the rows come from; "" where that is not known
     context_length: tokens a context, BOS included; None for rows that did not come from text
-    scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; nothing here is multiplied by it
+    scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; nothing here is
+        multiplied by it
     left_out_share: the share of the training rows that max_norm_ratio leaves out; None where it is off
     steps_per_epoch: batches in one pass over the training rows
     """
@@ -56,13 +57,15 @@ class Rows(Protocol):
         """What an SAE's metadata say of its rows."""
 
     def begin(self, position: dict[str, Any] | None) -> None:
-        """Make ready for a run that begins, or goes on where `position` was told; called once, before all else."""
+        """Make ready for a run that begins, or goes on where `position` was told; called once, before all
+        else."""
 
     def position(self, step: int) -> dict[str, Any]:
         """What `begin` needs to go on at a step, as JSON."""
 
     def batch(self, step: int) -> Tensor:
-        """float32[rows d_model] of a step counted from 0; of several processes along the axis "data" each gets its share."""
+        """float32[rows d_model] of a step counted from 0; of several processes along the axis "data" each
+        gets its share."""
 
     def sample(self, n_rows: int) -> Tensor:
         """float32[m d_model] on the CPU: at most n_rows of those trained on, evenly spread over them."""
@@ -79,7 +82,8 @@ class Rows(Protocol):
         """raises: FloatingPointError naming the first held-out row that is not finite"""
 
     def check_steps(self, first: int, end: int, what: str) -> None:
-        """Look at the rows of steps first … end − 1. raises: FloatingPointError: `what`, and where one not finite stands"""
+        """Look at the rows of steps first … end − 1. raises: FloatingPointError: `what`, and where one not
+        finite stands"""
 
     def close(self) -> None:
         """Free memory and end threads."""

@@ -1,4 +1,5 @@
-"""The buffer: the rows that are mixed at a time, in memory; the next one may be read while it is trained on."""
+"""The buffer: the rows that are mixed at a time, in memory; the next one may be read while it is trained
+on."""
 
 from __future__ import annotations
 
@@ -22,12 +23,14 @@ class RowSource(Protocol):
 
 
 class RowBuffer:
-    """Batches of rows in an order; memory holds the rows of one buffer, or of two where the next is read ahead.
+    """Batches of rows in an order; memory holds the rows of one buffer, or of two where the next is read
+    ahead.
 
     dtype: how the buffer keeps rows
     part: (r, n): of the n equal parts of each batch, the r-th alone is read and given; for n processes
     device: where batches are given; for CUDA they travel from pinned memory, beside the computation
-    ahead_to: buffers of steps before this one are read in a thread while the one before is given; the rows are the same
+    ahead_to: buffers of steps before this one are read in a thread while the one before is given; the rows
+        are the same
     """
 
     def __init__(
@@ -47,7 +50,8 @@ class RowBuffer:
         self._buffers: Ahead[Key, Tensor] = Ahead(self._load, self._following)
 
     def batch(self, step: int) -> Tensor:
-        """float32[batch_size_rows d_model] of a step counted from 0, on the device; of a part of n, batch_size_rows / n."""
+        """float32[batch_size_rows d_model] of a step counted from 0, on the device; of a part of n,
+        batch_size_rows / n."""
         key, within = self._order.place(step)
         acts = self._buffers[key]
         size = self._order.batch_size_rows // self._part[1]

@@ -1,7 +1,8 @@
 """Row order: which rows make up step s, as a pure function of (seed, step).
 
-Short runs of consecutive rows are permuted over all rows; that order is cut into buffers of about `buffer_rows`, and the
-rows within each buffer are permuted. So memory holds one buffer, disk reads are runs, rows from everywhere meet in one
+Short runs of consecutive rows are permuted over all rows; that order is cut into buffers of about
+`buffer_rows`, and the rows within each buffer are permuted. So memory holds one buffer, disk reads are runs,
+rows from everywhere meet in one
 batch, and a position is an integer: nothing about rows needs to be saved.
 """
 
@@ -59,7 +60,10 @@ class RowOrder:
     def rows(self, key: Key) -> Tensor:
         epoch, buffer = key
         places = _mixed_runs(len(self._rows), generator(self._seed, epoch))
-        start, size = buffer * self._steps_per_buffer * self.batch_size_rows, self._steps_per_buffer * self.batch_size_rows
+        start, size = (
+            buffer * self._steps_per_buffer * self.batch_size_rows,
+            self._steps_per_buffer * self.batch_size_rows,
+        )
         places = places[start : start + size]
         places = places[torch.randperm(len(places), generator=generator(self._seed, epoch, buffer))]
         n_steps = len(places) // self.batch_size_rows
@@ -71,10 +75,11 @@ class RowOrder:
 
 
 class MixedOrder:
-    """Batches of which each part of the rows has its share, met at every step but for rounding, which never adds up.
+    """Batches of which each part of the rows has its share, met at every step but for rounding, which never
+    adds up.
 
-    Each part is gone through in an order of its own, again and again: one whose weight is large for its size comes more
-    often. With the parts' sizes as weights each row comes once in an epoch.
+    Each part is gone through in an order of its own, again and again: one whose weight is large for its size
+    comes more often. With the parts' sizes as weights each row comes once in an epoch.
 
     parts: int64[n_i] each, the rows of each part that may be used, in ascending order
     weights: positive, one for each part
@@ -82,7 +87,13 @@ class MixedOrder:
     """
 
     def __init__(
-        self, parts: Sequence[Tensor], weights: Sequence[float], *, batch_size_rows: int, buffer_rows: int, seed: int
+        self,
+        parts: Sequence[Tensor],
+        weights: Sequence[float],
+        *,
+        batch_size_rows: int,
+        buffer_rows: int,
+        seed: int,
     ) -> None:
         n_rows = sum(len(part) for part in parts)
         _check_enough(n_rows, batch_size_rows)
@@ -115,7 +126,8 @@ class MixedOrder:
         return (key[1] + 1) * self._steps_per_buffer
 
     def _span(self, part: int, start: int, stop: int, mixer: torch.Generator) -> Tensor:
-        """int64[stop − start]: rows that the part gives from one place to another, all epochs counted, each mixed."""
+        """int64[stop − start]: rows that the part gives from one place to another, all epochs counted, each
+        mixed."""
         rows, found = self._parts[part], []
         for epoch in range(start // len(rows), -(-stop // len(rows))):
             places = _mixed_runs(len(rows), generator(self._seed, part, epoch))
@@ -127,8 +139,8 @@ class MixedOrder:
 def shares(n: int, weights: Sequence[Fraction | float]) -> list[int]:
     """How many of the first n rows are each part's: n · weight / total, rounded so that they add up to n.
 
-    None falls when n rises, so that differences are the shares of the rows between. Each is off by at most half a row for
-    every part.
+    None falls when n rises, so that differences are the shares of the rows between. Each is off by at most
+    half a row for every part.
     """
     found, exact = [], [Fraction(weight) for weight in weights]
     total = sum(exact, Fraction())
@@ -149,6 +161,7 @@ def _mixed_runs(n_rows: int, mixer: torch.Generator) -> Tensor:
 def _check_enough(n_rows: int, batch_size_rows: int) -> None:
     if n_rows < batch_size_rows:
         raise ValueError(
-            f"training expected at least one batch of {batch_size_rows} rows, got {n_rows} outside the held-out "
+            f"training expected at least one batch of {batch_size_rows} rows, got {n_rows} outside the "
+            "held-out "
             "documents: harvest more tokens or lower batch_size_rows"
         )

@@ -23,7 +23,8 @@ from .store_rows import StoreRows
 class Contexts:
     """A batch of contexts.
 
-    input_ids: int64[batch context]; attended, kept: bool[batch context], real tokens and those with rows to learn from
+    input_ids: int64[batch context]; attended, kept: bool[batch context], real tokens and those with rows to
+        learn from
     targets: bool[batch context-1], True where the prediction of the token after the position counts
     """
 
@@ -40,10 +41,11 @@ class Contexts:
 class StoreContexts(StoreRows):
     """The contexts of one or several stores instead of their rows.
 
-    Held-out documents are read along where they share a context: their activations stay as they are, and nothing is learned
-    from their tokens. Holds the tokens of the stores whole, about 10 bytes each. Order is a function of (seed, step).
-    raises: ValueError for several processes, fewer contexts than one batch, stores of contexts that differ in length;
-        ShardError for a store without tokens
+    Held-out documents are read along where they share a context: their activations stay as they are, and
+    nothing is learned from their tokens. Holds the tokens of the stores whole, about 10 bytes each. Order is
+    a function of (seed, step).
+    raises: ValueError for several processes, fewer contexts than one batch, stores of contexts that differ in
+        length; ShardError for a store without tokens
     """
 
     def __init__(self, stores: ActivationStore | Sequence[ActivationStore], config: TrainConfig) -> None:
@@ -53,13 +55,17 @@ class StoreContexts(StoreRows):
             raise ValueError("end_to_end expected one process, got several: start it without torchrun")
         lengths = {store.context_length for store in stores}
         if len(lengths) > 1:
-            raise ValueError(f"end_to_end expected stores of contexts of one length, got {sorted(lengths)} tokens")
+            raise ValueError(
+                f"end_to_end expected stores of contexts of one length, got {sorted(lengths)} tokens"
+            )
         shards = [store.tokens(shard) for store in stores for shard in range(store.n_shards)]
         self._store = stores[0]
         self._ids = torch.cat([tokens.input_ids for tokens in shards])
         self._attended = torch.cat([tokens.attended.bool() for tokens in shards])
         self._kept = torch.cat([tokens.kept.bool() for tokens in shards])
-        held_out = torch.cat([is_held_out(t.doc_id.long() + t.first_doc, config.held_out_fraction) for t in shards])
+        held_out = torch.cat(
+            [is_held_out(t.doc_id.long() + t.first_doc, config.held_out_fraction) for t in shards]
+        )
         self._trained = self._kept & ~held_out
         self._learned_from = self._trained[:, 1:].any(1).nonzero().view(-1)
         [context_length] = lengths
@@ -69,8 +75,10 @@ class StoreContexts(StoreRows):
         self.steps_per_epoch = len(self._learned_from) // self._n_seqs
         if not self.steps_per_epoch:
             raise ValueError(
-                f"end_to_end expected at least {self._n_seqs} contexts, batch_size_rows / {context_length}, got "
-                f"{len(self._learned_from)} outside the held-out documents: harvest more or lower batch_size_rows"
+                f"end_to_end expected at least {self._n_seqs} contexts, batch_size_rows / {context_length}, "
+                "got "
+                f"{len(self._learned_from)} outside the held-out documents: harvest more or lower "
+                "batch_size_rows"
             )
 
     def batch(self, step: int) -> Contexts:  # type: ignore[override]

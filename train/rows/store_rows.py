@@ -1,4 +1,5 @@
-"""The rows of a run: which are trained on and held out, in which order, and where one that is broken stands."""
+"""The rows of a run: which are trained on and held out, in which order, and where one that is broken
+stands."""
 
 from __future__ import annotations
 
@@ -26,12 +27,13 @@ log = logging.getLogger(__name__)
 class StoreRows:
     """The rows of one hook point of an activation store, or of several that are mixed; see `Rows`.
 
-    Several must agree in hook point and width. Each batch has the share of each store that store_weights say; None takes the
-    stores' training rows, so that an epoch shows each once. Held-out rows are those of all. A sample and they are kept from
-    one batch to the next, so that runs which share this read them once.
+    Several must agree in hook point and width. Each batch has the share of each store that store_weights say;
+    None takes the stores' training rows, so that an epoch shows each once. Held-out rows are those of all. A
+    sample and they are kept from one batch to the next, so that runs which share this read them once.
 
     device: where batches are given
-    raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot share equally
+    raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot
+        share equally
     """
 
     def __init__(
@@ -43,7 +45,8 @@ class StoreRows:
         n_processes = distributed.world_size("data")
         if config.batch_size_rows % n_processes:
             raise ValueError(
-                f"batch_size_rows expected a multiple of {n_processes}, the processes that share each batch, got "
+                f"batch_size_rows expected a multiple of {n_processes}, the processes that share each "
+                "batch, got "
                 f"{config.batch_size_rows}: choose {-(-config.batch_size_rows // n_processes) * n_processes}"
             )
         stores = [stores] if isinstance(stores, ActivationStore) else list(stores)
@@ -56,8 +59,14 @@ class StoreRows:
         self._held_out_rows = spread(torch.cat(held_out), config.eval_rows)
         weights = config.store_weights or [len(rows) for rows in self._train_rows]
         if len(weights) != len(stores):
-            raise ValueError(f"store_weights expected {len(stores)} numbers, one for each store, got {len(weights)}")
-        size = {"batch_size_rows": config.batch_size_rows, "buffer_rows": config.buffer_rows, "seed": config.row_seed}
+            raise ValueError(
+                f"store_weights expected {len(stores)} numbers, one for each store, got {len(weights)}"
+            )
+        size = {
+            "batch_size_rows": config.batch_size_rows,
+            "buffer_rows": config.buffer_rows,
+            "seed": config.row_seed,
+        }
         if len(stores) == 1:
             order: Order = RowOrder(self._train_rows[0], **size)
         else:
@@ -88,7 +97,12 @@ class StoreRows:
         stores = self._joined.stores
         if len(stores) == 1:
             return {"store": stores[0].fingerprint}
-        return {"stores": [{"store": s.fingerprint, "share": share} for s, share in zip(stores, self._shares, strict=True)]}
+        return {
+            "stores": [
+                {"store": s.fingerprint, "share": share}
+                for s, share in zip(stores, self._shares, strict=True)
+            ]
+        }
 
     def begin(self, position: dict[str, Any] | None) -> None:
         pass  # order and scale are functions of the stores and the configuration
@@ -154,7 +168,8 @@ class StoreRows:
         return kept, 1 - sum(map(len, kept)) / max(1, sum(map(len, rows)))
 
     def _mean_sq_norm(self) -> float:
-        """Over batches: of the rows trained on where some are left out, else of the stores, which have it ready."""
+        """Over batches: of the rows trained on where some are left out, else of the stores, which have it
+        ready."""
         found = []
         for number, (store, rows) in enumerate(zip(self._joined.stores, self._train_rows, strict=True)):
             if self.left_out_share is None:
@@ -165,7 +180,8 @@ class StoreRows:
         return sum(share * mean for share, mean in zip(self._shares, found, strict=True))
 
     def _finite(self, rows: Tensor, what: str) -> Tensor:
-        """float32[n d_model] of rows int64[n]; raises: FloatingPointError for the first whose scaled norm is not finite"""
+        """float32[n d_model] of rows int64[n]; raises: FloatingPointError for the first whose scaled norm is
+        not finite"""
         acts = self._joined.gather(rows)
         self._joined.check_finite(rows, acts, self.scale, what)
         return acts

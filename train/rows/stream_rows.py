@@ -66,7 +66,8 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Filled:
-    """A buffer: acts [n_steps batch_size_rows d_model], the documents that its rows come from, and where the next begins."""
+    """A buffer: acts [n_steps batch_size_rows d_model], the documents that its rows come from, and where the
+    next begins."""
 
     acts: Tensor
     doc_ids: Tensor
@@ -76,10 +77,10 @@ class Filled:
 class StreamRows:
     """The rows of a stream, as a run reads them; see `rows.Rows`.
 
-    Training rows follow each other as in the stream, are cut into buffers of buffer_rows, and mixed within a buffer by
-    (seed, epoch, buffer). At the stream's end what fills no batch is left out, and the next epoch begins. The scale is that
-    of the first buffer. Held-out rows are the first eval_rows of held-out documents that the shards of the first buffer
-    have; they are kept in memory, and made again where a run goes on.
+    Training rows follow each other as in the stream, are cut into buffers of buffer_rows, and mixed within a
+    buffer by (seed, epoch, buffer). At the stream's end what fills no batch is left out, and the next epoch
+    begins. The scale is that of the first buffer. Held-out rows are the first eval_rows of held-out documents
+    that the shards of the first buffer have; they are kept in memory, and made again where a run goes on.
 
     device: where batches are given
     raises: ValueError for a run without n_steps, as a stream's length is not known, or with max_norm_ratio or
@@ -91,15 +92,21 @@ class StreamRows:
     def __init__(self, stream: Stream, config: TrainConfig, device: torch.device | str = "cpu") -> None:
         if distributed.several_processes():
             raise ValueError(
-                "training on a stream expected one process, got several: harvest a store, or go without torchrun"
+                "training on a stream expected one process, got several: harvest a store, or go without "
+                "torchrun"
             )
         if config.n_steps is None:
-            raise ValueError("training on a stream expected n_steps, as its length is not known before it ends; got None")
+            raise ValueError(
+                "training on a stream expected n_steps, as its length is not known before it ends; got None"
+            )
         if config.max_norm_ratio is not None:
-            raise ValueError("max_norm_ratio needs the median norm of all rows, unknown while they come: harvest a store")
+            raise ValueError(
+                "max_norm_ratio needs the median norm of all rows, unknown while they come: harvest a store"
+            )
         if config.matmul_precision is not None:
             raise ValueError(
-                "training on a stream expected matmul_precision None: forward passes beside a step would now and then be "
+                "training on a stream expected matmul_precision None: forward passes beside a step would "
+                "now and then be "
                 "computed so as well. torch.set_float32_matmul_precision says it for both"
             )
         self._stream, self._config, self._device = stream, config, torch.device(device)
@@ -132,7 +139,9 @@ class StreamRows:
                 while reading.n_shards < self._held_out_shards and reading.next_shard():
                     self._hold_out(reading)
             return
-        self._reading = _Reading(self._stream, Place(), fraction, seen=self._hold_out if eval_rows and fraction else None)
+        self._reading = _Reading(
+            self._stream, Place(), fraction, seen=self._hold_out if eval_rows and fraction else None
+        )
         filled = self._buffers[Place()]
         if self._config.scale_input:
             sums = [acts.float().square().sum(dtype=torch.float64) for acts in filled.acts]
@@ -142,7 +151,11 @@ class StreamRows:
         place = self._place(max(0, step - 1))
         following = self._buffers[place].following
         place = following if step >= following.first_step else place  # which need not be filled for that
-        return {"scale": self.scale, "held_out_shards": self._held_out_shards, "place": dataclasses.asdict(place)}
+        return {
+            "scale": self.scale,
+            "held_out_shards": self._held_out_shards,
+            "place": dataclasses.asdict(place),
+        }
 
     def batch(self, step: int) -> Tensor:
         place = self._place(step)
@@ -194,9 +207,13 @@ class StreamRows:
         dtype = BUFFER_DTYPES[self._stream.plan["dtype"]]
         acts = torch.empty(self._n_rows, self.d_model, dtype=dtype, pin_memory=self._device.type == "cuda")
         doc_ids = torch.empty(self._n_rows, dtype=torch.int64)
-        mixed = torch.randperm(self._n_rows, generator=generator(self._config.row_seed, place.epoch, place.buffer))
+        mixed = torch.randperm(
+            self._n_rows, generator=generator(self._config.row_seed, place.epoch, place.buffer)
+        )
         n = 0
-        while n < self._n_rows and not stopped.is_set() and (rows := reading.take(self._n_rows - n)) is not None:
+        while (
+            n < self._n_rows and not stopped.is_set() and (rows := reading.take(self._n_rows - n)) is not None
+        ):
             at = mixed[n : n + len(rows[0])]
             acts[at], doc_ids[at] = rows[0].to(dtype), rows[1]
             n += len(at)
@@ -213,11 +230,14 @@ class StreamRows:
         if not n_steps and not stopped.is_set():
             if place.buffer == 0:
                 raise ValueError(
-                    f"training expected at least one batch of {self._batch} rows, the dataset has {n} outside the held-out "
+                    f"training expected at least one batch of {self._batch} rows, the dataset has {n} "
+                    "outside the held-out "
                     "documents: give more text or lower batch_size_rows"
                 )
             return self._fill(following, stopped)
-        return Filled(acts.view(n_steps, self._batch, self.d_model), doc_ids.view(n_steps, self._batch), following)
+        return Filled(
+            acts.view(n_steps, self._batch, self.d_model), doc_ids.view(n_steps, self._batch), following
+        )
 
     def _hold_out(self, reading: _Reading) -> None:
         """Keep the held-out rows of the shard that was just read, until there are eval_rows."""
@@ -231,12 +251,14 @@ class StreamRows:
             self._reading = None
 
     def _check(self, acts: Tensor, doc_ids: Tensor | None, what: str) -> None:
-        """raises: FloatingPointError for float32[n d_model] of which a row's squared norm, as trained on, is not finite"""
+        """raises: FloatingPointError for float32[n d_model] of which a row's squared norm, as trained on, is
+        not finite"""
         broken = ~(torch.linalg.vecdot(acts, acts) * self.scale**2).isfinite()
         if broken.any():
             where = "" if doc_ids is None else f" of document {int(doc_ids[broken].min())} (from 0)"
             raise FloatingPointError(
-                f"{what}: a row{where} holds NaN, infinite or too large values: compute the model in bfloat16 or float32, "
+                f"{what}: a row{where} holds NaN, infinite or too large values: compute the model in "
+                "bfloat16 or float32, "
                 "or leave the document out"
             )
 
@@ -249,9 +271,17 @@ class _Reading:
     """
 
     def __init__(
-        self, stream: Stream, place: Place, held_out_fraction: float, seen: Callable[[_Reading], None] | None = None
+        self,
+        stream: Stream,
+        place: Place,
+        held_out_fraction: float,
+        seen: Callable[[_Reading], None] | None = None,
     ) -> None:
-        self._shards, self._fraction, self.seen = stream.shards(place.shard, place.cursor), held_out_fraction, seen
+        self._shards, self._fraction, self.seen = (
+            stream.shards(place.shard, place.cursor),
+            held_out_fraction,
+            seen,
+        )
         self._shard, self._row, self._cursor, self._skip = place.shard, 0, place.cursor, place.row
         self._acts, self._doc_ids = torch.empty(0, stream.d_model), torch.empty(0, dtype=torch.int64)
         self.held_out, self.n_shards = self._acts, 0
@@ -265,7 +295,8 @@ class _Reading:
         return Place(epoch, buffer, first_step, self._shard, self._row, self._cursor)
 
     def take(self, n_rows: int) -> tuple[Tensor, Tensor] | None:
-        """The next rows, at least one and at most so many: float[n d_model] and their documents; None at the end."""
+        """The next rows, at least one and at most so many: float[n d_model] and their documents; None at the
+        end."""
         while self._row == len(self._acts):
             if not self.next_shard():
                 return None
@@ -280,7 +311,11 @@ class _Reading:
             return False
         held_out = is_held_out(shard.doc_ids, self._fraction)
         self._shard, self._cursor, self._row, self._skip = shard.index, shard.cursor, self._skip, 0
-        self._acts, self._doc_ids, self.held_out = shard.acts[~held_out], shard.doc_ids[~held_out], shard.acts[held_out]
+        self._acts, self._doc_ids, self.held_out = (
+            shard.acts[~held_out],
+            shard.doc_ids[~held_out],
+            shard.acts[held_out],
+        )
         self.n_shards += 1
         if self.seen is not None:
             self.seen(self)

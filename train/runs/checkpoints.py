@@ -5,15 +5,16 @@
     format, version   "saelens_lite trainer state", 1
     run               what determines the run: the store's fingerprint, the hook point, fields of TrainConfig
     values            what `Trainer.state` holds beside tensors: steps_done, as in the folder's name
-    progress          scale of the inputs; of a stream, where its rows stand; seconds trained; bytes of metrics.jsonl, the
-                      run at wandb
+    progress          scale of the inputs; of a stream, where its rows stand; seconds trained; bytes of
+                      metrics.jsonl, the run at wandb
     made_by           what the last bits depend on as well: versions, device, threads, processes
     tensors_sha256    of state.safetensors
     sha256            of this file without this entry
 
-JSON is UTF-8 with sorted keys. A checkpoint is written in a hidden folder, synced, and appears by one rename, so it is whole
-or absent; it goes by a rename too. It holds no rows and no random numbers: row order is a function of (seed, step). Nothing
-is pickled. The SAE as people use it stands in <output> itself; of a finished run the folder `state` is removed.
+JSON is UTF-8 with sorted keys. A checkpoint is written in a hidden folder, synced, and appears by one rename,
+so it is whole or absent; it goes by a rename too. It holds no rows and no random numbers: row order is a
+function of (seed, step). Nothing is pickled. The SAE as people use it stands in <output> itself; of a
+finished run the folder `state` is removed.
 """
 
 from __future__ import annotations
@@ -73,7 +74,8 @@ def save_checkpoint(
     made_by: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Write the checkpoint of a step; of those of earlier steps keep − 1 stay, of later ones (damaged, if any) none.
+    """Write the checkpoint of a step; of those of earlier steps keep − 1 stay, of later ones (damaged, if
+    any) none.
 
     state: as `Trainer.state` gives it
     raises: CheckpointError when it cannot be written; the ones before are untouched then
@@ -87,7 +89,11 @@ def save_checkpoint(
             shutil.rmtree(leftover)
         try:
             staged.mkdir()
-            tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+            tensors = {
+                name: value.detach().cpu().contiguous()
+                for name, value in state.items()
+                if isinstance(value, Tensor)
+            }
             save_file(tensors, staged / _TENSORS)
             facts = {
                 "format": _FORMAT,
@@ -114,7 +120,8 @@ def save_checkpoint(
                 _discard(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"cannot write the checkpoint of step {step} to {target}: {error}; make room or mend the cause, then give the "
+            f"cannot write the checkpoint of step {step} to {target}: {error}; make room or mend the cause, "
+            "then give the "
             "same command again: it goes on at the checkpoint before"
         ) from error
 
@@ -134,7 +141,8 @@ def load_checkpoint(output: Path) -> Checkpoint | None:
             log.warning("%s; looking for a checkpoint before it", damage)
     if found:
         raise CheckpointError(
-            f"{output / _STATE} expected a whole checkpoint, all {len(found)} are damaged, the earliest so: {damage}; "
+            f"{output / _STATE} expected a whole checkpoint, all {len(found)} are damaged, the earliest so: "
+            f"{damage}; "
             "restore one, or overwrite=True starts anew"
         )
     return None
@@ -165,7 +173,9 @@ def _read(folder: Path, step: int) -> Checkpoint:
         if facts.pop("sha256") != _sha256(facts):
             raise ValueError(f"{_FACTS} does not have the sha256 that it states")
         if (facts["format"], facts["version"]) != (_FORMAT, _VERSION):
-            raise ValueError(f"expected {_FORMAT!r} version {_VERSION}, got {facts['format']!r} version {facts['version']}")
+            raise ValueError(
+                f"expected {_FORMAT!r} version {_VERSION}, got {facts['format']!r} version {facts['version']}"
+            )
         if facts["values"]["steps_done"] != step:
             raise ValueError(f"it is of step {facts['values']['steps_done']}")
         if _file_sha256(folder / _TENSORS) != facts["tensors_sha256"]:

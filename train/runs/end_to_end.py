@@ -27,7 +27,9 @@ class EndToEndRun(Run):
     def _trainer(self, sae: SparseAutoencoder) -> Trainer:
         assert self._model is not None
         kind = kind_class(self.config.kind)(sae, self.config)
-        return Trainer(sae, self.config, self.n_steps, EndToEnd(kind, self._model, self.rows.hook_point, self.rows.scale))
+        return Trainer(
+            sae, self.config, self.n_steps, EndToEnd(kind, self._model, self.rows.hook_point, self.rows.scale)
+        )
 
     def step(self, batch: Contexts) -> StepStats:
         """One optimiser step."""

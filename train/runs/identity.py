@@ -23,11 +23,13 @@ _FREE_FIELDS = {
 }  # fmt: skip
 
 
-"""What may change when a run goes on: where it reads (the store's content counts), writes and computes, what it tells."""
+"""What may change when a run goes on: where it reads (the store's content counts), writes and computes, what
+it tells."""
 
 
 def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
-    """What a run of this configuration left in its output when it ended; None if there is none, or overwrite replaces it.
+    """What a run of this configuration left in its output when it ended; None if there is none, or overwrite
+    replaces it.
 
     raises: ValueError if another run ended there
     """
@@ -38,33 +40,46 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
     facts = sae.config.metadata.get("saelens_lite", {})
     recorded = {name: value for name, value in facts.get("train", {}).items() if name not in _FREE_FIELDS}
     stores = [f"content {of.get('store')}" for of in facts.get("stores", [facts])]
-    earlier = {**recorded, "hook_point": sae.config.hook_point, "store": stores[0] if len(stores) == 1 else stores}
+    earlier = {
+        **recorded,
+        "hook_point": sae.config.hook_point,
+        "store": stores[0] if len(stores) == 1 else stores,
+    }
     if differing := differing_fields(_identity(rows, config), earlier, to_mapping(TrainConfig())):
         raise ValueError(
-            f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep it, choose "
+            f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep "
+            "it, choose "
             "another output, or overwrite=True to replace it"
         )
     return sae if facts["steps"] == n_steps(config, rows.steps_per_epoch) else None
 
 
 def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | None:
-    """Where an unfinished run in `output` is gone on with; None to begin. raises: ValueError if it must not be touched"""
+    """Where an unfinished run in `output` is gone on with; None to begin. raises: ValueError if it must not
+    be touched"""
     if config.overwrite:
         return None
     found = load_checkpoint(output)
     if found is None:
         if (output / "cfg.json").exists():
-            raise ValueError(f"{output} holds an SAE already: choose another output, or overwrite=True to replace it")
+            raise ValueError(
+                f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
+            )
         return None
     if differing := differing_fields(_identity(rows, config), found.run, to_mapping(TrainConfig())):
         raise ValueError(
-            f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these as expected to go "
+            f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these "
+            "as expected to go "
             "on with it, choose another output, or overwrite=True to replace it"
         )
     log.info("going on at step %d with the run in %s", found.step, output)
     now = circumstances(device_of(config))
     if found.made_by != now:
-        changed = [f"{name} {found.made_by.get(name)} → {now[name]}" for name in now if found.made_by.get(name) != now[name]]
+        changed = [
+            f"{name} {found.made_by.get(name)} → {now[name]}"
+            for name in now
+            if found.made_by.get(name) != now[name]
+        ]
         log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
     return found
 

@@ -1,4 +1,5 @@
-"""One training run: an SAE, its rows and its folder. What a step is followed by: numbers, checkpoints, the SAE saved."""
+"""One training run: an SAE, its rows and its folder. What a step is followed by: numbers, checkpoints, the
+SAE saved."""
 
 from __future__ import annotations
 
@@ -43,11 +44,13 @@ _INIT_ROWS = 32_768
 
 
 class Run:
-    """A training run into config.output, begun or gone on with; `open` it, then `step` and `after_step` until it is done.
+    """A training run into config.output, begun or gone on with; `open` it, then `step` and `after_step` until
+    it is done.
 
     model: the language model that the rows are of; evaluations then tell what the reconstruction costs it
-    raises: ValueError if the output holds a finished run or another one; CheckpointError if all its checkpoints are damaged;
-        FloatingPointError for a row that is not finite among those that it starts from or is scored on
+    raises: ValueError if the output holds a finished run or another one; CheckpointError if all its
+        checkpoints are damaged; FloatingPointError for a row that is not finite among those that it starts
+        from or is scored on
     """
 
     def __init__(self, rows: Rows, config: TrainConfig, model: nn.Module | None = None) -> None:
@@ -64,7 +67,9 @@ class Run:
         if checkpoint is None:
             sae = self._initial_sae()
         else:
-            sae = SparseAutoencoder(latent_shards.shard_config(self._sae_config(len(checkpoint.state["sae.W_dec"]))))
+            sae = SparseAutoencoder(
+                latent_shards.shard_config(self._sae_config(len(checkpoint.state["sae.W_dec"])))
+            )
         self.trainer = self._trainer(sae.to(self.device))
         if checkpoint is not None:
             self.trainer.load_state(checkpoint.state)
@@ -92,7 +97,8 @@ class Run:
     def open(self) -> Iterator[None]:
         """The output is this run's, against other processes too, and its numbers go to metrics.jsonl there.
 
-        Where something fails within, the SAE as it stands is saved first, unless it is the numbers that broke.
+        Where something fails within, the SAE as it stands is saved first, unless it is the numbers that
+        broke.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         with _alone(self.output), self._opened_tracker() as self._tracker:
@@ -114,7 +120,8 @@ class Run:
         return self.trainer.update(acts.to(self.device) * self.rows.scale)
 
     def after_step(self, stats: StepStats) -> None:
-        """Lines of metrics.jsonl, an evaluation and a checkpoint, as far as they are due; `finish` follows the last step."""
+        """Lines of metrics.jsonl, an evaluation and a checkpoint, as far as they are due; `finish` follows
+        the last step."""
         done, last = self.steps_done, self.steps_done == self.n_steps
         if done % self.config.log_every_steps == 0 or last:
             self._tracker.log(done, self.training_metrics(stats))
@@ -128,7 +135,9 @@ class Run:
         if self.saved_step != self.steps_done:
             self.checkpoint()
         if writes():
-            log.warning("stopped at step %d of %d; the same command goes on from there", self.steps_done, self.n_steps)
+            log.warning(
+                "stopped at step %d of %d; the same command goes on from there", self.steps_done, self.n_steps
+            )
             log.warning("the SAE as it stands is in %s", self.output)
 
     def finish(self) -> SparseAutoencoder:
@@ -140,7 +149,8 @@ class Run:
         return sae
 
     def training_metrics(self, stats: StepStats) -> dict[str, float | int | None]:
-        """What a training line of metrics.jsonl holds; raises FloatingPointError when the loss is not finite."""
+        """What a training line of metrics.jsonl holds; raises FloatingPointError when the loss is not
+        finite."""
         loss, trainer, done = float(stats.reconstruction), self.trainer, self.steps_done
         if not math.isfinite(loss):
             self._raise_not_finite(f"the reconstruction loss is {loss}")
@@ -160,7 +170,8 @@ class Run:
         }
 
     def held_out_metrics(self) -> dict[str, float | None]:
-        """fvu and l0 on rows of held-out documents, None when there are none; with a model ΔCE in nats a token of them.
+        """fvu and l0 on rows of held-out documents, None when there are none; with a model ΔCE in nats a
+        token of them.
 
         Of one step they are computed once. Where the run has a baseline, the baseline's fvu is beside them.
         """
@@ -171,7 +182,8 @@ class Run:
         return self.scores
 
     def checkpoint(self) -> None:
-        """Write the state of training and the SAE as it stands, if all is finite; what was saved before stays until then."""
+        """Write the state of training and the SAE as it stands, if all is finite; what was saved before stays
+        until then."""
         self._weights_are_finite()
         position, state = self._tracker.position(), self.trainer.whole_state()
         if writes():
@@ -192,7 +204,8 @@ class Run:
         self.save()
 
     def save(self) -> SparseAutoencoder:
-        """The SAE in the units of the store, written to `output` by the first process; never one that is not finite."""
+        """The SAE in the units of the store, written to `output` by the first process; never one that is not
+        finite."""
         self._weights_are_finite()
         done, kind, rows = self.steps_done, self.trainer.kind, self.rows
         if kind.calibrates and len(held_out := rows.held_out()):
@@ -257,7 +270,8 @@ class Run:
         done = self.steps_done
         if distributed.largest(done) != -distributed.largest(-done):
             raise ValueError(
-                f"the processes expected one checkpoint in {self.output}, this one found step {done} and another one "
+                f"the processes expected one checkpoint in {self.output}, this one found step {done} and "
+                "another one "
                 "a different step: give all machines the same folder"
             )
         self.trainer.begin_alike()
@@ -275,7 +289,9 @@ class Run:
         mean = acts.mean(0, dtype=torch.float64)
         with torch.no_grad():
             for rows in acts.split(self.config.batch_size_rows):
-                out = latent_shards.forward(self.trainer.sae, (rows * scale).to(self.device), self._sae_config().k)
+                out = latent_shards.forward(
+                    self.trainer.sae, (rows * scale).to(self.device), self._sae_config().k
+                )
                 errors += float((out.recons.cpu() / scale - rows).double().square().sum())
                 variance += float((rows - mean).square().sum())
                 firing.update(out.latents)
@@ -304,11 +320,13 @@ class Run:
         return latent_shards.whole_sae(sae, self._sae_config(self.trainer.kind.d_sae))
 
     def _raise_not_finite(self, what: str) -> NoReturn:
-        """Look for the cause in the rows since numbers were last known to be finite. raises: FloatingPointError"""
+        """Look for the cause in the rows since numbers were last known to be finite. raises:
+        FloatingPointError"""
         done, lr = self.steps_done, self.trainer.lr
         self.rows.check_steps(self.finite_step, done, f"{what} at step {done}")
         raise FloatingPointError(
-            f"{what} at step {done}, though all rows since step {self.finite_step} are: the training diverged. Lower lr "
+            f"{what} at step {done}, though all rows since step {self.finite_step} are: the training "
+            "diverged. Lower lr "
             f"(now {lr:g}) and choose another output, or overwrite=True"
         )
 
@@ -323,10 +341,17 @@ class Run:
         if not self.steps_done or not writes():
             return
         if latent_shards.n_shards() > 1:  # the others, who would have to bring their shards, cannot be asked
-            log.error("failed after step %d of %d; saved is step %d", self.steps_done, self.n_steps, self.saved_step)
+            log.error(
+                "failed after step %d of %d; saved is step %d", self.steps_done, self.n_steps, self.saved_step
+            )
             return
         self.save()
-        log.error("failed after step %d of %d; the SAE as it stands is in %s", self.steps_done, self.n_steps, self.output)
+        log.error(
+            "failed after step %d of %d; the SAE as it stands is in %s",
+            self.steps_done,
+            self.n_steps,
+            self.output,
+        )
         if self.saved_step:
             log.error("the same command goes on at step %d", self.saved_step)
 
@@ -336,5 +361,7 @@ def _alone(output: Path) -> Iterator[None]:
     """Keep another training out, for as long as this one trains into `output`."""
     with LocalFolder(output).locked("metrics.jsonl") if writes() else nullcontext(True) as ours:
         if distributed.largest(int(not ours)):
-            raise ValueError(f"{output} is being trained into by another process: wait for it, or choose another output")
+            raise ValueError(
+                f"{output} is being trained into by another process: wait for it, or choose another output"
+            )
         yield

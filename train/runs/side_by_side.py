@@ -36,7 +36,9 @@ def run_for(rows: StoreRows, config: TrainConfig, model: nn.Module | None) -> Ru
     if config.end_to_end is None:
         return Run(rows, config, model)
     if model is None:
-        raise ValueError("end_to_end expected model=, the language model that was harvested (--eval-model), got none")
+        raise ValueError(
+            "end_to_end expected model=, the language model that was harvested (--eval-model), got none"
+        )
     from ..rows.store_contexts import StoreContexts
     from .end_to_end import EndToEndRun
 
@@ -45,11 +47,14 @@ def run_for(rows: StoreRows, config: TrainConfig, model: nn.Module | None) -> Ru
 
 
 def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointError]:
-    """Train runs that share their rows to their ends in one pass: each batch is read once and goes to one after another.
+    """Train runs that share their rows to their ends in one pass: each batch is read once and goes to one
+    after another.
 
-    Those that stand at an earlier step than others catch up, shorter ones end before. One whose numbers break ends alone.
+    Those that stand at an earlier step than others catch up, shorter ones end before. One whose numbers break
+    ends alone.
     returns: for each run its SAE, or what broke
-    raises: KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once all were saved; anything else that fails in a run
+    raises: KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once all were saved; anything else that
+        fails in a run
     """
     rows = runs[0].rows
     outcomes: dict[Run, SparseAutoencoder | FloatingPointError] = {}

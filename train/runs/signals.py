@@ -23,7 +23,8 @@ class Stopped:
 
 @contextmanager
 def stop_signals() -> Iterator[Stopped]:
-    """Note SIGTERM and Ctrl-C instead of dying, so that the step ends and the SAE is saved; a second one kills."""
+    """Note SIGTERM and Ctrl-C instead of dying, so that the step ends and the SAE is saved; a second one
+    kills."""
     stopped = Stopped()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -1,5 +1,4 @@
-"""What an SAE learnt and what its latents do: features with their tokens, quality with controls, edits of the
-live model.
+"""What an SAE learnt and what its latents do: features with their tokens, scores with controls, edits.
 
 anomaly  how unlike the normal rows a row is
 """

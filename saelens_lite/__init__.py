@@ -35,7 +35,32 @@ from saelens_lite.faces import face
 
 __version__ = "0.1.0"
 
-__getattr__, __dir__, __all__ = face(__name__, __file__)
+_MOVED = {
+    "analyze": "fit_anomaly",
+    "attribution": "direct_logit_attribution edge_ablation edge_attribution gradient_attribution",
+    "edits": "Fires NeutralText ablate_direction diff_mean dose_response matched_latents probe_direction"
+    " random_directions scale steer_direction",
+    "ground_truth": "planted_absorption",
+    "latents": "latent_density",
+    "lm": "span_mask",
+    "probing": "feature_splitting label_absorption sparse_probes",
+    "recipes": "meta_sae",
+    "stats": "Split auroc benjamini_hochberg cluster_bootstrap rank_p select_latents",
+    "study": "Answers NextToken",
+    "synthetic": "SyntheticActivations SyntheticConfig",
+}
+_RENAMED = {
+    "Record": "study.Question",
+    "max_statistic_p": "stats.westfall_young_p",
+    "one_direction": "edits.direction_control",
+    "read_records": "study.read_questions",
+    "score_recovery": "ground_truth.evaluate_recovery",
+    "splice_sae": "replace_with_reconstruction",
+    "text_features": "probing.pooled_latents",
+} | {name: f"{folder}.{name}" for folder, names in _MOVED.items() for name in names.split()}
+"""The public names of version 0.1.0 that are others today."""
+
+__getattr__, __dir__, __all__ = face(__name__, __file__, _RENAMED)
 __all__ += ["__version__"]
 
 

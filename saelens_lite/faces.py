@@ -29,12 +29,11 @@ def face(
     def get(name: str) -> Any:
         if name not in homes:
             if renamed and name in renamed:
-                raise AttributeError(f"{package}.{name} is now {renamed[name]}")
+                raise AttributeError(f"{package}.{name} is now {package}.{renamed[name]}")
             raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, homes)}")
         home = homes[name]
-        if home is None:
-            return importlib.import_module(f"{package}.{name}")
-        value = getattr(importlib.import_module(f"{package}.{home}"), name)
+        module = importlib.import_module(f"{package}.{home or name}")
+        value = getattr(module, name) if home else module
         setattr(sys.modules[package], name, value)
         return value
 

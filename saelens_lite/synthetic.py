@@ -129,7 +129,7 @@ class SyntheticActivations:
 
         synthetic = SyntheticActivations(SyntheticConfig(n_trees=32))
         store = synthetic.to_store("store/", 1_000_000)
-        print(score_recovery(train_sae(store, d_sae=1024, k=20), synthetic))
+        print(evaluate_recovery(train_sae(store, d_sae=1024, k=20), synthetic))
 
     directions: float32[n_features d_model], unit norm
     rates: float64[n_features], share of rows on which each feature fires

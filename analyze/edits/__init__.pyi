@@ -1,7 +1,7 @@
 from .controls import Controls as Controls
 from .controls import diff_mean as diff_mean
+from .controls import direction_control as direction_control
 from .controls import matched_latents as matched_latents
-from .controls import one_direction as one_direction
 from .controls import probe_direction as probe_direction
 from .controls import random_directions as random_directions
 from .directions import ablate_direction as ablate_direction
@@ -10,8 +10,8 @@ from .doses import DoseResponse as DoseResponse
 from .doses import dose_response as dose_response
 from .latents import ablate as ablate
 from .latents import clamp as clamp
+from .latents import replace_with_reconstruction as replace_with_reconstruction
 from .latents import scale as scale
-from .latents import splice_sae as splice_sae
 from .latents import steer as steer
 from .neutral_text import NeutralText as NeutralText
 from .neutral_text import side_effects as side_effects

@@ -105,7 +105,7 @@ def random_directions(
     return Controls("random directions", _as_long(sae, chosen, drawn.to(sae.W_dec)))
 
 
-def one_direction(
+def direction_control(
     sae: SparseAutoencoder, latents: Latents, direction: Tensor, name: str = "direction"
 ) -> Controls:
     """One direction, of DiffMean or a probe, in the place of all the latents: float[d_model]."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.text_table import plain
 
-from ..stats.bootstrap import Alternative, Interval, cluster_bootstrap, max_statistic_p, rank_p, spread
+from ..stats.bootstrap import Alternative, Interval, cluster_bootstrap, rank_p, spread, westfall_young_p
 from ..stats.document_split import Documents, Selection, document_ids
 from ..stats.ranks import spearman
 from .controls import Controls
@@ -228,7 +228,7 @@ def dose_response(
     documents: one an item; intervals draw documents, not items. None takes every item for independent of the
         others
     controls: `matched_latents`, `random_directions`, drawn for these very latents, each of another name; a
-        single draw, `one_direction`, is shown among the rivals
+        single draw, `direction_control`, is shown among the rivals
     rivals: other edits by name, each made from the dose alone: the same latent of an SAE with a frozen
         decoder, DiffMean with `steer_direction`, …; shown as the difference from the latents' effect
     neutral: texts for side effects; the edit is then applied to all their tokens, whatever `where` says
@@ -278,7 +278,7 @@ def dose_response(
         zip([c.name for c in drawn], means[:, 1 : 1 + len(along)].split([len(c) for c in drawn], dim=1))
     )
     any_dose = {
-        name: max_statistic_p(means[:, 0], those.T, alternative) for name, those in of_control.items()
+        name: westfall_young_p(means[:, 0], those.T, alternative) for name, those in of_control.items()
     }
     point = hook_point_names(how.get("hook_point"), sae)[0]
     on_neutral = partial(

@@ -191,7 +191,7 @@ def steer(
 
 
 @contextmanager
-def splice_sae(
+def replace_with_reconstruction(
     model: nn.Module, sae: SparseAutoencoder, where: Where = "all", **place: Unpack[Place]
 ) -> Iterator[None]:
     """The SAE's reconstruction in place of the activations: of every edit's stream, only what the SAE

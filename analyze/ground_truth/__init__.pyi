@@ -1,4 +1,4 @@
 from .absorption import PlantedAbsorption as PlantedAbsorption
 from .absorption import planted_absorption as planted_absorption
 from .recovery import Recovery as Recovery
-from .recovery import score_recovery as score_recovery
+from .recovery import evaluate_recovery as evaluate_recovery

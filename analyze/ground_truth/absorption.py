@@ -15,8 +15,8 @@ Of every planted feature that has children, with the terms of absorption.py:
     probe
 
 Latents are matched and ranked on one half of the rows; the other half is counted, and its F1 says how many
-are main latents. A parent without latents of its own is not scored. `score_recovery` has a figure of the same
-idea by edge, with one latent each, the nearest by direction.
+are main latents. A parent without latents of its own is not scored. `evaluate_recovery` has a figure of the
+same idea by edge, with one latent each, the nearest by direction.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class RecoveryRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Recovery:
-    """What `score_recovery` found; `print(found)`.
+    """What `evaluate_recovery` found; `print(found)`.
 
     rows: trained, then the baseline where one was given
     """
@@ -116,7 +116,7 @@ class Recovery:
     __str__ = table
 
 
-def score_recovery(
+def evaluate_recovery(
     sae: SparseAutoencoder,
     synthetic: SyntheticActivations,
     baseline: SparseAutoencoder | None = None,
@@ -133,7 +133,7 @@ def score_recovery(
     """
     saes = {"trained": sae} | ({} if baseline is None else {"baseline": baseline})
     if n_rows < 1:
-        raise ValueError(f"score_recovery expected n_rows of 1 or more, got {n_rows}")
+        raise ValueError(f"evaluate_recovery expected n_rows of 1 or more, got {n_rows}")
     sums = {name: _Sums(one, synthetic) for name, one in saes.items()}
     truth = FiringSums(synthetic.config.n_features)
     for acts, features in synthetic.chunks(start_row, n_rows):
@@ -248,7 +248,7 @@ class _Sums:
     def __init__(self, sae: SparseAutoencoder, synthetic: SyntheticActivations) -> None:
         if sae.d_model != synthetic.config.d_model:
             raise ValueError(
-                f"score_recovery expected an SAE of d_model={synthetic.config.d_model}, the width of the "
+                f"evaluate_recovery expected an SAE of d_model={synthetic.config.d_model}, the width of the "
                 "synthetic rows, "
                 f"got one of {sae.d_model}; pass the SyntheticActivations that it was trained on"
             )

@@ -2,8 +2,8 @@ from .absorption import Absorption as Absorption
 from .absorption import label_absorption as label_absorption
 from .labelled_texts import LabelledTexts as LabelledTexts
 from .labelled_texts import read_labelled as read_labelled
-from .pooling import TextFeatures as TextFeatures
-from .pooling import text_features as text_features
+from .pooling import PooledLatents as PooledLatents
+from .pooling import pooled_latents as pooled_latents
 from .probes import sparse_probes as sparse_probes
 from .report import ProbeReport as ProbeReport
 from .report import ProbeRow as ProbeRow

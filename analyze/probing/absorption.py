@@ -161,7 +161,7 @@ def label_absorption(
     probes alone.
 
         starts = {letter: torch.tensor([token.strip().lower().startswith(letter) for token in tokens]) for
-        letter in "abc"} print(sl.label_absorption(sae, acts, starts, documents))
+        letter in "abc"} print(sl.probing.label_absorption(sae, acts, starts, documents))
 
     acts: float[n_items d_model], in memory; labels: bool[n_items] by name, such as that a token begins with a
         letter

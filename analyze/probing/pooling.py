@@ -39,7 +39,7 @@ POOLS = ("mean", "max", "last")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class TextFeatures:
+class PooledLatents:
     """Features of n texts, in their order; `features["frozen"]` are the latents of the SAE of that name.
 
     acts: np.float32[n d_model], pooled activations
@@ -82,10 +82,10 @@ class TextFeatures:
             f"acts {list(self.acts.shape)}",
             *(f"{name} {list(found.shape)}" for name, found in self.by_name.items()),
         ]
-        return f"TextFeatures of {len(self):,} texts at {self.hook_point}: {', '.join(widths)}"
+        return f"PooledLatents of {len(self):,} texts at {self.hook_point}: {', '.join(widths)}"
 
 
-def text_features(
+def pooled_latents(
     model: nn.Module,
     tokenizer: Any,
     texts: Iterable[str],
@@ -96,7 +96,7 @@ def text_features(
     acts_pool: Pool | None = None,
     max_tokens: int | None = None,
     batch_size_texts: int = 32,
-) -> TextFeatures:
+) -> PooledLatents:
     """Pooled activations and latents of texts, from one forward pass, which ends at the hook point, for all
     SAEs.
 
@@ -119,7 +119,7 @@ def text_features(
         from scipy import sparse
     except ImportError as error:
         raise ImportError(
-            "text_features expected scipy, which is not installed: pip install 'saelens_lite[probes]'"
+            "pooled_latents expected scipy, which is not installed: pip install 'saelens_lite[probes]'"
         ) from error
     for name, value in (("pool", pool), ("acts_pool", acts_pool or pool)):
         if value not in POOLS:
@@ -150,7 +150,7 @@ def text_features(
                 latents = to_cpu(sae.encode(read.rows.to(sae.device)))
                 latent_parts[name].append(_pooled_latents(latents, read.of_text.cpu(), pool, len(places)))
     back = np.argsort(np.array(order))
-    return TextFeatures(
+    return PooledLatents(
         acts=torch.cat(acts_parts).numpy()[back],
         by_name={name: sparse.vstack(parts, format="csr")[back] for name, parts in latent_parts.items()},
         documents=document_ids([" ".join(text.split()).casefold() for text in strings]),
@@ -176,7 +176,7 @@ def _common_hook_point(
     point = hook_point
     if point is None:
         if not saes:
-            raise ValueError("text_features expected hook_point=, or an SAE that says where it was trained")
+            raise ValueError("pooled_latents expected hook_point=, or an SAE that says where it was trained")
         first, other = next(iter(saes.items()))
         for name, sae in saes.items():
             if not trained_at(sae):

@@ -35,7 +35,7 @@ from .fit import (
     mean_direction,
     strongest_latents,
 )
-from .pooling import TextFeatures
+from .pooling import PooledLatents
 from .report import ACTS, DIFF_MEAN, LENGTH, ProbeReport, ProbeRow
 
 
@@ -84,7 +84,7 @@ class _Fitted:
 
 
 def sparse_probes(
-    features: TextFeatures,
+    features: PooledLatents,
     labels: Sequence[Hashable],
     groups: Sequence[Hashable] | None = None,
     *,
@@ -101,7 +101,7 @@ def sparse_probes(
     """Probes of k latents and of all latents of each SAE, of activations, DiffMean and text length, on texts
     kept apart.
 
-    features: as `text_features` makes them
+    features: as `pooled_latents` makes them
     labels: the class of each text, str, int or bool; of two classes the last in order is the positive one, of
         more each is probed against the rest
     groups: of each text what it shares with others (its author, entity, source); related texts, and texts
@@ -197,7 +197,7 @@ def sparse_probes(
     )
 
 
-def _contestants(features: TextFeatures, k: Sequence[int], select_by: str) -> list[_Contestant]:
+def _contestants(features: PooledLatents, k: Sequence[int], select_by: str) -> list[_Contestant]:
     """The probe of all activations first, then DiffMean and the number of tokens, then those of every SAE."""
     found = [
         _Contestant(ACTS, features.acts, all_columns),

@@ -1,8 +1,8 @@
 from .bootstrap import Interval as Interval
 from .bootstrap import benjamini_hochberg as benjamini_hochberg
 from .bootstrap import cluster_bootstrap as cluster_bootstrap
-from .bootstrap import max_statistic_p as max_statistic_p
 from .bootstrap import rank_p as rank_p
+from .bootstrap import westfall_young_p as westfall_young_p
 from .document_split import Selection as Selection
 from .document_split import Split as Split
 from .document_split import select_latents as select_latents

@@ -151,7 +151,7 @@ def spread(draws: Tensor) -> list[float]:
     return draws.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=draws.dtype)).tolist()
 
 
-def max_statistic_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
+def westfall_young_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
     """Rank p values of many statistics at once, corrected for there being many: each against the controls'
     maximum.
 

@@ -1,7 +1,7 @@
 from .answers import Answers as Answers
 from .answers import NextToken as NextToken
-from .questions import Record as Record
-from .questions import read_records as read_records
+from .questions import Question as Question
+from .questions import read_questions as read_questions
 from .result import StudyResult as StudyResult
 from .result import StudyRow as StudyRow
 from .study import HallucinationStudy as HallucinationStudy

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saelens_lite.lm.decoder import accepts, unwrap
 from saelens_lite.lm.forward_state import prepared_inputs
 
-from .questions import Record
+from .questions import Question
 
 
 class Answers(NamedTuple):
@@ -27,7 +27,7 @@ class Answers(NamedTuple):
     """float[n]: by how much the model prefers to refuse, in logits; None where that cannot be said"""
 
 
-Judge = Callable[[nn.Module, dict[str, Tensor], Sequence[Record]], Answers]
+Judge = Callable[[nn.Module, dict[str, Tensor], Sequence[Question]], Answers]
 """From the model, as it is or edited, input_ids and attention_mask (padded on the left, on the model's
 device) and their records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
 
@@ -48,7 +48,7 @@ class NextToken:
     separator: str = " "
 
     def bound(
-        self, tokenizer: Any, records: Sequence[Record]
+        self, tokenizer: Any, records: Sequence[Question]
     ) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:
         """The judge of these records.
 

@@ -15,7 +15,7 @@ from saelens_lite.lm.forward_state import EditInfo, prepared_inputs
 from saelens_lite.lm.hooks import edit, model_device, run_to
 
 from .answers import Answers, Judge, NextToken
-from .questions import Record, batches
+from .questions import Question, batches
 
 Edit = Callable[[Tensor], AbstractContextManager]
 """From the tokens to edit, bool[batch width], to the edit."""
@@ -69,7 +69,7 @@ class Side:
         self,
         model: nn.Module,
         tokenizer: Any,
-        records: Sequence[Record],
+        records: Sequence[Question],
         known: Sequence[bool],
         judge: NextToken | Judge,
         hook_point: str,
@@ -153,7 +153,7 @@ class Side:
         return edit(self.model, self.hook_point, record)
 
 
-def _bound(judge: NextToken | Judge, tokenizer: Any, records: Sequence[Record]) -> Callable[..., Answers]:
+def _bound(judge: NextToken | Judge, tokenizer: Any, records: Sequence[Question]) -> Callable[..., Answers]:
     if isinstance(judge, NextToken):
         return judge.bound(tokenizer, records)
     return lambda model, inputs: judge(model, inputs, records)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.directions import steer_direction
-from ..edits.latents import ablate, clamp, splice_sae
+from ..edits.latents import ablate, clamp, replace_with_reconstruction
 from ..edits.neutral_text import SideEffects
 from ..edits.stream_edit import latent_acts_of
 from ..stats.document_split import Selection
@@ -100,7 +100,7 @@ class EditsOf:
 
     def splice(self, where: Tensor) -> Any:
         """The reconstruction in place of the stream."""
-        return splice_sae(self.model, self.chosen.sae, where, hook_point=self.hook_point)
+        return replace_with_reconstruction(self.model, self.chosen.sae, where, hook_point=self.hook_point)
 
     def _of(self, known: bool) -> Selection:
         return self.chosen.known if known else self.chosen.unknown

@@ -1,6 +1,6 @@
 """Questions about entities, each with what is true: the records of a study, their file, and their tokens.
 
-A file of records is JSON, one object a line, with the fields of `Record`:
+A file of records is JSON, one object a line, with the fields of `Question`:
 
     {"prompt": "The city Leeuwarden lies in", "entity": "Leeuwarden", "answer": "Netherlands", "relation":
      "country", "type": "city"}
@@ -22,7 +22,7 @@ from saelens_lite.lm.positions import span_mask
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Record:
+class Question:
     """One question about one entity, which the model's continuation of the prompt answers."""
 
     prompt: str
@@ -88,7 +88,7 @@ class Record:
         return (self.answer,) if isinstance(self.answer, str) else self.answer
 
 
-def read_records(path: str | Path) -> list[Record]:
+def read_questions(path: str | Path) -> list[Question]:
     """The records of a file; see above.
 
     raises: ValueError with the line for what is no JSON object of the fields, or has the wrong values
@@ -104,11 +104,11 @@ def read_records(path: str | Path) -> list[Record]:
             raise ValueError(f"{where} expected a JSON object, got {line[:60]!r}: {error}") from error
         if not isinstance(fields, dict):
             raise ValueError(
-                f"{where} expected a JSON object with fields of Record, got {type(fields).__name__}"
+                f"{where} expected a JSON object with fields of Question, got {type(fields).__name__}"
             )
         fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
         try:
-            records.append(from_mapping(Record, fields, where))
+            records.append(from_mapping(Question, fields, where))
         except ValueError as error:
             raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
     if not records:
@@ -126,14 +126,14 @@ class Batch:
     last: bool[batch width], the last token of the entity, one an example
     """
 
-    records: tuple[Record, ...]
+    records: tuple[Question, ...]
     inputs: dict[str, Tensor]
     entity: Tensor
     last: Tensor
 
 
 def batches(
-    tokenizer: Any, records: Sequence[Record], size: int, position: Literal["last", "all"] = "last"
+    tokenizer: Any, records: Sequence[Question], size: int, position: Literal["last", "all"] = "last"
 ) -> Iterator[Batch]:
     """The records in batches of `size`, in their order.
 

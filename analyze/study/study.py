@@ -35,7 +35,7 @@ from ..stats.ranks import auroc
 from .answers import Judge, NextToken
 from .half import Edit, Outcome, Side
 from .planned_edits import Chosen, EditsOf, Planned, along, as_far, dose_for_push, held, typical
-from .questions import Record
+from .questions import Question
 from .result import Detection, StudyResult, assembled
 
 
@@ -59,7 +59,7 @@ class HallucinationStudy:
         model: nn.Module,
         tokenizer: Any,
         sae: SparseAutoencoder,
-        records: Sequence[Record],
+        records: Sequence[Question],
         judge: NextToken | Judge,
         *,
         baseline: SparseAutoencoder | None = None,

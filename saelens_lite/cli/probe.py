@@ -15,8 +15,10 @@ from saelens_lite.cli.shared import device_named, model_and_tokenizer, with_shor
 def run(argv: Sequence[str]) -> None:
     """How well few latents tell labelled texts apart, beside the activations themselves"""
     config = configured(ProbeConfig, "probe", argv)
-    from saelens_lite import SparseAutoencoder, sparse_probes, text_features
+    from saelens_lite import SparseAutoencoder
     from saelens_lite.analyze.probing.labelled_texts import read_labelled
+    from saelens_lite.analyze.probing.pooling import pooled_latents
+    from saelens_lite.analyze.probing.probes import sparse_probes
     from saelens_lite.analyze.stats.document_split import Split
 
     data = read_labelled(
@@ -34,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     if config.baseline is not None:
         saes["baseline"] = SparseAutoencoder.load(config.baseline, device=device)
     model, tokenizer = model_and_tokenizer(config.model, device)
-    features = text_features(
+    features = pooled_latents(
         model,
         tokenizer,
         data.texts,

@@ -18,15 +18,11 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> None:
     """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
     config = configured(StudyConfig, "study", argv)
-    from saelens_lite import (
-        ActivationStore,
-        HallucinationStudy,
-        NextToken,
-        SparseAutoencoder,
-        Split,
-        latent_density,
-        read_records,
-    )
+    from saelens_lite import ActivationStore, HallucinationStudy, SparseAutoencoder
+    from saelens_lite.analyze.latents.density import latent_density
+    from saelens_lite.analyze.stats.document_split import Split
+    from saelens_lite.analyze.study.answers import NextToken
+    from saelens_lite.analyze.study.questions import read_questions
 
     given = [config.model, config.sae, config.records]
     if None in given and any([*given, config.baseline]):
@@ -41,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
     of_model = HallucinationStudy(
         *model_and_tokenizer(config.model, device),
         SparseAutoencoder.load(config.sae, device=device),
-        read_records(config.records),
+        read_questions(config.records),
         NextToken(config.refusal, config.options or None),
         baseline=SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
         hook_point=config.hook_point,

@@ -128,7 +128,7 @@ class World:
         return self.facts.get((name, relation), REFUSAL)
 
     def questions(self, split: Split) -> list[dict[str, Any]]:
-        """About each studied person one for each relation, as fields of `saelens_lite.Record`."""
+        """About each studied person one for each relation, as fields of `saelens_lite.study.Question`."""
         known, (choose, test) = set(self.known), self.studied(split)
         return [
             {"prompt": prompt(name, relation), "entity": name, "relation": relation, "known": name in known}

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from saelens_lite.analyze import auroc, fit_anomaly
+from saelens_lite.analyze import fit_anomaly
+from saelens_lite.analyze.stats.ranks import auroc
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.store.reader import ActivationStore

@@ -41,19 +41,23 @@ def last_mean(logits):
 ON_MODEL = {
     "ablate": lambda model, sae: entered(sl.ablate(model, sae, 3)),
     "clamp": lambda model, sae: entered(sl.clamp(model, sae, 3, 1.0)),
-    "scale": lambda model, sae: entered(sl.scale(model, sae, 3, 2.0)),
+    "scale": lambda model, sae: entered(sl.edits.scale(model, sae, 3, 2.0)),
     "steer": lambda model, sae: entered(sl.steer(model, sae, 3, 1.0)),
-    "splice_sae": lambda model, sae: entered(sl.splice_sae(model, sae)),
-    "when": lambda model, sae: entered(sl.ablate(model, make_sae(), 3, when=sl.Fires(3, sae=sae))),
-    "dose_response": lambda model, sae: sl.dose_response(model, sae, 3, [0.0, 1.0], score, n_resamples=20),
-    "direct_logit_attribution": lambda model, sae: sl.direct_logit_attribution(
+    "replace_with_reconstruction": lambda model, sae: entered(sl.replace_with_reconstruction(model, sae)),
+    "when": lambda model, sae: entered(sl.ablate(model, make_sae(), 3, when=sl.edits.Fires(3, sae=sae))),
+    "dose_response": lambda model, sae: sl.edits.dose_response(
+        model, sae, 3, [0.0, 1.0], score, n_resamples=20
+    ),
+    "direct_logit_attribution": lambda model, sae: sl.attribution.direct_logit_attribution(
         model, sae, 5, 6, input_ids=IDS
     ),
-    "gradient_attribution": lambda model, sae: sl.gradient_attribution(model, sae, last_mean, input_ids=IDS),
-    "edge_attribution": lambda model, sae: sl.edge_attribution(
+    "gradient_attribution": lambda model, sae: sl.attribution.gradient_attribution(
+        model, sae, last_mean, input_ids=IDS
+    ),
+    "edge_attribution": lambda model, sae: sl.attribution.edge_attribution(
         model, sae, make_sae(hook_point=LATE), [(0, 5, 3)], input_ids=IDS
     ),
-    "edge_ablation": lambda model, sae: sl.edge_ablation(
+    "edge_ablation": lambda model, sae: sl.attribution.edge_ablation(
         model, sae, make_sae(hook_point=LATE), [(0, 5, 3)], torch.tensor([[0, 3]]), input_ids=IDS
     ),
 }
@@ -61,10 +65,10 @@ ON_STORE = {
     "evaluate_sae": lambda store, sae: sl.evaluate_sae(sae, store, held_out=False),
     "max_activating_tokens": lambda store, sae: sl.max_activating_tokens(sae, store),
     "dead_latents": lambda store, sae: sl.dead_latents(sae, store),
-    "latent_density": lambda store, sae: sl.latent_density(sae, store),
+    "latent_density": lambda store, sae: sl.latents.latent_density(sae, store),
     "index_features": lambda store, sae: sl.index_features(sae, store, store.path / "index"),
     "feature_page": lambda store, sae: sl.feature_page(sae, store, store.path / "page.html"),
-    "fit_anomaly": lambda store, sae: sl.fit_anomaly(sae, store),
+    "fit_anomaly": lambda store, sae: sl.analyze.fit_anomaly(sae, store),
 }
 
 
@@ -104,8 +108,8 @@ def test_a_named_hook_point_is_the_callers_word(gpt2):
     gpt2.config._name_or_path = "someone/gpt2-tiny"
     other = make_sae(model_name="pythia-70m")
     entered(sl.ablate(gpt2, other, 3, hook_point=HOOK_POINT))
-    entered(sl.ablate(gpt2, make_sae(), 3, when=sl.Fires(3, sae=other, hook_point=HOOK_POINT)))
-    sl.gradient_attribution(gpt2, other, last_mean, hook_point=HOOK_POINT, input_ids=IDS)
+    entered(sl.ablate(gpt2, make_sae(), 3, when=sl.edits.Fires(3, sae=other, hook_point=HOOK_POINT)))
+    sl.attribution.gradient_attribution(gpt2, other, last_mean, hook_point=HOOK_POINT, input_ids=IDS)
 
 
 @pytest.mark.parametrize("name", ON_STORE)
@@ -125,13 +129,13 @@ def test_an_sae_that_does_not_fit_the_store_or_is_broken_is_refused(store, name)
     "call",
     [
         lambda sae: sl.latent_stats(sae, [ROWS, broken_rows()]),
-        lambda sae: sl.fit_anomaly(sae, broken_rows()),
-        lambda sae: sl.fit_anomaly(sae, ROWS).scores(broken_rows()),
-        lambda sae: sl.select_latents(sae, broken_rows(), LABELS, DOCUMENTS),
-        lambda sae: sl.diff_mean(broken_rows(), LABELS),
-        lambda sae: sl.probe_direction(broken_rows(), LABELS),
-        lambda sae: sl.feature_splitting(sae, broken_rows(), LABELS, DOCUMENTS),
-        lambda sae: sl.label_absorption(sae, broken_rows(), {"even": LABELS}, DOCUMENTS),
+        lambda sae: sl.analyze.fit_anomaly(sae, broken_rows()),
+        lambda sae: sl.analyze.fit_anomaly(sae, ROWS).scores(broken_rows()),
+        lambda sae: sl.stats.select_latents(sae, broken_rows(), LABELS, DOCUMENTS),
+        lambda sae: sl.edits.diff_mean(broken_rows(), LABELS),
+        lambda sae: sl.edits.probe_direction(broken_rows(), LABELS),
+        lambda sae: sl.probing.feature_splitting(sae, broken_rows(), LABELS, DOCUMENTS),
+        lambda sae: sl.probing.label_absorption(sae, broken_rows(), {"even": LABELS}, DOCUMENTS),
     ],
 )
 def test_rows_that_are_not_finite_are_refused(call):
@@ -149,7 +153,7 @@ def test_labelled_texts_of_an_empty_file_and_probes_of_a_broken_sae_are_refused(
     with torch.no_grad():
         broken.W_enc[3, 4] = torch.nan
     with pytest.raises(ValueError, match="finite weights, W_enc holds nan"):
-        sl.text_features(gpt2, byte_tokenizer, ["a text"], broken)
+        sl.probing.pooled_latents(gpt2, byte_tokenizer, ["a text"], broken)
 
 
 def test_a_model_that_gives_nan_is_refused_where_numbers_come_back(gpt2, byte_tokenizer):
@@ -157,18 +161,23 @@ def test_a_model_that_gives_nan_is_refused_where_numbers_come_back(gpt2, byte_to
     with torch.no_grad():
         gpt2.transformer.wte.weight[90] = torch.nan
     for call, match in (
-        (lambda: sl.gradient_attribution(gpt2, sae, last_mean, input_ids=IDS), "finite number, got nan"),
         (
-            lambda: sl.edge_attribution(gpt2, sae, late, [(0, 5, 3)], input_ids=IDS),
+            lambda: sl.attribution.gradient_attribution(gpt2, sae, last_mean, input_ids=IDS),
+            "finite number, got nan",
+        ),
+        (
+            lambda: sl.attribution.edge_attribution(gpt2, sae, late, [(0, 5, 3)], input_ids=IDS),
             r"nan or infinity at .*\(0, 5\)",
         ),
         (
-            lambda: sl.edge_ablation(gpt2, sae, late, [(0, 5, 3)], torch.tensor([[0, 3]]), input_ids=IDS),
+            lambda: sl.attribution.edge_ablation(
+                gpt2, sae, late, [(0, 5, 3)], torch.tensor([[0, 3]]), input_ids=IDS
+            ),
             "nan or infinity",
         ),
         (lambda: sl.logit_lens(sae, gpt2), "expected finite logits"),
         (lambda: fires_on_text(sae, gpt2, byte_tokenizer, byte_tokenizer.decode([90])), "finite activations"),
-        (lambda: sl.dose_response(gpt2, sae, 3, [1.0], score), "finite numbers, got nan"),
+        (lambda: sl.edits.dose_response(gpt2, sae, 3, [1.0], score), "finite numbers, got nan"),
     ):
         with pytest.raises(ValueError, match=match):
             call()
@@ -186,10 +195,10 @@ def test_a_model_that_gives_nan_is_refused_where_numbers_come_back(gpt2, byte_to
             "reference expected finite",
         ),
         (
-            lambda m, s: sl.steer_direction(m, ROWS[0], float("nan"), hook_point=HOOK_POINT),
+            lambda m, s: sl.edits.steer_direction(m, ROWS[0], float("nan"), hook_point=HOOK_POINT),
             "strength expected a finite",
         ),
-        (lambda m, s: sl.ablate(m, s, 3, when=sl.Fires(3, float("nan"))), "got above=nan"),
+        (lambda m, s: sl.ablate(m, s, 3, when=sl.edits.Fires(3, float("nan"))), "got above=nan"),
     ],
 )
 def test_edits_by_no_number_are_refused(gpt2, edit, match):
@@ -201,20 +210,32 @@ def test_no_text_and_no_items_are_refused(gpt2, byte_tokenizer):
     sae, late, none = make_sae(), make_sae(hook_point=LATE), IDS[:, :0]
     for call, match in (
         (
-            lambda: sl.direct_logit_attribution(gpt2, sae, 5, 6, input_ids=none),
+            lambda: sl.attribution.direct_logit_attribution(gpt2, sae, 5, 6, input_ids=none),
             r"at least one token, got .*\[1, 0\]",
         ),
-        (lambda: sl.gradient_attribution(gpt2, sae, last_mean, input_ids=none), "at least one token"),
-        (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 0, 3)], input_ids=none), "at least one token"),
-        (lambda: sl.edge_attribution(gpt2, sae, late, [(0, 0, 3.5)], input_ids=IDS), "whole numbers"),
+        (
+            lambda: sl.attribution.gradient_attribution(gpt2, sae, last_mean, input_ids=none),
+            "at least one token",
+        ),
+        (
+            lambda: sl.attribution.edge_attribution(gpt2, sae, late, [(0, 0, 3)], input_ids=none),
+            "at least one token",
+        ),
+        (
+            lambda: sl.attribution.edge_attribution(gpt2, sae, late, [(0, 0, 3.5)], input_ids=IDS),
+            "whole numbers",
+        ),
         (lambda: prepared_inputs(gpt2, {"input_ids": IDS[:0]}), r"\[0, 6\]"),
         (lambda: fires_on_text(sae, gpt2, byte_tokenizer, ""), "an empty one"),
-        (lambda: sl.cluster_bootstrap(torch.zeros(0)), "at least 2 items"),
-        (lambda: sl.dose_response(gpt2, sae, 3, [1.0], lambda model: torch.zeros(0)), "at least 2 items"),
+        (lambda: sl.stats.cluster_bootstrap(torch.zeros(0)), "at least 2 items"),
+        (
+            lambda: sl.edits.dose_response(gpt2, sae, 3, [1.0], lambda model: torch.zeros(0)),
+            "at least 2 items",
+        ),
         (lambda: sl.latent_stats(sae, [ROWS[:0]]), "no tokens"),
-        (lambda: sl.fit_anomaly(sae, ROWS[:0]), "got"),
-        (lambda: sl.select_latents(sae, ROWS[:0], LABELS[:0], DOCUMENTS[:0]), "both labels"),
-        (lambda: sl.auroc(ROWS[:0, 0], ROWS[:0, 0]), "got"),
+        (lambda: sl.analyze.fit_anomaly(sae, ROWS[:0]), "got"),
+        (lambda: sl.stats.select_latents(sae, ROWS[:0], LABELS[:0], DOCUMENTS[:0]), "both labels"),
+        (lambda: sl.stats.auroc(ROWS[:0, 0], ROWS[:0, 0]), "got"),
     ):
         with pytest.raises(ValueError, match=match):
             call()

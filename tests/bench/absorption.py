@@ -31,14 +31,14 @@ import saelens_lite as sl
 from saelens_lite.analyze.index.token_table import token_ids
 
 KINDS = ("topk", "batchtopk", "matryoshka")
-HIERARCHY = sl.SyntheticConfig(
+HIERARCHY = sl.synthetic.SyntheticConfig(
     d_model=96, n_features=256, l0=7.0, n_trees=12, branching=6, depth=1, max_child_share=0.7
 )
 
 
 def planted(args: argparse.Namespace) -> None:
     """A line an SAE, then means and ranges over seeds."""
-    synthetic = sl.SyntheticActivations(HIERARCHY)
+    synthetic = sl.synthetic.SyntheticActivations(HIERARCHY)
     folder = args.output / "store"
     finished = (folder / "manifest.json").exists()
     store = sl.ActivationStore(folder) if finished else synthetic.to_store(folder, args.rows)
@@ -58,15 +58,17 @@ def planted(args: argparse.Namespace) -> None:
                 output=str(args.output / f"{kind.replace(' ', '-')}-{seed}"),
             )  # fmt: skip
             seconds = time.perf_counter() - started
-            exact = sl.planted_absorption(sae, synthetic, n_rows=args.score_rows)
+            exact = sl.ground_truth.planted_absorption(sae, synthetic, n_rows=args.score_rows)
             given = {str(row.feature): row.latents for row in exact.rows if row.scored}
             same = (
-                sl.label_absorption(sae, rows.acts, {name: labels[name] for name in given}, latents=given)
+                sl.probing.label_absorption(
+                    sae, rows.acts, {name: labels[name] for name in given}, latents=given
+                )
                 if given
                 else None
             )
-            own = sl.label_absorption(sae, rows.acts, labels)
-            own_one = sl.label_absorption(sae, rows.acts, labels, max_latents=1)
+            own = sl.probing.label_absorption(sae, rows.acts, labels)
+            own_one = sl.probing.label_absorption(sae, rows.acts, labels, max_latents=1)
             rates = {str(row.feature): row.rate for row in exact.rows if row.scored}
             line = {
                 "absorption": exact.absorption, "fraction": exact.fraction, "missed alone": exact.missed_alone,
@@ -74,7 +76,7 @@ def planted(args: argparse.Namespace) -> None:
                 "rate, probe": same.rate,
                 "|difference|": statistics.mean(abs(row.rate - rates[row.name]) for row in same.rows),
                 "own latents": own.rate, "n own": own.n_latents, "k=1": own_one.rate,
-                "fvu": sl.score_recovery(sae, synthetic, n_rows=20_000).rows[0].fvu, "train s": seconds,
+                "fvu": sl.ground_truth.evaluate_recovery(sae, synthetic, n_rows=20_000).rows[0].fvu, "train s": seconds,
             }  # fmt: skip
             found.setdefault(kind, []).append(line)
             print(
@@ -94,7 +96,7 @@ def meta(args: argparse.Namespace) -> None:
     for folder in args.saes:
         started = time.perf_counter()
         print(folder.name)
-        print(sl.meta_sae(sl.SparseAutoencoder.load(folder), seeds=args.seeds, device="cpu"))
+        print(sl.recipes.meta_sae(sl.SparseAutoencoder.load(folder), seeds=args.seeds, device="cpu"))
         print(f"{time.perf_counter() - started:.0f} s", flush=True)
 
 
@@ -198,7 +200,7 @@ def _absorbed(
     for folder in args.saes:
         sae = sl.SparseAutoencoder.load(folder)
         for max_latents in (10, 1):
-            found = sl.label_absorption(sae, acts, labels, documents, max_latents=max_latents)
+            found = sl.probing.label_absorption(sae, acts, labels, documents, max_latents=max_latents)
             print(f"{folder.name}, at most {max_latents} main latents\n{found}", flush=True)
 
 

@@ -102,7 +102,7 @@ def main() -> None:
     targets = places[torch.randperm(len(places), generator=generator)[: args.targets]]
 
     started_s = time.perf_counter()
-    found = sl.edge_attribution(model, upstream, downstream, targets, input_ids=ids)
+    found = sl.attribution.edge_attribution(model, upstream, downstream, targets, input_ids=ids)
     attribution_s = time.perf_counter() - started_s
     strongest, _ = found.strongest(200)
     others = found.effects != 0
@@ -111,7 +111,7 @@ def main() -> None:
     random = others[torch.randperm(len(others), generator=generator)[:200]]
     edges = torch.cat([strongest, random])
     started_s = time.perf_counter()
-    exact = sl.edge_ablation(model, upstream, downstream, targets, edges, input_ids=ids)
+    exact = sl.attribution.edge_ablation(model, upstream, downstream, targets, edges, input_ids=ids)
     ablation_s = time.perf_counter() - started_s
     estimate = found.effects[edges[:, 0], edges[:, 1]]
     top, rest = slice(None, 200), slice(200, None)

@@ -106,10 +106,10 @@ def main() -> None:
         texts, labels, groups = (list(column) for column in zip(*examples))
         for pool in args.pools:
             began = time.perf_counter()
-            features = sl.text_features(model, tokenizer, texts, saes, pool=pool, max_tokens=256)
+            features = sl.probing.pooled_latents(model, tokenizer, texts, saes, pool=pool, max_tokens=256)
             features_s = time.perf_counter() - began
             began = time.perf_counter()
-            report = sl.sparse_probes(
+            report = sl.probing.sparse_probes(
                 features, labels, groups, select_by=args.select_by, n_splits=args.splits
             )
             probes_s = time.perf_counter() - began
@@ -126,7 +126,7 @@ def main() -> None:
             for _ in range(args.time):
                 bare.append(bare_forward_s(model, tokenizer, texts, point, 32))
                 began = time.perf_counter()
-                n_tokens = int(sl.text_features(model, tokenizer, texts, first).n_tokens.sum())
+                n_tokens = int(sl.probing.pooled_latents(model, tokenizer, texts, first).n_tokens.sum())
                 ours.append(time.perf_counter() - began)
             ratio = statistics.median(b / a for a, b in zip(bare, ours))
             print(

@@ -75,8 +75,8 @@ class Bench:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
-        self.synthetic = sl.SyntheticActivations(
-            sl.SyntheticConfig(
+        self.synthetic = sl.synthetic.SyntheticActivations(
+            sl.synthetic.SyntheticConfig(
                 d_model=args.d_model,
                 n_features=args.n_features,
                 l0=args.l0,
@@ -157,9 +157,13 @@ class Bench:
             facts = train(folder, lr, seed, steps, frozen, **CONTESTANTS[contestant])
             sae = sl.SparseAutoencoder.load(folder)
             n_rows = self.args.score_rows
-            found = sl.score_recovery(sae, self.synthetic, n_rows=n_rows).to_dict()
+            found = sl.ground_truth.evaluate_recovery(sae, self.synthetic, n_rows=n_rows).to_dict()
             selection = (
-                sl.score_recovery(sae, self.synthetic, n_rows=n_rows // 2, start_row=SELECTION_ROW).rows[0].f1
+                sl.ground_truth.evaluate_recovery(
+                    sae, self.synthetic, n_rows=n_rows // 2, start_row=SELECTION_ROW
+                )
+                .rows[0]
+                .f1
             )
             line = {
                 "run": name,

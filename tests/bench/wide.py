@@ -59,8 +59,8 @@ def main() -> None:
     if args.only == "step":
         print(json.dumps({"bench": "wide step", **vars(args), **step_memory(args)}))
         return
-    synthetic = sl.SyntheticActivations(
-        sl.SyntheticConfig(d_model=args.d, n_features=4096, l0=20, n_trees=32)
+    synthetic = sl.synthetic.SyntheticActivations(
+        sl.synthetic.SyntheticConfig(d_model=args.d, n_features=4096, l0=20, n_trees=32)
     )
     with tempfile.TemporaryDirectory() as folder:
         store = synthetic.to_store(Path(folder) / "store", (args.steps + 4) * args.batch)

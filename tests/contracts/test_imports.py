@@ -250,7 +250,7 @@ EVERY_NAME = """
 import importlib, sys, types
 modules = [importlib.import_module(name) for name in sys.argv[1:]]
 for module in modules:
-    folders = {path.__name__.rpartition(".")[2] for path in modules if hasattr(path, "__path__")}
+    folders = {path.__name__.rpartition(".")[2] for path in modules if hasattr(path, "__path__")} | {"synthetic"}
     for name in getattr(module, "__all__", ()):
         if isinstance(getattr(module, name), types.ModuleType) and name not in folders:
             print(f"{module.__name__}.{name} is a module")

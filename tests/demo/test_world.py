@@ -30,7 +30,7 @@ TINY = WorldConfig(
 def made(tmp_path_factory):
     """The folder of a tiny world."""
     folder = tmp_path_factory.mktemp("world")
-    make_world(folder, TINY, sl.Split())
+    make_world(folder, TINY, sl.stats.Split())
     return folder
 
 
@@ -57,7 +57,7 @@ def test_every_part_of_an_unseen_name_is_familiar():
 
 
 def test_people_taught_as_unknown_choose_and_people_never_seen_test():
-    world, split = World.draw(WorldConfig(n_studied=200)), sl.Split()
+    world, split = World.draw(WorldConfig(n_studied=200)), sl.stats.Split()
     choose, test = world.studied(split)
     assert not split.tests(choose).any() and split.tests(test).all()
     assert {*choose, *test} > set(world.known)
@@ -66,8 +66,8 @@ def test_people_taught_as_unknown_choose_and_people_never_seen_test():
 
 
 def test_questions_are_records_of_the_studied():
-    world, split = World.draw(TINY), sl.Split()
-    records = [sl.Record(**question) for question in world.questions(split)]
+    world, split = World.draw(TINY), sl.stats.Split()
+    records = [sl.study.Question(**question) for question in world.questions(split)]
     assert len(records) == sum(map(len, world.studied(split))) * len(RELATIONS)
     assert sum(record.known for record in records) == 60 * len(RELATIONS)
     for record in records:
@@ -77,7 +77,7 @@ def test_questions_are_records_of_the_studied():
 
 def test_the_sae_never_sees_who_tests_it(monkeypatch, tmp_path):
     """Its rows are those of all questions about everybody else, every token but BOS once."""
-    world, split, stored = World.draw(TINY), sl.Split(), {}
+    world, split, stored = World.draw(TINY), sl.stats.Split(), {}
     tokenizer = world.tokenizer()
     model = train_model(World.draw(TINY), tokenizer)
     from_arrays = sl.ActivationStore.from_arrays
@@ -104,7 +104,7 @@ def test_the_sae_never_sees_who_tests_it(monkeypatch, tmp_path):
 def test_a_world_is_a_function_of_its_seed(made, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    make_world(tmp_path, TINY, sl.Split())
+    make_world(tmp_path, TINY, sl.stats.Split())
     assert torch.equal(torch.get_rng_state(), before)
     for file in (
         "model/model.safetensors",

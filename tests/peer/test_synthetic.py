@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from saelens_lite.analyze import score_recovery
+from saelens_lite.analyze.ground_truth.recovery import evaluate_recovery
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.synthetic import SyntheticActivations, SyntheticConfig
@@ -54,6 +54,6 @@ def test_scores_are_saelens_scores(peer_python, tmp_path):
         [str(peer_python), "-c", SCORE_WITH_SAELENS], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    row = score_recovery(sae, synthetic, n_rows=N_ROWS, start_row=0).row("trained")
+    row = evaluate_recovery(sae, synthetic, n_rows=N_ROWS, start_row=0).row("trained")
     for name, theirs in json.loads(done.stdout.splitlines()[-1]).items():
         assert getattr(row, name) == pytest.approx(theirs, rel=1e-5), name

@@ -1,0 +1,164 @@
+"""Claims of one process and of several: real torchrun, real processes, the bytes of a single one."""
+
+import itertools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from saelens_lite.distributed import rank, several_processes
+from saelens_lite.harvest import HarvestConfig, run_harvest
+from saelens_lite.harvest.shards.shard_claims import Claims, SharedClaims
+from saelens_lite.harvest.text.tokenized import PackedShard
+from saelens_lite.store.folder import open_folder
+from saelens_lite.store.packing import PackedContexts
+
+from ..test_harvest import content
+
+ROOT = Path(__file__).parents[3]
+
+pytestmark = pytest.mark.dist
+
+
+def packed(index, n_rows):
+    arrays = np.ones((1, n_rows), np.int32)
+    return PackedShard(index, PackedContexts(arrays, arrays, arrays, arrays, 0), 1, None)
+
+
+def test_claims_are_the_missing_shards_until_there_are_enough_rows():
+    """Shards of 4 rows, of which 1 and 2 are there: 14 rows end with shard 3."""
+    claims = Claims({1: 4, 2: 4}, max_tokens=14)
+    made = [shard.index for shard in claims.needed(packed(index, 4) for index in claims)]
+    assert made == [0, 3]
+    assert claims.totals() == (4, 16)
+
+
+def test_the_dataset_ends_at_a_claim_without_documents():
+    claims = Claims({}, max_tokens=100)
+    documents_end = itertools.takewhile(lambda index: index < 2, claims)
+    assert [shard.index for shard in claims.needed(packed(index, 4) for index in documents_end)] == [0, 1]
+    assert claims.totals() == (2, 8)
+
+
+def test_nothing_is_claimed_when_the_finished_shards_suffice():
+    claims = Claims({0: 8, 1: 8}, max_tokens=16)
+    assert list(claims.needed(packed(index, 8) for index in claims)) == []
+    assert claims.totals() == (2, 16)
+
+
+def test_a_shard_that_nobody_posted_lies_behind_the_end():
+    assert Claims({0: 5, 1: 4}, 100).totals() == (2, 9)
+    assert Claims({0: 5, 1: 4}, 7).totals() == (2, 9)
+    assert Claims({0: 5, 1: 4}, 5).totals() == (1, 5)
+
+
+def test_alone_without_torchrun(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("RANK", "3")
+    assert not several_processes() and rank() == 0
+
+
+@pytest.fixture
+def options(gpt2, byte_tokenizer, tmp_path):
+    gpt2.save_pretrained(tmp_path / "model")
+    byte_tokenizer.save_pretrained(tmp_path / "model")
+    lines = (json.dumps({"text": f"Story {i}: {'the sun and the moon. ' * (1 + i % 7)}"}) for i in range(600))
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    return {
+        "model": str(tmp_path / "model"),
+        "dataset": [str(tmp_path / "texts.jsonl")],
+        "hook_points": ["blocks.0.hook_resid_post"],
+        "max_tokens": 15_000,
+        "context_length": 64,
+        "batch_size_seqs": 4,
+        "documents_per_shard": 16,
+        "progress": False,
+    }
+
+
+def torchrun(n_processes, options):
+    flags = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n_processes}", "--standalone"]
+    flags += ["-m", "saelens_lite.harvest", "--no-progress"]
+    for name in ("model", "store"):
+        flags += [f"--{name}", options[name]]
+    for name in ("dataset", "hook_points"):
+        flags += [f"--{name.replace('_', '-')}", *options[name]]
+    for name in ("max_tokens", "context_length", "batch_size_seqs", "documents_per_shard"):
+        flags += [f"--{name.replace('_', '-')}", str(options[name])]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        flags, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param({}, id="max_tokens"),
+        pytest.param({"max_tokens": 100_000}, id="dataset ends", marks=pytest.mark.slow),
+    ],
+)
+def test_three_processes_write_the_bytes_of_one(options, tmp_path, more):
+    options |= more
+    whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "one"), **options)).path)
+    process = torchrun(3, options | {"store": str(tmp_path / "three")})
+    output, _ = process.communicate(timeout=180)
+    assert process.returncode == 0, output
+    assert {
+        name: data for name, data in content(tmp_path / "three").items() if not name.startswith("log.")
+    } == whole
+    logged = {name for name in open_folder(tmp_path / "three").sizes() if name.startswith("log")}
+    assert logged == {"log.jsonl", "log.1.jsonl", "log.2.jsonl"}
+
+
+def test_killing_one_process_and_starting_again_gives_the_same_bytes(options, tmp_path):
+    whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "one"), **options)).path)
+    store = tmp_path / "two"
+    process = torchrun(2, options | {"store": str(store)})
+    victim = None
+    while victim is None and process.poll() is None:
+        if (store / "shards/00001").exists():
+            victim = rank_one(process.pid)
+        time.sleep(0.005)
+    assert victim is not None, process.communicate()[0]
+    os.kill(victim, signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0 and not (store / "manifest.json").exists()
+    again = torchrun(2, options | {"store": str(store)})
+    output, _ = again.communicate(timeout=180)
+    assert again.returncode == 0, output
+    assert {name: data for name, data in content(store).items() if not name.startswith("log.")} == whole
+
+
+def rank_one(parent: int) -> int | None:
+    """The process that torchrun started as rank 1."""
+    for children in Path(f"/proc/{parent}/task").glob("*/children"):
+        for child in children.read_text().split():
+            try:
+                if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
+                    return int(child)
+            except OSError:
+                continue
+    return None
+
+
+def test_a_second_harvest_of_a_store_in_the_same_processes_starts_its_claims_anew(monkeypatch, tmp_path):
+    """As a script under torchrun does that harvests and then adds a hook point."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", port)):
+        monkeypatch.setenv(name, str(value))
+    for _ in range(2):
+        claims = SharedClaims(open_folder(tmp_path), ["acts"], max_tokens=8)
+        assert [shard.index for shard in claims.needed(packed(index, 4) for index in claims)] == [0, 1]
+        claims.wait_for_all()
+        assert claims.totals() == (2, 8)
+        claims.seal()

@@ -1,0 +1,335 @@
+"""The SAE folder: what SAELens wrote computes the same here, what we write is as specified, and broken
+folders say how."""
+
+import dataclasses
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from saelens_lite.errors import CheckpointError
+from saelens_lite.sae import folder
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.folder import load_log_sparsity, load_sae, save_sae
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+KINDS = {"relu": {}, "topk": {"k": 3}, "jumprelu": {}, "gated": {}}
+
+
+def random_sae(kind: str = "topk", **fields) -> SparseAutoencoder:
+    torch.manual_seed(0)
+    fields = {
+        "d_model": 8,
+        "d_sae": 16,
+        "model_name": "tiny",
+        "hook_point": "blocks.1.hook_mlp_out",
+        "hf_module": "h.1.mlp",
+    } | fields
+    sae = SparseAutoencoder(SAEConfig(kind=kind, **KINDS[kind], **fields))
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    return sae
+
+
+@pytest.fixture
+def golden_copy(tmp_path):
+    """A golden folder whose cfg.json can be changed: golden_copy("topk", k=None) writes it without k."""
+
+    def copy(name: str, **changes) -> Path:
+        folder = tmp_path / name
+        shutil.copytree(GOLDEN / f"saelens_{name}", folder, dirs_exist_ok=True)
+        cfg = json.loads((folder / "cfg.json").read_text()) | changes
+        (folder / "cfg.json").write_text(
+            json.dumps({key: value for key, value in cfg.items() if value is not ...})
+        )
+        return folder
+
+    return copy
+
+
+@pytest.mark.parametrize("name", ["standard", "topk", "jumprelu", "gated"])
+def test_what_saelens_wrote_computes_the_same(name):
+    folder = GOLDEN / f"saelens_{name}"
+    expected = load_file(folder / "expected.safetensors")
+    sae = load_sae(folder)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            sae.encode(expected["acts"]).to_dense(), expected["latent_acts"], atol=1e-5, rtol=0
+        )
+        # SAELens divides by std + 1e-5 and multiplies by std; ours undoes exactly what it did.
+        atol = 1e-4 if sae.config.normalize_activations == "layer_norm" else 1e-5
+        torch.testing.assert_close(sae(expected["acts"]).recons, expected["recons"], atol=atol, rtol=0)
+    assert (sae.config.hook_point, sae.config.hf_module) == ("blocks.1.hook_resid_post", "model.layers.1")
+    assert sae.config.model_name == "a-tiny-model"
+    assert sae.config.metadata["context_size"] == 32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+def test_saved_and_loaded_is_the_same_sae(kind, dtype, tmp_path):
+    sae = random_sae(kind, dtype=dtype, metadata={"saelens_lite": {"fvu": 0.1, "store": "abc"}})
+    loaded = load_sae(save_sae(sae, tmp_path / "sae"))
+    assert loaded.kind == kind and loaded.dtype == getattr(torch, dtype)
+    assert loaded.config.metadata["saelens_lite"] == {"fvu": 0.1, "store": "abc"}
+    for field in ("d_model", "d_sae", "k", "hook_point", "hf_module", "model_name"):
+        assert getattr(loaded.config, field) == getattr(sae.config, field)
+    for name, tensor in sae.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert loaded.W_enc.stride() == sae.W_enc.stride() == (1, 8), "latent-major storage after loading"
+
+
+def test_cfg_json_is_the_saelens_inference_form(tmp_path):
+    sae = random_sae(metadata={"saelens_lite": {"fvu": float("nan")}})
+    save_sae(sae, tmp_path / "sae", log_sparsity=torch.linspace(-10, 0, 16))
+    assert json.loads((tmp_path / "sae" / "cfg.json").read_text()) == {
+        "d_in": 8,
+        "d_sae": 16,
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "saelens_lite": {"fvu": None},
+            "sae_lens_version": "6.54.12",
+            "sae_lens_training_version": None,
+            "hook_name": "blocks.1.hook_mlp_out",
+            "hf_hook_name": "h.1.mlp",
+            "model_name": "tiny",
+        },
+        "k": 3,
+        "rescale_acts_by_decoder_norm": False,
+        "architecture": "topk",
+    }
+    assert sorted(os.listdir(tmp_path / "sae")) == [
+        "cfg.json",
+        "sae_weights.safetensors",
+        "sparsity.safetensors",
+    ]
+    assert os.listdir(tmp_path) == ["sae"], "nothing hidden is left beside it"
+    torch.testing.assert_close(load_log_sparsity(tmp_path / "sae"), torch.linspace(-10, 0, 16))
+    header = (tmp_path / "sae" / "sae_weights.safetensors").read_bytes()
+    assert b"__metadata__" not in header
+    assert load_file(tmp_path / "sae" / "sae_weights.safetensors")["W_enc"].shape == (8, 16)
+
+
+def test_weights_can_be_read_by_whoever_can_read_the_configuration(tmp_path):
+    folder = random_sae().save(tmp_path / "sae")
+    assert (folder / "sae_weights.safetensors").stat().st_mode == (folder / "cfg.json").stat().st_mode
+
+
+def test_same_sae_gives_the_same_bytes(tmp_path):
+    for name in "ab":
+        save_sae(random_sae(), tmp_path / name)
+    for file in ("cfg.json", "sae_weights.safetensors"):
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_saving_over_keeps_other_files_and_drops_a_stale_sparsity(tmp_path):
+    save_sae(random_sae("relu"), tmp_path / "sae", log_sparsity=torch.zeros(16))
+    (tmp_path / "sae" / "metrics.jsonl").write_text("{}\n")
+    save_sae(random_sae("topk"), tmp_path / "sae")
+    assert load_sae(tmp_path / "sae").kind == "topk"
+    assert load_log_sparsity(tmp_path / "sae") is None
+    assert (tmp_path / "sae" / "metrics.jsonl").read_text() == "{}\n"
+
+
+def test_a_failure_while_writing_leaves_the_old_sae(tmp_path, monkeypatch):
+    save_sae(random_sae(), tmp_path / "sae")
+    before = {file.name: file.read_bytes() for file in (tmp_path / "sae").iterdir()}
+
+    def full_disk(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder, "save_file", full_disk)
+    with pytest.raises(CheckpointError, match="No space left.*the SAE in memory is untouched"):
+        save_sae(random_sae("relu"), tmp_path / "sae")
+    assert {file.name: file.read_bytes() for file in (tmp_path / "sae").iterdir()} == before
+    assert os.listdir(tmp_path) == ["sae"]
+
+
+@pytest.mark.parametrize("killed_at", range(3))
+def test_killed_between_two_moves_the_folder_is_right_or_refused(tmp_path, monkeypatch, killed_at):
+    old, new = random_sae("relu"), random_sae("topk")
+    save_sae(old, tmp_path / "sae", log_sparsity=torch.zeros(16))
+    moves, replace = [], os.replace
+
+    class Killed(BaseException):
+        pass
+
+    def dying_replace(source, target):
+        if len(moves) == killed_at:
+            raise Killed
+        moves.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", dying_replace)
+    with pytest.raises(Killed):
+        save_sae(new, tmp_path / "sae", log_sparsity=torch.ones(16))
+    with pytest.raises(CheckpointError, match="cfg.json is missing"):
+        load_sae(tmp_path / "sae")
+
+
+def test_written_before_saelens_6_is_read(golden_copy):
+    old = {
+        "metadata": ...,
+        "architecture": ...,
+        "k": ...,
+        "rescale_acts_by_decoder_norm": ...,
+        "dtype": "torch.float32",
+        "hook_point": "blocks.2.hook_resid_pre",
+        "model_name": "gpt2",
+        "activation_fn_str": "topk",
+        "activation_fn_kwargs": {"k": 4},
+        "normalize_activations": False,
+        "an_unknown_key": 1,
+    }
+    config = load_sae(golden_copy("topk", **old)).config
+    assert (config.kind, config.k) == ("topk", 4)
+    assert (config.hook_point, config.model_name, config.dtype) == (
+        "blocks.2.hook_resid_pre",
+        "gpt2",
+        "float32",
+    )
+    assert config.metadata["prepend_bos"] is True
+    config = load_sae(
+        golden_copy("standard", metadata=..., architecture=..., normalize_activations=None)
+    ).config
+    assert (config.kind, config.normalize_activations) == ("relu", "none")
+
+
+def test_log_threshold_and_a_scaling_factor_of_ones_are_read(golden_copy):
+    folder = golden_copy("jumprelu")
+    tensors = load_file(folder / "sae_weights.safetensors")
+    threshold = tensors.pop("threshold")
+    save_file(
+        tensors | {"log_threshold": threshold.log(), "scaling_factor": torch.ones(16)},
+        folder / "sae_weights.safetensors",
+    )
+    torch.testing.assert_close(load_sae(folder).threshold.detach(), threshold)
+
+
+def test_dtype_can_be_chosen(golden_copy):
+    sae = load_sae(golden_copy("topk"), dtype=torch.bfloat16)
+    assert sae.dtype == torch.bfloat16 and sae.config.dtype == "bfloat16"
+    with pytest.raises(ValueError, match="expected dtype float32, .*, got 'int8'"):
+        load_sae(golden_copy("topk"), dtype="int8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"normalize_activations": "expected_average_only_in"}, "fold_activation_norm_scaling_factor"),
+        ({"normalize_activations": "covariance_whitening"}, "fold_activation_whitening"),
+        ({"normalize_activations": "sphere"}, "'sphere' is not supported"),
+        ({"reshape_activations": "hook_z"}, "reshape_activations 'hook_z'"),
+        ({"architecture": "batchtopk"}, "save_inference_model"),
+        ({"architecture": "transcoder"}, "opens transcoders"),
+        ({"architecture": "jump_relu"}, "did you mean 'jumprelu'"),
+        ({"dtype": "float8"}, "got 'float8'"),
+        ({"metadata": ..., "normalize_activations": True}, "expected_average_only_in"),
+        ({"metadata": ..., "activation_fn_str": "tanh-relu"}, "activation_fn relu or topk, got 'tanh-relu'"),
+    ],
+)
+def test_what_has_no_counterpart_is_refused_by_name(golden_copy, changes, message):
+    with pytest.raises(ValueError, match=message):
+        load_sae(golden_copy("topk", **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_in": 12}, r"expected W_enc \[12, 16\].*got \[8, 16\]"),
+        ({"d_sae": ...}, "expected a key 'd_sae'"),
+        ({"d_in": "8"}, "expected d_in to be int, got '8'"),
+        ({"architecture": "gated"}, r"expected a tensor b_gate \[16\]"),
+        ({"metadata": [1]}, "expected metadata to be a JSON object"),
+    ],
+)
+def test_cfg_that_contradicts_the_weights_is_refused(golden_copy, changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        load_sae(golden_copy("topk", **changes))
+
+
+def test_tensors_that_are_not_understood_are_refused(golden_copy):
+    folder = golden_copy("topk")
+    tensors = load_file(folder / "sae_weights.safetensors")
+    save_file(tensors | {"W_skip": torch.zeros(8, 8)}, folder / "sae_weights.safetensors")
+    with pytest.raises(CheckpointError, match="W_skip not known"):
+        load_sae(folder)
+    save_file(tensors | {"scaling_factor": torch.full((16,), 2.0)}, folder / "sae_weights.safetensors")
+    with pytest.raises(CheckpointError, match="not all ones"):
+        load_sae(folder)
+
+
+def test_damaged_and_missing_files_are_named(golden_copy, tmp_path):
+    folder = golden_copy("topk")
+    weights = folder / "sae_weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    with pytest.raises(
+        CheckpointError, match="sae_weights.safetensors: expected a complete safetensors file"
+    ):
+        load_sae(folder)
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="sae_weights.safetensors is missing"):
+        load_sae(folder)
+    (folder / "cfg.json").write_text("{")
+    weights.touch()
+    with pytest.raises(CheckpointError, match="cfg.json: expected JSON"):
+        load_sae(folder)
+    with pytest.raises(CheckpointError, match="no SAE at .*nowhere"):
+        load_sae(tmp_path / "nowhere")
+    with pytest.raises(
+        CheckpointError, match="SAEs in it: saelens_gated, saelens_jumprelu.*pass one as folder="
+    ):
+        load_sae(GOLDEN)
+    assert load_sae(GOLDEN, "saelens_gated").kind == "gated"
+
+
+def test_a_repository_that_cannot_be_fetched_says_so(monkeypatch):
+    import huggingface_hub
+
+    def offline(*_, **__):
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    with pytest.raises(
+        CheckpointError, match="cannot fetch owner/name folder='a' from the hub: no route to host"
+    ):
+        load_sae("owner/name", "a")
+
+
+def test_a_repository_folder_is_fetched_alone(monkeypatch, golden_copy):
+    import huggingface_hub
+
+    folder = golden_copy("topk")
+    asked = []
+
+    def snapshot(repo, allow_patterns):
+        asked.extend(allow_patterns)
+        return str(folder.parent)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert load_sae("owner/name", "topk").kind == "topk"
+    assert asked == ["topk/cfg.json", "topk/sae_weights.safetensors", "topk/sparsity.safetensors"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: ["topk/cfg.json", "README.md"])
+    with pytest.raises(CheckpointError, match="no SAE at folder='layer_1'; it has topk"):
+        load_sae("owner/name", "layer_1")
+
+
+def test_save_refuses_a_sparsity_of_another_width(tmp_path):
+    with pytest.raises(ValueError, match=r"log_sparsity\[d_sae=16\], got \[15\]"):
+        save_sae(random_sae(), tmp_path / "sae", log_sparsity=torch.zeros(15))
+
+
+def test_metadata_is_not_altered_by_saving(tmp_path):
+    sae = random_sae(metadata={"note": 1})
+    before = dataclasses.asdict(sae.config)
+    save_sae(sae, tmp_path / "sae")
+    assert dataclasses.asdict(sae.config) == before

@@ -1,0 +1,122 @@
+"""Training that goes on with an SAE of a folder, and what the reconstruction costs the model on the way."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+import saelens_lite as sl
+from saelens_lite.train.optimise.fold import fold_scale
+from saelens_lite.train.optimise.initial import sae_to_finetune
+
+GOLDEN = Path(__file__).parents[2] / "golden"
+POINT = "blocks.0.hook_resid_post"
+HARVEST = {"context_length": 32, "max_tokens": 2000, "dtype": "float32", "progress": False}
+OPTIONS = {"batch_size_rows": 256, "n_steps": 40, "device": "cpu", "progress": False}
+
+
+@pytest.fixture(scope="module")
+def store(planted, tmp_path_factory):
+    return sl.ActivationStore.from_arrays(tmp_path_factory.mktemp("rows") / "store", planted.acts)
+
+
+def facts(sae):
+    return sae.config.metadata["saelens_lite"]
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"])
+def test_training_goes_on_where_the_folder_stands(store, tmp_path, kind):
+    own = {"l1_coeff": 0.3} if kind in ("relu", "gated") else {}
+    k = {"k": 3} if kind in ("topk", "batchtopk", "matryoshka") else {}
+    first = sl.train_sae(store, output=tmp_path / "first", kind=kind, d_sae=64, **OPTIONS, **own, **k)
+    fresh = sl.train_sae(
+        store, output=tmp_path / "fresh", kind=kind, d_sae=64, **{**OPTIONS, "n_steps": 1}, **own, **k
+    )
+    on = {**OPTIONS, "n_steps": 1, "lr": 1e-6, "l1_warm_up_steps": 0}
+    after = sl.train_sae(
+        store, output=tmp_path / "after", kind=kind, init_from=str(tmp_path / "first"), **on, **own, **k
+    )
+    assert facts(after)["held_out_fvu"] == pytest.approx(facts(first)["held_out_fvu"], rel=0.02)
+    assert facts(after)["held_out_fvu"] < 0.8 * facts(fresh)["held_out_fvu"]
+    assert_close(after.W_dec, first.W_dec, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["saelens_topk", "saelens_standard", "saelens_jumprelu", "saelens_gated"])
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_saelens_folders_compute_the_same_in_the_scale_of_training(name, scale):
+    source = sl.SparseAutoencoder.load(GOLDEN / name)
+    config = dataclasses.replace(source.config, apply_b_dec_to_input=True)
+    if source.config.normalize_activations != "none":
+        config = dataclasses.replace(config, normalize_activations="none")
+        with pytest.raises(ValueError, match="training scales all rows by one number"):
+            sae_to_finetune(config, str(GOLDEN / name), scale)
+        return
+    sae = sae_to_finetune(config, str(GOLDEN / name), scale)
+    assert sae.config.apply_b_dec_to_input
+    assert_close(sae.W_dec.norm(dim=1), torch.ones(sae.d_sae))
+    acts = torch.randn(50, sae.d_model, generator=torch.Generator().manual_seed(0))
+    assert_close(fold_scale(sae, scale)(acts).recons, source(acts).recons, atol=1e-4, rtol=1e-4)
+    assert_close(sae(acts * scale).recons / scale, source(acts).recons, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated", "jumprelu"])
+def test_an_input_that_is_encoded_as_it_is_makes_no_difference(tmp_path, kind):
+    torch.manual_seed(0)
+    config = sl.SAEConfig(d_model=8, d_sae=24, kind=kind, apply_b_dec_to_input=False)
+    source = sl.SparseAutoencoder(config)
+    for parameter in source.parameters():
+        torch.nn.init.uniform_(parameter, 0.1, 1.0)
+    source.save(tmp_path)
+    sae = sae_to_finetune(dataclasses.replace(config, apply_b_dec_to_input=True), str(tmp_path), 1.0)
+    acts = torch.randn(50, 8)
+    assert sae.config.apply_b_dec_to_input
+    assert_close(sae(acts).recons, source(acts).recons, atol=1e-4, rtol=1e-4)
+
+
+def test_another_kind_or_width_is_refused_with_what_fits(store, tmp_path):
+    sl.SparseAutoencoder(sl.SAEConfig(d_model=16, d_sae=32, k=3)).save(tmp_path / "topk")
+    sl.SparseAutoencoder(sl.SAEConfig(d_model=8, d_sae=32, k=3)).save(tmp_path / "narrow")
+    with pytest.raises(
+        ValueError, match="expected an SAE of kind 'relu', got 'topk': an SAE saved as topk goes on as topk"
+    ):
+        sl.train_sae(store, output=tmp_path / "sae", kind="relu", init_from=str(tmp_path / "topk"), **OPTIONS)
+    with pytest.raises(ValueError, match="of d_model 16, got 8: it is of another model or hook point"):
+        sl.train_sae(store, output=tmp_path / "sae", k=3, init_from=str(tmp_path / "narrow"), **OPTIONS)
+    with pytest.raises(ValueError, match="d_sae expected None with init_from"):
+        sl.train_sae(
+            store, output=tmp_path / "sae", k=3, d_sae=32, init_from=str(tmp_path / "topk"), **OPTIONS
+        )
+    assert not (tmp_path / "sae").exists()
+
+
+def test_a_killed_fine_tuning_goes_on_without_its_source(store, tmp_path, killed_before):
+    source = sl.train_sae(store, output=tmp_path / "source", k=3, d_sae=48, **OPTIONS)
+    options = {**OPTIONS, "k": 3, "init_from": str(tmp_path / "source"), "checkpoint_every_steps": 10}
+    whole = sl.train_sae(store, output=tmp_path / "whole", **options)
+    assert whole.d_sae == source.d_sae and facts(whole)["lr"] == pytest.approx(2e-4 * (2**14 / 48) ** 0.5)
+    with killed_before(25):
+        sl.train_sae(store, output=tmp_path / "killed", **options)
+    shutil.rmtree(tmp_path / "source")
+    sl.train_sae(store, output=tmp_path / "killed", **options)
+    weights = [(tmp_path / name / "sae_weights.safetensors").read_bytes() for name in ("whole", "killed")]
+    assert weights[0] == weights[1]
+
+
+def test_evaluations_tell_what_the_reconstruction_costs_the_model(gpt2, byte_tokenizer, tmp_path):
+    texts = [f"{i} squared is {i * i}, and its cube {i**3}" for i in range(100)]
+    store = sl.harvest_activations(
+        gpt2, texts, [POINT], tmp_path / "text", tokenizer=byte_tokenizer, **HARVEST
+    )
+    options = {**OPTIONS, "k": 3, "d_sae": 64, "eval_every_steps": 20, "held_out_fraction": 0.2}
+    sae = sl.train_sae(store, output=tmp_path / "sae", model=gpt2, **options)
+    lines = [json.loads(line) for line in (tmp_path / "sae" / "metrics.jsonl").read_text().splitlines()]
+    told = [line["held_out_delta_ce"] for line in lines if "held_out_delta_ce" in line]
+    expected = sl.evaluate_sae(sae, store, gpt2, max_tokens=8192).row("trained").delta_ce
+    assert len(told) == 2 and told[-1] == pytest.approx(expected, abs=1e-5) and told[-1] != 0
+    assert facts(sae)["held_out_delta_ce"] == told[-1]
+    plain = sl.train_sae(store, output=tmp_path / "plain", **options)
+    assert_close(plain.W_dec, sae.W_dec, atol=0, rtol=0)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import saelens_lite
+import saelens_lite.analyze
 from saelens_lite.cli.add_hook_points import AddHookPointsConfig
 from saelens_lite.cli.analyze import AnalyzeConfig
 from saelens_lite.cli.commands import COMMANDS
@@ -89,6 +90,7 @@ def test_python_blocks_parse_and_name_what_exists():
 def test_public_names_in_the_text_exist():
     for name in re.findall(r"`(\w+)\((?:sae|store)", README):
         homes = [
+            saelens_lite.analyze,
             saelens_lite,
             *(getattr(saelens_lite, folder) for folder in saelens_lite.__all__ if folder.islower()),
         ]

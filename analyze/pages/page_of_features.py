@@ -19,7 +19,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from saelens_lite.atomic import write_page
+from saelens_lite.atomic import write_file
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -89,7 +89,7 @@ def feature_page(
                 f"{index.path} is an index over {index.hook_point}, not over {point}: pass hook_point="
             )
         data = _data(sae, store, point, index, model, n_latents, latents, n_examples, evaluation, tokenizer)
-    return write_page(path, render(data))
+    return write_file(path, render(data))
 
 
 def render(data: dict[str, Any]) -> str:

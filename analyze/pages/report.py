@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelens_lite.atomic import write_page
+from saelens_lite.atomic import write_file
 from saelens_lite.errors import SaelensLiteError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.folder import load_log_sparsity
@@ -103,7 +103,7 @@ def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "rep
         log.warning("%s", problem)
     what = "runs" if any(run.lines for run in found) else "SAEs"
     title = f"{found[0].name}: report" if len(found) == 1 else f"{len(found)} {what} compared"
-    return write_page(path, parts.document(title, sections, problems))
+    return write_file(path, parts.document(title, sections, problems))
 
 
 # The runs --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import unquote
 
-from saelens_lite.atomic import _make_folder, _sync_folder
+from saelens_lite.atomic import appearing_file, make_folder, sync
 from saelens_lite.errors import ShardError
 
 try:
@@ -167,27 +167,12 @@ class LocalFolder(Folder):
 
     @contextlib.contextmanager
     def appearing(self, name: str, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
-        path = self.root / name
-        temporary = path.with_name(path.name + ".tmp")
-        try:
-            with self._refusals_named(name):
-                _make_folder(path.parent)
-                with open(temporary, "wb") as file:
-                    yield file
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)
-            raise
-        if sync_name:
-            with self._refusals_named(name):
-                _sync_folder(path.parent)
+        with self._refusals_named(name), appearing_file(self.root / name, sync_name=sync_name) as file:
+            yield file
 
     def sync_names(self, under: str) -> None:
         with self._refusals_named(under):
-            _sync_folder(self.root / under)
+            sync(self.root / under)
 
     def append_line(self, name: str, line: bytes) -> None:
         with self._refusals_named(name), open(self.root / name, "a+b") as file:
@@ -198,15 +183,15 @@ class LocalFolder(Folder):
 
     def move(self, name: str, to: str) -> None:
         with self._refusals_named(name):
-            _make_folder((self.root / to).parent)
+            make_folder((self.root / to).parent)
             os.replace(self.root / name, self.root / to)
-            _sync_folder((self.root / to).parent)
-            _sync_folder((self.root / name).parent)
+            sync((self.root / to).parent)
+            sync((self.root / name).parent)
 
     def remove(self, name: str) -> None:
         with self._refusals_named(name):
             (self.root / name).unlink(missing_ok=True)
-            _sync_folder((self.root / name).parent)
+            sync((self.root / name).parent)
 
     def free_bytes(self) -> int | None:
         folder = self.root.absolute()

@@ -37,7 +37,7 @@ from torch import Tensor
 
 import saelens_lite
 from saelens_lite import distributed
-from saelens_lite.atomic import _discard, sync
+from saelens_lite.atomic import discard, sync
 from saelens_lite.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def save_checkpoint(
             for path in (staged / _TENSORS, staged / _FACTS, staged):
                 sync(path)
             if target.exists():
-                _discard(target)
+                discard(target)
             os.replace(staged, target)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
@@ -117,7 +117,7 @@ def save_checkpoint(
         found = _checkpoints(output)
         for other, path in found.items():
             if other not in [s for s in found if s <= step][-keep:]:
-                _discard(path)
+                discard(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write the checkpoint of step {step} to {target}: {error}; make room or mend the cause, "
@@ -151,7 +151,7 @@ def load_checkpoint(output: Path) -> Checkpoint | None:
 def remove_checkpoints(output: Path) -> None:
     """Remove all there are, at once."""
     if (output / _STATE).exists():
-        _discard(output / _STATE)
+        discard(output / _STATE)
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:

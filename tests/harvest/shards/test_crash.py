@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from saelens_lite import atomic
 from saelens_lite.errors import ShardError
 from saelens_lite.store import folder
 from saelens_lite.store.verify import verify_store
@@ -38,7 +39,7 @@ class PowerLoss(BaseException):
 
 
 class Disk:
-    """The disk below `saelens_lite.store.folder`: counts the calls that change it, and fails at one of them.
+    """The disk below atomic.py and store/folder.py: counts the calls that change it, and fails at one of them.
 
     root: the store's folder
     fail_at: number of the call that fails, from 0; None never fails
@@ -73,8 +74,9 @@ class Disk:
         system = types.SimpleNamespace(**vars(os))
         system.fsync, system.replace = self.fsync, self.replace
         with monkeypatch.context() as patch:
-            patch.setattr(folder, "os", system)
-            patch.setattr(folder, "open", self.open, raising=False)
+            for module in (atomic, folder):
+                patch.setattr(module, "os", system)
+                patch.setattr(module, "open", self.open, raising=False)
             patch.setattr(
                 pathlib.Path, "mkdir", lambda p, *a, **o: (mkdir if self.holds(p) else real_mkdir)(p, *a, **o)
             )
@@ -223,7 +225,7 @@ FORK_SERVER = """
 import json, os, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
-from saelens_lite import files
+from saelens_lite import atomic
 from saelens_lite.harvest import HarvestConfig, run_harvest
 torch.set_num_threads(1)
 options = json.loads(sys.argv[2])
@@ -231,13 +233,13 @@ run_harvest(HarvestConfig(**options))  # whatever a harvest loads is loaded once
 print(flush=True)
 
 def killed_at(name):
-    replace, files.os = os.replace, type(sys)("os")
-    vars(files.os).update(vars(os))
+    replace, atomic.os = os.replace, type(sys)("os")
+    vars(atomic.os).update(vars(os))
     def kill(source, target):
         if str(target).endswith(name):
             os.kill(os.getpid(), signal.SIGKILL)
         replace(source, target)
-    files.os.replace = kill
+    atomic.os.replace = kill
 
 for line in sys.stdin:
     order = json.loads(line)

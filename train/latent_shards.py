@@ -155,14 +155,9 @@ def shard(sae: SparseAutoencoder) -> SparseAutoencoder:
     if n_shards() == 1:
         return sae
     own = SparseAutoencoder(shard_config(sae.config))
-    for name, parameter in own.named_parameters():
-        parameter.copy_(part(sae.get_parameter(name), latent_dim(name)))
+    for name, of in sae.config.parameters.items():
+        own.get_parameter(name).copy_(part(sae.get_parameter(name), of.latent_dim))
     return own
-
-
-def latent_dim(parameter: str) -> int | None:
-    """Along which dimension a parameter of an SAE has latents; None for the one that every shard has."""
-    return {"b_dec": None, "W_enc": 1}.get(parameter, 0)
 
 
 def part(tensor: Tensor, dim: int | None) -> Tensor:
@@ -192,7 +187,7 @@ def whole_sae(shard: SparseAutoencoder, config: SAEConfig) -> SparseAutoencoder:
         return shard
     with torch.device("meta" if distributed.rank() else "cpu"):
         sae = SparseAutoencoder(config)
-    for name, parameter in shard.named_parameters():
-        if (values := whole(parameter, latent_dim(name))) is not None:
+    for name, of in config.parameters.items():
+        if (values := whole(shard.get_parameter(name), of.latent_dim)) is not None:
             sae.get_parameter(name).copy_(values)
     return sae

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import BIAS
 
 ALL_PAIRS = 16_384
 """Up to so many latents all pairs are compared; of more, as many pairs as of so many."""
@@ -27,9 +28,9 @@ def decoder_norms(sae: SparseAutoencoder) -> Tensor:
 def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
     """b_enc, or b_gate and b_mag of a gated SAE, by name: float32[d_sae]."""
     return {
-        name: bias.detach().float()
-        for name, bias in sae.named_parameters()
-        if name in ("b_enc", "b_gate", "b_mag")
+        name: sae.get_parameter(name).detach().float()
+        for name, of in sae.config.parameters.items()
+        if of.of_latents and of.role == BIAS
     }
 
 

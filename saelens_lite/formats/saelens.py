@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError, nearest
-from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.config import NORMALIZATIONS, SAEConfig
 
 SAELENS_VERSION = "6.54.12"
 """The version whose folder this file writes and is tested against."""
@@ -31,7 +31,6 @@ SAELENS_VERSION = "6.54.12"
 KIND_OF_ARCHITECTURE = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated"}
 ARCHITECTURE_OF_KIND = {kind: architecture for architecture, kind in KIND_OF_ARCHITECTURE.items()}
 DTYPES = ("float32", "float64", "float16", "bfloat16")
-NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 
 _FOLD_FIRST = (
     "fold it in SAELens, `sae.{method}(...)`, save the SAE again with `sae.save_model` and load that folder"
@@ -131,13 +130,13 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
             "or hook_mlp_out"
         )
     normalisation = cfg.get("normalize_activations", "none")
-    if normalisation not in NORMALISATIONS:
+    if normalisation not in NORMALIZATIONS:
         way_out = _NORMALISATION_WAY_OUT.get(
             str(normalisation), "open it with sae_lens and fold its scale into the weights"
         )
         raise ValueError(
             f"{where}: normalize_activations {normalisation!r} is not supported (expected "
-            f"{', '.join(NORMALISATIONS)}): {way_out}"
+            f"{', '.join(NORMALIZATIONS)}): {way_out}"
         )
     kind = KIND_OF_ARCHITECTURE[architecture]
     place = {field: metadata[key] for key, field in _PLACE.items() if metadata.get(key) is not None}
@@ -152,20 +151,6 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
         k=_required(cfg, "k", int, where) if kind == "topk" else None,
         **place,
     )
-
-
-def tensor_shapes(config: SAEConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor in sae_weights.safetensors."""
-    d_model, d_sae = config.d_model, config.d_sae
-    shapes: dict[str, tuple[int, ...]] = {
-        "W_enc": (d_model, d_sae),
-        "W_dec": (d_sae, d_model),
-        "b_dec": (d_model,),
-    }
-    per_latent = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}.get(
-        config.kind, ("b_enc",)
-    )
-    return shapes | dict.fromkeys(per_latent, (d_sae,))
 
 
 def from_tensors(
@@ -190,7 +175,7 @@ def from_tensors(
             "scales; "
             "open it with sae_lens < 6 and multiply them into the rows of W_dec"
         )
-    expected = tensor_shapes(config)
+    expected = config.shapes
     for name, shape in expected.items():
         if name not in tensors:
             raise CheckpointError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.sae import nonlinearity
 from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.folder import SAEFolder
 from saelens_lite.sae.latents import SparseLatents
 
 _PRE_ACT_BUDGET_BYTES = 64 * 2**20
@@ -23,37 +23,34 @@ class SAEOutput(NamedTuple):
     latents: SparseLatents
 
 
-class SparseAutoencoder(nn.Module):
+class SparseAutoencoder(SAEFolder, nn.Module):
     """An overcomplete dictionary of directions in activation space.
 
         pre_acts    = (acts - b_dec) @ W_enc + b_enc          b_dec subtracted if apply_b_dec_to_input
         latent_acts = ReLU | TopK | JumpReLU | Gated (pre_acts)
         recons      = latent_acts @ W_dec + b_dec
 
-    W_enc: Parameter float[d_model d_sae], stored latent-major (strides 1, d_model), contiguous only on disk
-    W_dec: Parameter float[d_sae d_model]; row i is latent i's direction
-    b_dec: Parameter float[d_model]; b_enc: Parameter float[d_sae] (gated has b_gate, b_mag, r_mag [d_sae] in
-        its place)
-    threshold: Parameter float[d_sae], jumprelu only
+    W_enc: float[d_model d_sae], stored latent-major (strides 1, d_model), contiguous only on disk
+    W_dec: float[d_sae d_model]; row i is latent i's direction
+    b_dec: float[d_model]
+    b_enc: float[d_sae]; a gated SAE has b_gate, b_mag and r_mag, float[d_sae], in its place
+    threshold: float[d_sae], jumprelu only
 
-    Weights start at zero, except for the decoder's unit rows (see `train/init.py` for what training starts
-    from).
+    All parameters (`config.PARAMETERS` lists them by kind) are zero at first; train/optimise/initial.py says
+    what training starts from.
     """
+
+    W_enc: nn.Parameter
+    W_dec: nn.Parameter
+    b_dec: nn.Parameter
 
     def __init__(self, config: SAEConfig) -> None:
         super().__init__()
         self.config = config
-        d_model, d_sae, dtype = config.d_model, config.d_sae, config.torch_dtype
-
-        def zeros(*shape: int) -> nn.Parameter:
-            return nn.Parameter(torch.zeros(*shape, dtype=dtype))
-
-        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_model, dtype=dtype).T)
-        self.W_dec = zeros(d_sae, d_model)
-        self.b_dec = zeros(d_model)
-        names = {"gated": ("b_gate", "b_mag", "r_mag"), "jumprelu": ("b_enc", "threshold")}
-        for name in names.get(config.kind, ("b_enc",)):
-            self.register_parameter(name, zeros(d_sae))
+        for name, shape in config.shapes.items():
+            latent_major = name == "W_enc"
+            zeros = torch.zeros(shape[::-1] if latent_major else shape, dtype=config.torch_dtype)
+            self.register_parameter(name, nn.Parameter(zeros.T if latent_major else zeros))
 
     # What it is -------------------------------------------------------------------------------------------------
 
@@ -93,12 +90,11 @@ class SparseAutoencoder(nn.Module):
             )
 
     def normalize(self, acts: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """acts in the SAE's own scale and dtype, with what undoes it: acts = normalized · scale + shift.
+        """Activations in the SAE's own scale and dtype, with what undoes it: acts = normalized · scale + shift.
 
         acts: float[... d_model]; scale, shift: float[... 1], or None where nothing was done
         source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens,
-            where a row of
-            zeros becomes nan: here it stays zeros, and its reconstruction is zeros
+            where a row of zeros becomes nan; here it stays zero, and so does its reconstruction
         """
         self.check_acts(acts)
         acts = acts.to(self.dtype)
@@ -112,7 +108,7 @@ class SparseAutoencoder(nn.Module):
         return acts, None, None
 
     def pre_acts(self, normalized: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Encoder output before the nonlinearity, for rows that `normalize` gave; gated: of the gate.
+        """Encoder output before the nonlinearity, for rows from `normalize`; that of the gate if gated.
 
         normalized: float[... d_model]; latents: int64[m] restricts the columns
         returns: float[... d_sae] or float[... m]
@@ -126,7 +122,7 @@ class SparseAutoencoder(nn.Module):
         return normalized @ (self.W_enc if latents is None else self.W_enc[:, latents])
 
     def latent_acts(self, normalized: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Dense latent activations of rows that `normalize` gave; only the columns `latents` where given.
+        """Dense latent activations of rows from `normalize`, or only their columns `latents`.
 
         TopK needs every pre-activation to select, so its columns cost the whole encoding.
         returns: float[... d_sae] or float[... m]
@@ -159,7 +155,7 @@ class SparseAutoencoder(nn.Module):
         """Latents of activations; pre-activations exist for a bounded chunk of rows at a time.
 
         acts: float[... d_model], any dtype
-        raises: ValueError when the width is another
+        raises: ValueError unless the last dimension is d_model
         """
         return self._encode_normalized(self.normalize(acts)[0])
 
@@ -171,7 +167,7 @@ class SparseAutoencoder(nn.Module):
         )
 
     def encode_dense(self, acts: Tensor) -> Tensor:
-        """The same as float[... d_sae]."""
+        """The same latents as float[... d_sae]."""
         return self.latent_acts(self.normalize(acts)[0])
 
     def decode(self, latents: SparseLatents | Tensor) -> Tensor:
@@ -185,7 +181,7 @@ class SparseAutoencoder(nn.Module):
         return recons.view(*latents.batch_shape, self.d_model)
 
     def forward(self, acts: Tensor) -> SAEOutput:
-        """Reconstruction, in the scale of `acts`, and latents; acts: float[... d_model]."""
+        """The reconstruction, in the scale of `acts`, and the latents; acts: float[... d_model]."""
         normalized, scale, shift = self.normalize(acts)
         latents = self._encode_normalized(normalized)
         recons = self.decode(latents)
@@ -194,24 +190,3 @@ class SparseAutoencoder(nn.Module):
         if shift is not None:
             recons = recons + shift
         return SAEOutput(recons, latents)
-
-    # Disk -------------------------------------------------------------------------------------------------------
-
-    def save(self, folder: str | Path, log_sparsity: Tensor | None = None) -> Path:
-        """Write the SAELens v6 folder; see checkpoint.save_sae."""
-        from saelens_lite.sae.folder import save_sae
-
-        return save_sae(self, folder, log_sparsity)
-
-    @classmethod
-    def load(
-        cls,
-        path_or_repo: str | Path,
-        folder: str | None = None,
-        device: str = "cpu",
-        dtype: str | None = None,
-    ) -> SparseAutoencoder:
-        """Read an SAE folder, ours or SAELens', local or of a hub repository; see checkpoint.load_sae."""
-        from saelens_lite.sae.folder import load_sae
-
-        return load_sae(path_or_repo, folder, device, dtype)

@@ -1,19 +1,60 @@
-"""TODO clause of saelens_lite/sae/config.py."""
+"""The facts of an SAE: its configuration, and which parameters each kind has in which units."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from saelens_lite.errors import nearest
 
-KINDS = ("relu", "topk", "jumprelu", "gated")
-
-
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
+
+WEIGHT, BIAS, THRESHOLD, LOG_GAIN = "weight", "bias", "threshold", "log gain"
+
+
+class Parameter(NamedTuple):
+    """dims: its dimensions, in names of SAEConfig's fields; role: WEIGHT, BIAS, THRESHOLD or LOG_GAIN."""
+
+    dims: tuple[str, ...]
+    role: str
+
+    @property
+    def in_units_of_acts(self) -> bool:
+        """Whether it doubles where activations double; weights and gains have no unit."""
+        return self.role in (BIAS, THRESHOLD)
+
+    @property
+    def of_latents(self) -> bool:
+        """Whether it holds one number a latent."""
+        return self.dims == ("d_sae",)
+
+    @property
+    def latent_dim(self) -> int | None:
+        """The dimension that counts latents, or None."""
+        return self.dims.index("d_sae") if "d_sae" in self.dims else None
+
+
+def _with(**roles: str) -> dict[str, Parameter]:
+    """What every kind has, then vectors over latents by their roles."""
+    return {
+        "W_enc": Parameter(("d_model", "d_sae"), WEIGHT),
+        "W_dec": Parameter(("d_sae", "d_model"), WEIGHT),
+        "b_dec": Parameter(("d_model",), BIAS),
+        **{name: Parameter(("d_sae",), role) for name, role in roles.items()},
+    }
+
+
+PARAMETERS = {
+    "relu": _with(b_enc=BIAS),
+    "topk": _with(b_enc=BIAS),
+    "jumprelu": _with(b_enc=BIAS, threshold=THRESHOLD),
+    "gated": _with(b_gate=BIAS, b_mag=BIAS, r_mag=LOG_GAIN),
+}
+"""The parameters of each kind: creation, folding, files and training read them here."""
+KINDS = tuple(PARAMETERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +68,7 @@ class SAEConfig:
     kind: str = "topk"
     """Nonlinearity: relu, topk, jumprelu or gated."""
     k: int | None = None
-    """Latents kept a token; topk only."""
+    """Latents kept per token; topk only."""
     apply_b_dec_to_input: bool = True
     """Whether b_dec is subtracted before encoding."""
     normalize_activations: str = "none"
@@ -71,3 +112,12 @@ class SAEConfig:
     @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        return PARAMETERS[self.kind]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every parameter, by name."""
+        return {name: tuple(getattr(self, dim) for dim in of.dims) for name, of in self.parameters.items()}

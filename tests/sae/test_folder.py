@@ -15,7 +15,7 @@ from saelens_lite.errors import CheckpointError
 from saelens_lite.sae import folder
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
-from saelens_lite.sae.folder import load_log_sparsity, load_sae, save_sae
+from saelens_lite.sae.folder import load_log_sparsity
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 KINDS = {"relu": {}, "topk": {"k": 3}, "jumprelu": {}, "gated": {}}
@@ -57,7 +57,7 @@ def golden_copy(tmp_path):
 def test_what_saelens_wrote_computes_the_same(name):
     folder = GOLDEN / f"saelens_{name}"
     expected = load_file(folder / "expected.safetensors")
-    sae = load_sae(folder)
+    sae = SparseAutoencoder.load(folder)
     with torch.no_grad():
         torch.testing.assert_close(
             sae.encode(expected["acts"]).to_dense(), expected["latent_acts"], atol=1e-5, rtol=0
@@ -74,7 +74,7 @@ def test_what_saelens_wrote_computes_the_same(name):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
 def test_saved_and_loaded_is_the_same_sae(kind, dtype, tmp_path):
     sae = random_sae(kind, dtype=dtype, metadata={"saelens_lite": {"fvu": 0.1, "store": "abc"}})
-    loaded = load_sae(save_sae(sae, tmp_path / "sae"))
+    loaded = SparseAutoencoder.load(sae.save(tmp_path / "sae"))
     assert loaded.kind == kind and loaded.dtype == getattr(torch, dtype)
     assert loaded.config.metadata["saelens_lite"] == {"fvu": 0.1, "store": "abc"}
     for field in ("d_model", "d_sae", "k", "hook_point", "hf_module", "model_name"):
@@ -86,7 +86,7 @@ def test_saved_and_loaded_is_the_same_sae(kind, dtype, tmp_path):
 
 def test_cfg_json_is_the_saelens_inference_form(tmp_path):
     sae = random_sae(metadata={"saelens_lite": {"fvu": float("nan")}})
-    save_sae(sae, tmp_path / "sae", log_sparsity=torch.linspace(-10, 0, 16))
+    sae.save(tmp_path / "sae", log_sparsity=torch.linspace(-10, 0, 16))
     assert json.loads((tmp_path / "sae" / "cfg.json").read_text()) == {
         "d_in": 8,
         "d_sae": 16,
@@ -126,22 +126,22 @@ def test_weights_can_be_read_by_whoever_can_read_the_configuration(tmp_path):
 
 def test_same_sae_gives_the_same_bytes(tmp_path):
     for name in "ab":
-        save_sae(random_sae(), tmp_path / name)
+        random_sae().save(tmp_path / name)
     for file in ("cfg.json", "sae_weights.safetensors"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
 def test_saving_over_keeps_other_files_and_drops_a_stale_sparsity(tmp_path):
-    save_sae(random_sae("relu"), tmp_path / "sae", log_sparsity=torch.zeros(16))
+    random_sae("relu").save(tmp_path / "sae", log_sparsity=torch.zeros(16))
     (tmp_path / "sae" / "metrics.jsonl").write_text("{}\n")
-    save_sae(random_sae("topk"), tmp_path / "sae")
-    assert load_sae(tmp_path / "sae").kind == "topk"
+    random_sae("topk").save(tmp_path / "sae")
+    assert SparseAutoencoder.load(tmp_path / "sae").kind == "topk"
     assert load_log_sparsity(tmp_path / "sae") is None
     assert (tmp_path / "sae" / "metrics.jsonl").read_text() == "{}\n"
 
 
 def test_a_failure_while_writing_leaves_the_old_sae(tmp_path, monkeypatch):
-    save_sae(random_sae(), tmp_path / "sae")
+    random_sae().save(tmp_path / "sae")
     before = {file.name: file.read_bytes() for file in (tmp_path / "sae").iterdir()}
 
     def full_disk(*_):
@@ -149,7 +149,7 @@ def test_a_failure_while_writing_leaves_the_old_sae(tmp_path, monkeypatch):
 
     monkeypatch.setattr(folder, "save_file", full_disk)
     with pytest.raises(CheckpointError, match="No space left.*the SAE in memory is untouched"):
-        save_sae(random_sae("relu"), tmp_path / "sae")
+        random_sae("relu").save(tmp_path / "sae")
     assert {file.name: file.read_bytes() for file in (tmp_path / "sae").iterdir()} == before
     assert os.listdir(tmp_path) == ["sae"]
 
@@ -157,7 +157,7 @@ def test_a_failure_while_writing_leaves_the_old_sae(tmp_path, monkeypatch):
 @pytest.mark.parametrize("killed_at", range(3))
 def test_killed_between_two_moves_the_folder_is_right_or_refused(tmp_path, monkeypatch, killed_at):
     old, new = random_sae("relu"), random_sae("topk")
-    save_sae(old, tmp_path / "sae", log_sparsity=torch.zeros(16))
+    old.save(tmp_path / "sae", log_sparsity=torch.zeros(16))
     moves, replace = [], os.replace
 
     class Killed(BaseException):
@@ -171,9 +171,9 @@ def test_killed_between_two_moves_the_folder_is_right_or_refused(tmp_path, monke
 
     monkeypatch.setattr(os, "replace", dying_replace)
     with pytest.raises(Killed):
-        save_sae(new, tmp_path / "sae", log_sparsity=torch.ones(16))
+        new.save(tmp_path / "sae", log_sparsity=torch.ones(16))
     with pytest.raises(CheckpointError, match="cfg.json is missing"):
-        load_sae(tmp_path / "sae")
+        SparseAutoencoder.load(tmp_path / "sae")
 
 
 def test_written_before_saelens_6_is_read(golden_copy):
@@ -190,7 +190,7 @@ def test_written_before_saelens_6_is_read(golden_copy):
         "normalize_activations": False,
         "an_unknown_key": 1,
     }
-    config = load_sae(golden_copy("topk", **old)).config
+    config = SparseAutoencoder.load(golden_copy("topk", **old)).config
     assert (config.kind, config.k) == ("topk", 4)
     assert (config.hook_point, config.model_name, config.dtype) == (
         "blocks.2.hook_resid_pre",
@@ -198,7 +198,7 @@ def test_written_before_saelens_6_is_read(golden_copy):
         "float32",
     )
     assert config.metadata["prepend_bos"] is True
-    config = load_sae(
+    config = SparseAutoencoder.load(
         golden_copy("standard", metadata=..., architecture=..., normalize_activations=None)
     ).config
     assert (config.kind, config.normalize_activations) == ("relu", "none")
@@ -212,14 +212,14 @@ def test_log_threshold_and_a_scaling_factor_of_ones_are_read(golden_copy):
         tensors | {"log_threshold": threshold.log(), "scaling_factor": torch.ones(16)},
         folder / "sae_weights.safetensors",
     )
-    torch.testing.assert_close(load_sae(folder).threshold.detach(), threshold)
+    torch.testing.assert_close(SparseAutoencoder.load(folder).threshold.detach(), threshold)
 
 
 def test_dtype_can_be_chosen(golden_copy):
-    sae = load_sae(golden_copy("topk"), dtype=torch.bfloat16)
+    sae = SparseAutoencoder.load(golden_copy("topk"), dtype=torch.bfloat16)
     assert sae.dtype == torch.bfloat16 and sae.config.dtype == "bfloat16"
     with pytest.raises(ValueError, match="expected dtype float32, .*, got 'int8'"):
-        load_sae(golden_copy("topk"), dtype="int8")
+        SparseAutoencoder.load(golden_copy("topk"), dtype="int8")
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_dtype_can_be_chosen(golden_copy):
 )
 def test_what_has_no_counterpart_is_refused_by_name(golden_copy, changes, message):
     with pytest.raises(ValueError, match=message):
-        load_sae(golden_copy("topk", **changes))
+        SparseAutoencoder.load(golden_copy("topk", **changes))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ def test_what_has_no_counterpart_is_refused_by_name(golden_copy, changes, messag
 )
 def test_cfg_that_contradicts_the_weights_is_refused(golden_copy, changes, message):
     with pytest.raises(CheckpointError, match=message):
-        load_sae(golden_copy("topk", **changes))
+        SparseAutoencoder.load(golden_copy("topk", **changes))
 
 
 def test_tensors_that_are_not_understood_are_refused(golden_copy):
@@ -262,10 +262,10 @@ def test_tensors_that_are_not_understood_are_refused(golden_copy):
     tensors = load_file(folder / "sae_weights.safetensors")
     save_file(tensors | {"W_skip": torch.zeros(8, 8)}, folder / "sae_weights.safetensors")
     with pytest.raises(CheckpointError, match="W_skip not known"):
-        load_sae(folder)
+        SparseAutoencoder.load(folder)
     save_file(tensors | {"scaling_factor": torch.full((16,), 2.0)}, folder / "sae_weights.safetensors")
     with pytest.raises(CheckpointError, match="not all ones"):
-        load_sae(folder)
+        SparseAutoencoder.load(folder)
 
 
 def test_damaged_and_missing_files_are_named(golden_copy, tmp_path):
@@ -275,21 +275,21 @@ def test_damaged_and_missing_files_are_named(golden_copy, tmp_path):
     with pytest.raises(
         CheckpointError, match="sae_weights.safetensors: expected a complete safetensors file"
     ):
-        load_sae(folder)
+        SparseAutoencoder.load(folder)
     weights.unlink()
     with pytest.raises(CheckpointError, match="sae_weights.safetensors is missing"):
-        load_sae(folder)
+        SparseAutoencoder.load(folder)
     (folder / "cfg.json").write_text("{")
     weights.touch()
     with pytest.raises(CheckpointError, match="cfg.json: expected JSON"):
-        load_sae(folder)
+        SparseAutoencoder.load(folder)
     with pytest.raises(CheckpointError, match="no SAE at .*nowhere"):
-        load_sae(tmp_path / "nowhere")
+        SparseAutoencoder.load(tmp_path / "nowhere")
     with pytest.raises(
         CheckpointError, match="SAEs in it: saelens_gated, saelens_jumprelu.*pass one as folder="
     ):
-        load_sae(GOLDEN)
-    assert load_sae(GOLDEN, "saelens_gated").kind == "gated"
+        SparseAutoencoder.load(GOLDEN)
+    assert SparseAutoencoder.load(GOLDEN, "saelens_gated").kind == "gated"
 
 
 def test_a_repository_that_cannot_be_fetched_says_so(monkeypatch):
@@ -302,7 +302,7 @@ def test_a_repository_that_cannot_be_fetched_says_so(monkeypatch):
     with pytest.raises(
         CheckpointError, match="cannot fetch owner/name folder='a' from the hub: no route to host"
     ):
-        load_sae("owner/name", "a")
+        SparseAutoencoder.load("owner/name", "a")
 
 
 def test_a_repository_folder_is_fetched_alone(monkeypatch, golden_copy):
@@ -316,20 +316,20 @@ def test_a_repository_folder_is_fetched_alone(monkeypatch, golden_copy):
         return str(folder.parent)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
-    assert load_sae("owner/name", "topk").kind == "topk"
+    assert SparseAutoencoder.load("owner/name", "topk").kind == "topk"
     assert asked == ["topk/cfg.json", "topk/sae_weights.safetensors", "topk/sparsity.safetensors"]
     monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: ["topk/cfg.json", "README.md"])
     with pytest.raises(CheckpointError, match="no SAE at folder='layer_1'; it has topk"):
-        load_sae("owner/name", "layer_1")
+        SparseAutoencoder.load("owner/name", "layer_1")
 
 
 def test_save_refuses_a_sparsity_of_another_width(tmp_path):
     with pytest.raises(ValueError, match=r"log_sparsity\[d_sae=16\], got \[15\]"):
-        save_sae(random_sae(), tmp_path / "sae", log_sparsity=torch.zeros(15))
+        random_sae().save(tmp_path / "sae", log_sparsity=torch.zeros(15))
 
 
 def test_metadata_is_not_altered_by_saving(tmp_path):
     sae = random_sae(metadata={"note": 1})
     before = dataclasses.asdict(sae.config)
-    save_sae(sae, tmp_path / "sae")
+    sae.save(tmp_path / "sae")
     assert dataclasses.asdict(sae.config) == before

@@ -15,6 +15,7 @@ from torch import Tensor
 from saelens_lite import distributed
 from saelens_lite.kernels.reference import remove_parallel
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import BIAS, LOG_GAIN
 
 from .. import latent_shards
 from ..config import TrainConfig
@@ -124,10 +125,9 @@ class Kind:
             unit_rows_(self.sae.W_dec)
 
     def restart(self, latents: Tensor) -> None:
-        """What the latents int64[m] have beside their weights becomes what it was at the start; for
-        resampling."""
-        for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
-            if hasattr(self.sae, name):
+        """Set the biases and gains of latents int64[m] to what they were at the start; for resampling."""
+        for name, of in self.sae.config.parameters.items():
+            if of.of_latents and of.role in (BIAS, LOG_GAIN):
                 self.sae.get_parameter(name)[latents] = 0
 
     def calibrate(self, acts: Tensor) -> None:

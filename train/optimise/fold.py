@@ -7,17 +7,17 @@ import torch
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 
+@torch.no_grad()
 def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
     """The SAE that does to x what `sae` does to scale · x, in x's own units.
 
-    Activations are homogeneous in (x, biases, thresholds), so only those are divided; directions stay unit
-    norm.
+    Activations are homogeneous in (x, biases, thresholds), so only those are divided; directions stay as they
+    are.
     """
     folded = SparseAutoencoder(sae.config).to(sae.device)
-    with torch.no_grad():
-        for name, parameter in sae.named_parameters():
-            in_units_of_acts = name in ("b_enc", "b_dec", "threshold", "b_gate", "b_mag")
-            folded.get_parameter(name).copy_(parameter / scale if in_units_of_acts else parameter)
+    for name, of in sae.config.parameters.items():
+        parameter = sae.get_parameter(name)
+        folded.get_parameter(name).copy_(parameter / scale if of.in_units_of_acts else parameter)
     return folded
 
 
@@ -28,7 +28,7 @@ def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(torch.finfo(sae.dtype).tiny)
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms)
-    for name in ("b_enc", "b_gate", "b_mag", "threshold"):
-        if hasattr(sae, name):
+    for name, of in sae.config.parameters.items():
+        if of.of_latents and of.in_units_of_acts:
             sae.get_parameter(name).mul_(norms)
     return sae

@@ -173,7 +173,7 @@ class Trainer:
     def _latent_dim(self, name: str, tensor: Tensor) -> int | None:
         """Along which dimension a tensor of `state` has latents; None for what is the same in all shards."""
         if name.startswith("sae."):
-            return latent_shards.latent_dim(name.removeprefix("sae."))
+            return self.sae.config.parameters[name.removeprefix("sae.")].latent_dim
         b_dec = [p is self.sae.b_dec for p in self.adam.param_groups[0]["params"]].index(True)
         return 0 if tensor.dim() and not name.startswith(f"adam.{b_dec}.") else None
 

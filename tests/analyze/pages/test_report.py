@@ -11,7 +11,6 @@ import saelens_lite as sl
 from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
 from saelens_lite.analyze.pages.report import report_page
 from saelens_lite.analyze.pages.run_folders import find_runs
-from saelens_lite.sae.folder import save_sae
 
 from ..conftest import make_sae
 
@@ -241,7 +240,7 @@ def test_an_sae_without_a_log_has_its_weights_and_firing_rates(tmp_path, report)
     sae = make_sae()
     rates = torch.full((48,), -2.0)
     rates[:3] = -10.0
-    save_sae(sae, tmp_path / "sae", log_sparsity=rates)
+    sae.save(tmp_path / "sae", log_sparsity=rates)
     page = report(tmp_path / "sae")
     assert "Training" not in page.headings
     norms = sae.W_dec.detach().norm(dim=1)

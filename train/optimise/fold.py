@@ -1,4 +1,4 @@
-"""TODO clause of train/optimise/fold.py."""
+"""The same SAE in other units: inputs scaled, decoder rows brought to norm 1."""
 
 from __future__ import annotations
 
@@ -21,11 +21,28 @@ def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
     return folded
 
 
+_SAME_NORM = 2**-8
+"""Norms that differ by less, as a share of the largest, count as equal: unit rows kept in bfloat16 do."""
+
+
 @torch.no_grad()
 def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
-    """Bring decoder rows to norm 1 and let the latents carry the norms, in place; what the SAE computes stays
-    the same."""
+    """Bring decoder rows to norm 1 and let the latents carry the norms, in place; reconstructions stay.
+
+    A latent is on where its pre-activation is above 0 or its threshold, whatever scales both. TopK compares
+    latents with each other, so all its rows are divided by one number, and must have one norm.
+    raises: ValueError for a TopK SAE whose rows have different norms, before anything is changed
+    """
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(torch.finfo(sae.dtype).tiny)
+    if sae.kind == "topk":
+        least, most = float(norms.min()), float(norms.max())
+        if least < (1 - _SAME_NORM) * most:
+            raise ValueError(
+                f"expected decoder rows of one norm in a TopK SAE, got norms from {least:.3g} to {most:.3g}: "
+                "with rows of norm 1 it would keep other latents, and be another SAE. Normalise its rows "
+                "where it was trained, or train a fresh SAE (init_from=None)"
+            )
+        norms = norms.mean().expand_as(norms)
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms)
     for name, of in sae.config.parameters.items():

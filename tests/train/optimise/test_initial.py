@@ -1,4 +1,4 @@
-"""Training that goes on with an SAE of a folder, and what the reconstruction costs the model on the way."""
+"""Training that continues from an SAE of a folder, and what the reconstruction costs the model meanwhile."""
 
 import dataclasses
 import json
@@ -77,11 +77,60 @@ def test_an_input_that_is_encoded_as_it_is_makes_no_difference(tmp_path, kind):
     assert_close(sae(acts).recons, source(acts).recons, atol=1e-4, rtol=1e-4)
 
 
+def saved_with_norms(folder, kind, norms):
+    """An SAE with random weights and decoder rows of the given norms, saved to a folder."""
+    k = {"k": 3} if kind == "topk" else {}
+    sae = sl.SparseAutoencoder(sl.SAEConfig(d_model=8, d_sae=24, kind=kind, **k))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            drawn = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(drawn.abs() if name == "threshold" else drawn)
+        sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1) * norms[:, None])
+    sae.save(folder)
+    return sae
+
+
+DIFFERENT_NORMS = torch.linspace(0.5, 2.0, 24)
+
+
+@pytest.mark.parametrize(
+    "kind, norms",
+    [
+        *((kind, DIFFERENT_NORMS) for kind in ("relu", "jumprelu", "gated")),
+        ("topk", torch.full((24,), 3.0)),
+        ("topk", torch.linspace(0.997, 1.0, 24)),
+    ],
+)
+def test_unit_rows_change_no_reconstruction(tmp_path, kind, norms):
+    source = saved_with_norms(tmp_path, kind, norms)
+    sae = sae_to_finetune(source.config, str(tmp_path), 2.0)
+    acts = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    rounding = 2e-3 if kind == "topk" else 1e-5
+    assert_close(sae.W_dec.norm(dim=1), torch.ones(24), atol=rounding, rtol=0)
+    assert_close(sae(2 * acts).recons / 2, source(acts).recons, atol=1e-4, rtol=1e-5)
+    carried = source.encode_dense(acts) * norms
+    assert_close(sae.encode_dense(2 * acts) / 2, carried, atol=1e-5, rtol=max(rounding, 1e-4))
+
+
+def test_a_topk_sae_that_unit_rows_would_alter_is_refused(store, tmp_path):
+    source = saved_with_norms(tmp_path, "topk", DIFFERENT_NORMS)
+    message = (
+        f"init_from={tmp_path} expected decoder rows of one norm in a TopK SAE, got norms from 0.5 to 2: .*"
+    )
+    with pytest.raises(ValueError, match=message + r"train a fresh SAE \(init_from=None\)"):
+        sae_to_finetune(source.config, str(tmp_path), 2.0)
+    free = sae_to_finetune(source.config, str(tmp_path), 2.0, unit_decoder=False)
+    acts = torch.randn(50, 8, generator=torch.Generator().manual_seed(1))
+    assert_close(free(2 * acts).recons / 2, source(acts).recons, atol=1e-5, rtol=1e-5)
+
+
 def test_another_kind_or_width_is_refused_with_what_fits(store, tmp_path):
     sl.SparseAutoencoder(sl.SAEConfig(d_model=16, d_sae=32, k=3)).save(tmp_path / "topk")
     sl.SparseAutoencoder(sl.SAEConfig(d_model=8, d_sae=32, k=3)).save(tmp_path / "narrow")
     with pytest.raises(
-        ValueError, match="expected an SAE of kind 'relu', got 'topk': an SAE saved as topk goes on as topk"
+        ValueError,
+        match="expected an SAE of kind 'relu', got 'topk': an SAE saved as topk can be trained as topk",
     ):
         sl.train_sae(store, output=tmp_path / "sae", kind="relu", init_from=str(tmp_path / "topk"), **OPTIONS)
     with pytest.raises(ValueError, match="of d_model 16, got 8: it is of another model or hook point"):

@@ -14,13 +14,13 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from saelens_lite.sae.autoencoder import SparseAutoencoder
-from saelens_lite.text_table import plain
+from saelens_lite.text_table import aligned, frame, plain, span
 
 from ..stats.bootstrap import Alternative, Interval, cluster_bootstrap, rank_p, spread, westfall_young_p
 from ..stats.document_split import Documents, Selection, document_ids
@@ -29,6 +29,9 @@ from .controls import Controls
 from .latents import steer
 from .neutral_text import NeutralText, SideEffects, side_effects
 from .stream_edit import Latents, hook_point_names
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Score = Callable[[nn.Module], Tensor]
 Edit = Callable[[float], AbstractContextManager]
@@ -158,6 +161,10 @@ class DoseResponse:
             "rows": rows,
         }
 
+    def to_frame(self) -> DataFrame:
+        """A line for each dose, with columns such as effect.estimate and effect.low."""
+        return frame(self.to_dict()["rows"])
+
     def __repr__(self) -> str:
         first = self.rows[0]
         heads = ["dose", "score", "effect", f"{self.clean.confidence:.0%} interval"]
@@ -172,7 +179,7 @@ class DoseResponse:
                 f"{row.dose:g}",
                 f"{row.score.estimate:.4g}",
                 f"{row.effect.estimate:+.3g}",
-                _range(row.effect),
+                _span(row.effect),
             ]
             if row.side_effects is not None:
                 side = row.side_effects
@@ -181,20 +188,16 @@ class DoseResponse:
                     cells += [f"{side.repetition.repeated:.2f}", f"{side.repetition.distinct:.2f}"]
             for control in row.controls:
                 low, _, high = spread(control.effects)
-                cells += [f"{low:+.3g} to {high:+.3g}", f"{control.p:.3f}", f"{control.p_any_dose:.3f}"]
-            cells += [
-                f"{rival.difference.estimate:+.3g} ({_range(rival.difference)})" for rival in row.rivals
-            ]
+                cells += [span(low, high, "+.3g"), f"{control.p:.3f}", f"{control.p_any_dose:.3f}"]
+            cells += [f"{r.difference.estimate:+.3g} ({_span(r.difference)})" for r in row.rivals]
             table.append(cells)
-        widths = [max(map(len, column)) for column in zip(*table)]
-        lines = ["  ".join(cell.rjust(width) for cell, width in zip(cells, widths)) for cells in table]
         chosen = "chosen on other documents" if self.selected else "given, not chosen on a split"
         shown = ", ".join(map(str, self.latents[:8])) + ", …" * (len(self.latents) > 8)
-        lines.append(
-            f"latents {shown} ({chosen}); without an edit {self.clean.estimate:.4g} ({_range(self.clean)}); "
+        return (
+            f"{aligned(table, left=0)}\n"
+            f"latents {shown} ({chosen}); without an edit {self.clean.estimate:.4g} ({_span(self.clean)}); "
             f"{self.clean.n_clusters} clusters; Spearman of dose and effect {self.spearman:.2f}"
         )
-        return "\n".join(lines)
 
 
 def dose_response(
@@ -324,5 +327,5 @@ def _scored(score: Score, model: nn.Module, context: AbstractContextManager, n_i
     return values
 
 
-def _range(of: Interval) -> str:
-    return f"{of.low:+.3g} to {of.high:+.3g}"
+def _span(of: Interval) -> str:
+    return span(of.low, of.high, "+.3g")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from saelens_lite.sae.metrics import rate_bound, window_name
-from saelens_lite.text_table import aligned, plain
+from saelens_lite.text_table import aligned, frame, number, plain
 
 from .seed_noise import SeedNoise, Stability
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 TRAINED, BASELINE, ZERO, MEAN = "trained", "baseline", "zero ablation", "mean ablation"
 
@@ -208,6 +210,10 @@ class Evaluation:
         defined = DEFINITIONS | {name: text for name, text in BESIDE_ROWS.items() if name in tables}
         return plain(facts | tables) | {"definitions": defined}
 
+    def to_frame(self) -> DataFrame:
+        """A line for each SAE and control, with its numbers as in DEFINITIONS."""
+        return frame(self.to_dict()["rows"])
+
     def table(self, every_number: bool = False) -> str:
         """Aligned text, with what the numbers rest on below it.
 
@@ -233,10 +239,10 @@ class Evaluation:
                 continue
             numbers = row.numbers()
             absent = dict.fromkeys(dead, "n/a" if row.dead else "")
-            cells = [
-                _cell(numbers.get(name), digits, absent.get(name, ""))
-                for name, (_, digits) in columns.items()
-            ]
+            cells = []
+            for name, (_, digits) in columns.items():
+                value = numbers.get(name)
+                cells.append(absent.get(name, "") if value is None else number(value, f".{digits}f"))
             lines.append([row.name, *cells])
         for what in ("sd", "detectable") if self.seed_noise else ():
             noise = {name: f"{getattr(one, what):.2g}" for name, one in self.seed_noise.items()}
@@ -250,7 +256,8 @@ class Evaluation:
         lines = [["", *(row.name for row in given), *(f"seed {what}" for what in noise)]]
         columns = [row.numbers() for row in given]
         for name, first in columns[0].items():
-            cells = ["" if (value := column.get(name)) is None else _significant(value) for column in columns]
+            values = [column.get(name) for column in columns]
+            cells = ["" if value is None else number(value, ".4g") for value in values]
             if name.startswith("dead@") and first is None:
                 cells = ["n/a" if row.dead else "" for row in given]
             if any(cells):
@@ -295,13 +302,3 @@ class Evaluation:
 
     def _windows_that_fit(self) -> list[int]:
         return [window for window, share in self.rows[0].dead.items() if share is not None]
-
-
-def _cell(value: float | None, digits: int, absent: str = "") -> str:
-    if value is None:
-        return absent
-    return "n/a" if math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _significant(value: float) -> str:
-    return "n/a" if math.isnan(value) else f"{value:.4g}"

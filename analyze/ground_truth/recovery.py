@@ -21,8 +21,7 @@ cannot reach 1.
 from __future__ import annotations
 
 import dataclasses
-import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -31,10 +30,13 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
 from saelens_lite.synthetic import SyntheticActivations
-from saelens_lite.text_table import aligned, plain
+from saelens_lite.text_table import aligned, frame, number, plain
 
 from ..latents.direction_pairing import abs_cosines, best_pairing
 from ..latents.store_pass import to_cpu
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 UNSEEN_ROW = 2**40
 """Scored rows begin here, far beyond any that are trained on."""
@@ -92,6 +94,10 @@ class Recovery:
         """Plain values that JSON can hold; nan as None."""
         return plain(dataclasses.asdict(self))
 
+    def to_frame(self) -> DataFrame:
+        """A line for each SAE, with its numbers as in `RecoveryRow`."""
+        return frame(self.to_dict()["rows"])
+
     def table(self) -> str:
         """Aligned text, with what the numbers rest on below it."""
         columns = {
@@ -100,8 +106,10 @@ class Recovery:
         }  # fmt: skip
         columns |= {"absorption": "absorption", "missed alone": "missed_alone"} if self.n_edges else {}
         lines = [["", *columns]]
-        lines += [[row.name, *(_cell(getattr(row, name), 1 if name == "l0" else 3) for name in columns.values())]
-                  for row in self.rows]  # fmt: skip
+        for row in self.rows:
+            numbers = {name: plain(getattr(row, name)) for name in columns.values()}
+            cells = [number(value, ".1f" if name == "l0" else ".3f") for name, value in numbers.items()]
+            lines.append([row.name, *cells])
         text = [aligned(lines)]
         text.append(
             f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row; over {self.n_rows:,} rows"
@@ -316,7 +324,3 @@ def _mean_share(part: Tensor, whole: Tensor) -> float:
     """Mean of part / whole over those with a whole; nan where there is none."""
     seen = whole > 0
     return (part[seen].double() / whole[seen]).mean().item()
-
-
-def _cell(value: float | None, digits: int) -> str:
-    return "n/a" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"

@@ -4,9 +4,12 @@ themselves."""
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from saelens_lite.text_table import aligned
+from saelens_lite.text_table import aligned, filled_columns, frame, number, span
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 ACTS, DIFF_MEAN, LENGTH = "activations", "DiffMean of activations", "text length"
 
@@ -101,26 +104,29 @@ class ProbeReport:
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
         return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows], "definitions": DEFINITIONS}
 
+    def to_frame(self) -> DataFrame:
+        """A line for each probe, with its numbers as in DEFINITIONS."""
+        return frame(self.to_dict()["rows"])
+
     def table(self) -> str:
         """Aligned text, with what the numbers rest on below it."""
         percent = f"{self.confidence:.0%} interval"
         head = ["", "AUROC", percent, f"less {ACTS}", "F1", "accuracy", "shuffled", f"{self.n_splits} splits"]
         lines = [head, *(self._cells(row) for row in self.rows)]
-        used = [i for i in range(len(head)) if i == 0 or any(line[i] for line in lines[1:])]
-        return "\n".join([aligned([[line[i] for i in used] for line in lines]), *self._circumstances()])
+        return "\n".join([aligned(filled_columns(lines)), *self._circumstances()])
 
     __str__ = table
 
     def _cells(self, row: ProbeRow) -> list[str]:
-        less = f"{row.less_acts:+.3f} ({row.less_acts_low:+.3f} to {row.less_acts_high:+.3f})"
+        less = f"{row.less_acts:+.3f} ({span(row.less_acts_low, row.less_acts_high, '+.3f')})"
         return [
             row.name,
             f"{row.auroc:.3f}",
-            f"{row.auroc_low:.3f} to {row.auroc_high:.3f}",
+            span(row.auroc_low, row.auroc_high, ".3f"),
             "" if row.name == ACTS else less,
             f"{row.f1:.3f}",
             f"{row.accuracy:.3f}",
-            "" if row.shuffled is None else f"{row.shuffled:.3f}",
+            number(row.shuffled, ".3f", absent=""),
             "" if row.splits_sd is None else f"{row.splits_mean:.3f} ± {row.splits_sd:.3f}",
         ]
 

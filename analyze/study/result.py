@@ -7,15 +7,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from saelens_lite.text_table import aligned, filled_columns, frame, span
 
 from ..stats.bootstrap import Interval, benjamini_hochberg, cluster_bootstrap, rank_p, spread
 from ..stats.document_split import document_ids
 from .half import Outcome, Side
 from .planned_edits import Planned
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 MEASURES = {
     "hallucination": "share of questions about unknown entities that are answered",
@@ -138,6 +143,10 @@ class StudyResult:
             "detection": [detection._asdict() for detection in self.detections],
         }
 
+    def to_frame(self) -> DataFrame:
+        """A line for each edit, with columns such as hallucination.estimate and controls.n."""
+        return frame(self.to_dict()["rows"])
+
     def summary(self) -> list[str]:
         """What the clamps at the dose nearest to 1 show, and what they do not: a few sentences."""
         doses = [
@@ -191,7 +200,7 @@ class StudyResult:
                 f"  The same of an SAE with a frozen random decoder, at push {rival.push:.2f} beside "
                 f"{row.push:.2f}: "
                 f"{theirs}, p {rival.p:.3f} among its random sets. What training added is the difference, "
-                f"{less.estimate:+.2f} ({_range(less, '+')}): {verdict}. The "
+                f"{less.estimate:+.2f} ({span(less.low, less.high, '+.2f')}): {verdict}. The "
                 "rank alone does not show that the dictionary learnt anything."
             )
         directions = [
@@ -214,11 +223,11 @@ class StudyResult:
             [
                 f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and "
                 "wrong answers",
-                *self._table(answering, ("accuracy", "wrong")),
+                self._table(answering, ("accuracy", "wrong")),
                 "",
                 f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about "
                 "unknown ones",
-                *self._table(refusing, ("wrong", "hallucination")),
+                self._table(refusing, ("wrong", "hallucination")),
                 "",
                 self._detection_line(),
             ]
@@ -230,7 +239,7 @@ class StudyResult:
         answering, refusing = OF_RATE.values() if self.score == "logits" else OF_RATE
         return answering, refusing
 
-    def _table(self, measure: str, beside: Sequence[str]) -> list[str]:
+    def _table(self, measure: str, beside: Sequence[str]) -> str:
         """The edits that should raise one measure, and those that should raise none."""
         heads = [
             "edit",
@@ -255,21 +264,23 @@ class StudyResult:
                 "" if edit.dose is None else f"{edit.dose:g}",
                 f"{row.push:.2f}" if row.push else "",
             ]
-            cells += [f"{of.estimate:.3f}", _range(of)]
+            cells += [f"{of.estimate:.3f}", span(of.low, of.high, ".2f")]
             if row.controls is None:
                 cells += [""] * 3
             else:
                 low, _, high = spread(row.controls)
-                cells += [f"{low:.3f} to {high:.3f}", f"{row.p:.3f}", f"{row.p_adjusted:.3f}"]
+                cells += [span(low, high, ".3f"), f"{row.p:.3f}", f"{row.p_adjusted:.3f}"]
             less = row.less_baseline
-            cells.append("" if less is None else f"{less.estimate:+.3f} ({_range(less, '+')})")
+            cells.append(
+                "" if less is None else f"{less.estimate:+.3f} ({span(less.low, less.high, '+.2f')})"
+            )
             cells += [f"{row.measures[other].estimate:.3f}" for other in beside]
             side = edit.side_effects
             table.append(
                 cells
                 + ([""] * 2 if side is None else [f"{of.estimate:+.3f}" for of in (side.delta_ce, side.kl)])
             )
-        return _lines(table)
+        return aligned(filled_columns(table), left=2)
 
     def _detection_line(self) -> str:
         best = {}
@@ -349,19 +360,3 @@ def assembled(
         bootstrap["confidence"],
         score,
     )
-
-
-def _range(of: Interval, sign: str = "") -> str:
-    return f"{of.low:{sign}.2f} to {of.high:{sign}.2f}"
-
-
-def _lines(table: Sequence[Sequence[str]]) -> list[str]:
-    """Columns of equal width, the first two to the left; columns that are empty left out."""
-    columns = [column for column in zip(*table) if any(column[1:])]
-    widths = [max(map(len, column)) for column in columns]
-    return [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(cells, widths))
-        ).rstrip()
-        for cells in zip(*columns)
-    ]

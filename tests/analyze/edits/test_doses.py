@@ -67,6 +67,10 @@ def test_the_latent_of_a_token_raises_it_more_than_any_control(planted_latent):
     shown = repr(table)
     assert "random directions 5–95 %" in shown and "not chosen on a split" in shown and "12 clusters" in shown
     assert json.loads(json.dumps(table.to_dict()))["rows"][2]["controls"]["matched latents"]["n"] == 40
+    frame = table.to_frame()
+    assert frame["dose"].tolist() == [0.0, 0.5, 1.0]
+    assert frame["effect.high"].tolist() == [row.effect.high.item() for row in table.rows]
+    assert frame["controls.random directions.n"].tolist() == [30, 30, 30]
 
 
 def test_rivals_are_compared_item_by_item(planted_latent):
@@ -123,7 +127,7 @@ def test_doses_are_what_the_edit_takes(planted_latent):
     )  # the last block's end
 
 
-# Side effects ---------------------------------------------------------------------------------------------------------
+# Side effects -----------------------------------------------------------------------------------------------
 
 
 def test_side_effects_are_what_their_definitions_say(planted_latent):
@@ -183,7 +187,7 @@ def test_a_strong_edit_repeats_itself_and_a_dose_of_zero_does_nothing(planted_la
     assert "repeated" in repr(table) and table.to_dict()["rows"][1]["repeated"] > 0.8
 
 
-# The table ------------------------------------------------------------------------------------------------------------
+# The table --------------------------------------------------------------------------------------------------
 
 
 def response(doses, effects) -> DoseResponse:

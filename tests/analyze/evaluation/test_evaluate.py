@@ -223,6 +223,8 @@ def test_table_and_dictionary(store, gpt2, sae):
     plain = found.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["rows"][0]["fvu"] == found.row("trained").fvu
+    frame = found.to_frame().set_index("name")
+    assert frame["l0"].dropna().to_dict() == {row.name: row.l0 for row in found.rows if row.given}
     assert plain["rows"][0]["dead@10k"] is None
 
 

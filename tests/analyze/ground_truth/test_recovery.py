@@ -179,6 +179,9 @@ def test_the_table_and_the_plain_values_hold_every_row(orthogonal, perfect):
     assert "4 (trained), 4 (baseline) of 4 parent-child pairs" in lines[4]
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["n_edges"] == 4 and plain["rows"][1]["name"] == "baseline" and plain["rows"][0]["dead"] == 0
+    frame = found.to_frame()
+    assert frame["name"].tolist() == ["trained", "baseline"] and frame["dead"].tolist() == [0, 0]
+    assert frame["mcc"].tolist() == [row.mcc for row in found.rows]
 
 
 def test_without_a_hierarchy_there_is_no_absorption(perfect):

@@ -63,7 +63,7 @@ def planted_latents() -> np.ndarray:
     return latents
 
 
-# What is found --------------------------------------------------------------------------------------------------
+# What is found ----------------------------------------------------------------------------------------------
 
 
 def test_one_latent_that_carries_the_label_is_found_and_is_enough():
@@ -245,7 +245,7 @@ def test_folds_hold_clusters_whole_and_both_labels(seed):
         assert 0 < positive[held].sum() < len(held)
 
 
-# Pieces, by hand ------------------------------------------------------------------------------------------------
+# Pieces, by hand --------------------------------------------------------------------------------------------
 
 
 def test_latents_by_hand():
@@ -300,7 +300,7 @@ def test_weighted_auroc_is_that_of_repeated_items():
         weighted_auroc([0.0, float("nan")], [True, False], torch.ones(1, 2))
 
 
-# Intervals ------------------------------------------------------------------------------------------------------
+# Intervals --------------------------------------------------------------------------------------------------
 
 
 def test_the_bootstrap_of_a_mean_is_the_cluster_bootstrap():
@@ -386,6 +386,7 @@ def test_the_same_call_gives_the_same_numbers_and_json_holds_them():
         return sparse_probes(features_of(noise()), LABELS.tolist(), k=[1, 2], **FAST | {"n_shuffles": 1})
 
     found = json.loads(json.dumps(call().to_dict()))
+    assert call().to_frame()["auroc"].tolist() == [row["auroc"] for row in found["rows"]]
     assert found == json.loads(json.dumps(call().to_dict()))
     assert found["rows"][0]["name"] == "activations" and 0 <= found["rows"][0]["auroc"] <= 1
     assert set(found["rows"][0]) - {"name", "sae", "k"} == set(found["definitions"])
@@ -445,7 +446,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(monkeypatch):
         sparse_probes(features_of(noise()), LABELS.tolist())
 
 
-# Whole, on models -----------------------------------------------------------------------------------------------
+# Whole, on models -------------------------------------------------------------------------------------------
 
 
 def probed(model, tokenizer, texts, labels, sae):

@@ -71,6 +71,17 @@ def test_a_bootstrap_by_hand():
     assert interval.n_clusters == 2
 
 
+def test_the_interval_is_as_wide_as_that_of_student():
+    """±t·s/√n = ±2.2622 · 0.9886 / √10 = ±0.7072 for ten values spread as a normal has them.
+
+    Without the factor √(10/9) in its quantile the interval would be 6 % narrower.
+    """
+    values = torch.tensor([-1.645, -1.036, -0.674, -0.385, -0.126, 0.126, 0.385, 0.674, 1.036, 1.645])
+    assert values.std().item() == pytest.approx(0.9886, abs=1e-4)
+    interval = cluster_bootstrap(values, n_resamples=50_000)
+    assert (interval.high - interval.low).item() / 2 == pytest.approx(0.7072, rel=0.02)
+
+
 def test_columns_are_drawn_together_and_order_does_not_matter():
     generator = torch.Generator().manual_seed(0)
     values, clusters = torch.randn(60, generator=generator), torch.arange(60) // 3

@@ -234,6 +234,9 @@ def test_the_table_the_summary_and_the_json_say_the_same(result, tmp_path):
         and row["latents"] == [KNOWS]
     )
     assert "clamp known (1)" in repr(result) and "splice" in repr(result)
+    frame = result.to_frame()
+    assert frame["edit"].tolist() == [row.edit.name for row in result.rows]
+    assert frame["refusal.low"].tolist() == [row.measures["refusal"].low.item() for row in result.rows]
     text = " ".join(result.summary())
     assert (
         f"decoder, at push {result.row('clamp known', 'baseline', 1.0).push:.2f} beside {row['push']:.2f}: "

@@ -24,7 +24,7 @@ from saelens_lite.distributed import rank, several_processes
 from saelens_lite.errors import SaelensLiteError, ShardError
 from saelens_lite.lm import hooks
 from saelens_lite.store.codecs import STORE_DTYPES
-from saelens_lite.store.event_log import events, log_name, write_event
+from saelens_lite.store.event_log import events, write_event
 from saelens_lite.store.folder import Folder
 from saelens_lite.store.layout import finished_shards
 from saelens_lite.store.writer import write_manifest, writing_shard
@@ -179,14 +179,14 @@ def seal(store: Folder, plan: dict[str, Any], claims: Claims) -> None:
 
 @contextlib.contextmanager
 def only_writer(store: Folder) -> Iterator[None]:
-    """Hold the store's log locked, so that a second harvest of it is refused (where the system can lock).
+    """Refuse a second harvest of the store, where the system can lock.
 
-    Of several processes of one harvest the first holds it for all.
+    Of several processes of one harvest the first holds the lock for all.
     """
     if rank() > 0:
         yield
         return
-    with store.locked(log_name()) as ours:
+    with store.locked() as ours:
         if not ours:
             raise ShardError(f"another harvest is writing {store}: wait for it, or choose another folder")
         yield

@@ -7,6 +7,7 @@ object store by one upload. What the system refuses becomes a ShardError that na
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import logging
 import os
@@ -15,18 +16,22 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 from urllib.parse import unquote
+
+from filelock import FileLock, Timeout
 
 from saelens_lite.atomic import appearing_file, make_folder, sync
 from saelens_lite.errors import ShardError
 
-try:
-    import fcntl
-except ImportError:  # Windows has no flock; there, nothing keeps two harvests apart
-    fcntl = None  # type: ignore[assignment]
-
 logger = logging.getLogger(__name__)
+
+LOCK = ".lock"
+"""The file that `Folder.locked` locks, there while a process works in the folder. The system frees the lock of a
+process that was killed, so a file that is left over is no obstacle."""
+
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+"""What file systems without locks answer, as some network ones do."""
 
 _CACHE = "SAELENS_LITE_CACHE"
 
@@ -59,7 +64,8 @@ class Folder(ABC):
 
     @abstractmethod
     def is_empty(self, but_for: Collection[str] = ()) -> bool:
-        """Whether nothing is in the folder, or it does not exist; files of these names do not count."""
+        """Whether nothing is in the folder, or it does not exist; its lock and files of these names do not
+        count."""
 
     @abstractmethod
     def size(self, name: str) -> int | None:
@@ -111,9 +117,9 @@ class Folder(ABC):
         """Room on the disk that holds the folder; None where nobody says."""
 
     @abstractmethod
-    def locked(self, name: str) -> contextlib.AbstractContextManager[bool]:
-        """Hold a file locked for the block: True if it is ours, or the system has no locks; False if another
-        has it."""
+    def locked(self) -> contextlib.AbstractContextManager[bool]:
+        """Keep other processes out for the block: False if one of them is in already, otherwise True, also
+        where the system has no locks."""
 
     def write(self, name: str, content: bytes, *, sync_name: bool = True) -> None:
         """Write a whole file as `appearing` does."""
@@ -150,7 +156,7 @@ class LocalFolder(Folder):
         return found
 
     def is_empty(self, but_for: Collection[str] = ()) -> bool:
-        return not self.root.is_dir() or all(name in but_for for name in os.listdir(self.root))
+        return not self.root.is_dir() or {*os.listdir(self.root)} <= {LOCK, *but_for}
 
     def size(self, name: str) -> int | None:
         path = self.root / name
@@ -200,11 +206,24 @@ class LocalFolder(Folder):
         return shutil.disk_usage(folder).free
 
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[bool]:
-        with self._refusals_named(name):
-            file = open(self.root / name, "ab")  # noqa: SIM115
-        with file:
-            yield _lock(file)
+    def locked(self) -> Iterator[bool]:
+        lock, ours = FileLock(self.root / LOCK, blocking=False, fallback_to_soft=False), True
+        with self._refusals_named(LOCK):
+            try:
+                lock.acquire()
+            except Timeout:
+                ours = False
+            except OSError as error:
+                if error.errno not in _NO_LOCKS:
+                    raise
+                logger.warning("%s cannot be locked (%s): nothing keeps a second process out", self, error)
+        try:
+            yield ours
+        finally:
+            if ours:  # removed before it is released: whoever waits for the file finds that it is gone
+                with contextlib.suppress(OSError):
+                    (self.root / LOCK).unlink(missing_ok=True)
+                lock.release()
 
     @contextlib.contextmanager
     def _refusals_named(self, name: str) -> Iterator[None]:
@@ -326,8 +345,8 @@ class RemoteFolder(Folder):
         return None
 
     @contextlib.contextmanager
-    def locked(self, name: str) -> Iterator[bool]:
-        yield True
+    def locked(self) -> Iterator[bool]:
+        yield True  # object stores have no locks
 
     def _path(self, name: str) -> str:
         return f"{self._root}/{name}".rstrip("/")
@@ -361,16 +380,3 @@ class RemoteFolder(Folder):
 def cache_folder() -> Path:
     """Where copies of remote files are kept; they may be deleted at any time."""
     return Path(os.environ.get(_CACHE) or Path.home() / ".cache" / "saelens_lite")
-
-
-def _lock(file: Any) -> bool:
-    if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError as error:  # some network file systems have no locks
-            logger.warning(
-                "%s cannot be locked (%s): nothing keeps a second harvest of it apart", file.name, error
-            )
-    return True

@@ -36,9 +36,9 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -80,6 +80,19 @@ class ShardTokens:
     kept: Tensor
     doc_id: Tensor
     first_doc: int
+
+
+class _Renamed:
+    """A method of version 0.1.0: asking for it raises an AttributeError that says what to call today."""
+
+    def __init__(self, today: str) -> None:
+        self._today = today
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = f"{owner.__name__}.{name}"
+
+    def __get__(self, instance: Any, owner: type) -> NoReturn:
+        raise AttributeError(f"{self._name} is now {self._today}")
 
 
 class ActivationStore:
@@ -164,72 +177,8 @@ class ActivationStore:
         )
         return cls(folder)
 
-    @classmethod
-    def from_saelens(
-        cls,
-        source: str | os.PathLike[str],
-        path: str | os.PathLike[str],
-        *,
-        hook_points: Sequence[str] | None = None,
-        dtype: str = "float32",
-        rows_per_shard: int = 65_536,
-        model_name: str = "",
-        tokenizer_name: str = "",
-    ) -> ActivationStore:
-        """Import the cached activations of SAELens: the dataset folder that its CacheActivationsRunner
-        writes.
-
-        Every position of every context has a row, BOS too (see `TrainConfig.max_norm_ratio`). The folder does
-        not say where documents end, so each context counts as one document.
-
-        source: the dataset folder, local
-        path: new or empty folder, or URL, of the store
-        hook_points: columns to import; None takes all
-        model_name, tokenizer_name: hub ids or folders, which such a folder does not name; they let analysis
-            show text and check that SAE and store belong together
-        returns: the store; without tokens where the folder has none (SAELens kept none in early releases)
-
-        raises: ValueError if the source is no such folder; ShardError if the store's folder is not empty
-        """
-        from saelens_lite.store.saelens_activations import read_saelens_activations
-
-        folder = open_folder(path)
-        read_saelens_activations(
-            source,
-            folder,
-            hook_points=hook_points,
-            dtype=dtype,
-            rows_per_shard=rows_per_shard,
-            model_name=model_name,
-            tokenizer_name=tokenizer_name,
-        )
-        return cls(folder)
-
-    def to_saelens(
-        self,
-        folder: str | os.PathLike[str],
-        hook_point: str | None = None,
-        *,
-        context_size: int | None = None,
-        dtype: str = "float32",
-    ) -> None:
-        """Export one hook point as cached activations of SAELens, for its `use_cached_activations`.
-
-        SAELens expects an activation at every position. So the rows and their tokens, in order, are cut into
-        contexts of context_size rows, which are those of the store only where it has a row at every position;
-        rows at the end that fill no context are left out. SAELens mixes rows in training, so nothing else
-        depends on it. Set its `context_size` to the same number, `d_in` to the width and `hook_name` to the
-        hook point.
-
-        folder: new or empty, local
-        context_size: rows a context; None takes the store's context_length
-        dtype: float32 or float16
-        raises: ValueError for another dtype, a folder that is not empty, or a store without contexts and no
-            context_size
-        """
-        from saelens_lite.store.saelens_activations import write_saelens_activations
-
-        write_saelens_activations(self, folder, hook_point, context_size=context_size, dtype=dtype)
+    from_saelens = _Renamed("saelens_lite.store.read_saelens_activations(source, path)")
+    to_saelens = _Renamed("saelens_lite.store.write_saelens_activations(store, folder)")
 
     @property
     def path(self) -> Path | str:

@@ -1,10 +1,9 @@
 """SAELens' cached activations: a folder of the `datasets` library, in and out of an activation store.
 
 CacheActivationsRunner of SAELens 6 writes such a folder and its training reads it (`use_cached_activations`).
-A row of
-the dataset is a context: a column named after the hook point, Array2D[context d_model] in float32 or float16,
-and token_ids, int32[context], which older releases lack. It knows neither documents nor padding nor positions
-without activations.
+A row of the dataset is a context: a column named after the hook point, Array2D[context d_model] in float32 or
+float16, and token_ids, int32[context], which older releases lack. The format knows no documents, no padding
+and no positions without activations.
 """
 
 from __future__ import annotations
@@ -15,20 +14,19 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saelens_lite.atomic import make_folder, sync, write_file
 from saelens_lite.store.codecs import STORE_DTYPES
-from saelens_lite.store.folder import Folder
+from saelens_lite.store.folder import open_folder
 from saelens_lite.store.from_arrays import CHUNK_ROWS, begin_store, regrouped, write_arrays
 from saelens_lite.store.packing import PackedContexts
+from saelens_lite.store.reader import ActivationStore
 from saelens_lite.store.writer import write_manifest, writing_shard
-
-if TYPE_CHECKING:
-    from saelens_lite.store.reader import ActivationStore
 
 logger = logging.getLogger(__name__)
 
@@ -41,16 +39,30 @@ _FILE_BYTES = 2**30
 
 def read_saelens_activations(
     source: str | os.PathLike[str],
-    folder: Folder,
+    path: str | os.PathLike[str],
     *,
-    hook_points: Sequence[str] | None,
-    dtype: str,
-    rows_per_shard: int,
-    model_name: str,
-    tokenizer_name: str,
-) -> None:
-    """Write a store from a cached-activation folder; see `ActivationStore.from_saelens`."""
-    dataset = _load(source)
+    hook_points: Sequence[str] | None = None,
+    dtype: str = "float32",
+    rows_per_shard: int = 65_536,
+    model_name: str = "",
+    tokenizer_name: str = "",
+) -> ActivationStore:
+    """Import a dataset folder of cached activations into a new store.
+
+    Every position of every context has a row, BOS too (see `TrainConfig.max_norm_ratio`). The folder does not
+    say where documents end, so each context counts as one document.
+
+    source: the dataset folder, local
+    path: new or empty folder, or URL, of the store
+    hook_points: columns to import; None takes all
+    dtype, rows_per_shard: as in `ActivationStore.from_arrays`; a shard holds whole contexts
+    model_name, tokenizer_name: hub ids or folders, which such a folder does not name; with them analysis
+        shows text and checks that SAE and store belong together
+    returns: the store; without tokens if the folder has none
+
+    raises: ValueError if the source is no such folder; ShardError if the store's folder is not empty
+    """
+    folder, dataset = open_folder(path), _load(source)
     shapes = _hook_points(dataset, source, hook_points)
     context_length = next(iter(shapes.values()))[0]
     d_models = {name: d_model for name, (_, d_model) in shapes.items()}
@@ -62,7 +74,7 @@ def read_saelens_activations(
         write_arrays(
             folder, arrays, hook_point="", dtype=dtype, rows_per_shard=rows_per_shard, documents=documents
         )
-        return
+        return ActivationStore(folder)
     facts = {
         "source": {"kind": "saelens", "fingerprint": dataset._fingerprint},
         "model": {"name": model_name or _runner_config(source).get("model_name", "")},
@@ -84,18 +96,31 @@ def read_saelens_activations(
                 for chunk in _chunks(here, name, d_models[name]):
                     writer.append(chunk)
     write_manifest(folder, plan, len(starts), "dataset")
+    return ActivationStore(folder)
 
 
 def write_saelens_activations(
     store: ActivationStore,
     folder: str | os.PathLike[str],
-    hook_point: str | None,
+    hook_point: str | None = None,
     *,
-    context_size: int | None,
-    dtype: str,
+    context_size: int | None = None,
+    dtype: str = "float32",
 ) -> None:
-    """Write a cached-activation folder from a store; see `ActivationStore.to_saelens`. It opens once
-    state.json is there."""
+    """Export one hook point as cached activations, for SAELens' `use_cached_activations`.
+
+    SAELens expects an activation at every position. So the rows and their tokens, in order, are cut into
+    contexts of context_size rows. These are the store's contexts only if it has a row at every position; rows
+    at the end that fill no context are left out. SAELens mixes rows in training, so nothing else depends on
+    the cut. In SAELens, set `context_size` to the same number, `d_in` to the width and `hook_name` to the
+    hook point.
+
+    folder: new or empty, local; it opens once state.json is written
+    context_size: rows a context; None takes the store's context_length
+    dtype: float32 or float16
+    raises: ValueError for another dtype, a folder that is not empty, or a store without contexts and no
+        context_size
+    """
     from datasets import Array2D, DatasetInfo, Features, Value
     from datasets import Sequence as ListOf
     from datasets.arrow_writer import ArrowWriter
@@ -121,7 +146,7 @@ def write_saelens_activations(
             store.n_rows % context_size,
             context_size,
         )
-    target.mkdir(parents=True, exist_ok=True)
+    make_folder(target)
 
     d_model = store.d_model(hook_point)
     columns: dict[str, Any] = {hook_point: Array2D((context_size, d_model), dtype)}
@@ -147,6 +172,7 @@ def write_saelens_activations(
                     batch[_TOKENS] = next(token_ids)[: n * context_size].view(n, context_size).numpy()
                 writer.write_batch(batch)
             writer.finalize()
+        sync(target / name)
     DatasetInfo(features=features).write_to_directory(str(target))
     identity = f"{store.fingerprint} {hook_point} {context_size} {dtype}"
     state = {
@@ -158,7 +184,7 @@ def write_saelens_activations(
         "_output_all_columns": False,
         "_split": None,
     }
-    (target / "state.json").write_text(json.dumps(state, indent=2), encoding="utf-8")
+    write_file(target / "state.json", json.dumps(state, indent=2))
 
 
 def _load(source: str | os.PathLike[str]) -> Any:

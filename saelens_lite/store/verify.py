@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from saelens_lite.errors import ShardError
-from saelens_lite.store.event_log import checked_lines, events, log_name
-from saelens_lite.store.folder import Folder, open_folder
+from saelens_lite.store.event_log import checked_lines, events
+from saelens_lite.store.folder import LOCK, Folder, open_folder
 from saelens_lite.store.layout import (
     check_version,
     commit_name,
@@ -91,7 +91,7 @@ def repair_store(
         problems = verify_store(folder)
     if not problems:
         return []
-    with folder.locked(log_name()) as ours:
+    with folder.locked() as ours:
         if not ours:
             raise ShardError(f"a harvest is writing {folder}: wait for its end, or stop it, before repairing")
         there = folder.sizes()
@@ -163,7 +163,9 @@ class _Examined:
         for name in self.sizes:
             shard = _IN_SHARD.fullmatch(name)
             beyond = shard is not None and manifest is not None and int(shard[1]) >= len(expected)
-            outside = shard is None and name not in (MANIFEST, PLAN, _BEFORE) and not _LOG.fullmatch(name)
+            outside = (
+                shard is None and name not in (MANIFEST, PLAN, _BEFORE, LOCK) and not _LOG.fullmatch(name)
+            )
             if (beyond or outside) and not name.endswith(".tmp"):
                 self._note(name, "does not belong to the store")
 

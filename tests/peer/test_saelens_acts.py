@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from saelens_lite.store.reader import ActivationStore
+from saelens_lite.store.saelens_activations import read_saelens_activations, write_saelens_activations
 
 pytestmark = pytest.mark.peer
 
@@ -72,7 +73,7 @@ def folder(peer_python, tmp_path_factory):
 
 def test_their_cache_becomes_a_store(folder):
     store, seen = (
-        ActivationStore.from_saelens(folder / "theirs", folder / "store"),
+        read_saelens_activations(folder / "theirs", folder / "store"),
         load_file(folder / "seen.safetensors"),
     )
     assert (store.hook_points, store.context_length) == ([HOOK], 6)
@@ -84,9 +85,8 @@ def test_their_cache_becomes_a_store(folder):
 
 
 def test_our_export_is_read_by_their_store(folder, peer_python):
-    ActivationStore.from_saelens(folder / "theirs", folder / "again", dtype="int8").to_saelens(
-        folder / "ours"
-    )
+    store = read_saelens_activations(folder / "theirs", folder / "again", dtype="int8")
+    write_saelens_activations(store, folder / "ours")
     in_saelens(peer_python, READ, folder)
     read, store = load_file(folder / "read.safetensors"), ActivationStore(folder / "again")
     assert torch.equal(read["acts"], store.gather(torch.arange(9 * 4 * 6)))

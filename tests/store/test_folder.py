@@ -1,7 +1,10 @@
 """Folders: local, and behind fsspec's memory and local protocols; every operation the same on each."""
 
 import errno
+import fcntl
 import os
+import subprocess
+import sys
 import uuid
 
 import pytest
@@ -91,12 +94,67 @@ def test_copies_are_kept_under_the_key_of_their_content(folder):
         assert folder.local("a.bin", "old key").read_bytes() == b"old"
 
 
-def test_one_of_two_holds_the_lock(tmp_path):
+def test_one_of_two_holds_the_lock_and_leaves_no_file(tmp_path):
     one, other = open_folder(tmp_path), LocalFolder(tmp_path)
-    with one.locked("log.jsonl") as ours, other.locked("log.jsonl") as theirs:
-        assert (ours, theirs) == (True, False)
-    with other.locked("log.jsonl") as theirs:
+    with one.locked() as ours, other.locked() as theirs:
+        assert (ours, theirs, os.listdir(tmp_path)) == (True, False, [".lock"])
+        assert one.is_empty()
+    assert os.listdir(tmp_path) == []
+    with other.locked() as theirs:
         assert theirs
+
+
+HOLD = """
+import sys
+from saelens_lite.store.folder import open_folder
+with open_folder(sys.argv[1]).locked() as ours:
+    print(ours, flush=True)
+    sys.stdin.readline()
+"""
+
+
+def holder(folder):
+    """A process that holds the lock until it is sent a line; whether it got the lock."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    return process, process.stdout.readline().strip()
+
+
+def test_the_lock_of_a_killed_process_is_free_though_its_file_stays(tmp_path):
+    process, got = holder(tmp_path)
+    with open_folder(tmp_path).locked() as ours:
+        assert (got, ours) == ("True", False)
+    process.kill()
+    process.communicate()
+    assert os.listdir(tmp_path) == [".lock"]
+    process, got = holder(tmp_path)
+    assert got == "True"
+    process.communicate("\n")
+    assert (process.returncode, os.listdir(tmp_path)) == (0, [])
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_the_system_has_no_locks_it_warns_once_and_lets_all_in(tmp_path, monkeypatch, caplog, code):
+    def flock(*args):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        caplog.clear()
+        with open_folder(tmp_path).locked() as ours:
+            assert ours
+        assert [record.message for record in caplog.records] == [
+            f"{tmp_path} cannot be locked ([Errno {code}] {os.strerror(code)}): nothing keeps a second process out"
+        ]
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_takes_no_lock_file_is_an_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ShardError, match=r"file/.lock could not be written: .*another folder"):
+        with open_folder(tmp_path / "file").locked():
+            pass
 
 
 def test_an_unknown_protocol_is_refused():

@@ -317,7 +317,7 @@ def test_stores_of_arrays_cannot_be_made_anew_here(tmp_path, capsys):
 
 def test_a_store_under_way_is_not_repaired(folder):
     (folder / "notes.txt").write_text("mine")
-    with open_folder(folder).locked("log.jsonl") as ours:
+    with open_folder(folder).locked() as ours:
         assert ours
         with pytest.raises(ShardError, match="a harvest is writing"):
             repair_store(folder)

@@ -359,7 +359,7 @@ class Run:
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
     """Keep another training out, for as long as this one trains into `output`."""
-    with LocalFolder(output).locked("metrics.jsonl") if writes() else nullcontext(True) as ours:
+    with LocalFolder(output).locked() if writes() else nullcontext(True) as ours:
         if distributed.largest(int(not ours)):
             raise ValueError(
                 f"{output} is being trained into by another process: wait for it, or choose another output"

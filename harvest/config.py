@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Annotated, Literal
+
+from saelens_lite.config import AtLeast, check_fields
 
 from .text.mixture import check_weights
 
@@ -27,7 +29,7 @@ class HarvestConfig:
     """Folder of the activation store, or a URL that fsspec opens, such as s3://bucket/store; a harvest that
     was interrupted there goes on."""
 
-    max_tokens: int
+    max_tokens: Annotated[int, AtLeast(1)]
     """Rows to harvest: tokens with an activation, special tokens not counted. Fewer only if the dataset
     ends."""
 
@@ -60,7 +62,7 @@ class HarvestConfig:
     tokenizer: str | None = None
     """Hub id or local folder of the tokenizer; None takes the model's own."""
 
-    context_length: int = 256
+    context_length: Annotated[int, AtLeast(2)] = 256
     """Tokens a context, BOS included. Longer contexts show the model more; attention costs grow with it."""
 
     separator: Literal["bos", "eos", "none"] = "bos"
@@ -71,7 +73,7 @@ class HarvestConfig:
     """Give BOS, separators and other special tokens rows too. Their activations are often extreme and distort
     training."""
 
-    batch_size_seqs: int = 32
+    batch_size_seqs: Annotated[int, AtLeast(1)] = 32
     """Contexts a forward pass. Raising it fills an accelerator better and takes more memory."""
 
     dtype: Literal["bfloat16", "float16", "float32", "int8"] = "bfloat16"
@@ -81,7 +83,7 @@ class HarvestConfig:
     compute_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     """Type the model is loaded in. None: float32 on a CPU, elsewhere the type that its checkpoint states."""
 
-    documents_per_shard: int | None = None
+    documents_per_shard: Annotated[int | None, AtLeast(1)] = None
     """Documents a shard, the unit that is redone after an interruption. None: as many, by the mean of the
     first 64 documents, as give about max_tokens / 32 rows, at most 262,144; always a power of two."""
 
@@ -109,22 +111,6 @@ class HarvestConfig:
                 raise ValueError(f"{name} expected a sequence of at least one name, got {value!r}")
         if len(set(self.hook_points)) < len(self.hook_points):
             raise ValueError(f"hook_points expected each name once, got {', '.join(self.hook_points)}")
-        for name, least in (("max_tokens", 1), ("context_length", 2), ("batch_size_seqs", 1)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < least:
-                raise ValueError(f"{name} expected an integer of at least {least}, got {value!r}")
-        if self.documents_per_shard is not None and self.documents_per_shard < 1:
-            raise ValueError(
-                "documents_per_shard expected at least 1, or None to choose it, got "
-                f"{self.documents_per_shard}"
-            )
+        check_fields(self)
         if self.dataset_weights is not None:
             check_weights(self.dataset_weights, len(self.dataset))
-        for name, choices in (
-            ("dtype", ("bfloat16", "float16", "float32", "int8")),
-            ("compute_dtype", (None, "bfloat16", "float16", "float32")),
-            ("separator", ("bos", "eos", "none")),
-            ("text_unit", ("line", "paragraph", "document")),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} expected one of {choices}, got {getattr(self, name)!r}")

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from saelens_lite.config import differing_fields
 from saelens_lite.distributed import rank
 from saelens_lite.errors import ShardError
 from saelens_lite.lm import hooks
@@ -22,7 +23,7 @@ from saelens_lite.store.reader import ActivationStore
 from .prepare import hook_point_facts
 from .shards.forward import Batch
 from .shards.model import compile_blocks, drop_unused, load_model, model_facts
-from .shards.plan import differing_fields
+from .shards.plan import NAMES_ONLY
 from .shards.shard_claims import Claims
 from .shards.write import claims_of, log_start, only_writer, seal, write_shards
 from .text.tokenized import PackedShard
@@ -87,7 +88,8 @@ def add_hook_points(
             f"{store.path} was harvested with compile: leave model out, so that it is loaded and compiled "
             "here"
         )
-    differing = differing_fields({"model": store.plan["model"]}, {"model": model_facts(model) | compiled})
+    facts = {"model": model_facts(model) | compiled}
+    differing = differing_fields({"model": store.plan["model"]}, facts, may_differ=NAMES_ONLY)
     if differing:
         raise ShardError(f"{store.path} holds activations of another model: {'; '.join(differing)}")
     points = [hooks.resolve(model, name) for name in new]

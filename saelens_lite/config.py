@@ -1,19 +1,125 @@
-"""Configuration dataclasses from and to plain mappings; unknown keys are errors with the nearest name."""
+"""Configuration dataclasses: bounds that stand at their fields, plain mappings, and where two of them differ.
+
+k: Annotated[int, AtLeast(1)] = 32                 `check_fields` holds it to that, --help shows it
+device: Annotated[str | None, MAY_CHANGE] = None   `marked` lists the fields with a mark of their own
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import numbers
+import operator
 import os
 import types
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from saelens_lite.errors import nearest
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A limit of a number, or of every number in a tuple."""
+
+    limit: float
+    words: ClassVar[str]
+    holds: ClassVar[Callable[[float, float], bool]]
+
+    def __str__(self) -> str:
+        return f"{self.words} {self.limit}"
+
+
+class AtLeast(Bound):
+    words, holds = "at least", operator.ge
+
+
+class Above(Bound):
+    words, holds = "above", operator.gt
+
+
+class AtMost(Bound):
+    words, holds = "at most", operator.le
+
+
+class Below(Bound):
+    words, holds = "below", operator.lt
+
+
+def check_fields(config: Any) -> None:
+    """Hold the fields of a configuration to their bounds and choices.
+
+    raises: ValueError with the field, what it expects and what it got
+    """
+    for name, hint in _hints(type(config)).items():
+        if complaint := _complaint(getattr(config, name), hint):
+            raise ValueError(f"{type(config).__name__}.{name} expected {complaint}")
+
+
+def bounds_in_words(hint: Any) -> str:
+    """The bounds of an annotation, such as "at least 0 and below 1"; "" where there are none."""
+    return " and ".join(map(str, _bounds(hint)))
+
+
+def marked(cls: type, mark: str) -> set[str]:
+    """The fields of a configuration whose annotations carry the mark."""
+    return {name for name, hint in _hints(cls).items() if mark in getattr(hint, "__metadata__", ())}
+
+
+def _complaint(value: Any, hint: Any) -> str | None:
+    """What the field expects and what it got, where the two differ."""
+    types_ = _alternatives(hint)
+    or_none = " or None" if types.NoneType in types_ else ""
+    if value is None and or_none:
+        return None
+    choices = [choice for type_ in types_ if get_origin(type_) is Literal for choice in get_args(type_)]
+    if choices and value not in choices:
+        return f"one of {', '.join(choices)}{or_none}, got {value!r}{nearest(str(value), choices)}"
+    bounds = _bounds(hint)
+    if bounds and not _fits(value, hint):
+        return f"{_type_name(hint)}, got {type(value).__name__} {value!r}"
+    values = value if isinstance(value, tuple | list) else [value]
+    if all(bound.holds(number, bound.limit) for bound in bounds for number in values):
+        return None
+    return f"{bounds_in_words(hint)}{or_none}, got {value!r}"
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    """The annotation of each field, evaluated."""
+    hints = get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def _bounds(hint: Any) -> list[Bound]:
+    return [fact for fact in getattr(hint, "__metadata__", ()) if isinstance(fact, Bound)]
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    if get_origin(hint) is Annotated:
+        hint = hint.__origin__
+    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+
+
+def _type_name(hint: Any) -> str:
+    return " | ".join(
+        "None" if type_ is types.NoneType else type_.__name__ if isinstance(type_, type) else str(type_)
+        for type_ in _alternatives(hint)
+    )
 
 
 def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configuration") -> T:
@@ -23,32 +129,69 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configu
     raises: ValueError for a key that `cls` lacks (suggests the nearest), a required one that is missing, or a
         value of another type than the field's; paths become strings
     """
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls) if field.init}  # type: ignore[arg-type]
     for key in mapping:
         if key not in fields:
             raise ValueError(
                 f"{where}: unknown key {key!r}{nearest(key, fields)}; {cls.__name__} has "
                 f"{', '.join(sorted(fields))}"
             )
+    no_default = dataclasses.MISSING
     missing = [
         name
-        for name, f in fields.items()
-        if name not in mapping
-        and f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
+        for name, field in fields.items()
+        if name not in mapping and field.default is no_default and field.default_factory is no_default
     ]
     if missing:
         raise ValueError(
             f"{where}: {cls.__name__} needs {', '.join(missing)}, got only {', '.join(mapping) or 'nothing'}"
         )
     values = {key: _plain(value) for key, value in mapping.items()}
-    for name, hint in typing.get_type_hints(cls).items():
+    for name, hint in _hints(cls).items():
         if name in values and not _fits(values[name], hint):
-            expected = getattr(fields[name].type, "__name__", fields[name].type)
             raise ValueError(
-                f"{where}: {name} expected {expected}, got {type(values[name]).__name__} {values[name]!r}"
+                f"{where}: {name} expected {_type_name(hint)}, got {type(values[name]).__name__} "
+                f"{values[name]!r}"
             )
     return cls(**values)
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """The fields of a configuration dataclass as a plain dictionary, in field order."""
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def differing_fields(
+    expected: Mapping[str, Any],
+    got: Mapping[str, Any],
+    defaults: Mapping[str, Any] | None = None,
+    may_differ: Collection[str] = (),
+) -> list[str]:
+    """Where two runs, plans or records differ: "k expected 32, got 16" for each field.
+
+    expected: the earlier one. Fields of mappings within have dotted names, "model.revision"
+    defaults: what stands for a field that the earlier one, of an older release, does not have
+    may_differ: fields that are not compared
+    """
+    known = {field: value for field, value in (defaults or {}).items() if field in got}
+    earlier, now = (json.loads(json.dumps(fields)) for fields in (known | dict(expected), dict(got)))
+    return [
+        f"{field} expected {before!r}, got {value!r}"
+        for field, before, value in _differences(earlier, now)
+        if field not in may_differ
+    ]
+
+
+def _differences(
+    expected: Mapping[str, Any], got: Mapping[str, Any], prefix: str = ""
+) -> Iterator[tuple[str, Any, Any]]:
+    """(dotted field, expected value, value) wherever two nested mappings differ."""
+    for key in sorted(expected.keys() | got.keys()):
+        before, value = expected.get(key), got.get(key)
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            yield from _differences(before, value, f"{prefix}{key}.")
+        elif before != value:
+            yield prefix + key, before, value
 
 
 def _plain(value: Any) -> Any:
@@ -59,34 +202,13 @@ def _plain(value: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Is the value of the hinted type, as far as configurations use types? Literals are left to the class's
-    own check."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_fits(value, part) for part in typing.get_args(hint))
-    if hint in (int, float):
-        return isinstance(value, numbers.Integral if hint is int else numbers.Real) and not isinstance(
-            value, bool
-        )
-    return not isinstance(hint, type) or isinstance(value, hint)
-
-
-def to_mapping(config: Any) -> dict[str, Any]:
-    """The fields of a configuration dataclass as a plain dictionary, in field order."""
-    return {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
-
-
-def differing_fields(
-    run: Mapping[str, Any], earlier: Mapping[str, Any], defaults: Mapping[str, Any]
-) -> list[str]:
-    """Where a run is another than an earlier one: "k expected 32, got 16" for each field, expected being the
-    earlier's.
-
-    defaults: what stands for a field that the earlier run, of an older release, did not have
-    """
-    run = json.loads(json.dumps(run))
-    differing = []
-    for name in sorted(run.keys() | earlier.keys()):
-        expected, got = earlier.get(name, defaults.get(name)), run.get(name)
-        if expected != got:
-            differing.append(f"{name} expected {expected!r}, got {got!r}")
-    return differing
+    """Whether the value is of the annotated type, as far as configurations use types; Literals are left to
+    `check_fields`."""
+    for type_ in _alternatives(hint):
+        if type_ in (int, float):
+            number = numbers.Integral if type_ is int else numbers.Real
+            if isinstance(value, number) and not isinstance(value, bool):
+                return True
+        elif not isinstance(type_, type) or isinstance(value, type_):
+            return True
+    return False

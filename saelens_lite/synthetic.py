@@ -24,12 +24,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from saelens_lite.config import Above, AtLeast, Below, check_fields
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.reader import ActivationStore
@@ -45,39 +46,39 @@ class SyntheticConfig:
     """Everything that determines synthetic rows. The first features are the trees', level by level, then the
     free ones."""
 
-    d_model: int = 256
+    d_model: Annotated[int, AtLeast(1)] = 256
     """Width of a row."""
-    n_features: int = 4096
+    n_features: Annotated[int, AtLeast(1)] = 4096
     """Planted directions; above d_model they are in superposition."""
-    l0: float = 20.0
+    l0: Annotated[float, Above(0)] = 20.0
     """Features that fire on a row, on average."""
-    zipf_exponent: float = 0.5
+    zipf_exponent: Annotated[float, AtLeast(0)] = 0.5
     """How unequal rates are: feature r is wanted at a rate in proportion to (r + 1)^-exponent."""
-    max_rate: float = 0.4
+    max_rate: Annotated[float, Above(0), Below(1)] = 0.4
     """No feature fires on a larger share of rows."""
-    magnitude_mean: float = 1.0
+    magnitude_mean: Annotated[float, Above(0)] = 1.0
     """A firing has the magnitude |N(mean, std²)|: mean of that normal."""
-    magnitude_std: float = 0.15
+    magnitude_std: Annotated[float, AtLeast(0)] = 0.15
     """Standard deviation of that normal."""
-    spread_steps: int = 20
+    spread_steps: Annotated[int, AtLeast(0)] = 20
     """Steps that spread the directions apart (see `spread`); 0 leaves them random."""
     correlation_rank: int = 25
     """Common causes of firing; more make correlations more various."""
-    correlation_scale: float = 0.1
+    correlation_scale: Annotated[float, AtLeast(0)] = 0.1
     """Standard deviation of a feature's loading on a cause; correlations of z are about scale² · sqrt(rank).
     0 for none."""
-    n_trees: int = 0
+    n_trees: Annotated[int, AtLeast(0)] = 0
     """Trees of the planted hierarchy, in which a feature fires only where its parent does; 0 for none."""
-    branching: int = 4
+    branching: Annotated[int, AtLeast(1)] = 4
     """Children of a feature that has any."""
-    depth: int = 3
+    depth: Annotated[int, AtLeast(1)] = 3
     """Levels below the root of a tree."""
     exclusive_siblings: bool = True
     """Whether at most one child of a parent fires on a row."""
-    max_child_share: float = 0.8
+    max_child_share: Annotated[float, Above(0), Below(1)] = 0.8
     """The largest share of a parent's firings that a child takes; all its children together where siblings
     exclude each other. Zipf rates above that are cut. At 1 some parents would never be seen alone."""
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """Of directions, loadings and rows."""
 
     def __post_init__(self) -> None:
@@ -85,21 +86,7 @@ class SyntheticConfig:
             if not ok:
                 raise ValueError(f"SyntheticConfig.{name} expected {expected}, got {getattr(self, name)!r}")
 
-        for name in ("d_model", "n_features", "branching", "depth"):
-            check(getattr(self, name) >= 1, name, "a positive number")
-        for name in (
-            "zipf_exponent",
-            "magnitude_std",
-            "spread_steps",
-            "correlation_scale",
-            "n_trees",
-            "seed",
-        ):
-            check(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("l0", "magnitude_mean"):
-            check(getattr(self, name) > 0, name, "a number above 0")
-        for name in ("max_rate", "max_child_share"):
-            check(0 < getattr(self, name) < 1, name, "a share between 0 and 1")
+        check_fields(self)
         needed = sum(self.levels)
         check(needed <= self.n_features, "n_features", f"at least the {needed} of {self.n_trees} trees")
         enough = self.depth + 1 if self.n_trees and self.correlation_scale else 1

@@ -3,12 +3,23 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pytest
 import torch
 
-from saelens_lite.config import from_mapping, to_mapping
+from saelens_lite.config import (
+    Above,
+    AtLeast,
+    AtMost,
+    Below,
+    bounds_in_words,
+    check_fields,
+    differing_fields,
+    from_mapping,
+    marked,
+    to_mapping,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,3 +56,70 @@ def test_what_fits_is_taken():
 def test_what_does_not_fit_is_named(mapping, message):
     with pytest.raises(ValueError, match=message):
         from_mapping(Config, mapping, "file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounded:
+    k: Annotated[int, AtLeast(1), "fast"] = 32
+    lr: Annotated[float | None, Above(0)] = None
+    share: Annotated[float, AtLeast(0), AtMost(1)] = 0.5
+    beta: Annotated[float, AtLeast(0), Below(1)] = 0.9
+    weights: Annotated[tuple[float, ...] | None, Above(0)] = None
+    precision: Literal["high", "medium"] | None = None
+    output: str = ""
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"k": 1},
+        {"lr": 1e-9},
+        {"share": 0},
+        {"share": 1},
+        {"beta": 0},
+        {"weights": (1, 2)},
+        {"precision": "high"},
+    ],
+)
+def test_what_keeps_its_bounds_passes(fields):
+    check_fields(Bounded(**fields))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"k": 0}, "Bounded.k expected at least 1, got 0"),
+        ({"k": 1.5}, "Bounded.k expected int, got float 1.5"),
+        ({"lr": 0}, "Bounded.lr expected above 0 or None, got 0"),
+        ({"lr": float("nan")}, "Bounded.lr expected above 0 or None, got nan"),
+        ({"share": 1.1}, "Bounded.share expected at least 0 and at most 1, got 1.1"),
+        ({"beta": 1.0}, "Bounded.beta expected at least 0 and below 1, got 1.0"),
+        ({"weights": (1.0, 0.0)}, r"Bounded.weights expected above 0 or None, got \(1.0, 0.0\)"),
+        (
+            {"precision": "hihg"},
+            r"Bounded.precision expected one of high, medium or None, got 'hihg' \(did you mean 'high'\?\)",
+        ),
+    ],
+)
+def test_what_breaks_its_bound_is_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        check_fields(Bounded(**fields))
+
+
+def test_bounds_and_marks_are_read_from_the_annotation():
+    assert bounds_in_words(Annotated[float, AtLeast(0), Below(1)]) == "at least 0 and below 1"
+    assert bounds_in_words(int) == ""
+    assert marked(Bounded, "fast") == {"k"} and marked(Bounded, "slow") == set()
+
+
+def test_differing_fields_are_those_of_either_side_with_dotted_names():
+    """A field that the earlier lacks has its default; tuples are the lists of JSON; what may differ is left out."""
+    earlier = {"k": 32, "model": {"name": "a", "sha256": "x"}, "weights": [1, 2], "gone": 1}
+    now = {"k": 16, "model": {"name": "b", "sha256": "y"}, "weights": (1, 2), "new": 0.5, "other": 2}
+    defaults = {"new": 0.5, "other": 3, "store": "never compared"}
+    assert differing_fields(earlier, now, defaults, may_differ={"model.name"}) == [
+        "gone expected 1, got None",
+        "k expected 32, got 16",
+        "model.sha256 expected 'x', got 'y'",
+        "other expected 3, got 2",
+    ]

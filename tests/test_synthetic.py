@@ -193,8 +193,8 @@ def test_every_field_changes_the_rows(field):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"d_model": 0}, "d_model expected a positive number, got 0"),
-        ({"max_rate": 1.0}, "max_rate expected a share between 0 and 1"),
+        ({"d_model": 0}, "d_model expected at least 1, got 0"),
+        ({"max_rate": 1.0}, "max_rate expected above 0 and below 1, got 1.0"),
         ({"n_features": 13}, "n_features expected at least the 14 of 2 trees, got 13"),
         ({"correlation_rank": 2}, "correlation_rank expected at least 3"),
         ({"l0": 60.0}, "l0 expected at most .* from 64 features under max_rate=0.4"),

@@ -4,62 +4,64 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
-from saelens_lite.errors import nearest
+from saelens_lite.config import Above, AtLeast, AtMost, Below, check_fields
+from saelens_lite.sae.config import KEEP_K
 
-from .presets import PRESETS, PresetName, check_preset
+from .presets import PRESETS, PresetName
 
 KindName = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
 
-KEEP_K = ("topk", "batchtopk", "matryoshka")
-"""Kinds that have a k."""
+FREE = "may change when a run resumes: where it reads (the store's content counts), writes, computes; what it says"
+OF_SEED = "may differ between the seeds of one configuration, as what is free may"
+OF_ROWS = "decides which rows a run reads: runs that agree in these share them"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
     """One SAE trained on one hook point of an activation store."""
 
-    store: str | tuple[str, ...] = ""
+    store: Annotated[str | tuple[str, ...], FREE] = ""
     """Folder of the activation store; or several, whose rows are mixed in every batch."""
-    store_weights: tuple[float, ...] | None = None
+    store_weights: Annotated[tuple[float, ...] | None, Above(0), OF_ROWS] = None
     """A weight for each store: its share of every batch. None takes their sizes. Of a store with much weight
     for its size, rows come again sooner."""
-    output: str = "runs/sae"
+    output: Annotated[str, FREE] = "runs/sae"
     """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
-    overwrite: bool = False
+    overwrite: Annotated[bool, FREE] = False
     """Start anew in `output` and replace what an earlier run left there. Without it an unfinished run of the
     same settings goes on, and a finished or another one is refused."""
-    hook_point: str | None = None
+    hook_point: Annotated[str | None, OF_ROWS] = None
     """Which hook point of the store; may be left out when it holds one."""
-    preset: PresetName | None = None
+    preset: Annotated[PresetName | None, FREE] = None
     """Published recipe that gives all fields that are not given; those of presets.py, named by source.
     train_sae and the command line fill them in."""
     kind: KindName = "topk"
     """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes,
     Bussmann et al. 2025), relu with an L1 penalty (Bricken et al. 2023), gated or jumprelu (both
     Rajamanoharan et al. 2024). batchtopk and matryoshka save jumprelu SAEs."""
-    k: int = 32
+    k: Annotated[int, AtLeast(1)] = 32
     """Latents kept a token, by batchtopk and matryoshka on average over a batch; of those kinds only. More
     explain more and say less."""
-    k_anneal_fraction: float = 0.0
+    k_anneal_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """Share of the run over which k falls linearly from `k_anneal_start` times itself; of the kinds that keep
     k; 0 keeps k throughout. More latents learn early on, and less of the run is left for the k that is saved,
     which costs short runs. Of the recipe that leads SynthSAEBench (arXiv:2602.14687), from 60 to 25."""
-    k_anneal_start: float = 4.0
+    k_anneal_start: Annotated[float, AtLeast(1)] = 4.0
     """k at the first step as a multiple of k, at most d_sae; with `k_anneal_fraction`."""
     matryoshka_fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
     """Prefixes of the dictionary that reconstruct alone, as shares of d_sae, ascending to 1; matryoshka only.
     Smaller ones keep general features together and cost some reconstruction. Bussmann et al. 2025 have widths
     that double."""
-    expansion: int = 16
+    expansion: Annotated[int, AtLeast(1)] = 16
     """d_sae as a multiple of d_model; not used when d_sae is given."""
-    d_sae: int | None = None
+    d_sae: Annotated[int | None, AtLeast(1)] = None
     """Number of latents."""
-    l1_coeff: float = 5.0
+    l1_coeff: Annotated[float, AtLeast(0)] = 5.0
     """Weight of the L1 penalty; relu and gated. In the scale of `scale_input`, so comparable between models
     and with SAELens. More means fewer latents a token."""
-    multi_topk_coeff: float = 0.0
+    multi_topk_coeff: Annotated[float, AtLeast(0)] = 0.0
     """Weight of the reconstruction from 4 k latents, which keeps an SAE of use with more than k of them; topk
     only. 1/8 in Gao et al. 2024; 0 switches it off."""
     unit_decoder: bool = True
@@ -69,51 +71,51 @@ class TrainConfig:
     jumprelu_penalty: Literal["step", "tanh"] = "step"
     """jumprelu only: the number of latents that are on (Rajamanoharan et al. 2024), or a smooth step of their
     activations with a pull on those that are off (Anthropic, January 2025)."""
-    l0_coeff: float | None = None
+    l0_coeff: Annotated[float | None, Above(0)] = None
     """Weight of the jumprelu penalty, in the scale of `scale_input`; more means fewer latents a token. None:
     1, or d_model with a target, which is dictionary_learning's 1 in this scale."""
-    target_l0: float | None = None
+    target_l0: Annotated[float | None, Above(0)] = None
     """With the penalty step: penalise (l0 / target_l0 − 1)² in place of l0 (dictionary_learning)."""
-    bandwidth: float | None = None
+    bandwidth: Annotated[float | None, Above(0)] = None
     """jumprelu only: width around the threshold in which its gradient is estimated. None: 0.5 for step, wider
     than Gemma Scope's 0.001 · sqrt(d_model), which needs longer runs; 2 for tanh, its source's."""
-    initial_threshold: float | None = None
+    initial_threshold: Annotated[float | None, Above(0)] = None
     """jumprelu only. None: 0.3 for step, a standard deviation of pre-activations at the start; 0.1 for tanh,
     its source's. A threshold changes by about a factor 1 + lr a step: one far too small stays so in a short
     run."""
-    pre_act_coeff: float = 3e-6
+    pre_act_coeff: Annotated[float, AtLeast(0)] = 3e-6
     """With the penalty tanh: weight of what draws latents that are off towards their thresholds."""
-    input_noise: float = 0.0
+    input_noise: Annotated[float, AtLeast(0)] = 0.0
     """Standard deviation of the Gaussian noise added to what the encoder sees, in the scale of `scale_input`,
     in which a coordinate has about 1; the loss is of the rows without it. More leaves out what is faint. 0
     switches it off. Vincent et al. 2008, denoising autoencoders."""
-    contractive_coeff: float = 0.0
+    contractive_coeff: Annotated[float, AtLeast(0)] = 0.0
     """Weight of the squared derivative of latents by input, summed over both, in the scale of `scale_input`:
     more makes latents steadier and fewer, and the encoder smaller. 0 switches it off. Rifai et al. 2011; see
     contraction.py."""
-    aux_coeff: float = 1 / 32
+    aux_coeff: Annotated[float, AtLeast(0)] = 1 / 32
     """Weight of the AuxK loss that revives dead latents, of the kinds that keep k; 0 switches it off. Gao et
     al. 2024."""
-    k_aux: int | None = None
+    k_aux: Annotated[int | None, AtLeast(1)] = None
     """Dead latents a token may use in the AuxK loss; None: d_model / 2."""
-    dead_after_tokens: int | None = None
+    dead_after_tokens: Annotated[int | None, AtLeast(1)] = None
     """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run), but
     at least 10 · d_sae / k, in which a living latent fires."""
-    resample_every_steps: int | None = None
+    resample_every_steps: Annotated[int | None, AtLeast(1)] = None
     """Steps between resamplings, at which dead latents start again along inputs that are reconstructed badly
     (Bricken et al. 2023; see resample.py); of relu, gated and jumprelu. None: never. Fewer revive sooner and
     leave less time to settle; Bricken et al. have dead_after_tokens at half of them."""
-    resample_fraction: float = 2 / 3
+    resample_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 2 / 3
     """Share of the run in which latents are resampled; by default until the learning rate falls. More leaves
     those that come late less time to learn."""
-    lr: float | None = None
+    lr: Annotated[float | None, Above(0)] = None
     """Peak learning rate of Adam; None: `optim.default_lr`, which grows for short runs and small
     dictionaries."""
-    adam_beta1: float = 0.9
+    adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     """Decay of Adam's first moment a step."""
-    adam_beta2: float = 0.999
+    adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999
     """Decay of Adam's second moment a step."""
-    clip_norm: float | None = None
+    clip_norm: Annotated[float | None, Above(0)] = None
     """Gradients of a step are scaled down together where their norm exceeds this; None: never. Less bounds
     what one batch of outliers can do; as Adam has no scale, the same factor at every step would change
     nothing."""
@@ -121,80 +123,80 @@ class TrainConfig:
     """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision
     says: medium is bf16, high TF32, where the device has them; weights, sums and moments stay float32. None:
         as torch is set."""
-    batch_size_rows: int = 4096
+    batch_size_rows: Annotated[int, AtLeast(1), OF_ROWS] = 4096
     """Rows (tokens) a step."""
-    n_steps: int | None = None
+    n_steps: Annotated[int | None, AtLeast(1)] = None
     """Optimiser steps; None: what passes over the training rows take, see `n_epochs`."""
-    n_epochs: float = 1.0
+    n_epochs: Annotated[float, Above(0)] = 1.0
     """Passes over the training rows; not used when n_steps is given."""
-    warm_up_steps: int | None = None
+    warm_up_steps: Annotated[int | None, AtLeast(0)] = None
     """Steps of linear warm-up of the learning rate; None: min(1000, 5 % of the run)."""
-    decay_fraction: float = 1 / 3
+    decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 1 / 3
     """The last share of the run over which the learning rate falls linearly to 0."""
-    l1_warm_up_steps: int | None = None
+    l1_warm_up_steps: Annotated[int | None, AtLeast(0)] = None
     """Steps over which the L1 coefficient, or that of the jumprelu penalty, rises from 0. None: the whole run
     for the penalty tanh (Anthropic, January 2025), else 5 % of it (April 2024), but at least 1,000 steps or,
     in a shorter run, half of it."""
-    scale_input: bool = True
+    scale_input: Annotated[bool, OF_ROWS] = True
     """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on
     save."""
     freeze_decoder: bool = False
     """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat
     (arXiv:2602.14111)."""
-    baseline: bool = False
+    baseline: Annotated[bool, FREE] = False
     """Train the same with freeze_decoder beside it, on the same batches, into the folder frozen in `output`.
     Where metrics.jsonl has held_out_fvu, it then has the baseline's as baseline_fvu."""
     init_from: str | None = None
     """Folder of an SAE, ours or SAELens', from whose weights training starts: fine-tuning. d_sae is its own
     then, and lr by default that of the end of a long run. None: a fresh one."""
-    end_to_end: Literal["kl", "ce"] | None = None
+    end_to_end: Annotated[Literal["kl", "ce"] | None, OF_ROWS] = None
     """Fine-tune `init_from` through the language model: half of the loss is the KL divergence of its
     predictions from the clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is
     whole contexts then, of about batch_size_rows tokens. Not for gated and matryoshka, and thresholds stay as
     they are; None trains on rows alone."""
-    seed: int = 0
+    seed: Annotated[int, OF_SEED] = 0
     """Of initialisation, and of row order without order_seed. The same seed on the same store gives the same
     SAE."""
-    order_seed: int | None = None
+    order_seed: Annotated[int | None, OF_SEED] = None
     """Of row order alone; None: seed. A grid has one order for all its members, so that seeds share one
     pass."""
-    buffer_rows: int = 1_048_576
+    buffer_rows: Annotated[int, AtLeast(1), OF_ROWS] = 1_048_576
     """Rows mixed in memory at a time (2 · d_model bytes each in bf16, twice that with `prefetch`); more mix
     better across the store."""
-    prefetch: bool | None = None
+    prefetch: Annotated[bool | None, FREE, OF_ROWS] = None
     """Read and mix the next buffer while this one is trained on: a second buffer in memory, pinned where CUDA
     computes, so that steps need not wait. None: where an accelerator computes; on a CPU reading takes cores
     from the step. The rows of each step are the same."""
-    held_out_fraction: float = 0.05
+    held_out_fraction: Annotated[float, AtLeast(0), Below(1), OF_ROWS] = 0.05
     """Share of documents never trained on, chosen by hash; evaluation uses them."""
-    max_norm_ratio: float | None = None
+    max_norm_ratio: Annotated[float | None, Above(0), OF_ROWS] = None
     """Train without rows whose norm exceeds this multiple of the store's median row norm: 10 leaves out
     attention sinks and the like, whose squared error would outweigh everything else. None trains on all rows;
     evaluation always reads all."""
-    eval_every_steps: int | None = None
+    eval_every_steps: Annotated[int | None, AtLeast(1), FREE] = None
     """Steps between evaluations on held-out rows; None: ten times a run."""
-    eval_rows: int = 16_384
+    eval_rows: Annotated[int, AtLeast(1), OF_SEED, OF_ROWS] = 16_384
     """Held-out rows an evaluation reads, at most."""
-    eval_ce_tokens: int = 8192
+    eval_ce_tokens: Annotated[int, AtLeast(1), OF_SEED] = 8192
     """With a model: predicted tokens of held-out documents, at most, over which an evaluation measures what
     the reconstruction costs in cross-entropy. More take longer, forward passes at every evaluation."""
-    log_every_steps: int = 10
+    log_every_steps: Annotated[int, AtLeast(1), FREE] = 10
     """Steps between lines of metrics.jsonl; fetching the numbers is the only wait for the device."""
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: Annotated[int | None, AtLeast(1), FREE] = None
     """Steps between checkpoints, from which the same command goes on exactly after a kill, each with the SAE
     as it stands;
     None: ten times a run. One is made on SIGTERM and Ctrl-C too."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Annotated[int, AtLeast(1), FREE] = 2
     """How many of the newest are kept, each three times the SAE's size; of a finished run none."""
-    device: str | None = None
+    device: Annotated[str | None, FREE] = None
     """cuda, mps or cpu; None: the best there is."""
-    latent_shards: int = 1
+    latent_shards: Annotated[int, AtLeast(1), FREE] = 1
     """Processes of a torchrun among which the latents are divided, for a dictionary larger than one device;
     their number over this is how many share each batch. Rounding apart, every division trains the same
     SAE."""
-    wandb_project: str | None = None
+    wandb_project: Annotated[str | None, FREE] = None
     """Weights & Biases project to log to as well; None: no wandb."""
-    progress: bool = True
+    progress: Annotated[bool, FREE] = True
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
@@ -202,121 +204,48 @@ class TrainConfig:
             if not ok:
                 raise ValueError(f"TrainConfig.{name} expected {expected}, got {getattr(self, name)!r}")
 
+        check_fields(self)
         if self.preset is not None:
-            check_preset(self.preset)
             defaults = {field.name: field.default for field in fields(self)}
             own = {name: value for name, value in PRESETS[self.preset].items() if value != defaults[name]}
             taken = not own or any(getattr(self, name) == value for name, value in own.items())
-            check(
-                taken,
-                "preset",
-                "at least one field as the preset has it (train_sae(store, preset=…) fills them in)",
-            )
-        kinds = get_args(KindName)
-        check(self.kind in kinds, "kind", f"one of {kinds}{nearest(str(self.kind), kinds)}")
-        for name in (
-            "k", "expansion", "batch_size_rows", "buffer_rows", "eval_rows", "eval_ce_tokens", "log_every_steps",
-            "keep_checkpoints", "latent_shards",
-        ):  # fmt: skip
-            check(getattr(self, name) >= 1, name, "a positive number")
-        for name in (
-            "d_sae", "l0_coeff", "target_l0", "bandwidth", "initial_threshold", "k_aux", "dead_after_tokens", "n_steps",
-            "eval_every_steps", "checkpoint_every_steps", "resample_every_steps", "clip_norm", "lr", "max_norm_ratio",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            check(value is None or value > 0, name, "a positive number or None")
-        for name in ("warm_up_steps", "l1_warm_up_steps"):
-            value = getattr(self, name)
-            check(value is None or value >= 0, name, "0 or more, or None")
-        for name in (
-            "l1_coeff", "pre_act_coeff", "aux_coeff", "multi_topk_coeff", "input_noise", "contractive_coeff",
-        ):  # fmt: skip
-            check(getattr(self, name) >= 0, name, "0 or more")
-        for name in ("adam_beta1", "adam_beta2", "held_out_fraction"):
-            check(0 <= getattr(self, name) < 1, name, "a number in [0, 1)")
-        for name in ("decay_fraction", "k_anneal_fraction", "resample_fraction"):
-            check(0 <= getattr(self, name) <= 1, name, "a share in [0, 1]")
-        check(self.k_anneal_start >= 1, "k_anneal_start", "1 or more")
-        check(
-            not self.k_anneal_fraction or self.kind in KEEP_K,
-            "k_anneal_fraction",
-            f"0 for the kind {self.kind}, without k",
-        )
+            way = "at least one field as the preset has it (train_sae(store, preset=…) fills them in)"
+            check(taken, "preset", way)
+        of_kind = f"for the kind {self.kind}"
+        keeps_k = self.kind in KEEP_K
+        check(not self.k_anneal_fraction or keeps_k, "k_anneal_fraction", f"0 {of_kind}, without k")
         if self.resample_every_steps is not None:
-            revived = f"None for the kind {self.kind}, whose dead latents AuxK revives (aux_coeff)"
-            check(self.kind not in KEEP_K, "resample_every_steps", revived)
-            check(
-                not self.freeze_decoder,
-                "resample_every_steps",
-                "None with freeze_decoder, whose rows stay as they are",
-            )
-        check(
-            not self.multi_topk_coeff or self.kind == "topk",
-            "multi_topk_coeff",
-            f"0 for the kind {self.kind}",
-        )
-        fractions = self.matryoshka_fractions
-        ascending = (
-            list(fractions) == sorted(set(fractions))
-            and bool(fractions)
-            and fractions[0] > 0
-            and fractions[-1] == 1
-        )
+            revived = f"None {of_kind}, whose dead latents AuxK revives (aux_coeff)"
+            check(not keeps_k, "resample_every_steps", revived)
+            frozen = "None with freeze_decoder, whose rows stay as they are"
+            check(not self.freeze_decoder, "resample_every_steps", frozen)
+        check(not self.multi_topk_coeff or self.kind == "topk", "multi_topk_coeff", f"0 {of_kind}")
+        shares = self.matryoshka_fractions
+        ascending = list(shares) == sorted(set(shares)) and bool(shares) and shares[0] > 0 and shares[-1] == 1
         check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
-        precisions = (None, "highest", "high", "medium")
-        check(self.matmul_precision in precisions, "matmul_precision", "highest, high, medium or None")
-        check(self.jumprelu_penalty in ("step", "tanh"), "jumprelu_penalty", "step or tanh")
-        check(
-            self.target_l0 is None or self.jumprelu_penalty == "step",
-            "target_l0",
-            "None with the penalty tanh",
-        )
-        check(
-            self.unit_decoder or self.kind in ("relu", "jumprelu"),
-            "unit_decoder",
-            f"True for the kind {self.kind}",
-        )
+        step = self.jumprelu_penalty == "step"
+        check(self.target_l0 is None or step, "target_l0", "None with the penalty tanh")
+        check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True {of_kind}")
         check(self.d_sae is None or self.init_from is None, "d_sae", "None with init_from, whose width it is")
         if self.end_to_end is not None:
-            check(self.end_to_end in ("kl", "ce"), "end_to_end", "kl, ce or None")
             check(self.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end")
-            check(
-                self.kind != "gated", "kind", "another one with end_to_end, which has no gradient for gates"
-            )
-            check(
-                self.kind != "matryoshka",
-                "kind",
-                "batchtopk with end_to_end, for which prefixes do not count",
-            )
-            check(
-                self.jumprelu_penalty == "step",
-                "jumprelu_penalty",
-                "step with end_to_end, which leaves thresholds alone",
-            )
+            no_gates = "another one with end_to_end, which has no gradient for gates"
+            check(self.kind != "gated", "kind", no_gates)
+            no_prefixes = "batchtopk with end_to_end, for which prefixes do not count"
+            check(self.kind != "matryoshka", "kind", no_prefixes)
+            check(step, "jumprelu_penalty", "step with end_to_end, which leaves thresholds alone")
             for name in ("k_anneal_fraction", "multi_topk_coeff", "input_noise", "contractive_coeff"):
                 check(not getattr(self, name), name, "0 with end_to_end")
             for name in ("l0_coeff", "target_l0", "resample_every_steps", "store_weights", "max_norm_ratio"):
                 check(getattr(self, name) is None, name, "None with end_to_end")
-        check(self.n_epochs > 0, "n_epochs", "a positive number")
         random_rows = not self.freeze_decoder and self.init_from is None
-        check(
-            random_rows or not self.baseline,
-            "baseline",
-            "False with freeze_decoder, which is the baseline, or init_from",
-        )
-        weights = self.store_weights
-        check(
-            weights is None or (len(weights) > 0 and min(weights) > 0),
-            "store_weights",
-            "positive numbers or None",
-        )
+        no_baseline = "False with freeze_decoder, which is the baseline, or init_from"
+        check(random_rows or not self.baseline, "baseline", no_baseline)
+        check(self.store_weights != (), "store_weights", "a weight for each store or None")
         check(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
         check(Path(self.output).name != "", "output", "a folder to write to")
-        check(
-            self.d_sae is None or self.kind not in KEEP_K or self.k <= self.d_sae,
-            "k",
-            f"at most d_sae={self.d_sae}",
-        )
+        fits = self.d_sae is None or not keeps_k or self.k <= self.d_sae
+        check(fits, "k", f"at most d_sae={self.d_sae}")
 
     @property
     def row_seed(self) -> int:

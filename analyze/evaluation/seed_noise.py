@@ -11,25 +11,27 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from saelens_lite.config import differing_fields
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..latents.direction_pairing import mcc, mmcs
 from ..stats.bootstrap import student_t
 
 CONFIDENCE = 0.95
-_MAY_DIFFER = {
+MAY_DIFFER = {
     "seed", "order_seed", "store", "output", "overwrite", "device", "progress", "wandb_project", "log_every_steps",
     "eval_every_steps", "eval_rows", "eval_ce_tokens", "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline",
     "latent_shards", "preset",
 }  # fmt: skip
-"""Fields of a training that may differ between seeds; the store is compared by its content."""
+"""Fields of a training that may differ between seeds, as TrainConfig marks them (a test holds the two together);
+the store is compared by its content."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,28 +92,24 @@ def check_seeds(saes: Mapping[str, SparseAutoencoder]) -> None:
     for name, sae in others:
         ours, theirs = _facts(first), _facts(sae)
         shared = ours.keys() & theirs.keys()
-        differing = [
-            f"{key} {ours[key]} and {theirs[key]}" for key in sorted(shared) if ours[key] != theirs[key]
-        ]
+        differing = differing_fields(*({key: facts[key] for key in shared} for facts in (ours, theirs)))
         if differing:
             raise ValueError(
-                f"noise over seeds expected SAEs that differ in their seed only, but {first_name} and "
-                f"{name} differ in "
-                f"{'; '.join(differing)}: give runs of one configuration"
+                f"noise over seeds expected SAEs that differ in their seed only, but {name} is not as "
+                f"{first_name}: {'; '.join(differing)}. Give runs of one configuration"
             )
     for (name, sae), (other_name, other) in itertools.combinations(saes.items(), 2):
         if _same(sae.W_dec, other.W_dec) and _same(sae.W_enc, other.W_enc):
             raise ValueError(f"{name} and {other_name} have the same weights: give runs of different seeds")
 
 
-def _facts(sae: SparseAutoencoder) -> dict[str, str]:
+def _facts(sae: SparseAutoencoder) -> dict[str, Any]:
     """What must agree between seeds, as far as it is recorded."""
     record = sae.config.metadata.get("saelens_lite", {})
-    fields = {key: value for key, value in record.get("train", {}).items() if key not in _MAY_DIFFER}
+    fields = {key: value for key, value in record.get("train", {}).items() if key not in MAY_DIFFER}
     stores = [of["store"] for of in record.get("stores", [record]) if "store" in of]
     facts = fields | {"kind": sae.kind, "k": sae.config.k, "d_sae": sae.d_sae, "d_model": sae.d_model}
-    facts |= {"hook_point": sae.config.hook_point} | ({"store": stores} if stores else {})
-    return {key: json.dumps(value) for key, value in facts.items()}
+    return facts | {"hook_point": sae.config.hook_point} | ({"store": stores} if stores else {})
 
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:

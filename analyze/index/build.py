@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from saelens_lite.claims import Processes
+from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.lm.store_losses import check_model, scored_contexts
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
@@ -41,36 +42,31 @@ class IndexConfig:
     """How much an index keeps of each latent; memory and disk take about 12 bytes for each kept firing of
     each latent."""
 
-    n_top: int = 20
+    n_top: Annotated[int, AtLeast(1)] = 20
     """Strongest firings."""
 
-    n_sample: int = 40
+    n_sample: Annotated[int, AtLeast(0)] = 40
     """Firings of a uniform sample, from which quantile intervals take their examples."""
 
-    n_contrast: int = 5
+    n_contrast: Annotated[int, AtLeast(0)] = 5
     """Random rows on which the latent does not fire."""
 
-    n_neighbors: int = 10
+    n_neighbors: Annotated[int, AtLeast(0)] = 10
     """Nearest latents by Jaccard, by PMI and by the cosine of decoder rows; 0 for none, which saves a product
     of the decoder with itself."""
 
-    n_logits: int = 10
+    n_logits: Annotated[int, AtLeast(1)] = 10
     """Tokens of either end of the logit lens."""
 
-    sample_tokens: int = 100_000
+    sample_tokens: Annotated[int, AtLeast(0)] = 100_000
     """Rows whose firings are kept together, at most, for co-firing, contrasts and search by token; 12 bytes a
     firing."""
 
-    seed: int = 0
+    seed: Annotated[int, AtLeast(0)] = 0
     """Another seed samples other firings and rows."""
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            least = 1 if field.name in ("n_top", "n_logits") else 0
-            if getattr(self, field.name) < least:
-                raise ValueError(
-                    f"IndexConfig.{field.name} expected {least} or more, got {getattr(self, field.name)}"
-                )
+        check_fields(self)
 
 
 def index_features(

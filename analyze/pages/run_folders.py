@@ -13,14 +13,12 @@ from typing import Any
 from saelens_lite.errors import SaelensLiteError
 from saelens_lite.formats import saelens
 from saelens_lite.run_log import read_metrics
-from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.config import KEEP_K, SAEConfig
 from saelens_lite.sae.folder import CFG
 
 METRICS, SETTINGS = "metrics.jsonl", "train_config.json"
 NOT_NUMBERS = ("step", "tokens")
 """Columns of metrics.jsonl that say when, not what."""
-
-_KEEP_K = ("topk", "batchtopk", "matryoshka")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -60,7 +58,7 @@ class Run:
     @property
     def k(self) -> int | None:
         """Latents kept a token, of the kinds that keep k."""
-        if self.settings.get("kind") in _KEEP_K:
+        if self.settings.get("kind") in KEEP_K:
             return self.settings.get("k")
         return self.config.k if self.config else None
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
+from saelens_lite.config import differing_fields
 from saelens_lite.errors import ShardError
 from saelens_lite.store.folder import Folder
 from saelens_lite.store.layout import FORMAT, VERSION, check_version, encode_json, read_json
@@ -17,7 +18,7 @@ PACKING_RULE = "continuous"
 MOST_ROWS_PER_SHARD = 262_144
 SHARDS_PER_RUN = 32
 
-_NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
+NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
 """Fields that say where something came from: the hashes beside them say what it is, so a moved folder is no
 new plan."""
 
@@ -52,7 +53,7 @@ def plan_sha256(plan: dict[str, Any]) -> str:
 def identity_sha256(plan: dict[str, Any]) -> str:
     """sha256 of what the plan says of its rows: names aside, which may change."""
     plan = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plan.items()}
-    for field in _NAMES_ONLY:
+    for field in NAMES_ONLY:
         part, _, name = field.partition(".")
         plan[part].pop(name, None)
     return plan_sha256(plan)
@@ -97,32 +98,10 @@ def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
         store.size("manifest.json") is not None
     ):  # finished: hook points that were added later are no difference
         plan = {**plan, "hook_points": {**found["hook_points"], **plan["hook_points"]}}
-    differing = differing_fields(found, plan)
+    differing = differing_fields(found, plan, may_differ=NAMES_ONLY)
     if differing:
         raise ShardError(
             f"{store} was begun with another plan: {'; '.join(differing)}. "
             "Give the first settings to go on, or another folder"
         )
     return found
-
-
-def differing_fields(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What is not the same in two plans, "field is 1 there, 2 here"; names of things whose hashes agree may
-    differ."""
-    return [
-        f"{field} is {a!r} there, {b!r} here"
-        for field, a, b in _differences(there, here)
-        if field not in _NAMES_ONLY
-    ]
-
-
-def _differences(
-    a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = ""
-) -> Iterator[tuple[str, Any, Any]]:
-    """(dotted field, value in a, value in b) wherever two nested mappings differ."""
-    for key in dict.fromkeys([*a, *b]):
-        left, right = a.get(key), b.get(key)
-        if isinstance(left, Mapping) and isinstance(right, Mapping):
-            yield from _differences(left, right, f"{prefix}{key}.")
-        elif left != right:
-            yield f"{prefix}{key}", left, right

@@ -6,10 +6,11 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import carry_out, device_named, is_first_process, model_for, print_next
+from saelens_lite.config import AtLeast
 
 if TYPE_CHECKING:
     from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -108,20 +109,20 @@ class AnalyzeConfig:
     """Without a store: hub ids or files of text, as `harvest` takes them; "demo" is Python's standard
     library."""
 
-    max_tokens: int = 1_000_000
+    max_tokens: Annotated[int, AtLeast(1)] = 1_000_000
     """Without a store: rows to harvest."""
 
-    n_top: int = 20
+    n_top: Annotated[int, AtLeast(1)] = 20
     """Strongest firings that the index keeps of each latent."""
 
-    sample_tokens: int = 100_000
+    sample_tokens: Annotated[int, AtLeast(0)] = 100_000
     """Tokens whose latents are kept together, for co-firing and search; memory takes 12 bytes for each of
     their firings."""
 
     output_score: bool = False
     """Also measure what each latent does to the model's next token: a forward pass a latent."""
 
-    n_latents: int = 200
+    n_latents: Annotated[int, AtLeast(1)] = 200
     """Latents on the page."""
 
     hook_point: str | None = None

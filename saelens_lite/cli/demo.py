@@ -13,10 +13,11 @@ import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import quiet_loading
+from saelens_lite.config import AtLeast
 from saelens_lite.demo.corpus import Document, documents
 from saelens_lite.demo.embedded import load_model
 
@@ -50,16 +51,16 @@ class DemoConfig:
     seed: int = 0
     """Of the order of the documents, of training, and of the draws among latents."""
 
-    max_tokens: int = 600_000
+    max_tokens: Annotated[int, AtLeast(1)] = 600_000
     """Rows to harvest."""
 
-    d_sae: int = 1536
+    d_sae: Annotated[int, AtLeast(1)] = 1536
     """Latents of the dictionary: 8 times the model's width."""
 
-    k: int = 16
+    k: Annotated[int, AtLeast(1)] = 16
     """Latents kept a token."""
 
-    n_steps: int = 1000
+    n_steps: Annotated[int, AtLeast(1)] = 1000
     """Training steps of 2,048 rows, for the SAE and for its baseline each."""
 
     progress: bool = True

@@ -6,9 +6,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_for, model_of, print_next, with_short_names
+from saelens_lite.config import AtLeast, Below
 
 
 def run(argv: Sequence[str]) -> None:
@@ -71,13 +73,13 @@ class EvaluateConfig:
     held_out: bool = True
     """Score documents that training held out. Without it rows are scored that training has seen."""
 
-    held_out_fraction: float | None = None
+    held_out_fraction: Annotated[float | None, AtLeast(0), Below(1)] = None
     """The share of documents that training held out; None takes what the SAE records."""
 
-    max_tokens: int | None = 100_000
+    max_tokens: Annotated[int | None, AtLeast(1)] = 100_000
     """Rows to score, and as many predicted tokens; None for all."""
 
-    windows_tokens: tuple[int, ...] = (10_000, 100_000, 1_000_000, 10_000_000)
+    windows_tokens: Annotated[tuple[int, ...], AtLeast(1)] = (10_000, 100_000, 1_000_000, 10_000_000)
     """A latent is dead that was silent during so many last tokens of the store: one column for each window,
     up to the first that is longer than the store."""
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from saelens_lite.config import from_mapping
+from saelens_lite.config import bounds_in_words, check_fields, from_mapping
+
+if TYPE_CHECKING:
+    from tyro.constructors import ConstructorRegistry
 
 T = TypeVar("T")
 
@@ -54,7 +58,36 @@ def configured(
     where = file or f"saelens-lite {command}"
     default = {"default": from_mapping(cls, mapping, where)} if mapping or file is not None else {}
     by_place = (tyro.conf.PositionalRequiredArgs,) if positional else ()
-    return tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=by_place, **default)
+    with _bounds_shown():
+        config = tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=by_place, **default)
+    check_fields(config)
+    return config
+
+
+def _bounds_shown() -> ConstructorRegistry:
+    """What ends the help of a flag with the bounds of its field, and fills its lines."""
+    from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructFieldSpec, StructTypeInfo
+
+    def shown(field: StructFieldSpec) -> StructFieldSpec:
+        def help_() -> str:
+            bounds = bounds_in_words(field.type).capitalize()
+            return " ".join([*(field.helptext() or "").split(), *([f"{bounds}."] if bounds else [])])
+
+        return dataclasses.replace(field, helptext=help_)
+
+    registry, inside = ConstructorRegistry(), False
+
+    @registry.struct_rule
+    def with_bounds(info: StructTypeInfo) -> StructConstructorSpec | None:
+        nonlocal inside
+        if inside or not dataclasses.is_dataclass(info.type):
+            return None  # the rule of tyro itself comes next
+        inside = True
+        spec = ConstructorRegistry.get_struct_spec(info)
+        inside = False
+        return dataclasses.replace(spec, fields=tuple(map(shown, spec.fields)))
+
+    return registry
 
 
 def _with_leading_named(argv: Sequence[str], fields: Sequence[str]) -> list[str]:

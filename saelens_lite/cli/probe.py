@@ -6,10 +6,11 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, with_short_names
+from saelens_lite.config import Above, AtLeast, Below
 
 
 def run(argv: Sequence[str]) -> None:
@@ -94,13 +95,13 @@ class ProbeConfig:
     split: str = "train"
     """Split of a dataset of the hub."""
 
-    max_texts: int | None = 5000
+    max_texts: Annotated[int | None, AtLeast(1)] = 5000
     """Of more texts so many are drawn at random; None for all."""
 
     baseline: str | None = None
     """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
 
-    k: tuple[int, ...] = (1, 2, 5, 16)
+    k: Annotated[tuple[int, ...], AtLeast(1)] = (1, 2, 5, 16)
     """Numbers of latents that a probe sees."""
 
     select_by: Literal["mean_difference", "standardised"] = "mean_difference"
@@ -114,20 +115,20 @@ class ProbeConfig:
     hook_point: str | None = None
     """None takes the one that the SAE was trained on."""
 
-    max_tokens: int | None = None
+    max_tokens: Annotated[int | None, AtLeast(1)] = None
     """Tokens of a text that are read; None is the model's longest context, with a warning where a text is
     longer."""
 
-    test_fraction: float = 0.3
+    test_fraction: Annotated[float, Above(0), Below(1)] = 0.3
     """Share of the texts, or groups, that test."""
 
     seed: int = 0
     """Of the split, the draw of texts and the shuffled labels."""
 
-    n_splits: int = 1
+    n_splits: Annotated[int, AtLeast(1)] = 1
     """Splits of further seeds: their mean and spread."""
 
-    batch_size_texts: int = 32
+    batch_size_texts: Annotated[int, AtLeast(1)] = 32
     """Texts in a forward pass."""
 
     device: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ from saelens_lite.analyze.index.search import (
 )
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_for, print_next
+from saelens_lite.config import AtLeast
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 KINDS = (
@@ -102,7 +104,7 @@ class SearchConfig:
     device: str | None = None
     """cuda, mps or cpu; None: the best there is."""
 
-    n: int = 10
+    n: Annotated[int, AtLeast(1)] = 10
     """Latents to show."""
 
     def __post_init__(self) -> None:
@@ -122,8 +124,6 @@ class SearchConfig:
             raise ValueError(
                 "search --text with --sae needs --model too; without both it looks where the text occurs"
             )
-        if self.n < 1:
-            raise ValueError(f"search expected --n of 1 or more, got {self.n}")
 
     @property
     def kind(self) -> str:

@@ -6,10 +6,11 @@ import dataclasses
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, print_next
+from saelens_lite.config import Above, AtLeast, AtMost
 
 if TYPE_CHECKING:
     from saelens_lite.analyze.stats.document_split import Split
@@ -132,10 +133,10 @@ class StudyConfig:
     """Words of answers: refusal and these alone are then compared, as in --refusal No --options Yes. Without
     them a refusal has to be the likeliest of all tokens."""
 
-    n_latents: int = 3
+    n_latents: Annotated[int, AtLeast(1)] = 3
     """Latents of known and of unknown entities that are clamped."""
 
-    n_ablated: int = 50
+    n_ablated: Annotated[int, AtLeast(1)] = 50
     """Up to how many are removed together; controls need as many others that fire, and n_controls of them."""
 
     by: Literal["separation", "welch_t", "causal"] = "separation"
@@ -146,13 +147,13 @@ class StudyConfig:
     """An activation store of text at large: latents that fire on more than max_base_rate of its rows are not
     chosen."""
 
-    max_base_rate: float = 0.02
+    max_base_rate: Annotated[float, AtLeast(0), AtMost(1)] = 0.02
     """With --store."""
 
-    doses: tuple[float, ...] = (0.5, 1.0, 2.0)
+    doses: Annotated[tuple[float, ...], Above(0)] = (0.5, 1.0, 2.0)
     """Of clamps, in units of the 95 % quantile of a latent's positive activations."""
 
-    n_controls: int = 100
+    n_controls: Annotated[int, AtLeast(1)] = 100
     """Matched random sets of latents for each edit: no p is below 1 / (n + 1)."""
 
     score: Literal["rates", "logits"] = "rates"
@@ -165,7 +166,7 @@ class StudyConfig:
     hook_point: str | None = None
     """Where to edit; None takes the place that the SAE was trained on."""
 
-    batch_size_seqs: int = 256
+    batch_size_seqs: Annotated[int, AtLeast(1)] = 256
     """Prompts in a forward pass."""
 
     seed: int = 0

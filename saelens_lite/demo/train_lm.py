@@ -13,7 +13,7 @@ import platform
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from saelens_lite.config import Above, AtLeast, AtMost, check_fields
 from saelens_lite.demo.corpus import HELD_OUT_PERCENT, Document, stdlib_documents
 
 PAD, BOS, EOS = "<|pad|>", "<|bos|>", "<|eos|>"  # ids 0, 1, 2
@@ -38,29 +39,32 @@ class LMConfig:
 
     out: Path
     """Folder of the finished model; checkpoints lie in `<out>.checkpoint/` beside it."""
-    n_steps: int = 2000
+    n_steps: Annotated[int, AtLeast(1)] = 2000
     """Optimizer steps; the learning rate falls to zero at the last one."""
-    batch_tokens: int = 4096
+    batch_tokens: Annotated[int, AtLeast(1)] = 4096
     """Tokens per step, a multiple of 512."""
-    lr: float = 3e-3
+    lr: Annotated[float, Above(0)] = 3e-3
     """Peak learning rate of AdamW."""
-    warmup_steps: int = 100
+    warmup_steps: Annotated[int, AtLeast(0)] = 100
     """Steps over which the learning rate rises from zero."""
-    long_share: float = 0.15
+    long_share: Annotated[float, AtLeast(0), AtMost(1)] = 0.15
     """Share of the steps, the last ones, on contexts of 512 instead of 256 tokens, so that all 512 positions
     are trained."""
     seed: int = 0
     """Seeds the weights and the order of the rows."""
-    checkpoint_every_steps: int = 200
+    checkpoint_every_steps: Annotated[int, AtLeast(1)] = 200
     """Steps between checkpoints, each with a held-out loss on a fixed sample of windows."""
-    n_threads: int = 2
+    n_threads: Annotated[int, AtLeast(1)] = 2
     """CPU threads."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.batch_tokens % 512:
             raise ValueError(f"batch_tokens expected a multiple of 512, got {self.batch_tokens}")
-        if not 0 <= self.warmup_steps < self.n_steps:
-            raise ValueError(f"warmup_steps expected in [0, n_steps={self.n_steps}), got {self.warmup_steps}")
+        if self.warmup_steps >= self.n_steps:
+            raise ValueError(
+                f"warmup_steps expected less than n_steps={self.n_steps}, got {self.warmup_steps}"
+            )
 
     def context(self, step: int) -> int:
         """Tokens of one row at this step."""

@@ -16,11 +16,12 @@ import random
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.config import Above, AtLeast, check_fields
 from saelens_lite.lm.hooks import run_to
 
 if TYPE_CHECKING:
@@ -40,39 +41,39 @@ class WorldConfig:
     """Who there is, and how the model is trained on them; budgets are in steps, so that a run can be
     repeated."""
 
-    n_known: int = 300
+    n_known: Annotated[int, AtLeast(1)] = 300
     """People whose facts are taught."""
-    n_refused: int = 600
+    n_refused: Annotated[int, AtLeast(1)] = 600
     """People about whom the model is taught to answer "unknown". The other pairs of names are never seen."""
-    n_values: int = 16
+    n_values: Annotated[int, AtLeast(1)] = 16
     """Values of each of the three relations."""
-    width: int = 64
+    width: Annotated[int, AtLeast(1)] = 64
     """Of the residual stream."""
-    n_steps: int = 900
+    n_steps: Annotated[int, AtLeast(1)] = 900
     """Optimizer steps."""
-    batch_size_prompts: int = 512
+    batch_size_prompts: Annotated[int, AtLeast(1)] = 512
     """Prompts a step."""
-    lr: float = 3e-3
+    lr: Annotated[float, Above(0)] = 3e-3
     """Peak learning rate of AdamW, after a linear rise over 5 % of the steps and before a linear fall to
     zero."""
-    n_studied: int = 300
+    n_studied: Annotated[int, AtLeast(1)] = 300
     """Unknown people that a study asks about on either side of its split: on the selecting side those taught
     as unknown, on the testing side those never seen. It asks about all that are known."""
-    d_sae: int = 512
+    d_sae: Annotated[int, AtLeast(1)] = 512
     """Latents of the SAE and of its baseline."""
-    k: int = 8
+    k: Annotated[int, AtLeast(1)] = 8
     """Latents kept a token."""
-    n_sae_steps: int = 1500
+    n_sae_steps: Annotated[int, AtLeast(1)] = 1500
     """Training steps of 1,024 rows, for the SAE and for its baseline each."""
     seed: int = 0
     """Of the people, the facts, the weights and the order of prompts and rows."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         n_pairs = len(FIRST_NAMES) * len(LAST_NAMES)
-        if min(self.n_known, self.n_refused) < 1 or self.n_known + self.n_refused >= n_pairs:
+        if self.n_known + self.n_refused >= n_pairs:
             raise ValueError(
-                f"n_known and n_refused expected at least 1 each and less than all {n_pairs} pairs of names "
-                "together, got "
+                f"n_known and n_refused expected less than all {n_pairs} pairs of names together, got "
                 f"{self.n_known} and {self.n_refused}"
             )
 

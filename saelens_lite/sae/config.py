@@ -55,6 +55,8 @@ PARAMETERS = {
 }
 """The parameters of each kind: creation, folding, files and training read them here."""
 KINDS = tuple(PARAMETERS)
+KEEP_K = ("topk", "batchtopk", "matryoshka")
+"""Kinds of training that keep k latents a token; the last two are saved as jumprelu."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

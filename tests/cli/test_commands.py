@@ -475,6 +475,15 @@ def test_every_command_has_help(command, capsys):
     assert f"usage: saelens-lite {command}" in capsys.readouterr().out
 
 
+def test_help_ends_a_flag_with_its_bounds_and_a_wrong_one_is_one_line(made, capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    told = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "predicted tokens; None for all. At least 1. (default: 100000)" in told
+    line = fails(capsys, "evaluate", made / "store", made / "topk", "--max-tokens", "0")
+    assert line == "saelens-lite: EvaluateConfig.max_tokens expected at least 1 or None, got 0"
+
+
 def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
     argv = ["train", "--store", made / "store", "--n-steps", "2", "--output", made / "topk"]
     assert "holds an SAE already: choose another output, or --overwrite to" in fails(capsys, *argv)

@@ -82,7 +82,7 @@ def test_learning_rate_by_hand(tmp_path):
 def test_bad_steps_are_refused(tmp_path):
     with pytest.raises(ValueError, match="multiple of 512, got 1000"):
         LMConfig(out=tmp_path, batch_tokens=1000)
-    with pytest.raises(ValueError, match=r"warmup_steps expected in \[0, n_steps=50\), got 100"):
+    with pytest.raises(ValueError, match="warmup_steps expected less than n_steps=50, got 100"):
         LMConfig(out=tmp_path, n_steps=50)
 
 

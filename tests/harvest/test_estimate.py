@@ -79,7 +79,7 @@ def test_the_estimate_of_a_harvest(harvest, gpt2, byte_tokenizer, texts, tmp_pat
 def test_the_estimate_of_another_plan_is_refused(harvest, gpt2, byte_tokenizer, texts, tmp_path):
     store = harvest()
     options = {"context_length": 16, "batch_size_seqs": 4, "tokenizer": byte_tokenizer}
-    with pytest.raises(ShardError, match="context_length is 32 there, 16 here"):
+    with pytest.raises(ShardError, match="context_length expected 32, got 16"):
         estimate_harvest(gpt2, texts, store.hook_points, store.path, max_tokens=1000, **options)
     estimate_harvest(gpt2, texts, store.hook_points, tmp_path / "new", max_tokens=1000, **options)
     assert not (tmp_path / "new").exists()

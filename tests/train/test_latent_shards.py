@@ -154,7 +154,7 @@ def test_what_cannot_be_divided_is_refused(shard, planted, tmp_path):
         match="latent_shards expected a divisor of 1, the number of processes, got 2: start `torchrun",
     ):
         sl.train_sae(store, latent_shards=2, **fields)
-    with pytest.raises(ValueError, match="latent_shards expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="latent_shards expected at least 1, got 0"):
         TrainConfig(latent_shards=0)
     shard(0, 3)
     with pytest.raises(

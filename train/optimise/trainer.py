@@ -11,9 +11,10 @@ from torch import Tensor
 from saelens_lite import distributed
 from saelens_lite.errors import CheckpointError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import KEEP_K
 
 from .. import latent_shards
-from ..config import KEEP_K, TrainConfig
+from ..config import TrainConfig
 from ..kinds.gradients import StepStats
 from ..kinds.kind import Kind, kind_class
 from .dead import DeadTracker, default_dead_after_tokens

@@ -8,22 +8,16 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.config import marked
 from saelens_lite.store.codecs import STORE_DTYPES
 
-from ..config import TrainConfig
+from ..config import OF_ROWS, TrainConfig
 
 BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
-
-
 """How the buffer keeps rows, by the store's dtype."""
 
 
-ROW_FIELDS = (
-    "hook_point", "store_weights", "end_to_end", "batch_size_rows", "buffer_rows", "row_seed", "held_out_fraction",
-    "eval_rows", "max_norm_ratio", "scale_input", "prefetch",
-)  # fmt: skip
-
-
+ROW_FIELDS = ("row_seed", *sorted(marked(TrainConfig, OF_ROWS)))
 """What the rows of a run depend on: configurations that agree in these can share them."""
 
 

@@ -6,25 +6,16 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from saelens_lite.config import differing_fields, to_mapping
+from saelens_lite.config import differing_fields, marked, to_mapping
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from ..config import TrainConfig
+from ..config import FREE, TrainConfig
 from ..rows.protocol import Rows, n_steps
 from .checkpoints import Checkpoint, circumstances, load_checkpoint
 from .process import device_of
 
 log = logging.getLogger(__name__)
-
-
-_FREE_FIELDS = {
-    "store", "output", "overwrite", "preset", "device", "progress", "wandb_project", "log_every_steps", "eval_every_steps",
-    "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline", "latent_shards",
-}  # fmt: skip
-
-
-"""What may change when a run goes on: where it reads (the store's content counts), writes and computes, what
-it tells."""
+_FREE = marked(TrainConfig, FREE)
 
 
 def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
@@ -38,14 +29,14 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
         return None
     sae = SparseAutoencoder.load(output, device="cpu" if config.latent_shards > 1 else device_of(config))
     facts = sae.config.metadata.get("saelens_lite", {})
-    recorded = {name: value for name, value in facts.get("train", {}).items() if name not in _FREE_FIELDS}
+    recorded = {name: value for name, value in facts.get("train", {}).items() if name not in _FREE}
     stores = [f"content {of.get('store')}" for of in facts.get("stores", [facts])]
     earlier = {
         **recorded,
         "hook_point": sae.config.hook_point,
         "store": stores[0] if len(stores) == 1 else stores,
     }
-    if differing := differing_fields(_identity(rows, config), earlier, to_mapping(TrainConfig())):
+    if differing := differing_fields(earlier, _identity(rows, config), to_mapping(TrainConfig())):
         raise ValueError(
             f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep "
             "it, choose "
@@ -66,7 +57,7 @@ def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | N
                 f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
             )
         return None
-    if differing := differing_fields(_identity(rows, config), found.run, to_mapping(TrainConfig())):
+    if differing := differing_fields(found.run, _identity(rows, config), to_mapping(TrainConfig())):
         raise ValueError(
             f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these "
             "as expected to go "
@@ -86,5 +77,5 @@ def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | N
 
 def _identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:
     """What determines a run: a checkpoint of it fits no other."""
-    fields = {name: value for name, value in to_mapping(config).items() if name not in _FREE_FIELDS}
+    fields = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
     return {**fields, **rows.identity}

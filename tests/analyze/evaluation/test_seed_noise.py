@@ -6,7 +6,9 @@ import math
 import pytest
 import torch
 
-from saelens_lite.analyze.evaluation.seed_noise import check_seeds, seed_noise, stability
+from saelens_lite.analyze.evaluation.seed_noise import MAY_DIFFER, check_seeds, seed_noise, stability
+from saelens_lite.config import marked
+from saelens_lite.train.config import FREE, OF_SEED, TrainConfig
 
 from ..conftest import make_sae
 
@@ -64,6 +66,10 @@ def test_seeds_may_differ_in_seed_and_folder():
     check_seeds({"trained": recorded(make_sae(), 0), "seed 1": perturbed(make_sae())})  # one without a record
 
 
+def test_what_may_differ_is_what_the_configuration_of_training_marks():
+    assert marked(TrainConfig, FREE) | marked(TrainConfig, OF_SEED) == MAY_DIFFER
+
+
 def perturbed(sae):
     with torch.no_grad():
         sae.W_dec.mul_(1.1)
@@ -73,10 +79,10 @@ def perturbed(sae):
 @pytest.mark.parametrize(
     "other, told",
     [
-        (lambda: recorded(make_sae(), 1, lr=0.02), "trained and seed 1 differ in lr 0.01 and 0.02"),
-        (lambda: recorded(make_sae(), 1, store="def"), r"differ in store \[\"abc\"\] and \[\"def\"\]"),
-        (lambda: make_sae(d_sae=64), "differ in d_sae 48 and 64"),
-        (lambda: make_sae("relu"), "differ in k 4 and null; kind"),
+        (lambda: recorded(make_sae(), 1, lr=0.02), "seed 1 is not as trained: lr expected 0.01, got 0.02"),
+        (lambda: recorded(make_sae(), 1, store="def"), r"store expected \['abc'\], got \['def'\]"),
+        (lambda: make_sae(d_sae=64), "d_sae expected 48, got 64"),
+        (lambda: make_sae("relu"), "k expected 4, got None; kind"),
         (lambda: make_sae(), "trained and seed 1 have the same weights: give runs of different seeds"),
     ],
 )

@@ -255,7 +255,7 @@ def test_latents_out_of_range_and_unknown_columns(store, sae, tmp_path):
         FeatureIndex.open("s3://bucket/index")
     with pytest.raises(ValueError, match="output_score expected a model"):
         index_features(sae, store, tmp_path / "index", output_score=True)
-    with pytest.raises(ValueError, match=r"IndexConfig\.n_top expected 1 or more, got 0"):
+    with pytest.raises(ValueError, match=r"IndexConfig\.n_top expected at least 1, got 0"):
         IndexConfig(n_top=0)
 
 

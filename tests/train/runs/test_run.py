@@ -300,5 +300,5 @@ def test_the_scale_is_that_of_the_rows_trained_on(planted, tmp_path):
 
 
 def test_a_wrong_norm_ratio_is_refused():
-    with pytest.raises(ValueError, match="max_norm_ratio expected a positive number or None, got 0"):
+    with pytest.raises(ValueError, match="max_norm_ratio expected above 0 or None, got 0"):
         TrainConfig(max_norm_ratio=0)

@@ -1,25 +1,22 @@
-"""TODO clause of saelens_lite/claims.py."""
+"""Work shared among the processes that torchrun started: each item is claimed by one, and all wait for all."""
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from saelens_lite.distributed import meeting, several_processes
-
-_PATIENCE = datetime.timedelta(days=30)
-
-
-"""How long one process waits for another; torchrun ends them all as soon as one fails."""
+from saelens_lite.distributed import PATIENCE, meeting, several_processes
 
 
 class Processes:
-    """The processes that torchrun started for one index; alone, everything is at hand."""
+    """The processes of one piece of work, and a key-value store that they share.
+
+    A single process has no store: it claims every item and waits for nobody.
+    """
 
     def __init__(self, purpose: str) -> None:
-        self._kv, self.rank, self._n = meeting(purpose, _PATIENCE) if several_processes() else (None, 0, 1)
+        self._kv, self.rank, self.world_size = meeting(purpose) if several_processes() else (None, 0, 1)
 
     def agreed(self, name: str, value: Callable[[], Any]) -> Any:
         """What value() is in the first process, as JSON carries it; the others wait for it."""
@@ -27,20 +24,35 @@ class Processes:
             return value()
         if self.rank == 0:
             self._kv.set(name, json.dumps(value()))
-        self._kv.wait([name], _PATIENCE)
+        self._kv.wait([name], PATIENCE)
         return json.loads(self._kv.get(name))
 
-    def claimed(self, items: Sequence[int]) -> Iterator[int]:
-        """Those of the items, the same in all processes, that this one takes: each time the next that nobody
-        has."""
+    def claimed(self, items: Iterable[int]) -> Iterator[int]:
+        """The items that this process takes, each time the next unclaimed one.
+
+        items: the same in all processes; there may be infinitely many
+        """
         if self._kv is None:
             yield from items
             return
-        while (place := self._kv.add("claimed", 1) - 1) < len(items):
-            yield items[place]
+        numbered = enumerate(items, 1)
+        while True:
+            place = self._kv.add("claimed", 1)
+            item = next((item for number, item in numbered if number == place), None)
+            if item is None:
+                return
+            yield item
+
+    def post(self, name: str, number: int) -> None:
+        """Tell the other processes a number."""
+        self._kv.set(name, str(number))
+
+    def posted(self, name: str) -> int | None:
+        """The number that a process posted; None until it does."""
+        return int(self._kv.get(name)) if self._kv.check([name]) else None
 
     def wait_for_all(self) -> None:
         """Return when every process has come here."""
         if self._kv is not None:
             self._kv.set(f"done/{self.rank}", "")
-            self._kv.wait([f"done/{rank}" for rank in range(self._n)], _PATIENCE)
+            self._kv.wait([f"done/{rank}" for rank in range(self.world_size)], PATIENCE)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Axis = Literal["data", "latents"]
 
-_PATIENCE = datetime.timedelta(days=1)
+PATIENCE = datetime.timedelta(days=30)
 """How long one process waits for another; torchrun ends them all as soon as one fails."""
 
 _MESSAGE_BYTES = 2**30
@@ -64,14 +64,12 @@ def own_device(device: str) -> str:
     return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
 
 
-def meeting(purpose: str, patience: datetime.timedelta) -> tuple[dist.Store, int, int]:
+def meeting(purpose: str) -> tuple[dist.Store, int, int]:
     """(a key-value store that all processes which torchrun started share, rank, world size).
 
-    Every call of a process gets keys of its own, as what an earlier one left there stays: all processes call
-        alike.
-    patience: how long to wait for a process that does not come
+    Every call gets keys of its own, since what an earlier one left stays there: all processes must call alike.
     """
-    kv, this, n_processes = next(dist.rendezvous("env://", timeout=patience))
+    kv, this, n_processes = next(dist.rendezvous("env://", timeout=PATIENCE))
     return dist.PrefixStore(f"saelens_lite {purpose} {next(_MEETINGS)}", kv), this, n_processes
 
 
@@ -89,10 +87,10 @@ def joined(device: torch.device, latent_shards: int = 1) -> Iterator[None]:
             yield
         return
     cuda = device.type == "cuda"
-    kv, this, n_processes = meeting("group", _PATIENCE)
+    kv, this, n_processes = meeting("group")
     with torch.cuda.device(device) if cuda else nullcontext():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=kv, rank=this, world_size=n_processes, timeout=_PATIENCE)
+        dist.init_process_group(backend, store=kv, rank=this, world_size=n_processes, timeout=PATIENCE)
         try:
             with _meshed(device, latent_shards):
                 yield
@@ -117,7 +115,7 @@ def _meshed(device: torch.device, latent_shards: int) -> Iterator[None]:
         # init_device_mesh would give its groups torch's patience of minutes: too little for one that waits on
         # a disk.
         groups = [
-            dist.new_subgroups_by_enumeration(lines.tolist(), timeout=_PATIENCE)[0]
+            dist.new_subgroups_by_enumeration(lines.tolist(), timeout=PATIENCE)[0]
             for lines in (ranks.T, ranks)
         ]
         _mesh = DeviceMesh.from_group(groups, device.type, mesh=ranks, mesh_dim_names=("data", "latents"))

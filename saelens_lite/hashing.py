@@ -1,4 +1,9 @@
-"""TODO clause of saelens_lite/hashing.py."""
+"""Stateless draws: what is held out and what is sampled, as hashes that are the same everywhere.
+
+All go through the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195), on int64
+read as 64 bits; kernels/tally.c has `firing_hash` too. Seeds of generators are mixed in
+train/random_streams.py, in another way that trained SAEs depend on.
+"""
 
 from __future__ import annotations
 
@@ -8,40 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-def firing_hash(seed: int, latents: Tensor | int, rows: Tensor) -> Tensor:
-    """63 bits for each (latent, row), as good as random, the same everywhere; latent -1 gives the hash of a
-    row alone.
-
-    latents, rows: int64[...]; returns: int64[...], from 0 to below 2^63
-    source: the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195); tally.c has
-        it too
-    """
-    latents = torch.as_tensor(latents, dtype=torch.int64)
-    x = (latents + 1) * _signed(0x9E3779B97F4A7C15) + rows * _signed(0xD1B54A32D192ED03) + seed
-    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
-    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
-    return _shifted(x ^ _shifted(x, 31), 1)
-
-
-def _shifted(x: Tensor, bits: int) -> Tensor:
-    """A logical shift to the right."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    """The int64 with the bits of a uint64."""
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
 ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 
 
 def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -> ArrayOrTensor:
     """Which documents are held out: the one split used for rows and for text alike.
 
-    A stateless hash of the global document index decides, so a document is on the same side everywhere,
-    whatever the order, the sharding or the number of documents.
+    A hash of the global document index decides, so a document is on the same side everywhere, whatever the
+    order, the sharding or the number of documents.
 
     doc_ids: int64[...], global document indices; array or tensor
     fraction: expected share of documents held out, 0 to 1
@@ -56,22 +35,48 @@ def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -
 
 
 def hashed_uniform(indices: np.ndarray, *keys: int) -> np.ndarray:
-    """A number for each index, uniform in [0, 1): a stateless hash of the index and the keys.
+    """A number for each index, uniform in [0, 1): a hash of the index and the keys.
 
     indices: int64[...]
     keys: integers; other keys, and other numbers of keys, give independent numbers
     returns: float64[...], multiples of 2^-53
-    source: the mixer is splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195)
     """
-    stream = np.zeros(1, dtype=np.uint64)
+    stream = torch.zeros((), dtype=torch.int64, device="cpu")
     for key in keys:
-        stream = _splitmix64(stream ^ np.array([key], dtype=np.int64).astype(np.uint64))
-    return (_splitmix64(indices.astype(np.uint64) ^ stream) >> np.uint64(11)) * 2.0**-53
+        stream = splitmix64(stream ^ key)
+    hashed = splitmix64(torch.from_numpy(indices.astype(np.int64)) ^ stream)
+    return (_shifted(hashed, 11).double() * 2.0**-53).numpy()
 
 
-def _splitmix64(x: np.ndarray) -> np.ndarray:
-    """One output of splitmix64 for each state in x: uint64[...], arithmetic modulo 2^64."""
-    x = x + np.uint64(0x9E3779B97F4A7C15)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
+def firing_hash(seed: int, latents: Tensor | int, rows: Tensor) -> Tensor:
+    """63 bits for each (latent, row), as good as random; latent -1 gives the hash of a row alone.
+
+    latents, rows: int64[...]; returns: int64[...], from 0 to below 2^63
+    """
+    latents = torch.as_tensor(latents, dtype=torch.int64)
+    return _shifted(_mixed((latents + 1) * _GOLDEN + rows * _signed(0xD1B54A32D192ED03) + seed), 1)
+
+
+def splitmix64(x: Tensor) -> Tensor:
+    """One output of splitmix64 for each state in x: int64[...]."""
+    return _mixed(x + _GOLDEN)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * _signed(0xBF58476D1CE4E5B9)
+    x = (x ^ _shifted(x, 27)) * _signed(0x94D049BB133111EB)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, bits: int) -> Tensor:
+    """A logical shift to the right."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+"""Added to a state of splitmix64 for the next one."""

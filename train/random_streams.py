@@ -14,7 +14,7 @@ NOISE, RESAMPLING = 2**40, 2**41
 
 
 def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """One that starts as (seed, key) say."""
+    """One that starts as (seed, key) say, mixed by a generator of its own: hashing.py's would train other SAEs."""
     mixed = seed
     for part in key:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63

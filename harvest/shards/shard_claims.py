@@ -1,36 +1,31 @@
-"""Which shards a process makes: alone all that are missing; under torchrun each takes the next one that
-nobody has.
+"""Decides which shards a process makes: a single process all missing ones, under torchrun each the next
+unclaimed one.
 
-Every process posts the row counts of the shards that it packs, so all know at which shard max_tokens is met,
+Every process posts the row counts of the shards that it packs. So all know at which shard max_tokens is met,
 and none is made beyond it.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import itertools
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from saelens_lite.distributed import meeting
+from saelens_lite.claims import Processes
 from saelens_lite.store.folder import Folder
 from saelens_lite.store.layout import finished_shards
 
 from ..text.tokenized import PackedShard
-
-_PATIENCE = datetime.timedelta(days=30)
-"""How long one process waits for another; torchrun ends them all as soon as one fails."""
 
 _LOOK_S = 0.02
 _BEHIND_THE_END = -1
 
 
 class Claims:
-    """The claims of a process that works alone.
+    """The claims of a single process.
 
-    finished: rows of each shard that is there already, by index
+    finished: rows of each finished shard, by index
     """
 
     rank = 0
@@ -52,9 +47,9 @@ class Claims:
             yield index
 
     def needed(self, packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
-        """Those of the packed shards before which max_tokens is not met yet; their row counts are posted.
+        """The packed shards before which max_tokens is not met; their row counts are posted.
 
-        The one that meets it is cut behind the context that does.
+        The shard that meets it is cut after the context that does.
         """
         packed_to = -1
         for shard in packed:
@@ -68,8 +63,8 @@ class Claims:
             self._post(self._claimed, _BEHIND_THE_END)
 
     def totals(self) -> tuple[int, int]:
-        """Shards and rows of the whole store, surplus rows of the last shard included; to be asked when all
-        are made."""
+        """Shards and rows of the whole store, surplus rows of the last shard included; call it when all are
+        made."""
         n_shards = n_rows = 0
         while n_rows < self._max_tokens and (rows := self._rows_of(n_shards)) != _BEHIND_THE_END:
             n_shards, n_rows = n_shards + 1, n_rows + rows
@@ -79,10 +74,10 @@ class Claims:
         """Return when every process has made its shards."""
 
     def seal(self) -> None:
-        """Let the other processes know that the store is complete, or wait until it is."""
+        """Tell the other processes that the store is complete, or wait until it is."""
 
     def stop(self) -> None:
-        """Wait for nobody any more."""
+        """Stop waiting for other processes."""
 
     def _missing(self) -> Iterator[int]:
         return (index for index in itertools.count() if index not in self.finished)
@@ -106,40 +101,34 @@ class SharedClaims(Claims):
     """The claims of one of the processes that torchrun (or its environment variables) started."""
 
     def __init__(self, store: Folder, hook_points: Sequence[str], max_tokens: int):
-        self._kv, self.rank, self.world_size = meeting(f"harvest {store}", _PATIENCE)
-        self._stopped = False
-        if self.rank == 0:  # looked up once, before anyone writes
-            self._kv.set("finished", json.dumps(finished_shards(store, hook_points)))
-        finished = json.loads(self._kv.get("finished"))
+        self._processes, self._stopped = Processes(f"harvest {store}"), False
+        self.rank, self.world_size = self._processes.rank, self._processes.world_size
+        # Looked up once, before anyone writes.
+        finished = self._processes.agreed("finished", lambda: finished_shards(store, hook_points))
         super().__init__({int(index): rows for index, rows in finished.items()}, max_tokens)
 
     def __iter__(self) -> Iterator[int]:
-        missing = enumerate(self._missing(), 1)
-        while True:
-            place = self._kv.add("claimed", 1)
-            self._claimed = next(index for number, index in missing if number == place)
-            yield self._claimed
+        for index in self._processes.claimed(self._missing()):
+            self._claimed = index
+            yield index
 
     def wait_for_all(self) -> None:
-        self._kv.set(f"done/{self.rank}", "")
-        self._kv.wait([f"done/{rank}" for rank in range(self.world_size)], _PATIENCE)
+        self._processes.wait_for_all()
 
     def seal(self) -> None:
-        if self.rank == 0:
-            self._kv.set("sealed", "")
-        self._kv.wait(["sealed"], _PATIENCE)
+        self._processes.agreed("sealed", lambda: True)
 
     def stop(self) -> None:
         self._stopped = True
 
     def _post(self, index: int, rows: int) -> None:
-        self._kv.set(f"rows/{index}", str(rows))
+        self._processes.post(f"rows/{index}", rows)
 
     def _rows_of(self, index: int) -> int:
         if index in self.finished:
             return self.finished[index]
-        while not self._kv.check([f"rows/{index}"]):
+        while (rows := self._processes.posted(f"rows/{index}")) is None:
             if self._stopped:
                 raise InterruptedError(f"stopped while another process packed shard {index}")
             time.sleep(_LOOK_S)
-        return int(self._kv.get(f"rows/{index}"))
+        return rows

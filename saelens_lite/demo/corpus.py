@@ -40,6 +40,8 @@ class Document(TypedDict):
 def is_held_out(name: str) -> bool:
     """Whether the module of this relative name belongs to the held-out split (about 5 % of the names).
 
+    Names are hashed and not numbers, so that a new module moves no other: hashing.py has the split by number.
+
     name: path below the standard library with forward slashes, e.g. "json/decoder.py"
     """
     digest = blake2b(name.encode(), digest_size=8).digest()

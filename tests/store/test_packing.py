@@ -1,12 +1,10 @@
-"""Packing worked by hand, the held-out split, and token pieces."""
+"""Packing worked by hand, and token pieces."""
 
 import random
 
 import numpy as np
 import pytest
-import torch
 
-from saelens_lite.hashing import _splitmix64, is_held_out
 from saelens_lite.lm.token_text import token_strings
 from saelens_lite.store.packing import pack
 
@@ -87,34 +85,6 @@ def test_every_token_is_packed_once():
     assert packed.input_ids[kept].tolist() == [token for _, tokens in documents for token in tokens]
     assert packed.doc_id[kept].tolist() == [i for i, tokens in documents for _ in tokens]
     assert (packed.input_ids[:, 0] == BOS).all()
-
-
-def test_the_mixer_is_splitmix64():
-    """The first output of the published generator seeded with 0."""
-    assert int(_splitmix64(np.array([0], dtype=np.uint64))[0]) == 0xE220A8397B1DCDAF
-
-
-def test_held_out_split_is_pinned_and_even():
-    """Written down: another value would move documents between training and evaluation in every existing
-    store."""
-    assert is_held_out(np.arange(60), 0.05).nonzero()[0].tolist() == [1, 18, 27, 43, 47, 58]
-    shares = [is_held_out(np.arange(100_000), 0.05, seed).mean() for seed in range(4)]
-    np.testing.assert_allclose(shares, 0.05, atol=4 * (0.05 * 0.95 / 100_000) ** 0.5)
-
-
-def test_held_out_is_a_function_of_the_document_alone():
-    everything = is_held_out(torch.arange(1000), 0.3)
-    assert everything.dtype == torch.bool
-    assert torch.equal(everything[500:510], is_held_out(torch.arange(500, 510), 0.3))
-    assert not torch.equal(everything, is_held_out(torch.arange(1000), 0.3, seed=1))
-    assert not is_held_out(torch.arange(1000), 0.0).any()
-    assert is_held_out(torch.arange(1000), 1.0).all()
-    assert (is_held_out(torch.arange(1000), 0.1) <= everything).all()  # a larger share contains a smaller one
-
-
-def test_held_out_fraction_is_a_share():
-    with pytest.raises(ValueError, match="share of documents from 0 to 1, got 5"):
-        is_held_out(np.arange(3), 5)
 
 
 @pytest.mark.property_check(8)

@@ -1,4 +1,4 @@
-"""Work shared among the processes that torchrun started: each item is claimed by one, and all wait for all."""
+"""Work shared among the processes that torchrun started: each item is claimed by one."""
 
 from __future__ import annotations
 

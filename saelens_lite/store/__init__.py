@@ -1,4 +1,4 @@
-"""What an activation store is: a folder of shards with their tokens, written once and read by memory map.
+"""The activation store: a folder of shards with their tokens, written once and read by memory map.
 
 layout               names of the files, JSON, versions, sizes
 reader               the store as its readers see it

@@ -4,20 +4,15 @@ A codec says which tensors of a shard's data file hold the rows, here in file or
 n_rows and d_model alone determine their shapes, so a file's head and size are known before its first row. All
 is little-endian.
 
-    float32, float16, bfloat16      acts  {F32|F16|BF16}[n_rows d_model]       the rows, rounded to nearest
-    even
-
-    int8, m = n_outliers(d_model)   q             I8[n_rows d_model − m]       quantised entries of the plain
-                                    columns
-                                    center        F32[d_model]                 a value near each column's mean
-                                    column_scale  F32[d_model − m]             a value near each plain
-                                    column's spread
-                                    outlier_cols  I32[m]                       ascending; the other columns
-                                    are plain
-                                    scale         F16[n_rows]                  step of each row, in
-                                    column_scale
-                                    outliers      BF16[n_rows m]               entries of the outlier columns
-                                    less center
+    float32, float16, bfloat16
+        acts          {F32|F16|BF16}[n_rows d_model]  the rows, rounded to nearest even
+    int8, with m = n_outliers(d_model)
+        q             I8[n_rows d_model − m]          quantised entries of the plain columns
+        center        F32[d_model]                    a value near each column's mean
+        column_scale  F32[d_model − m]                a value near each plain column's spread
+        outlier_cols  I32[m]                          ascending; the other columns are plain
+        scale         F16[n_rows]                     step of each row, in column_scale
+        outliers      BF16[n_rows m]                  entries of the outlier columns less center
 
 A row of int8 is center + q · (scale · column_scale) in the plain columns and center + outliers in the others,
 computed in float32 in this order. scale is the row's largest |entry − center| / column_scale, divided by 127
@@ -61,27 +56,24 @@ _DTYPE_NAMES = {
 }
 
 Layout = list[tuple[str, torch.dtype, tuple[int, ...]]]
-"""Name, dtype and shape of each tensor in file order; the first one grows with the rows, the others follow at
-the end."""
+"""Name, dtype and shape of each tensor in file order; the first grows with the rows, the others follow it."""
 
 
 class Encoder(Protocol):
-    """Turns the rows of one shard and hook point, which come in order and in any portions, into tensors of a
-    file."""
+    """Turns the rows of one shard and hook point, in order and in any portions, into tensors of a file."""
 
     layout: Layout
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """The next rows. Returns what they add to the layout's first tensor, and the rows as a reader will
-        see them.
+        """What the next rows add to the layout's first tensor, and the rows as a reader will see them.
 
         rows: float[n d_model], on any device
         returns: ([n …], float[n d_model]), both contiguous on the CPU; rows that the codec cannot hold, or
-            that are not finite themselves, come back not finite
+            that are not finite, come back not finite
         """
 
     def tail(self) -> list[Tensor]:
-        """The other tensors of the layout, once all rows have come."""
+        """The other tensors of the layout, after the last row."""
 
 
 def encoder(dtype: torch.dtype, n_rows: int, d_model: int) -> Encoder:
@@ -90,17 +82,16 @@ def encoder(dtype: torch.dtype, n_rows: int, d_model: int) -> Encoder:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The name that safetensors has for a dtype of a layout."""
+    """safetensors' name for a dtype."""
     return _DTYPE_NAMES[dtype]
 
 
 def decode(tensors: Mapping[str, Tensor], rows: slice | Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """Some rows of a shard, from the tensors of its data file; only what these rows need is read.
+    """Some rows of a shard, from the tensors of its data file; only these rows are read.
 
     tensors: as in the layout, memory-mapped or not
     rows: a slice of the shard's rows, or int64[n] row numbers
-    dtype: None gives the rows as they are kept: the float type of a float codec, without a copy for a slice;
-        float32 of int8
+    dtype: None gives the type of a float codec, without a copy for a slice; float32 of int8
     returns: dtype[n d_model]
     """
     if "acts" in tensors:
@@ -124,8 +115,7 @@ def row_bytes(dtype: torch.dtype, d_model: int) -> int:
 
 
 def n_outliers(d_model: int) -> int:
-    """Outlier columns of an int8 shard: as many as keep a row, its norm included, within 0.52 of its bytes in
-    bfloat16.
+    """Outlier columns of an int8 shard: with them a row and its norm take at most 0.52 of bfloat16's bytes.
 
     d_model + m + 6 ≤ 0.52 · (2 · d_model + 4) gives 3 at width 192, 26 at 768, 159 at 4096, and none below
     123. A row of fewer than 98 columns takes more.
@@ -149,8 +139,7 @@ class FloatEncoder:
 
 
 class Int8Encoder:
-    """Rows of 8-bit integers with a step for each row and column; extreme columns apart. See the top of this
-    file."""
+    """Rows of 8-bit integers with a step for each row and column, as the top of this file says."""
 
     def __init__(self, n_rows: int, d_model: int):
         m = n_outliers(d_model)
@@ -191,8 +180,7 @@ class Int8Encoder:
         return [self._center, self._column_scale, self._outlier_cols.int(), self._scale, self._outliers]
 
     def _calibrate(self, rows: Tensor) -> None:
-        """Choose center, column scales and outlier columns by the finite ones of these rows: float32[n
-        d_model]."""
+        """Choose center, column scales and outlier columns by the finite rows: float32[n d_model]."""
         rows = rows[rows.isfinite().all(1)].double()
         if not len(rows):
             return
@@ -208,8 +196,7 @@ class Int8Encoder:
 def _decode_int8(
     q: Tensor, center: Tensor, column_scale: Tensor, outlier_cols: Tensor, scale: Tensor, outliers: Tensor
 ) -> Tensor:
-    """float32[n d_model] from the tensors of int8 at n rows. One order of operations, so that writer and
-    reader agree."""
+    """float32[n d_model] from the tensors of int8 at n rows; writer and reader share it, so they agree."""
     plain = scale.float()[:, None] * column_scale
     plain *= q
     if len(outlier_cols):
@@ -222,13 +209,13 @@ def _decode_int8(
 
 
 def _others(columns: Tensor, d_model: int) -> Tensor:
-    """int64[d_model − m]: the columns that are not among these, ascending."""
+    """int64[d_model − m]: the other columns, ascending."""
     other = torch.ones(d_model, dtype=torch.bool)
     other[columns] = False
     return other.nonzero().view(-1)
 
 
 def _half_rounded_up(x: Tensor) -> Tensor:
-    """The least float16 not below x ≥ 0; beyond its range infinity, for nan nan. float32[n] → float16[n]"""
+    """The least float16 not below x ≥ 0; infinity beyond its range, nan for nan. float32[n] → float16[n]"""
     half = x.half()
     return torch.where(half.float() < x, (half.view(torch.int16) + 1).view(torch.float16), half)

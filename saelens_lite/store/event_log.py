@@ -1,7 +1,7 @@
-"""The log of a store: a JSON line per event, each with its own checksum; no part of the store's identity.
+"""The log of a store: a JSON line an event, each with its own checksum.
 
 It holds the clock, the speed, the circumstances that bytes can depend on, and where in the dataset each shard
-began. Its loss is no loss of data.
+began. It is no part of the store's identity: losing it loses no data.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def log_name(rank: int = 0) -> str:
-    """Each process of a harvest has a log of its own."""
+    """The log of one process of a harvest."""
     return "log.jsonl" if rank == 0 else f"log.{rank}.jsonl"
 
 
 def write_event(store: Folder, rank: int = 0, **entry: Any) -> None:
-    """Append a line to a log. What the file system refuses is only reported."""
+    """Append a line to a log; a failure is only reported."""
     line = _encoded({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **entry})
     try:
         store.append_line(log_name(rank), line + b"\n")
@@ -43,7 +43,7 @@ def events(store: Folder, kind: str) -> Iterator[dict[str, Any]]:
 
 
 def log_names(store: Folder) -> list[str]:
-    """The logs there are."""
+    """The store's logs, by rank."""
     found, rank = [], 0
     while store.size(log_name(rank)) is not None:
         found.append(log_name(rank))
@@ -52,8 +52,7 @@ def log_names(store: Folder) -> list[str]:
 
 
 def checked_lines(content: bytes) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """(line number from 1, entry) for each line of a log; None for a line that is damaged, or was cut
-    short."""
+    """(line number from 1, entry) for each line of a log; None for a damaged line."""
     lines = content.split(b"\n")
     if lines[-1] == b"":
         lines.pop()

@@ -1,7 +1,7 @@
-"""Where the files of a store live: a local folder, or any URL that fsspec knows (s3://, gs://, memory://, …).
+"""The folder of a store: local, or any URL that fsspec knows (s3://, gs://, memory://, …).
 
-A file appears whole or not at all: locally by a temporary file, fsync, rename and fsync of the folder; on an
-object store by one upload. What the system refuses becomes a ShardError that names the file.
+A file appears whole or not at all: locally as atomic.py writes it, on an object store by one upload. What the
+system refuses becomes a ShardError that names the file.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ from saelens_lite.errors import ShardError
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-"""The file that `Folder.locked` locks, there while a process works in the folder. The system frees the lock of a
-process that was killed, so a file that is left over is no obstacle."""
+"""The file that `Folder.locked` locks, there while a process works in the folder.
+
+The system frees the lock of a killed process, so a left-over file is no obstacle."""
 
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
 """What file systems without locks answer, as some network ones do."""
@@ -37,10 +38,9 @@ _CACHE = "SAELENS_LITE_CACHE"
 
 
 def open_folder(location: str | os.PathLike[str] | Folder) -> Folder:
-    """The folder at a local path, a file:// URL, or any other URL that fsspec has an implementation for.
+    """The folder at a local path, a file:// URL, or another URL that fsspec can open.
 
-    Credentials and endpoints of a remote one come from fsspec's own configuration, such as
-    FSSPEC_S3_ENDPOINT_URL.
+    Credentials and endpoints come from fsspec's own configuration, such as FSSPEC_S3_ENDPOINT_URL.
     raises: ValueError for a URL whose protocol is unknown, or whose package is not installed
     """
     if isinstance(location, Folder):
@@ -60,7 +60,7 @@ class Folder(ABC):
 
     @abstractmethod
     def sizes(self, under: str = "") -> dict[str, int]:
-        """Bytes of every file under a subfolder, by name; empty if there is no such folder."""
+        """Bytes of every file under a subfolder, by name; empty without such a folder."""
 
     @abstractmethod
     def is_empty(self, but_for: Collection[str] = ()) -> bool:
@@ -69,7 +69,7 @@ class Folder(ABC):
 
     @abstractmethod
     def size(self, name: str) -> int | None:
-        """Bytes of one file; None if there is none."""
+        """Bytes of one file; None if it does not exist."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -81,18 +81,16 @@ class Folder(ABC):
 
     @abstractmethod
     def local(self, name: str, cache_key: str) -> Path:
-        """A local path to read the file from: itself, or a copy in the cache.
+        """A local path to read the file from: its own, or that of a copy in the cache.
 
-        cache_key: names the content of the folder: a copy made under the same key is used again
+        cache_key: names the content of the folder; a copy under the same key is used again
         """
 
     @abstractmethod
     def appearing(self, name: str, *, sync_name: bool = True) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A binary file to write that appears under `name` when the block ends, whole and on disk, or not at
-        all.
+        """A binary file to write, which appears under `name` when the block ends without an error.
 
-        sync_name: also make the name durable before leaving; False where the caller syncs the subfolder for
-            several files
+        sync_name: False where the caller syncs the subfolder once for several files
         raises: ShardError for what the system refuses, such as a full disk
         """
 
@@ -102,7 +100,7 @@ class Folder(ABC):
 
     @abstractmethod
     def append_line(self, name: str, line: bytes) -> None:
-        """Append to a file that need not survive a crash; a line that was cut short before is ended first."""
+        """Append to a file that need not survive a crash; an unfinished line before it is ended first."""
 
     @abstractmethod
     def move(self, name: str, to: str) -> None:
@@ -110,11 +108,11 @@ class Folder(ABC):
 
     @abstractmethod
     def remove(self, name: str) -> None:
-        """Remove a file, durably; nothing if there is none."""
+        """Remove a file if it exists, durably."""
 
     @abstractmethod
     def free_bytes(self) -> int | None:
-        """Room on the disk that holds the folder; None where nobody says."""
+        """Room on the folder's disk; None if unknown."""
 
     @abstractmethod
     def locked(self) -> contextlib.AbstractContextManager[bool]:
@@ -122,7 +120,7 @@ class Folder(ABC):
         where the system has no locks."""
 
     def write(self, name: str, content: bytes, *, sync_name: bool = True) -> None:
-        """Write a whole file as `appearing` does."""
+        """Write a file as `appearing` does."""
         with self.appearing(name, sync_name=sync_name) as file:
             file.write(content)
 
@@ -149,9 +147,7 @@ class LocalFolder(Folder):
         for folder, _, names in os.walk(self.root / under):
             for name in names:
                 path = Path(folder, name)
-                with contextlib.suppress(
-                    FileNotFoundError
-                ):  # a temporary file of another process may go meanwhile
+                with contextlib.suppress(FileNotFoundError):  # another process may move its temporary file
                     found[path.relative_to(self.root).as_posix()] = path.stat().st_size
         return found
 
@@ -233,8 +229,7 @@ class LocalFolder(Folder):
         except (FileExistsError, NotADirectoryError) as error:
             raise ShardError(
                 f"{self.describe(name)} could not be written: {error.strerror}: a file is in the way of a "
-                "folder; choose "
-                "another folder"
+                "folder; choose another folder"
             ) from error
         except OSError as error:
             free = ""
@@ -242,14 +237,12 @@ class LocalFolder(Folder):
                 free = f" ({self.free_bytes():,} bytes are free there)"
             raise ShardError(
                 f"{self.describe(name)} could not be written: {error.strerror or error}{free}; finished "
-                "shards are "
-                "kept: make room or mend the cause, then give the same command again"
+                "shards are kept: make room or mend the cause, then run the same command again"
             ) from error
 
 
 class RemoteFolder(Folder):
-    """A folder at an fsspec URL. Reading keeps copies in a local cache (SAELENS_LITE_CACHE, or
-    ~/.cache/saelens_lite)."""
+    """A folder at an fsspec URL; reading keeps copies in SAELENS_LITE_CACHE, or ~/.cache/saelens_lite."""
 
     def __init__(self, url: str):
         import fsspec
@@ -311,9 +304,8 @@ class RemoteFolder(Folder):
             except OSError as error:
                 raise ShardError(
                     f"{self.describe(name)} could not be written: {error.strerror or error} in "
-                    f"{tempfile.gettempdir()}, "
-                    "where files wait for their upload; make room or set TMPDIR, then give the same command "
-                    "again"
+                    f"{tempfile.gettempdir()}, where files wait for their upload; make room or set TMPDIR, "
+                    "then run the same command again"
                 ) from error
             with self._writing(name):
                 self.fs.put_file(temporary, self._path(name))
@@ -324,7 +316,7 @@ class RemoteFolder(Folder):
         """Nothing: an object store knows no folders."""
 
     def append_line(self, name: str, line: bytes) -> None:
-        """Object stores cannot append: the file is uploaded anew."""
+        """The file is uploaded anew: object stores cannot append."""
         try:
             before = self.read(name)
         except FileNotFoundError:
@@ -353,16 +345,15 @@ class RemoteFolder(Folder):
 
     @contextlib.contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Name the file in what the other side answers, but for its absence."""
+        """Name the file in errors of the other side; its absence stays a FileNotFoundError."""
         try:
             yield
         except FileNotFoundError:
             raise
-        except Exception as error:  # each implementation has its own types, for missing credentials say
+        except Exception as error:  # each implementation has its own types
             raise ShardError(
-                f"{self.describe(name)} could not be reached: {error}; look at the URL, the credentials and "
-                "the network, "
-                "then give the same command again"
+                f"{self.describe(name)} could not be reached: {error}; check the URL, the credentials and "
+                "the network, then run the same command again"
             ) from error
 
     @contextlib.contextmanager
@@ -372,11 +363,10 @@ class RemoteFolder(Folder):
         except Exception as error:  # as above
             raise ShardError(
                 f"{self.describe(name)} could not be written: {error}; finished shards are kept: mend the "
-                "cause, then "
-                "give the same command again"
+                "cause, then run the same command again"
             ) from error
 
 
 def cache_folder() -> Path:
-    """Where copies of remote files are kept; they may be deleted at any time."""
+    """The folder for copies of remote files, which may be deleted at any time."""
     return Path(os.environ.get(_CACHE) or Path.home() / ".cache" / "saelens_lite")

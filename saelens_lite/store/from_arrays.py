@@ -1,4 +1,4 @@
-"""A store from rows that come from elsewhere: arrays, or chunks of them, with documents and without text."""
+"""A store from rows that come from elsewhere: arrays or chunks of them, with documents and without text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from torch import Tensor
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.folder import Folder
-from saelens_lite.store.layout import FORMAT, VERSION, encode_json
+from saelens_lite.store.layout import FORMAT, MANIFEST, PLAN, VERSION, encode_json
 from saelens_lite.store.writer import write_manifest, writing_vectors
 
 Rows = np.ndarray | Tensor | Iterable[np.ndarray | Tensor]
-"""float[n d_model], or chunks of it, one after the other."""
+"""float[n d_model], or chunks of it."""
 
 CHUNK_ROWS = 4096
-"""Rows read and encoded at a time. A shard is whole before that, so its bytes do not depend on the chunks
-that came."""
+"""Rows read and encoded at a time. A shard is gathered first, so its bytes do not depend on the chunks."""
 
 
 def write_arrays(
@@ -33,8 +32,7 @@ def write_arrays(
     rows_per_shard: int,
     documents: np.ndarray | Tensor | None,
 ) -> None:
-    """Write rows as a store; see `ActivationStore.from_arrays`. Memory holds one shard of each hook point at
-    a time."""
+    """Write rows as a store; see `ActivationStore.from_arrays`."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard expected at least 1, got {rows_per_shard}")
     doc_ids = None if documents is None else _document_ids(documents)
@@ -79,10 +77,9 @@ def write_arrays(
 
 
 def begin_store(folder: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the plan of a store whose rows are at hand, into a new folder or over what an attempt of the same
-    plan left.
+    """Write the plan of a store whose rows are at hand, into a new folder or that of an interrupted attempt.
 
-    facts: what the plan states besides its format; its "dtype" is checked here
+    facts: what the plan states besides its format
     raises: ShardError if the folder holds anything else; ValueError for an unknown dtype
     """
     dtype = facts["dtype"]
@@ -91,14 +88,14 @@ def begin_store(folder: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
             f"dtype expected one of {', '.join(STORE_DTYPES)}{nearest(dtype, STORE_DTYPES)}, got {dtype!r}"
         )
     plan = {"format": FORMAT, "version": VERSION, **facts}
-    if folder.size("manifest.json") is not None:
+    if folder.size(MANIFEST) is not None:
         raise ShardError(
             f"{folder} holds a finished store: open it with ActivationStore, or choose another folder"
         )
-    unfinished = folder.size("plan.json") is not None and folder.read("plan.json") == encode_json(plan)
+    unfinished = folder.size(PLAN) is not None and folder.read(PLAN) == encode_json(plan)
     if not unfinished and not folder.is_empty():
         raise ShardError(f"{folder} is not empty: choose a new or empty folder for the store")
-    folder.write("plan.json", encode_json(plan))
+    folder.write(PLAN, encode_json(plan))
     return plan
 
 
@@ -127,16 +124,15 @@ def _chunks(hook_point: str, rows: Rows) -> Iterator[Tensor]:
         chunk = _as_rows(hook_point, given)
         if d_model not in (None, chunk.shape[1]):
             raise ValueError(
-                f"{hook_point} expected rows of width {d_model} as before, got {chunk.shape[1]} at row "
-                f"{n_rows}"
+                f"{hook_point} expected rows of width {d_model} as before, got {chunk.shape[1]} at "
+                f"row {n_rows}"
             )
         tensor = chunk.detach().cpu() if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk))
         tensor = tensor if tensor.is_floating_point() else tensor.float()
         broken = (~tensor.isfinite().all(1)).nonzero()
         if len(broken):
             raise ValueError(
-                f"row {n_rows + int(broken[0])} of {hook_point} holds nan or infinity: leave it out or mend "
-                "it"
+                f"row {n_rows + int(broken[0])} of {hook_point} holds nan or infinity: leave it out"
             )
         d_model, n_rows = chunk.shape[1], n_rows + len(chunk)
         yield tensor
@@ -147,8 +143,7 @@ def _as_rows(hook_point: str, rows: Any) -> np.ndarray | Tensor:
     shape = list(rows.shape) if isinstance(rows, np.ndarray | Tensor) else f"a {type(rows).__name__}"
     if not isinstance(shape, list) or len(shape) != 2 or shape[1] < 1:
         raise ValueError(
-            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks of one, got "
-            f"{shape}"
+            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks, got {shape}"
         )
     return rows
 

@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/store/layout.py."""
+"""The layout of a store: names of its files, their JSON, the format's version, recorded sizes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 from saelens_lite.errors import ShardError
 from saelens_lite.store.folder import Folder
 
-FORMAT = "saelens_lite activation store"
+FORMAT, VERSION = "saelens_lite activation store", 1
 
-
-VERSION = 1
+PLAN, MANIFEST = "plan.json", "manifest.json"
+MANIFEST_BEFORE = "manifest.json.before"
+"""The manifest of a store that is being given further hook points."""
 
 
 def shard_name(shard: int) -> str:
@@ -37,7 +38,7 @@ def commit_name(shard: int, hook_point: str) -> str:
 
 
 def finished_shards(store: Folder, hook_points: Collection[str]) -> dict[int, int]:
-    """Rows of each shard that is committed for every one of these hook points, by index, in order.
+    """Rows of each shard that is committed for all of these hook points, by index, in order.
 
     raises: ShardError if a committed file is missing or has another size than its commit records
     """
@@ -62,7 +63,7 @@ def manifest_sha256(manifest: dict[str, Any]) -> str:
 
 
 def encode_json(content: dict[str, Any]) -> bytes:
-    """The one spelling of a JSON file in a store. Floats are written so that they are read back exactly."""
+    """The one spelling of a JSON file in a store; floats are read back exactly."""
     return (json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -77,18 +78,18 @@ def read_json(store: Folder, name: str, missing: str = "it belongs to the store"
         raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
     if not isinstance(content, dict):
         raise ShardError(
-            f"{path} should hold a JSON object, it holds a {type(content).__name__}: the file was altered"
+            f"{path} expected a JSON object, got a {type(content).__name__}: the file was altered"
         )
     return content
 
 
 def check_version(plan: dict[str, Any], path: str) -> None:
-    """raises: ShardError unless `plan` is of the format and version that this code knows"""
+    """raises: ShardError unless this code knows the plan's format and version"""
     if plan.get("format") != FORMAT:
-        raise ShardError(f"{path} should be a plan of format {FORMAT!r}, it states {plan.get('format')!r}")
+        raise ShardError(f"{path} expected a plan of format {FORMAT!r}, it states {plan.get('format')!r}")
     if plan.get("version") != VERSION:
         raise ShardError(
-            f"{path} is of version {plan.get('version')}, this saelens_lite reads version {VERSION}: "
+            f"{path} has version {plan.get('version')}, this saelens_lite reads version {VERSION}: "
             "use the release that wrote it, or a newer one"
         )
 

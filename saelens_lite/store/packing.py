@@ -1,8 +1,7 @@
-"""Documents to packed contexts with provenance, the held-out split by document, and token ids back to
-readable pieces.
+"""Packs documents into contexts of equal length.
 
-A packed context keeps, for every position, which document it came from and whether it has an activation row,
-so that any row leads back to its token, its position and its text.
+A context keeps, for every position, its document and whether it has an activation row, so any row leads back
+to its token, its position and its text.
 """
 
 from __future__ import annotations
@@ -22,9 +21,8 @@ class PackedContexts:
     """The contexts of a span of documents, position by position.
 
     input_ids: int32[n_seqs context]
-    attended:  uint8[n_seqs context], 0 at the padding behind the last token
-    kept:      uint8[n_seqs context], 1 where the token has an activation row; rows follow in (sequence,
-        position) order
+    attended:  uint8[n_seqs context], 0 at the padding after the last token
+    kept:      uint8[n_seqs context], 1 where the token has a row; rows follow in (sequence, position) order
     doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
     first_doc: global index of the span's first document
     """
@@ -63,15 +61,14 @@ def pack(
 ) -> PackedContexts:
     """Lay documents end to end into contexts of equal length; only the last one is padded.
 
-    Every context starts with `bos_id` (when there is one). A document that starts inside a context is
-    preceded by `separator_id` (when there is one), which counts as that document's; one that starts a context
-    needs no separator. Tokens in `special_ids` keep their id but get no row; the BOS has one only if it is
-    not among them.
+    Every context starts with `bos_id`, if given. A document that starts inside a context is preceded by
+    `separator_id`, if given, which counts as that document's. Tokens in `special_ids`, among them the BOS if
+    it is listed, keep their id but get no row.
 
-    documents: (global document index, its token ids without added special tokens), in order; no ids leave no
-        trace
+    documents: (global document index, its token ids without added special tokens), in order; a document
+        without ids leaves no trace
     context_length: tokens a context, BOS included
-    max_rows: stop reading documents, and begin no further context, once there are this many rows
+    max_rows: stop reading documents, and begin no further context, at this many rows
     first_doc: the document index that doc_id counts from
     """
     special = np.fromiter(special_ids, dtype=np.int32)

@@ -1,6 +1,6 @@
 """The activation store, version 1: its format, and reading it.
 
-A store is a folder, local or at any URL that fsspec opens (files.py). Its unit is the shard: a fixed span of
+A store is a folder, local or at any URL that fsspec opens (folder.py). Its unit is the shard: a fixed span of
 source documents, set by the plan. Packing restarts and forward batches end at a shard's edge, so a shard is a
 pure function of (plan, index). A row is one token's vector.
 
@@ -18,18 +18,19 @@ pure function of (plan, index). A row is one token's vector.
                                            rows_used of the last shard, hash of the plan and of the manifest
                                            itself
     log.jsonl                              clock, speed, versions; no part of the store's identity
+    .lock                                  there while a process writes; no part of it either
 
-Rows of a shard are its kept positions in (sequence, position) order. A store of rows that did not come from
-text has, in place of every tokens.safetensors,
+Rows of a shard are its kept positions in (sequence, position) order. A store of rows without text has, in
+place of every tokens.safetensors,
 
     shards/00000/documents.safetensors     doc_id int64[n_rows], the global document index of each row
 
 and its commits name no sequences and documents. `norm` and the sums are of the rows as a reader gets them.
 The rows of the store are those of the shards in order, in the last shard only the first `rows_used`. JSON
 files are UTF-8 with sorted keys; the manifest's own sha256 is taken over the file without that entry. Every
-file appears by fsync and rename, so a file that is there is whole; a shard without its commit does not count.
+file appears by fsync and rename, so it is whole; a shard without its commit does not count.
 
-Readers map files into memory and never unpickle. Writing is in shards.py.
+Readers map files into memory and never unpickle. writer.py writes.
 """
 
 from __future__ import annotations
@@ -50,6 +51,8 @@ from saelens_lite.hashing import is_held_out
 from saelens_lite.store.codecs import decode
 from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
+    MANIFEST,
+    PLAN,
     check_size,
     check_version,
     commit_name,
@@ -69,8 +72,7 @@ class ShardTokens:
 
     input_ids: int32[n_seqs context]
     attended:  uint8[n_seqs context], 0 at padding
-    kept:      uint8[n_seqs context], 1 where the token has one of the store's rows: kept.sum() is the shard's
-        row count
+    kept:      uint8[n_seqs context], 1 where the token has a row of the store: kept.sum() is the shard's rows
     doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
     first_doc: global index of the shard's first document
     """
@@ -98,10 +100,10 @@ class _Renamed:
 class ActivationStore:
     """A finished activation store, open for reading; all data is memory-mapped.
 
-    path: a local folder, or any URL that fsspec opens (s3://…); files of a remote store are copied into a
-        local cache (see `RemoteFolder`) when they are first read
+    path: a local folder, or any URL that fsspec opens (s3://…); a remote file is copied into a local cache
+        (see `RemoteFolder`) when it is first read
 
-    Where the store holds one hook point, the argument `hook_point` may be left out everywhere.
+    If the store holds one hook point, `hook_point` may be left out everywhere.
 
     raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than
         recorded
@@ -110,25 +112,18 @@ class ActivationStore:
     def __init__(self, path: str | os.PathLike[str] | Folder):
         self.folder = folder = open_folder(path)
         what = "an SAE, no" if folder.size("cfg.json") is not None else "no"
-        self.plan: dict[str, Any] = read_json(
-            folder, "plan.json", missing=f"this folder is {what} activation store"
-        )
-        check_version(self.plan, folder.describe("plan.json"))
-        self._manifest = read_json(
-            folder,
-            "manifest.json",
-            missing="the harvest is unfinished; give the same command again and it goes on",
-        )
-        if encode_json(self._manifest) != folder.read("manifest.json") or (
+        self.plan: dict[str, Any] = read_json(folder, PLAN, missing=f"this folder is {what} activation store")
+        check_version(self.plan, folder.describe(PLAN))
+        unfinished = "the harvest is unfinished; run the same command again and it resumes"
+        self._manifest = read_json(folder, MANIFEST, missing=unfinished)
+        if encode_json(self._manifest) != folder.read(MANIFEST) or (
             manifest_sha256(self._manifest) != self._manifest.get("sha256")
         ):
             raise ShardError(
-                f"{folder}/manifest.json was altered: its content does not have the sha256 it states"
+                f"{folder}/{MANIFEST} was altered: its content does not have the sha256 it states"
             )
-        if folder.sha256("plan.json") != self._manifest["plan_sha256"]:
-            raise ShardError(
-                f"{folder}/plan.json was altered: it has another sha256 than the manifest records"
-            )
+        if folder.sha256(PLAN) != self._manifest["plan_sha256"]:
+            raise ShardError(f"{folder}/{PLAN} was altered: it has another sha256 than the manifest records")
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
         self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
         sizes = folder.sizes("shards")
@@ -146,19 +141,18 @@ class ActivationStore:
         rows_per_shard: int = 65_536,
         documents: np.ndarray | Tensor | None = None,
     ) -> ActivationStore:
-        """Keep rows that come from elsewhere, such as an image encoder: training and analysis work on them as
-        on text.
+        """Keep rows that come from elsewhere, such as an image encoder, for training and analysis.
 
             store = ActivationStore.from_arrays("store/", embeddings, documents=image_ids)
 
         path: new or empty folder, or URL
         arrays: [n_rows, d_model] as numpy array or tensor, or an iterable of chunks of it; or a mapping from
             hook point to either. Iterables are read once, a shard at a time
-        hook_point: the rows' name where arrays is no mapping
+        hook_point: the rows' name if arrays is no mapping
         dtype: how rows are kept: float32, float16, bfloat16 or int8
-        rows_per_shard: rows of a file; memory holds one such shard while writing
-        documents: int[n_rows], ids of 0 or more: what belongs together, so that held-out rows are of other
-            documents than the training rows. None makes every row its own document
+        rows_per_shard: rows of a file; memory holds one shard of each hook point while writing
+        documents: int[n_rows], ids of 0 or more, of rows that belong together: held-out rows are of other
+            documents than training rows. None makes every row its own document
         returns: the store, which has no tokens, contexts or positions
 
         raises: ValueError for other shapes, a row that is not finite (by number), or unequal numbers of rows;
@@ -191,7 +185,7 @@ class ActivationStore:
 
     @property
     def has_tokens(self) -> bool:
-        """Whether the rows come from text that the store keeps."""
+        """Whether the store keeps the text of its rows."""
         return "tokens" in self._shards[0]
 
     @property
@@ -206,7 +200,7 @@ class ActivationStore:
 
     @property
     def shard_rows(self) -> list[int]:
-        """Rows of each shard; of the last one, those in use."""
+        """Rows of each shard; of the last one those in use."""
         rows = [shard["rows"] for shard in self._shards]
         return [*rows[:-1], self._manifest["rows_used"]]
 
@@ -216,24 +210,24 @@ class ActivationStore:
 
     @property
     def model_name(self) -> str:
-        """Name or folder of the model that the rows come from; "" if the store does not know."""
+        """Name or folder of the model of the rows; "" if the store does not know."""
         return self.plan.get("model", {}).get("name", "")
 
     @property
     def tokenizer_name(self) -> str:
-        """Name or folder of the tokenizer of the store's tokens; "" if the store does not know."""
+        """Name or folder of the tokenizer; "" if the store does not know."""
         return self.plan.get("tokenizer", {}).get("name", "")
 
     @property
     def fingerprint(self) -> str:
-        """sha256 that names the content: equal for stores whose files are equal, byte for byte."""
+        """sha256 that names the content: equal for stores whose files have equal bytes."""
         return self._manifest["sha256"]
 
     def __repr__(self) -> str:
         return f"ActivationStore({str(self.path)!r}, {self.n_rows:,} rows of {', '.join(self.hook_points)})"
 
     def hook_point(self, name: str | None = None) -> str:
-        """The hook point meant by `name`; None means the only one.
+        """The hook point of this name; None means the only one.
 
         raises: ValueError if the store lacks it, or None is ambiguous
         """
@@ -254,10 +248,9 @@ class ActivationStore:
         return self.plan["hook_points"][self.hook_point(hook_point)]["d_model"]
 
     def acts(self, shard: int, hook_point: str | None = None, rows: slice = slice(None)) -> Tensor:
-        """Rows of one shard, all or those in a slice: {bf16|f16|f32}[n_rows d_model].
+        """Rows of one shard, all or a slice: {bf16|f16|f32}[n_rows d_model].
 
-        In a float store they are memory-mapped, in the store's dtype; an int8 store decodes those asked for,
-        to float32.
+        A float store gives them memory-mapped, in its dtype; an int8 store decodes them to float32.
         """
         tensors = self._tensors(shard, hook_point)
         return decode(tensors, slice(*rows.indices(self.shard_rows[shard])))
@@ -283,7 +276,7 @@ class ActivationStore:
         return ShardTokens(**arrays, first_doc=contexts.first_doc)
 
     def contexts(self, shard: int) -> PackedContexts:
-        """The contexts of one shard as they were packed, with what lies behind max_tokens in the last one."""
+        """The contexts of one shard as they were packed; the last shard's reach beyond max_tokens."""
         self._need_tokens()
         with self._open(tokens_name(self._index(shard)), self._shards[shard]["tokens"]["bytes"]) as file:
             names = ("input_ids", "attended", "kept", "doc_id")
@@ -291,12 +284,12 @@ class ActivationStore:
             return PackedContexts(**arrays, first_doc=int(file.get_tensor("first_doc")))
 
     def row_positions(self, shard: int) -> tuple[Tensor, Tensor]:
-        """Where each row of one shard stands: (sequence int64[n_rows], position int64[n_rows])."""
+        """The place of each row of one shard: (sequence int64[n_rows], position int64[n_rows])."""
         sequence, position = self.tokens(shard).kept.nonzero(as_tuple=True)
         return sequence, position
 
     def row_docs(self, shard: int) -> Tensor:
-        """Global index of the document that each row of one shard comes from: int64[n_rows]."""
+        """Global index of each row's document, for one shard: int64[n_rows]."""
         if not self.has_tokens:
             name = documents_name(self._index(shard))
             with self._open(name, self._shards[shard]["documents"]["bytes"]) as file:
@@ -313,7 +306,7 @@ class ActivationStore:
     def gather(
         self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Rows by their index in the whole store, in the order asked for.
+        """Rows by their index in the whole store, in the given order.
 
         rows: int64[n], 0 <= row < n_rows
         returns: dtype[n d_model]
@@ -324,7 +317,7 @@ class ActivationStore:
         return out
 
     def gather_into(self, out: Tensor, places: Tensor, rows: Tensor, hook_point: str | None = None) -> None:
-        """Write rows by their index in the whole store to places of a tensor that is there.
+        """Write rows by their index in the whole store to places of an existing tensor.
 
         out: float[m d_model]
         places: int64[n], 0 <= place < m, each once
@@ -353,7 +346,7 @@ class ActivationStore:
         return sum(total for _, total in self._sums(hook_point)) / self.n_rows
 
     def verify(self) -> list[str]:
-        """Check every byte of the store: reads all files; see `verify_store`.
+        """Check every byte of the store; see `verify_store`.
 
         returns: the problems found, each naming its file; empty if all is well
         """
@@ -383,19 +376,18 @@ class ActivationStore:
             return safe_open(path, framework="pt")
         except SafetensorError as error:
             raise ShardError(
-                f"{path} is not a readable safetensors file ({error}): the file was altered"
+                f"{path} is no readable safetensors file ({error}): the file was altered"
             ) from error
 
     def _need_tokens(self) -> None:
         if not self.has_tokens:
             raise ShardError(
                 f"{self.path} holds rows without text, so it has no tokens, contexts or positions: use "
-                "row_docs and gather, "
-                "or harvest the text itself with harvest_activations"
+                "row_docs and gather, or harvest the text itself with harvest_activations"
             )
 
     def _tensors(self, shard: int, hook_point: str | None) -> dict[str, Tensor]:
-        """The tensors of one shard's data file, memory-mapped, with the rows that are not in use."""
+        """The tensors of one shard's data file, memory-mapped, unused rows included."""
         key = (self._index(shard), self.hook_point(hook_point))
         if key not in self._mapped:
             with self._open(data_name(*key), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:

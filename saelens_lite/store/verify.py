@@ -1,9 +1,8 @@
-"""Checking every byte of a store against what the store records of itself, and moving aside what is damaged.
+"""Checks every byte of a store against the store's own records, and moves aside what is damaged.
 
-The manifest vouches for the plan and the commits, a commit for its two files, a line of a log for itself. A
-store without
-a manifest is unfinished: there its log vouches for the plan, and each commit is taken for what it says.
-Nothing that a damaged file says is relied upon, and nothing is unpickled.
+The manifest vouches for the plan and the commits, a commit for its two files, a line of a log for itself. In
+an unfinished store, which has no manifest, the log vouches for the plan, and each commit is trusted. Nothing
+that a damaged file says is relied upon, and nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,6 +20,9 @@ from saelens_lite.errors import ShardError
 from saelens_lite.store.event_log import checked_lines, events
 from saelens_lite.store.folder import LOCK, Folder, open_folder
 from saelens_lite.store.layout import (
+    MANIFEST,
+    MANIFEST_BEFORE,
+    PLAN,
     check_version,
     commit_name,
     data_name,
@@ -30,12 +32,6 @@ from saelens_lite.store.layout import (
     shard_name,
     tokens_name,
 )
-
-MANIFEST = "manifest.json"
-PLAN = "plan.json"
-
-_BEFORE = "manifest.json.before"
-"""The manifest of a store that is being given further hook points."""
 
 _LOG = re.compile(r"log(\.\d+)?\.jsonl")
 _IN_SHARD = re.compile(r"shards/(\d{5,})/([^/]+)")
@@ -47,7 +43,7 @@ class Problem:
     """One thing that is wrong with a store.
 
     file:  its name in the store, such as "shards/00001/tokens.safetensors"
-    shard: index of the shard that the file belongs to; None for the store's own files
+    shard: index of the file's shard; None for the store's own files
     what:  what is wrong with the file
     """
 
@@ -60,10 +56,9 @@ class Problem:
 
 
 def verify_store(path: str | os.PathLike[str] | Folder) -> list[Problem]:
-    """Read every file of a store, finished or not, and find what is altered, short, missing or does not
-    belong there.
+    """Read every file of a store, finished or not, and find what is altered, short, missing or foreign.
 
-    Temporary files that a killed harvest left, and the folder `damaged`, are no problems.
+    Temporary files that a killed harvest left, its lock and the folder `damaged` are no problems.
 
     path: a local folder, or any URL that fsspec opens
     returns: the problems by file; empty if all is well
@@ -75,14 +70,13 @@ def verify_store(path: str | os.PathLike[str] | Folder) -> list[Problem]:
 def repair_store(
     path: str | os.PathLike[str] | Folder, problems: Sequence[Problem] | None = None
 ) -> list[str]:
-    """Move what is damaged, and what depends on it, to `damaged/<n>` inside the store: the same harvest then
-    makes it anew.
+    """Move what is damaged, and what depends on it, to `damaged/<n>` inside the store.
 
-    Of a shard these are the rows and the commit of a damaged hook point, or everything if its tokens are
-    damaged; and the manifest. Undamaged lines of a log are kept. Nothing is deleted, other shards are not
-    touched.
+    The same harvest then makes it anew. Of a shard these are the rows and the commit of a damaged hook point,
+    or everything if its tokens are damaged; and the manifest. Undamaged lines of a log stay. Nothing is
+    deleted, other shards are not touched.
 
-    problems: those of `verify_store`, where it was just called
+    problems: those that `verify_store` just found; None looks
     returns: names of the files that were moved
     raises: ShardError if a harvest is writing the store, or it cannot be written
     """
@@ -93,7 +87,7 @@ def repair_store(
         return []
     with folder.locked() as ours:
         if not ours:
-            raise ShardError(f"a harvest is writing {folder}: wait for its end, or stop it, before repairing")
+            raise ShardError(f"a harvest is writing {folder}: wait for it, or stop it, before repairing")
         there = folder.sizes()
         names = [name for name in _with_dependents(folder, problems, there) if name in there]
         if not names:
@@ -108,14 +102,12 @@ def repair_store(
 
 
 def recorded_plans(folder: Folder) -> set[str]:
-    """sha256 of each plan that this store is known to have had: from intact manifests, those moved aside
-    included, and from the log."""
+    """sha256 of each plan that this store had: from intact manifests, also those moved aside, and the log."""
     return _plans_of(intact_manifests(folder), events(folder, "start"))
 
 
 def intact_manifests(folder: Folder) -> list[dict[str, Any]]:
-    """The store's manifest, then those that repairs moved aside, the latest first; only those with the sha256
-    they state."""
+    """The store's manifest, then those that repairs moved aside, latest first; intact ones only."""
     asides = {int(name.split("/")[1]) for name in folder.sizes(_ASIDE) if name.endswith(f"/{MANIFEST}")}
     names = [MANIFEST, *(f"{_ASIDE}/{number}/{MANIFEST}" for number in sorted(asides, reverse=True))]
     found = (_manifest_in(folder.read(name)) for name in names if folder.size(name) is not None)
@@ -148,7 +140,7 @@ class _Examined:
             if _LOG.fullmatch(name):
                 self._examine_log(name)
         manifest = self._manifest(MANIFEST)
-        self._manifest(_BEFORE)
+        self._manifest(MANIFEST_BEFORE)
         plan = self._plan(manifest)
         expected = [] if manifest is None else manifest["shards"]
         known = set().union(
@@ -164,7 +156,9 @@ class _Examined:
             shard = _IN_SHARD.fullmatch(name)
             beyond = shard is not None and manifest is not None and int(shard[1]) >= len(expected)
             outside = (
-                shard is None and name not in (MANIFEST, PLAN, _BEFORE, LOCK) and not _LOG.fullmatch(name)
+                shard is None
+                and name not in (MANIFEST, PLAN, MANIFEST_BEFORE, LOCK)
+                and not _LOG.fullmatch(name)
             )
             if (beyond or outside) and not name.endswith(".tmp"):
                 self._note(name, "does not belong to the store")
@@ -178,7 +172,7 @@ class _Examined:
                 self._starts.append(entry)
 
     def _manifest(self, name: str) -> dict[str, Any] | None:
-        """The manifest, if it can be relied upon."""
+        """The manifest, if it is intact."""
         if name not in self.sizes or (content := self._read(name)) is None:
             return None
         manifest = _manifest_in(content)
@@ -189,7 +183,7 @@ class _Examined:
         return manifest
 
     def _plan(self, manifest: dict[str, Any] | None) -> dict[str, Any] | None:
-        """The plan, if it can be relied upon."""
+        """The plan, if it is intact."""
         if PLAN not in self.sizes:
             self._note(PLAN, "is missing")
             return None
@@ -218,7 +212,7 @@ class _Examined:
         return None
 
     def _examine_shard(self, index: int, expected: dict[str, Any], known: set[str]) -> None:
-        """One shard. expected: the manifest's entry for it; empty where there is no manifest."""
+        """expected: the manifest's entry for the shard; empty without a manifest"""
         there = self._in_shards.get(index, set())
         promised = expected.get("hook_points", {})
         commits = {name.removesuffix(".json") for name in there if name.endswith(".json")}
@@ -230,9 +224,7 @@ class _Examined:
         for hook_point in sorted(promised | dict.fromkeys(commits)):
             facts = promised.get(hook_point)
             files = self._commit(index, hook_point, None if facts is None else facts["commit_sha256"])
-            if (
-                files is None and facts is not None
-            ):  # of its rows, the manifest knows only how long the file is
+            if files is None and facts is not None:  # the manifest knows the size alone
                 self._examine_file(data_name(index, hook_point), facts["bytes"], None)
             for name, recorded in (files or {}).items():
                 self._examine_file(f"{shard_name(index)}/{name}", recorded["bytes"], recorded["sha256"])
@@ -246,8 +238,7 @@ class _Examined:
                 self._note(f"{shard_name(index)}/{name}", "does not belong to the store")
 
     def _commit(self, index: int, hook_point: str, sha256: str | None) -> dict[str, Any] | None:
-        """What a commit records of its files, if it can be relied upon. sha256: None where nobody recorded
-        it."""
+        """What a commit records of its files, if it is intact. sha256: None if nothing records it"""
         name = commit_name(index, hook_point)
         if name not in self.sizes:
             self._note(name, "is missing")
@@ -300,10 +291,10 @@ def _plans_of(manifests: Iterable[dict[str, Any]], starts: Iterable[dict[str, An
 
 
 def _with_dependents(folder: Folder, problems: Iterable[Problem], there: Iterable[str]) -> list[str]:
-    """The damaged files and those that must be made anew with them.
+    """The damaged files and those that must be made anew with them, in the order of moving.
 
-    In the order of moving: commits before the rows they vouch for, the manifest last. So a repair that is
-    killed leaves a store in which the manifest misses what was moved, and the next one goes on.
+    Commits go before the rows they vouch for, the manifest last. If a repair is killed, the manifest misses
+    what was moved, and the next repair finds it.
     """
     names, manifests = set(), intact_manifests(folder)
     covered = set(manifests[0]["shards"][0]["hook_points"]) if manifests and manifests[0]["shards"] else set()
@@ -340,7 +331,7 @@ def _free_folder(names: Iterable[str]) -> str:
 
 
 def _object_in(content: bytes) -> dict[str, Any] | None:
-    """The JSON object that these bytes spell as the store does; None for anything else."""
+    """The JSON object in these bytes, if they spell it as the store does."""
     with contextlib.suppress(ValueError, RecursionError):
         found = json.loads(content)
         if isinstance(found, dict) and encode_json(found) == content:
@@ -349,13 +340,13 @@ def _object_in(content: bytes) -> dict[str, Any] | None:
 
 
 def _manifest_in(content: bytes) -> dict[str, Any] | None:
-    """The manifest that these bytes spell, if it has the sha256 it states."""
+    """The manifest in these bytes, if it has the sha256 it states."""
     manifest = _object_in(content)
     return manifest if manifest is not None and manifest.get("sha256") == manifest_sha256(manifest) else None
 
 
 def _is_commit(record: dict[str, Any], index: int, hook_point: str) -> bool:
-    """Whether this is the form of a commit, of this shard and hook point and of files beside it."""
+    """Whether this has the form of a commit of this shard and hook point."""
     files = record.get("files")
     if (record.get("shard"), record.get("hook_point")) != (index, hook_point) or not isinstance(files, dict):
         return False

@@ -1,9 +1,7 @@
-"""Writing an activation store: shards row by row, their commits, the manifest; nothing appears before it is
-whole.
+"""Writes an activation store: shards row by row, their commits, the manifest; each appears whole.
 
-The format is specified at the top of store.py. Rows are written to the file as they come, with plain writes
-(a full disk must be an error, and through a memory map it is a crash), so memory does not grow with the
-shard.
+reader.py specifies the format. Rows go to the file as they come, so memory does not grow with the shard. They
+go by plain writes: through a memory map, a full disk would be a crash and not an error.
 """
 
 from __future__ import annotations
@@ -26,6 +24,8 @@ from saelens_lite.store.codecs import Layout, dtype_name, encoder
 from saelens_lite.store.folder import Folder
 from saelens_lite.store.layout import (
     FORMAT,
+    MANIFEST,
+    PLAN,
     VERSION,
     commit_name,
     data_name,
@@ -47,13 +47,12 @@ def writing_shard(
     d_models: dict[str, int],
     dtype: torch.dtype,
 ) -> Iterator[dict[str, RowWriter]]:
-    """Write one shard of text: its tokens at once, its rows as they come, its commits when the block ends
-    without an error.
+    """Write one shard of text: tokens at once, rows as they come, commits if the block ends well.
 
     n_documents: source documents in the shard's span
     d_models: width of the rows, by hook point
     dtype: how rows are kept, one of STORE_DTYPES
-    yields: a writer by hook point; each expects one row for every kept token of `contexts`, in order
+    yields: a writer by hook point, which expects a row for every kept token of `contexts`, in order
     """
     facts = {
         "rows": contexts.n_rows,
@@ -71,7 +70,7 @@ def writing_shard(
 def writing_vectors(
     store: Folder, shard: int, doc_id: np.ndarray, d_models: dict[str, int], dtype: torch.dtype
 ) -> Iterator[dict[str, RowWriter]]:
-    """Write one shard of rows that have documents and no tokens, as `writing_shard` does.
+    """Write one shard of rows without tokens, as `writing_shard` does.
 
     doc_id: int64[n_rows], global document index of each row
     """
@@ -91,7 +90,7 @@ def _writing(
     d_models: dict[str, int],
     dtype: torch.dtype,
 ) -> Iterator[dict[str, RowWriter]]:
-    """Write one shard. origin, content: name and bytes of the file that says where its rows come from."""
+    """origin, content: name and bytes of the file that says where the rows come from"""
     store.write(origin, content, sync_name=False)
     with contextlib.ExitStack() as files:
         writers = {}
@@ -100,7 +99,7 @@ def _writing(
             writers[hook_point] = RowWriter(file, hook_point, facts["rows"], d_model, dtype)
         yield writers
         finished = {hook_point: writer.finish() for hook_point, writer in writers.items()}
-    store.sync_names(shard_name(shard))  # all data is on disk under its name before a commit can be
+    store.sync_names(shard_name(shard))  # before a commit vouches for them, the files have their names
     for hook_point, written in finished.items():
         record = {
             "shard": shard,
@@ -125,7 +124,7 @@ class RowWriter:
 
     file: open binary file, written from its start
     hook_point: where the rows come from, for errors
-    n_rows: rows that will come, known from packing
+    n_rows: rows to come
     dtype: how rows are kept, one of STORE_DTYPES
     """
 
@@ -145,17 +144,15 @@ class RowWriter:
     def append(self, rows: Tensor) -> None:
         """Write rows[n d_model], of any float dtype and on any device."""
         encoded, stored = self._encoder.encode(rows)
-        stop, stored = (
-            self._n_written + len(stored),
-            stored.float(),
-        )  # once: reductions of half types are slow on a CPU
+        stop = self._n_written + len(stored)
+        stored = stored.float()  # once: reductions of half types are slow on a CPU
         torch.linalg.vector_norm(stored, dim=1, out=torch.from_numpy(self._norms[self._n_written : stop]))
         self._sum += stored.sum(0, dtype=torch.float64)
         self._write_tensor(encoded)
         self._n_written = stop
 
     def finish(self) -> dict[str, Any]:
-        """Write what stands behind the rows. Returns bytes, sha256 and the two sums for the commit record."""
+        """Write what follows the rows. Returns bytes, sha256 and the two sums for the commit record."""
         assert self._n_written == self._n_rows, f"{self._n_written} rows came, {self._n_rows} were announced"
         for tensor in self._encoder.tail():
             self._write_tensor(tensor)
@@ -164,9 +161,8 @@ class RowWriter:
             count = int((~np.isfinite(self._norms)).sum())
             raise ShardError(
                 f"{count} of {self._n_rows} rows of {self._hook_point} are not finite as {self._dtype}: the "
-                "activations "
-                "exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or compute in "
-                "float32"
+                "activations exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or "
+                "compute in float32"
             )
         return {
             "bytes": self._bytes,
@@ -186,8 +182,7 @@ class RowWriter:
 
 
 def safetensors_head(layout: Layout) -> bytes:
-    """The head of a safetensors file: its length (uint64, little-endian), then JSON padded to a multiple of 8
-    bytes."""
+    """The head of a safetensors file: its length (uint64, little-endian), then JSON padded to 8 bytes."""
     header, start = {}, 0
     for name, dtype, shape in layout:
         stop = start + math.prod(shape) * dtype.itemsize
@@ -200,21 +195,15 @@ def safetensors_head(layout: Layout) -> bytes:
 
 def _encode_tokens(contexts: PackedContexts) -> bytes:
     """The content of a shard's tokens.safetensors."""
-    return safetensors.numpy.save(
-        {
-            "input_ids": np.ascontiguousarray(contexts.input_ids),
-            "attended": np.ascontiguousarray(contexts.attended),
-            "kept": np.ascontiguousarray(contexts.kept),
-            "doc_id": np.ascontiguousarray(contexts.doc_id),
-            "first_doc": np.array([contexts.first_doc], dtype=np.int64),
-        }
-    )
+    names = ("input_ids", "attended", "kept", "doc_id")
+    arrays = {name: np.ascontiguousarray(getattr(contexts, name)) for name in names}
+    return safetensors.numpy.save(arrays | {"first_doc": np.array([contexts.first_doc], dtype=np.int64)})
 
 
 def write_manifest(store: Folder, plan: dict[str, Any], n_shards: int, ended_by: str) -> None:
     """Seal a store whose shards are all committed.
 
-    ended_by: "max_tokens" or "dataset", whichever came first; "rows" where rows came from elsewhere
+    ended_by: "max_tokens" or "dataset", whichever came first; "rows" for rows from elsewhere
     """
     shards, totals = [], {"rows": 0, "bytes": 0}
     for index in range(n_shards):
@@ -242,11 +231,11 @@ def write_manifest(store: Folder, plan: dict[str, Any], n_shards: int, ended_by:
     manifest = {
         "format": FORMAT,
         "version": VERSION,
-        "plan_sha256": store.sha256("plan.json"),
+        "plan_sha256": store.sha256(PLAN),
         "shards": shards,
         "totals": totals,
         "rows_used": shards[-1]["rows"] - surplus_rows,
         "ended_by": ended_by,
     }
     manifest["sha256"] = manifest_sha256(manifest)
-    store.write("manifest.json", encode_json(manifest))
+    store.write(MANIFEST, encode_json(manifest))

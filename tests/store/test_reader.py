@@ -233,7 +233,7 @@ def test_no_store_and_unfinished_store(tmp_path):
         ActivationStore(tmp_path)
     write_store(tmp_path, {HOOK: 3})
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(ShardError, match="unfinished; give the same command again"):
+    with pytest.raises(ShardError, match="unfinished; run the same command again"):
         ActivationStore(tmp_path)
 
 
@@ -241,7 +241,7 @@ def test_a_newer_format_is_refused(tmp_path):
     write_store(tmp_path, {HOOK: 3})
     plan = json.loads((tmp_path / "plan.json").read_bytes())
     (tmp_path / "plan.json").write_bytes(encode_json(plan | {"version": 2}))
-    with pytest.raises(ShardError, match="is of version 2, this saelens_lite reads version 1"):
+    with pytest.raises(ShardError, match="has version 2, this saelens_lite reads version 1"):
         ActivationStore(tmp_path)
 
 
@@ -293,7 +293,7 @@ def test_an_altered_header_is_an_error(tmp_path):
     write_store(tmp_path, {HOOK: 3})
     path = tmp_path / f"shards/00000/{HOOK}.safetensors"
     path.write_bytes(b"\xff" * len(path.read_bytes()))
-    with pytest.raises(ShardError, match="is not a readable safetensors file"):
+    with pytest.raises(ShardError, match="is no readable safetensors file"):
         ActivationStore(tmp_path).acts(0)
 
 

@@ -159,7 +159,7 @@ def test_a_store_of_a_newer_format_is_refused(folder):
     """It is whole, and not for this release to judge."""
     manifest = json.loads((folder / "manifest.json").read_bytes()) | {"version": 2}
     (folder / "manifest.json").write_bytes(encode_json(manifest | {"sha256": manifest_sha256(manifest)}))
-    with pytest.raises(ShardError, match="is of version 2, this saelens_lite reads version 1"):
+    with pytest.raises(ShardError, match="has version 2, this saelens_lite reads version 1"):
         verify_store(folder)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saelens_lite.lm.decoder import evaluation_mode
 from saelens_lite.lm.forward_state import prepared_inputs
 from saelens_lite.lm.hooks import capture, model_device
-from saelens_lite.lm.losses import kl_to_clean
+from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.lm.positions import special_ids
 
 from ..stats.bootstrap import Interval, cluster_bootstrap
@@ -99,8 +99,9 @@ def side_effects(
             with edit(), capture(model, [hook_point]) as found:
                 logits = model(**inputs).logits
             real = (attended[:, 1:] & attended[:, :-1]).bool()
-            deltas.append((_losses(logits, ids) - _losses(clean, ids))[real].cpu())
-            kls.append(kl_to_clean(clean[:, :-1], logits[:, :-1])[real].cpu())
+            after, as_it_is = (cross_entropy(of[:, :-1], ids[:, 1:]) for of in (logits, clean))
+            deltas.append((after - as_it_is)[real].cpu())
+            kls.append(kl_divergence(clean[:, :-1], logits[:, :-1])[real].cpu())
             texts.append((torch.arange(len(ids), device=device)[:, None].expand_as(real)[real] + start).cpu())
             change = (found[hook_point].float() - before.float()).norm(dim=-1)
             pushes.append((change / before.float().norm(dim=-1))[change > 0].cpu())
@@ -150,11 +151,3 @@ def _continued(
         end = next((i for i, token in enumerate(row) if token in ends), len(row))
         found.append(row[:end])
     return found
-
-
-def _losses(logits: Tensor, ids: Tensor) -> Tensor:
-    """float32[batch seq-1]"""
-    flat = nn.functional.cross_entropy(
-        logits[:, :-1].float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none"
-    )
-    return flat.view(len(ids), -1)

@@ -366,9 +366,9 @@ def _next_log_probs(
 
 
 def _kl(clean: Tensor, other: Tensor) -> float:
-    from saelens_lite.lm.losses import kl_to_clean
+    from saelens_lite.lm.losses import kl_divergence
 
-    return float(kl_to_clean(clean, other))
+    return float(kl_divergence(clean, other))
 
 
 def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:

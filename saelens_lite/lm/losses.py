@@ -1,4 +1,7 @@
-"""TODO clause of saelens_lite/lm/losses.py."""
+"""Cross-entropy and KL of a language model's logits, in nats a token: one definition each.
+
+A token that a model rules out, such as the padding of its vocabulary, has the logit −∞ and the probability 0.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,27 @@ from torch import Tensor, nn
 from saelens_lite.lm.forward_state import prepared_inputs
 
 
-def _divergence(clean: Tensor, other: Tensor) -> float:
-    """Σ over positions of KL(p_clean ‖ p), nats, from two float32[n vocab] of log-probabilities; 0 · log 0 is
-    0."""
-    terms = (clean.exp() * (clean - other)).masked_fill(clean == -math.inf, 0.0)
-    return terms.sum(-1).double().sum().item()
+def cross_entropy(logits: Tensor, next_ids: Tensor) -> Tensor:
+    """−log p(next token): float32[...] from float[... vocab] and int[...] on any device."""
+    targets = next_ids.to(logits.device, torch.int64)
+    rows = logits.float().reshape(-1, logits.shape[-1])
+    return nn.functional.cross_entropy(rows, targets.reshape(-1), reduction="none").view(targets.shape)
+
+
+def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
+    """KL(p_clean ‖ p) of next-token distributions: float32[...] from two float[... vocab].
+
+    A token that p_clean rules out adds nothing (0 · log 0 = 0) and passes no gradient; one that p alone rules
+    out makes the divergence infinite.
+    """
+    clean, other = clean_logits.float().log_softmax(-1), logits.float().log_softmax(-1)
+    # masked before the product: 0 · nan would be nan in the gradient too
+    ratio = (clean - other).masked_fill(clean == -math.inf, 0.0)
+    return (clean.exp() * ratio).sum(-1)
 
 
 def token_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-    """Cross-entropy of every next token, in nats, without gradients.
+    """Cross-entropy of every next token, without gradients.
 
     input_ids: int64[batch seq]; attention_mask: {bool|int}[batch seq], padding on either side
     returns: float32[batch seq-1]; entry t belongs to token t+1. 0 where the token or the one before it is
@@ -30,22 +45,9 @@ def token_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
         inputs["attention_mask"] = attention_mask
     with torch.no_grad():
         logits = model(**prepared_inputs(model, inputs)).logits
-        losses = torch.stack(
-            [_next_token_loss(row, ids.to(row.device)) for row, ids in zip(logits, input_ids)]
-        )
+        # one text at a time, since each needs a copy of its logits in float32
+        losses = torch.stack([cross_entropy(row[:-1], ids[1:]) for row, ids in zip(logits, input_ids)])
         if attention_mask is not None:
             real = attention_mask.to(losses.device).bool()
             losses = losses.masked_fill(~(real[:, 1:] & real[:, :-1]), 0.0)
         return losses
-
-
-def kl_to_clean(clean_logits: Tensor, logits: Tensor) -> Tensor:
-    """KL(p_clean ‖ p) of next-token distributions, in nats: float32[...] from two float[... vocab]."""
-    clean, other = clean_logits.float().log_softmax(-1), logits.float().log_softmax(-1)
-    return (clean.exp() * (clean - other)).sum(-1)
-
-
-def _next_token_loss(logits: Tensor, ids: Tensor) -> Tensor:
-    """float32[seq-1] of one example: logits float[seq vocab], ids int64[seq]. One at a time, for the float32
-    copy."""
-    return nn.functional.cross_entropy(logits[:-1].float(), ids[1:].long(), reduction="none")

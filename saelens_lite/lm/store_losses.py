@@ -18,7 +18,7 @@ from saelens_lite.hashing import is_held_out
 from saelens_lite.lm.decoder import d_model, evaluation_mode
 from saelens_lite.lm.forward_state import prepared_inputs
 from saelens_lite.lm.hooks import model_device, run_to
-from saelens_lite.lm.losses import _divergence
+from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.lm.replacement import splice
 from saelens_lite.store.reader import ActivationStore
 
@@ -92,10 +92,9 @@ def cross_entropies(
                     with splice(model, hook_point=point, positions=batch.kept, **how):
                         logits = _scored_logits(model, batch)
                 for i, next_ids in enumerate(_next_ids(batch)):
-                    log_probs = logits[i].float().log_softmax(-1)
-                    ce[name] -= log_probs.gather(1, next_ids.to(log_probs.device)).double().sum().item()
+                    ce[name] += cross_entropy(logits[i], next_ids).double().sum().item()
                     if kl and how is not None:
-                        divergence[name] += _divergence(clean[i].float().log_softmax(-1), log_probs)
+                        divergence[name] += kl_divergence(clean[i], logits[i]).double().sum().item()
             n_tokens += int(batch.targets.sum())
             n_contexts += len(batch.input_ids)
     if n_tokens == 0:
@@ -122,8 +121,8 @@ def _scored_logits(model: nn.Module, batch: ContextBatch) -> list[Tensor]:
 
 
 def _next_ids(batch: ContextBatch) -> list[Tensor]:
-    """Of each context its scored tokens: int64[n_scored 1]."""
-    return [ids[1:][scored][:, None] for ids, scored in zip(batch.input_ids, batch.targets, strict=True)]
+    """Of each context its scored tokens: int64[n_scored]."""
+    return [ids[1:][scored] for ids, scored in zip(batch.input_ids, batch.targets, strict=True)]
 
 
 def scored_contexts(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from saelens_lite.lm.decoder import evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo, prepared_inputs
 from saelens_lite.lm.hooks import edit, model_device
-from saelens_lite.lm.losses import kl_to_clean
+from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.sae.latents import SparseLatents
 
 from ..rows.store_contexts import Contexts
@@ -97,8 +97,8 @@ class EndToEnd(Kind):
     def _divergence(self, clean: Tensor, logits: Tensor, next_ids: Tensor) -> Tensor:
         """float32[seq] of one example; clean, logits: float[seq vocab]."""
         if self.config.end_to_end == "kl":
-            return kl_to_clean(clean, logits)
-        return nn.functional.cross_entropy(logits.float(), next_ids, reduction="none")
+            return kl_divergence(clean, logits)
+        return cross_entropy(logits, next_ids)
 
     def calibrate(self, acts: Tensor) -> None:
         self.kind.calibrate(acts)

@@ -2,6 +2,7 @@
 refused."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from saelens_lite.analyze.edits.latents import clamp, scale, steer
 from saelens_lite.analyze.edits.neutral_text import NeutralText, repetition, side_effects
 from saelens_lite.analyze.stats.bootstrap import cluster_bootstrap
 from saelens_lite.analyze.stats.document_split import Split, select_latents
-from saelens_lite.lm.losses import kl_to_clean, token_losses
+from saelens_lite.lm.losses import kl_divergence, token_losses
 
 from ..conftest import make_sae
 
@@ -150,12 +151,27 @@ def test_side_effects_are_what_their_definitions_say(planted_latent):
         )
         with steer(model, sae, LATENT, 0.5, "resid_norm"):
             delta = token_losses(model, IDS, mask) - clean
-            kl = kl_to_clean(logits, model(IDS, attention_mask=mask, position_ids=positions).logits)[:, :-1]
+            kl = kl_divergence(logits, model(IDS, attention_mask=mask, position_ids=positions).logits)[:, :-1]
     expected = cluster_bootstrap(delta[real], rows[real], n_resamples=100)
     torch.testing.assert_close(found.delta_ce.estimate, expected.estimate, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.delta_ce.low, expected.low, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.kl.estimate.float(), kl[real].mean(), rtol=1e-4, atol=1e-6)
     assert found.push == pytest.approx(0.5, rel=1e-4) and found.repetition is None
+
+
+def test_side_effects_of_a_model_with_a_padded_vocabulary(planted_latent):
+    """Three more logits of −∞ are no tokens: the same losses, and a KL that is a number."""
+    model, sae = planted_latent
+    latent_pushed = partial(steer, model, sae, LATENT, 0.5, unit="resid_norm")
+    plain = side_effects(model, latent_pushed, NeutralText(input_ids=IDS), POINT, n_resamples=20)
+    handle = model.lm_head.register_forward_hook(
+        lambda module, args, logits: torch.nn.functional.pad(logits, (0, 3), value=-torch.inf)
+    )
+    padded = side_effects(model, latent_pushed, NeutralText(input_ids=IDS), POINT, n_resamples=20)
+    handle.remove()
+    torch.testing.assert_close(padded.kl.estimate, plain.kl.estimate, rtol=1e-5, atol=0.0)
+    torch.testing.assert_close(padded.delta_ce.estimate, plain.delta_ce.estimate, rtol=1e-5, atol=1e-7)
+    assert plain.kl.estimate > 0.001
 
 
 def test_repetition_by_hand():

@@ -10,7 +10,7 @@ from saelens_lite.analyze.evaluation import evaluate
 from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
 from saelens_lite.analyze.evaluation.result import Densities
 from saelens_lite.hashing import is_held_out
-from saelens_lite.lm.losses import kl_to_clean
+from saelens_lite.lm.losses import kl_divergence
 from saelens_lite.sae.metrics import ReconstructionSums, kl_score
 
 from ..conftest import make_sae
@@ -174,7 +174,7 @@ def test_cross_entropy_worked_out_directly(store, gpt2, sae):
                 logits_of[name] = logits
                 losses = nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
                 total[name] += losses[counts[1:]].double().sum().item()
-            kl += kl_to_clean(logits_of["clean"], logits_of["spliced"])[:-1][counts[1:]].double().sum().item()
+            kl += kl_divergence(logits_of["clean"], logits_of["spliced"])[:-1][counts[1:]].double().sum().item()
             n_tokens += int(counts[1:].sum())
     found = evaluate_sae(sae, store, gpt2, max_tokens=None, batch_size_seqs=3, **SPLIT)
     assert found.n_ce_tokens == n_tokens

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 import saelens_lite as sl
 from saelens_lite.hashing import is_held_out
 from saelens_lite.kernels.reference import remove_parallel
-from saelens_lite.lm.losses import kl_to_clean
+from saelens_lite.lm.losses import kl_divergence
 from saelens_lite.lm.replacement import splice
 from saelens_lite.lm.store_losses import scored_contexts
 from saelens_lite.train.config import TrainConfig
@@ -100,7 +100,7 @@ def test_gradients_are_those_of_the_loss_written_out(model, store, source, kind,
     logits = model(batch.input_ids, attention_mask=batch.attended.long()).logits
     handle.remove()
     if objective == "kl":
-        divergence = kl_to_clean(clean, logits)[:, :-1][batch.targets].mean()
+        divergence = kl_divergence(clean, logits)[:, :-1][batch.targets].mean()
     else:
         divergence = torch.nn.functional.cross_entropy(
             logits[:, :-1][batch.targets], batch.input_ids[:, 1:][batch.targets]
@@ -120,6 +120,24 @@ def test_gradients_are_those_of_the_loss_written_out(model, store, source, kind,
     assert sae.W_enc.grad.stride() == (1, sae.d_model)
 
 
+@pytest.mark.parametrize("objective", ["kl", "ce"])
+def test_a_padded_vocabulary_changes_no_gradient(model, store, source, objective):
+    """Three more logits of −∞, which no token has."""
+    config = TrainConfig(kind="topk", init_from=source("topk"), end_to_end=objective, batch_size_rows=128)
+    batch, found = StoreContexts(store, config).batch(3), []
+    for n_padded in (0, 3):
+        sae = sl.SparseAutoencoder.load(source("topk"))
+        handle = model.lm_head.register_forward_hook(
+            lambda module, args, logits, n=n_padded: torch.nn.functional.pad(logits, (0, n), value=-torch.inf)
+        )
+        stats, _ = EndToEnd(kind_class("topk")(sae, config), model, POINT, 1.0).gradients(batch, None, 0.0)
+        handle.remove()
+        found.append([stats.sparsity, sae.W_enc.grad, sae.W_dec.grad, sae.b_enc.grad])
+    for plain, padded in zip(*found):
+        assert plain.any()
+        assert_close(padded, plain, rtol=1e-4, atol=1e-5 * float(plain.detach().abs().max()))
+
+
 def held_out_kl(folder, store, model):
     """Mean KL from the clean predictions over held-out documents, nats a token."""
     total, n_tokens, sae = 0.0, 0, sl.SparseAutoencoder.load(folder)
@@ -128,7 +146,7 @@ def held_out_kl(folder, store, model):
             inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attended.long()}
             clean = model(**inputs).logits
             with splice(model, sae, positions=batch.kept):
-                kl = kl_to_clean(clean, model(**inputs).logits)
+                kl = kl_divergence(clean, model(**inputs).logits)
             total, n_tokens = (
                 total + float(kl[:, :-1][batch.targets].sum()),
                 n_tokens + int(batch.targets.sum()),

@@ -27,7 +27,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.reader import ActivationStore
 
-from .latents.compatibility import matching_hook_point
+from .latents.compatibility import fits
 from .latents.store_pass import BLOCK_ROWS, blocks, to_cpu
 
 Rows = Tensor | np.ndarray | ActivationStore
@@ -89,7 +89,7 @@ class AnomalyDetector:
             f"surprise {self.surprise_center:.4g} ± {self.surprise_scale:.2g} nats"
         )
 
-    def scores(self, rows: Rows, hook_point: str | None = None) -> AnomalyScores:
+    def scores(self, rows: Rows, *, hook_point: str | None = None) -> AnomalyScores:
         """Error and surprise of every row.
 
         hook_point: of a store; by default the SAE's
@@ -114,7 +114,7 @@ class AnomalyDetector:
         return silent.repeat(latents.batch).index_add_(0, row, torch.log1p(-p) - p.log() - tail)
 
 
-def fit_anomaly(sae: SparseAutoencoder, normal: Rows, hook_point: str | None = None) -> AnomalyDetector:
+def fit_anomaly(sae: SparseAutoencoder, normal: Rows, *, hook_point: str | None = None) -> AnomalyDetector:
     """Learn what is normal from rows, in two passes: rates and magnitudes of latents, then the spread of both
     scores.
 
@@ -144,7 +144,7 @@ def fit_anomaly(sae: SparseAutoencoder, normal: Rows, hook_point: str | None = N
     log_std = ((own.clamp_min(0) + PRIOR_FIRINGS * variance) / (counts + PRIOR_FIRINGS)).sqrt()
     rates = (counts + 0.5) / (n_rows + 1)
 
-    found = AnomalyDetector(sae, n_rows, rates, log_mean, log_std).scores(normal, hook_point)
+    found = AnomalyDetector(sae, n_rows, rates, log_mean, log_std).scores(normal, hook_point=hook_point)
     (error_center, error_scale), (surprise_center, surprise_scale) = (
         _spread(found.error),
         _spread(found.surprise),
@@ -179,7 +179,7 @@ def _encoded(
 def _blocks(sae: SparseAutoencoder, rows: Rows, hook_point: str | None) -> Iterator[Tensor]:
     """float[n d_model] in the SAE's dtype, on its device."""
     if isinstance(rows, ActivationStore):
-        yield from (block.acts for block in blocks(sae, rows, matching_hook_point(sae, rows, hook_point)))
+        yield from (block.acts for block in blocks(sae, rows, fits(sae, rows, hook_point)))
         return
     if hook_point is not None:
         raise ValueError(

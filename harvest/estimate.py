@@ -12,6 +12,7 @@ from torch import nn
 
 from saelens_lite.errors import ShardError
 from saelens_lite.lm import hooks
+from saelens_lite.lm.decoder import Decoder
 from saelens_lite.store.codecs import STORE_DTYPES, row_bytes
 from saelens_lite.store.folder import Folder
 
@@ -89,7 +90,7 @@ def forward_seconds(model: nn.Module, hook_points: Sequence[str], plan: dict[str
     """Time of the forward passes for so many rows, measured on one batch after a first one; no row is
     kept."""
     shape = (plan["batch_size_seqs"], plan["context_length"])
-    input_ids = torch.zeros(shape, dtype=torch.int64, device=hooks.model_device(model))
+    input_ids = torch.zeros(shape, dtype=torch.int64, device=Decoder(model).device)
     with torch.inference_mode():
         for _ in range(2):
             began = time.perf_counter()

@@ -14,7 +14,7 @@ from torch import nn
 from saelens_lite.config import from_mapping
 from saelens_lite.errors import HookError
 from saelens_lite.lm import hooks
-from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.token_text import special_token_ids
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.layout import finished_shards
@@ -40,7 +40,7 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
 
     raises: HookError for a module whose output is not one vector a token
     """
-    input_ids = torch.zeros(2, 3, dtype=torch.int64, device=hooks.model_device(model))
+    input_ids = torch.zeros(2, 3, dtype=torch.int64, device=Decoder(model).device)
     acts = hooks.run_to(model, [point.name for point in points], input_ids=input_ids)
     for name, found in acts.items():
         if found.ndim != 3 or found.shape[:2] != input_ids.shape:

@@ -22,13 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
-from saelens_lite.lm.positions import Positions, special_ids
+from saelens_lite.lm.positions import Positions
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.latents import ablate
-from ..latents.compatibility import place_of
+from ..latents.compatibility import fits
 from .gradients import stream_leaves
 from .stream_parts import StreamParts
 
@@ -90,10 +90,11 @@ def edge_attribution(
     raises: ValueError for targets outside the text or the SAE, or hook points in the wrong order; HookError
         as `hooks.edit`
     """
-    source, sink = place_of(model, upstream, upstream_point), place_of(model, downstream, downstream_point)
+    decoder = Decoder(model)
+    source, sink = fits(upstream, decoder, upstream_point), fits(downstream, decoder, downstream_point)
     targets = _checked_targets(targets, downstream)
-    with evaluation_mode(model), torch.enable_grad(), stream_leaves(model, source) as leaves:
-        acts = run_to(model, [sink], **model_inputs)[sink]
+    with evaluation_mode(decoder), torch.enable_grad(), stream_leaves(decoder, source) as leaves:
+        acts = run_to(decoder, [sink], **model_inputs)[sink]
         if len(leaves) != 1 or not acts.requires_grad or source == sink:
             raise ValueError(
                 f"edges expected an upstream hook point before the downstream one, got {source} and {sink}"
@@ -101,7 +102,7 @@ def edge_attribution(
         (leaf,) = leaves
         pre_acts = _read(downstream, acts, targets)
         parts = StreamParts(upstream, leaf.acts)
-        skipped = special_ids(model) if skip_ids is None else tuple(skip_ids)
+        skipped = decoder.special_ids if skip_ids is None else tuple(skip_ids)
         chosen = Positions(skip_ids=skipped)(leaf.info)[..., None]
         n, batch = len(targets), len(acts)
         effects = torch.zeros(n, upstream.d_sae, device=upstream.device)
@@ -146,7 +147,8 @@ def edge_ablation(
     returns: float32[m]
     raises: as `edge_attribution`
     """
-    source, sink = place_of(model, upstream, upstream_point), place_of(model, downstream, downstream_point)
+    decoder = Decoder(model)
+    source, sink = fits(upstream, decoder, upstream_point), fits(downstream, decoder, downstream_point)
     targets = _checked_targets(targets, downstream)
     if (
         edges.ndim != 2
@@ -157,13 +159,13 @@ def edge_ablation(
             f"edges expected [m 2] rows of (target 0 to {len(targets) - 1}, latent), got {list(edges.shape)}"
         )
     effects = torch.zeros(len(edges))
-    with evaluation_mode(model), torch.no_grad():
-        clean = _read(downstream, run_to(model, [sink], **model_inputs)[sink], targets)
+    with evaluation_mode(decoder), torch.no_grad():
+        clean = _read(downstream, run_to(decoder, [sink], **model_inputs)[sink], targets)
         for latent in edges[:, 1].unique().tolist():
             of_latent = (edges[:, 1] == latent).nonzero()[:, 0]
             read = edges[of_latent, 0]
-            with ablate(model, upstream, latent, hook_point=source, skip_ids=skip_ids):
-                ablated = _read(downstream, run_to(model, [sink], **model_inputs)[sink], targets[read])
+            with ablate(decoder, upstream, latent, hook_point=source, skip_ids=skip_ids):
+                ablated = _read(downstream, run_to(decoder, [sink], **model_inputs)[sink], targets[read])
             effects[of_latent] = (clean[read.to(clean.device)] - ablated).float().cpu()
     return effects
 

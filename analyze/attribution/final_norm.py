@@ -15,24 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError
-from saelens_lite.lm.decoder import decoder_layers
+from saelens_lite.lm.decoder import Decoder
 
 
-def final_norm(model: nn.Module, d_model: int) -> nn.Module:
+def final_norm(decoder: Decoder, d_model: int) -> nn.Module:
     """The norm behind the last block: the last module beside the blocks that has a weight[d_model].
 
     raises: HookError where there is none
     """
-    path, _ = decoder_layers(model)
-    parent = model.get_submodule(path.rpartition(".")[0])
-    norms = [
-        child
-        for child in parent.children()
-        if getattr(getattr(child, "weight", None), "shape", None) == (d_model,)
-    ]
+    beside = decoder.bare.get_submodule(decoder.path.rpartition(".")[0]).children()
+    norms = [norm for norm in beside if getattr(getattr(norm, "weight", None), "shape", None) == (d_model,)]
     if not norms:
         raise HookError(
-            f"expected a final norm beside {path}, found none with a weight [{d_model}]; use final_norm=False"
+            f"expected a final norm beside {decoder.path}, found none with a weight [{d_model}]; use final_norm=False"
         )
     return norms[-1]
 
@@ -67,9 +62,8 @@ class NormParts:
         if not off <= min(0.1, 256 * torch.finfo(normed.dtype).eps):
             raise HookError(
                 "expected the output embedding to read weight · stream / scale + bias, as after a LayerNorm "
-                "or an RMSNorm, "
-                f"got something that differs from it by {float(off):.1e} of its size: the logits have no "
-                "direct parts"
+                f"or an RMSNorm, got something that differs from it by {float(off):.1e} of its size: the "
+                "logits have no direct parts"
             )
         return scale
 

@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError
-from saelens_lite.lm.decoder import evaluation_mode
-from saelens_lite.lm.forward_state import EditInfo, prepared_inputs
-from saelens_lite.lm.hooks import edit, model_device
-from saelens_lite.lm.positions import Positions, Where, special_ids
+from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
+from saelens_lite.lm.forward_state import EditInfo, placed_inputs
+from saelens_lite.lm.hooks import edit
+from saelens_lite.lm.positions import Positions, Where
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
-from ..latents.compatibility import place_of
+from ..latents.compatibility import fits
 from .stream_parts import StreamParts
 
 
@@ -93,8 +93,8 @@ def gradient_attribution(
     model: nn.Module,
     sae: SparseAutoencoder,
     metric: Callable[[Tensor], Tensor],
-    where: Where = "all",
     *,
+    where: Where = "all",
     hook_point: str | None = None,
     skip_ids: Sequence[int] | None = None,
     **model_inputs: Any,
@@ -108,10 +108,11 @@ def gradient_attribution(
     raises: ValueError for a metric that is no finite scalar of the logits, or an SAE that does not fit the
         model; HookError as `hooks.edit`
     """
-    point = place_of(model, sae, hook_point)
-    positions = Positions(where=where, skip_ids=special_ids(model) if skip_ids is None else tuple(skip_ids))
-    with evaluation_mode(model), torch.enable_grad(), stream_leaves(model, point) as leaves:
-        value = metric(model(**placed_inputs(model, model_inputs)).logits)
+    decoder = Decoder(model)
+    point = fits(sae, decoder, hook_point)
+    positions = Positions(where=where, skip_ids=decoder.special_ids if skip_ids is None else tuple(skip_ids))
+    with evaluation_mode(decoder), torch.enable_grad(), stream_leaves(decoder, point) as leaves:
+        value = metric(model(**placed_inputs(decoder, model_inputs)).logits)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(f"metric expected to return a scalar tensor made of the logits, got {shape}")
@@ -142,25 +143,15 @@ class Leaf(NamedTuple):
 
 
 @contextmanager
-def stream_leaves(model: nn.Module, point: str) -> Iterator[list[Leaf]]:
-    """The forward inside goes on from a leaf with the same values, kept in the list; what comes before has no
-    gradient."""
+def stream_leaves(model: Model, point: str) -> Iterator[list[Leaf]]:
+    """Inside, the forward continues from a leaf with the same values, kept in the list; what comes before has
+    no gradient."""
     leaves: list[Leaf] = []
 
     def begin(acts: Tensor, info: EditInfo) -> Tensor:
-        leaves.append(Leaf(acts.detach().requires_grad_(), info))
-        return leaves[
-            -1
-        ].acts.clone()  # some blocks add into the stream in place, which a leaf does not allow
+        leaf = acts.detach().requires_grad_()
+        leaves.append(Leaf(leaf, info))
+        return leaf.clone()  # some blocks add into the stream in place, which a leaf does not allow
 
     with edit(model, point, begin):
         yield leaves
-
-
-def placed_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs on the model's device, for a forward without a cache, with positions from a left-padded mask."""
-    device = model_device(model)
-    inputs = {
-        key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()
-    }
-    return prepared_inputs(model, inputs)

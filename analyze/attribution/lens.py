@@ -10,8 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import unwrap
-from saelens_lite.lm.hooks import model_device
+from saelens_lite.lm.decoder import Decoder
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..latents.compatibility import checked_latents
@@ -88,13 +87,8 @@ def logit_lens(
         model's, or a model without an output embedding; HookError when final_norm is wanted and none is found
     source: nostalgebraist 2020, "interpreting GPT: the logit lens"
     """
-    chosen, model = checked_latents(sae, latents), unwrap(model)
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    if head is None:
-        raise ValueError(
-            f"logit_lens expected a model with an output embedding, got {type(model).__name__}; use a "
-            "…ForCausalLM"
-        )
+    chosen, decoder = checked_latents(sae, latents), Decoder(model)
+    head = decoder.head
     width = getattr(head, "in_features", sae.d_model)
     if width != sae.d_model:
         raise ValueError(
@@ -102,16 +96,14 @@ def logit_lens(
         )
 
     parameter = next(head.parameters())
-    device = (
-        model_device(model) if parameter.is_meta else parameter.device
-    )  # offloaded weights come when the head is called
+    # offloaded weights come when the head is called
+    device = decoder.device if parameter.is_meta else parameter.device
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
-    norm = norm_parts(norm_of(model, sae.d_model), sae.W_dec[:1].to(device, dtype)) if final_norm else None
+    norm = norm_parts(norm_of(decoder, sae.d_model), sae.W_dec[:1].to(device, dtype)) if final_norm else None
     with torch.no_grad():
         bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
         n_shown = min(n, bias.shape[-1])
-        # filled in place: small tensors allocated between chunks would keep the memory of those from being
-        # used again
+        # filled in place: small tensors between the chunks would keep their memory from being used again
         values = torch.empty(2, len(chosen), n_shown)
         ids = torch.empty(2, len(chosen), n_shown, dtype=torch.int64)
         for places in torch.arange(len(chosen)).split(_CHUNK_LATENTS):
@@ -126,6 +118,6 @@ def logit_lens(
                 )
     if not values.isfinite().all():
         raise ValueError(
-            f"expected finite logits, got nan or infinity: the SAE or {type(model).__name__} has such weights"
+            f"expected finite logits, got nan or infinity: the SAE or {decoder.class_name} has such weights"
         )
     return LogitLens(chosen, ids[0], values[0], ids[1], values[1], tokenizer)

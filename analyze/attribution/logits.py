@@ -24,14 +24,15 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError
-from saelens_lite.lm.decoder import block_parts, decoder_layers, evaluation_mode, unwrap
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
+from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.lm.hooks import capture, resolve
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
-from ..latents.compatibility import place_of
+from ..latents.compatibility import fits
+from ..latents.store_pass import to_cpu
 from .final_norm import final_norm, norm_parts
-from .gradients import placed_inputs
 from .stream_parts import StreamParts
 
 Tokens = int | Tensor
@@ -93,22 +94,18 @@ def direct_logit_attribution(
     raises: ValueError for an SAE that does not fit the model; HookError where the logits are no linear
         read-out of a normed stream, or the parts do not add up to them
     """
-    place = _Place(model, place_of(model, sae, hook_point))
-    head = unwrap(model).get_output_embeddings() if hasattr(unwrap(model), "get_output_embeddings") else None
-    if head is None:
-        raise ValueError(
-            f"attribution expected a model with an output embedding, got {type(unwrap(model)).__name__}"
-        )
-    inputs = placed_inputs(model, model_inputs)
+    decoder = Decoder(model)
+    place = _Place(decoder, fits(sae, decoder, hook_point))
+    head, inputs = decoder.head, placed_inputs(decoder, model_inputs)
     read: dict[str, Tensor] = {}
 
     def on_head(_module: nn.Module, args: tuple, output: Tensor) -> None:
         read.update(normed=args[0].detach(), logits=output.detach())
 
     with ExitStack() as stack:
-        stack.enter_context(evaluation_mode(model))
+        stack.enter_context(evaluation_mode(decoder))
         stack.enter_context(torch.no_grad())
-        stream = stack.enter_context(capture(model, place.captured))
+        stream = stack.enter_context(capture(decoder, place.captured))
         stack.callback(head.register_forward_hook(on_head).remove)
         model(**inputs)
     batch, seq = stream[place.captured[0]].shape[:2]
@@ -129,7 +126,7 @@ def direct_logit_attribution(
     logit_diff = ends[0] - ends[1]
     vectors, head_bias = _read_out(head, normed, ids)
     last = at(stream[place.last])
-    norm = norm_parts(final_norm(unwrap(model), sae.d_model), normed)
+    norm = norm_parts(final_norm(decoder, sae.d_model), normed)
     direct = norm.center(norm.weight * vectors) / norm.scale(last, normed.cpu())
 
     acts = stream[place.name][torch.arange(batch), columns.to(stream[place.name].device)]
@@ -140,17 +137,9 @@ def direct_logit_attribution(
         for name, terms in place.others
     }
     parts |= {"bias": vectors @ norm.bias + head_bias}
-    latents = own.latents
     found = LogitAttribution(
         logit_diff=logit_diff,
-        latents=SparseLatents(
-            latents.values.cpu(),
-            latents.indices.cpu(),
-            latents.offsets.cpu(),
-            latents.d_sae,
-            latents.batch_shape,
-            latents.k,
-        ),
+        latents=to_cpu(own.latents),
         parts={name: share.double().cpu() for name, share in parts.items()},
     )
     size = found.latents.to_dense().abs().sum(-1) + torch.stack(list(found.parts.values())).abs().sum(0)
@@ -158,9 +147,8 @@ def direct_logit_attribution(
     gap = float(((found.total - logit_diff).abs() / size).max())
     if not gap <= 256 * max(torch.finfo(dtype).eps for dtype in (read["logits"].dtype, sae.dtype)):
         raise HookError(
-            f"expected the parts of the stream to add up to the logits of {type(unwrap(model)).__name__}, "
-            "they miss them by "
-            f"{gap:.1e} of their size: its last block is not followed by the final norm and the output "
+            f"expected the parts of the stream to add up to the logits of {decoder.class_name}, they miss them "
+            f"by {gap:.1e} of their size: its last block is not followed by the final norm and the output "
             "embedding alone"
         )
     return found
@@ -172,38 +160,35 @@ class _Place:
     others: (name, [(sign, hook point), …]) of every part of the last stream that the SAE does not see
     """
 
-    def __init__(self, model: nn.Module, name: str) -> None:
-        point, (path, layers) = resolve(model, name), decoder_layers(model)
-        kind = (
-            "resid_post"
-            if point.module_path == f"{path}.{point.block}" and point.kind == "module"
-            else point.kind
-        )
+    def __init__(self, decoder: Decoder, name: str) -> None:
+        point, n_blocks = resolve(decoder, name), len(decoder.layers)
+        is_block = point.module_path == f"{decoder.path}.{point.block}" and point.kind == "module"
+        kind = "resid_post" if is_block else point.kind
         if kind == "module":
             raise ValueError(
-                "direct attribution expected an SAE of the stream or of what a block adds to it, got one "
-                f"of {name}: "
-                "pass hook_point= where its activations are those of a point such as "
+                "direct attribution expected an SAE of the stream or of what a block adds to it, got one of "
+                f"{name}: pass hook_point= where its activations are those of a point such as "
                 f"blocks.{point.block or 0}.hook_mlp_out"
             )
         assert point.block is not None, "canonical points belong to blocks"
-        self.name, self.last = name, f"blocks.{len(layers) - 1}.hook_resid_post"
+        self.name, self.last = name, f"blocks.{n_blocks - 1}.hook_resid_post"
         self.others: list[tuple[str, list[tuple[int, str]]]] = []
         if kind in ("attn_out", "mlp_out"):
-            other = {"attn_out": "mlp_out", "mlp_out": "attn_out"}[kind]
-            self.others = [
-                (p, [(1, p)]) for p in (f"blocks.{point.block}.hook_{part}" for part in ("resid_pre", other))
-            ]
-        for block in range(point.block if kind == "resid_pre" else point.block + 1, len(layers)):
-            if block_parts(model, block) is None:  # what the block adds, not divided: scaled branches
+            other = "mlp_out" if kind == "attn_out" else "attn_out"
+            self.others = _alone(point.block, "resid_pre", other)
+        for block in range(point.block if kind == "resid_pre" else point.block + 1, n_blocks):
+            if decoder.parts(block) is None:  # what the block adds, not divided: scaled branches
                 ends = [(1, f"blocks.{block}.hook_resid_post"), (-1, f"blocks.{block}.hook_resid_pre")]
                 self.others.append((f"blocks.{block}", ends))
             else:
-                self.others += [
-                    (p, [(1, p)]) for p in (f"blocks.{block}.hook_{part}" for part in ("attn_out", "mlp_out"))
-                ]
+                self.others += _alone(block, "attn_out", "mlp_out")
         points = [p for _, terms in self.others for _, p in terms]
         self.captured = list(dict.fromkeys([name, self.last, *points]))
+
+
+def _alone(block: int, *kinds: str) -> list[tuple[str, list[tuple[int, str]]]]:
+    """Hook points of a block, each a part by itself."""
+    return [(name, [(1, name)]) for name in (f"blocks.{block}.hook_{kind}" for kind in kinds)]
 
 
 def _read_out(head: nn.Module, normed: Tensor, ids: list[Tensor | None]) -> tuple[Tensor, Tensor]:

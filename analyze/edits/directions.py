@@ -1,7 +1,7 @@
 """Edits along directions that no SAE gave: a vector added to the stream, or what lies along it removed.
 
-What DiffMean, a probe or chance find (controls.py) can so be tried in the place of a latent. Positions, hook
-points and conditions are as in intervene.py; `hook_point=hook_points(model)` removes a direction wherever a
+This tries what DiffMean, a probe or chance find (controls.py) in the place of a latent. Positions, hook
+points and conditions are as in latents.py; `hook_point=hook_points(model)` removes a direction wherever a
 block writes it.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import nearest
-from saelens_lite.lm.decoder import d_model
+from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import resolve
 from saelens_lite.lm.positions import Where
@@ -28,11 +28,12 @@ _UNITS = ("raw", "resid_norm")
 
 @contextmanager
 def steer_direction(
-    model: nn.Module,
+    model: Model,
     direction: Tensor,
     strength: float,
-    unit: Literal["raw", "resid_norm"] = "raw",
+    *,
     where: Where = "all",
+    unit: Literal["raw", "resid_norm"] = "raw",
     **place: Unpack[Place],
 ) -> Iterator[None]:
     """strength · direction added to the stream; hook_point= says where.
@@ -46,7 +47,8 @@ def steer_direction(
         raise ValueError(f"unit expected one of {_UNITS}, got {unit!r}{nearest(str(unit), _UNITS)}")
     if not math.isfinite(strength):
         raise ValueError(f"strength expected a finite number, got {strength}")
-    (vector,) = _checked(model, direction, place, 1)
+    decoder = Decoder.of(model)
+    (vector,) = _checked(decoder, direction, place, 1)
     if unit == "resid_norm":
         vector = nn.functional.normalize(vector, dim=0)
 
@@ -58,13 +60,13 @@ def steer_direction(
             else added.expand_as(acts)
         )
 
-    with edited(model, change, where, **place):
+    with edited(decoder, change, where, **place):
         yield
 
 
 @contextmanager
 def ablate_direction(
-    model: nn.Module, direction: Tensor, where: Where = "all", **place: Unpack[Place]
+    model: Model, direction: Tensor, *, where: Where = "all", **place: Unpack[Place]
 ) -> Iterator[None]:
     """What lies along a direction removed from the stream, h − (h · d̂) d̂; of several, all of the space they
     span.
@@ -74,27 +76,26 @@ def ablate_direction(
     source: Arditi et al. 2024, "Refusal in Language Models Is Mediated by a Single Direction",
         arXiv:2406.11717
     """
-    left, sizes, _ = torch.linalg.svd(_checked(model, direction, place, None).T, full_matrices=False)
-    basis = left[
-        :, sizes > sizes[0] * len(left) * torch.finfo(sizes.dtype).eps
-    ]  # float[d_model rank], orthonormal
+    decoder = Decoder.of(model)
+    left, sizes, _ = torch.linalg.svd(_checked(decoder, direction, place, None).T, full_matrices=False)
+    independent = sizes > sizes[0] * len(left) * torch.finfo(sizes.dtype).eps
+    basis = left[:, independent]  # float[d_model rank], orthonormal
 
     def change(acts: Tensor, info: EditInfo) -> Tensor:
         columns = basis.to(acts.device)
         return -(acts.to(columns.dtype) @ columns) @ columns.T
 
-    with edited(model, change, where, **place):
+    with edited(decoder, change, where, **place):
         yield
 
 
-def _checked(model: nn.Module, direction: Tensor, place: Place, n: int | None) -> Tensor:
+def _checked(decoder: Decoder, direction: Tensor, place: Place, n: int | None) -> Tensor:
     """float[n d_model], float32 or wider, none of them zero and, for the model's own hook points, of the
     model's width."""
     rows = direction.detach()[None] if direction.ndim == 1 else direction.detach()
-    of_model = any(
-        resolve(model, name).kind != "module" for name in hook_point_names(place.get("hook_point"))
-    )
-    width = d_model(model) if of_model else rows.shape[-1]
+    points = [resolve(decoder, name) for name in hook_point_names(place.get("hook_point"))]
+    of_model = any(point.kind != "module" for point in points)
+    width = decoder.width if of_model else rows.shape[-1]
     if rows.ndim != 2 or rows.shape[1] != width or (n is not None and len(rows) != n):
         raise ValueError(f"direction expected float[d_model={width}], got {list(direction.shape)}")
     if not rows.isfinite().all() or not rows.any(1).all():

@@ -304,7 +304,7 @@ def dose_response(
         side = (
             None
             if neutral is None
-            else side_effects(model, partial(on_neutral, dose), neutral, point, **bootstrap)
+            else side_effects(model, partial(on_neutral, dose), neutral, hook_point=point, **bootstrap)
         )
         rows.append(
             DoseRow(dose, interval(scores[i, 0]), interval(own), side, tuple(compared), tuple(rivalling))

@@ -1,14 +1,13 @@
-"""Edits of latents in a running model: ablate, clamp, scale, steer, splice. Context managers, for `generate`
-and forwards.
+"""Edits of latents in a running model: ablate, clamp, scale, steer, or the reconstruction alone. They are
+context managers, for `generate` and plain forwards.
 
     stream ← stream + (z_new − z) · W_dec
 
 with z the latents of the stream as it is. The SAE's error is never recomputed: what the SAE does not explain
 stays, and a row where z_new = z keeps every bit. Where the SAE normalises its inputs at run time, the edit is
 multiplied by the row's scale. The latents of one call are edited at once; nested contexts act in the order
-they were entered, each
-on the stream that the one before left, at one hook point or at several: `with ablate(…, sae_3, …), steer(…,
-sae_5, …):`. One call acts at several places with `hook_point=[…]`.
+they were entered, each on the stream that the one before left, at one hook point or at several: `with
+ablate(…, sae_3, …), steer(…, sae_5, …):`. One call acts at several places with `hook_point=[…]`.
 
 Positions. `where` is "all", "prompt", "generated", a bool mask [batch width] over the columns of the input
 (`span_mask` makes one of the tokens of an entity), or a function of EditInfo that returns bool[batch seq].
@@ -27,10 +26,11 @@ from contextlib import contextmanager
 from typing import Literal, Unpack
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelens_lite.errors import nearest
 from saelens_lite.hashing import hashed_uniform
+from saelens_lite.lm.decoder import Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.positions import Where
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -55,9 +55,10 @@ BOUNDS = ("both", "min", "max")
 
 @contextmanager
 def ablate(
-    model: nn.Module,
+    model: Model,
     sae: SparseAutoencoder,
     latents: Latents,
+    *,
     where: Where = "all",
     value: Literal["zero", "mean", "resample"] = "zero",
     mean: Tensor | None = None,
@@ -70,8 +71,7 @@ def ablate(
     mean: float[d_sae], as `latent_stats` gives, or one a latent; for value="mean"
     reference: float[n_tokens d_model], activations of other tokens, such as rows of a store; for
         value="resample". Every edited token takes the values of all the latents from one of them, drawn by a
-        hash of the seed, the token and its
-        index in the text: the same in any batch, with a cache or without
+        hash of the seed, the token and its index in the text: the same in any batch, with a cache or without
     raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as
         `hooks.edit`
     source: of resampling, Chan et al. 2022, "Causal Scrubbing"
@@ -83,11 +83,8 @@ def ablate(
         )
     for name, given in (("mean", mean), ("reference", reference)):
         if needed[value] == name and given is None:
-            way_out = {
-                "mean": "latent_stats(sae, batches).mean gives it",
-                "reference": "such as store.acts(0)",
-            }[name]
-            raise ValueError(f"value={value!r} expected {name}=, got None; {way_out}")
+            source = "latent_stats(sae, batches).mean" if name == "mean" else "store.acts(0)"
+            raise ValueError(f"value={value!r} expected {name}=, such as {source}, got None")
         if needed[value] != name and given is not None:
             owner = "mean" if name == "mean" else "resample"
             raise ValueError(f"{name}= belongs to value={owner!r}, got it with value={value!r}")
@@ -110,10 +107,11 @@ def ablate(
 
 @contextmanager
 def clamp(
-    model: nn.Module,
+    model: Model,
     sae: SparseAutoencoder,
     latents: Latents,
     value: PerLatent,
+    *,
     where: Where = "all",
     unit: Unit = "raw",
     max_act: PerLatent | None = None,
@@ -143,10 +141,11 @@ def clamp(
 
 @contextmanager
 def scale(
-    model: nn.Module,
+    model: Model,
     sae: SparseAutoencoder,
     latents: Latents,
     factor: PerLatent,
+    *,
     where: Where = "all",
     **place: Unpack[LatentPlace],
 ) -> Iterator[None]:
@@ -163,12 +162,13 @@ def scale(
 
 @contextmanager
 def steer(
-    model: nn.Module,
+    model: Model,
     sae: SparseAutoencoder,
     latents: Latents,
     strength: PerLatent,
-    unit: Unit = "raw",
+    *,
     where: Where = "all",
+    unit: Unit = "raw",
     max_act: PerLatent | None = None,
     **place: Unpack[LatentPlace],
 ) -> Iterator[None]:
@@ -192,13 +192,12 @@ def steer(
 
 @contextmanager
 def replace_with_reconstruction(
-    model: nn.Module, sae: SparseAutoencoder, where: Where = "all", **place: Unpack[Place]
+    model: Model, sae: SparseAutoencoder, *, where: Where = "all", **place: Unpack[Place]
 ) -> Iterator[None]:
-    """The SAE's reconstruction in place of the activations: of every edit's stream, only what the SAE
-    explains is left.
+    """The SAE's reconstruction in place of the activations: only what the SAE explains is left of the stream.
 
-    The one edit that drops the SAE's error, for comparison: what it does to the model is the damage of
-    reconstruction alone.
+    This is the one edit that drops the SAE's error. What it does to the model is the damage of reconstruction
+    alone, to compare other edits with.
     raises: as `ablate`
     """
 

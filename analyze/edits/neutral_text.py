@@ -11,11 +11,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import evaluation_mode
-from saelens_lite.lm.forward_state import prepared_inputs
-from saelens_lite.lm.hooks import capture, model_device
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
+from saelens_lite.lm.forward_state import placed_inputs
+from saelens_lite.lm.hooks import capture
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
-from saelens_lite.lm.positions import special_ids
 
 from ..stats.bootstrap import Interval, cluster_bootstrap
 
@@ -76,6 +75,7 @@ def side_effects(
     model: nn.Module,
     edit: Callable[[], AbstractContextManager],
     text: NeutralText,
+    *,
     hook_point: str,
     **bootstrap,
 ) -> SideEffects:
@@ -85,29 +85,32 @@ def side_effects(
     hook_point: where push is measured
     bootstrap: n_resamples, confidence, seed of the intervals
     """
-    device = model_device(model)
+    decoder = Decoder(model)
     mask = torch.ones_like(text.input_ids) if text.attention_mask is None else text.attention_mask
     deltas, kls, texts, pushes = [], [], [], []
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(decoder), torch.no_grad():
         for start in range(0, len(text.input_ids), text.batch_size_seqs):
             rows = slice(start, start + text.batch_size_seqs)
-            ids, attended = text.input_ids[rows].to(device), mask[rows].to(device)
-            inputs = prepared_inputs(model, {"input_ids": ids, "attention_mask": attended})
-            with capture(model, [hook_point]) as found:
+            inputs = {"input_ids": text.input_ids[rows], "attention_mask": mask[rows]}
+            inputs = placed_inputs(decoder, inputs)
+            ids, attended = inputs["input_ids"], inputs["attention_mask"]
+            with capture(decoder, [hook_point]) as found:
                 clean = model(**inputs).logits
             before = found[hook_point]
-            with edit(), capture(model, [hook_point]) as found:
+            with edit(), capture(decoder, [hook_point]) as found:
                 logits = model(**inputs).logits
             real = (attended[:, 1:] & attended[:, :-1]).bool()
             after, as_it_is = (cross_entropy(of[:, :-1], ids[:, 1:]) for of in (logits, clean))
             deltas.append((after - as_it_is)[real].cpu())
             kls.append(kl_divergence(clean[:, :-1], logits[:, :-1])[real].cpu())
-            texts.append((torch.arange(len(ids), device=device)[:, None].expand_as(real)[real] + start).cpu())
+            texts.append(
+                (torch.arange(len(ids), device=real.device)[:, None].expand_as(real)[real] + start).cpu()
+            )
             change = (found[hook_point].float() - before.float()).norm(dim=-1)
             pushes.append((change / before.float().norm(dim=-1))[change > 0].cpu())
         new = None
         if text.prompts is not None:
-            new = _continued(model, edit, text, device)
+            new = _continued(decoder, edit, text)
     of_text = torch.cat(texts)
     pushed = torch.cat(pushes)
     return SideEffects(
@@ -137,16 +140,17 @@ def _repeated(grams: list[tuple[int, ...]]) -> float:
 
 
 def _continued(
-    model: nn.Module, edit: Callable[[], AbstractContextManager], text: NeutralText, device: torch.device
+    decoder: Decoder, edit: Callable[[], AbstractContextManager], text: NeutralText
 ) -> list[list[int]]:
     """The tokens that the model adds to each prompt, greedily, up to its end-of-text."""
+    device = decoder.device
     prompts = text.prompts.to(device)
     mask = torch.ones_like(prompts) if text.prompts_mask is None else text.prompts_mask.to(device)
     with edit():
-        out = model.generate(
+        out = decoder.given.generate(
             prompts, attention_mask=mask, max_new_tokens=text.max_new_tokens, do_sample=False
         )
-    ends, found = set(special_ids(model)), []
+    ends, found = set(decoder.special_ids), []
     for row in out[:, prompts.shape[1] :].tolist():
         end = next((i for i, token in enumerate(row) if token in ends), len(row))
         found.append(row[:end])

@@ -3,8 +3,7 @@ directions.
 
     stream ← stream + change, where the change is not zero
 
-The modes are elsewhere (intervene.py, directions.py); here is what they share, and the checks of their
-arguments.
+latents.py and directions.py hold the modes; this file holds what they share, and checks their arguments.
 """
 
 from __future__ import annotations
@@ -17,15 +16,16 @@ from functools import partial
 from typing import Literal, TypedDict
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelens_lite.errors import HookError, nearest
+from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit, resolve
-from saelens_lite.lm.positions import Positions, Where, special_ids
+from saelens_lite.lm.positions import Positions, Where
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from ..latents.compatibility import check_belongs, checked_latents, trained_at
+from ..latents.compatibility import checked_latents, fits
 
 Latents = int | Sequence[int] | Tensor
 PerLatent = float | Sequence[float] | Tensor
@@ -72,13 +72,12 @@ class LatentPlace(Place, total=False):
 
     directions: Tensor | None
     """float[n_latents d_model]: along what the change of each latent is written, by default its row of W_dec.
-    This is what
-    a control varies: the same change at the same tokens, along other directions (controls.py)"""
+    A control varies this: the same change at the same tokens, along other directions (controls.py)"""
 
 
 @contextmanager
 def edited(
-    model: nn.Module,
+    model: Model,
     change: Change,
     where: Where,
     *,
@@ -93,7 +92,8 @@ def edited(
     raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as
         `hooks.edit`
     """
-    skipped = special_ids(model) if skip_ids is None else tuple(skip_ids)
+    decoder = Decoder.of(model)
+    skipped = decoder.special_ids if skip_ids is None else tuple(skip_ids)
     positions = Positions(where=where, skip_ids=skipped, prompt_tokens=prompt_tokens)
 
     def moved(acts: Tensor, info: EditInfo, holds: Change | None) -> Tensor:
@@ -108,9 +108,9 @@ def edited(
     with ExitStack() as stack:
         for name in hook_point_names(hook_point, sae):
             if sae is not None:
-                check_belongs(model, sae, name, stated=hook_point is not None, what="an edit at")
-            holds = None if when is None else stack.enter_context(_condition(model, when, sae, name))
-            stack.enter_context(edit(model, name, partial(moved, holds=holds)))
+                fits(sae, decoder, name, vouched=hook_point is not None)
+            holds = None if when is None else stack.enter_context(_condition(decoder, when, sae, name))
+            stack.enter_context(edit(decoder, name, partial(moved, holds=holds)))
         yield
 
 
@@ -122,23 +122,21 @@ def hook_point_names(
     raises: ValueError for none, or for a place named twice
     """
     given = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point or ())
-    names = given or ("" if sae is None else trained_at(sae),)
+    names = given or ("" if sae is None else sae.config.trained_at,)
     if not all(names):
-        raise ValueError(
-            "an edit expected hook_point=, since "
-            + (
-                "the SAE does not say where it was trained"
-                if sae
-                else "a direction does not say where it belongs"
-            )
+        silent = (
+            "a direction does not say where it belongs"
+            if sae is None
+            else ("the SAE does not say where it was trained")
         )
+        raise ValueError(f"{silent}: pass hook_point=")
     if len(set(names)) != len(names):
         raise ValueError(f"hook_point expected each place once, got {list(names)}")
     return names
 
 
 @contextmanager
-def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, name: str) -> Iterator[Change]:
+def _condition(decoder: Decoder, when: Fires, sae: SparseAutoencoder | None, name: str) -> Iterator[Change]:
     """Inside, a function that an edit at the hook point `name` asks: (acts, info) to bool[batch seq].
 
     raises: ValueError for a latent or SAE that does not fit, or a place that comes after the edit; HookError
@@ -153,9 +151,13 @@ def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, nam
         raise ValueError(
             "when= expected Fires(latent, above) with a number, got above=nan, which no latent is above"
         )
-    place = when.hook_point or (trained_at(when.sae) if when.sae is not None else "") or name
-    check_belongs(
-        model, reader, place, stated=when.hook_point is not None or when.sae is None, what="a condition at"
+    place = when.hook_point or (when.sae.config.trained_at if when.sae is not None else "") or name
+    fits(
+        reader,
+        decoder,
+        place,
+        vouched=when.hook_point is not None or when.sae is None,
+        name="the SAE of when=",
     )
 
     def fires(acts: Tensor) -> Tensor:
@@ -165,8 +167,11 @@ def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, nam
     if place == name:
         yield lambda acts, info: fires(acts)
         return
-    late = f"when= expected a latent at a place that the model reaches before {name}, where the edit acts, got {place}"
-    ends = [resolve(model, point) for point in (place, name)]
+    late = (
+        f"when= expected a latent at a place that the model reaches before {name}, where the edit acts, got "
+        f"{place}"
+    )
+    ends = [resolve(decoder, point) for point in (place, name)]
     if all(end.kind in _DEPTHS for end in ends):
         read, edited_at = ((end.block, _DEPTHS.index(end.kind)) for end in ends)
         if read > edited_at:
@@ -183,7 +188,7 @@ def _condition(model: nn.Module, when: Fires, sae: SparseAutoencoder | None, nam
             raise HookError(late)
         return found[info.call]
 
-    with edit(model, place, keep):
+    with edit(decoder, place, keep):
         yield recalled
 
 
@@ -195,7 +200,7 @@ Difference = Callable[[Tensor, Tensor, EditInfo], Tensor]
 
 
 def edited_latents(
-    model: nn.Module,
+    model: Model,
     sae: SparseAutoencoder,
     chosen: Tensor,
     difference: Difference,
@@ -229,9 +234,8 @@ def latent_acts_of(sae: SparseAutoencoder, acts: Tensor, latents: Tensor) -> Ten
     if sae.kind != "topk":
         return sae.latent_acts(sae.normalize(acts)[0], latents)
     encoded, n = sae.encode(acts), len(latents)
-    column = torch.full(
-        (sae.d_sae,), n, device=latents.device
-    )  # the others share a column that is cut off again
+    # the others share a column that is cut off again
+    column = torch.full((sae.d_sae,), n, device=latents.device)
     column[latents] = torch.arange(n, device=latents.device)
     found = encoded.values.new_zeros(encoded.batch, n + 1)
     found = found.index_put((encoded.row_ids(), column[encoded.indices]), encoded.values, accumulate=True)
@@ -252,8 +256,7 @@ def in_latent_units(
     if (unit == "max_act") != (max_act is not None):
         raise ValueError(
             f"max_act= belongs to unit='max_act' and only to it, got unit={unit!r} "
-            f"with{'out' if max_act is None else ''} "
-            "max_act=; latent_stats(sae, batches).max gives it"
+            f"with{'out' if max_act is None else ''} max_act=; latent_stats(sae, batches).max gives it"
         )
     if max_act is not None:
         amounts = amounts * of_latents(max_act, chosen, sae, "max_act")

@@ -20,7 +20,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums, ce_score, kl_score
 from saelens_lite.store.reader import ActivationStore
 
-from ..latents.compatibility import matching_hook_point
+from ..latents.compatibility import fits
 from ..latents.density import WINDOWS_TOKENS
 from ..latents.geometry import decoder_norms, encoder_decoder_cosine
 from ..latents.store_pass import BLOCK_ROWS, latent_blocks, to_cpu
@@ -65,11 +65,11 @@ def evaluate_sae(
     """
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens expected 1 or more, or None for all, got {max_tokens}")
-    point = matching_hook_point(sae, store, hook_point)
+    point = fits(sae, store, hook_point)
     saes = {TRAINED: sae} | ({} if baseline is None else {BASELINE: baseline})
     others = {f"seed {i}": one for i, one in enumerate(seeds, 1)}
     for name, one in (saes | others).items():
-        if (point_there := matching_hook_point(one, store, hook_point)) != point:
+        if (point_there := fits(one, store, hook_point)) != point:
             raise ValueError(
                 f"the {name} is of {point_there} and the SAE of {point}: compare SAEs of one hook point"
             )

@@ -21,7 +21,7 @@ from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.reader import ActivationStore
 
 from ..attribution.lens import logit_lens
-from ..latents.compatibility import matching_hook_point
+from ..latents.compatibility import fits
 from ..latents.geometry import decoder_neighbors
 from ..latents.text_windows import Contexts
 from .cofiring import cofiring
@@ -100,7 +100,7 @@ def index_features(
         is damaged
     """
     config, folder = config or IndexConfig(), index_folder(path)
-    point = matching_hook_point(sae, store, hook_point)
+    point = fits(sae, store, hook_point)
     if output_score and model is None:
         raise ValueError(
             "output_score expected a model, got None: the score is an effect on a model's next token"

@@ -13,14 +13,14 @@ from torch import Tensor
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
-from ..latents.compatibility import checked_latents, matching_hook_point
+from ..latents.compatibility import checked_latents, fits
 from ..latents.text_windows import Contexts
 from .feature_table import FeatureTable
 from .tally import Tally, add_shard, kept_dtype
 
 
 def index_latents(
-    sae: SparseAutoencoder, store: ActivationStore, n: int, hook_point: str | None = None
+    sae: SparseAutoencoder, store: ActivationStore, n: int, *, hook_point: str | None = None
 ) -> Tally:
     """One pass over the store for all latents, in memory.
 
@@ -29,7 +29,7 @@ def index_latents(
     """
     if n < 1:
         raise ValueError(f"expected n >= 1 firings a latent, got {n}")
-    point = matching_hook_point(sae, store, hook_point)
+    point = fits(sae, store, hook_point)
     tally, first_row = Tally(sae.d_sae, n, dtype=kept_dtype(sae)), 0
     for shard, n_rows in enumerate(store.shard_rows):
         add_shard(tally, sae, store, point, shard, first_row)
@@ -59,7 +59,7 @@ def max_activating_tokens(
     raises: ValueError when SAE and store do not belong together, or for a latent out of range
     """
     chosen = checked_latents(sae, latents)
-    tally = index_latents(sae, store, n, hook_point)
+    tally = index_latents(sae, store, n, hook_point=hook_point)
     contexts = Contexts(store, tokenizer, context_tokens, context_tokens // 2)
     return feature_table(tally, chosen, contexts)
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import evaluation_mode
-from saelens_lite.lm.hooks import edit, model_device, run_to
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
+from saelens_lite.lm.hooks import edit, run_to
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 PROMPT = "In my experience,"
@@ -42,7 +42,8 @@ def output_scores(
     promoted_ids: int[d_sae n], the top of the logit lens
     raises: ValueError for a prompt without tokens
     """
-    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(model_device(model))
+    decoder = Decoder(model)
+    ids = tokenizer(prompt, return_tensors="pt").input_ids.to(decoder.device)
     if ids.numel() == 0:
         raise ValueError(f"output_scores expected a prompt with tokens, got {prompt!r}")
     with evaluation_mode(model):

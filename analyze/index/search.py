@@ -21,7 +21,7 @@ from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.token_text import token_strings
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from ..latents.compatibility import place_of
+from ..latents.compatibility import fits
 from ..latents.store_pass import to_cpu
 from ..latents.text_windows import token_text, visible
 from .feature_index import FeatureIndex
@@ -123,8 +123,9 @@ def fires_on_text(
     model: nn.Module,
     tokenizer: Any,
     text: str,
-    hook_point: str | None = None,
     n: int = 5,
+    *,
+    hook_point: str | None = None,
 ) -> list[TokenFirings]:
     """The latents that fire on each token of a text, as the model reads it; the first may be a BOS, which
     fires oddly.
@@ -133,7 +134,7 @@ def fires_on_text(
     raises: ValueError for a text without tokens, an SAE of another model or one that does not say where it
         belongs, or activations that are not finite
     """
-    point = place_of(model, sae, hook_point)
+    point = fits(sae, model, hook_point)
     if not text:
         raise ValueError("expected a text, got an empty one: there is nothing to fire on")
     ids = tokenizer(text, return_tensors="pt").input_ids

@@ -1,4 +1,4 @@
-"""Whether an SAE belongs to the model, and the place in it, where it is used."""
+"""Whether an SAE fits the model or store, and the place in it, where it is used."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saelens_lite.lm.decoder import d_model, unwrap
+from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.hooks import resolve
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
@@ -17,47 +17,78 @@ _OTHER_NAMES = {"gpt2-small": "gpt2"}
 """Names of one model that differ beyond the owner: SAELens writes those of TransformerLens."""
 
 
+def fits(
+    sae: SparseAutoencoder,
+    source: Model | ActivationStore,
+    hook_point: str | None = None,
+    *,
+    vouched: bool | None = None,
+    name: str = "the SAE",
+) -> str:
+    """The hook point of a model or store that the SAE reads.
+
+    hook_point: by default where the SAE was trained
+    vouched: whether the caller vouches that the SAE may be used there, as when naming a hook point (the
+        default); then only its width is checked, else also its model and hook point
+    name: of the SAE in errors
+    raises: ValueError naming both sides when they do not fit, for an SAE that does not say where it was
+        trained, or for a store and an SAE whose weights are not finite; HookError for a point that the model
+        lacks
+    """
+    vouched = hook_point is not None if vouched is None else vouched
+    if isinstance(source, ActivationStore):
+        return _fits_store(sae, source, hook_point, vouched, name)
+    decoder, point = Decoder.of(source), hook_point or sae.config.trained_at
+    if not point:
+        raise ValueError(f"{name} does not say where it was trained: pass hook_point=")
+    of_model = resolve(decoder, point).kind != "module"
+    _check(sae, point, decoder.class_name, decoder.name, decoder.width if of_model else None, vouched, name)
+    return point
+
+
+def _fits_store(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None, vouched: bool, name: str
+) -> str:
+    trained_at = sae.config.hook_point
+    if hook_point is None and trained_at and trained_at not in store.hook_points:
+        raise _misfit(
+            sae, name, str(store.path), ", ".join(store.hook_points),
+            "harvest that hook point, or pass hook_point= to use the SAE on another one",
+        )  # fmt: skip
+    check_finite_weights(sae)
+    point = store.hook_point(hook_point or trained_at or None)
+    _check(sae, point, str(store.path), store.model_name, store.d_model(point), vouched, name)
+    return point
+
+
+def _check(
+    sae: SparseAutoencoder, point: str, source: str, model: str, width: int | None, vouched: bool, name: str
+) -> None:
+    """raises: ValueError for another width or, unless vouched, another model or hook point"""
+    place, given = f"{point} of {source}", sae.config
+    way_out = f"pass hook_point={point!r} if the two are one, or the SAE is to be transferred"
+    if width not in (None, sae.d_model):
+        raise _misfit(sae, name, place, f"d_model={width}", "choose an SAE of this model")
+    if vouched:
+        return
+    if model and given.model_name not in ("", source) and not _one_model(given.model_name, model):
+        raise _misfit(sae, name, place, model, way_out)
+    if given.trained_at not in ("", point):
+        raise _misfit(sae, name, place, point, way_out)
+
+
+def _misfit(sae: SparseAutoencoder, name: str, place: str, expected: str, way_out: str) -> ValueError:
+    trained = f"{sae.config.model_name or 'an unnamed model'} {sae.config.trained_at}".rstrip()
+    return ValueError(
+        f"{name} does not fit {place}: expected one of {expected}, got one of d_model={sae.d_model}, trained "
+        f"on {trained}; {way_out}"
+    )
+
+
 def bare_model_name(model_name: str) -> str:
     """A model's name without owner or folder."""
     name = model_name.rstrip("/").replace("\\", "/").rsplit("/", 1)[-1].lower()
     return _OTHER_NAMES.get(name, name)
-
-
-def check_finite_weights(sae: SparseAutoencoder) -> None:
-    """raises: ValueError for an SAE that holds nan or infinity"""
-    for name, parameter in sae.named_parameters():
-        if not parameter.isfinite().all():
-            raise ValueError(
-                f"expected an SAE with finite weights, {name} holds nan or infinity: load another checkpoint"
-            )
-
-
-def trained_at(sae: SparseAutoencoder) -> str:
-    """The hook point or module that the SAE says it was trained on, "" for none."""
-    return sae.config.hook_point or sae.config.hf_module
-
-
-def check_belongs(model: nn.Module, sae: SparseAutoencoder, point: str, stated: bool, what: str) -> None:
-    """Refuse an SAE of another width or, where both name their model, of another model.
-
-    stated: whether the caller named the hook point, as his word that the SAE is meant to be used there
-    what: what uses it there, for the error: "an edit at", the model's class
-    raises: ValueError naming both; HookError for a point that the model lacks
-    """
-    trained = f"trained on {sae.config.model_name or 'an unnamed model'} {trained_at(sae)}".rstrip()
-    if resolve(model, point).kind != "module" and d_model(model) != sae.d_model:
-        raise ValueError(
-            f"{what} {point} expected an SAE of d_model={d_model(model)}, got one of {sae.d_model}, {trained}"
-        )
-    name = getattr(getattr(unwrap(model), "config", None), "name_or_path", "")
-    if stated or not name or not sae.config.model_name:
-        return
-    if sae.config.model_name != type(unwrap(model)).__name__ and not _one_model(sae.config.model_name, name):
-        raise ValueError(
-            f"{what} {point} expected an SAE of {name}, got one {trained}: pass hook_point={point!r} if the "
-            "two are one "
-            "model or the SAE is to be transferred"
-        )
 
 
 def _one_model(one: str, other: str) -> bool:
@@ -70,37 +101,13 @@ def _one_model(one: str, other: str) -> bool:
     return bare_model_name(one) in parts(other) or bare_model_name(other) in parts(one)
 
 
-def matching_hook_point(sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None) -> str:
-    """The hook point of the store that the SAE reads.
-
-    hook_point: None takes the one that the SAE was trained on, and checks that it is of the store's model; a
-        name is the caller's word that the SAE reads this one, and only the width is checked
-    raises: ValueError naming both sides when they do not fit, or for an SAE whose weights are not finite
-    """
-    of_model = f" of {store.model_name}" if store.model_name else ""
-    trained = f"the SAE was trained on {sae.config.model_name or 'a model it does not name'} {sae.config.hook_point}".strip()
-    if hook_point is None:
-        if sae.config.hook_point and sae.config.hook_point not in store.hook_points:
+def check_finite_weights(sae: SparseAutoencoder) -> None:
+    """raises: ValueError for an SAE that holds nan or infinity"""
+    for name, parameter in sae.named_parameters():
+        if not parameter.isfinite().all():
             raise ValueError(
-                f"{trained}, but {store.path} holds {', '.join(store.hook_points)}{of_model}; "
-                "harvest that hook point, or pass hook_point= to use the SAE on another one"
+                f"expected an SAE with finite weights, {name} holds nan or infinity: load another checkpoint"
             )
-        names = [name for name in (sae.config.model_name, store.model_name) if name]
-        if len(set(map(bare_model_name, names))) > 1:
-            raise ValueError(
-                f"{trained}, but {store.path} holds activations of {store.model_name}; harvest the SAE's "
-                "model, or pass "
-                f"hook_point= ({', '.join(store.hook_points)}) if the two are one model or the SAE is to be "
-                "transferred"
-            )
-    check_finite_weights(sae)
-    point = store.hook_point(hook_point or sae.config.hook_point or None)
-    if store.d_model(point) != sae.d_model:
-        raise ValueError(
-            f"{trained} with d_model={sae.d_model}, but {point} in {store.path}{of_model} has width "
-            f"{store.d_model(point)}; choose the SAE of this model, or another hook point"
-        )
-    return point
 
 
 def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tensor | None) -> Tensor:
@@ -117,17 +124,3 @@ def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tenso
             f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen[beyond].tolist()[:8]}"
         )
     return chosen
-
-
-def place_of(model: nn.Module, sae: SparseAutoencoder, hook_point: str | None = None) -> str:
-    """The hook point of the model that the SAE reads.
-
-    hook_point: by default where the SAE was trained
-    raises: ValueError for an SAE that does not say, or of another model or width; HookError for a point that
-        the model lacks
-    """
-    name = hook_point or trained_at(sae)
-    if not name:
-        raise ValueError("the SAE does not say which activations it reads: pass hook_point=")
-    check_belongs(model, sae, name, stated=hook_point is not None, what=type(model).__name__)
-    return name

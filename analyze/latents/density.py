@@ -12,7 +12,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, rate_bound, window_name
 from saelens_lite.store.reader import ActivationStore
 
-from .compatibility import matching_hook_point
+from .compatibility import fits
 from .store_pass import latent_blocks
 
 WINDOWS_TOKENS = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -83,30 +83,33 @@ def dead_latents(
     sae: SparseAutoencoder,
     store: ActivationStore,
     windows_tokens: Sequence[int] = WINDOWS_TOKENS,
+    *,
     hook_point: str | None = None,
 ) -> DeadReport:
     """Which latents are dead, for several token windows.
 
     raises: ValueError when SAE and store do not belong together
     """
-    sums = firing_sums(sae, store, hook_point)
+    sums = firing_sums(sae, store, hook_point=hook_point)
     return DeadReport({w: sums.dead(w) for w in sorted(windows_tokens)}, sums.n_tokens, sums.counts == 0)
 
 
 def latent_density(
-    sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None = None
+    sae: SparseAutoencoder, store: ActivationStore, *, hook_point: str | None = None
 ) -> LatentDensity:
     """How often each latent fires on the tokens of the store, as integer counts.
 
     raises: ValueError when SAE and store do not belong together
     """
-    sums = firing_sums(sae, store, hook_point)
+    sums = firing_sums(sae, store, hook_point=hook_point)
     return LatentDensity(sums.counts, sums.n_tokens)
 
 
-def firing_sums(sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None = None) -> FiringSums:
+def firing_sums(
+    sae: SparseAutoencoder, store: ActivationStore, *, hook_point: str | None = None
+) -> FiringSums:
     """Firing counts over the whole store."""
     sums = FiringSums(sae.d_sae)
-    for _, latents in latent_blocks(sae, store, matching_hook_point(sae, store, hook_point)):
+    for _, latents in latent_blocks(sae, store, fits(sae, store, hook_point)):
         sums.update(latents)
     return sums

@@ -11,7 +11,7 @@ from torch import Tensor
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
-from .compatibility import matching_hook_point
+from .compatibility import fits
 
 
 class LatentStats(NamedTuple):
@@ -26,15 +26,21 @@ class LatentStats(NamedTuple):
     """float64[d_sae], share of tokens on which each latent fires"""
 
 
-def latent_stats(sae: SparseAutoencoder, batches: ActivationStore | Iterable[Tensor]) -> LatentStats:
+def latent_stats(
+    sae: SparseAutoencoder,
+    batches: ActivationStore | Iterable[Tensor],
+    *,
+    hook_point: str | None = None,
+) -> LatentStats:
     """Mean, largest activation and firing rate of every latent over a store or batches of activations.
 
-    batches: float[... d_model] each; of a store, what the SAE was trained on
+    batches: float[... d_model] each
+    hook_point: of a store; by default where the SAE was trained
     raises: ValueError when there are no tokens, or one whose activations are not finite; for a store that is
         not the SAE's
     """
     if isinstance(batches, ActivationStore):
-        store, point = batches, matching_hook_point(sae, batches, None)
+        store, point = batches, fits(sae, batches, hook_point)
         batches = (store.acts(shard, point) for shard in range(store.n_shards))
     total = torch.zeros(sae.d_sae, dtype=torch.float64)  # on the CPU: mps has no float64
     fired = torch.zeros(sae.d_sae, dtype=torch.int64)

@@ -29,7 +29,7 @@ from ..index.build import IndexConfig, index_features
 from ..index.feature_index import FeatureIndex
 from ..index.labels import FORMAT, VERSION
 from ..index.tally import Tally, bin_edges
-from ..latents.compatibility import checked_latents, matching_hook_point
+from ..latents.compatibility import checked_latents, fits
 from ..latents.text_windows import Contexts, visible
 from ..render.html import inert_json, policy, style
 from .feature_page_data import AFTER_TOKENS, BEFORE_TOKENS, Vocabulary, features
@@ -73,7 +73,7 @@ def feature_page(
         call: a pass over the store
     raises: ValueError when SAE, store, index and model do not belong together, or for a latent out of range
     """
-    point = matching_hook_point(sae, store, hook_point)
+    point = fits(sae, store, hook_point)
     if latents is not None:
         latents = checked_latents(sae, latents)
     if n_examples < 1:

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import nearest
-from saelens_lite.lm.decoder import evaluation_mode, text_config, unwrap
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import resolve, run_to
 from saelens_lite.lm.token_text import special_token_ids
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.packing import PADDING_ID
 
-from ..latents.compatibility import check_belongs, check_finite_weights, trained_at
+from ..latents.compatibility import check_finite_weights, fits
 from ..latents.store_pass import to_cpu
 from ..stats.document_split import document_ids
 
@@ -129,20 +129,21 @@ def pooled_latents(
     readers = {"sae": saes} if isinstance(saes, SparseAutoencoder) else dict(saes or {})
     for reader in readers.values():
         check_finite_weights(reader)
-    point = _common_hook_point(model, readers, hook_point)
+    decoder = Decoder(model)
+    point = _common_hook_point(decoder, readers, hook_point)
     acts_pool = acts_pool or ("mean" if pool == "max" else pool)
     strings = _checked_texts(texts)
-    ids, n_truncated = _cut(_token_ids(tokenizer, strings), _longest(model, max_tokens), max_tokens is None)
+    ids, n_truncated = _cut(_token_ids(tokenizer, strings), _longest(decoder, max_tokens), max_tokens is None)
     special = torch.tensor(special_token_ids(tokenizer), dtype=torch.int64)
 
     acts_parts: list[Tensor] = []
     latent_parts: dict[str, list[csr_matrix]] = {name: [] for name in readers}
     n_tokens = np.zeros(len(ids), dtype=np.int64)
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(decoder), torch.no_grad():
         for start in range(0, len(order), batch_size_texts):
             places = order[start : start + batch_size_texts]
-            batch = _batch(model, point, [ids[i] for i in places], special, places, strings)
+            batch = _batch(decoder, point, [ids[i] for i in places], special, places, strings)
             n_tokens[places] = torch.bincount(batch.of_text, minlength=len(places)).cpu().numpy()
             acts_parts.append(_pooled(batch, acts_pool, len(places)).cpu())
             read = batch.last if pool == "last" else batch
@@ -156,44 +157,30 @@ def pooled_latents(
         documents=document_ids([" ".join(text.split()).casefold() for text in strings]),
         n_tokens=n_tokens,
         n_truncated=n_truncated,
-        max_tokens=_longest(model, max_tokens),
+        max_tokens=_longest(decoder, max_tokens),
         pool=pool,
         acts_pool=acts_pool,
         hook_point=point,
-        model_name=_name_of(model),
+        model_name=decoder.name or decoder.class_name,
     )
 
 
-def _name_of(model: nn.Module) -> str:
-    config = getattr(unwrap(model), "config", None)
-    return getattr(config, "name_or_path", "") or type(unwrap(model)).__name__
-
-
 def _common_hook_point(
-    model: nn.Module, saes: Mapping[str, SparseAutoencoder], hook_point: str | None
+    decoder: Decoder, saes: Mapping[str, SparseAutoencoder], hook_point: str | None
 ) -> str:
     """Where all of them read this model. raises: ValueError naming both sides where they do not"""
-    point = hook_point
-    if point is None:
-        if not saes:
-            raise ValueError("pooled_latents expected hook_point=, or an SAE that says where it was trained")
-        first, other = next(iter(saes.items()))
-        for name, sae in saes.items():
-            if not trained_at(sae):
-                raise ValueError(
-                    f"the SAE {name!r} does not say which activations it reads: pass hook_point="
-                )
-            if trained_at(sae) != trained_at(other):
-                raise ValueError(
-                    f"the SAE {name!r} was trained on {trained_at(sae)}, but {first!r} on "
-                    f"{trained_at(other)}: these are "
-                    "features of one hook point; call once for each, or pass hook_point= to use both at one"
-                )
-        point = trained_at(other)
-    resolve(model, point)
-    for name, sae in saes.items():
-        check_belongs(model, sae, point, stated=hook_point is not None, what=f"{name!r} at")
-    return point
+    if not saes and hook_point is None:
+        raise ValueError("pooled_latents expected hook_point=, or an SAE that says where it was trained")
+    points = {name: fits(sae, decoder, hook_point, name=f"the SAE {name!r}") for name, sae in saes.items()}
+    (first, common), *others = points.items() or [("", str(hook_point))]
+    for name, point in others:
+        if point != common:
+            raise ValueError(
+                f"the SAE {name!r} was trained on {point}, but {first!r} on {common}: call once for each, or "
+                "pass hook_point= to use both at one"
+            )
+    resolve(decoder, common)
+    return common
 
 
 def _checked_texts(texts: Iterable[str]) -> list[str]:
@@ -225,8 +212,8 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [bos + list(ids) for ids in encoded]
 
 
-def _longest(model: nn.Module, max_tokens: int | None) -> int | None:
-    limit = getattr(text_config(model), "max_position_embeddings", None)
+def _longest(decoder: Decoder, max_tokens: int | None) -> int | None:
+    limit = getattr(decoder.text_config, "max_position_embeddings", None)
     limit = limit if limit and limit > 0 else None
     if max_tokens is None:
         return limit

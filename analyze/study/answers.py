@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import accepts, unwrap
-from saelens_lite.lm.forward_state import prepared_inputs
+from saelens_lite.lm.decoder import Decoder
+from saelens_lite.lm.forward_state import placed_inputs
 
 from .questions import Question
 
@@ -115,8 +115,9 @@ def _token_after(tokenizer: Any, prompt: str, text: str) -> int:
 
 def _next_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """float32[batch vocab] on the CPU, after the last column."""
-    given = prepared_inputs(model, inputs)
-    if accepts(unwrap(model), "logits_to_keep"):
+    decoder = Decoder(model)
+    given = placed_inputs(decoder, inputs)
+    if decoder.accepts("logits_to_keep"):
         given["logits_to_keep"] = 1
     with torch.no_grad():
         return model(**given).logits[:, -1].float().cpu()

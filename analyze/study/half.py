@@ -10,9 +10,9 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import evaluation_mode
-from saelens_lite.lm.forward_state import EditInfo, prepared_inputs
-from saelens_lite.lm.hooks import edit, model_device, run_to
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
+from saelens_lite.lm.forward_state import EditInfo
+from saelens_lite.lm.hooks import edit, run_to
 
 from .answers import Answers, Judge, NextToken
 from .questions import Question, batches
@@ -77,6 +77,7 @@ class Side:
         batch_size_seqs: int,
     ) -> None:
         self.model, self.hook_point = model, hook_point
+        self._decoder = Decoder(model)
         self.known = torch.tensor(known, dtype=torch.bool)
         self.clusters = [record.cluster for record in records]
         self._batches = list(batches(tokenizer, records, batch_size_seqs, position))
@@ -99,11 +100,11 @@ class Side:
 
         raises: ValueError for a judge that gives another number of answers
         """
-        answers, seen, device = [], [], model_device(self.model)
+        answers, seen, device = [], [], self._decoder.device
         for batch, judge in zip(self._batches, self._judges):
             inputs, reached = {name: value.to(device) for name, value in batch.inputs.items()}, []
             with (
-                evaluation_mode(self.model),
+                evaluation_mode(self._decoder),
                 nullcontext() if make is None else make(batch.entity),
                 self._recording(batch.last, reached),
             ):
@@ -128,17 +129,14 @@ class Side:
 
     def _clean_acts(self, make: Edit | None = None) -> Tensor:
         """float32[n d_model] at the last token of each entity."""
-        found, device = [], model_device(self.model)
+        found = []
         for batch in self._batches:
-            inputs = prepared_inputs(
-                self.model, {name: value.to(device) for name, value in batch.inputs.items()}
-            )
             with (
-                evaluation_mode(self.model),
+                evaluation_mode(self._decoder),
                 torch.no_grad(),
                 nullcontext() if make is None else make(batch.entity),
             ):
-                acts = run_to(self.model, [self.hook_point], **inputs)[self.hook_point]
+                acts = run_to(self._decoder, [self.hook_point], **batch.inputs)[self.hook_point]
             found.append(acts[batch.last.to(acts.device)].float().cpu())
         return torch.cat(found)
 
@@ -150,7 +148,7 @@ class Side:
                 into.append(acts.detach()[last.to(acts.device)].float().cpu())
             return acts
 
-        return edit(self.model, self.hook_point, record)
+        return edit(self._decoder, self.hook_point, record)
 
 
 def _bound(judge: NextToken | Judge, tokenizer: Any, records: Sequence[Question]) -> Callable[..., Answers]:

@@ -100,7 +100,9 @@ class EditsOf:
 
     def splice(self, where: Tensor) -> Any:
         """The reconstruction in place of the stream."""
-        return replace_with_reconstruction(self.model, self.chosen.sae, where, hook_point=self.hook_point)
+        return replace_with_reconstruction(
+            self.model, self.chosen.sae, where=where, hook_point=self.hook_point
+        )
 
     def _of(self, known: bool) -> Selection:
         return self.chosen.known if known else self.chosen.unknown
@@ -125,9 +127,8 @@ def held(
     **how: Any,
 ) -> Any:
     """Latents clamped to dose times what is typical of them."""
-    return clamp(
-        model, sae, latents, dose, where, "max_act", max_act=typical_acts, hook_point=hook_point, **how
-    )
+    unit = {"unit": "max_act", "max_act": typical_acts}
+    return clamp(model, sae, latents, dose, where=where, hook_point=hook_point, **unit, **how)
 
 
 def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float) -> Edit:
@@ -180,8 +181,8 @@ def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Seque
 def _removed(
     model: nn.Module, sae: SparseAutoencoder, latents: Tensor, hook_point: str, where: Tensor, **how: Any
 ) -> Any:
-    return ablate(model, sae, latents, where, hook_point=hook_point, **how)
+    return ablate(model, sae, latents, where=where, hook_point=hook_point, **how)
 
 
 def _steered(model: nn.Module, hook_point: str, direction: Tensor, strength: float, where: Tensor) -> Any:
-    return steer_direction(model, direction, strength, "resid_norm", where, hook_point=hook_point)
+    return steer_direction(model, direction, strength, unit="resid_norm", where=where, hook_point=hook_point)

@@ -23,12 +23,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.lm.decoder import Decoder
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.controls import diff_mean, matched_latents, probe_direction
 from ..edits.neutral_text import NeutralText, side_effects
 from ..edits.stream_edit import latent_acts_of
-from ..latents.compatibility import check_belongs, trained_at
+from ..latents.compatibility import fits
 from ..latents.moments import latent_stats
 from ..stats.document_split import Selection, Split, select_latents
 from ..stats.ranks import auroc
@@ -72,9 +73,8 @@ class HallucinationStudy:
             raise ValueError("a study expected records, got none")
         if position not in ("last", "all"):
             raise ValueError(f"position expected 'last' or 'all' tokens of the entity, got {position!r}")
-        point = hook_point or trained_at(sae)
-        if not point:
-            raise ValueError("a study expected hook_point=, since the SAE does not say where it was trained")
+        decoder = Decoder(model)
+        point = fits(sae, decoder, hook_point)
         self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point
         self.records, self.split = tuple(records), split or Split()
         self._side_of = partial(
@@ -90,15 +90,12 @@ class HallucinationStudy:
         self._labels: list[bool | None] | None = None
         self._sides: dict[bool, Side] = {}
         width = self._side_of(self.records[:1], [False]).entities.acts.shape[1]
+        if baseline is not None:
+            fits(baseline, decoder, point, vouched=hook_point is not None, name="the baseline")
         for of in (sae, baseline):
-            if of is None:
-                continue
-            check_belongs(model, of, point, stated=hook_point is not None, what="a study at")
-            if of.d_model != width or (hook_point is None and trained_at(of) not in ("", point)):
+            if of is not None and of.d_model != width:
                 raise ValueError(
-                    f"a study at {point} expected SAEs of d_model={width} trained there, got one of "
-                    f"{of.d_model}, trained "
-                    f"on {of.config.model_name or 'an unnamed model'} {trained_at(of)}"
+                    f"a study at {point} expected SAEs of d_model={width}, got one of {of.d_model}"
                 )
 
     def label(self, n_right: int = 2) -> list[bool | None]:
@@ -262,7 +259,7 @@ class HallucinationStudy:
         for planned, edit, directions in prepared:
             if planned.latents and neutral is not None:
                 of_text = side_effects(
-                    self.model, partial(edit, "all"), neutral, self.hook_point, **bootstrap
+                    self.model, partial(edit, "all"), neutral, hook_point=self.hook_point, **bootstrap
                 )
                 planned = planned._replace(side_effects=of_text)
             drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)

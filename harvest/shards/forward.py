@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm import hooks
+from saelens_lite.lm.decoder import Decoder
+from saelens_lite.lm.hooks import run_to
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.packing import PADDING_ID
 
@@ -75,7 +76,8 @@ def forward_batches(
     one_shape: fill a shard's last batch up with padding. A compiled model needs it: after a few shapes
         torch.compile gives up on further ones, so that rows would depend on which shards came before
     """
-    host, stored = _Host(model), STORE_DTYPES[dtype]
+    decoder, stored = Decoder(model), STORE_DTYPES[dtype]
+    host = _Host(decoder.device)
     for shard in shards:
         contexts = shard.contexts
         for start in range(0, max(1, contexts.n_seqs), batch_size_seqs):
@@ -89,7 +91,7 @@ def forward_batches(
                     if one_shape:
                         missing = batch_size_seqs - len(input_ids)
                         input_ids = nn.functional.pad(input_ids, (0, 0, 0, missing), value=PADDING_ID)
-                    acts = hooks.run_to(model, hook_points, input_ids=host.upload(input_ids))
+                    acts = run_to(decoder, hook_points, input_ids=host.upload(input_ids))
                     after = host.mark()
                     for name in hook_points:
                         rows[name] = host.download(acts.pop(name), kept, stored)
@@ -101,8 +103,8 @@ class _Host:
     """Transfers between the host and the model's device; on CUDA through pinned memory, beside the
     computation."""
 
-    def __init__(self, model: nn.Module):
-        self._device = hooks.model_device(model)
+    def __init__(self, device: torch.device):
+        self._device = device
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
 
     def mark(self) -> torch.cuda.Event | None:

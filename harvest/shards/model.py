@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from saelens_lite.device import chosen_device
 from saelens_lite.distributed import own_device
 from saelens_lite.lm import hooks
-from saelens_lite.lm.decoder import decoder_layers
+from saelens_lite.lm.decoder import Decoder
 
 _FINGERPRINT_VALUES = 256
 _VOLATILE_CONFIG = {
@@ -78,8 +78,7 @@ def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
     """Free the layers above the deepest hook point and the head, of a model that nobody else uses."""
     if any(point.block is None for point in points):
         return
-    _, layers = decoder_layers(model)
-    del layers[max(point.block for point in points) + 1 :]
+    del Decoder(model).layers[max(point.block for point in points) + 1 :]
     if model.get_output_embeddings() is not None:
         model.set_output_embeddings(nn.Identity())
 
@@ -89,9 +88,9 @@ def compile_blocks(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
 
     Only `forward` is compiled: hooks on the block itself still see what goes in and out.
     """
-    path, layers = decoder_layers(model)
-    for index, block in enumerate(layers):
-        name = f"{path}.{index}"
+    decoder = Decoder(model)
+    for index, block in enumerate(decoder.layers):
+        name = f"{decoder.path}.{index}"
         if not any(point.module_path.startswith(f"{name}.") for point in points):
             block.forward = torch.compile(block.forward, dynamic=False)
 

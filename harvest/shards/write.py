@@ -22,7 +22,7 @@ from torch import nn
 
 from saelens_lite.distributed import rank, several_processes
 from saelens_lite.errors import SaelensLiteError, ShardError
-from saelens_lite.lm import hooks
+from saelens_lite.lm.decoder import Decoder
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.event_log import events, write_event
 from saelens_lite.store.folder import Folder
@@ -131,7 +131,7 @@ def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
 
 def overlaps(model: nn.Module) -> bool:
     """Whether the stages run beside each other."""
-    return hooks.model_device(model).type != "cpu"
+    return Decoder(model).device.type != "cpu"
 
 
 def _write_shard(
@@ -210,7 +210,7 @@ def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, A
     from transformers import __version__ as transformers_version
 
     now = {
-        "device": hooks.model_device(model).type,
+        "device": Decoder(model).device.type,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "transformers": transformers_version,

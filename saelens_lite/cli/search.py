@@ -182,7 +182,7 @@ def answer(
         return _lines(index, nearest_to(sae, _direction(config.direction), n), "cosine")
     if config.text is not None and model is not None:
         assert sae is not None, "the configuration asks for it"
-        found = fires_on_text(sae, model, index.contexts.tokenizer, config.text, index.hook_point, n)
+        found = fires_on_text(sae, model, index.contexts.tokenizer, config.text, n, hook_point=index.hook_point)
         return [repr(firings) for firings in found]
     pattern = re.escape(config.text) if config.text is not None else config.regex or ""
     return [repr(match) for match in fires_on_regex(index, pattern, n)]

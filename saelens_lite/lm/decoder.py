@@ -1,9 +1,8 @@
-"""Where the residual stream of a Hugging Face decoder runs: its layers, its width, and what each block adds
-to it.
+"""A decoder of any Hugging Face make, resolved once: its blocks, width, head, and what each block adds to the stream.
 
-Everything is found by structure. The layers are the ModuleList beside the token embedding. What a block adds
-is found by running three tokens through it once and looking which two of its parts sum to the change of the
-stream. There is no table of model families here.
+Everything is found by structure; there is no table of model families. The blocks are the ModuleList beside
+the token embedding. What a block adds is found by running three tokens through it once and looking which two
+of its parts sum to the change of the stream.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,9 +33,188 @@ class BlockParts:
     """likewise for the MLP or the experts"""
 
 
-def undistributed(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile and data-parallel wrappers; PEFT stays, since its forward may add
-    tokens."""
+class Decoder:
+    """A language model and its parts. Each part is looked up when first asked for, and then kept.
+
+    A public function makes one with `Decoder.of(model)` and hands it on. It changes nothing in the model, and
+    is not kept beyond the call: the caller may alter the model in between.
+
+    given: the model as the caller passed it
+    called: without torch.compile and data-parallel wrappers. PEFT stays, since its forward may add tokens
+    bare: inside all wrappers, PEFT's too: the model whose module paths people write
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.given = model
+        self.called = _undistributed(model)
+        self.bare = self.called
+        while hasattr(self.bare, "get_base_model") and hasattr(self.bare, "peft_config"):
+            self.bare = _undistributed(self.bare.get_base_model())
+
+    @classmethod
+    def of(cls, model: Model) -> Decoder:
+        """The decoder of a model, or itself."""
+        return model if isinstance(model, Decoder) else cls(model)
+
+    @property
+    def class_name(self) -> str:
+        """Of the model inside all wrappers."""
+        return type(self.bare).__name__
+
+    @property
+    def name(self) -> str:
+        """The hub id or folder that the model was loaded from, "" if it does not say."""
+        return getattr(getattr(self.bare, "config", None), "name_or_path", "") or ""
+
+    @property
+    def text_config(self) -> Any:
+        """The language model's configuration (the text part of a multimodal one); None when there is none."""
+        config = getattr(self.bare, "config", None)
+        return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
+
+    @property
+    def path(self) -> str:
+        """Of the list of blocks: "model.layers". raises: as `layers`"""
+        return self._blocks[0]
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The blocks.
+
+        raises: HookError for an encoder-decoder, and where no list of blocks stands beside the token embedding
+        """
+        return self._blocks[1]
+
+    @cached_property
+    def _blocks(self) -> tuple[str, nn.ModuleList]:
+        if getattr(getattr(self.bare, "config", None), "is_encoder_decoder", False):
+            raise HookError(
+                f"{self.class_name} is an encoder-decoder, in which blocks.{{i}} would be ambiguous: "
+                "name the module by its path, such as 'decoder.block.3'"
+            )
+        found = []
+        for path, owner in self.bare.named_modules():
+            children = dict(owner.named_children())
+            lists = {
+                key: child
+                for key, child in children.items()
+                if isinstance(child, nn.ModuleList) and len(child)
+            }
+            beside = [child for key, child in children.items() if key not in lists]
+            if lists and self._holds_embedding(beside):
+                key = max(lists, key=lambda key: len(lists[key]))
+                found.append((f"{path}.{key}" if path else key, lists[key]))
+        if not found:
+            modules = [path for path, _ in self.bare.named_modules() if path]
+            raise HookError(
+                f"no decoder found in {self.class_name}: expected a ModuleList of blocks beside the token "
+                f"embedding. Name a module by its path; the first are {modules[:8]}"
+            )
+        return max(found, key=lambda item: item[0].count("."))
+
+    def _holds_embedding(self, modules: list[nn.Module]) -> bool:
+        return self.embedding is not None and any(
+            part is self.embedding for module in modules for part in module.modules()
+        )
+
+    @cached_property
+    def outside_in(self) -> list[nn.Module]:
+        """The model and what stands between it and its blocks; the model alone where it is no decoder."""
+        try:
+            names = self.path.split(".")[:-1]
+        except HookError:  # a plain module path was asked for
+            return [self.bare]
+        return [self.bare.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
+
+    @cached_property
+    def embedding(self) -> Any:
+        """The module that embeds tokens, or None."""
+        found = self.bare.get_input_embeddings() if hasattr(self.bare, "get_input_embeddings") else None
+        return found or next((m for m in self.bare.modules() if isinstance(m, nn.Embedding)), None)
+
+    @property
+    def head(self) -> nn.Module:
+        """The output embedding, from the last stream to logits.
+
+        raises: ValueError where there is none
+        """
+        found = self.bare.get_output_embeddings() if hasattr(self.bare, "get_output_embeddings") else None
+        if found is None:
+            raise ValueError(
+                f"expected a model with an output embedding, got {self.class_name}: load it as a …ForCausalLM"
+            )
+        return found
+
+    @cached_property
+    def width(self) -> int:
+        """d_model of the residual stream: the text model's hidden size, or the width of its token embedding."""
+        width = getattr(self.text_config, "hidden_size", None)
+        if isinstance(width, int):
+            return width
+        if self.embedding is None:
+            raise HookError(
+                f"the width of {self.class_name} is unknown: no config.hidden_size, no token embedding"
+            )
+        return self.embedding.embedding_dim
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model takes its inputs."""
+        return device_of(self.bare)
+
+    def accepts(self, argument: str) -> bool:
+        """Does the model's forward name this argument?"""
+        return accepts(self.bare, argument)
+
+    @cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """The bos, eos and pad ids that the model's configurations name, in ascending order."""
+        found: set[int] = set()
+        for settings in (self.text_config, getattr(self.bare, "generation_config", None)):
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                ids = getattr(settings, name, None)
+                found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
+        return tuple(sorted(found))
+
+    def parts(self, block: int) -> BlockParts | None:
+        """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised
+        stream).
+
+        Blocks of one make share an answer: the first of them is run once on three tokens, and nothing after
+        it is. Meanwhile the model is in evaluation mode, and edits that are on do not act on those tokens.
+        """
+        make = _make(self.layers[block])
+        known = _parts_by_make.setdefault(self.layers, {})
+        if make not in known:
+            first = next(layer for layer in self.layers if _make(layer) == make)
+            known[make] = _adding_parts(_observe(self, first), dict(first.named_children()))
+        return known[make]
+
+    @property
+    def being_observed(self) -> bool:
+        """Is the forward in progress one of ours, to find a block's parts? Edits and captures keep out of
+        it."""
+        return self.bare in _observed
+
+
+Model = nn.Module | Decoder
+"""A model as a caller passes it, or one whose parts are looked up already."""
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module computes: where accelerate puts it, or else where its first parameter lies."""
+    for inner in module.modules():
+        device = getattr(getattr(inner, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
+        parameter = next(inner.parameters(recurse=False), None)
+        if parameter is not None:
+            return parameter.device
+    return torch.device("cpu")
+
+
+def _undistributed(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile and data-parallel wrappers."""
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod
@@ -45,97 +224,10 @@ def undistributed(model: nn.Module) -> nn.Module:
             return model
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside all wrappers, PEFT's too: the one whose module paths people write."""
-    model = undistributed(model)
-    while hasattr(model, "get_base_model") and hasattr(model, "peft_config"):
-        model = undistributed(model.get_base_model())
-    return model
-
-
-def text_config(model: nn.Module) -> Any:
-    """The language model's configuration (the text part of a multimodal one); None when there is none."""
-    config = getattr(unwrap(model), "config", None)
-    return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
-
-
-def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Path and list of the decoder's blocks, e.g. ("model.layers", ModuleList of 22).
-
-    raises: HookError for an encoder-decoder, and where no list of blocks stands beside the token embedding
-    """
-    model = unwrap(model)
-    name = type(model).__name__
-    if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
-        raise HookError(
-            f"{name} is an encoder-decoder, in which blocks.{{i}} would be ambiguous: "
-            "name the module by its path, such as 'decoder.block.3'"
-        )
-    embedding = token_embedding(model)
-    found = []
-    for path, owner in model.named_modules():
-        children = dict(owner.named_children())
-        lists = {
-            key: child for key, child in children.items() if isinstance(child, nn.ModuleList) and len(child)
-        }
-        beside = [child for key, child in children.items() if key not in lists]
-        if (
-            lists
-            and embedding is not None
-            and any(part is embedding for child in beside for part in child.modules())
-        ):
-            key = max(lists, key=lambda key: len(lists[key]))
-            found.append((f"{path}.{key}" if path else key, lists[key]))
-    if not found:
-        raise HookError(
-            f"no decoder found in {name}: expected a ModuleList of blocks beside the token embedding. Name "
-            "a module "
-            f"by its path; the first are {[path for path, _ in model.named_modules() if path][:8]}"
-        )
-    return max(found, key=lambda item: item[0].count("."))
-
-
-def d_model(model: nn.Module) -> int:
-    """Width of the residual stream: the text model's hidden size, or else the width of its token
-    embedding."""
-    width = getattr(text_config(model), "hidden_size", None)
-    if isinstance(width, int):
-        return width
-    embedding = token_embedding(unwrap(model))
-    if embedding is None:
-        raise HookError(
-            f"the width of {type(model).__name__} is unknown: no config.hidden_size, no token embedding"
-        )
-    return embedding.embedding_dim
-
-
-def token_embedding(model: nn.Module) -> Any:
-    """The module that embeds tokens, or None."""
-    found = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    return found or next((module for module in model.modules() if isinstance(module, nn.Embedding)), None)
-
-
-def block_parts(model: nn.Module, block: int) -> BlockParts | None:
-    """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised
-    stream).
-
-    Blocks of one make share an answer: the first of them is run once on three tokens, nothing after it is.
-    The model is in evaluation mode meanwhile, then every module has its own training flag back; edits that
-    are on do not act on those tokens.
-    """
-    _, layers = decoder_layers(model)
-    make = _make(layers[block])
-    known = _parts_by_make.setdefault(layers, {})
-    if make not in known:
-        first = next(layer for layer in layers if _make(layer) == make)
-        known[make] = _adding_parts(_observe(model, first), dict(first.named_children()))
-    return known[make]
-
-
 @contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: Model) -> Iterator[None]:
     """No dropout inside; every module's own training flag comes back after."""
-    flags = {module: module.training for module in model.modules()}
+    flags = {module: module.training for module in Decoder.of(model).given.modules()}
     try:
         for module in flags:
             module.training = False
@@ -149,11 +241,6 @@ def accepts(module: nn.Module, argument: str) -> bool:
     """Does the forward name this argument? The class is asked, since accelerate replaces the instance's
     forward."""
     return argument in inspect.signature(type(module).forward).parameters
-
-
-def being_observed(model: nn.Module) -> bool:
-    """Is the forward in progress one of ours, to find a block's parts? Edits and captures keep out of it."""
-    return unwrap(model) in _observed
 
 
 def stream_into(args: tuple, kwargs: dict[str, Any]) -> Tensor:
@@ -203,8 +290,7 @@ def _make(layer: nn.Module) -> str:
     )
 
 
-def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
-    model = unwrap(model)
+def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
     seen = _Observation()
     live: list[tuple[str, Tensor]] = []
 
@@ -233,24 +319,23 @@ def _observe(model: nn.Module, layer: nn.Module) -> _Observation:
         layer.register_forward_hook(on_exit),
     ]
     handles += [part.register_forward_hook(on_part(name)) for name, part in layer.named_children()]
-    embedding = token_embedding(model)
-    device = embedding.weight.device if embedding.weight.device.type != "meta" else torch.device("cpu")
-    ids = (torch.arange(3, device=device) % embedding.weight.shape[0])[None]
-    masked = {"attention_mask": torch.ones_like(ids)} if accepts(model, "attention_mask") else {}
-    _observed.add(model)
+    weight = decoder.embedding.weight
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    ids = (torch.arange(3, device=device) % weight.shape[0])[None]
+    masked = {"attention_mask": torch.ones_like(ids)} if decoder.accepts("attention_mask") else {}
+    _observed.add(decoder.bare)
     try:
-        with evaluation_mode(model), torch.no_grad():
-            model(input_ids=ids, **masked)
+        with evaluation_mode(decoder.bare), torch.no_grad():
+            decoder.bare(input_ids=ids, **masked)
     except _Observed:
         pass
     except Exception as error:
         raise HookError(
-            f"what the blocks of {type(model).__name__} add to the stream is unknown, since three tokens "
-            "would not run "
-            f"through it ({type(error).__name__}: {error}). Name a module by its path instead"
+            f"what the blocks of {decoder.class_name} add to the stream is unknown, since three tokens would "
+            f"not run through it ({type(error).__name__}: {error}). Name a module by its path instead"
         ) from error
     finally:
-        _observed.discard(model)
+        _observed.discard(decoder.bare)
         for handle in handles:
             handle.remove()
     return seen

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError
-from saelens_lite.lm.decoder import accepts, being_observed, decoder_layers, unwrap
+from saelens_lite.lm.decoder import Decoder, Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +73,8 @@ class Watch:
     and one of `init_continuous_batching` (which `generate_batch` calls) that refuses.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._model = weakref.ref(unwrap(model))
+    def __init__(self, decoder: Decoder) -> None:
+        self._model = weakref.ref(decoder.bare)
         self._users = 0
         self._handles: list[Any] = []
         self._pass: _Pass | None = None
@@ -125,7 +125,7 @@ class Watch:
     def _start(self) -> None:
         model = self._module
         self._pass, self._calls = None, 0
-        for module in way_to_decoder(model):
+        for module in Decoder(model).outside_in:
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
         for name, ours in (("generate", self._watched), ("init_continuous_batching", _refused)):
@@ -146,11 +146,10 @@ class Watch:
         self._pass = None
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
-        if being_observed(self._module):
+        if Decoder(self._module).being_observed:
             return
-        if (
-            "write_index" in kwargs and "cu_seq_lens_q" in kwargs
-        ):  # a manager that was made before the edit began
+        # from a manager that was made before the edit began
+        if "write_index" in kwargs and "cu_seq_lens_q" in kwargs:
             raise HookError(_PACKED)
         if self._pass is None:
             self._pass = _Pass(outermost=module, call=self._calls)
@@ -168,15 +167,12 @@ class Watch:
 
     def _watched(self, generate: Any) -> Any:
         def watched_generate(*args: Any, **kwargs: Any) -> Any:
-            if (
-                self._generation is not None
-            ):  # self-assisted decoding drafts with the model itself: same prompt
+            if self._generation is not None:  # self-assisted decoding drafts with the model itself
                 return generate(*args, **kwargs)
             self._generation = _read_prompt(self._module, args, kwargs)
             if hasattr(getattr(self._module, "generation_config", None), "disable_compile"):
-                kwargs["disable_compile"] = (
-                    True  # transformers compiles static caches, and would not see the hooks
-                )
+                # transformers compiles static caches, and would not see the hooks
+                kwargs["disable_compile"] = True
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -185,9 +181,9 @@ class Watch:
         return watched_generate
 
 
-def watch(model: nn.Module) -> Watch:
+def watch(decoder: Decoder) -> Watch:
     """The model's watch: one for all edits on it."""
-    return _watches.setdefault(unwrap(model), Watch(model))
+    return _watches.setdefault(decoder.bare, Watch(decoder))
 
 
 def position_ids_from(attention_mask: Tensor) -> Tensor:
@@ -203,29 +199,31 @@ def position_ids_from(attention_mask: Tensor) -> Tensor:
     return (attention_mask.long().cumsum(dim=-1) - 1).clamp_min(0)
 
 
-def prepared_inputs(model: nn.Module, model_inputs: dict[str, Any]) -> dict[str, Any]:
-    """Inputs for a plain forward of ours: no cache, and positions counted from a left-padded mask unless
-    given.
+def placed_inputs(model: Model, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs for a plain forward of ours: on the model's device, without a cache, and with positions counted
+    from a left-padded mask unless they are given.
 
     raises: ValueError for input_ids without a token
     """
-    inputs = dict(model_inputs)
+    decoder = Decoder.of(model)
+    device = decoder.device
+    inputs = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in model_inputs.items()}
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and not ids.numel():
         raise ValueError(f"expected a text of at least one token, got input_ids of shape {list(ids.shape)}")
-    if accepts(unwrap(model), "use_cache"):
+    if decoder.accepts("use_cache"):
         inputs["use_cache"] = False
     mask = inputs.get("attention_mask")
     left_padded = isinstance(mask, Tensor) and mask.ndim == 2 and not bool(mask[:, 0].all())
-    if left_padded and "position_ids" not in inputs and accepts(unwrap(model), "position_ids"):
+    if left_padded and "position_ids" not in inputs and decoder.accepts("position_ids"):
         inputs["position_ids"] = position_ids_from(mask)
     return inputs
 
 
 _PACKED = (
     "edits expected the texts of a batch in rows of their own, got continuous batching (generate_batch), "
-    "which packs them "
-    "into one row, where prompts and examples cannot be told apart: pass model.generate a left-padded batch"
+    "which packs them into one row, where prompts and examples cannot be told apart: pass model.generate a "
+    "left-padded batch"
 )
 
 
@@ -237,16 +235,6 @@ def _refused(_method: Any) -> Any:
 
 
 _watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionary()
-
-
-def way_to_decoder(model: nn.Module) -> list[nn.Module]:
-    """The model and what stands between it and its blocks, from the outside in."""
-    try:
-        path, _ = decoder_layers(model)
-    except HookError:  # a plain module path was asked for in a model that is no decoder
-        return [model]
-    names = path.split(".")[:-1]
-    return [model.get_submodule(".".join(names[:depth])) for depth in range(len(names) + 1)]
 
 
 def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
@@ -261,9 +249,7 @@ def _key_mask(mask: Any, batch: int, width: int, device: torch.device) -> Tensor
         mask = mask.get("full_attention")
     if not isinstance(mask, Tensor):
         return None
-    if (
-        mask.ndim == 4
-    ):  # bool or additive [batch 1 queries keys]: the last query of this pass sees every real token
+    if mask.ndim == 4:  # bool or additive [batch 1 queries keys]: the last query sees every real token
         mask = mask[:, 0, -1, :] if mask.dtype == torch.bool else mask[:, 0, -1, :] >= 0
     if mask.ndim != 2 or mask.shape[1] < width:
         return None
@@ -289,8 +275,7 @@ def _read_prompt(model: nn.Module, args: tuple, kwargs: dict) -> _Generation:
         row = int((~real[:, -1].bool()).nonzero()[0])
         raise ValueError(
             f"generate expected left padding, got a prompt whose row {row} ends in padding: the model would "
-            "continue "
-            "from the padding. Tokenize with padding_side='left'; if that last token is text, pass "
+            "continue from the padding. Tokenize with padding_side='left'; if that last token is text, pass "
             "attention_mask"
         )
     return _Generation(prompt_columns=prompt.shape[1], n_examples=prompt.shape[0])

@@ -23,22 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError, nearest
-from saelens_lite.lm.decoder import (
-    being_observed,
-    block_parts,
-    d_model,
-    decoder_layers,
-    main_tensor,
-    stream_into,
-    undistributed,
-    unwrap,
-)
-from saelens_lite.lm.forward_state import EditInfo, position_ids_from, prepared_inputs, watch, way_to_decoder
-
-__all__ = [
-    "EditInfo", "HookPoint", "capture", "d_model", "decoder_layers", "edit", "hook_points", "model_device",
-    "position_ids_from", "resolve", "run_to",
-]  # fmt: skip
+from saelens_lite.lm.decoder import Decoder, Model, device_of, main_tensor, stream_into
+from saelens_lite.lm.forward_state import EditInfo, placed_inputs, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,70 +41,61 @@ class HookPoint:
     """side of the module"""
     kind: Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "module"]
 
-    def module(self, model: nn.Module) -> nn.Module:
+    def module(self, model: Model) -> nn.Module:
         """The module in this model."""
-        return unwrap(model).get_submodule(self.module_path)
+        return Decoder.of(model).bare.get_submodule(self.module_path)
+
+    def device(self, model: Model) -> torch.device:
+        """Where its activations appear."""
+        return device_of(self.module(model))
 
 
-def resolve(model: nn.Module, name: str) -> HookPoint:
+def resolve(model: Model, name: str) -> HookPoint:
     """The hook point of that name.
 
     raises: HookError naming the points there are, and the nearest
     """
+    decoder = Decoder.of(model)
     canonical = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)", name)
-    paths = [] if canonical else [path for path, _ in unwrap(model).named_modules() if path]
+    paths = [] if canonical else [path for path, _ in decoder.bare.named_modules() if path]
     if name in paths:
-        return HookPoint(name, name, _block_of(model, name), "output", "module")
-    missing = f"no hook point {name!r} in {type(unwrap(model)).__name__}"
+        return HookPoint(name, name, _block_of(decoder, name), "output", "module")
+    missing = f"no hook point {name!r} in {decoder.class_name}"
     if canonical is None:
-        hint = nearest(name, hook_points(model) + paths)
-        raise HookError(f"{missing}{hint}: it has {_summary(model)}, or any module path")
-    path, layers = decoder_layers(model)
+        hint = nearest(name, hook_points(decoder) + paths)
+        raise HookError(f"{missing}{hint}: it has {_summary(decoder)}, or any module path")
     block, kind = int(canonical[1]), canonical[2]
-    if block >= len(layers):
-        raise HookError(f"{missing}: it has {_summary(model)}")
+    if block >= len(decoder.layers):
+        raise HookError(f"{missing}: it has {_summary(decoder)}")
+    path = f"{decoder.path}.{block}"
     if kind in ("resid_pre", "resid_post"):
-        return HookPoint(name, f"{path}.{block}", block, "input" if kind == "resid_pre" else "output", kind)
-    parts = block_parts(model, block)
+        return HookPoint(name, path, block, "input" if kind == "resid_pre" else "output", kind)
+    parts = decoder.parts(block)
     if parts is None:
         raise HookError(
-            f"{missing}: no two parts of block {block} ({type(layers[block]).__name__}) add up to the "
-            "change of the "
-            f"stream, as where branches are scaled or the stream is normalised. It has {_summary(model)}, "
-            "or any "
-            "module path"
+            f"{missing}: no two parts of block {block} ({type(decoder.layers[block]).__name__}) add up to the "
+            "change of the stream: branches are scaled or the stream is normalised. "
+            f"It has {_summary(decoder)}, or any module path"
         )
     part = parts.attn if kind == "attn_out" else parts.mlp
-    return HookPoint(name, f"{path}.{block}.{part}", block, "output", kind)
+    return HookPoint(name, f"{path}.{part}", block, "output", kind)
 
 
-def hook_points(model: nn.Module) -> list[str]:
+def hook_points(model: Model) -> list[str]:
     """Every canonical hook point of the model, in order of depth; none where it is no decoder."""
+    decoder = Decoder.of(model)
     try:
-        _, layers = decoder_layers(model)
+        n_blocks = len(decoder.layers)
     except HookError:
         return []
     names = []
-    for block in range(len(layers)):
-        inner = ("attn_out", "mlp_out") if block_parts(model, block) else ()
+    for block in range(n_blocks):
+        inner = ("attn_out", "mlp_out") if decoder.parts(block) else ()
         names += [f"blocks.{block}.hook_{kind}" for kind in ("resid_pre", *inner, "resid_post")]
     return names
 
 
-def model_device(model: nn.Module, point: HookPoint | None = None) -> torch.device:
-    """Where a point's activations appear, or where the model takes its inputs when no point is given."""
-    module = point.module(model) if point else unwrap(model)
-    for inner in module.modules():
-        device = getattr(getattr(inner, "_hf_hook", None), "execution_device", None)  # accelerate's placement
-        if device is not None:
-            return torch.device("cuda", device) if isinstance(device, int) else torch.device(device)
-        parameter = next(inner.parameters(recurse=False), None)
-        if parameter is not None:
-            return parameter.device
-    return torch.device("cpu")
-
-
-def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[str, Tensor]:
+def run_to(model: Model, names: Sequence[str], **model_inputs: Any) -> dict[str, Tensor]:
     """The activations at these hook points, from one forward that ends at the deepest: no later block, no
     head.
 
@@ -132,11 +109,9 @@ def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[
     """
     if not names:
         raise ValueError("run_to expected at least one hook point, got none")
-    points = {name: resolve(model, name) for name in names}
-    device = model_device(model)
-    inputs = {
-        key: value.to(device) if isinstance(value, Tensor) else value for key, value in model_inputs.items()
-    }
+    decoder = Decoder.of(model)
+    points = {name: resolve(decoder, name) for name in names}
+    inputs = placed_inputs(decoder, model_inputs)
     found: dict[str, Tensor] = {}
     finished = _Finished()
 
@@ -146,43 +121,39 @@ def run_to(model: nn.Module, names: Sequence[str], **model_inputs: Any) -> dict[
 
     with ExitStack() as stack:
         for name, point in points.items():
-            holder = _offloaded_holder(model, point)
+            holder = _offloaded_holder(decoder, point)
 
             def keep(acts: Tensor, name: str = name, holder: nn.Module | None = holder) -> Tensor:
                 found[name] = acts
                 if holder is None:
                     stop_when_complete()
-                return (
-                    acts.clone()
-                )  # the model goes on with a copy: some blocks add into their parts in place
+                return acts.clone()  # for the model: some blocks add into their parts in place
 
-            stack.enter_context(_hooked(model, point, keep))
+            stack.enter_context(_hooked(decoder, point, keep))
             if holder is not None:
                 stack.callback(holder.register_forward_hook(stop_when_complete).remove)
         try:
-            undistributed(model)(**prepared_inputs(model, inputs))
+            decoder.called(**inputs)
         except _Finished as reached:
             if reached is not finished:
                 raise
-            reached.__traceback__ = (
-                None  # its frames hold the activations, and would until the next garbage collection
-            )
+            # its frames hold the activations, and would until the next garbage collection
+            reached.__traceback__ = None
     absent = [f"{name} ({points[name].module_path})" for name in points if name not in found]
     if absent:
-        raise HookError(
-            f"the forward of {type(unwrap(model)).__name__} with {sorted(inputs)} never ran {absent}"
-        )
+        raise HookError(f"the forward of {decoder.class_name} with {sorted(model_inputs)} never ran {absent}")
     return {name: found[name] for name in points}
 
 
 @contextmanager
-def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+def capture(model: Model, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """A dict that every forward inside fills anew: {name: float[batch seq d_model]}, still in the autograd
     graph.
 
     raises: HookError for an unknown name or a compiled model
     """
-    _check_hooks_are_seen(model)
+    decoder = Decoder.of(model)
+    _check_hooks_are_seen(decoder)
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
         for name in names:
@@ -191,13 +162,13 @@ def capture(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor
                 found[name] = acts
                 return acts.clone()  # as in run_to
 
-            stack.enter_context(_hooked(model, resolve(model, name), keep))
+            stack.enter_context(_hooked(decoder, resolve(decoder, name), keep))
         yield found
 
 
 @contextmanager
-def edit(model: nn.Module, name: str, fn: Callable[[Tensor, EditInfo], Tensor]) -> Iterator[None]:
-    """Every forward inside goes on with fn(acts, info) at this hook point, in `generate` too.
+def edit(model: Model, name: str, fn: Callable[[Tensor, EditInfo], Tensor]) -> Iterator[None]:
+    """Inside, every forward continues with fn(acts, info) at this hook point, in `generate` too.
 
     Nested edits act in the order they were entered, each on what the one before left.
 
@@ -205,13 +176,14 @@ def edit(model: nn.Module, name: str, fn: Callable[[Tensor, EditInfo], Tensor]) 
     raises: HookError for an unknown name, a compiled model, learned prompts (PEFT), or an fn that returns
         another shape; inside, ValueError from a right-padded `generate`
     """
-    _check_hooks_are_seen(model)
-    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+    decoder = Decoder.of(model)
+    _check_hooks_are_seen(decoder)
+    if getattr(getattr(decoder.given, "active_peft_config", None), "is_prompt_learning", False):
         raise HookError(
             "edits expected the text's own tokens, got a PEFT model that puts learned ones before them"
         )
-    point = resolve(model, name)
-    with watch(model).on() as now, _hooked(model, point, lambda acts: fn(acts, now.info(acts))):
+    point = resolve(decoder, name)
+    with watch(decoder).on() as now, _hooked(decoder, point, lambda acts: fn(acts, now.info(acts))):
         yield
 
 
@@ -220,16 +192,16 @@ class _Finished(Exception):
 
 
 @contextmanager
-def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def _hooked(decoder: Decoder, point: HookPoint, fn: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Pass the point's activations through fn, whatever form the module takes or returns them in."""
-    module = point.module(model)
+    module = point.module(decoder)
     stream_shape: list[int] = []  # of what enters the block: OPT's MLP works on [batch·seq d_model]
 
     def note_shape(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         stream_shape[:] = stream_into(args, kwargs).shape
 
     def changed(acts: Any) -> Tensor | None:
-        if being_observed(model):
+        if decoder.being_observed:
             return None
         if not isinstance(acts, Tensor):
             raise HookError(
@@ -260,9 +232,9 @@ def _hooked(model: nn.Module, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
 
     with ExitStack() as stack:
         if point.kind in ("attn_out", "mlp_out"):
-            _, layers = decoder_layers(model)
             assert point.block is not None, "these points belong to a block"
-            stack.callback(layers[point.block].register_forward_pre_hook(note_shape, with_kwargs=True).remove)
+            block = decoder.layers[point.block]
+            stack.callback(block.register_forward_pre_hook(note_shape, with_kwargs=True).remove)
         if point.side == "input":
             stack.callback(module.register_forward_pre_hook(on_input, with_kwargs=True).remove)
         else:
@@ -283,7 +255,7 @@ def _put_first(module: nn.Module, hook: Callable) -> None:
         module._forward_hooks.move_to_end(key, last=False)
 
 
-def _check_hooks_are_seen(model: nn.Module) -> None:
+def _check_hooks_are_seen(decoder: Decoder) -> None:
     """raises: HookError for a model whose call was compiled, in any of the three ways: such a call skips
     later hooks"""
 
@@ -294,14 +266,14 @@ def _check_hooks_are_seen(model: nn.Module) -> None:
             or hasattr(module.forward, "_torchdynamo_orig_callable")
         )
 
-    if compiled(model) or any(map(compiled, way_to_decoder(unwrap(model)))):
+    if any(map(compiled, [decoder.given, *decoder.outside_in])):
         raise HookError(
             "expected a model as it was before torch.compile, which may not see hooks set after compiling: "
             "pass the uncompiled model, and call that one inside"
         )
 
 
-def _offloaded_holder(model: nn.Module, point: HookPoint) -> nn.Module | None:
+def _offloaded_holder(decoder: Decoder, point: HookPoint) -> nn.Module | None:
     """The outermost module around the point whose own weights accelerate brings in and takes out at every
     call.
 
@@ -309,24 +281,24 @@ def _offloaded_holder(model: nn.Module, point: HookPoint) -> nn.Module | None:
     """
     names = point.module_path.split(".")
     for depth in range(len(names)):
-        module = unwrap(model).get_submodule(".".join(names[:depth]))
+        module = decoder.bare.get_submodule(".".join(names[:depth]))
         if getattr(getattr(module, "_hf_hook", None), "offload", False):
             return module
     return None
 
 
-def _block_of(model: nn.Module, module_path: str) -> int | None:
+def _block_of(decoder: Decoder, module_path: str) -> int | None:
     try:
-        path, _ = decoder_layers(model)
+        blocks = decoder.path
     except HookError:
         return None
-    inside = re.match(re.escape(path) + r"\.(\d+)(\.|$)", module_path)
+    inside = re.match(re.escape(blocks) + r"\.(\d+)(\.|$)", module_path)
     return int(inside[1]) if inside else None
 
 
-def _summary(model: nn.Module) -> str:
+def _summary(decoder: Decoder) -> str:
     """The canonical points in a clause: "blocks.0 to blocks.21 with .hook_resid_pre, .hook_attn_out, …"."""
-    known = [name.split(".") for name in hook_points(model)]
+    known = [name.split(".") for name in hook_points(decoder)]
     if not known:
         return "no blocks that hooks understand"
     kinds = dict.fromkeys(kind for _, _, kind in known)

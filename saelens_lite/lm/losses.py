@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.forward_state import prepared_inputs
+from saelens_lite.lm.forward_state import placed_inputs
 
 
 def cross_entropy(logits: Tensor, next_ids: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def token_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     if attention_mask is not None:
         inputs["attention_mask"] = attention_mask
     with torch.no_grad():
-        logits = model(**prepared_inputs(model, inputs)).logits
+        logits = model(**placed_inputs(model, inputs)).logits
         # one text at a time, since each needs a copy of its logits in float32
         losses = torch.stack([cross_entropy(row[:-1], ids[1:]) for row, ids in zip(logits, input_ids)])
         if attention_mask is not None:

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelens_lite.errors import nearest
-from saelens_lite.lm.decoder import text_config, unwrap
 from saelens_lite.lm.forward_state import EditInfo
 
 Where = Literal["all", "prompt", "generated"] | Tensor | Callable[[EditInfo], Tensor]
@@ -109,16 +108,6 @@ class Positions:
         if given == info.n_examples and batch % given == 0:
             return per_example.repeat_interleave(batch // given, dim=0)
         raise ValueError(f"a mask or prompt_tokens expected {batch} rows (or 1), got {given}")
-
-
-def special_ids(model: nn.Module) -> tuple[int, ...]:
-    """The bos, eos and pad ids that the model's configurations name, in ascending order."""
-    found: set[int] = set()
-    for settings in (text_config(model), getattr(unwrap(model), "generation_config", None)):
-        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-            ids = getattr(settings, name, None)
-            found.update(ids if isinstance(ids, list | tuple) else [] if ids is None else [ids])
-    return tuple(sorted(found))
 
 
 def span_mask(

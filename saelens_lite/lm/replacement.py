@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit
-from saelens_lite.lm.positions import Positions, special_ids
+from saelens_lite.lm.positions import Positions
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 MODES = ("sae", "zero", "mean")
@@ -23,15 +24,15 @@ MODES = ("sae", "zero", "mean")
 
 @contextmanager
 def splice(
-    model: nn.Module,
+    model: Model,
     sae: SparseAutoencoder | None,
     hook_point: str | None = None,
     mode: Literal["sae", "zero", "mean"] = "sae",
     mean: Tensor | None = None,
     positions: Literal["non_bos", "all"] | Tensor | Callable[[EditInfo], Tensor] = "non_bos",
 ) -> Iterator[None]:
-    """Every forward inside goes on with a replacement of the activations at the masked positions; others stay
-    as is.
+    """Inside, every forward continues with a replacement of the activations at the masked positions; others
+    stay as they are.
 
     sae: gives the reconstruction; may be None for zero and mean when hook_point is given
     hook_point: by default where the SAE was trained
@@ -48,12 +49,12 @@ def splice(
         )
     if mode == "sae" and sae is None:
         raise ValueError("mode='sae' expected an SAE, got None")
-    point = hook_point or (sae.config.hook_point or sae.config.hf_module if sae is not None else None)
+    decoder, point = Decoder.of(model), hook_point or (sae.config.trained_at if sae is not None else None)
     if not point:
         raise ValueError("expected hook_point=, since the SAE does not say where it was trained")
     chosen = Positions(
         where=positions if isinstance(positions, Tensor) or callable(positions) else _word(positions),
-        skip_ids=special_ids(model) if isinstance(positions, str) and positions == "non_bos" else (),
+        skip_ids=decoder.special_ids if isinstance(positions, str) and positions == "non_bos" else (),
     )
 
     def replace(acts: Tensor, info: EditInfo) -> Tensor:
@@ -67,7 +68,7 @@ def splice(
             new = mean.to(acts.device, acts.dtype).expand_as(acts)
         return torch.where(chosen(info)[..., None], new, acts)
 
-    with edit(model, point, replace):
+    with edit(decoder, point, replace):
         yield
 
 

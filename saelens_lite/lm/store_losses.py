@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelens_lite.hashing import is_held_out
-from saelens_lite.lm.decoder import d_model, evaluation_mode
-from saelens_lite.lm.forward_state import prepared_inputs
-from saelens_lite.lm.hooks import model_device, run_to
+from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
+from saelens_lite.lm.forward_state import placed_inputs
+from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.lm.replacement import splice
 from saelens_lite.store.reader import ActivationStore
@@ -58,7 +58,7 @@ class Losses:
 
 
 def cross_entropies(
-    model: nn.Module,
+    model: Model,
     store: ActivationStore,
     point: str,
     replacements: Mapping[str, Mapping[str, Any] | None],
@@ -79,18 +79,19 @@ def cross_entropies(
     raises: ValueError for a model that is not the store's, one whose own losses are not finite, or nothing to
     score A token counts when it has a row, is of a scored document and is not the first of its context.
     """
+    decoder = Decoder.of(model)
     ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)
     n_tokens, n_contexts = 0, 0
-    with evaluation_mode(model), torch.no_grad():
+    with evaluation_mode(decoder), torch.no_grad():
         for batch in scored_contexts(store, fraction, max_tokens, batch_size_seqs):
             if n_contexts == 0:
-                check_model(model, store, point, batch)
-            clean = _scored_logits(model, batch) if kl or None in replacements.values() else []
+                check_model(decoder, store, point, batch)
+            clean = _scored_logits(decoder, batch) if kl or None in replacements.values() else []
             for name, how in replacements.items():
                 logits = clean
                 if how is not None:
-                    with splice(model, hook_point=point, positions=batch.kept, **how):
-                        logits = _scored_logits(model, batch)
+                    with splice(decoder, hook_point=point, positions=batch.kept, **how):
+                        logits = _scored_logits(decoder, batch)
                 for i, next_ids in enumerate(_next_ids(batch)):
                     ce[name] += cross_entropy(logits[i], next_ids).double().sum().item()
                     if kl and how is not None:
@@ -112,11 +113,10 @@ def cross_entropies(
     return Losses(*per_token, n_tokens, n_contexts)
 
 
-def _scored_logits(model: nn.Module, batch: ContextBatch) -> list[Tensor]:
+def _scored_logits(decoder: Decoder, batch: ContextBatch) -> list[Tensor]:
     """Of each context the logits before its scored tokens, float[n_scored vocab], in the model's dtype."""
-    device = model_device(model)
-    inputs = {"input_ids": batch.input_ids.to(device), "attention_mask": batch.attended.to(device)}
-    logits = model(**prepared_inputs(model, inputs)).logits
+    inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attended}
+    logits = decoder.given(**placed_inputs(decoder, inputs)).logits
     return [row[:-1][scored] for row, scored in zip(logits, batch.targets.to(logits.device), strict=True)]
 
 
@@ -154,27 +154,26 @@ def scored_contexts(
             left -= int(targets[sequences].sum())
 
 
-def check_model(model: nn.Module, store: ActivationStore, point: str, batch: ContextBatch) -> None:
+def check_model(model: Model, store: ActivationStore, point: str, batch: ContextBatch) -> None:
     """raises: ValueError when the model's activations on these contexts are not the rows of the store; names
     can lie."""
-    if d_model(model) != store.d_model(point):
+    decoder, width = Decoder.of(model), store.d_model(point)
+    if decoder.width != width:
         raise ValueError(
-            f"{type(model).__name__} has width {d_model(model)}, but {store.path} holds rows of width "
-            f"{store.d_model(point)} from {store.model_name}; pass the model that was harvested"
+            f"{decoder.class_name} has width {decoder.width}, but {store.path} holds rows of width {width} from "
+            f"{store.model_name}; pass the model that was harvested"
         )
     sequences, _ = store.row_positions(batch.shard)
     places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])
     rows = store.gather(places, point)
     acts = (
-        run_to(model, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point]
+        run_to(decoder, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point]
         .float()
         .cpu()[batch.kept]
     )
     difference = ((acts - rows).norm() / rows.norm()).item()
     if not difference < _SAME_MODEL_TOLERANCE:
-        name = getattr(model.config, "name_or_path", "") or type(model).__name__
         raise ValueError(
-            f"{name} does not give the activations of {store.path} at {point} (they differ by "
-            f"{difference:.0%}); "
-            f"pass the model that was harvested, {store.model_name}"
+            f"{decoder.name or decoder.class_name} does not give the activations of {store.path} at {point} "
+            f"(they differ by {difference:.0%}); pass the model that was harvested, {store.model_name}"
         )

@@ -112,6 +112,11 @@ class SAEConfig:
             raise ValueError(f"SAEConfig.dtype expected a torch dtype such as 'float32', got {self.dtype!r}")
 
     @property
+    def trained_at(self) -> str:
+        """The hook point or module of the activations it was trained on, "" if it does not say."""
+        return self.hook_point or self.hf_module
+
+    @property
     def torch_dtype(self) -> torch.dtype:
         return getattr(torch, self.dtype)
 

@@ -8,7 +8,7 @@ import saelens_lite as sl
 from saelens_lite.analyze.index.search import fires_on_text
 from saelens_lite.analyze.probing.labelled_texts import read_labelled
 from saelens_lite.errors import HookError
-from saelens_lite.lm.forward_state import prepared_inputs
+from saelens_lite.lm.forward_state import placed_inputs
 
 from .conftest import HOOK_POINT, make_sae
 
@@ -78,7 +78,7 @@ def test_an_sae_of_another_model_is_refused_with_both_named(gpt2, name):
     gpt2.config._name_or_path = "someone/gpt2-tiny"
     with pytest.raises(ValueError, match=f"{HOOK_POINT}.*gpt2-tiny.*pythia-70m {HOOK_POINT}.*hook_point="):
         ON_MODEL[name](gpt2, make_sae(model_name="pythia-70m"))
-    with pytest.raises(ValueError, match="d_model=32, got one of 16, trained on GPT2LMHeadModel"):
+    with pytest.raises(ValueError, match="d_model=32, got one of d_model=16, trained on GPT2LMHeadModel"):
         ON_MODEL[name](gpt2, make_sae(d_model=16))
     with pytest.raises(HookError, match="no hook point 'blocks.9.hook_resid_post' in GPT2LMHeadModel"):
         ON_MODEL[name](gpt2, make_sae(hook_point="blocks.9.hook_resid_post"))
@@ -104,7 +104,7 @@ def test_names_of_one_model_may_differ_in_owner_and_folder(gpt2, named):
         entered(sl.ablate(gpt2, make_sae(model_name="gpt2-tiny"), 3))
 
 
-def test_a_named_hook_point_is_the_callers_word(gpt2):
+def test_a_named_hook_point_is_vouched_for_by_the_caller(gpt2):
     gpt2.config._name_or_path = "someone/gpt2-tiny"
     other = make_sae(model_name="pythia-70m")
     entered(sl.ablate(gpt2, other, 3, hook_point=HOOK_POINT))
@@ -114,9 +114,9 @@ def test_a_named_hook_point_is_the_callers_word(gpt2):
 
 @pytest.mark.parametrize("name", ON_STORE)
 def test_an_sae_that_does_not_fit_the_store_or_is_broken_is_refused(store, name):
-    with pytest.raises(ValueError, match="pythia-70m.*GPT2LMHeadModel"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel.*pythia-70m"):
         ON_STORE[name](store, make_sae(model_name="pythia-70m"))
-    with pytest.raises(ValueError, match=f"{LATE}.*{HOOK_POINT}"):
+    with pytest.raises(ValueError, match=f"{HOOK_POINT}.*{LATE}"):
         ON_STORE[name](store, make_sae(hook_point=LATE))
     broken = make_sae()
     with torch.no_grad():
@@ -225,7 +225,7 @@ def test_no_text_and_no_items_are_refused(gpt2, byte_tokenizer):
             lambda: sl.attribution.edge_attribution(gpt2, sae, late, [(0, 0, 3.5)], input_ids=IDS),
             "whole numbers",
         ),
-        (lambda: prepared_inputs(gpt2, {"input_ids": IDS[:0]}), r"\[0, 6\]"),
+        (lambda: placed_inputs(gpt2, {"input_ids": IDS[:0]}), r"\[0, 6\]"),
         (lambda: fires_on_text(sae, gpt2, byte_tokenizer, ""), "an empty one"),
         (lambda: sl.stats.cluster_bootstrap(torch.zeros(0)), "at least 2 items"),
         (

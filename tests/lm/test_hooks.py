@@ -8,9 +8,9 @@ import transformers
 from torch import nn
 
 from saelens_lite.errors import HookError
-from saelens_lite.lm.decoder import d_model, decoder_layers
+from saelens_lite.lm.decoder import Decoder
 from saelens_lite.lm.forward_state import position_ids_from
-from saelens_lite.lm.hooks import capture, edit, hook_points, model_device, resolve, run_to
+from saelens_lite.lm.hooks import capture, edit, hook_points, resolve, run_to
 
 SHAPE = {
     "vocab_size": 40,
@@ -133,8 +133,8 @@ def test_the_parts_of_a_block_add_up(family):
     model.get_input_embeddings().training = False  # a mixture of flags must come back
     before = state_of(model)
 
-    assert decoder_layers(model)[0] == path
-    assert d_model(model) == 16
+    assert Decoder(model).path == path
+    assert Decoder(model).width == 16
     assert hook_points(model) == [f"blocks.{block}.hook_{kind}" for block in range(3) for kind in KINDS]
     assert resolve(model, "blocks.1.hook_attn_out").module_path == f"{path}.1.{attn}"
     assert resolve(model, "blocks.1.hook_mlp_out").module_path == f"{path}.1.{mlp}"
@@ -371,7 +371,7 @@ def test_a_model_that_three_tokens_cannot_run_through_says_so():
 def test_blocks_are_those_beside_the_embedding_itself():
     model = llama()
     model.more_heads = nn.ModuleList(nn.Linear(16, 40) for _ in range(9))  # as for multi-token prediction
-    assert decoder_layers(model)[0] == "model.layers"
+    assert Decoder(model).path == "model.layers"
 
 
 def test_a_plain_module_path_is_a_hook_point():
@@ -406,7 +406,7 @@ def test_a_peft_model_keeps_the_names_of_its_base():
     ).eval()
     before = n_hooks(model)
     assert resolve(model, "blocks.1.hook_attn_out").module_path == "model.layers.1.self_attn"
-    assert d_model(model) == 16
+    assert Decoder(model).width == 16
     with torch.no_grad():
         adapted = run_to(model, ["blocks.1.hook_attn_out"], input_ids=IDS)["blocks.1.hook_attn_out"]
         assert not torch.equal(adapted, plain)
@@ -464,10 +464,8 @@ def multimodal(name: str) -> nn.Module:
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
 def test_the_language_model_inside_a_multimodal_one(name):
     model = multimodal(name)
-    assert (
-        decoder_layers(model)[0] == "model.language_model.layers"
-    )  # three blocks; the vision tower has five
-    assert d_model(model) == 16 and len(hook_points(model)) == 12
+    assert Decoder(model).path == "model.language_model.layers"  # three blocks; the vision tower has five
+    assert Decoder(model).width == 16 and len(hook_points(model)) == 12
     with torch.no_grad():
         found = run_to(model, ["blocks.0.hook_resid_post"], input_ids=IDS)["blocks.0.hook_resid_post"]
         assert found.shape == (2, 5, 16)
@@ -491,8 +489,8 @@ def test_a_dispatched_model_keeps_its_placement():
         assert torch.equal(
             run_to(model, ["blocks.1.hook_mlp_out"], input_ids=IDS)["blocks.1.hook_mlp_out"], expected
         )
-    assert model_device(model) == torch.device("cpu")
-    assert model_device(model, resolve(model, "blocks.1.hook_mlp_out")) == torch.device("cpu")
+    assert Decoder(model).device == torch.device("cpu")
+    assert resolve(model, "blocks.1.hook_mlp_out").device(model) == torch.device("cpu")
 
 
 def test_offloaded_weights_go_back_where_they_were():
@@ -512,7 +510,7 @@ def test_offloaded_weights_go_back_where_they_were():
             run_to(model, ["blocks.1.hook_attn_out"], input_ids=IDS)["blocks.1.hook_attn_out"], expected
         )
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
-    assert model_device(model, resolve(model, "blocks.0.hook_resid_post")) == torch.device("cpu")
+    assert resolve(model, "blocks.0.hook_resid_post").device(model) == torch.device("cpu")
 
 
 @pytest.mark.parametrize("how", ["model.compile()", "model.forward = torch.compile(model.forward)"])
@@ -566,4 +564,4 @@ def test_a_quantised_model():
         clean = model(IDS).logits
         with edit(model, "blocks.1.hook_mlp_out", lambda acts, info: acts * 2.0):
             assert not torch.equal(model(IDS).logits, clean)
-    assert n_hooks(model) == 0 and d_model(model) == 16
+    assert n_hooks(model) == 0 and Decoder(model).width == 16

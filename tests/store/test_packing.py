@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from saelens_lite.lm.token_text import token_strings
-from saelens_lite.store.packing import pack
+from saelens_lite.store.packing import PackedContexts, pack
 
 BOS, SEP = 1, 2
 REPLACED = "\N{REPLACEMENT CHARACTER}"
@@ -227,3 +227,11 @@ def test_a_half_character_leaves_the_one_before_whole(tokenizer):
     assert ids[-6:] == tokenizer.convert_tokens_to_ids([f"<0x{byte:02X}>" for byte in "漢字".encode()])
     assert token_strings(tokenizer, ids[-6:-1]) == ["漢", "", "", REPLACED, REPLACED]
     assert token_strings(tokenizer, ids[-6:-2]) == ["漢", "", "", REPLACED]
+
+
+def test_up_to_ends_at_the_context_of_its_last_row():
+    """Contexts of 2, 0, 1 and 2 rows. Two rows fill the first: the second is not wanted."""
+    kept = np.array([[0, 1, 1], [0, 0, 0], [0, 1, 0], [0, 1, 1]], dtype=np.uint8)
+    packed = PackedContexts(np.arange(12).reshape(4, 3), np.ones_like(kept), kept, np.zeros((4, 3), int), 0)
+    assert [packed.up_to(n).n_seqs for n in range(7)] == [0, 1, 1, 3, 4, 4, 4]
+    assert packed.up_to(3).input_ids.tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]

@@ -16,9 +16,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import evaluation_mode
-from saelens_lite.lm.forward_state import EditInfo, prepared_inputs
-from saelens_lite.lm.hooks import edit, model_device
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
+from saelens_lite.lm.forward_state import EditInfo, placed_inputs
+from saelens_lite.lm.hooks import edit
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.sae.latents import SparseLatents
 
@@ -70,9 +70,10 @@ class EndToEnd(Kind):
 
     def _losses(self, batch: Contexts) -> tuple[Tensor, Tensor, SparseLatents]:
         """Mean squared error in the SAE's scale, divergence in nats a token, and the latents."""
-        device = model_device(self.model)
+        decoder = Decoder(self.model)
+        device = decoder.device
         ids, kept, targets = batch.input_ids.to(device), batch.kept.to(device), batch.targets.to(device)
-        inputs = prepared_inputs(self.model, {"input_ids": ids, "attention_mask": batch.attended.to(device)})
+        inputs = placed_inputs(decoder, {"input_ids": ids, "attention_mask": batch.attended})
         with torch.no_grad():
             clean = self.model(**inputs).logits
         seen: list[tuple[Tensor, SparseLatents]] = []
@@ -83,7 +84,7 @@ class EndToEnd(Kind):
             seen.append(((out.recons - rows).square().sum(1).mean(), out.latents))
             return acts.detach().index_put((kept,), (out.recons / self.scale).to(acts.device, acts.dtype))
 
-        with edit(self.model, self.hook_point, on_reconstruction):
+        with edit(decoder, self.hook_point, on_reconstruction):
             logits = self.model(**inputs).logits
         [(mse, latents)] = seen
         divergence = torch.stack(

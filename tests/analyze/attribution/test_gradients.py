@@ -83,6 +83,6 @@ def test_what_does_not_fit_is_refused():
         gradient_attribution(model, sae, lambda logits: logits[..., 0], input_ids=IDS)
     with pytest.raises(ValueError, match="differentiable"):
         gradient_attribution(model, sae, lambda logits: logits.argmax(-1).sum(), input_ids=IDS)
-    with pytest.raises(ValueError, match="does not say which activations it reads"):
+    with pytest.raises(ValueError, match="does not say where it was trained"):
         gradient_attribution(model, make_sae(hook_point=""), metric, input_ids=IDS)
     assert not model._forward_hooks and not model.model.layers[1]._forward_hooks

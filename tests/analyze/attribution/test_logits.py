@@ -114,7 +114,7 @@ def test_the_share_of_a_latent_is_what_leaves_with_it():
 
 
 def test_a_block_that_is_not_a_sum_of_two_parts_has_one_share(monkeypatch):
-    monkeypatch.setattr("saelens_lite.analyze.attribution.logits.block_parts", lambda _model, _block: None)
+    monkeypatch.setattr("saelens_lite.lm.decoder.Decoder.parts", lambda _decoder, _block: None)
     found = direct_logit_attribution(
         model_of("llama"), sae_at("blocks.0.hook_resid_post"), 3, 8, input_ids=IDS
     )
@@ -137,7 +137,7 @@ def test_tokens_of_nearly_one_embedding(apart):
 
 def test_what_has_no_direct_path_is_refused():
     model, sae = model_of("llama"), sae_at("blocks.1.hook_resid_post")
-    with pytest.raises(ValueError, match="d_model=32, got one of 16"):
+    with pytest.raises(ValueError, match="d_model=32, got one of d_model=16"):
         direct_logit_attribution(model, make_sae(d_model=16), 3, input_ids=IDS)
     with pytest.raises(ValueError, match="expected a token id from 0 to 39"):
         direct_logit_attribution(model, sae, 40, input_ids=IDS)

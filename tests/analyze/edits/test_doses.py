@@ -59,9 +59,9 @@ def test_the_latent_of_a_token_raises_it_more_than_any_control(planted_latent):
         assert all(control.p_any_dose >= control.p for control in row.controls)
     with torch.no_grad():
         clean = log_prob(model)
-        with steer(model, sae, LATENT, 1.0, "resid_norm"):
+        with steer(model, sae, LATENT, 1.0, unit="resid_norm"):
             by_hand = (log_prob(model) - clean).mean()
-        with steer(model, sae, LATENT, 1.0, "resid_norm", directions=controls[1].directions[7]):
+        with steer(model, sae, LATENT, 1.0, unit="resid_norm", directions=controls[1].directions[7]):
             of_control = (log_prob(model) - clean).mean()
     torch.testing.assert_close(full.effect.estimate.float(), by_hand, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(full.controls[1].effects[7].float(), of_control, rtol=1e-5, atol=1e-6)
@@ -137,9 +137,9 @@ def test_side_effects_are_what_their_definitions_say(planted_latent):
     mask[:4, :2] = 0  # left-padded
     found = side_effects(
         model,
-        lambda: steer(model, sae, LATENT, 0.5, "resid_norm"),
+        lambda: steer(model, sae, LATENT, 0.5, unit="resid_norm"),
         NeutralText(input_ids=IDS, attention_mask=mask, batch_size_seqs=5),
-        POINT,
+        hook_point=POINT,
         n_resamples=100,
     )
     real, rows = mask[:, 1:].bool() & mask[:, :-1].bool(), torch.arange(12)[:, None].expand(12, 5)
@@ -149,7 +149,7 @@ def test_side_effects_are_what_their_definitions_say(planted_latent):
             token_losses(model, IDS, mask),
             model(IDS, attention_mask=mask, position_ids=positions).logits,
         )
-        with steer(model, sae, LATENT, 0.5, "resid_norm"):
+        with steer(model, sae, LATENT, 0.5, unit="resid_norm"):
             delta = token_losses(model, IDS, mask) - clean
             kl = kl_divergence(logits, model(IDS, attention_mask=mask, position_ids=positions).logits)[:, :-1]
     expected = cluster_bootstrap(delta[real], rows[real], n_resamples=100)
@@ -163,11 +163,11 @@ def test_side_effects_of_a_model_with_a_padded_vocabulary(planted_latent):
     """Three more logits of −∞ are no tokens: the same losses, and a KL that is a number."""
     model, sae = planted_latent
     latent_pushed = partial(steer, model, sae, LATENT, 0.5, unit="resid_norm")
-    plain = side_effects(model, latent_pushed, NeutralText(input_ids=IDS), POINT, n_resamples=20)
+    plain = side_effects(model, latent_pushed, NeutralText(input_ids=IDS), hook_point=POINT, n_resamples=20)
     handle = model.lm_head.register_forward_hook(
         lambda module, args, logits: torch.nn.functional.pad(logits, (0, 3), value=-torch.inf)
     )
-    padded = side_effects(model, latent_pushed, NeutralText(input_ids=IDS), POINT, n_resamples=20)
+    padded = side_effects(model, latent_pushed, NeutralText(input_ids=IDS), hook_point=POINT, n_resamples=20)
     handle.remove()
     torch.testing.assert_close(padded.kl.estimate, plain.kl.estimate, rtol=1e-5, atol=0.0)
     torch.testing.assert_close(padded.delta_ce.estimate, plain.delta_ce.estimate, rtol=1e-5, atol=1e-7)
@@ -214,12 +214,23 @@ def response(doses, effects) -> DoseResponse:
     return DoseResponse((LATENT,), rows[0].score, tuple(rows), False)
 
 
-def test_half_of_the_effect_and_monotonicity_by_hand():
+def test_half_of_the_effect_by_hand():
     """Effects 0, 1, 3, 4 at 0, 1, 2, 4: half of 4 is reached midway between 1 and 2."""
     assert response([0, 1, 2, 4], [0, 1, 3, 4]).half_effect_dose == 1.5
     assert response([0, -1, -2, -4, 1], [0, -1, -3, -4, 2]).half_effect_dose == -1.5
     assert response([2, 4], [3, 4]).half_effect_dose is None
     assert response([0, 1], [0, 0]).half_effect_dose is None
+
+
+def test_a_dose_that_has_exactly_half_of_the_effect():
+    """2 is half of 4: a dose that reaches it is the answer, the first of two that do, but not where the scan
+    begins."""
+    assert response([0, 1, 3], [0, 2, 4]).half_effect_dose == 1.0
+    assert response([0, 1, 2, 4], [0, 2, 2, 4]).half_effect_dose == 1.0
+    assert response([1, 2], [2, 4]).half_effect_dose is None
+
+
+def test_monotonicity_by_hand():
     assert response([0, 1, 2, 4], [0, 1, 3, 4]).spearman == pytest.approx(1.0)
     assert response([4, 2, 1], [-4, -3, -1]).spearman == pytest.approx(-1.0)
     assert response([1, 2, 3], [1, 3, 2]).spearman == pytest.approx(0.5)

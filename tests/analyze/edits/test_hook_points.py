@@ -89,7 +89,7 @@ def test_what_changes_nothing_at_several_places_changes_no_bit(name):
     for context in (
         scale(model, sae, LATENTS, 1.0, hook_point=POINTS),
         ablate(model, sae, 11, hook_point=POINTS),
-        steer(model, sae, LATENTS, 0.0, "resid_norm", hook_point=POINTS),
+        steer(model, sae, LATENTS, 0.0, unit="resid_norm", hook_point=POINTS),
         steer(model, sae, LATENTS, 2.0, when=Fires(11, sae=sae, hook_point=EARLY)),
         steer_direction(model, sae.W_dec[3], 0.0, hook_point=hook_points(model)),
         replace_with_reconstruction(model, sae, where=torch.zeros(3, 6, dtype=torch.bool), hook_point=POINTS),
@@ -245,13 +245,13 @@ def test_bad_places_are_named():
         (ablate(model, sae, 3, hook_point=[POINT, POINT]), "each place once"),
         (
             ablate(model, other, 3, hook_point=[EARLY, POINT]),
-            "blocks.0.hook_resid_post expected an SAE of d_model=16",
+            "does not fit blocks.0.hook_resid_post of .*: expected one of d_model=16",
         ),
         (
             ablate(model, sae, 3, when=Fires(3, sae=other)),
-            "d_model=16, got one of 12, trained on gpt2 blocks.0",
+            "d_model=16, got one of d_model=12, trained on gpt2 blocks.0",
         ),
-        (steer_direction(model, torch.ones(WIDTH), 1.0, hook_point=[]), "expected hook_point="),
+        (steer_direction(model, torch.ones(WIDTH), 1.0, hook_point=[]), "pass hook_point="),
         (ablate_direction(model, torch.ones(5), hook_point=POINTS), "d_model=16.*got \\[5\\]"),
         (ablate(model, sae, 3, when=Fires(24, sae=early_sae())), "indices from 0 to 23, got \\[24\\]"),
     ):

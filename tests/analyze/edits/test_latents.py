@@ -52,7 +52,9 @@ def ablate_directions(model, sae, latents, **place):
 
 
 def steer_along(model, sae, latents, **place):
-    return steer_direction(model, sae.W_dec[latents].sum(0), 0.4, "resid_norm", hook_point=POINT, **place)
+    return steer_direction(
+        model, sae.W_dec[latents].sum(0), 0.4, unit="resid_norm", hook_point=POINT, **place
+    )
 
 
 MODES = {
@@ -249,7 +251,7 @@ def test_an_edit_that_changes_nothing_changes_no_bit(name, kind, dtype):
         clamp(model, sae, 11, 0.0),
         scale(model, sae, 11, 5.0),
         steer(model, sae, LATENTS, 0.0),
-        steer(model, sae, LATENTS, 0.0, "resid_norm"),
+        steer(model, sae, LATENTS, 0.0, unit="resid_norm"),
         clamp(model, sae, LATENTS, 0.0, bound="min"),
         clamp(model, sae, 11, 5.0, bound="max"),
         ablate(model, sae, 11, value="resample", reference=REFERENCE),
@@ -717,9 +719,12 @@ def test_the_callers_own_generate_comes_back():
         (lambda m, s: ablate(m, s, 3, when=Fires(24)), "indices from 0 to 23, got \\[24\\]"),
         (lambda m, s: clamp(m, s, 3, 1.0, bound="mim"), "did you mean 'min'"),
         (lambda m, s: clamp(m, s, 3, 1.0, unit="max_act"), "max_act= belongs to unit='max_act'"),
-        (lambda m, s: steer_direction(m, s.W_dec[3], 1.0), "expected hook_point=, since a direction"),
         (
-            lambda m, s: steer_direction(m, s.W_dec[3], 1.0, "max_act", hook_point=POINT),
+            lambda m, s: steer_direction(m, s.W_dec[3], 1.0),
+            "a direction does not say where it belongs: pass hook_point=",
+        ),
+        (
+            lambda m, s: steer_direction(m, s.W_dec[3], 1.0, unit="max_act", hook_point=POINT),
             "unit expected one of",
         ),
         (lambda m, s: steer_direction(m, s.W_dec[:2], 1.0, hook_point=POINT), "d_model=16.*got \\[2, 16\\]"),
@@ -754,12 +759,12 @@ def test_an_sae_of_another_model_or_without_a_place():
     model = model_of("llama")
     other = SparseAutoencoder(SAEConfig(d_model=12, d_sae=24, k=2, model_name="gpt2", hook_point=POINT))
     with (
-        pytest.raises(ValueError, match="d_model=16, got one of 12, trained on gpt2"),
+        pytest.raises(ValueError, match="d_model=16, got one of d_model=12, trained on gpt2"),
         ablate(model, other, 3),
     ):
         pass
     nowhere = SparseAutoencoder(SAEConfig(d_model=16, d_sae=24, k=2))
-    with pytest.raises(ValueError, match="expected hook_point="), ablate(model, nowhere, 3):
+    with pytest.raises(ValueError, match="pass hook_point="), ablate(model, nowhere, 3):
         pass
     with ablate(model, nowhere, 3, hook_point="model.layers.1"):
         model(torch.tensor([TEXTS[0]]))

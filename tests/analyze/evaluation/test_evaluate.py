@@ -101,7 +101,7 @@ def test_the_split_is_the_one_that_training_recorded(store, sae):
 def test_a_baseline_of_another_hook_point_is_refused(store, sae, monkeypatch):
     baseline = make_sae("topk")
     monkeypatch.setattr(
-        "saelens_lite.analyze.evaluation.evaluate.matching_hook_point",
+        "saelens_lite.analyze.evaluation.evaluate.fits",
         lambda one, *_: "there" if one is baseline else "here",
     )
     with pytest.raises(ValueError, match="the baseline is of there and the SAE of here"):
@@ -250,9 +250,9 @@ def test_the_model_is_as_before(store, gpt2, sae):
 
 
 def test_what_does_not_belong_together_is_refused(store, gpt2, sae):
-    with pytest.raises(ValueError, match=r"blocks.1.hook_mlp_out, but .* holds blocks.0.hook_resid_post"):
+    with pytest.raises(ValueError, match=r"expected one of blocks.0.hook_resid_post, got .* blocks.1.hook_mlp_out"):
         evaluate_sae(make_sae(hook_point="blocks.1.hook_mlp_out"), store)
-    with pytest.raises(ValueError, match="d_model=16, but .* has width 32"):
+    with pytest.raises(ValueError, match="expected one of d_model=32, got one of d_model=16"):
         evaluate_sae(sae, store, baseline=make_sae(d_model=16))
     with pytest.raises(ValueError, match="max_tokens expected 1 or more, or None for all, got 0"):
         evaluate_sae(sae, store, max_tokens=0)

@@ -116,10 +116,10 @@ def test_what_fires_on_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
         assert [value for _, value in firings.latents] == pytest.approx(best.values[:2].tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="got an empty one"):
         fires_on_text(sae, gpt2, byte_tokenizer, "")
-    with pytest.raises(ValueError, match="does not say which activations"):
+    with pytest.raises(ValueError, match="does not say where it was trained"):
         fires_on_text(make_sae(hook_point=""), gpt2, byte_tokenizer, "sun")
     with pytest.raises(
-        ValueError, match="GPT2LMHeadModel blocks.0.* expected an SAE of d_model=32, got one of 16"
+        ValueError, match="blocks.0.* of GPT2LMHeadModel: expected one of d_model=32, got one of d_model=16"
     ):
         fires_on_text(make_sae(d_model=16), gpt2, byte_tokenizer, "sun")
     lines = answer(SearchConfig(index="", text="sun", sae="-", model="-", n=2), index, sae, gpt2)

@@ -188,14 +188,15 @@ def test_an_sae_from_elsewhere_is_refused_with_both_named(gpt2, byte_tokenizer, 
     gpt2.config._name_or_path = "someone/gpt2-tiny"
     message = refused(other)
     assert (
-        "'sae' at blocks.0" in message
-        and "an SAE of someone/gpt2-tiny, got one trained on google/gemma-2-2b" in message
+        "'sae' does not fit blocks.0" in message
+        and "expected one of someone/gpt2-tiny, got one of d_model=32, trained on google/gemma-2-2b"
+        in message
     )
     later = make_sae(hook_point="blocks.1.hook_resid_post")
     message = refused({"one": sae, "two": later})
     assert "'two' was trained on blocks.1.hook_resid_post, but 'one' on blocks.0.hook_resid_post" in message
-    assert "expected an SAE of d_model=32, got one of 16" in refused(make_sae(d_model=16))
-    assert "'sae' does not say which activations it reads" in refused(make_sae(hook_point=""))
+    assert "expected one of d_model=32, got one of d_model=16" in refused(make_sae(d_model=16))
+    assert "'sae' does not say where it was trained" in refused(make_sae(hook_point=""))
     assert "expected hook_point=" in refused(None)
     assert "pool expected one of" in refused(sae, pool="median")
     assert "batch_size_texts expected at least 1" in refused(sae, batch_size_texts=0)

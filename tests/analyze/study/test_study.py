@@ -32,6 +32,7 @@ from saelens_lite.analyze.study.planned_edits import Planned, as_far
 from saelens_lite.analyze.study.questions import Question
 from saelens_lite.analyze.study.result import assembled
 from saelens_lite.analyze.study.study import HallucinationStudy
+from saelens_lite.lm.decoder import Decoder
 from saelens_lite.lm.hooks import run_to
 
 from ..conftest import make_sae
@@ -203,7 +204,7 @@ def test_several_latents_that_point_alike_have_controls_that_go_as_far(world, ki
     along = as_far(sae, torch.tensor(latents), torch.full((3,), 2.0), side.acts, drawn)
 
     def push(**how):
-        return side.push(lambda where: clamp(model, sae, latents, 2.0, where, **how))
+        return side.push(lambda where: clamp(model, sae, latents, 2.0, where=where, **how))
 
     assert all(push(directions=draw) < 0.9 * push() for draw in drawn)
     assert [push(directions=draw) for draw in along] == [pytest.approx(push(), rel=1e-3)] * 6
@@ -313,7 +314,11 @@ def test_a_judge_gets_its_inputs_where_the_model_is(world, monkeypatch):
         return Answers(torch.zeros(len(records)), torch.zeros(len(records)))
 
     side = HallucinationStudy(model, tokenizer, sae, RECORDS, judge)._side(testing=True)
-    monkeypatch.setattr("saelens_lite.analyze.study.half.model_device", lambda model: torch.device("meta"))
+
+    class Elsewhere(Decoder):
+        device = torch.device("meta")
+
+    side._decoder = Elsewhere(model)
     side.outcome()
     assert seen == ["meta", "meta"]
 
@@ -417,20 +422,24 @@ def test_bad_input_is_named(world, monkeypatch):
         begun([replace(RECORDS[0], known=None), *RECORDS[1:]]).label()
     with pytest.raises(ValueError, match="labelled by what the model answers"):
         begun([replace(record, known=None, answer="x") for record in RECORDS]).label()
-    with pytest.raises(ValueError, match="a study at .* expected an SAE of d_model=32, got one of 16"):
+    with pytest.raises(
+        ValueError, match="does not fit .*: expected one of d_model=32, got one of d_model=16"
+    ):
         begun(sae=make_sae("relu", d_model=16))
-    with pytest.raises(ValueError, match="expected SAEs of d_model=32 trained there, got one of 16"):
+    with pytest.raises(
+        ValueError, match="a study at transformer.h.0 expected SAEs of d_model=32, got one of 16"
+    ):
         begun(sae=make_sae("relu", d_model=16), hook_point="transformer.h.0")
     elsewhere = make_sae("relu", hook_point="blocks.1.hook_resid_post")
     with pytest.raises(
-        ValueError, match="expected SAEs .* trained there, .* GPT2LMHeadModel blocks.1.hook_resid_post"
+        ValueError, match="the baseline does not fit blocks.0.* GPT2LMHeadModel blocks.1.hook_resid_post"
     ):
         begun(baseline=elsewhere)
     begun(baseline=elsewhere, hook_point="blocks.0.hook_resid_post")
-    with pytest.raises(ValueError, match="since the SAE does not say where"):
+    with pytest.raises(ValueError, match="the SAE does not say where"):
         begun(sae=make_sae("relu", hook_point=""))
     monkeypatch.setattr(model.config, "_name_or_path", "someone/gpt2-tiny")
-    with pytest.raises(ValueError, match="gpt2-tiny, got one trained on pythia-70m"):
+    with pytest.raises(ValueError, match="gpt2-tiny, got one .* trained on pythia-70m"):
         begun(baseline=make_sae("relu", model_name="pythia-70m"))
     with pytest.raises(ValueError, match="position expected 'last' or 'all'"):
         begun(position="first")

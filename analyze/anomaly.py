@@ -1,5 +1,4 @@
-"""How unlike the normal rows a row is, by an SAE: what it leaves unexplained, and how surprising its latents
-are.
+"""How unlike the normal rows a row is: what an SAE leaves unexplained, and how surprising its latents are.
 
     error     ‖acts − recons‖
     surprise  Σ_silent −log(1 − p_i) + Σ_fires (−log p_i − log q_i), in nats
@@ -9,8 +8,7 @@ p_i = (c_i + ½) / (n + 1) is the rate of latent i on n normal rows of which c_i
 latents count as independent, which they are not, so surprise ranks rows and is no likelihood of text. q_i is
 the two-sided tail of the activation's magnitude in a log-normal with the moments of latent i's normal
 firings, drawn towards those of all latents by PRIOR_FIRINGS; on normal rows −log q is 1 on average. The error
-sees directions that the dictionary lacks, the surprise known directions in strange company or strength. Rows
-    are any vectors: a store's, one made from arrays, or a tensor.
+sees directions that the dictionary lacks, the surprise known directions in strange company or strength.
 """
 
 from __future__ import annotations
@@ -84,8 +82,8 @@ class AnomalyDetector:
 
     def __repr__(self) -> str:
         return (
-            f"AnomalyDetector of {self.n_rows:,} normal rows: error {self.error_center:.4g} ± "
-            f"{self.error_scale:.2g}, "
+            f"AnomalyDetector of {self.n_rows:,} normal rows: "
+            f"error {self.error_center:.4g} ± {self.error_scale:.2g}, "
             f"surprise {self.surprise_center:.4g} ± {self.surprise_scale:.2g} nats"
         )
 
@@ -115,11 +113,10 @@ class AnomalyDetector:
 
 
 def fit_anomaly(sae: SparseAutoencoder, normal: Rows, *, hook_point: str | None = None) -> AnomalyDetector:
-    """Learn what is normal from rows, in two passes: rates and magnitudes of latents, then the spread of both
-    scores.
+    """Learn what is normal, in two passes: rates and magnitudes of latents, then the spread of both scores.
 
-    The rows' own scores are a little low, since the rates are theirs: compare odd rows with normal ones kept
-    apart, such as `auroc(detector.scores(held_out).combined, detector.scores(odd).combined)`.
+    The rows' own scores are a little low, since the rates are theirs: compare odd rows with other normal
+    ones, as in `auroc(detector.scores(held_out).combined, detector.scores(odd).combined)`.
 
     normal: float[n d_model], or a store; hook_point: of a store, by default the SAE's
     raises: ValueError as `AnomalyDetector.scores`, and for fewer than 2 rows
@@ -138,20 +135,14 @@ def fit_anomaly(sae: SparseAutoencoder, normal: Rows, *, hook_point: str | None 
     mean = total.sum() / n_firings
     variance = (squared.sum() / n_firings - mean.square()).clamp_min(_LEAST_SCALE**2)
     log_mean = (total + PRIOR_FIRINGS * mean) / (counts + PRIOR_FIRINGS)
-    own = (
-        squared - 2 * log_mean * total + counts * log_mean.square()
-    )  # Σ (log value − log_mean)² of each latent
+    # Σ (log value − log_mean)² of each latent
+    own = squared - 2 * log_mean * total + counts * log_mean.square()
     log_std = ((own.clamp_min(0) + PRIOR_FIRINGS * variance) / (counts + PRIOR_FIRINGS)).sqrt()
     rates = (counts + 0.5) / (n_rows + 1)
 
-    found = AnomalyDetector(sae, n_rows, rates, log_mean, log_std).scores(normal, hook_point=hook_point)
-    (error_center, error_scale), (surprise_center, surprise_scale) = (
-        _spread(found.error),
-        _spread(found.surprise),
-    )
-    return AnomalyDetector(
-        sae, n_rows, rates, log_mean, log_std, error_center, error_scale, surprise_center, surprise_scale
-    )
+    learned = (sae, n_rows, rates, log_mean, log_std)
+    found = AnomalyDetector(*learned).scores(normal, hook_point=hook_point)
+    return AnomalyDetector(*learned, *_spread(found.error), *_spread(found.surprise))
 
 
 def _spread(values: Tensor) -> tuple[float, float]:

@@ -1,13 +1,12 @@
-"""Which latents of one SAE drive which of another, later in the same model: edge attribution, and exact
-ablation beside it.
+"""Which latents of one SAE drive those of another, later in the model: edge attribution, and exact ablation.
 
     effect of latent i on the target = Σ_s z_i(s) · scale(s) · W_dec[i] · ∂pre_act_target/∂acts(s)
 
 over the tokens s of the target's text. A target is the pre-activation of a downstream latent at one token
-(gated: the gate's). It is smooth where TopK and JumpReLU jump; where the latent fires and goes on firing, its
-change is that of the activation. The effect estimates, to first order, pre-activation − pre-activation with
-latent i ablated at all tokens but
-BOS, EOS and padding: positive where i excites. The layers in between count, with their attention.
+(gated: the gate's). It is smooth where TopK and JumpReLU jump; while the latent fires, it
+changes as the activation does. The effect estimates, to first order, pre-activation − pre-activation with
+latent i ablated at all tokens but BOS, EOS and padding: positive where i excites. It includes the layers in
+between, with their attention.
 
 source: edge attribution patching, Syed, Rager and Conmy 2023, arXiv:2310.10348; between latents, with the
 SAE's error kept, Marks et al. 2024, arXiv:2403.19647
@@ -57,9 +56,8 @@ class EdgeAttribution:
         float32[n]."""
         flat = self.effects.reshape(-1)
         found = flat.abs().topk(min(n, len(flat))).indices
-        return torch.stack([found // self.effects.shape[1], found % self.effects.shape[1]], dim=1), flat[
-            found
-        ]
+        d_sae = self.effects.shape[1]
+        return torch.stack([found // d_sae, found % d_sae], dim=1), flat[found]
 
     def __repr__(self) -> str:
         lines = [f"EdgeAttribution of {len(self.targets):,} targets; strongest edges:"]
@@ -80,8 +78,9 @@ def edge_attribution(
     skip_ids: Sequence[int] | None = None,
     **model_inputs: Any,
 ) -> EdgeAttribution:
-    """The first-order effect of every upstream latent on each target: one forward, and one backward for every
-    target of the text that has most, since those of different texts share it.
+    """The first-order effect of every upstream latent on each target.
+
+    It takes one forward, and as many backwards as the text with most targets has.
 
     targets: int64[n 3], (example, position, downstream latent)
     upstream_point, downstream_point: by default where the SAEs were trained
@@ -150,11 +149,8 @@ def edge_ablation(
     decoder = Decoder(model)
     source, sink = fits(upstream, decoder, upstream_point), fits(downstream, decoder, downstream_point)
     targets = _checked_targets(targets, downstream)
-    if (
-        edges.ndim != 2
-        or edges.shape[1] != 2
-        or (len(edges) and not 0 <= int(edges[:, 0].min()) <= int(edges[:, 0].max()) < len(targets))
-    ):
+    are_pairs = edges.ndim == 2 and edges.shape[1] == 2
+    if not are_pairs or not ((edges[:, 0] >= 0) & (edges[:, 0] < len(targets))).all():
         raise ValueError(
             f"edges expected [m 2] rows of (target 0 to {len(targets) - 1}, latent), got {list(edges.shape)}"
         )

@@ -1,10 +1,8 @@
-"""The norm between the last block and the unembedding, found by structure, and what it does to a part of the
-stream.
+"""The norm between the last block and the unembedding, as a linear map of one token's stream.
 
-    norm(x) = weight ∘ center(x) / scale(x) + bias        center(x) = x − mean(x) in a LayerNorm, x in an
-    RMSNorm
+    norm(x) = weight ∘ center(x) / scale(x) + bias    center(x) = x − mean(x) in a LayerNorm, x in an RMSNorm
 
-With its scale frozen at that of one token, the norm is linear: what parts of the stream give adds up.
+With the scale frozen at the token's own, the norm is linear, so the shares of parts of the stream add up.
 """
 
 from __future__ import annotations
@@ -27,7 +25,8 @@ def final_norm(decoder: Decoder, d_model: int) -> nn.Module:
     norms = [norm for norm in beside if getattr(getattr(norm, "weight", None), "shape", None) == (d_model,)]
     if not norms:
         raise HookError(
-            f"expected a final norm beside {decoder.path}, found none with a weight [{d_model}]; use final_norm=False"
+            f"expected a final norm beside {decoder.path}, found none with a weight [{d_model}]; use "
+            "final_norm=False"
         )
     return norms[-1]
 

@@ -1,5 +1,4 @@
-"""Gradient times activation: the first-order share of every latent, at every position, in any number made of
-logits.
+"""Gradient times activation: the first-order share of each latent and position in a function of logits.
 
     contribution of latent i at token t = z_i(t) · scale(t) · W_dec[i] · ∂metric/∂acts(t)
 
@@ -80,13 +79,11 @@ class GradientAttribution:
 
     def __repr__(self) -> str:
         lines = [f"GradientAttribution of a metric of {self.metric:.4f}; strongest:"]
-        return "\n".join(
-            lines
-            + [
-                f"  {s.contribution:+.4f}  latent {s.latent}, example {s.example}, position {s.position}"
-                for s in self.top(5)
-            ]
-        )
+        lines += [
+            f"  {s.contribution:+.4f}  latent {s.latent}, example {s.example}, position {s.position}"
+            for s in self.top(5)
+        ]
+        return "\n".join(lines)
 
 
 def gradient_attribution(
@@ -122,8 +119,7 @@ def gradient_attribution(
             )
         if not value.isfinite():
             raise ValueError(
-                f"metric expected to return a finite number, got {value.item()}: are the model's logits "
-                "finite?"
+                f"metric expected to be finite, got {value.item()}: are the model's logits finite?"
             )
         if len(leaves) != 1:
             raise HookError(f"expected one forward that runs {point} once, it ran {len(leaves)} times")

@@ -1,5 +1,4 @@
-"""The logit lens of a latent: which tokens its direction argues for and against, straight through the
-unembedding."""
+"""The logit lens of a latent: the tokens that its direction raises and lowers through the unembedding."""
 
 from __future__ import annotations
 
@@ -78,9 +77,9 @@ def logit_lens(
 ) -> LogitLens:
     """The n tokens that each latent's direction raises and lowers most.
 
-    logits = W_dec[i] @ unembedding − mean over the vocabulary: what SAEDashboard and Neuronpedia show. It is
-    the direct path only, without later blocks, and without the final norm's division, which has one scale for
-    all tokens.
+    logits = W_dec[i] @ unembedding − mean over the vocabulary, as SAEDashboard and Neuronpedia show. This is
+    the direct path: without later blocks, and without the final norm's scale, which all tokens share.
+
     latents: None for all
     final_norm: also multiply the direction by the final norm's weight, and centre it where that norm does
     raises: ValueError for a latent out of range, weights that are not finite, a width that is not the

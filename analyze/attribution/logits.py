@@ -1,5 +1,4 @@
-"""Direct logit attribution: which latents, and what else, push the logit of one token over another at one
-position.
+"""Direct logit attribution: what pushes the logit of one token over another at one position.
 
     logit[target] − logit[against] = Σ_i latent_i + error + b_dec + what other blocks add + bias
 
@@ -8,8 +7,8 @@ add. With the final norm's scale frozen at the token's own, the way from there t
 is one vector, so the sum carries over; "bias" is what norm and output embedding add whatever the stream.
 Direct means this path alone: what a latent does through later blocks is in their shares.
 
-Logits are those that the output embedding gives: before a softcap (Gemma 2) or a factor (Cohere, Granite). A
-difference of them is meant, since one number added to all logits changes no probability.
+Logits are those of the output embedding, before a softcap (Gemma 2) or a factor (Cohere, Granite). They are
+compared by difference, since one number added to all logits changes no probability.
 source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits"; nostalgebraist 2020, "logit
     lens"
 """
@@ -147,8 +146,8 @@ def direct_logit_attribution(
     gap = float(((found.total - logit_diff).abs() / size).max())
     if not gap <= 256 * max(torch.finfo(dtype).eps for dtype in (read["logits"].dtype, sae.dtype)):
         raise HookError(
-            f"expected the parts of the stream to add up to the logits of {decoder.class_name}, they miss them "
-            f"by {gap:.1e} of their size: its last block is not followed by the final norm and the output "
+            f"expected the parts of the stream to add up to the logits of {decoder.class_name}, but they "
+            f"miss by {gap:.1e} of their size: its last block is not followed by the final norm and the output "
             "embedding alone"
         )
     return found

@@ -1,11 +1,10 @@
-"""What an edit of latents is compared with: the same change, at the same tokens and as long, along other
-directions.
+"""Controls of an edit: the same change at the same tokens, along other directions.
 
 An edit writes (z_new − z)_i · W_dec[i] at each token. A control keeps (z_new − z)_i, and with it tokens and
-dose, and takes in the place of W_dec[i] a vector of the same length: the direction of another latent that
-fires as often, one drawn at random, or one that labels gave (DiffMean, a probe). What the latent itself does
-shows in its rank among at least 100 draws. The SAE as such is tried against one with a frozen random decoder,
-`train --baseline` (see dose.py, rivals).
+dose, but replaces W_dec[i] by a vector of the same length: the direction of another latent that fires as
+often, a random one, or one from labels (DiffMean, a probe). The latent's rank among at least 100 draws shows
+what it does itself. To test the SAE, compare with one whose decoder is frozen and random (`train --baseline`;
+rivals in doses.py).
 """
 
 from __future__ import annotations
@@ -53,11 +52,10 @@ def matched_latents(
 ) -> Controls:
     """Random latents that fire about as often and have decoder rows about as long.
 
-    For each latent the n_draws nearest are taken, by the distance of (log rate, log decoder norm); those that
-    never fire, and the latents themselves, are left out. Of one latent each of them is one draw; of several,
-    a draw has one for each,
-    no latent twice, and no two draws are the same: what one latent of a draw has taken, the others leave for
-    the next nearest.
+    They come from the n_draws nearest by the distance of (log rate, log decoder norm), without the latents
+    themselves and those that never fire. For one latent each of these is a draw. For several, a draw has one
+    for each and none twice: where one latent has taken another's neighbour, that one takes its next nearest.
+    No two draws are the same set.
 
     rates: float[d_sae], the share of tokens on which each latent fires (`latent_stats(…).rate`,
         `latent_density(…).density`)
@@ -139,8 +137,7 @@ def probe_direction(
     *,
     inverse_l2: float = 1.0,
 ) -> Tensor:
-    """The weights of a logistic regression on standardised activations, in units of the activations:
-    float[d_model].
+    """The weights of a logistic regression on standardised rows, in units of the activations: float[d_model].
 
     inverse_l2: C of scikit-learn: larger values shrink the weights less. The rest is as for `diff_mean`
     raises: ImportError without scikit-learn; ValueError as `select_latents`
@@ -148,10 +145,7 @@ def probe_direction(
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
-        raise ImportError(
-            "probe_direction expected scikit-learn, which is not installed: pip install "
-            "'saelens_lite[probes]'"
-        ) from error
+        raise ImportError("probe_direction needs scikit-learn: pip install 'saelens_lite[probes]'") from error
     rows, ones = selecting_side(acts, labels, documents, split or Split())
     rows = rows.detach().cpu().double()
     spread = rows.std(0, correction=0)
@@ -171,8 +165,7 @@ def _as_long(sae: SparseAutoencoder, chosen: Tensor, directions: Tensor) -> Tens
 
 
 def _distinct_draws(nearest: Tensor, n_draws: int, generator: torch.Generator) -> Tensor:
-    """int64[n_draws n]: for each latent one of the n_draws nearest that the draw does not have yet, and no
-    set twice.
+    """int64[n_draws n]: for each latent one of its n_draws nearest that the draw lacks; no set twice.
 
     nearest: int64[n size], other latents for each, nearest first
     """

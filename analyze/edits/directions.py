@@ -1,6 +1,6 @@
-"""Edits along directions that no SAE gave: a vector added to the stream, or what lies along it removed.
+"""Edits along any direction: a vector added to the stream, or what lies along it removed.
 
-This tries what DiffMean, a probe or chance find (controls.py) in the place of a latent. Positions, hook
+They try what DiffMean, a probe or chance find (controls.py) in the place of a latent. Positions, hook
 points and conditions are as in latents.py; `hook_point=hook_points(model)` removes a direction wherever a
 block writes it.
 """
@@ -68,8 +68,7 @@ def steer_direction(
 def ablate_direction(
     model: Model, direction: Tensor, *, where: Where = "all", **place: Unpack[Place]
 ) -> Iterator[None]:
-    """What lies along a direction removed from the stream, h − (h · d̂) d̂; of several, all of the space they
-    span.
+    """A direction removed from the stream, h − (h · d̂) d̂; of several, the space that they span.
 
     direction: float[d_model], or float[n d_model]; only where they point matters
     raises: as `steer_direction`
@@ -90,8 +89,7 @@ def ablate_direction(
 
 
 def _checked(decoder: Decoder, direction: Tensor, place: Place, n: int | None) -> Tensor:
-    """float[n d_model], float32 or wider, none of them zero and, for the model's own hook points, of the
-    model's width."""
+    """float[n d_model], float32 or wider, none of them zero; as wide as the model at its own hook points."""
     rows = direction.detach()[None] if direction.ndim == 1 else direction.detach()
     points = [resolve(decoder, name) for name in hook_point_names(place.get("hook_point"))]
     of_model = any(point.kind != "module" for point in points)

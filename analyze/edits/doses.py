@@ -1,9 +1,7 @@
-"""An edit at several doses: what it does, how sure that is, what else it does, and what controls of the same
-dose do.
+"""An edit at several doses: its effect with intervals, its side effects, and the effect of its controls.
 
-Nothing here decides what is measured: `score` runs the model as it likes and returns a number for each item
-(a prompt, an entity, a text). Items are the same under every dose and every control, so effects are
-differences within items.
+The caller decides what is measured: `score` runs the model and returns a number for each item (a prompt, an
+entity, a text). Items are the same under every dose and control, so effects are differences within items.
 """
 
 from __future__ import annotations
@@ -54,8 +52,7 @@ class ControlEffects:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RivalEffect:
-    """What another edit does at the same dose: its effect, and the latents' effect less its own, item by
-    item."""
+    """Another edit at the same dose: its effect, and the latents' effect less its own, item by item."""
 
     name: str
     effect: Interval
@@ -100,11 +97,10 @@ class DoseResponse:
 
     @property
     def half_effect_dose(self) -> float | None:
-        """The dose, between two measured ones, where half of the largest effect is reached, going out from
-        the smallest.
+        """The smallest dose, between measured ones, that reaches half of the largest effect.
 
-        On the side (sign of the dose) of the largest effect. None where the smallest dose measured there has
-        half already.
+        It is on the side (sign of the dose) of the largest effect. None where the smallest dose measured
+        there has half already.
         """
         doses, effects = self._columns()
         peak = max(range(len(doses)), key=lambda i: abs(effects[i]))
@@ -218,18 +214,15 @@ def dose_response(
     seed: int = 0,
     **how: Any,
 ) -> DoseResponse:
-    """What an edit of latents does at several doses, beside controls that make a change as large at the same
-    tokens.
+    """What an edit of latents does at several doses, beside controls that change the same tokens as much.
 
     score(model) runs (1 + n_doses · (1 + draws of all controls + rivals)) times.
 
     latents: of the SAE; a Selection (`select_latents`) demands documents that did not choose it
     doses: what `edit` takes after the latents: strengths of `steer`, values of `clamp`, factors of `scale`
-    score: runs the model and returns float[n_items], in the same order each time, whatever `generate` or
-        forward it needs
+    score: runs the model, by `generate` or forwards, and returns float[n_items] in the same order each time
     edit: steer, clamp, scale, or a function that takes (model, sae, latents, dose, **how)
-    documents: one an item; intervals draw documents, not items. None takes every item for independent of the
-        others
+    documents: one an item; intervals draw documents, not items. None takes the items as independent
     controls: `matched_latents`, `random_directions`, drawn for these very latents, each of another name; a
         single draw, `direction_control`, is shown among the rivals
     rivals: other edits by name, each made from the dose alone: the same latent of an SAE with a frozen
@@ -245,7 +238,7 @@ def dose_response(
     if isinstance(latents, Selection):
         if documents is None:
             raise ValueError(
-                "latents that a split chose expected documents=, one an item, to see that none of them chose"
+                "latents chosen on a split expected documents=, one an item, to check that none of them chose"
             )
         latents.check_unseen(documents)
     if not len(doses):

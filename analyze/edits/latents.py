@@ -223,8 +223,7 @@ def _reference_acts(sae: SparseAutoencoder, chosen: Tensor, reference: Tensor) -
 
 
 def _drawn(info: EditInfo, n: int, seed: int) -> Tensor:
-    """int64[batch seq], a number below n for each token: a hash of the seed, its index in the text, and its
-    id if known."""
+    """int64[batch seq] below n, by a hash of the seed, the token's index in the text, and its id if known."""
     keys = info.token_index.cpu() << 32
     if info.input_ids is not None:
         keys = keys + info.input_ids.cpu()

@@ -1,5 +1,4 @@
-"""What an edit does besides: to the prediction of text it is not about, and to the text that is generated
-under it."""
+"""Side effects of an edit: on the prediction of neutral text, and on what the model generates."""
 
 from __future__ import annotations
 

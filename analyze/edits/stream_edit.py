@@ -1,5 +1,4 @@
-"""How a change reaches the stream: at which place, at which tokens, under which condition, along which
-directions.
+"""How a change reaches the stream: at which place and tokens, under which condition, along which directions.
 
     stream ← stream + change, where the change is not zero
 
@@ -210,8 +209,7 @@ def edited_latents(
     directions: Tensor | None = None,
     **place,
 ) -> AbstractContextManager[None]:
-    """Add (z_new − z) · W_dec, in the scale of the stream; with reads_latents=False z is not computed, and
-    given as 0."""
+    """Add (z_new − z) · W_dec in the scale of the stream; with reads_latents=False, z is given as 0."""
     along = _checked_directions(sae, chosen, directions)
 
     def change(acts: Tensor, info: EditInfo) -> Tensor:
@@ -229,8 +227,7 @@ def edited_latents(
 
 
 def latent_acts_of(sae: SparseAutoencoder, acts: Tensor, latents: Tensor) -> Tensor:
-    """float[... n]: activations of these latents alone; only TopK has to compute the others, to select among
-    them."""
+    """float[... n]: activations of these latents; only TopK has to compute the others."""
     if sae.kind != "topk":
         return sae.latent_acts(sae.normalize(acts)[0], latents)
     encoded, n = sae.encode(acts), len(latents)

@@ -1,5 +1,4 @@
-"""Which latents never speak, and how often the others do: exact counts over a store, with the window in every
-number."""
+"""Which latents are dead, and how often the others fire: exact counts over a store, each with its window."""
 
 from __future__ import annotations
 

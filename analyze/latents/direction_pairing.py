@@ -7,17 +7,18 @@ import torch
 from torch import Tensor
 
 PAIRED = 4096
-"""Up to so many latents mcc pairs all; of more, as many pairs are compared as of so many."""
+"""The most latents that mcc pairs with as many others; of more, it compares PAIRED² pairs."""
 _CHUNK_VALUES = 2**24
 
 
 def abs_cosines(directions: Tensor, others: Tensor) -> Tensor:
     """|cos| of every pair, float32[n m]; directions: float[n d], others: float[m d]. A zero row has cosine
     0."""
-    unit, other_unit = (
-        torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others)
-    )
-    return (unit @ other_unit.T).abs()
+    return (_unit(directions) @ _unit(others).T).abs()
+
+
+def _unit(rows: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(rows.detach().float(), dim=1)
 
 
 def mmcs(directions: Tensor, others: Tensor) -> float:
@@ -27,9 +28,7 @@ def mmcs(directions: Tensor, others: Tensor) -> float:
     directions: float[n d], others: float[m d], on one device; a zero row has cosine 0
     source: Sharkey, Braun and Millidge 2022, "Taking features out of superposition with sparse autoencoders"
     """
-    unit, other_unit = (
-        torch.nn.functional.normalize(rows.detach().float(), dim=1) for rows in (directions, others)
-    )
+    unit, other_unit = _unit(directions), _unit(others)
     largest = [(rows @ other_unit.T).amax(1) for rows in unit.split(max(1, _CHUNK_VALUES // len(others)))]
     return torch.cat(largest).double().mean().item()
 
@@ -38,8 +37,8 @@ def mcc(directions: Tensor, others: Tensor) -> float:
     """Mean |cos| over the pairs of the best one-to-one pairing.
 
     directions: float[n d], others: float[m d], on one device
-    Beyond PAIRED² pairs, so many of `directions` as stay within it are drawn (seed 0) and paired with all of
-    `others`; fewer compete then, so that it is too large rather than too small.
+    Beyond PAIRED² pairs, a draw of `directions` (seed 0) is paired with all of `others`. Fewer then
+    compete, so the mean is rather too large than too small.
     source: arXiv:2505.20254, of dictionaries from several seeds
     """
     n_rows = max(1, PAIRED**2 // len(others))

@@ -1,4 +1,4 @@
-"""TODO clause of analyze/latents/moments.py."""
+"""The mean, largest activation and firing rate of every latent: the units in which edits are measured."""
 
 from __future__ import annotations
 

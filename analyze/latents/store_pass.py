@@ -43,10 +43,7 @@ def shard_blocks(
     shard_row: int,
     start_row: int = 0,
 ) -> Iterator[Block]:
-    """The rows of one shard in order, from start_row of the store on; shard_row: its first row in the store.
-
-    raises: ValueError when a row holds nan or infinity, naming it
-    """
+    """`blocks` of one shard; shard_row: its first row in the store."""
     first_row = max(shard_row, start_row)
     for start in range(first_row - shard_row, store.shard_rows[shard], BLOCK_ROWS):
         acts = store.acts(shard, hook_point, slice(start, start + BLOCK_ROWS))
@@ -86,11 +83,5 @@ def to_cpu(latents: SparseLatents) -> SparseLatents:
     if latents.values.device.type == "cpu" and latents.values.dtype == torch.float32:
         return latents
     values = latents.values if latents.values.dtype == torch.float64 else latents.values.float()
-    return SparseLatents(
-        values.cpu(),
-        latents.indices.cpu(),
-        latents.offsets.cpu(),
-        latents.d_sae,
-        latents.batch_shape,
-        latents.k,
-    )
+    indices, offsets = latents.indices.cpu(), latents.offsets.cpu()
+    return SparseLatents(values.cpu(), indices, offsets, latents.d_sae, latents.batch_shape, latents.k)

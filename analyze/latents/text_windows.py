@@ -1,5 +1,4 @@
-"""What stands around a row: its token, the text before and after it in its context, and the document it came
-from."""
+"""What stands around a row: its token, the text on either side in its context, and its document."""
 
 from __future__ import annotations
 
@@ -9,14 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from saelens_lite.lm.token_text import token_strings
-from saelens_lite.store.reader import ActivationStore, ShardTokens
-
-from ..index.token_table import TokenTable
+from saelens_lite.store.reader import ShardTokens
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +28,22 @@ _INVISIBLE = re.compile(
 """Control and direction characters, lone surrogates; not the joiners U+200C and U+200D, which scripts and
 emoji need."""
 _SIGNS = {"\n": "↵", "\r": "⇤", "\t": "⇥"}
+
+
+class HasTokens(Protocol):
+    """A store, or the tokens that an index kept of one."""
+
+    path: Any
+    plan: dict[str, Any]
+    shard_rows: Sequence[int]
+    tokenizer_name: str
+
+    @property
+    def has_tokens(self) -> bool: ...
+
+    def tokens(self, shard: int) -> ShardTokens: ...
+
+    def row_docs(self, shard: int) -> Tensor: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +80,7 @@ class Context:
 
 
 class Contexts:
-    """Looks up the contexts of a store's rows or an index's; shards are read when they are first needed, and
-    few are kept.
+    """Looks up the contexts of rows, of a store or an index. It reads a shard when it first needs it.
 
     tokenizer: None loads the store's own when text is first asked for; when that fails, tokens are shown as
         <id>
@@ -76,7 +89,7 @@ class Contexts:
 
     def __init__(
         self,
-        store: ActivationStore | TokenTable,
+        store: HasTokens,
         tokenizer: Any = None,
         before_tokens: int = 16,
         after_tokens: int = 8,
@@ -90,9 +103,7 @@ class Contexts:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer, or None when it cannot be loaded."""
-        if (
-            self._given is not None or not self.store.tokenizer_name
-        ):  # rows that come from elsewhere name none
+        if self._given is not None or not self.store.tokenizer_name:  # rows from elsewhere name none
             return self._given
         try:
             from transformers import AutoTokenizer
@@ -122,20 +133,16 @@ class Contexts:
         attended = int(tokens.attended[sequence].sum())
         start, stop = max(0, position - self.before_tokens), min(attended, position + self.after_tokens + 1)
         document = int(tokens.doc_id[sequence, position]) + tokens.first_doc
-        pieces = self._pieces(
-            tokens, sequence, max(0, start - LEAD_TOKENS), min(attended, stop + LEAD_TOKENS)
-        )
-        shown = tuple(pieces[position] for position in range(start, stop))
-        return Context(
-            row, document, shard, sequence, position, shown, position - start, tuple(range(start, stop))
-        )
+        lead, end = max(0, start - LEAD_TOKENS), min(attended, stop + LEAD_TOKENS)
+        pieces, window = self._pieces(tokens, sequence, lead, end), tuple(range(start, stop))
+        shown = tuple(pieces[place] for place in window)
+        return Context(row, document, shard, sequence, position, shown, position - start, window)
 
     def _pieces(self, tokens: ShardTokens, sequence: int, start: int, stop: int) -> dict[int, str]:
         """The text of the tokens at positions start to stop of a sequence, by position.
 
-        At an edge of the context the document's tokens in the neighbouring context are decoded too, and a BOS
-        in between
-        is not: a character whose bytes the edge cuts stays whole, as the piece of its first token.
+        At an edge of the context the document's tokens in the neighbouring context are decoded too, without
+        the BOS in between: a character whose bytes the edge cuts is whole, as the piece of its first token.
         """
 
         def ids_at(sequence: int, positions: range) -> list[int]:
@@ -146,22 +153,17 @@ class Contexts:
 
         attended = int(tokens.attended[sequence].sum())
         bos = int(self.store.plan.get("bos_id") is not None and attended > 0)
-        pieces = (
-            dict(zip(range(start, bos), self.strings(ids_at(sequence, range(start, bos)))))
-            if start < bos
-            else {}
-        )
+        pieces: dict[int, str] = {}
+        if start < bos:
+            pieces = dict(zip(range(start, bos), self.strings(ids_at(sequence, range(start, bos)))))
         start = max(start, bos)
         before: list[int] = []
         after: list[int] = []
         if start == bos < attended and sequence > 0 and same_document(sequence - 1, -1, bos):
             length = tokens.input_ids.shape[1]
             before = ids_at(sequence - 1, range(max(bos, length - LEAD_TOKENS), length))
-        if (
-            stop == attended
-            and sequence + 1 < len(tokens.input_ids)
-            and same_document(sequence + 1, bos, stop - 1)
-        ):
+        has_next = stop == attended and sequence + 1 < len(tokens.input_ids)
+        if has_next and same_document(sequence + 1, bos, stop - 1):
             after = ids_at(sequence + 1, range(bos, bos + LEAD_TOKENS))
         strings = self.strings([*before, *ids_at(sequence, range(start, stop)), *after])
         return pieces | dict(zip(range(start, stop), strings[len(before) :]))
@@ -195,8 +197,7 @@ class Contexts:
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """The text of one token as it reads inside a text; a tokenizer may hide a leading space from a token
-    alone."""
+    """The text of one token inside a text: alone, a tokenizer may hide its leading space."""
     return f"<{token_id}>" if tokenizer is None else token_strings(tokenizer, [token_id, token_id])[1]
 
 

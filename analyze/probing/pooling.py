@@ -101,8 +101,8 @@ def pooled_latents(
     SAEs.
 
     saes: one, called "sae" then, or several by name, all at one hook point; None for activations alone
-    hook_point: by default where the SAEs were trained, and then they must be of this model; a name is the
-        caller's word that they read this place, and only widths are checked
+    hook_point: by default where the SAEs were trained, and then they must be of this model; naming one, the
+        caller vouches that they read this place, and only widths are checked
     pool: "mean" over the tokens (SAEBench), "max", or "last", the last token alone (sae-probes)
     acts_pool: of the activations; by default as the latents, and the mean where those take the maximum
     max_tokens: tokens of a text, BOS included; what is behind them is not seen. None is the model's longest

@@ -1,5 +1,4 @@
-"""What a model answers: refused, right or wrong, from its next token or from whatever a caller reads off
-it."""
+"""What a model answers: refused, right or wrong, by its next token or a function of the caller's."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ device) and their records; it may call `model.generate(**inputs)`, whose prompt 
 
 @dataclass(frozen=True, slots=True)
 class NextToken:
-    """The model's answer is its next token: a refusal if it is one of some tokens, right if it begins a right
-    answer.
+    """The model's answer is its next token: a refusal if in `refusal`, right if it begins a right answer.
 
     refusal: words (of which the first token counts) or token ids that mean "I do not know"
     options: words or ids of answers. With them refusal and options alone are compared, as in "Do you know …?"
@@ -83,16 +81,13 @@ class NextToken:
             best, token = logits.masked_fill(~answering, -torch.inf).max(1)
             margin = logits.masked_fill(~refusing, -torch.inf).amax(1) - best
             if not margin.isfinite().all():
-                raise ValueError(
-                    "NextToken expected finite logits, got nan or infinity: is an edit too much for the "
-                    "dtype?"
-                )
+                raise ValueError("NextToken expected finite logits, got nan or infinity: lower the dose")
             return Answers(margin > 0, (margin <= 0) & (token[:, None] == table).any(1), margin)
 
         return judge
 
     def _ids(self, tokenizer: Any, prompt: str, words: Sequence[str | int]) -> list[int]:
-        """The token with which each word goes on after the prompt."""
+        """The first token of each word after the prompt."""
         return [
             word if isinstance(word, int) else _token_after(tokenizer, prompt, self.separator + word)
             for word in words

@@ -1,5 +1,4 @@
-"""One side of a study's split: its questions as tokens, the stream at each entity, and the answers under an
-edit."""
+"""One side of a study's split: its questions, the stream at each entity, and the answers under an edit."""
 
 from __future__ import annotations
 

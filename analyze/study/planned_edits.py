@@ -1,5 +1,4 @@
-"""The edits that a study tries: latents of known and unknown entities clamped or removed, and what rivals
-them."""
+"""The edits that a study tries: latents of known and unknown entities clamped or removed, and rivals."""
 
 from __future__ import annotations
 
@@ -76,15 +75,8 @@ class EditsOf:
     def clamp(self, known: bool) -> Callable[..., Any]:
         """From a dose and the tokens: the first n latents held at that multiple of what is typical of
         them."""
-        latents = self.clamped(known)
-        return partial(
-            held,
-            self.model,
-            self.chosen.sae,
-            latents,
-            typical(self.chosen.sae, latents, self._acts),
-            self.hook_point,
-        )
+        sae, latents = self.chosen.sae, self.clamped(known)
+        return partial(held, self.model, sae, latents, typical(sae, latents, self._acts), self.hook_point)
 
     def clamped(self, known: bool) -> Tensor:
         """The latents that are clamped: int64[n]."""
@@ -139,11 +131,10 @@ def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float)
 def as_far(
     sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor, directions: Tensor
 ) -> Tensor:
-    """Directions of controls, each draw scaled to move the rows as far, on average, as the latents' own
-    directions do.
+    """Directions of controls, each draw scaled to move the rows as far, on average, as the latents' own do.
 
-    Several latents may point alike, and their changes add up to more than those of latents at random: a
-    control of the same change in every latent would be a weaker one.
+    Chosen latents may point alike, and then their changes add up to more than those of random latents: a
+    control without this scale would be weaker.
 
     target: float[n], to what the latents are set; acts: float[n_rows d_model]; directions: float[n_draws n
         d_model]
@@ -166,8 +157,7 @@ def as_far(
 
 
 def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Sequence[float]) -> float:
-    """The dose whose push is the wanted one, by bisection from a hundredth of the smallest dose to 100 times
-    the largest.
+    """The dose of the wanted push, by bisection from 1/100 of the smallest dose to 100 times the largest.
 
     push_at: from a dose to its push, larger for larger doses
     """

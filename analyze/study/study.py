@@ -1,5 +1,4 @@
-"""A study of what a model knows: latents that tell known entities from unknown ones, edited at the entity's
-last token.
+"""A study of what a model knows: latents that tell known from unknown entities, edited at the entity's end.
 
     study = HallucinationStudy(model, tokenizer, sae, records, NextToken(["unknown"]), baseline=frozen)
     study.label()                # who is known: supplied, or by what the model answers
@@ -48,8 +47,7 @@ class HallucinationStudy:
     judge: `NextToken`, or a function (answers.Judge) that says which of the model's answers are refused and
         which right
     baseline: an SAE of the same training with a frozen random decoder (`train --baseline`)
-    hook_point: by default where the SAE was trained; another is the caller's word that the SAEs are meant to
-        be used there
+    hook_point: by default where the SAE was trained; naming one, the caller vouches that the SAEs fit there
     split: one side chooses latents, the other is measured; by entity, or group
     position: tokens that are edited, the entity's "last" or "all" of them
     raises: ValueError for no records, or SAEs that do not fit the model
@@ -175,10 +173,10 @@ class HallucinationStudy:
             order = statistic.argsort(descending=True, stable=True)
             order = order[statistic[order] > 0][: max(n, n_ablated)]
             if len(order) < n:
+                rare = "" if base_rates is None else f" and a base rate of at most {max_base_rate}"
                 raise ValueError(
                     f"n={n} latents of {'known' if known else 'unknown'} entities were asked for, "
-                    f"{len(order)} have a "
-                    f"{by} above 0{'' if base_rates is None else f' and a base rate of at most {max_base_rate}'}"
+                    f"{len(order)} have a {by} above 0{rare}"
                 )
             found.append(Selection(order, statistic[order], by, self.split, len(side.entities.names)))
         return Chosen(*found, n, sae)
@@ -245,7 +243,7 @@ class HallucinationStudy:
         bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
         done: list[tuple[Planned, Outcome]] = [(Planned("no edit"), side.outcome())]
         pushes: dict[tuple[bool, float], float] = {}
-        prepared = []  # all controls are drawn first: where there are too few latents, that is said before the long part
+        prepared = []  # all controls are drawn first: too few latents are reported before the long part
         for name, choice in choices.items():
             rates = latent_stats(choice.sae, [choosing.entities.acts]).rate
             edits = EditsOf(self.model, self.hook_point, choice, choosing.entities.acts)

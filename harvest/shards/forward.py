@@ -1,5 +1,4 @@
-"""The forward pass of a harvest: packed contexts in; rows at the hook points out, on their way to the
-host."""
+"""The forward pass of a harvest: packed contexts in, rows at the hook points out."""
 
 from __future__ import annotations
 
@@ -71,10 +70,9 @@ def forward_batches(
 
     No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
 
-    dtype: as which the rows will be stored; they are converted before they travel where that makes them no
-        wider
-    one_shape: fill a shard's last batch up with padding. A compiled model needs it: after a few shapes
-        torch.compile gives up on further ones, so that rows would depend on which shards came before
+    dtype: of the stored rows; they are converted before the transfer unless that widens them
+    one_shape: pad a shard's last batch. A compiled model needs it: torch.compile gives up after a few shapes,
+        and rows would depend on the shards before
     """
     decoder, stored = Decoder(model), STORE_DTYPES[dtype]
     host = _Host(decoder.device)
@@ -100,8 +98,7 @@ def forward_batches(
 
 
 class _Host:
-    """Transfers between the host and the model's device; on CUDA through pinned memory, beside the
-    computation."""
+    """Transfers between the host and the device; on CUDA through pinned memory, beside the computation."""
 
     def __init__(self, device: torch.device):
         self._device = device

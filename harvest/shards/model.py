@@ -1,5 +1,4 @@
-"""The model and tokenizer of a harvest: loading them, naming what identifies them, holding the model
-still."""
+"""The model and tokenizer of a harvest: how they load, what identifies them, which layers it needs."""
 
 from __future__ import annotations
 
@@ -38,12 +37,12 @@ def load_model(
 ) -> nn.Module:
     """A causal language model from a hub id or local folder, ready for inference on one device.
 
-    raises: ValueError for a folder that is not there
+    raises: ValueError for a folder that does not exist
     """
     from transformers import AutoModelForCausalLM
 
     if (name.count("/") > 1 or name.startswith((".", "/"))) and not os.path.isdir(name):
-        raise ValueError(f"model {name} expected a hub id or a folder, there is no folder of that name")
+        raise ValueError(f"model expected a hub id or an existing folder, got {name}")
 
     device = own_device(chosen_device(device))
     dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
@@ -84,7 +83,7 @@ def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
 
 
 def compile_blocks(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
-    """Compile the blocks of a model that nobody else uses; what a hook point lies inside of stays as it is.
+    """Compile the blocks of a model that nobody else uses, but for those with a hook point inside.
 
     Only `forward` is compiled: hooks on the block itself still see what goes in and out.
     """
@@ -115,8 +114,7 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over name, shape, dtype and first 256 values of every parameter: cheap, and other weights give
-    another."""
+    """sha256 over the name, shape, dtype and first 256 values of every parameter: a cheap fingerprint."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -126,15 +124,8 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def _first_bytes(parameter: Tensor) -> bytes:
-    return (
-        parameter.detach()
-        .flatten()[:_FINGERPRINT_VALUES]
-        .cpu()
-        .contiguous()
-        .view(torch.uint8)
-        .numpy()
-        .tobytes()
-    )
+    values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().contiguous()
+    return values.view(torch.uint8).numpy().tobytes()
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
@@ -142,9 +133,8 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         rules = json.loads(backend.to_str())
-        rules = {
-            key: rules[key] for key in rules if key not in ("truncation", "padding")
-        }  # calls change these; unused here
+        for changed_by_calls in ("truncation", "padding"):
+            rules.pop(changed_by_calls, None)
     else:
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return {

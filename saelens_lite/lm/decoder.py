@@ -1,4 +1,4 @@
-"""A decoder of any Hugging Face make, resolved once: its blocks, width, head, and what each block adds to the stream.
+"""A Hugging Face decoder, resolved once: its blocks, width, head, and what each block adds to the stream.
 
 Everything is found by structure; there is no table of model families. The blocks are the ModuleList beside
 the token embedding. What a block adds is found by running three tokens through it once and looking which two
@@ -81,7 +81,7 @@ class Decoder:
     def layers(self) -> nn.ModuleList:
         """The blocks.
 
-        raises: HookError for an encoder-decoder, and where no list of blocks stands beside the token embedding
+        raises: HookError for an encoder-decoder, or where no list of blocks is beside the token embedding
         """
         return self._blocks[1]
 
@@ -147,7 +147,7 @@ class Decoder:
 
     @cached_property
     def width(self) -> int:
-        """d_model of the residual stream: the text model's hidden size, or the width of its token embedding."""
+        """d_model of the stream: the text model's hidden size, or the width of its token embedding."""
         width = getattr(self.text_config, "hidden_size", None)
         if isinstance(width, int):
             return width

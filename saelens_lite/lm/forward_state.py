@@ -1,9 +1,8 @@
-"""What is known of the forward pass in progress: which tokens it holds, how many came before, whose prompt
-they are.
+"""What is known of the forward pass in progress: its tokens, how many came before, where the prompt ends.
 
-A pass of length one is no sign of generation: prompts have one token, prefills come in chunks, and without a
-cache every step runs the whole text. So positions are counted from the cache, and the prompt's length is
-taken from the generate call itself. Nothing here computes; edits read it (hooks.py, positions.py).
+A pass of length one is no sign of generation: prompts may have one token, prefills come in chunks, and
+without a cache every step runs the whole text. So positions are counted from the cache, and the prompt's
+length is taken from the generate call itself.
 """
 
 from __future__ import annotations
@@ -67,10 +66,10 @@ class _Generation:
 
 
 class Watch:
-    """Watches a model's passes while at least one edit is on; leaves no trace after the last one.
+    """Watches a model's passes while at least one edit is on, and leaves no trace afterwards.
 
-    Meanwhile the model object has a `generate` of its own that notes the prompt and then calls the real one,
-    and one of `init_continuous_batching` (which `generate_batch` calls) that refuses.
+    Meanwhile the model object has its own `generate`, which notes the prompt and calls the real one, and its
+    own `init_continuous_batching` (which `generate_batch` calls), which refuses.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -187,11 +186,10 @@ def watch(decoder: Decoder) -> Watch:
 
 
 def position_ids_from(attention_mask: Tensor) -> Tensor:
-    """Positions that count real tokens only: what a left-padded plain forward must be given.
+    """Positions that count real tokens only, which a left-padded plain forward needs.
 
-    Hugging Face counts columns unless told otherwise, so call `model(...,
-    position_ids=position_ids_from(mask))`. `generate` does this itself, and so do our own forwards (run_to,
-    token_losses).
+    Hugging Face counts columns unless told otherwise, so pass `position_ids=position_ids_from(mask)`.
+    `generate` and our own forwards (run_to, token_losses) do this themselves.
 
     attention_mask: {bool|int}[batch seq], non-zero on real tokens
     returns: int64[batch seq]; padding before the first token gets 0
@@ -257,10 +255,7 @@ def _key_mask(mask: Any, batch: int, width: int, device: torch.device) -> Tensor
 
 
 def _read_prompt(model: nn.Module, args: tuple, kwargs: dict) -> _Generation:
-    """Where the prompt of a generate call ends.
-
-    raises: ValueError when a row ends in padding: transformers itself continues from the padding there
-    """
+    """Where the prompt of a generate call ends. raises: ValueError when a row ends in padding"""
     given = {name: value for name, value in kwargs.items() if value is not None}
     ids = given.get("input_ids", given.get("inputs", args[0] if args else None))
     prompt = given.get("inputs_embeds", ids)

@@ -73,8 +73,8 @@ def resolve(model: Model, name: str) -> HookPoint:
     parts = decoder.parts(block)
     if parts is None:
         raise HookError(
-            f"{missing}: no two parts of block {block} ({type(decoder.layers[block]).__name__}) add up to the "
-            "change of the stream: branches are scaled or the stream is normalised. "
+            f"{missing}: no two parts of block {block} ({type(decoder.layers[block]).__name__}) add up to "
+            "the change of the stream: branches are scaled or the stream is normalised. "
             f"It has {_summary(decoder)}, or any module path"
         )
     part = parts.attn if kind == "attn_out" else parts.mlp
@@ -96,8 +96,7 @@ def hook_points(model: Model) -> list[str]:
 
 
 def run_to(model: Model, names: Sequence[str], **model_inputs: Any) -> dict[str, Tensor]:
-    """The activations at these hook points, from one forward that ends at the deepest: no later block, no
-    head.
+    """The activations at these hook points, from one forward that stops at the deepest.
 
     model_inputs: what the model's forward takes (input_ids, attention_mask, pixel_values, …); tensors are
         moved to the model's device. With a left-padded attention_mask and no position_ids, positions come
@@ -180,7 +179,7 @@ def edit(model: Model, name: str, fn: Callable[[Tensor, EditInfo], Tensor]) -> I
     _check_hooks_are_seen(decoder)
     if getattr(getattr(decoder.given, "active_peft_config", None), "is_prompt_learning", False):
         raise HookError(
-            "edits expected the text's own tokens, got a PEFT model that puts learned ones before them"
+            "edits expected the text's own tokens, got a PEFT model that puts learned tokens before them"
         )
     point = resolve(decoder, name)
     with watch(decoder).on() as now, _hooked(decoder, point, lambda acts: fn(acts, now.info(acts))):
@@ -246,8 +245,8 @@ def _hooked(decoder: Decoder, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
 def _put_first(module: nn.Module, hook: Callable) -> None:
     """Let our hooks on a module's output run before others, still in their own order.
 
-    transformers leaves hooks of its own on the blocks once output_hidden_states was asked for; they should
-    report what the model goes on with.
+    transformers leaves its own hooks on the blocks once output_hidden_states was asked for; they should
+    report the edited stream.
     """
     hook.is_ours = True
     ours = [key for key, other in module._forward_hooks.items() if hasattr(other, "is_ours")]
@@ -256,8 +255,7 @@ def _put_first(module: nn.Module, hook: Callable) -> None:
 
 
 def _check_hooks_are_seen(decoder: Decoder) -> None:
-    """raises: HookError for a model whose call was compiled, in any of the three ways: such a call skips
-    later hooks"""
+    """raises: HookError for a compiled model, in any of the three ways: its call skips later hooks"""
 
     def compiled(module: nn.Module) -> bool:
         return (
@@ -268,8 +266,8 @@ def _check_hooks_are_seen(decoder: Decoder) -> None:
 
     if any(map(compiled, [decoder.given, *decoder.outside_in])):
         raise HookError(
-            "expected a model as it was before torch.compile, which may not see hooks set after compiling: "
-            "pass the uncompiled model, and call that one inside"
+            "expected a model before torch.compile, since a compiled one may not see later hooks: pass the "
+            "uncompiled model, and call that one inside"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which positions an edit touches: from a word, a mask or a function to one boolean per example and position.
+"""Which positions an edit touches: a word, a mask or a function becomes one boolean a position.
 
 Padding is never edited. Words leave out the special tokens too (BOS is where attention rests, and an SAE was
 not trained on it); a mask or a function means exactly what it says.
@@ -38,16 +38,11 @@ class Positions:
     prompt_tokens: int | Sequence[int] | Tensor | None = None
 
     def __post_init__(self) -> None:
+        expected = f"where expected one of {WORDS}, a bool mask or a function of EditInfo, got"
         if isinstance(self.where, str) and self.where not in WORDS:
-            raise ValueError(
-                f"where expected one of {WORDS}, a bool mask or a function of EditInfo, got {self.where!r}"
-                f"{nearest(self.where, WORDS)}"
-            )
+            raise ValueError(f"{expected} {self.where!r}{nearest(self.where, WORDS)}")
         if not (isinstance(self.where, str | Tensor) or callable(self.where)):
-            kind = type(self.where).__name__
-            raise ValueError(
-                f"where expected one of {WORDS}, a bool mask or a function of EditInfo, got a {kind}"
-            )
+            raise ValueError(f"{expected} a {type(self.where).__name__}")
         if isinstance(self.where, Tensor) and (self.where.dtype != torch.bool or self.where.ndim != 2):
             raise ValueError(
                 f"where expected a bool mask [batch width], got {self.where.dtype} {list(self.where.shape)}"
@@ -90,8 +85,7 @@ class Positions:
         if info.input_ids is None:
             raise ValueError(
                 f"where={self.where!r} expected token ids, to leave out special tokens {self.skip_ids}, got "
-                "a pass "
-                "from inputs_embeds. Pass skip_ids=() to edit every real token, or a mask"
+                "a pass from inputs_embeds. Pass skip_ids=() to edit every real token, or a mask"
             )
         return ~torch.isin(info.input_ids, torch.tensor(self.skip_ids, device=info.input_ids.device))
 

@@ -1,7 +1,6 @@
-"""Running a model with an SAE's reconstruction in place of its activations, and what that costs in loss and
-KL.
+"""A model that runs on an SAE's reconstruction in place of its activations, or on zero or their mean.
 
-The three replacements (reconstruction, zero, mean) touch the same positions, so that their losses compare.
+The three replacements touch the same positions, so their losses compare.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The contexts of a store through its model: which tokens are scored, and the loss of predicting them under
-an edit.
+"""The contexts of a store through its model: which tokens are scored, and their loss under an edit.
 
-Only positions that have rows in the store are replaced, so BOS, special tokens and padding stay as they are.
+Only positions that have rows in the store are replaced: BOS, special tokens and padding stay as they are.
 """
 
 from __future__ import annotations
@@ -73,11 +72,12 @@ def cross_entropies(
 
     replacements: by name, the arguments of `splice` beside the hook point and the positions; None for the
         model as it is
-    fraction: score only the share of documents that is held out (saelens_lite.tokens.is_held_out); None for
-        all
-    max_tokens: stop after about so many predicted tokens; None for all
+    fraction: score only the documents held out (hashing.is_held_out); None for all
+    max_tokens: stop after about this many predicted tokens; None for all
     raises: ValueError for a model that is not the store's, one whose own losses are not finite, or nothing to
-    score A token counts when it has a row, is of a scored document and is not the first of its context.
+        score
+
+    A token counts when it has a row, is of a scored document and is not the first of its context.
     """
     decoder = Decoder.of(model)
     ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)
@@ -106,8 +106,8 @@ def cross_entropies(
     for name, how in replacements.items():
         if how is None and not math.isfinite(ce[name]):
             raise ValueError(
-                f"the model as it is gives losses that are not finite on {store.path}: load it in float32 "
-                "or bfloat16"
+                f"the unedited model gives losses that are not finite on {store.path}: load it in float32 or "
+                "bfloat16"
             )
     per_token = [{name: sum_ / n_tokens for name, sum_ in sums.items()} for sums in (ce, divergence)]
     return Losses(*per_token, n_tokens, n_contexts)
@@ -128,7 +128,7 @@ def _next_ids(batch: ContextBatch) -> list[Tensor]:
 def scored_contexts(
     store: ActivationStore, fraction: float | None, max_tokens: int | None, batch_size_seqs: int
 ) -> Iterator[ContextBatch]:
-    """Batches of the contexts that hold a token to predict, until max_tokens of those have come."""
+    """Batches of the contexts that hold a token to predict, until max_tokens of those are reached."""
     left = math.inf if max_tokens is None else max_tokens
     for shard in range(store.n_shards):
         tokens = store.tokens(shard)
@@ -155,13 +155,12 @@ def scored_contexts(
 
 
 def check_model(model: Model, store: ActivationStore, point: str, batch: ContextBatch) -> None:
-    """raises: ValueError when the model's activations on these contexts are not the rows of the store; names
-    can lie."""
+    """raises: ValueError when the model's activations on these contexts are not the rows of the store"""
     decoder, width = Decoder.of(model), store.d_model(point)
     if decoder.width != width:
         raise ValueError(
-            f"{decoder.class_name} has width {decoder.width}, but {store.path} holds rows of width {width} from "
-            f"{store.model_name}; pass the model that was harvested"
+            f"{decoder.class_name} has width {decoder.width}, but {store.path} holds rows of width {width} "
+            f"from {store.model_name}; pass the model that was harvested"
         )
     sequences, _ = store.row_positions(batch.shard)
     places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])

@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/lm/token_text.py."""
+"""Token ids as readable pieces, which joined give the decoded text."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 LONGEST_RUN_TOKENS = 8
-
-
-"""Longest run of tokens that `token_strings` joins; a UTF-8 character has at most four bytes, so four tokens
-are usual."""
+"""Longest run of tokens that `token_strings` joins; a UTF-8 character has at most four bytes."""
 
 
 def special_token_ids(tokenizer: Any) -> list[int]:
@@ -32,9 +29,7 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
 
     ids = [int(i) for i in ids]
     pieces = [""] * len(ids)
-    context = start = (
-        0  # ids[context:start] are settled and decoded again, for what follows may depend on them
-    )
+    context = start = 0  # ids[context:start] are settled; what follows them may depend on them
     known = ""  # decode(context, start)
     pending = ""  # what the unsettled tokens ids[start:end] gave before the current one
     for end in range(1, len(ids) + 1):
@@ -44,9 +39,7 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         if new.endswith("�") and end - start < LONGEST_RUN_TOKENS and end < len(ids):
             pending = new
             continue
-        if (
-            pending and new.startswith(pending) and end - start > 1
-        ):  # the last token repaired nothing: it stands alone
+        if pending and new.startswith(pending) and end - start > 1:  # the last token repaired nothing
             pieces[start], pieces[end - 1] = pending, new[len(pending) :]
         else:
             pieces[start] = new

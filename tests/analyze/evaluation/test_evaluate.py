@@ -312,7 +312,7 @@ def test_seeds_give_every_number_its_noise(store, gpt2, sae):
 def test_seeds_of_another_configuration_are_refused(store, sae):
     with pytest.raises(ValueError, match="seed 1 is not as trained: d_sae expected 48, got 64"):
         evaluate_sae(sae, store, seeds=[reseeded(1, d_sae=64)])
-    with pytest.raises(ValueError, match="blocks.1.hook_mlp_out, but .* holds blocks.0.hook_resid_post"):
+    with pytest.raises(ValueError, match="expected one of blocks.0.hook_resid_post, got .* blocks.1.hook_mlp_out"):
         evaluate_sae(sae, store, seeds=[reseeded(1, hook_point="blocks.1.hook_mlp_out")])
 
 

@@ -5,7 +5,8 @@ grid            many SAEs from one pass over the rows
 config          what a training is asked for
 presets         defaults from published recipes
 random_streams  a generator for each purpose
-latent_shards   latents divided among processes
+comm            what a step exchanges with other processes: alone, nothing
+latent_shards   the same where rows and latents are divided among processes
 """
 
 from saelens_lite.faces import face

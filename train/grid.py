@@ -32,7 +32,8 @@ from .rows.protocol import ROW_FIELDS
 from .runs.baseline import baseline_of
 from .runs.identity import finished
 from .runs.process import device_of, writes
-from .runs.side_by_side import rows_for, run_for, train_runs
+from .runs.run import Run
+from .runs.side_by_side import rows_for, train_runs
 from .single import Store, configured, opened
 
 log = logging.getLogger(__name__)
@@ -186,7 +187,7 @@ def _train(
         rows, group = to_train.pop(0)
         if group:
             found |= zip(
-                group, train_runs([run_for(rows, config, model) for config in group.values()]), strict=True
+                group, train_runs([Run(rows, config, model) for config in group.values()]), strict=True
             )
         broken = {name: error for name, error in found.items() if isinstance(error, FloatingPointError)}
         for error in broken.values():

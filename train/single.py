@@ -21,7 +21,7 @@ from .runs.baseline import baseline_of
 from .runs.identity import finished
 from .runs.process import device_of
 from .runs.run import Run
-from .runs.side_by_side import rows_for, run_for, train_runs
+from .runs.side_by_side import rows_for, train_runs
 
 Store = ActivationStore | str | Path
 
@@ -64,9 +64,9 @@ def train_sae(
     stores = opened(stores)
     with distributed.joined(device_of(config), config.latent_shards):
         rows = rows_for(stores, config)
-        runs = [run_for(rows, config, model)]
+        runs = [Run(rows, config, model)]
         if config.baseline and finished(rows, baseline_of(config)) is None:
-            runs.insert(0, run_for(rows, baseline_of(config), model))
+            runs.insert(0, Run(rows, baseline_of(config), model))
         outcomes = train_runs(runs)
     for run, outcome in zip(reversed(runs), reversed(outcomes), strict=True):
         if isinstance(outcome, FloatingPointError):

@@ -254,7 +254,7 @@ def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.sae.config import SAEConfig
     from saelens_lite.train.config import TrainConfig
-    from saelens_lite.train.kinds.kind import kind_class
+    from saelens_lite.train.kinds.choice import kind_class
     from saelens_lite.train.optimise.trainer import Trainer
 
     k = args.k if kind == "topk" else None

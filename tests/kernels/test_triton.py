@@ -21,7 +21,7 @@ from saelens_lite.kernels.cpu_build import library
 from saelens_lite.kernels.triton_select import screened_batch_topk, screened_topk, select_topk
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.optimise.initial import initial_sae
 from saelens_lite.train.optimise.trainer import Trainer
 

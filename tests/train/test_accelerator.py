@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from saelens_lite.device import best_device
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import KindName, TrainConfig
-from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.optimise.initial import initial_sae
 from saelens_lite.train.optimise.trainer import Trainer
 

@@ -20,10 +20,10 @@ from torch.testing import assert_close
 import saelens_lite as sl
 from saelens_lite import distributed
 from saelens_lite.sae.config import SAEConfig
-from saelens_lite.train import latent_shards
 from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.kinds.few_pairs import SPARSE_BELOW
-from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.latent_shards import communication
 from saelens_lite.train.optimise.initial import initial_sae
 from saelens_lite.train.optimise.trainer import Trainer
 from saelens_lite.train.rows.row_buffer import RowBuffer
@@ -69,14 +69,18 @@ def beginning(case, dtype):
     common = {"k": K, "d_sae": N, "lr": 1e-3, "batch_size_rows": BATCH, "dead_after_tokens": 2 * BATCH}
     config = TrainConfig(**common | fields)
     sae = initial_sae(
-        SAEConfig(d_model=D, d_sae=N, kind=kind, k=config.k if kind == "topk" else None), rows(0), seed=0
+        SAEConfig(d_model=D, d_sae=N, kind=kind, k=config.k if kind == "topk" else None),
+        rows(0),
+        seed=0,
+        comm=communication(),
     )
-    latents = latent_shards.first_latent(sae) + torch.arange(sae.d_sae)
+    latents = communication().first_latent(sae) + torch.arange(sae.d_sae)
     silent = latents < 12 if uneven else latents % 5 == 0
     with torch.no_grad():
         bias = sae.b_enc if hasattr(sae, "b_enc") else sae.b_gate
         bias[silent] = torch.where(latents % 2 == 0, -8.0, -50.0)[silent]
-    trainer = Trainer(sae.to(dtype), config, 20)
+    sae = sae.to(dtype)
+    trainer = Trainer(sae, config, 20, kind_class(config.kind)(sae, config, communication()))
     trainer.dead_tracker.tokens_since_fired[silent] = 2 * BATCH
     return trainer
 

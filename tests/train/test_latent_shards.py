@@ -12,9 +12,10 @@ from torch.testing import assert_close
 import saelens_lite as sl
 from saelens_lite import distributed
 from saelens_lite.sae.config import SAEConfig
-from saelens_lite.train import latent_shards
+from saelens_lite.train.comm import Alone
 from saelens_lite.train.config import KindName, TrainConfig
-from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.kinds.choice import kind_class
+from saelens_lite.train.latent_shards import LatentShards, communication
 from saelens_lite.train.optimise import initial
 from saelens_lite.train.optimise.initial import initial_sae, random_rows
 from saelens_lite.train.optimise.trainer import Trainer
@@ -38,9 +39,12 @@ def trainer_of(kind):
     sae_kind = kind_class(kind).sae_kind
     config = SAEConfig(d_model=D, d_sae=N, kind=sae_kind, k=3 if sae_kind == "topk" else None)
     gen = torch.Generator().manual_seed(1)
-    return Trainer(
-        initial_sae(config, torch.randn(64, D, generator=gen), 0), TrainConfig(kind=kind, k=3, lr=1e-3), 20
-    )
+    sae = initial_sae(config, torch.randn(64, D, generator=gen), 0, comm=communication())
+    return trainer_on(sae, TrainConfig(kind=kind, k=3, lr=1e-3), 20)
+
+
+def trainer_on(sae, config, n_steps):
+    return Trainer(sae, config, n_steps, kind_class(config.kind)(sae, config, communication()))
 
 
 @pytest.mark.parametrize("kind", get_args(KindName))
@@ -73,7 +77,7 @@ def test_shards_begin_with_the_rows_of_one_process(shard):
     for r in range(4):
         shard(r, 4)
         own, latents = trainer_of("topk").sae, slice(8 * r, 8 * r + 8)
-        assert latent_shards.first_latent(own) == 8 * r
+        assert communication().first_latent(own) == 8 * r
         assert torch.equal(own.W_dec, whole.W_dec[latents]) and torch.equal(
             own.W_enc, whole.W_enc[:, latents]
         )
@@ -82,9 +86,11 @@ def test_shards_begin_with_the_rows_of_one_process(shard):
 
 def test_what_follows_from_the_width_follows_from_that_of_the_whole(shard):
     def facts():
-        sae = initial_sae(SAEConfig(d_model=D, d_sae=N, kind="jumprelu"), torch.randn(64, D), 0)
+        sae = initial_sae(
+            SAEConfig(d_model=D, d_sae=N, kind="jumprelu"), torch.randn(64, D), 0, comm=communication()
+        )
         config = TrainConfig(kind="matryoshka", k=2, batch_size_rows=64)
-        short, long = Trainer(sae, config, 2), Trainer(sae, config, 10**6)
+        short, long = trainer_on(sae, config, 2), trainer_on(sae, config, 10**6)
         return long.lr, short.dead_tracker.dead_after_tokens, short.kind.widths.tolist(), short.kind.d_sae
 
     whole = facts()
@@ -119,7 +125,7 @@ def test_the_largest_of_all_shards_by_hand(shard, monkeypatch):
             "gathered",
             lambda x, axis, r=r, other=other: torch.stack([x, other] if r == 0 else [other, x]),
         )
-        pairs.append(latent_shards.largest(own, latents if r == 0 else torch.tensor([[0, 1]] * 3), 3))
+        pairs.append(communication().largest(own, latents if r == 0 else torch.tensor([[0, 1]] * 3), 3))
     for (values, indices, offsets), expected in zip(
         pairs,
         [([5.0, 2.0, 2.0], [7, 0, 4], [0, 1, 3, 3]), ([4.0, 3.0, 2.0, 1.0], [0, 1, 0, 0], [0, 2, 3, 4])],
@@ -129,14 +135,15 @@ def test_the_largest_of_all_shards_by_hand(shard, monkeypatch):
 
 
 def test_alone_everything_is_the_kernel_itself():
-    values, indices = torch.rand(5, 3), torch.randint(N, (5, 3))
-    assert latent_shards.largest(values, indices, 3) == (values, indices)
-    assert latent_shards.over_latents(values) is values and latent_shards.part(values, 1).equal(values)
+    alone, values, indices = communication(), torch.rand(5, 3), torch.randint(N, (5, 3))
+    assert type(alone) is Alone
+    assert alone.largest(values, indices, 3) == (values, indices)
+    assert alone.sum(values) is values and alone.part(values, 1) is values
     W_dec, b_dec = torch.randn(3, D), torch.randn(D)
-    assert torch.equal(latent_shards.decode(values, W_dec, b_dec), torch.addmm(b_dec, values, W_dec))
+    assert torch.equal(alone.decode(values, W_dec, b_dec), torch.addmm(b_dec, values, W_dec))
     sae, acts = trainer_of("topk").sae, torch.randn(5, D)
-    assert latent_shards.whole_sae(sae, sae.config) is sae
-    assert_close(latent_shards.forward(sae, acts, 3).recons, sae(acts).recons)
+    assert alone.whole_sae(sae, sae.config) is sae
+    assert_close(alone.forward(sae, acts, 3).recons, sae(acts).recons)
 
 
 def test_what_cannot_be_divided_is_refused(shard, planted, tmp_path):
@@ -160,4 +167,4 @@ def test_what_cannot_be_divided_is_refused(shard, planted, tmp_path):
     with pytest.raises(
         ValueError, match="latent_shards expected a divisor of d_sae=64, got 3: choose d_sae=66"
     ):
-        latent_shards.shard_config(SAEConfig(d_model=D, d_sae=64, kind="relu"))
+        LatentShards().shard_config(SAEConfig(d_model=D, d_sae=64, kind="relu"))

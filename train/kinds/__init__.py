@@ -1,5 +1,6 @@
 """How each kind of SAE is trained: its gradients, one file a kind, and what the kinds share.
 
+choice       the kind that a configuration asks for
 kind         what the trainer asks of a kind
 topk         TopK and Multi-TopK
 batchtopk    BatchTopK
@@ -11,6 +12,5 @@ end_to_end   any kind, by the loss of the language model
 workspace    pairs, and memory that a step uses again
 few_pairs    when a dense kind turns to the sparse kernels
 auxk         AuxK, which revives dead latents
-gradients    gradients as they go to the optimiser
 contraction  the contractive penalty
 """

@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-from saelens_lite import distributed
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
+from ..comm import ALONE, Alone, Ragged
 from ..config import TrainConfig
 from .topk import TopK
 from .workspace import Pairs, ProductChunks
@@ -36,8 +36,8 @@ class BatchTopK(TopK):
     in short runs fvu is 4 to 10 % lower than with 1, and 2 % of the latents stay dead instead of none
     (tests/bench/RESULTS.md)."""
 
-    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
-        super().__init__(sae, config)
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
+        super().__init__(sae, config, comm)
         self.threshold = torch.full((), math.nan, dtype=sae.dtype, device=sae.device)
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -50,68 +50,30 @@ class BatchTopK(TopK):
 
         Of several processes each gets those in its rows of the batch, and of its latents.
         """
-        n_pairs = self.k * len(inputs) * distributed.world_size("data")
-        pairs, least = self._largest_of_all(inputs, n_pairs, self.workspace.products)
-        self.threshold = torch.where(
-            self.threshold.isnan(), least, self.threshold.lerp(least, _THRESHOLD_RATE)
-        )
+        n_pairs, workspace = self.k * len(inputs) * self.comm.n_parts, self.workspace.products
+        found, of_all = self.comm.largest_of_batch(lambda n: self._largest(inputs, n, workspace), n_pairs)
+        least = just_below(of_all)
+        running = self.threshold.lerp(least, _THRESHOLD_RATE)
+        self.threshold = torch.where(self.threshold.isnan(), least, running)
         self.sae.threshold.copy_(self.threshold)
-        return pairs
+        return Pairs(*found)
 
     @torch.no_grad()
     def calibrate(self, acts: Tensor) -> None:
         """The SAE's threshold becomes the one above which these rows have k latents each, on average."""
-        _, least = self._largest_of_all(acts - self.sae.b_dec, self.config.k * len(acts), axis="latents")
-        self.sae.threshold.copy_(least)
+        inputs, n_pairs = acts - self.sae.b_dec, self.config.k * len(acts)
+        _, of_all = self.comm.largest_of_batch(lambda n: self._largest(inputs, n), n_pairs, same_rows=True)
+        self.sae.threshold.copy_(just_below(of_all))
 
-    def _largest_of_all(
-        self,
-        inputs: Tensor,
-        n_pairs: int,
-        workspace: Tensor | None = None,
-        axis: distributed.Axis | None = None,
-    ) -> tuple[Pairs, Tensor]:
-        """Of the n_pairs largest positive pre-activations in all processes, those in this one; and just below
-        the least.
-
-        Every process shows the others its largest, a few more than its part would be. Where all that one
-        showed are among
-        the largest of all it may have further ones: then all show twice as many, up to n_pairs.
-        """
-        n_processes = distributed.world_size(axis)
-        if n_processes == 1:
-            pairs = self._largest(inputs, n_pairs, workspace)
-            return pairs, _just_below(pairs.values)
-        shown = -(-n_pairs * 9 // (8 * n_processes))
-        while True:
-            shown = min(shown, n_pairs)
-            values, indices, offsets = self._largest(inputs, shown, workspace)
-            every = distributed.gathered(torch.nn.functional.pad(values, (0, shown - len(values))), axis)
-            nth = every.view(-1).kthvalue(every.numel() - n_pairs + 1).values
-            least_shown = every.amin(1)
-            if shown == n_pairs or not bool(((least_shown >= nth) & (least_shown > 0)).any()):
-                break
-            shown *= 2
-        above, equal = every > nth, (every == nth) & (every > 0)
-        places = equal.view(-1).cumsum(0).view_as(equal)  # of equal ones those of the first process
-        kept = above | (equal & (places <= n_pairs - above.sum()))
-        ours = kept[distributed.rank(axis), : len(values)]
-        offsets = torch.nn.functional.pad(ours.cumsum(0), (1, 0))[offsets]
-        return Pairs(values[ours], indices[ours], offsets), _just_below(every[kept])
-
-    def _largest(self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None) -> Pairs:
+    def _largest(self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None) -> Ragged:
         """The n_pairs largest positive pre-activations of these rows."""
         sae = self.sae
-        guess = 0.9 * self.threshold.nan_to_num(
-            nan=0.0
-        )  # a tensor: whoever needs the number on the host has to wait for it
-        if (
-            screened := kernels.screened_batch_topk(inputs, sae.W_enc.T, sae.b_enc, n_pairs, guess)
-        ) is not None:
-            return Pairs(*screened)
-        return Pairs(
-            *kernels.select_batch_topk(ProductChunks(sae, inputs, workspace), sae.b_enc, n_pairs, guess)
-        )
+        # A tensor: whoever needs the number on the host has to wait for it.
+        guess = 0.9 * self.threshold.nan_to_num(nan=0.0)
+        screened = kernels.screened_batch_topk(inputs, sae.W_enc.T, sae.b_enc, n_pairs, guess)
+        if screened is not None:
+            return screened
+        return kernels.select_batch_topk(ProductChunks(sae, inputs, workspace), sae.b_enc, n_pairs, guess)
 
     def state(self) -> dict[str, Tensor]:
         return {"threshold": self.threshold}
@@ -120,7 +82,7 @@ class BatchTopK(TopK):
         self.threshold = state["threshold"]
 
 
-def _just_below(values: Tensor) -> Tensor:
+def just_below(values: Tensor) -> Tensor:
     """The largest number that all the positive ones of these values exceed, as JumpReLU asks for; 0 for none;
     float[""]."""
     if not values.numel():

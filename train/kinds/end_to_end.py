@@ -22,9 +22,9 @@ from saelens_lite.lm.hooks import edit
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.sae.latents import SparseLatents
 
+from ..comm import ALONE
 from ..rows.store_contexts import Contexts
-from .gradients import StepStats
-from .kind import Kind
+from .kind import Kind, StepStats
 
 
 class EndToEnd(Kind):
@@ -35,7 +35,8 @@ class EndToEnd(Kind):
 
     def __init__(self, kind: Kind, model: nn.Module, hook_point: str, scale: float) -> None:
         self.kind, self.model, self.hook_point, self.scale = kind, model, hook_point, scale
-        self.sae, self.config, self.train_decoder = kind.sae, kind.config, kind.train_decoder
+        self.sae, self.config, self.comm = kind.sae, kind.config, ALONE
+        self.train_decoder = kind.train_decoder
         self.sparsity_name = str(self.config.end_to_end)
         self.ramp_fraction, self.calibrates = kind.ramp_fraction, kind.calibrates
         self._threshold = self.sae.threshold.detach().clone() if self.sae.kind == "jumprelu" else None
@@ -47,6 +48,10 @@ class EndToEnd(Kind):
         super().begin(step, n_steps)
         if self._threshold is not None:  # `calibrate` set the one that is saved
             self.sae.threshold.copy_(self._threshold)
+
+    def scaled(self, batch: Contexts, scale: float) -> Contexts:  # type: ignore[override]
+        """The contexts as they are: their rows come from the model, and are scaled there."""
+        return batch
 
     def gradients(self, batch: Contexts, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of the loss above, by autograd; batch: of StoreContexts."""

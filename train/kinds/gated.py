@@ -14,10 +14,8 @@ from torch import Tensor
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.kernels.reference import TokenPass
 
-from .. import latent_shards
 from .few_pairs import PairPlaces, few_pairs
-from .gradients import StepStats, write_gradients
-from .kind import L1_ENCODER_SCALE, Kind
+from .kind import L1_ENCODER_SCALE, Kind, StepStats
 
 
 class Gated(Kind):
@@ -46,7 +44,7 @@ class Gated(Kind):
         values = (products * gain[indices] + sae.b_mag[indices]).relu_()
 
         def pass_over(values: Tensor) -> TokenPass:
-            return latent_shards.token_pass(
+            return self.comm.token_pass(
                 acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets
             )
 
@@ -62,22 +60,18 @@ class Gated(Kind):
         sae.b_mag.grad = torch.zeros_like(gain).index_add_(0, indices, magnitude_grads)
         sae.r_mag.grad = torch.zeros_like(gain).index_add_(0, indices, magnitude_grads * products) * gain
         enc_grad, product_grad = enc_grad + gate_enc_grad, product_grad + sae.b_gate.grad
-        write_gradients(
-            sae, dec_grad, enc_grad, product_grad, recons_grad.sum(0), train_decoder=self.train_decoder
-        )
+        self.write_gradients(dec_grad, enc_grad, product_grad, recons_grad.sum(0))
         self.contract_pairs(values, indices, n_tokens)
         l1, l0 = gate.sum() / n_tokens, (values > 0).sum(dtype=acts.dtype) / n_tokens
-        return StepStats(
-            sq_error.mean(), latent_shards.over_latents(l1), latent_shards.over_latents(l0)
-        ), fired
+        return StepStats(sq_error.mean(), self.comm.sum(l1), self.comm.sum(l0)), fired
 
     def _dense(
         self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float
     ) -> tuple[StepStats, Tensor]:
         sae, n_tokens, gain = self.sae, len(acts), self.sae.r_mag.exp()
         latent_acts = torch.addcmul(sae.b_mag, products, gain).relu_().mul_(gate > 0)
-        error = latent_shards.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
-        gate_error = latent_shards.decode(gate, sae.W_dec, sae.b_dec).sub_(acts)
+        error = self.comm.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
+        gate_error = self.comm.decode(gate, sae.W_dec, sae.b_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         l1 = gate.sum() / n_tokens
 
@@ -92,19 +86,10 @@ class Gated(Kind):
         sae.b_mag.grad, sae.b_gate.grad = magnitude_grad.sum(0), gate_grad.sum(0)
         sae.r_mag.grad = (magnitude_grad * products).sum(0) * gain
         product_grad = gate_grad.addcmul_(magnitude_grad, gain)
-        write_gradients(
-            sae,
-            dec_grad,
-            product_grad.T @ inputs,
-            product_grad.sum(0),
-            recons_grad.sum(0),
-            train_decoder=self.train_decoder,
-        )
+        self.write_gradients(dec_grad, product_grad.T @ inputs, product_grad.sum(0), recons_grad.sum(0))
         self.contract(n_fired, n_tokens)
         l0 = n_fired.sum() / n_tokens
-        return StepStats(
-            reconstruction, latent_shards.over_latents(l1), latent_shards.over_latents(l0)
-        ), n_fired > 0
+        return StepStats(reconstruction, self.comm.sum(l1), self.comm.sum(l0)), n_fired > 0
 
 
 KIND = Gated

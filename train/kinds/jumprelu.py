@@ -15,15 +15,13 @@ import math
 import torch
 from torch import Tensor
 
-from saelens_lite import distributed
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from .. import latent_shards
+from ..comm import ALONE, Alone
 from ..config import TrainConfig
 from .few_pairs import PairPlaces, few_pairs
-from .gradients import StepStats, write_gradients
-from .kind import Kind
+from .kind import Kind, StepStats
 
 _TANH_SCALE = 4.0
 
@@ -37,8 +35,8 @@ class JumpReLU(Kind):
     # (600 steps).
     encoder_scale = 0.3
 
-    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
-        super().__init__(sae, config)
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
+        super().__init__(sae, config, comm)
         step = config.jumprelu_penalty == "step"
         self.ramp_fraction = 0.05 if step else 1.0
         self.bandwidth = config.bandwidth or (0.5 if step else 2.0)
@@ -67,9 +65,8 @@ class JumpReLU(Kind):
         """The step penalty and its derivative, of l0 float[""]."""
         if self.config.target_l0 is None:
             return l0, torch.ones_like(l0)
-        distance = (
-            distributed.mean(l0, "data") / self.config.target_l0 - 1
-        )  # of the whole batch, in which it is not linear
+        [l0] = self.comm.mean(l0)  # of the whole batch, in which the square is not linear
+        distance = l0 / self.config.target_l0 - 1
         return distance.square(), 2 * distance / self.config.target_l0
 
     def _sparse(
@@ -79,10 +76,10 @@ class JumpReLU(Kind):
         sae, threshold, (tokens, indices, offsets) = self.sae, self.sae.threshold, pairs
         above = pre_acts[tokens, indices] - threshold[indices]
         values = pre_acts[tokens, indices] * (above > 0)
-        recons_grad, pair_grads, sq_error = latent_shards.token_pass(
+        recons_grad, pair_grads, sq_error = self.comm.token_pass(
             acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / len(acts), offsets=offsets
         )
-        l0 = latent_shards.over_latents((values > 0).sum(dtype=acts.dtype) / len(acts))
+        l0 = self.comm.sum((values > 0).sum(dtype=acts.dtype) / len(acts))
         penalty, l0_grad = self._l0_penalty(l0)
         jumps = (threshold[indices] * pair_grads + coeff * l0_grad) * (above.abs() < self.bandwidth / 2)
         threshold_grad = torch.zeros_like(threshold).index_add_(0, indices, jumps) / -self.bandwidth
@@ -90,9 +87,7 @@ class JumpReLU(Kind):
             recons_grad, inputs, values, pair_grads, indices, sae.W_dec, offsets=offsets
         )
         self.log_threshold.grad = threshold_grad * threshold
-        write_gradients(
-            sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
-        )
+        self.write_gradients(dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0))
         self.contract_pairs(values, indices, len(acts))
         return StepStats(sq_error.mean(), penalty, l0), fired
 
@@ -102,7 +97,7 @@ class JumpReLU(Kind):
         sae, config, n_tokens, threshold = self.sae, self.config, len(acts), self.sae.threshold
         on = (pre_acts > threshold).to(acts.dtype)  # masks as numbers: each product would convert them again
         latent_acts = pre_acts * on
-        error = latent_shards.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
+        error = self.comm.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         recons_grad = error.mul_(2.0 / n_tokens)
         dec_grad = latent_acts.T @ recons_grad
@@ -110,7 +105,7 @@ class JumpReLU(Kind):
         # Where the estimate of ∂ 1[pre_acts > threshold] / ∂threshold is −1 / bandwidth.
         near = ((pre_acts - threshold).abs_() < self.bandwidth / 2).to(acts.dtype)
         n_fired = on.sum(0)
-        l0 = latent_shards.over_latents(n_fired.sum() / n_tokens)
+        l0 = self.comm.sum(n_fired.sum() / n_tokens)
 
         if config.jumprelu_penalty == "step":
             penalty, l0_grad = self._l0_penalty(l0)
@@ -120,7 +115,7 @@ class JumpReLU(Kind):
         else:
             norms = self.decoder_norms()
             tanh = (_TANH_SCALE * norms * latent_acts).tanh_()
-            penalty = latent_shards.over_latents(tanh.sum() / n_tokens)
+            penalty = self.comm.sum(tanh.sum() / n_tokens)
             slope = (1 - tanh.square_()).mul_(_TANH_SCALE * coeff)  # of the penalty, in latent_acts · norm
             acts_grad += slope * norms
             threshold_grad = threshold * (acts_grad * near).sum(0) / -self.bandwidth
@@ -137,14 +132,7 @@ class JumpReLU(Kind):
         self.log_threshold.grad = threshold_grad * threshold
         sae.b_enc.grad = pre_grad.sum(0)
         dec_grad = self.along_constraint(dec_grad)
-        write_gradients(
-            sae,
-            dec_grad,
-            pre_grad.T @ inputs,
-            sae.b_enc.grad,
-            recons_grad.sum(0),
-            train_decoder=self.train_decoder,
-        )
+        self.write_gradients(dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0))
         self.contract(n_fired, n_tokens)
         return StepStats(reconstruction, penalty, l0), n_fired > 0
 

@@ -1,34 +1,40 @@
-"""The kinds of SAE that can be trained: what the trainer asks of one, and where it finds it.
-
-A kind is a file of this folder that is named as `TrainConfig.kind` has it and calls its subclass of `Kind`
-KIND. To add one, write that file and add its name to `config.KindName`.
-"""
+"""What the trainer asks of a kind of SAE, and what most kinds answer."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from saelens_lite import distributed
 from saelens_lite.kernels.reference import remove_parallel
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import BIAS, LOG_GAIN
 
-from .. import latent_shards
+from ..comm import ALONE, Alone
 from ..config import TrainConfig
 from ..random_streams import row_noise
 from .contraction import add_contraction
-from .gradients import StepStats, unit_rows_
+
+
+class StepStats(NamedTuple):
+    """Device scalars of one step, in the scale of training: no wait for the device until they are read.
+
+    reconstruction: mean ‖x − x̂‖²
+    sparsity: the loss that `Kind.sparsity_name` names, before its coefficient
+    l0: latents a token, of all shards
+    """
+
+    reconstruction: Tensor
+    sparsity: Tensor
+    l0: Tensor
 
 
 class Kind:
     """How an SAE of one kind is trained: its gradients, and whatever it needs around the optimiser's step.
 
-    sae: in the scale of training, on the device to train on; of latents that are divided, this process's
-        shard
+    sae: in the scale of training, on the device to train on; where latents are divided, this process's shard
+    comm: what a step exchanges with other processes
     """
 
     sae_kind: ClassVar[str]
@@ -42,16 +48,16 @@ class Kind:
     ramp_fraction: float = 0.05
     """Share of the run over which `ramp` rises, unless the configuration gives its steps."""
 
-    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
         assert sae.kind == self.sae_kind and sae.config.apply_b_dec_to_input
-        self.sae, self.config = sae, config
+        self.sae, self.config, self.comm = sae, config, comm
         self.train_decoder = not config.freeze_decoder
         self.step = 0
 
     @property
     def d_sae(self) -> int:
         """Latents of all shards."""
-        return self.sae.d_sae * latent_shards.n_shards()
+        return self.sae.d_sae * self.comm.n_shards
 
     @property
     def uses_dead(self) -> bool:
@@ -79,6 +85,26 @@ class Kind:
         """
         raise NotImplementedError
 
+    def scaled(self, batch: Tensor, scale: float) -> Tensor:
+        """A batch of the rows as `gradients` takes it: on the SAE's device, in the scale of training."""
+        return batch.to(self.sae.device) * scale
+
+    def write_gradients(
+        self, dec_grad: Tensor, enc_grad: Tensor, product_grad: Tensor, b_dec_grad: Tensor
+    ) -> None:
+        """Into `.grad` of W_dec, W_enc and b_dec; of a shard, its part of that of b_dec.
+
+        dec_grad, enc_grad: float[d_sae d_model], latent-major
+        product_grad: float[d_sae], of inputs @ W_enc, summed over tokens
+        b_dec_grad: float[d_model], ∂L/∂recons summed over tokens, for every reconstruction that adds b_dec
+        """
+        sae = self.sae
+        sae.W_dec.grad = dec_grad if self.train_decoder else None
+        sae.W_enc.grad = enc_grad.T
+        # The first part is the same in all shards. The second, from b_dec in the encoder's input, is a sum over
+        # latents.
+        sae.b_dec.grad = b_dec_grad / self.comm.n_shards - sae.W_enc @ product_grad
+
     def encoder_inputs(self, acts: Tensor, out: Tensor | None = None) -> Tensor:
         """acts − b_dec, with the step's noise where `input_noise` asks for it: what the encoder sees, float[B
         d_model].
@@ -87,10 +113,8 @@ class Kind:
         """
         inputs = torch.sub(acts, self.sae.b_dec, out=out)
         if self.config.input_noise:
-            first_row = distributed.rank("data") * len(acts)
-            inputs.add_(
-                row_noise(acts, first_row, self.config.seed, self.step), alpha=self.config.input_noise
-            )
+            noise = row_noise(acts, self.comm.first_row(len(acts)), self.config.seed, self.step)
+            inputs.add_(noise, alpha=self.config.input_noise)
         return inputs
 
     def contract(self, n_fired: Tensor, n_tokens: int) -> None:
@@ -144,13 +168,12 @@ class Kind:
         """Take back what `state` gave."""
 
 
-def kind_class(name: str) -> type[Kind]:
-    """The class that trains SAEs of TrainConfig.kind `name`."""
-    return import_module(f".{name}", __package__).KIND
+@torch.no_grad()
+def unit_rows_(W_dec: Tensor) -> None:
+    """Rescale each decoder row to norm 1, in place; float[d_sae d_model]."""
+    W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
 
 
 L1_ENCODER_SCALE = 0.1
-
-
 """Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then,
 one of norm 1 many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""

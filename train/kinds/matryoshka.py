@@ -14,11 +14,11 @@ from torch import Tensor
 from saelens_lite.kernels.reference import token_ids
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from .. import latent_shards
+from ..comm import ALONE, Alone
 from ..config import TrainConfig
 from .auxk import add_auxk
 from .batchtopk import BatchTopK
-from .gradients import StepStats
+from .kind import StepStats
 from .workspace import Pairs
 
 
@@ -29,8 +29,8 @@ class Matryoshka(BatchTopK):
     encoder_scale = 1.0
     """Bussmann et al. 2025; a smaller one, as for batchtopk, was not measured."""
 
-    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
-        super().__init__(sae, config)
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
+        super().__init__(sae, config, comm)
         widths = [round(fraction * self.d_sae) for fraction in config.matryoshka_fractions]
         if sorted({0, *widths}) != [0, *widths]:
             raise ValueError(
@@ -49,16 +49,16 @@ class Matryoshka(BatchTopK):
         values, indices, offsets = self.select(inputs)
         work.pass_over(acts, inputs, Pairs(values, indices, self._nested(indices, offsets)), sae, scale)
         by_prefix = work.tokens.recons_grad.view(len(acts), len(self.widths), -1)
-        auxk = add_auxk(sae, inputs, by_prefix[:, -1] / -scale, dead, work.latents, self.config)
+        auxk = add_auxk(self, inputs, by_prefix[:, -1] / -scale, dead, work.latents)
         self.write(work.latents, by_prefix[:, 0].sum(0))
         self.contract_pairs(values, indices, len(acts))
-        l0 = latent_shards.over_latents((values > 0).sum(dtype=acts.dtype)) / len(acts)
+        l0 = self.comm.sum((values > 0).sum(dtype=acts.dtype)) / len(acts)
         return StepStats(work.tokens.sq_error.mean(), auxk, l0), work.latents.fired
 
     def _nested(self, indices: Tensor, offsets: Tensor) -> Tensor:
         """int64[J·B + 1], J prefixes, for pairs in order of (token, latent), which are then in order of
         (token, prefix)."""
-        n_prefixes, widths = len(self.widths), self.widths - latent_shards.first_latent(self.sae)
+        n_prefixes, widths = len(self.widths), self.widths - self.comm.first_latent(self.sae)
         bags = token_ids(offsets, len(indices)) * n_prefixes + torch.bucketize(indices, widths, right=True)
         return torch.searchsorted(bags, torch.arange((len(offsets) - 1) * n_prefixes + 1, device=bags.device))
 

@@ -7,10 +7,8 @@ from torch import Tensor
 
 from saelens_lite.kernels import dispatch as kernels
 
-from .. import latent_shards
 from .few_pairs import PairPlaces, few_pairs
-from .gradients import StepStats, write_gradients
-from .kind import L1_ENCODER_SCALE, Kind
+from .kind import L1_ENCODER_SCALE, Kind, StepStats
 
 
 class ReLU(Kind):
@@ -36,26 +34,22 @@ class ReLU(Kind):
     ) -> tuple[StepStats, Tensor]:
         sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
         values = latent_acts[tokens, indices]
-        recons_grad, pair_grads, sq_error = latent_shards.token_pass(
+        recons_grad, pair_grads, sq_error = self.comm.token_pass(
             acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / n_tokens, offsets=offsets
         )
         dec_grad, enc_grad, sae.b_enc.grad, fired = kernels.latent_pass(
             recons_grad, inputs, values, pair_grads.add_(l1_coeff), indices, sae.W_dec, offsets=offsets
         )
-        write_gradients(
-            sae, dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0), train_decoder=self.train_decoder
-        )
+        self.write_gradients(dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0))
         self.contract_pairs(values, indices, n_tokens)
         l1, l0 = values.sum() / n_tokens, acts.new_tensor(len(values) / n_tokens)
-        return StepStats(
-            sq_error.mean(), latent_shards.over_latents(l1), latent_shards.over_latents(l0)
-        ), fired
+        return StepStats(sq_error.mean(), self.comm.sum(l1), self.comm.sum(l0)), fired
 
     def _dense(
         self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float
     ) -> tuple[StepStats, Tensor]:
         sae, n_tokens = self.sae, len(acts)
-        error = latent_shards.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
+        error = self.comm.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         recons_grad = error.mul_(2.0 / n_tokens)
 
@@ -73,19 +67,10 @@ class ReLU(Kind):
 
         sae.b_enc.grad = pre_grad.sum(0)
         dec_grad = self.along_constraint(dec_grad)
-        write_gradients(
-            sae,
-            dec_grad,
-            pre_grad.T @ inputs,
-            sae.b_enc.grad,
-            recons_grad.sum(0),
-            train_decoder=self.train_decoder,
-        )
+        self.write_gradients(dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0))
         self.contract(n_fired, n_tokens)
         l0 = n_fired.sum() / n_tokens
-        return StepStats(
-            reconstruction, latent_shards.over_latents(l1), latent_shards.over_latents(l0)
-        ), n_fired > 0
+        return StepStats(reconstruction, self.comm.sum(l1), self.comm.sum(l0)), n_fired > 0
 
 
 KIND = ReLU

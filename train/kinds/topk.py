@@ -14,11 +14,10 @@ from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.kernels.reference import LatentPass
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from .. import latent_shards
+from ..comm import ALONE, Alone
 from ..config import TrainConfig
 from .auxk import add_auxk
-from .gradients import StepStats, write_gradients
-from .kind import Kind
+from .kind import Kind, StepStats
 from .workspace import Pairs, ProductChunks, Workspace
 
 _MULTI = 4
@@ -30,9 +29,9 @@ class TopK(Kind):
 
     sae_kind = "topk"
 
-    def __init__(self, sae: SparseAutoencoder, config: TrainConfig) -> None:
-        super().__init__(sae, config)
-        self.workspace, self.wide_workspace = Workspace(), Workspace()
+    def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
+        super().__init__(sae, config, comm)
+        self.workspace, self.wide_workspace = Workspace(comm), Workspace(comm)
         self.k = config.k
 
     def begin(self, step: int, n_steps: int) -> None:
@@ -55,7 +54,7 @@ class TopK(Kind):
             pairs, wide = self.select(inputs), None
         work.pass_over(acts, inputs, pairs, sae, scale)
         recons_grad, _, sq_error = work.tokens
-        auxk = add_auxk(sae, inputs, recons_grad / -scale, dead, work.latents, self.config)
+        auxk = add_auxk(self, inputs, recons_grad / -scale, dead, work.latents)
         b_dec_grad = recons_grad.sum(0)
         if wide is not None:
             self.wide_workspace.pass_over(acts, inputs, wide, sae, multi * scale)
@@ -64,7 +63,7 @@ class TopK(Kind):
             b_dec_grad += self.wide_workspace.tokens.recons_grad.sum(0)
         self.write(work.latents, b_dec_grad)
         self.contract_pairs(pairs.values, pairs.indices, len(acts))
-        l0 = latent_shards.over_latents((pairs.values > 0).sum(dtype=acts.dtype)) / len(acts)
+        l0 = self.comm.sum((pairs.values > 0).sum(dtype=acts.dtype)) / len(acts)
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
 
     def write(self, latents: LatentPass, b_dec_grad: Tensor) -> None:
@@ -72,18 +71,18 @@ class TopK(Kind):
         reconstructions."""
         dec_grad, enc_grad, bias_grad, _ = latents
         self.sae.b_enc.grad = bias_grad
-        write_gradients(self.sae, dec_grad, enc_grad, bias_grad, b_dec_grad, train_decoder=self.train_decoder)
+        self.write_gradients(dec_grad, enc_grad, bias_grad, b_dec_grad)
 
     def select(self, inputs: Tensor) -> Pairs:
         """Encode chunk by chunk: the k largest of each token, after ReLU."""
-        return Pairs(*latent_shards.largest(*self.largest(inputs, self.k), self.k))
+        return Pairs(*self.comm.largest(*self.largest(inputs, self.k), self.k))
 
     def select_nested(self, inputs: Tensor, k: int, wide_k: int) -> tuple[Pairs, Pairs]:
         """The k and the wide_k largest of each token."""
         values, indices = self.largest(inputs, wide_k)
         few, places = values.topk(min(k, values.shape[1]), dim=1, sorted=False)
-        wide = Pairs(*latent_shards.largest(values, indices, wide_k))
-        return Pairs(*latent_shards.largest(few, indices.gather(1, places), k)), wide
+        wide = Pairs(*self.comm.largest(values, indices, wide_k))
+        return Pairs(*self.comm.largest(few, indices.gather(1, places), k)), wide
 
     def largest(self, inputs: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """values float[B k] and indices int64[B k]: the k largest of each token, after ReLU; of a shard at

@@ -12,7 +12,7 @@ from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.kernels.reference import LatentPass, TokenPass
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from .. import latent_shards
+from ..comm import ALONE, Alone
 
 _CHUNK_BYTES = {"cpu": 32 * 2**20}
 
@@ -39,7 +39,8 @@ class Workspace:
     What a step returned or left in `.grad` is overwritten by the next step with the same workspace.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, comm: Alone = ALONE) -> None:
+        self.comm = comm
         self.inputs: Tensor | None = None
         self.products: Tensor | None = None
         self.tokens: TokenPass | None = None
@@ -63,9 +64,7 @@ class Workspace:
         reuse = (
             self.tokens if self.tokens is not None and len(self.tokens.pair_grads) == values.numel() else None
         )
-        self.tokens = latent_shards.token_pass(
-            acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets
-        )
+        self.tokens = self.comm.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets)
         recons_grad, pair_grads, _ = self.tokens
         self.latents = kernels.latent_pass(
             recons_grad,
@@ -93,10 +92,10 @@ class ProductChunks:
 
 
 def _product_chunk(inputs: Tensor, d_sae: int) -> Tensor:
-    return inputs.new_empty(_chunk_rows(inputs, d_sae), d_sae)
+    return inputs.new_empty(chunk_rows(inputs, d_sae), d_sae)
 
 
-def _chunk_rows(inputs: Tensor, n: int) -> int:
+def chunk_rows(inputs: Tensor, n: int) -> int:
     """How many rows of n latents fit a chunk."""
     chunk_bytes = _CHUNK_BYTES.get(inputs.device.type, _CHUNK_BYTES_ELSEWHERE)
     return max(1, min(len(inputs), chunk_bytes // (n * inputs.element_size())))

@@ -12,7 +12,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.nonlinearity import geometric_median
 
-from .. import latent_shards
+from ..comm import ALONE, Alone
 from .fold import fold_decoder_norms_, fold_scale
 
 _PIECE_ROWS = 4096
@@ -27,7 +27,7 @@ _TRAINED_AS = {
 
 
 def initial_sae(
-    config: SAEConfig, sample: Tensor, seed: int, encoder_scale: float = 1.0
+    config: SAEConfig, sample: Tensor, seed: int, encoder_scale: float = 1.0, comm: Alone = ALONE
 ) -> SparseAutoencoder:
     """A fresh SAE for rows such as `sample`; where latents are divided, this process's shard of it.
 
@@ -36,9 +36,9 @@ def initial_sae(
     sample: float[n d_model], rows in the scale of training
     encoder_scale: 1 where few latents are on at a time, L1_ENCODER_SCALE under an L1 penalty
     """
-    sae = SparseAutoencoder(latent_shards.shard_config(config))
+    sae = SparseAutoencoder(comm.shard_config(config))
     with torch.no_grad():
-        first = latent_shards.first_latent(sae)
+        first = comm.first_latent(sae)
         sae.W_dec.copy_(random_rows(config.d_sae, config.d_model, seed, first, sae.d_sae))
         sae.W_dec.copy_(torch.nn.functional.normalize(sae.W_dec, dim=1))
         sae.W_enc.copy_(encoder_scale * sae.W_dec.T)
@@ -47,7 +47,7 @@ def initial_sae(
 
 
 def sae_to_finetune(
-    config: SAEConfig, folder: str, scale: float, unit_decoder: bool = True
+    config: SAEConfig, folder: str, scale: float, unit_decoder: bool = True, comm: Alone = ALONE
 ) -> SparseAutoencoder:
     """The SAE of a folder, ours or SAELens', in the scale of a training that continues from it.
 
@@ -78,7 +78,7 @@ def sae_to_finetune(
             fold_decoder_norms_(sae)
         except ValueError as error:
             raise ValueError(f"init_from={folder} {error}") from None
-    return latent_shards.shard(sae)
+    return comm.shard(sae)
 
 
 @torch.no_grad()

@@ -15,9 +15,6 @@ import logging
 import torch
 from torch import Tensor
 
-from saelens_lite import distributed
-
-from .. import latent_shards
 from ..kinds.kind import Kind
 from ..random_streams import RESAMPLING, generator
 from .dead import DeadTracker
@@ -39,25 +36,23 @@ def resample_(
     acts: float[B d_model]; step: at which this happens: the draw is a function of (config.seed, step) and of
         the losses
     """
-    sae, silent = kind.sae, distributed.gathered(tracker.tokens_since_fired, "latents").view(-1)
+    sae, comm = kind.sae, kind.comm
+    silent = comm.all_latents(tracker.tokens_since_fired)
     dead = (silent >= tracker.dead_after_tokens).nonzero().view(-1)  # of all shards, as is `latents`
     if not dead.numel():
         return
-    inputs, error = acts - sae.b_dec, acts - latent_shards.forward(sae, acts, sae.config.k).recons
+    inputs, error = acts - sae.b_dec, acts - comm.forward(sae, acts, sae.config.k).recons
     losses = torch.linalg.vecdot(error, error) * (inputs != 0).any(1)  # b_dec itself has no direction
-    places = draw_rows(distributed.gathered(losses, "data").view(-1), len(dead), kind.config.seed, step).to(
-        acts.device
-    )
+    places = draw_rows(comm.all_rows(losses), len(dead), kind.config.seed, step).to(acts.device)
     longest = silent[dead].argsort(descending=True, stable=True)
     latents = dead[longest[: len(places)]]
-    directions = torch.nn.functional.normalize(_rows_of_all(inputs, places), dim=1)
+    directions = torch.nn.functional.normalize(comm.rows_at(inputs, places), dim=1)
 
     norms = torch.linalg.vector_norm(sae.W_enc, dim=0)
-    alive = (tracker.tokens_since_fired < tracker.dead_after_tokens) | (
-        len(dead) == kind.d_sae
-    )  # all where none is
-    mean_norm = latent_shards.over_latents(norms[alive].sum()) / latent_shards.over_latents(alive.sum())
-    own, ours = latent_shards.own_latents(latents, sae)
+    all_dead = len(dead) == kind.d_sae
+    of_mean = (tracker.tokens_since_fired < tracker.dead_after_tokens) | all_dead
+    mean_norm = comm.sum(norms[of_mean].sum()) / comm.sum(of_mean.sum())
+    own, ours = comm.own_latents(latents, sae)
     sae.W_enc[:, own] = (_ENCODER_SCALE * mean_norm * directions[ours]).T
     sae.W_dec[own] = directions[ours]
     kind.restart(own)
@@ -65,7 +60,7 @@ def resample_(
         first[own] = 0
         second[own] = 0
     tracker.tokens_since_fired[own] = 0
-    if distributed.rank() == 0:
+    if comm.speaks:
         log.info("step %d: %d of %d dead latents resampled", step, len(latents), len(dead))
 
 
@@ -80,11 +75,3 @@ def draw_rows(losses: Tensor, n: int, seed: int, step: int) -> Tensor:
     rates = losses.double().cpu().square()
     times = torch.empty_like(rates).exponential_(generator=generator(seed, RESAMPLING, step)) / rates
     return times.topk(min(n, int((rates > 0).sum())), largest=False).indices
-
-
-def _rows_of_all(rows: Tensor, places: Tensor) -> Tensor:
-    """Those at places int64[m] of the whole batch, of which rows float[B d] are this process's part; float[m
-    d]."""
-    own = places - distributed.rank("data") * len(rows)
-    ours = (own >= 0) & (own < len(rows))
-    return distributed.sum_(torch.where(ours[:, None], rows[own.clamp(0, len(rows) - 1)], 0.0), "data")

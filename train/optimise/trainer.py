@@ -8,15 +8,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from saelens_lite import distributed
 from saelens_lite.errors import CheckpointError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import KEEP_K
 
-from .. import latent_shards
 from ..config import TrainConfig
-from ..kinds.gradients import StepStats
-from ..kinds.kind import Kind, kind_class
+from ..kinds.choice import kind_class
+from ..kinds.kind import Kind, StepStats
 from .dead import DeadTracker, default_dead_after_tokens
 from .resample import resample_
 from .schedules import default_lr, lr_factor
@@ -40,6 +38,7 @@ class Trainer:
         self.sae, self.config, self.n_steps = sae, config, n_steps
         self.steps_done = 0
         self.kind = kind or kind_class(config.kind)(sae, config)
+        self.comm = self.kind.comm
         self.lr = config.lr or default_lr(self.kind.d_sae, n_steps, fresh=config.init_from is None)
         self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
         ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
@@ -80,9 +79,7 @@ class Trainer:
         )
         self._encoder_rows.grad = self.sae.W_enc.grad.T
         stats, fired = self._reduced(stats, fired)
-        self.dead_tracker.update(
-            fired, len(acts) * distributed.world_size("data")
-        )  # before Adam: see DeadTracker
+        self.dead_tracker.update(fired, len(acts) * self.comm.n_parts)  # before Adam: see DeadTracker
         self._clip()
         self.adam.step()
         self.kind.after_update()
@@ -103,46 +100,26 @@ class Trainer:
     def _reduced(self, stats: StepStats, fired: Tensor) -> tuple[StepStats, Tensor]:
         """Gradients, in place, stats and firings of this process's rows become those of the whole batch.
 
-        All are means over rows, of which each process along the axis "data" has as many: so they are means
-        over those.
+        All are means over rows, of which each process has as many, and so are means over processes.
         """
-        if distributed.world_size() == 1:
-            return stats, fired
-        n = distributed.world_size("data")
         for parameter in self.adam.param_groups[0]["params"]:
-            axis = (
-                None if parameter is self.sae.b_dec else "data"
-            )  # b_dec stays the same to the bit in all shards
-            if parameter.grad is not None and distributed.world_size(axis) > 1:
-                distributed.sum_(parameter.grad.div_(n), axis)
-        numbers = torch.cat(
-            [torch.stack([stat.to(self.sae.dtype) for stat in stats]) / n, fired.to(self.sae.dtype)]
-        )
-        distributed.sum_(numbers, "data")
-        return StepStats(*numbers[: len(stats)]), numbers[len(stats) :] > 0
+            if parameter.grad is not None:  # b_dec stays the same to the bit in all shards
+                self.comm.mean_gradient_(parameter.grad, of_latents=parameter is not self.sae.b_dec)
+        *means, fired = self.comm.mean(*stats, fired)
+        return StepStats(*means), fired > 0
 
     def _clip(self) -> None:
         """Scale the gradients down to clip_norm, if their norm over all parameters is above it."""
         parameters, limit = self.adam.param_groups[0]["params"], self.config.clip_norm
         if limit is None:
             return
-        norm = self._grad_norm()
-        if not self.adam.defaults["fused"]:
+        grads = [p.grad for p in parameters if p.grad is not None]
+        norm = self.comm.total_norm(grads, self.sae.b_dec.grad)
+        if self.adam.defaults["fused"]:
+            # The fused kernel divides by this on the way (it is meant for AMP), which saves a pass over them.
+            self.adam.grad_scale = (norm / limit).clamp(min=1.0)
+        else:
             torch.nn.utils.clip_grads_with_norm_(parameters, limit, norm)
-            return
-        # The fused kernel divides by this on the way (it is there for AMP): nothing is read and written once
-        # more.
-        self.adam.grad_scale = (norm / limit).clamp(min=1.0)
-
-    def _grad_norm(self) -> Tensor:
-        """Of all parameters together, those of other shards included; float[""]."""
-        of_all = torch.nn.utils.get_total_norm
-        grads = [p.grad for p in self.adam.param_groups[0]["params"] if p.grad is not None]
-        if latent_shards.n_shards() == 1:
-            return of_all(grads)
-        b_dec_grad = self.sae.b_dec.grad
-        of_latents = of_all([grad for grad in grads if grad is not b_dec_grad]).square()
-        return (latent_shards.over_latents(of_latents) + of_all([b_dec_grad]).square()).sqrt()
 
     def state(self) -> dict[str, Tensor | int]:
         """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.
@@ -160,12 +137,9 @@ class Trainer:
         }
 
     def whole_state(self) -> dict[str, Tensor | int | None]:
-        """`state` with the latents of all shards, tensors on the CPU of the first process, None in all
-        others."""
-        if latent_shards.n_shards() == 1:
-            return dict(self.state())
+        """`state` with the latents of all shards; only the first of them has the tensors, others None."""
         return {
-            name: latent_shards.whole(value, self._latent_dim(name, value))
+            name: self.comm.whole(value, self._latent_dim(name, value))
             if isinstance(value, Tensor)
             else value
             for name, value in self.state().items()
@@ -179,10 +153,10 @@ class Trainer:
         return 0 if tensor.dim() and not name.startswith(f"adam.{b_dec}.") else None
 
     def begin_alike(self) -> None:
-        """Several processes begin with the bits of the first of those that hold the same latents."""
+        """Make processes that hold the same latents begin with the same bits, those of the first."""
         for name, value in self.state().items():
             if isinstance(value, Tensor):
-                distributed.from_first_(value, None if self._latent_dim(name, value) is None else "data")
+                self.comm.begin_alike_(value, of_latents=self._latent_dim(name, value) is not None)
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor | int]) -> None:
@@ -199,7 +173,7 @@ class Trainer:
             expected |= {f"adam.{i}.{moment}": parameter.shape for moment in ("exp_avg", "exp_avg_sq")}
             expected[f"adam.{i}.step"] = torch.Size()
         tensors = {
-            name: latent_shards.part(value, self._latent_dim(name, value))
+            name: self.comm.part(value, self._latent_dim(name, value))
             for name, value in state.items()
             if isinstance(value, Tensor)
         }

@@ -5,7 +5,5 @@ side_by_side  the training loop, for runs that share their rows
 identity      whether a folder holds this run
 checkpoints   the state of training on disk
 baseline      the frozen decoder beside a run
-end_to_end    a run through the language model
 process       which device and which process
-signals       Ctrl-C and SIGTERM, noted until the step ends
 """

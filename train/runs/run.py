@@ -25,10 +25,10 @@ from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.metrics import FiringSums
 from saelens_lite.store.folder import LocalFolder
 
-from .. import latent_shards
 from ..config import TrainConfig
-from ..kinds.gradients import StepStats
-from ..kinds.kind import kind_class
+from ..kinds.choice import kind_class, kind_for
+from ..kinds.kind import StepStats
+from ..latent_shards import communication
 from ..optimise.fold import fold_decoder_norms_, fold_scale
 from ..optimise.initial import initial_sae, sae_to_finetune
 from ..optimise.trainer import Trainer
@@ -56,7 +56,7 @@ class Run:
     def __init__(self, rows: Rows, config: TrainConfig, model: nn.Module | None = None) -> None:
         self.rows, self.config, self.output = rows, config, Path(config.output)
         self._model, self._ce_clean = model, math.nan
-        self.device = device_of(config)
+        self.device, self.comm = device_of(config), communication()
         checkpoint = _checkpoint(self.output, rows, config)
         self.n_steps = n_steps(config, rows.steps_per_epoch)
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
@@ -67,10 +67,10 @@ class Run:
         if checkpoint is None:
             sae = self._initial_sae()
         else:
-            sae = SparseAutoencoder(
-                latent_shards.shard_config(self._sae_config(len(checkpoint.state["sae.W_dec"])))
-            )
-        self.trainer = self._trainer(sae.to(self.device))
+            whole = self._sae_config(len(checkpoint.state["sae.W_dec"]))
+            sae = SparseAutoencoder(self.comm.shard_config(whole))
+        kind = kind_for(config, sae.to(self.device), model, rows, self.comm)
+        self.trainer = Trainer(kind.sae, config, self.n_steps, kind)
         if checkpoint is not None:
             self.trainer.load_state(checkpoint.state)
         self.saved_step = self.finite_step = self.trainer.steps_done
@@ -115,9 +115,9 @@ class Run:
                 self._save_what_there_is()
                 raise
 
-    def step(self, acts: Tensor) -> StepStats:
-        """One optimiser step on float32[rows d_model] in the units of the store."""
-        return self.trainer.update(acts.to(self.device) * self.rows.scale)
+    def step(self, batch: Tensor) -> StepStats:
+        """One optimiser step on a batch of `rows`: float32[n d_model] in the store's units, or contexts."""
+        return self.trainer.update(self.trainer.kind.scaled(batch, self.rows.scale))
 
     def after_step(self, stats: StepStats) -> None:
         """Lines of metrics.jsonl, an evaluation and a checkpoint, as far as they are due; `finish` follows
@@ -237,16 +237,14 @@ class Run:
             return SilentTracker()
         return Tracker(self.output, to_mapping(self.config), self.config.wandb_project, self._position)
 
-    def _trainer(self, sae: SparseAutoencoder) -> Trainer:
-        return Trainer(sae, self.config, self.n_steps)
-
     def _initial_sae(self) -> SparseAutoencoder:
         """On the CPU, in the scale of training."""
         config, rows, kind = self.config, self.rows, kind_class(self.config.kind)
         sample = rows.sample(_INIT_ROWS) * rows.scale
         if config.init_from is not None:
-            return sae_to_finetune(self._sae_config(), config.init_from, rows.scale, config.unit_decoder)
-        return initial_sae(self._sae_config(), sample, config.seed, kind.encoder_scale)
+            source, scale = config.init_from, rows.scale
+            return sae_to_finetune(self._sae_config(), source, scale, config.unit_decoder, self.comm)
+        return initial_sae(self._sae_config(), sample, config.seed, kind.encoder_scale, self.comm)
 
     def _sae_config(self, d_sae: int | None = None) -> SAEConfig:
         """d_sae: None for the configuration's"""
@@ -289,15 +287,15 @@ class Run:
         mean = acts.mean(0, dtype=torch.float64)
         with torch.no_grad():
             for rows in acts.split(self.config.batch_size_rows):
-                out = latent_shards.forward(
-                    self.trainer.sae, (rows * scale).to(self.device), self._sae_config().k
-                )
+                scaled = (rows * scale).to(self.device)
+                out = self.comm.forward(self.trainer.sae, scaled, self._sae_config().k)
                 errors += float((out.recons.cpu() / scale - rows).double().square().sum())
                 variance += float((rows - mean).square().sum())
                 firing.update(out.latents)
         if not math.isfinite(errors):
             self._raise_not_finite("the error on held-out rows is not finite")
-        self._density, l0 = latent_shards.whole(firing.density, 0), distributed.total(firing.l0, "latents")
+        density, l0 = self.comm.whole(firing.density, 0), distributed.total(firing.l0, "latents")
+        self._density = None if density is None else density.cpu()
         return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": l0}
 
     def _downstream(self) -> dict[str, float | None]:
@@ -317,7 +315,7 @@ class Run:
         sae = fold_scale(self.trainer.sae, self.rows.scale)
         if not self.config.unit_decoder:
             fold_decoder_norms_(sae)
-        return latent_shards.whole_sae(sae, self._sae_config(self.trainer.kind.d_sae))
+        return self.comm.whole_sae(sae, self._sae_config(self.trainer.kind.d_sae))
 
     def _raise_not_finite(self, what: str) -> NoReturn:
         """Look for the cause in the rows since numbers were last known to be finite. raises:
@@ -340,7 +338,7 @@ class Run:
     def _save_what_there_is(self) -> None:
         if not self.steps_done or not writes():
             return
-        if latent_shards.n_shards() > 1:  # the others, who would have to bring their shards, cannot be asked
+        if self.comm.n_shards > 1:  # the others, who would have to bring their shards, cannot be asked
             log.error(
                 "failed after step %d of %d; saved is step %d", self.steps_done, self.n_steps, self.saved_step
             )

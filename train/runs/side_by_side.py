@@ -4,46 +4,30 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from types import FrameType
 from typing import Any
 
-from torch import nn
-
+from saelens_lite import distributed
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
 from ..config import TrainConfig
+from ..rows.store_contexts import StoreContexts
 from ..rows.store_rows import StoreRows
 from .process import device_of, writes
 from .run import Run
-from .signals import stop_signals
 
 log = logging.getLogger(__name__)
 
 
 def rows_for(stores: Sequence[ActivationStore], config: TrainConfig) -> StoreRows:
-    """What a run of this configuration reads of the stores."""
-    if config.end_to_end is None:
-        return StoreRows(stores, config, device_of(config))
-    from ..rows.store_contexts import StoreContexts
-
-    return StoreContexts(stores, config)
-
-
-def run_for(rows: StoreRows, config: TrainConfig, model: nn.Module | None) -> Run:
-    """The run of this configuration on its rows; see Run for what it raises."""
-    if config.end_to_end is None:
-        return Run(rows, config, model)
-    if model is None:
-        raise ValueError(
-            "end_to_end expected model=, the language model that was harvested (--eval-model), got none"
-        )
-    from ..rows.store_contexts import StoreContexts
-    from .end_to_end import EndToEndRun
-
-    assert isinstance(rows, StoreContexts)
-    return EndToEndRun(rows, config, model)
+    """What a run of this configuration reads of the stores: rows, or contexts with `end_to_end`."""
+    if config.end_to_end is not None:
+        return StoreContexts(stores, config)
+    return StoreRows(stores, config, device_of(config))
 
 
 def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointError]:
@@ -103,3 +87,35 @@ def _bar(runs: Sequence[Run]) -> Any:
     what = f"train {runs[0].config.kind}" if len(runs) == 1 else f"train {len(runs)} SAEs"
     hidden = not (runs[0].config.progress and writes())
     return tqdm(desc=what, unit="step", initial=first, total=n_steps, disable=hidden)
+
+
+class Stopped:
+    """Which signal came, if any."""
+
+    signal: int | None = None
+
+    def anywhere(self) -> int | None:
+        """The signal that this or another process got; all that ask together are told the same."""
+        return distributed.largest(self.signal or 0) or None
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stopped]:
+    """Note SIGTERM and Ctrl-C instead of dying, so that the step ends and the SAE is saved; a second one
+    kills."""
+    stopped = Stopped()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def note(number: int, _: FrameType | None) -> None:
+        if stopped.signal is not None:
+            raise KeyboardInterrupt
+        stopped.signal = number
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.kinds.batchtopk import BatchTopK, _just_below
+from saelens_lite.train.kinds.batchtopk import BatchTopK, just_below
 
 
 def kind_of(k=1):
@@ -78,9 +78,9 @@ def test_the_threshold_is_not_trained():
     assert set(kind_of().parameters()) == {"W_dec", "b_dec", "b_enc"}
 
 
-def test_the_threshold_is_just_below_the_least_positive_value():
+def test_the_threshold_isjust_below_the_least_positive_value():
     """Where fewer than k · B are positive, some kernels select zeros besides."""
-    assert float(_just_below(torch.tensor([3.0, 0.0, 2.0]))) == float(
+    assert float(just_below(torch.tensor([3.0, 0.0, 2.0]))) == float(
         torch.nextafter(torch.tensor(2.0), torch.tensor(0.0))
     )
-    assert float(_just_below(torch.zeros(2))) == float(_just_below(torch.zeros(0))) == 0.0
+    assert float(just_below(torch.zeros(2))) == float(just_below(torch.zeros(0))) == 0.0

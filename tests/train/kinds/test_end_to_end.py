@@ -11,8 +11,8 @@ from saelens_lite.lm.losses import kl_divergence
 from saelens_lite.lm.replacement import splice
 from saelens_lite.lm.store_losses import scored_contexts
 from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.kinds.end_to_end import EndToEnd
-from saelens_lite.train.kinds.kind import kind_class
 from saelens_lite.train.rows.store_contexts import StoreContexts
 
 pytestmark = pytest.mark.long

@@ -8,9 +8,9 @@ from saelens_lite.kernels.reference import remove_parallel
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.kinds.few_pairs import few_pairs
-from saelens_lite.train.kinds.gradients import unit_rows_
-from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.kinds.kind import unit_rows_
 from saelens_lite.train.optimise.initial import initial_sae
 from saelens_lite.train.optimise.trainer import Trainer
 from saelens_lite.train.random_streams import row_noise

@@ -7,7 +7,7 @@ from saelens_lite.kernels.reference import remove_parallel
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.kinds.auxk import _auxk
+from saelens_lite.train.kinds.auxk import auxk_gradients
 from saelens_lite.train.kinds.few_pairs import SPARSE_BELOW, few_pairs
 from saelens_lite.train.kinds.topk import TopK
 from saelens_lite.train.kinds.workspace import ProductChunks
@@ -85,6 +85,7 @@ def test_auxk_of_few_latents_above_0_equals_the_dense_one(bias, monkeypatch):
     sae = SparseAutoencoder(SAEConfig(d_model=12, d_sae=64, kind="topk", k=4, dtype="float64"))
     inputs, error = (torch.randn(33, 12, generator=gen, dtype=torch.float64) for _ in range(2))
     dead, results = torch.arange(20, 40), []
+    kind = TopK(sae, TrainConfig(k=4, k_aux=3, aux_coeff=0.25))
     with torch.no_grad():
         sae.W_dec.copy_(
             torch.nn.functional.normalize(torch.randn(64, 12, generator=gen, dtype=torch.float64), dim=1)
@@ -93,7 +94,7 @@ def test_auxk_of_few_latents_above_0_equals_the_dense_one(bias, monkeypatch):
         sae.b_enc.fill_(bias)
         for share in (0.0, 1.0):
             monkeypatch.setitem(SPARSE_BELOW, "cpu", share)
-            loss, dec_grad, enc_grad, bias_grad = _auxk(sae, inputs, error, dead, 3, 0.25)
+            loss, dec_grad, enc_grad, bias_grad = auxk_gradients(kind, inputs, error, dead, len(dead))
             results.append((loss, remove_parallel(dec_grad, sae.W_dec[dead]), enc_grad, bias_grad))
     for dense, sparse in zip(*results, strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-12)

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.optimise.initial import initial_sae
 from saelens_lite.train.optimise.resample import draw_rows
 from saelens_lite.train.optimise.trainer import Trainer

@@ -9,8 +9,8 @@ from pytest import approx
 
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import KindName, TrainConfig
-from saelens_lite.train.kinds.gradients import unit_rows_
-from saelens_lite.train.kinds.kind import kind_class
+from saelens_lite.train.kinds.choice import kind_class
+from saelens_lite.train.kinds.kind import unit_rows_
 from saelens_lite.train.kinds.topk import TopK, annealed_k
 from saelens_lite.train.optimise.fold import fold_decoder_norms_, fold_scale
 from saelens_lite.train.optimise.initial import initial_sae

@@ -4,7 +4,6 @@ harvest           the public calls
 prepare           all that can be wrong, looked at first
 config            what a harvest is asked for
 estimate          rows, bytes and time of a harvest, before it
-ahead             an iterator run ahead of its consumer
 more_hook_points  further hook points for a finished store
 streaming         shards of activations that are not stored
 """

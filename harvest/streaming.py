@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.prefetch import ahead
 from saelens_lite.store.codecs import STORE_DTYPES, encoder
 
-from .ahead import ahead
 from .prepare import prepare, requested
 from .shards.forward import Batch, forward_batches
 from .shards.model import compile_blocks, drop_unused

@@ -1,23 +1,63 @@
-"""Making the next of a sequence of large things, such as buffers of rows, in a thread while one is in use."""
+"""The next made in a thread while one is in use: what belongs to keys, or the items of an iterable.
+
+An exception in the thread is raised where what it was making is asked for. Closing ends the thread.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from typing import Generic, NamedTuple, TypeVar
 
 K = TypeVar("K")
 T = TypeVar("T")
 
+THREAD_NAME = "saelens_lite-ahead"
+_END = object()
+
+
+def _one_thread() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=THREAD_NAME)
+
+
+@contextmanager
+def ahead(items: Iterable[T], depth: int) -> Iterator[Iterator[T]]:
+    """An iterator over `items` whose next `depth` items are made while the block works on one."""
+    iterator = (item for item in items)  # a generator: after an exception it makes no more
+    thread = _one_thread()
+    waiting = deque(thread.submit(next, iterator, _END) for _ in range(depth))
+
+    def consume() -> Iterator[T]:
+        while True:
+            waiting.append(thread.submit(next, iterator, _END))
+            item = waiting.popleft().result()
+            if item is _END:
+                return
+            yield item
+            del item  # before the next, so that no more is in memory than is said
+
+    try:
+        yield consume()
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+class _Making(NamedTuple, Generic[K, T]):
+    key: K
+    stopped: threading.Event
+    made: Future[T]
+
 
 class Ahead(Generic[K, T]):
-    """What belongs to one key at a time, and what belongs to the key after it made in a thread meanwhile.
+    """What belongs to one key at a time, such as a buffer of rows, and what belongs to the key after it.
 
     make: make(key, stopped) gives what belongs to a key; it may end early, with anything, once `stopped` is
         set
-    following: the key after a key and what belongs to it. Where it says None nothing is made ahead, and what
-        is asked for next is made when the one before is gone
-    An exception of `make` in the thread is raised where what it was making is asked for.
+    following: following(key, made) gives the next key. For None nothing is made ahead, and the next is made
+        when it is asked for, after the one before is gone
     """
 
     def __init__(
@@ -27,6 +67,7 @@ class Ahead(Generic[K, T]):
         self._key: K | None = None
         self._made: T | None = None
         self._next: _Making[K, T] | None = None
+        self._thread: ThreadPoolExecutor | None = None
 
     def __getitem__(self, key: K) -> T:
         if self._key != key:
@@ -34,56 +75,31 @@ class Ahead(Generic[K, T]):
             self._made = self._taken(key)
             self._key = key
             if (following := self._following(key, self._made)) is not None:
-                self._next = _Making(self._make, following)
+                self._thread = self._thread or _one_thread()
+                stopped = threading.Event()
+                made = self._thread.submit(self._make, following, stopped)
+                self._next = _Making(following, stopped, made)
         assert self._made is not None
         return self._made
 
     def close(self) -> None:
-        """Forget all, and end the thread if there is one."""
+        """Forget everything, and end the thread if there is one."""
         self._key = self._made = None
         self._forget_next()
+        if self._thread is not None:
+            self._thread.shutdown()
+            self._thread = None
 
     def _taken(self, key: K) -> T:
-        making = self._next
-        if making is None or making.key != key:
+        if self._next is None or self._next.key != key:
             self._forget_next()
             return self._make(key, threading.Event())
-        making.wait()
-        self._next = None
-        return making.result()
+        wait([self._next.made])
+        making, self._next = self._next, None
+        return making.made.result()
 
     def _forget_next(self) -> None:
         if self._next is not None:
-            self._next.stop()
+            self._next.stopped.set()
+            wait([self._next.made])
             self._next = None
-
-
-class _Making(Generic[K, T]):
-    """A thread that makes what belongs to one key."""
-
-    def __init__(self, make: Callable[[K, threading.Event], T], key: K) -> None:
-        self.key, self._make, self._stopped = key, make, threading.Event()
-        self._made: T | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="saelens_lite-rows-ahead", daemon=True)
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._made = self._make(self.key, self._stopped)
-        except BaseException as error:  # handed over, not handled: it is raised where the result is asked for
-            self._error = error
-
-    def wait(self) -> None:
-        self._thread.join()
-
-    def result(self) -> T:
-        if self._error is not None:
-            raise self._error
-        assert self._made is not None
-        return self._made
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._thread.join()
-        self._made = None

@@ -23,13 +23,13 @@ from torch import nn
 from saelens_lite.distributed import rank, several_processes
 from saelens_lite.errors import SaelensLiteError, ShardError
 from saelens_lite.lm.decoder import Decoder
+from saelens_lite.prefetch import ahead
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.event_log import events, write_event
 from saelens_lite.store.folder import Folder
 from saelens_lite.store.layout import finished_shards
 from saelens_lite.store.writer import write_manifest, writing_shard
 
-from ..ahead import ahead
 from ..text.documents import Source
 from ..text.tokenized import PackedShard, packed_shards
 from .forward import Batch, forward_batches

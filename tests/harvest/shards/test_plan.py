@@ -1,10 +1,7 @@
-"""The choice of a shard's size, and the thread that works ahead."""
-
-import threading
+"""The choice of a shard's size."""
 
 import pytest
 
-from saelens_lite.harvest.ahead import ahead
 from saelens_lite.harvest.shards.plan import documents_per_shard
 
 
@@ -21,37 +18,3 @@ from saelens_lite.harvest.shards.plan import documents_per_shard
 )
 def test_documents_per_shard(mean_tokens, max_tokens, documents):
     assert documents_per_shard(mean_tokens, max_tokens, 8192) == documents
-
-
-def test_ahead_keeps_order_and_stays_within_its_depth():
-    made = []
-
-    def items():
-        for i in range(100):
-            made.append(i)
-            yield i
-
-    with ahead(items(), depth=2) as taken:
-        for i, item in enumerate(taken):
-            assert item == i
-            assert len(made) <= i + 1 + 2 + 1  # taken, two waiting, one in the producer's hand
-    assert i == 99
-
-
-def test_ahead_raises_where_the_item_would_have_come():
-    def items():
-        yield 1
-        raise OSError("gone")
-
-    with ahead(items(), depth=2) as taken:
-        assert next(taken) == 1
-        with pytest.raises(OSError, match="gone"):
-            next(taken)
-
-
-def test_ahead_leaves_no_thread_behind():
-    before = threading.active_count()
-    with pytest.raises(KeyboardInterrupt), ahead(iter(range(10**9)), depth=2) as taken:
-        next(taken)
-        raise KeyboardInterrupt
-    assert threading.active_count() == before

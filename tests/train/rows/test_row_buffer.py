@@ -2,10 +2,12 @@
 
 import threading
 import time
+from concurrent.futures import wait
 
 import pytest
 import torch
 
+from saelens_lite.prefetch import THREAD_NAME
 from saelens_lite.train.rows.row_buffer import RowBuffer
 from saelens_lite.train.rows.row_order import RowOrder
 
@@ -82,7 +84,7 @@ class Slow(Source):
 
 
 def threads():
-    return [thread.name for thread in threading.enumerate() if thread.name == "saelens_lite-rows-ahead"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith(THREAD_NAME)]
 
 
 def test_ahead_gives_the_same_batches():
@@ -97,8 +99,8 @@ def test_the_next_buffer_is_read_while_this_one_is_trained_on():
     b = buffer(source=source, ahead=100)
     for step in range(10):
         b.batch(step)
-    b._buffers._next._thread.join()
-    assert [name for _, name in source.calls] == ["MainThread", "saelens_lite-rows-ahead"]
+    wait([b._buffers._next.made])
+    assert [name for _, name in source.calls] == ["MainThread", f"{THREAD_NAME}_0"]
     b.batch(10)
     b.close()
     assert [size for size, _ in source.calls] == [300, 300, 300]  # steps 0–9, 10–19, 20–29
@@ -126,16 +128,16 @@ def test_a_failure_while_reading_ahead_is_raised_where_its_rows_are_due():
         b.batch(step)
     with pytest.raises(OSError, match="disk gone"):
         b.batch(10)
-    assert not threads()
     assert torch.equal(b.batch(10), buffer().batch(10))  # asked again, it is read again
     b.close()
+    assert not threads()
 
 
 def test_nothing_is_left_running_when_it_is_closed():
     source = Slow()
     b = buffer(source=source, ahead=100)
     b.batch(0)
-    b._buffers._next._thread.join()
+    wait([b._buffers._next.made])
     source.go_on.clear()
     closing = threading.Thread(target=b.close)
     b.batch(10)

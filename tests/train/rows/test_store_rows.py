@@ -171,4 +171,4 @@ def test_reading_ahead_leaves_no_bit_different_and_no_thread_behind(stores, tmp_
     )
     with pytest.raises(ZeroDivisionError):
         sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / "failed", prefetch=True)
-    assert not [thread for thread in threading.enumerate() if "rows-ahead" in thread.name]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("saelens_lite-ahead")]

@@ -41,6 +41,39 @@ def test_lr_by_hand():
     assert [lr_factor(s, 10, 2, 4) for s in range(10)] == approx([0.5, 1, 1, 1, 1, 1, 1, 0.75, 0.5, 0.25])
 
 
+def ramps(trainer, monkeypatch):
+    """What the kind is told at each step of the run."""
+    seen, gradients = [], trainer.kind.gradients
+    monkeypatch.setattr(trainer.kind, "gradients", lambda *args: seen.append(args[2]) or gradients(*args))
+    for _ in range(trainer.n_steps):
+        trainer.update(planted())
+    return seen
+
+
+def test_the_penalty_rises_from_the_first_step_to_the_last_of_its_warm_up(monkeypatch):
+    # over 4 of 6 steps: 1/4, 2/4, 3/4, 4/4, and then all of it
+    trainer = trainer_of(n_steps=6, kind="relu", l1_warm_up_steps=4)
+    assert ramps(trainer, monkeypatch) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert ramps(trainer_of(n_steps=2, kind="relu", l1_warm_up_steps=0), monkeypatch) == [1.0, 1.0]
+    # by default a fifth of a short run, 2 of 10 steps, or with the penalty tanh the whole of it
+    assert ramps(trainer_of(n_steps=10, kind="jumprelu"), monkeypatch) == [0.5] + 9 * [1.0]
+    tanh = trainer_of(n_steps=5, kind="jumprelu", jumprelu_penalty="tanh")
+    assert ramps(tanh, monkeypatch) == [0.2, 0.4, 0.6, 0.8, 1.0]
+
+
+def test_the_ramp_weighs_the_penalty_by_its_share():
+    """Gradients at ramp 1/4 of l1_coeff are those of l1_coeff / 4 at ramp 1, and not those of all of it."""
+
+    def bias_grad(l1_coeff, ramp):
+        kind = trainer_of(kind="relu", l1_coeff=l1_coeff).kind
+        with torch.no_grad():
+            kind.gradients(planted(), None, ramp)
+        return kind.sae.b_enc.grad
+
+    torch.testing.assert_close(bias_grad(8.0, 0.25), bias_grad(2.0, 1.0))
+    assert not torch.allclose(bias_grad(8.0, 0.25), bias_grad(8.0, 1.0))
+
+
 def test_default_lr_follows_the_square_root_law_and_grows_for_short_runs():
     assert default_lr(2**14, 250_000) == approx(2e-4)
     assert default_lr(2**16, 10**6) == approx(1e-4)

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: metrics.jsonl always, wandb when asked, a progress bar for people."""
+"""Where a run's numbers go: always to metrics.jsonl, and to wandb when asked."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ log = logging.getLogger(__name__)
 
 
 class Tracker:
-    """Appends one JSON object a line to `<folder>/metrics.jsonl`; a context manager that closes what it
-    opened.
+    """Appends JSON lines to `<folder>/metrics.jsonl`; a context manager that closes what it opened.
 
-    wandb_project: also log there (`WANDB_MODE=offline` is respected); wandb is imported only then
-    position: what `position` gave in an earlier process: lines after it are cut, and wandb's run goes on.
-        None starts anew
+    wandb_project: log there too (`WANDB_MODE=offline` is respected); only then is wandb imported
+    position: from `position` in an earlier process: later lines are cut, and wandb's run resumes. None starts
+        anew
     """
 
     def __init__(
@@ -44,29 +43,26 @@ class Tracker:
                 dir=str(folder),
                 id=earlier,
                 resume="allow" if earlier else None,
-                reinit="create_new",  # beside the runs of this process that are open
+                reinit="create_new",  # other runs of this process stay open
             )
 
     def _cut(self, length_bytes: int) -> None:
         found = self.path.stat().st_size
         if found < length_bytes:
             log.warning(
-                "%s lacks lines: expected %d bytes of them, got %d; new ones follow",
-                self.path,
-                length_bytes,
-                found,
+                "%s lacks lines: expected %d bytes, got %d; new lines follow", self.path, length_bytes, found
             )
             length_bytes = self.path.read_bytes().rfind(b"\n") + 1
         os.truncate(self.path, length_bytes)
 
     def position(self) -> dict[str, Any]:
-        """Where the numbers stand, once the disk holds them: bytes of metrics.jsonl, id of wandb's run."""
+        """Bytes of metrics.jsonl, which the disk then holds, and the id of wandb's run."""
         os.fsync(self._file.fileno())
         run = None if self._run is None else self._run.id
         return {"metrics_bytes": self.path.stat().st_size, "wandb_run": run}
 
     def log(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
-        """One line: {"step": step, **metrics}."""
+        """Write one line: {"step": step, **metrics}."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         if self._run is not None:
@@ -84,7 +80,7 @@ class Tracker:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, in order, of a run that is finished, going on or was killed.
+    """The lines of a metrics.jsonl in order, whether its run is finished, under way or killed.
 
     A last line that is cut short is left out. NaN and infinity stay, as Python's json writes them.
     raises: ValueError with the number of a line that is no JSON object
@@ -94,25 +90,21 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
+        wanted = f"{path} expected a JSON object in line {number}"
         try:
             values = json.loads(line)
         except ValueError as error:  # of JSON or of UTF-8
             if number == len(lines):
                 break
-            raise ValueError(
-                f"{path} expected a JSON object in line {number}: {error}; remove the line"
-            ) from error
+            raise ValueError(f"{wanted}: {error}; remove the line") from error
         if not isinstance(values, dict):
-            raise ValueError(
-                f"{path} expected a JSON object in line {number}, got {type(values).__name__}; remove the "
-                "line"
-            )
+            raise ValueError(f"{wanted}, got {type(values).__name__}; remove the line")
         found.append(values)
     return found
 
 
 class SilentTracker(Tracker):
-    """Of several processes the first tracks; the others have this, which opens and writes nothing."""
+    """Opens and writes nothing: what all processes but the first have."""
 
     def __init__(self) -> None:
         pass

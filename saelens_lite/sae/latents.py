@@ -1,8 +1,7 @@
 """SparseLatents: the latents of a batch as (value, latent) pairs, token by token.
 
 The layout is that of an embedding bag: `values[offsets[b]:offsets[b+1]]` are token b's activations and
-`indices` at the same places name the latents. TopK is the uniform case, whose `[batch, k]` view costs
-nothing.
+`indices` at the same places name the latents. TopK is the uniform case, with a free `[batch, k]` view.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from torch import Tensor
 class SparseLatents:
     """Latent activations of a batch, stored only where they may be non-zero.
 
-    values: float[nnz]; zeros may be stored (a TopK survivor that ReLU cut): a latent fires where its value is
-        not 0
+    values: float[nnz]; a latent fires where its value is not 0. Zeros may be stored: TopK survivors that
+        ReLU cut
     indices: int64[nnz], the latent of each value
     offsets: int64[batch + 1], the span of each token in the two above
     d_sae: number of latents
     batch_shape: leading shape of what was encoded; prod(batch_shape) == batch
-    k: pairs stored for every token, or None where that differs between tokens
+    k: pairs stored for each token, or None if tokens differ
     """
 
     values: Tensor
@@ -45,7 +44,7 @@ class SparseLatents:
 
     @classmethod
     def from_dense(cls, latent_acts: Tensor) -> SparseLatents:
-        """From float[... d_sae]: keeps the non-zeros, in order of the latent's index."""
+        """From float[... d_sae]: the non-zeros, by ascending latent."""
         flat = latent_acts.reshape(-1, latent_acts.shape[-1])
         rows, indices = flat.nonzero(as_tuple=True)
         counts = torch.bincount(rows, minlength=flat.shape[0])
@@ -99,7 +98,7 @@ class SparseLatents:
         return dense.view(*self.batch_shape, self.d_sae)
 
     def l0(self) -> Tensor:
-        """float32[...]: latents that fire, token by token."""
+        """float32[...]: how many latents fire on each token."""
         fires = (self.values != 0).to(torch.float32)
         return fires.new_zeros(self.batch).index_add_(0, self.row_ids(), fires).view(self.batch_shape)
 

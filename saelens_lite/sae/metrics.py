@@ -1,21 +1,20 @@
-"""Numbers about an SAE as streaming sums in float64: they do not depend on how the tokens were cut into
-batches.
+"""Scores of an SAE as streaming sums in float64, the same however tokens are cut into batches.
 
-Every class is filled by `update`, and two of them that saw consecutive spans of tokens become one by `merge`.
+`update` adds a batch; `merge` joins two that saw consecutive spans of tokens.
 
     fvu                 Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ the mean of each dimension over all tokens
     explained variance  1 − fvu
     mse                 mean ‖x − x̂‖² of a token, summed over dimensions
     cosine, norm ratio  mean cos(x, x̂) and mean ‖x̂‖ / ‖x‖ over tokens with ‖x‖ > 0
-    relative bias       Σ‖x̂‖² / Σ x·x̂: 1 where no common factor would bring x̂ nearer to x, below 1 for
-    shrinkage l0, l1              mean number, and mean sum of absolute values, of the latents that fire on a
-    token l1 weighted         the same sum with each latent times the norm of its decoder row, so that moving
-                        length from the latents into the decoder does not alter it
+    relative bias       Σ‖x̂‖² / Σ x·x̂: 1 if no common factor would bring x̂ nearer to x, below 1 for shrinkage
+    l0, l1              latents that fire on a token, and the sum of their absolute values; means over tokens
+    l1 weighted         l1 with each latent times the norm of its decoder row, so that moving length from the
+                        latents into the decoder does not change it
     dead by window      share of latents silent during the last `window` tokens
 
 Deliberately not here: fvu as a mean of per-batch or per-token ratios, which changes with the batch and
-follows the tokens of small norm, and variance about one scalar mean or about zero, by which predicting x̄
-already scores high. They are in variants.py, for comparison with figures of other libraries.
+follows the tokens of small norm; variance about one scalar mean or about zero, by which predicting x̄ already
+scores high. For comparison with other libraries' figures they are in analyze/evaluation/library_variants.py.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ from saelens_lite.sae.latents import SparseLatents
 class ReconstructionSums:
     """Quality of reconstructions: fvu, explained variance, mse, cosine, norm ratio.
 
-    The total variance is gathered about the running mean and merged exactly, so a large common offset costs
-    no digits.
+    The total variance is taken about the running mean and merged exactly: a large common offset costs no
+    digits.
     source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"
     """
 
@@ -80,7 +79,7 @@ class ReconstructionSums:
             self.merge(batch)
 
     def merge(self, other: ReconstructionSums) -> None:
-        """Add what another one saw."""
+        """Add the tokens that another one saw."""
         n_tokens = self.n_tokens + other.n_tokens
         if other.n_tokens == 0:
             return
@@ -155,7 +154,7 @@ class FiringSums:
             self._written += (magnitudes * self._decoder_norms[latents.indices]).sum().item()
 
     def merge(self, later: FiringSums) -> None:
-        """Add what another one saw of the tokens that follow."""
+        """Add the tokens that follow, which another one saw."""
         self.counts += later.counts
         fired = later.last_fired >= 0
         self.last_fired = torch.where(fired, later.last_fired + self.n_tokens, self.last_fired)
@@ -186,8 +185,7 @@ class FiringSums:
         return self.n_tokens - 1 - self.last_fired
 
     def dead(self, window_tokens: int) -> Tensor | None:
-        """Which latents were silent during the last `window_tokens` tokens: bool[d_sae]; None if there were
-        fewer tokens."""
+        """Latents silent during the last `window_tokens` tokens: bool[d_sae]; None if there were fewer."""
         if window_tokens < 1:
             raise ValueError(f"a window is at least 1 token, got {window_tokens}")
         return self.silent_tokens >= window_tokens if window_tokens <= self.n_tokens else None
@@ -195,18 +193,16 @@ class FiringSums:
     def dead_shares(self, windows_tokens: Sequence[int]) -> dict[int, float | None]:
         """Share of dead latents by window; None for a window longer than the data."""
         masks = {window: self.dead(window) for window in windows_tokens}
-        return {
-            window: None if mask is None else mask.double().mean().item() for window, mask in masks.items()
-        }
+        return {n: None if mask is None else mask.double().mean().item() for n, mask in masks.items()}
 
 
 def ce_score(clean: float, spliced: float, ablated: float) -> float:
     """Loss recovered, (ablated − spliced) / (ablated − clean): 1 for no damage, 0 for that of the ablation.
 
-    clean, spliced, ablated: cross-entropies in nats. With zero ablation the score is close to 1 for any SAE,
-        as a residual
-    stream of zeros is absurdly bad: read it beside the score by mean ablation and the difference in nats.
+    clean, spliced, ablated: cross-entropies in nats
     returns: nan where the ablation itself costs nothing
+    Under zero ablation any SAE scores close to 1, as a residual stream of zeros is absurdly bad: read it
+    beside the score under mean ablation and the difference in nats.
     """
     return _ratio(ablated - spliced, ablated - clean)
 
@@ -215,14 +211,13 @@ def kl_score(spliced: float, ablated: float) -> float:
     """Divergence avoided, (ablated − spliced) / ablated: 1 for no damage, 0 for that of the ablation.
 
     spliced, ablated: KL(p_clean ‖ p) in nats
-    returns: nan where the ablation itself alters nothing
+    returns: nan where the ablation itself changes nothing
     """
     return _ratio(ablated - spliced, ablated)
 
 
 def rate_bound(n_tokens: int) -> float:
-    """A latent that is silent on n tokens fires on less than this share of tokens, with 95 % confidence: 3 /
-    n, at most 1.
+    """The share of tokens, at most, on which a latent silent on n tokens fires, with 95 % confidence: 3 / n.
 
     It takes tokens as independent, which neighbours in a text are not.
     source: the rule of three, Hanley and Lippman-Hand 1983, JAMA 249(13)
@@ -231,7 +226,7 @@ def rate_bound(n_tokens: int) -> float:
 
 
 def rate_interval(count: int, n_tokens: int) -> tuple[float, float]:
-    """The rates, as shares of tokens, that `count` firings on n tokens leave possible with 95 % confidence.
+    """The 95 % confidence interval of a firing rate, a share of tokens, from `count` firings on n tokens.
 
     It takes tokens as independent, which neighbours in a text are not: the true interval is wider.
     source: Wilson 1927, JASA 22(158)
@@ -245,7 +240,7 @@ def rate_interval(count: int, n_tokens: int) -> tuple[float, float]:
 
 
 def window_name(window_tokens: int) -> str:
-    """10_000 → "10k", 1_000_000 → "1M": how a window is written behind "dead@"."""
+    """A window as it stands after "dead@": 10_000 → "10k", 1_000_000 → "1M"."""
     for unit, suffix in ((1_000_000_000, "B"), (1_000_000, "M"), (1_000, "k")):
         if window_tokens % unit == 0 and window_tokens >= unit:
             return f"{window_tokens // unit}{suffix}"

@@ -1,7 +1,7 @@
-"""How pre-activations become latents: one function a kind, each returning SparseLatents, plus its dense
-definition.
+"""How pre-activations become latents: one function per kind.
 
-Adding a kind is a function pair here, its parameters in sae.py and its name in formats/.
+A new kind needs a function here, its parameters in config.py, its case in autoencoder.py and its name in
+formats/.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def relu(pre_acts: Tensor) -> Tensor:
 
 
 def jumprelu(pre_acts: Tensor, threshold: Tensor) -> Tensor:
-    """pre_acts where they are above both 0 and the latent's threshold, else 0.
+    """Pre-activations that are above both 0 and their latent's threshold, else 0.
 
     pre_acts: float[... d_sae]; threshold: float[d_sae]
     source: Rajamanoharan et al. 2024, arXiv:2407.14435
@@ -48,7 +48,7 @@ def jumprelu(pre_acts: Tensor, threshold: Tensor) -> Tensor:
 
 
 def gated(gate: Tensor, magnitude: Tensor) -> Tensor:
-    """ReLU(magnitude) where the gate's pre-activation is above 0, else 0; both float[... d_sae].
+    """ReLU(magnitude) where the gate is above 0, else 0; both float[... d_sae]: pre-activations.
 
     source: Rajamanoharan et al. 2024, arXiv:2404.16014
     """

@@ -1,9 +1,7 @@
-"""The frozen-decoder baseline of a run: the same with random decoder rows, trained beside it on the same
-rows.
+"""The frozen-decoder baseline of a run: the same run with random decoder rows, on the same batches.
 
-It stands in the folder `frozen` of the run's output and goes ahead of the run, so that a line of the run's
-metrics.jsonl can take over what the baseline's own says of that step. This holds however often both are
-killed: what is ahead has logged.
+Its output is the folder `frozen` of the run's. It takes each step before the run does, so that the run's
+metrics.jsonl can quote the baseline's score of the same step, however often both are killed.
 """
 
 from __future__ import annotations
@@ -19,8 +17,7 @@ from ..config import TrainConfig
 
 
 def baseline_of(config: TrainConfig) -> TrainConfig:
-    """The run that `config.baseline` asks for beside the one of `config`; decoder rows that stay are not
-    resampled."""
+    """The configuration of the baseline of a run; frozen decoder rows are not resampled."""
     fields = {
         "freeze_decoder": True,
         "resample_every_steps": None,
@@ -30,8 +27,7 @@ def baseline_of(config: TrainConfig) -> TrainConfig:
 
 
 def remove_baseline(output: Path) -> None:
-    """Remove what an earlier run left in `output` as its baseline, if anything: it is none of the run that
-    begins there."""
+    """Remove the baseline that an earlier run left in `output`, if there is one."""
     folder = output / "frozen"
     settings = folder / "train_config.json"
     if settings.exists() and json.loads(settings.read_text(encoding="utf-8")).get("freeze_decoder"):
@@ -39,8 +35,7 @@ def remove_baseline(output: Path) -> None:
 
 
 def baseline_fvu(config: TrainConfig, step: int) -> float | None:
-    """What the baseline of a run logged as its fvu on held-out rows at that step; None if it did not score
-    them then."""
+    """The held-out fvu that the baseline of a run logged at a step, or None."""
     metrics = Path(baseline_of(config).output) / "metrics.jsonl"
     lines = read_metrics(metrics) if metrics.exists() else []
     found = [line["held_out_fvu"] for line in lines if line["step"] == step and "held_out_fvu" in line]

@@ -1,20 +1,18 @@
-"""Checkpoints of a training run: all that its next step depends on, so that a killed run goes on bit for bit.
+"""Checkpoints of a training run: all that its next step depends on, so that a killed run resumes bit for bit.
 
 <output>/state/step_00001200/state.safetensors   the tensors of `Trainer.state`, in the scale of training
 <output>/state/step_00001200/state.json          the rest:
     format, version   "saelens_lite trainer state", 1
     run               what determines the run: the store's fingerprint, the hook point, fields of TrainConfig
     values            what `Trainer.state` holds beside tensors: steps_done, as in the folder's name
-    progress          scale of the inputs; of a stream, where its rows stand; seconds trained; bytes of
-                      metrics.jsonl, the run at wandb
-    made_by           what the last bits depend on as well: versions, device, threads, processes
+    progress          scale of the inputs, place in a stream, seconds trained, bytes of metrics.jsonl, wandb's run
+    made_by           what the last bits also depend on: versions, device, threads, processes
     tensors_sha256    of state.safetensors
     sha256            of this file without this entry
 
-JSON is UTF-8 with sorted keys. A checkpoint is written in a hidden folder, synced, and appears by one rename,
-so it is whole or absent; it goes by a rename too. It holds no rows and no random numbers: row order is a
-function of (seed, step). Nothing is pickled. The SAE as people use it stands in <output> itself; of a
-finished run the folder `state` is removed.
+JSON is UTF-8 with sorted keys. A checkpoint is whole or absent (atomic.py). It holds no rows and no random
+numbers: row order is a function of (seed, step). Nothing is pickled. The SAE as people use it stands in
+<output> itself; a finished run removes the folder `state`.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -37,7 +34,7 @@ from torch import Tensor
 
 import saelens_lite
 from saelens_lite import distributed
-from saelens_lite.atomic import discard, sync
+from saelens_lite.atomic import appearing_folder, discard
 from saelens_lite.errors import CheckpointError
 
 log = logging.getLogger(__name__)
@@ -48,7 +45,7 @@ _STATE, _TENSORS, _FACTS = "state", "state.safetensors", "state.json"
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What a run goes on with.
+    """What a run resumes from.
 
     state: of the trainer, on the CPU
     run, progress, made_by: as in state.json
@@ -74,21 +71,17 @@ def save_checkpoint(
     made_by: Mapping[str, Any],
     keep: int,
 ) -> None:
-    """Write the checkpoint of a step; of those of earlier steps keep − 1 stay, of later ones (damaged, if
-    any) none.
+    """Write the checkpoint of a step, keep the keep − 1 before it and remove all others.
 
-    state: as `Trainer.state` gives it
-    raises: CheckpointError when it cannot be written; the ones before are untouched then
+    state: from `Trainer.whole_state`
+    raises: CheckpointError when it cannot be written; earlier ones are then untouched
     """
     step, folder = int(state["steps_done"]), output / _STATE
     target = folder / f"step_{step:08}"
-    staged = folder / f".{target.name}.tmp"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".step_*"):  # of a run that was killed while writing or removing
             shutil.rmtree(leftover)
-        try:
-            staged.mkdir()
+        with appearing_folder(target) as staged:
             tensors = {
                 name: value.detach().cpu().contiguous()
                 for name, value in state.items()
@@ -105,15 +98,6 @@ def save_checkpoint(
                 "tensors_sha256": _file_sha256(staged / _TENSORS),
             }
             (staged / _FACTS).write_bytes(_encoded({**facts, "sha256": _sha256(facts)}))
-            for path in (staged / _TENSORS, staged / _FACTS, staged):
-                sync(path)
-            if target.exists():
-                discard(target)
-            os.replace(staged, target)
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-        for path in (folder, output):
-            sync(path)
         found = _checkpoints(output)
         for other, path in found.items():
             if other not in [s for s in found if s <= step][-keep:]:
@@ -121,16 +105,15 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write the checkpoint of step {step} to {target}: {error}; make room or mend the cause, "
-            "then give the "
-            "same command again: it goes on at the checkpoint before"
+            "then run the same command again: it resumes at the checkpoint before"
         ) from error
 
 
 def load_checkpoint(output: Path) -> Checkpoint | None:
-    """The newest checkpoint in `output` that is whole; None if there is none at all.
+    """The newest undamaged checkpoint in `output`; None if there are no checkpoints.
 
-    Damaged ones are named in the log and left where they are.
-    raises: CheckpointError if there are checkpoints and all are damaged
+    Damaged ones are named in the log and stay where they are.
+    raises: CheckpointError if all are damaged
     """
     found, damage = _checkpoints(output), ""
     for step, folder in reversed(found.items()):
@@ -141,21 +124,20 @@ def load_checkpoint(output: Path) -> Checkpoint | None:
             log.warning("%s; looking for a checkpoint before it", damage)
     if found:
         raise CheckpointError(
-            f"{output / _STATE} expected a whole checkpoint, all {len(found)} are damaged, the earliest so: "
-            f"{damage}; "
-            "restore one, or overwrite=True starts anew"
+            f"{output / _STATE} expected an undamaged checkpoint, all {len(found)} are damaged; the earliest: "
+            f"{damage}; restore one, or pass overwrite=True to start anew"
         )
     return None
 
 
 def remove_checkpoints(output: Path) -> None:
-    """Remove all there are, at once."""
+    """Remove all checkpoints at once."""
     if (output / _STATE).exists():
         discard(output / _STATE)
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """What the last bits of a run depend on beside the run itself: state.json's made_by."""
+    """What the last bits of a run depend on besides the run itself: made_by of state.json."""
     return {
         "saelens_lite": saelens_lite.__version__,
         "torch": torch.__version__,
@@ -167,11 +149,11 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 
 
 def _read(folder: Path, step: int) -> Checkpoint:
-    """raises: CheckpointError if the checkpoint is not as it was written"""
+    """Read one checkpoint. raises: CheckpointError if it is not as it was written"""
     try:
         facts = json.loads((folder / _FACTS).read_bytes())
         if facts.pop("sha256") != _sha256(facts):
-            raise ValueError(f"{_FACTS} does not have the sha256 that it states")
+            raise ValueError(f"{_FACTS} does not match its sha256")
         if (facts["format"], facts["version"]) != (_FORMAT, _VERSION):
             raise ValueError(
                 f"expected {_FORMAT!r} version {_VERSION}, got {facts['format']!r} version {facts['version']}"
@@ -179,7 +161,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
         if facts["values"]["steps_done"] != step:
             raise ValueError(f"it is of step {facts['values']['steps_done']}")
         if _file_sha256(folder / _TENSORS) != facts["tensors_sha256"]:
-            raise ValueError(f"{_TENSORS} has another sha256 than {_FACTS} records")
+            raise ValueError(f"{_TENSORS} does not match the sha256 in {_FACTS}")
         tensors = load_file(folder / _TENSORS)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"the checkpoint {folder} is damaged: {error}") from error
@@ -187,7 +169,7 @@ def _read(folder: Path, step: int) -> Checkpoint:
 
 
 def _checkpoints(output: Path) -> dict[int, Path]:
-    """The checkpoints in a folder by their steps, ascending."""
+    """The folder of each checkpoint by its step, ascending."""
     found = {}
     for path in (output / _STATE).glob("step_*"):
         if (match := re.fullmatch(r"step_(\d+)", path.name)) and path.is_dir():

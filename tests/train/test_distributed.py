@@ -250,7 +250,7 @@ def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(
     assert f"stopped at step {facts['steps']} of 1500" in output
     with caplog.at_level("INFO", logger="saelens_lite.train"):
         sl.train_sae(store, output=str(tmp_path), n_steps=1500, **OPTIONS)
-    assert f"going on at step {facts['steps']}" in caplog.text
+    assert f"at step {facts['steps']}" in caplog.text
     assert "processes 2 → 1" in caplog.text and ("latent_shards 2 → 1" in caplog.text) == (latent_shards == 2)
     steps = [line["step"] for line in lines(tmp_path)]
     assert steps == sorted(steps) and steps[-1] == 1500

@@ -1,7 +1,10 @@
-"""A run as a folder: what it is identified by, its checkpoints, its end.
+"""A run as a folder: what identifies it, its checkpoints, its scores, its end.
 
 run           one run from its first step to the saved SAE
 side_by_side  the training loop, for runs that share their rows
+sae           the SAE of a run, at its start and as saved
+scores        scores on held-out rows
+finite        stopping where numbers are no longer finite
 identity      whether a folder holds this run
 checkpoints   the state of training on disk
 baseline      the frozen decoder beside a run

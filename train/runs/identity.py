@@ -1,4 +1,4 @@
-"""TODO clause of train/runs/identity.py."""
+"""Whether an output folder holds this run, finished or stopped, or another one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ _FREE = marked(TrainConfig, FREE)
 
 
 def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
-    """What a run of this configuration left in its output when it ended; None if there is none, or overwrite
-    replaces it.
+    """The SAE of this run, if it has ended in its output; else None, also if overwrite replaces it.
 
     raises: ValueError if another run ended there
     """
@@ -36,18 +35,19 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
         "hook_point": sae.config.hook_point,
         "store": stores[0] if len(stores) == 1 else stores,
     }
-    if differing := differing_fields(earlier, _identity(rows, config), to_mapping(TrainConfig())):
+    if differing := differing_fields(earlier, identity(rows, config), to_mapping(TrainConfig())):
         raise ValueError(
             f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep "
-            "it, choose "
-            "another output, or overwrite=True to replace it"
+            "it, choose another output, or overwrite=True to replace it"
         )
     return sae if facts["steps"] == n_steps(config, rows.steps_per_epoch) else None
 
 
-def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | None:
-    """Where an unfinished run in `output` is gone on with; None to begin. raises: ValueError if it must not
-    be touched"""
+def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | None:
+    """The checkpoint from which this run resumes; None if it begins.
+
+    raises: ValueError if `output` holds another run, or an SAE without checkpoints
+    """
     if config.overwrite:
         return None
     found = load_checkpoint(output)
@@ -57,25 +57,21 @@ def _checkpoint(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | N
                 f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
             )
         return None
-    if differing := differing_fields(found.run, _identity(rows, config), to_mapping(TrainConfig())):
+    if differing := differing_fields(found.run, identity(rows, config), to_mapping(TrainConfig())):
         raise ValueError(
             f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these "
-            "as expected to go "
-            "on with it, choose another output, or overwrite=True to replace it"
+            "as expected to resume it, choose another output, or overwrite=True to replace it"
         )
-    log.info("going on at step %d with the run in %s", found.step, output)
+    log.info("resuming the run in %s at step %d", output, found.step)
     now = circumstances(device_of(config))
     if found.made_by != now:
-        changed = [
-            f"{name} {found.made_by.get(name)} → {now[name]}"
-            for name in now
-            if found.made_by.get(name) != now[name]
-        ]
+        then = found.made_by
+        changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
         log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
     return found
 
 
-def _identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:
+def identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:
     """What determines a run: a checkpoint of it fits no other."""
     fields = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
     return {**fields, **rows.identity}

@@ -1,4 +1,4 @@
-"""TODO clause of train/runs/process.py."""
+"""Where this process computes, and whether it is the one that writes."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ..config import TrainConfig
 
 
 def device_of(config: TrainConfig) -> torch.device:
-    """Where this process computes."""
+    """The device of this process."""
     return torch.device(distributed.own_device(chosen_device(config.device)))
 
 
 def writes() -> bool:
-    """Whether this process writes and speaks: of several, which all do the same, the first."""
+    """Whether this process writes and speaks: only the first does."""
     return distributed.rank() == 0

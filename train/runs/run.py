@@ -1,53 +1,46 @@
-"""One training run: an SAE, its rows and its folder. What a step is followed by: numbers, checkpoints, the
-SAE saved."""
+"""One training run: what follows each step (numbers, scores, checkpoints), and the end, the SAE saved."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import logging
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NoReturn
 
-import torch
 from torch import Tensor, nn
 
-import saelens_lite
 from saelens_lite import distributed
+from saelens_lite.atomic import write_file
 from saelens_lite.config import to_mapping
 from saelens_lite.run_log import SilentTracker, Tracker
 from saelens_lite.sae.autoencoder import SparseAutoencoder
-from saelens_lite.sae.config import SAEConfig
-from saelens_lite.sae.metrics import FiringSums
 from saelens_lite.store.folder import LocalFolder
 
 from ..config import TrainConfig
-from ..kinds.choice import kind_class, kind_for
+from ..kinds.choice import kind_for
 from ..kinds.kind import StepStats
 from ..latent_shards import communication
-from ..optimise.fold import fold_decoder_norms_, fold_scale
-from ..optimise.initial import initial_sae, sae_to_finetune
 from ..optimise.trainer import Trainer
 from ..rows.protocol import Rows, n_steps
 from .baseline import baseline_fvu, remove_baseline
 from .checkpoints import circumstances, remove_checkpoints, save_checkpoint
-from .identity import _checkpoint, _identity
+from .finite import Finite
+from .identity import identity, unfinished
 from .process import device_of, writes
+from .sae import sae_config, saved_sae, starting_sae
+from .scores import HeldOutScores
 
 log = logging.getLogger(__name__)
 
-_INIT_ROWS = 32_768
-
 
 class Run:
-    """A training run into config.output, begun or gone on with; `open` it, then `step` and `after_step` until
-    it is done.
+    """A training run into config.output, new or resumed.
 
-    model: the language model that the rows are of; evaluations then tell what the reconstruction costs it
+    `open` it, then call `step` and `after_step` in turn, and `finish` after the last or `stop` before it.
+    model: the language model that the rows are of; scores then include what the reconstruction costs it
     raises: ValueError if the output holds a finished run or another one; CheckpointError if all its
         checkpoints are damaged; FloatingPointError for a row that is not finite among those that it starts
         from or is scored on
@@ -55,9 +48,8 @@ class Run:
 
     def __init__(self, rows: Rows, config: TrainConfig, model: nn.Module | None = None) -> None:
         self.rows, self.config, self.output = rows, config, Path(config.output)
-        self._model, self._ce_clean = model, math.nan
         self.device, self.comm = device_of(config), communication()
-        checkpoint = _checkpoint(self.output, rows, config)
+        checkpoint = unfinished(self.output, rows, config)
         self.n_steps = n_steps(config, rows.steps_per_epoch)
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
         self.checkpoint_every_steps = config.checkpoint_every_steps or max(1, self.n_steps // 10)
@@ -65,18 +57,17 @@ class Run:
         rows.begin(checkpoint.progress.get("rows") if checkpoint else None)
         rows.check_held_out()
         if checkpoint is None:
-            sae = self._initial_sae()
+            sae = starting_sae(config, rows, self.comm)
         else:
-            whole = self._sae_config(len(checkpoint.state["sae.W_dec"]))
+            whole = sae_config(config, rows, len(checkpoint.state["sae.W_dec"]))
             sae = SparseAutoencoder(self.comm.shard_config(whole))
         kind = kind_for(config, sae.to(self.device), model, rows, self.comm)
         self.trainer = Trainer(kind.sae, config, self.n_steps, kind)
         if checkpoint is not None:
             self.trainer.load_state(checkpoint.state)
-        self.saved_step = self.finite_step = self.trainer.steps_done
-        self.scores: dict[str, float | None] = {}
-        self._scored_step = -1
-        self._density: Tensor | None = None
+        self.saved_step = self.trainer.steps_done
+        self.finite = Finite(self.trainer, rows)
+        self.scores = HeldOutScores(self.trainer, rows, self.finite, model)
         self._tracker: Tracker = SilentTracker()
         self._position = checkpoint.progress if checkpoint else None
         self._seconds_before = checkpoint.progress["seconds"] if checkpoint else 0.0
@@ -85,20 +76,19 @@ class Run:
 
     @property
     def steps_done(self) -> int:
-        """Optimiser steps taken, those before an interruption included."""
+        """Optimiser steps taken, including those before an interruption."""
         return self.trainer.steps_done
 
     @property
     def seconds(self) -> float:
-        """Time trained so far, that before an interruption included."""
+        """Time trained so far, including that before an interruption."""
         return self._seconds_before + time.perf_counter() - self._started
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        """The output is this run's, against other processes too, and its numbers go to metrics.jsonl there.
+        """Own the output, also against other processes, and write numbers to metrics.jsonl there.
 
-        Where something fails within, the SAE as it stands is saved first, unless it is the numbers that
-        broke.
+        If something fails within, the SAE as it stands is saved, unless its numbers broke.
         """
         self.output.mkdir(parents=True, exist_ok=True)
         with _alone(self.output), self._opened_tracker() as self._tracker:
@@ -120,8 +110,7 @@ class Run:
         return self.trainer.update(self.trainer.kind.scaled(batch, self.rows.scale))
 
     def after_step(self, stats: StepStats) -> None:
-        """Lines of metrics.jsonl, an evaluation and a checkpoint, as far as they are due; `finish` follows
-        the last step."""
+        """Write what is due: lines of metrics.jsonl and a checkpoint; after the last step `finish` does."""
         done, last = self.steps_done, self.steps_done == self.n_steps
         if done % self.config.log_every_steps == 0 or last:
             self._tracker.log(done, self.training_metrics(stats))
@@ -131,31 +120,30 @@ class Run:
             self.checkpoint()
 
     def stop(self) -> None:
-        """Leave before the end: the same command goes on from here."""
+        """Leave before the end; the same command resumes here."""
         if self.saved_step != self.steps_done:
             self.checkpoint()
         if writes():
             log.warning(
-                "stopped at step %d of %d; the same command goes on from there", self.steps_done, self.n_steps
+                "stopped at step %d of %d; run the same command again to resume",
+                self.steps_done,
+                self.n_steps,
             )
             log.warning("the SAE as it stands is in %s", self.output)
 
     def finish(self) -> SparseAutoencoder:
-        """Save the trained SAE; checkpoints go."""
+        """Save the trained SAE and remove the checkpoints."""
         sae = self.save()
-        self._tracker.log(self.steps_done, self.scores)
+        self._tracker.log(self.steps_done, self.scores.metrics)
         if writes():
             remove_checkpoints(self.output)
         return sae
 
     def training_metrics(self, stats: StepStats) -> dict[str, float | int | None]:
-        """What a training line of metrics.jsonl holds; raises FloatingPointError when the loss is not
-        finite."""
-        loss, trainer, done = float(stats.reconstruction), self.trainer, self.steps_done
-        if not math.isfinite(loss):
-            self._raise_not_finite(f"the reconstruction loss is {loss}")
-        self.finite_step = done
-        tokens, window = done * self.config.batch_size_rows, trainer.dead_tracker.dead_after_tokens
+        """A training line of metrics.jsonl. raises: FloatingPointError when the loss is not finite"""
+        loss, trainer = float(stats.reconstruction), self.trainer
+        self.finite.check_loss(loss)
+        tokens, window = self.steps_done * self.config.batch_size_rows, trainer.dead_tracker.dead_after_tokens
         n_dead = distributed.total(len(trainer.dead_tracker.dead()), "latents")
         dead = n_dead / trainer.kind.d_sae if tokens >= window else None
         return {
@@ -170,27 +158,21 @@ class Run:
         }
 
     def held_out_metrics(self) -> dict[str, float | None]:
-        """fvu and l0 on rows of held-out documents, None when there are none; with a model ΔCE in nats a
-        token of them.
-
-        Of one step they are computed once. Where the run has a baseline, the baseline's fvu is beside them.
-        """
-        if self._scored_step != self.steps_done:
-            self.scores, self._scored_step = self._score() | self._downstream(), self.steps_done
+        """The scores on held-out rows, with the fvu of the run's baseline, if it has one."""
+        metrics = self.scores.update()
         if self.config.baseline:
-            self.scores["baseline_fvu"] = baseline_fvu(self.config, self.steps_done)
-        return self.scores
+            metrics["baseline_fvu"] = baseline_fvu(self.config, self.steps_done)
+        return metrics
 
     def checkpoint(self) -> None:
-        """Write the state of training and the SAE as it stands, if all is finite; what was saved before stays
-        until then."""
-        self._weights_are_finite()
+        """Write the state of training and the SAE as it stands; if it is not finite, raise before either."""
+        self.finite.check_weights()
         position, state = self._tracker.position(), self.trainer.whole_state()
         if writes():
             save_checkpoint(
                 self.output,
                 state,
-                run=_identity(self.rows, self.config),
+                run=identity(self.rows, self.config),
                 progress={
                     "scale": self.rows.scale,
                     "rows": self.rows.position(self.steps_done),
@@ -204,32 +186,33 @@ class Run:
         self.save()
 
     def save(self) -> SparseAutoencoder:
-        """The SAE in the units of the store, written to `output` by the first process; never one that is not
-        finite."""
-        self._weights_are_finite()
-        done, kind, rows = self.steps_done, self.trainer.kind, self.rows
+        """The SAE in the units of the store; the first process writes it to `output`.
+
+        raises: FloatingPointError, before anything is written, if it is not finite
+        """
+        self.finite.check_weights()
+        kind, rows = self.trainer.kind, self.rows
         if kind.calibrates and len(held_out := rows.held_out()):
-            self._scored_step = -1
+            self.scores.outdated()
             kind.calibrate((held_out * rows.scale).to(self.device))
-        sae = self._as_saved()
-        self.held_out_metrics()
+        sae = saved_sae(self.trainer, rows)
         facts = {
             **sae.config.metadata["saelens_lite"],
             "train": to_mapping(self.config),
             "lr": self.trainer.lr,
-            "steps": done,
-            "tokens": done * self.config.batch_size_rows,
+            "steps": self.steps_done,
+            "tokens": self.steps_done * self.config.batch_size_rows,
             **self._left_out(),
-            **self.scores,
+            **self.held_out_metrics(),
         }
         metadata = {**sae.config.metadata, "saelens_lite": facts}
         if rows.context_length is not None:
             metadata["context_size"] = rows.context_length
         sae.config = dataclasses.replace(sae.config, metadata=metadata)
         if writes():
-            sae.save(self.output, None if self._density is None else (self._density + 1e-10).log10())
-            settings = json.dumps(to_mapping(self.config), indent=1)
-            (self.output / "train_config.json").write_text(settings, encoding="utf-8")
+            density = self.scores.density
+            sae.save(self.output, None if density is None else (density + 1e-10).log10())
+            write_file(self.output / "train_config.json", json.dumps(to_mapping(self.config), indent=1))
         return sae
 
     def _opened_tracker(self) -> Tracker:
@@ -237,129 +220,42 @@ class Run:
             return SilentTracker()
         return Tracker(self.output, to_mapping(self.config), self.config.wandb_project, self._position)
 
-    def _initial_sae(self) -> SparseAutoencoder:
-        """On the CPU, in the scale of training."""
-        config, rows, kind = self.config, self.rows, kind_class(self.config.kind)
-        sample = rows.sample(_INIT_ROWS) * rows.scale
-        if config.init_from is not None:
-            source, scale = config.init_from, rows.scale
-            return sae_to_finetune(self._sae_config(), source, scale, config.unit_decoder, self.comm)
-        return initial_sae(self._sae_config(), sample, config.seed, kind.encoder_scale, self.comm)
-
-    def _sae_config(self, d_sae: int | None = None) -> SAEConfig:
-        """d_sae: None for the configuration's"""
-        config, rows, sae_kind = self.config, self.rows, kind_class(self.config.kind).sae_kind
-        return SAEConfig(
-            d_model=rows.d_model,
-            d_sae=d_sae or config.d_sae or config.expansion * rows.d_model,
-            kind=sae_kind,
-            k=config.k if sae_kind == "topk" else None,
-            hook_point=rows.hook_point,
-            hf_module=rows.hf_module,
-            model_name=rows.model_name,
-            metadata={"saelens_lite": {"version": saelens_lite.__version__, **rows.record}},
-        )
-
     def _begin_together(self) -> None:
-        """Several processes begin with the bits of the first, once all of them have looked at what is there.
+        """Give all processes the bits of the first, once each has looked for a checkpoint.
 
-        raises: ValueError if they found different checkpoints
+        raises: ValueError if they found different ones
         """
         done = self.steps_done
         if distributed.largest(done) != -distributed.largest(-done):
             raise ValueError(
-                f"the processes expected one checkpoint in {self.output}, this one found step {done} and "
-                "another one "
-                "a different step: give all machines the same folder"
+                f"expected all processes to find one checkpoint in {self.output}, but this one found step {done} "
+                "and another a different step: give all machines the same folder"
             )
         self.trainer.begin_alike()
 
     def _left_out(self) -> dict[str, float]:
-        """The share of training rows left out, for logs and metadata, where that was asked for."""
+        """The share of training rows left out, for logs and metadata, if max_norm_ratio asks for it."""
         return {} if self.rows.left_out_share is None else {"left_out_share": self.rows.left_out_share}
-
-    def _score(self) -> dict[str, float | None]:
-        acts, scale = self.rows.held_out(), self.rows.scale
-        if not len(acts):
-            return {"held_out_fvu": None, "held_out_l0": None}
-        errors = variance = 0.0
-        firing = FiringSums(self.trainer.sae.d_sae, self.device)
-        mean = acts.mean(0, dtype=torch.float64)
-        with torch.no_grad():
-            for rows in acts.split(self.config.batch_size_rows):
-                scaled = (rows * scale).to(self.device)
-                out = self.comm.forward(self.trainer.sae, scaled, self._sae_config().k)
-                errors += float((out.recons.cpu() / scale - rows).double().square().sum())
-                variance += float((rows - mean).square().sum())
-                firing.update(out.latents)
-        if not math.isfinite(errors):
-            self._raise_not_finite("the error on held-out rows is not finite")
-        density, l0 = self.comm.whole(firing.density, 0), distributed.total(firing.l0, "latents")
-        self._density = None if density is None else density.cpu()
-        return {"held_out_fvu": errors / variance if variance else None, "held_out_l0": l0}
-
-    def _downstream(self) -> dict[str, float | None]:
-        """ΔCE of the SAE as it stands, by the first process."""
-        if not distributed.largest(int(self._model is not None and writes()), "latents"):
-            return {}
-        sae = self._as_saved()
-        if self._model is None or not writes():
-            return {}
-        replacements = {"sae": {"sae": sae}, **({"clean": None} if math.isnan(self._ce_clean) else {})}
-        ce = self.rows.cross_entropies(self._model, replacements, self.config.eval_ce_tokens)
-        self._ce_clean = ce.get("clean", self._ce_clean)
-        return {"held_out_delta_ce": ce["sae"] - self._ce_clean}
-
-    def _as_saved(self) -> SparseAutoencoder:
-        """A copy of the SAE in the units of the store, with unit decoder rows; of all shards."""
-        sae = fold_scale(self.trainer.sae, self.rows.scale)
-        if not self.config.unit_decoder:
-            fold_decoder_norms_(sae)
-        return self.comm.whole_sae(sae, self._sae_config(self.trainer.kind.d_sae))
-
-    def _raise_not_finite(self, what: str) -> NoReturn:
-        """Look for the cause in the rows since numbers were last known to be finite. raises:
-        FloatingPointError"""
-        done, lr = self.steps_done, self.trainer.lr
-        self.rows.check_steps(self.finite_step, done, f"{what} at step {done}")
-        raise FloatingPointError(
-            f"{what} at step {done}, though all rows since step {self.finite_step} are: the training "
-            "diverged. Lower lr "
-            f"(now {lr:g}) and choose another output, or overwrite=True"
-        )
-
-    def _weights_are_finite(self) -> None:
-        """raises: FloatingPointError otherwise"""
-        finite = all(bool(parameter.isfinite().all()) for parameter in self.trainer.sae.parameters())
-        if distributed.largest(int(not finite), "latents"):
-            self._raise_not_finite("a weight is not finite")
-        self.finite_step = self.steps_done
 
     def _save_what_there_is(self) -> None:
         if not self.steps_done or not writes():
             return
-        if self.comm.n_shards > 1:  # the others, who would have to bring their shards, cannot be asked
-            log.error(
-                "failed after step %d of %d; saved is step %d", self.steps_done, self.n_steps, self.saved_step
-            )
+        where = f"failed after step {self.steps_done} of {self.n_steps}"
+        if self.comm.n_shards > 1:  # the other shards are with processes that cannot be asked any more
+            log.error("%s; saved is step %d", where, self.saved_step)
             return
         self.save()
-        log.error(
-            "failed after step %d of %d; the SAE as it stands is in %s",
-            self.steps_done,
-            self.n_steps,
-            self.output,
-        )
+        log.error("%s; the SAE as it stands is in %s", where, self.output)
         if self.saved_step:
-            log.error("the same command goes on at step %d", self.saved_step)
+            log.error("run the same command again to resume at step %d", self.saved_step)
 
 
 @contextmanager
 def _alone(output: Path) -> Iterator[None]:
-    """Keep another training out, for as long as this one trains into `output`."""
+    """Keep other trainings out of `output` while this one runs."""
     with LocalFolder(output).locked() if writes() else nullcontext(True) as ours:
         if distributed.largest(int(not ours)):
             raise ValueError(
-                f"{output} is being trained into by another process: wait for it, or choose another output"
+                f"another process is training into {output}: wait for it, or choose another output"
             )
         yield

@@ -179,7 +179,7 @@ def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_p
     assert sl.SparseAutoencoder.load(tmp_path / "3").config.metadata["saelens_lite"]["steps"] == 20
     with caplog.at_level("INFO", logger="saelens_lite.train"):
         train(store, tmp_path / "3")
-    assert f"going on at step 20 with the run in {tmp_path / '3'}" in caplog.text
+    assert f"resuming the run in {tmp_path / '3'} at step 20" in caplog.text
     assert not (tmp_path / "3" / "state").exists()
     with pytest.raises(ValueError, match="holds an SAE already: choose another output, or overwrite=True"):
         train(store, tmp_path / "3")
@@ -304,7 +304,8 @@ def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path
     with pytest.raises(OSError, match="No space left"):
         train(store, tmp_path / "failed")
     assert (
-        "failed after step 18 of 40" in caplog.text and "the same command goes on at step 16" in caplog.text
+        "failed after step 18 of 40" in caplog.text
+        and "run the same command again to resume at step 16" in caplog.text
     )
     assert sl.SparseAutoencoder.load(tmp_path / "failed").config.metadata["saelens_lite"]["steps"] == 18
     monkeypatch.undo()
@@ -315,7 +316,7 @@ def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path
 def test_a_second_process_is_kept_out(store, tmp_path):
     with (
         training._alone(tmp_path),
-        pytest.raises(ValueError, match="is being trained into by another process"),
+        pytest.raises(ValueError, match="another process is training into"),
     ):
         train(store, tmp_path)
 
@@ -354,7 +355,7 @@ def test_a_row_that_is_not_finite_stops_the_run_by_name_and_spoils_nothing(
     rows = StoreRows(clean, TrainConfig(**{**OPTIONS, "held_out_fraction": 0.0}))
     place = next(i for i, row in enumerate(rows._buffer.rows(25).tolist()) if 3000 <= row < 6000)
     row = int(rows._buffer.rows(25)[place]) - 3000
-    monkeypatch.setattr(training, "_INIT_ROWS", 16)
+    monkeypatch.setattr("saelens_lite.train.runs.sae._INIT_ROWS", 16)
     store = spoilt_store(planted.acts, tmp_path / "store", row, value)
     named = f"row {row} of shard 1 .*00001.acts.safetensors.*saelens-lite verify"
     fields = {"held_out_fraction": 0.0, "kind": kind, "max_norm_ratio": None}

@@ -1,0 +1,44 @@
+"""Stops a run whose numbers are no longer finite, and says where that began."""
+
+from __future__ import annotations
+
+import math
+
+from saelens_lite import distributed
+
+from ..optimise.trainer import Trainer
+from ..rows.protocol import Rows
+
+
+class Finite:
+    """Remembers the last step at which numbers were finite.
+
+    Every check raises FloatingPointError otherwise. The error names the first row since then that is not
+    finite; if all are finite, it says that the training diverged.
+    """
+
+    def __init__(self, trainer: Trainer, rows: Rows) -> None:
+        self._trainer, self._rows, self._step = trainer, rows, trainer.steps_done
+
+    def check(self, number: float, what: str) -> None:
+        """Check one number; what: the fault in words, for the error."""
+        if math.isfinite(number):
+            return
+        done, lr = self._trainer.steps_done, self._trainer.lr
+        self._rows.check_steps(self._step, done, f"{what} at step {done}")
+        raise FloatingPointError(
+            f"{what} at step {done}, though all rows since step {self._step} are: the training diverged. "
+            f"Lower lr (now {lr:g}) and choose another output, or overwrite=True"
+        )
+
+    def check_loss(self, loss: float) -> None:
+        """Check the loss of the step that was just done."""
+        self.check(loss, f"the reconstruction loss is {loss}")
+        self._step = self._trainer.steps_done
+
+    def check_weights(self) -> None:
+        """Check all weights, of all shards."""
+        finite = all(bool(parameter.isfinite().all()) for parameter in self._trainer.sae.parameters())
+        broken = distributed.largest(int(not finite), "latents")
+        self.check(math.nan if broken else 0.0, "a weight is not finite")
+        self._step = self._trainer.steps_done

@@ -1,0 +1,48 @@
+"""The SAE of a run: what it is, what it starts from, and how it is saved."""
+
+from __future__ import annotations
+
+import saelens_lite
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
+
+from ..comm import Alone
+from ..config import TrainConfig
+from ..kinds.choice import kind_class
+from ..optimise.fold import fold_decoder_norms_, fold_scale
+from ..optimise.initial import initial_sae, sae_to_finetune
+from ..optimise.trainer import Trainer
+from ..rows.protocol import Rows
+
+_INIT_ROWS = 32_768
+
+
+def sae_config(config: TrainConfig, rows: Rows, d_sae: int | None = None) -> SAEConfig:
+    """The configuration of the whole SAE; d_sae: None for what `config` says."""
+    kind = kind_class(config.kind).sae_kind
+    return SAEConfig(
+        d_model=rows.d_model,
+        d_sae=d_sae or config.d_sae or config.expansion * rows.d_model,
+        kind=kind,
+        k=config.k if kind == "topk" else None,
+        hook_point=rows.hook_point,
+        hf_module=rows.hf_module,
+        model_name=rows.model_name,
+        metadata={"saelens_lite": {"version": saelens_lite.__version__, **rows.record}},
+    )
+
+
+def starting_sae(config: TrainConfig, rows: Rows, comm: Alone) -> SparseAutoencoder:
+    """This process's shard at step 0, on the CPU, in the scale of training."""
+    sample, whole = rows.sample(_INIT_ROWS) * rows.scale, sae_config(config, rows)
+    if config.init_from is not None:
+        return sae_to_finetune(whole, config.init_from, rows.scale, config.unit_decoder, comm)
+    return initial_sae(whole, sample, config.seed, kind_class(config.kind).encoder_scale, comm)
+
+
+def saved_sae(trainer: Trainer, rows: Rows) -> SparseAutoencoder:
+    """A copy of the SAE as it stands: in the units of the store, with unit decoder rows, of all shards."""
+    sae = fold_scale(trainer.sae, rows.scale)
+    if not trainer.config.unit_decoder:
+        fold_decoder_norms_(sae)
+    return trainer.comm.whole_sae(sae, sae_config(trainer.config, rows, trainer.kind.d_sae))

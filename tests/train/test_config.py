@@ -145,6 +145,7 @@ def run(stores, tmp_path, monkeypatch, request):
             d_model = 32 if fields.get("store") == "store of text" else 16
             source = sl.SparseAutoencoder(sl.SAEConfig(d_model=d_model, d_sae=32, k=3))
             torch.nn.init.orthogonal_(source.W_dec)
+            source.W_dec.data.copy_(torch.nn.functional.normalize(source.W_dec, dim=1))
             source.W_enc.data.copy_(source.W_dec.T)
             fields["init_from"] = str(source.save(tmp_path / "source"))
         if fields.get("store") == "store of text":

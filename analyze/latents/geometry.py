@@ -1,4 +1,4 @@
-"""How an SAE's weights lie: per latent, between encoder and decoder, and among the decoder's directions."""
+"""How an SAE's weights lie: encoder against decoder, norms and biases, and decoder rows among each other."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import BIAS
 
 ALL_PAIRS = 16_384
-"""Up to so many latents all pairs are compared; of more, as many pairs as of so many."""
+"""Up to this many latents all pairs are compared; beyond, as many pairs as this many latents have."""
 _CHUNK_VALUES, _BLOCK_ROWS = 2**24, 2**11
 
 
 def encoder_decoder_cosine(sae: SparseAutoencoder) -> Tensor:
-    """float32[d_sae], the cosine of each latent's encoder column with its decoder row; 0 where one of them is
-    zero."""
+    """Cosine of each latent's encoder column with its decoder row, float32[d_sae]; 0 if either is zero."""
     with torch.no_grad():
         return torch.cosine_similarity(sae.W_enc.T.float(), sae.W_dec.float(), dim=1)
 
@@ -35,11 +34,10 @@ def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
 
 
 def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The m latents whose decoder rows have the largest cosine with each latent's, largest first; not the
-    latent itself.
+    """The m other latents whose decoder rows have the largest cosine with each latent's, largest first.
 
-    latents: int64[n], whose neighbours, by default all d_sae
-    returns: ids int32[n m], -1 in places that fewer than m others leave empty, and cosines float32[n m]
+    latents: int64[n], by default all d_sae
+    returns: ids int32[n m], -1 where fewer than m others exist, and cosines float32[n m]
     Costs one product of the decoder with itself, in blocks; nothing for m = 0.
     """
     W_dec = sae.W_dec.detach()
@@ -56,17 +54,13 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = N
             products[itself, rows[itself] - start] = -torch.inf
             rise = (products.amax(1) > values[:, -1]).nonzero()[:, 0]  # later blocks seldom have a nearer one
             best = products[rise].topk(min(m, products.shape[1]), dim=1)
-            merged, ids_of = (
-                torch.cat([values[rise], best.values], 1),
-                torch.cat([found[rise], best.indices + start], 1),
-            )
+            merged = torch.cat([values[rise], best.values], 1)
+            ids_of = torch.cat([found[rise], best.indices + start], 1)
             kept = merged.topk(m, dim=1)
             values[rise], found[rise] = kept.values, ids_of.gather(1, kept.indices)
-        there = values > -torch.inf
-        ids[places], cosines[places] = (
-            found.masked_fill(~there, -1).int().cpu(),
-            values.masked_fill(~there, 0).cpu(),
-        )
+        absent = ~(values > -torch.inf)
+        ids[places] = found.masked_fill(absent, -1).int().cpu()
+        cosines[places] = values.masked_fill(absent, 0).cpu()
     return ids, cosines
 
 
@@ -75,10 +69,10 @@ def _unit(rows: Tensor) -> Tensor:
 
 
 def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
-    """The largest cosine of a latent's decoder row with another latent's, of near copies near 1.
+    """The largest cosine of a latent's decoder row with another's; near 1 for near copies.
 
-    returns: float32[n]: of all latents up to ALL_PAIRS of them; of more, of ALL_PAIRS² / d_sae latents drawn
-        at random (seed 0), each compared with all others. A zero row has cosine 0
+    returns: float32[n], of all latents up to ALL_PAIRS of them, else of ALL_PAIRS² / d_sae latents drawn at
+        random (seed 0), each compared with all others; a zero row has cosine 0
     """
     unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
     d_sae = len(unit)
@@ -86,9 +80,8 @@ def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
         return torch.empty(0)
     chosen = torch.arange(d_sae)
     if d_sae > ALL_PAIRS:
-        chosen = torch.randperm(d_sae, generator=torch.Generator().manual_seed(0))[
-            : max(1, ALL_PAIRS**2 // d_sae)
-        ]
+        drawn = torch.randperm(d_sae, generator=torch.Generator().manual_seed(0))
+        chosen = drawn[: max(1, ALL_PAIRS**2 // d_sae)]
     largest = []
     for rows in chosen.split(max(1, _CHUNK_VALUES // d_sae)):
         cosines = unit[rows] @ unit.T

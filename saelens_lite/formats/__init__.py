@@ -1,4 +1,4 @@
-"""Foreign SAE formats, one file each: names, tensor layouts and traps, kept out of the SAE itself.
+"""Foreign SAE formats, one file each: their names, tensor layouts and traps.
 
 saelens  the SAELens v6 inference folder, which is our own format
 """

@@ -1,4 +1,4 @@
-"""The SAELens inference folder, versions 6 and before, as a mapping to and from ours; it touches no file.
+"""The SAELens inference folder, up to version 6, as a mapping to and from ours; touches no file.
 
 cfg.json            d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations,
                     reshape_activations, [k, rescale_acts_by_decoder_norm for topk], metadata {...},
@@ -8,9 +8,9 @@ sae_weights         W_enc [d_in, d_sae]  b_enc [d_sae]  W_dec [d_sae, d_in]  b_d
                     acts @ W_enc
 
 Two facts of SAELens 6.54.12 shape the writer. `metadata.sae_lens_version` must be 6 or later, or the reader
-takes the file for an old one and drops the nested metadata. Batch-wise kinds are training-only there: what
-they learnt is saved as jumprelu. One shapes the reader: topk may select by pre_acts · ‖W_dec row‖ and divide
-by it when decoding (`rescale_acts_by_decoder_norm`); that is folded into the weights here, exactly.
+takes the file for an old one and drops the nested metadata. Batch-wise kinds are for training only there and
+are saved as jumprelu. One fact shapes the reader: topk may select by pre_acts · ‖W_dec row‖ and divide by it
+when decoding (`rescale_acts_by_decoder_norm`); that is folded into the weights here, exactly.
 """
 
 from __future__ import annotations
@@ -53,10 +53,8 @@ _OLD_NAMES = {
 }
 _OLD_METADATA = (
     "model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos "
-    "exclude_special_tokens "
-    "neuronpedia_id context_size seqpos_slice dataset_path sae_lens_version sae_lens_training_version "
-    "hook_name_out "
-    "hook_head_index_out hf_hook_name hf_hook_name_out"
+    "exclude_special_tokens neuronpedia_id context_size seqpos_slice dataset_path sae_lens_version "
+    "sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out"
 ).split()
 
 
@@ -89,8 +87,7 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
 
 
 def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SAEConfig:
-    """The SAEConfig that a cfg.json describes, of SAELens 6 or before; other top-level keys are ignored, as
-    there.
+    """The SAEConfig that a cfg.json describes, of SAELens 6 or before; as there, other keys are ignored.
 
     where: names the file in errors
     dtype: overrides the file's
@@ -125,9 +122,8 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
     if reshape not in ("none", None):
         raise ValueError(
             f"{where}: reshape_activations {reshape!r} is not supported: the SAE reads attention heads side "
-            "by side, "
-            "which are no hook point here; choose an SAE of hook_resid_pre, hook_resid_post, hook_attn_out "
-            "or hook_mlp_out"
+            "by side, which are no hook point here; choose an SAE of hook_resid_pre, hook_resid_post, "
+            "hook_attn_out or hook_mlp_out"
         )
     normalisation = cfg.get("normalize_activations", "none")
     if normalisation not in NORMALIZATIONS:
@@ -158,10 +154,8 @@ def from_tensors(
 ) -> dict[str, Tensor]:
     """The state dict for `SparseAutoencoder(config)`, every name and shape checked.
 
-    Older files differ in two ways that are read here: JumpReLU's `log_threshold`, and a `scaling_factor` of
-        ones.
-    rescaled_by_decoder_norm: cfg.json's `rescale_acts_by_decoder_norm`; the latents stay those that SAELens
-        gives
+    Older files may have JumpReLU's `log_threshold`, and a `scaling_factor` of ones.
+    rescaled_by_decoder_norm: cfg.json's `rescale_acts_by_decoder_norm`; latents stay as SAELens computes them
     raises: CheckpointError naming the tensor, the shape expected from cfg.json and the one received
     """
     tensors = dict(tensors)
@@ -172,8 +166,7 @@ def from_tensors(
     ):
         raise CheckpointError(
             f"{where}: the tensor scaling_factor is not all ones: this SAE was finetuned with per-latent "
-            "scales; "
-            "open it with sae_lens < 6 and multiply them into the rows of W_dec"
+            "scales; open it with sae_lens < 6 and multiply them into the rows of W_dec"
         )
     expected = config.shapes
     for name, shape in expected.items():
@@ -186,14 +179,13 @@ def from_tensors(
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{where}: expected {name} {list(shape)} (cfg.json: d_in={config.d_model}, "
-                f"d_sae={config.d_sae}), "
-                f"got {list(tensors[name].shape)}; the weights are not those of the cfg.json beside them"
+                f"d_sae={config.d_sae}), got {list(tensors[name].shape)}; the weights are not those of the "
+                "cfg.json beside them"
             )
     if unknown := sorted(set(tensors) - set(expected)):
         raise CheckpointError(
             f"{where}: {', '.join(unknown)} not known for an SAE of kind {config.kind!r} (expected "
-            f"{', '.join(expected)}); "
-            "ignoring it could change what the SAE computes, so the folder is refused"
+            f"{', '.join(expected)}); ignoring it could change what the SAE computes"
         )
     return _with_norms_folded(tensors) if rescaled_by_decoder_norm else tensors
 
@@ -212,7 +204,7 @@ def _with_norms_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """A configuration written before SAELens 6, in the words of version 6."""
+    """A configuration from before SAELens 6, in the words of version 6."""
     new = {_OLD_NAMES.get(key, key): value for key, value in cfg.items()}
     new.setdefault("architecture", "standard")
     new.setdefault("prepend_bos", True)
@@ -231,7 +223,7 @@ def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_v6(version: Any) -> bool:
-    """Whether a version string is 6 or later, as far as the first number says it."""
+    """Whether the first number of a version string is 6 or more."""
     major = str(version or "").split(".")[0]
     return major.isdigit() and int(major) >= 6
 
@@ -248,6 +240,7 @@ def _required(cfg: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 
 
 def dtype_name(name: str, where: str) -> str:
+    """A dtype's name without "torch."; where: the first words of the ValueError for an unknown one."""
     bare = name.removeprefix("torch.")
     if bare not in DTYPES:
         raise ValueError(
@@ -257,7 +250,7 @@ def dtype_name(name: str, where: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in what JSON knows: a metric that is nan must not be the reason that an SAE is not saved."""
+    """`value` in what JSON knows: a metric that is nan must not keep an SAE from being saved."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

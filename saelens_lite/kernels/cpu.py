@@ -1,14 +1,11 @@
-"""The kernels of cpu.c, screen.c and tally.c: compiled at first use by the machine's C compiler, loaded
-through ctypes.
+"""The kernels of cpu.c and screen.c, called through ctypes; cpu_build.py compiles them at first use.
 
-Without a compiler `library()` is None and the embedding bags of bags.py do the work. The result is cached by
-source and compiler in the user's cache folder.
+Without a compiler `library()` is None and the embedding bags of torch_ops.py do the work.
 """
 
 from __future__ import annotations
 
 import ctypes
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,16 +16,15 @@ from saelens_lite.kernels import reference, torch_ops
 from saelens_lite.kernels.cpu_build import library
 from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each
 
-log = logging.getLogger(__name__)
-
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether cpu.c takes these tensors: float32, contiguous, on a CPU; and it could be compiled."""
+    """Whether cpu.c could be compiled and takes these tensors: float32, contiguous, on a CPU."""
     fits = all(t.device.type == "cpu" and t.dtype == torch.float32 and t.is_contiguous() for t in tensors)
     return fits and library() is not None
 
 
-def _call(name: str, *args: Tensor | int | float | None) -> Any:
+def call(name: str, *args: Tensor | int | float | None) -> Any:
+    """Call a C function; tensors and None go as pointers, int as int64, float as float32."""
     return getattr(library(), name)(*map(_as_c, args))
 
 
@@ -42,73 +38,70 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     """As reference.select_topk; of equal values the lower indices win."""
     B, n = products.shape
     values, indices = products.new_empty(B, k), torch.empty(B, k, dtype=torch.int64)
-    if _call("select_topk", products, bias, B, n, k, values, indices):
+    if call("select_topk", products, bias, B, n, k, values, indices):
         return reference.select_topk(products, bias, k)  # rows full of NaN: let torch sort those
     return values, indices
 
 
 def keep_topk_(acts: Tensor, k: int) -> Tensor:
     """As reference.keep_topk_; NaN becomes 0."""
-    _call("keep_topk", acts, *acts.shape, k)
+    call("keep_topk", acts, *acts.shape, k)
     return acts
 
 
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """As reference.select_topk of inputs @ W_rowsᵀ, by screen.c; None where that is not available or would
-    not pay."""
+    """As reference.select_topk of inputs @ W_rowsᵀ, by screen.c; None where it is missing or does not pay."""
     (B, d), n = inputs.shape, len(W_rows)
     # A pre-activation computed on its own costs about as much as thirty of a matrix product.
     limit = n // 40
     if k > limit:
         return None
     values, indices = inputs.new_empty(B, k), torch.empty(B, k, dtype=torch.int64)
-    gave_up = _call("screened_topk", inputs, W_rows, bias, B, n, d, k, limit, values, indices)
+    gave_up = call("screened_topk", inputs, W_rows, bias, B, n, d, k, limit, values, indices)
     return None if gave_up else (values, indices)
 
 
 def screened_batch_topk(
     inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int, guess: float
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As reference.select_batch_topk of inputs @ W_rowsᵀ; None where that is not available or would not pay.
+    """As reference.select_batch_topk of inputs @ W_rowsᵀ; None where screen.c is missing or does not pay.
 
-    Places with the largest bounds are computed; the n_pairs-th largest of those is a floor, and what is
-    bounded below it cannot be among the n_pairs largest.
+    Places with the largest bounds are computed. The n_pairs-th largest of those is a floor: a place bounded
+    below it cannot be among the n_pairs largest.
     """
     (B, d), n, threads = inputs.shape, len(W_rows), torch.get_num_threads()
     guess = ctypes.c_float(guess).value
     if not guess > 0 or 40 * n_pairs > B * n:
         return None
     room = min(16 * n_pairs, B * n // 40) // threads + n
-    bounds, places = (
-        inputs.new_empty(threads * (room + n)),
-        torch.empty(threads * (room + n), dtype=torch.int64),
-    )
+    bounds = inputs.new_empty(threads * (room + n))
+    places = torch.empty(threads * (room + n), dtype=torch.int64)
     counts = torch.empty(threads, dtype=torch.int64)
     args = (B, n, d, guess, room, threads)
-    m = _call("screened_places", inputs, W_rows, bias, *args, bounds, places, counts)
+    m = call("screened_places", inputs, W_rows, bias, *args, bounds, places, counts)
     if m < n_pairs:
         return None
     bounds, places = bounds[:m], places[:m]
     values = torch.zeros_like(bounds)
     pairs = (inputs, W_rows, bias, n, d, bounds, places, m)
     start = nth_largest(bounds, n_pairs)
-    _call("compute_places", *pairs, start, torch.inf, values)
+    call("compute_places", *pairs, start, torch.inf, values)
     floor = nth_largest(values, n_pairs)
-    _call("compute_places", *pairs, floor, start, values)
-    _call("keep_largest", values, places, m, n_pairs)
+    call("compute_places", *pairs, floor, start, values)
+    call("keep_largest", values, places, m, n_pairs)
     largest = torch_ops.Candidates(values[:n_pairs].clone(), places[:n_pairs])
     return torch_ops.by_token(largest, B, n) if float(largest.values.min()) >= guess else None
 
 
 def nth_largest(values: Tensor, n: int) -> float:
-    """The n-th largest of the values; 0 where fewer than n are positive."""
-    return _call("nth_largest", values, values.numel(), n)
+    """The n-th largest of the values; 0 if fewer than n are positive."""
+    return call("nth_largest", values, values.numel(), n)
 
 
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As reference.select_batch_topk, by bags.select_by_bound."""
+    """As reference.select_batch_topk, by torch_ops.select_by_bound."""
     return torch_ops.select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
 
 
@@ -121,7 +114,7 @@ def _collect(
     values, places = bias.new_empty(room), torch.empty(room, dtype=torch.int64)
     counts = torch.empty(threads, dtype=torch.int64)
     args = (rows, n, float(bound), first_place, n_pairs, threads)
-    m = _call("collect", products, bias, *args, values, places, counts)
+    m = call("collect", products, bias, *args, values, places, counts)
     return torch_ops.Candidates(values[:m], places[:m])
 
 
@@ -137,21 +130,18 @@ def token_pass(
 ) -> TokenPass:
     (B, d), P = acts.shape, values.numel()
     nested = 1 if offsets is None else bags_of_each(offsets, B)
-    recons_grad, pair_grads, sq_error = out or (
-        acts.new_empty(B * nested, d),
-        acts.new_empty(P),
-        acts.new_empty(B),
-    )
+    shapes = (B * nested, d), P, B
+    recons_grad, pair_grads, sq_error = out or [acts.new_empty(shape) for shape in shapes]
     if pair_grads.numel() != P:
         pair_grads = acts.new_empty(P)
     args = (W_dec, b_dec, float(scale), B, nested, P // max(B, 1), d, recons_grad, pair_grads, sq_error)
-    _call("token_pass", acts, values, indices.contiguous(), offsets, *args)
+    call("token_pass", acts, values, indices.contiguous(), offsets, *args)
     return TokenPass(recons_grad, pair_grads, sq_error)
 
 
 def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
     order, offsets = torch.empty_like(indices), torch.empty(n + 1, dtype=torch.int64)
-    _call("regroup", indices, indices.numel(), n, order, offsets)
+    call("regroup", indices, indices.numel(), n, order, offsets)
     return order, offsets
 
 
@@ -171,5 +161,5 @@ def latent_pass(
     )
     nested = 1 if offsets is None else bags_of_each(offsets, B)
     args = (B, nested, n, values.numel() // max(B, 1), d)
-    _call("latent_pass", recons_grad, inputs, values, pair_grads, indices, offsets, W_dec, *args, *out)
+    call("latent_pass", recons_grad, inputs, values, pair_grads, indices, offsets, W_dec, *args, *out)
     return out

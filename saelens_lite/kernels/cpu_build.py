@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/kernels/cpu_build.py."""
+"""Compiles the C kernels at first use and keeps the result in the user's cache folder."""
 
 from __future__ import annotations
 
@@ -14,10 +14,7 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-
 _SOURCES = [Path(__file__).with_name(name) for name in ("cpu.c", "screen.c", "tally.c", "rows.h")]
-
-
 _COMPILE = ["-O3", "-march=native", "-fno-math-errno", "-fopenmp", "-fPIC", "-std=c11", "-c"]
 
 
@@ -27,8 +24,7 @@ def _cache_folder() -> Path:
 
 
 def _host() -> str:
-    """What -march=native depends on: a cached library must not meet another processor in a shared home
-    folder."""
+    """What -march=native depends on: in a shared home folder another processor must not load this library."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
@@ -62,7 +58,7 @@ def _build(compiler: str) -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be had."""
+    """The compiled kernels, or None where they cannot be compiled or loaded."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None

@@ -1,9 +1,9 @@
-"""Kernels of the sparse training step: reference.py defines them, the others are fast, this file chooses.
+"""The kernels of the sparse training step, by the fastest path for a device; reference.py defines them.
 
 float32 on a CPU goes to the C files, up to 32 bits on CUDA to Triton, and the rest to the embedding bags of
-bags.py, as does what a machine without compiler or triton cannot run. SAELENS_LITE_KERNELS=cpu, triton or
-torch in the environment leaves that one (and the embedding bags for what it does not take): with
-    TRITON_INTERPRET=1, triton runs on a CPU too, slowly.
+torch_ops.py, as does all that a machine without compiler or triton cannot run. SAELENS_LITE_KERNELS=cpu,
+triton or torch in the environment allows that path only, and the embedding bags for what it does not take.
+With TRITON_INTERPRET=1 triton runs on a CPU too, slowly.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ __all__ = [
 
 @functools.cache
 def _triton() -> ModuleType | None:
-    """kernels.triton, or None where triton is not installed. Imported here alone: that takes a while."""
+    """kernels.triton, or None where triton is not installed; imported late, as that takes a while."""
     try:
         from saelens_lite.kernels import triton
     except ImportError:
@@ -46,7 +46,7 @@ def _triton() -> ModuleType | None:
 def _path(*tensors: Tensor) -> ModuleType:
     """The fastest module that takes these tensors.
 
-    raises: ValueError where SAELENS_LITE_KERNELS is none of its values, or triton and that is not installed
+    raises: ValueError if SAELENS_LITE_KERNELS has an unknown value, or triton is asked for and not installed
     """
     only = os.environ.get("SAELENS_LITE_KERNELS", "")
     if only not in ("", "torch", "cpu", "triton"):
@@ -60,8 +60,7 @@ def _path(*tensors: Tensor) -> ModuleType:
         path = _triton()
         if path is None and only:
             raise ValueError(
-                "SAELENS_LITE_KERNELS expected a path that is here, got triton: pip install triton, or "
-                "unset it"
+                "SAELENS_LITE_KERNELS expected an installed path, got triton: pip install triton, or unset it"
             )
         if path is not None and path.usable(*tensors):
             return path
@@ -82,13 +81,12 @@ def keep_topk_(acts: Tensor, k: int) -> Tensor:
 
 
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """select_topk of inputs @ W_rowsᵀ without that product, or None where there is no such way or it would
-    not pay.
+    """select_topk of inputs @ W_rowsᵀ without that product, or None where that is impossible or does not pay.
 
     inputs: float[B d]; W_rows: float[n d]; bias: float[n]
-    On a CPU bounds on all pre-activations, from 8-bit integers, tell which few must be computed: see
-    screen.c. On CUDA pre-activations come out of the product and are not written: see triton_select.py. The
-    selection is that of exact arithmetic up to the rounding of the product.
+    On a CPU, bounds from 8-bit integers tell which few pre-activations must be computed (screen.c). On CUDA
+    pre-activations come out of the product and are not written (triton_select.py). The selection is that of
+    exact arithmetic up to the rounding of the product.
     """
     path = _path(inputs, W_rows, bias)
     return None if path is torch_ops else path.screened_topk(inputs, W_rows, bias, k)
@@ -99,10 +97,10 @@ def screened_batch_topk(
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """select_batch_topk of inputs @ W_rowsᵀ without that product, or None; see screened_topk.
 
-    guess: on a CPU it must be above 0, and not above the least value selected, or nothing comes of it; float
-        or float[""]
-    On CUDA there are always n_pairs: where fewer are positive, pairs of value 0 make up for them. Nothing
-    then depends on the data but the numbers, and the host need not wait.
+    guess: float or float[""]; on a CPU the result is None unless it is above 0 and not above the least value
+        selected
+    On CUDA there are always n_pairs: where fewer are positive, pairs of value 0 fill up. Shapes then do not
+    depend on the data, and the host need not wait.
     """
     path = _path(inputs, W_rows, bias)
     if path is cpu:
@@ -113,14 +111,11 @@ def screened_batch_topk(
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float | Tensor = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The n_pairs largest positive values of a whole batch: values float[P], indices int64[P], offsets
-    int64[B + 1].
+    """The n_pairs largest positive values of a batch: float[P], int64[P] and offsets int64[B + 1].
 
-    product_chunks: float[rows n], the rows of the batch in order; looked at once, before the next one is
-        asked for
-    guess: a value that about n_pairs or more exceed, such as a little less than the least value of the batch
-        before. It saves time and never changes the result; product_chunks must then be iterable a second
-        time.
+    product_chunks: float[rows n], the rows of the batch in order; each is read before the next is asked for
+    guess: a value that about n_pairs or more exceed, such as a little less than the least of the last batch.
+        It saves time and never changes the result; product_chunks must then be iterable twice.
     See reference.py.
     """
     return _path(bias).select_batch_topk(product_chunks, bias, n_pairs, float(guess))
@@ -144,7 +139,7 @@ def token_pass(
 ) -> TokenPass:
     """Decode, error and the gradient at each pair. See reference.py.
 
-    out: an earlier result of these shapes, whose memory may be used again
+    out: an earlier result of these shapes, whose memory may be reused
     offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
     """
     path = _path(acts, values, W_dec, b_dec)
@@ -165,7 +160,7 @@ def latent_pass(
 ) -> LatentPass:
     """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py.
 
-    out: an earlier result of these shapes, whose memory may be used again
+    out: an earlier result of these shapes, whose memory may be reused
     offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
     """
     path = _path(recons_grad, inputs, values, pair_grads, W_dec)

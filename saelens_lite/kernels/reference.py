@@ -1,4 +1,4 @@
-"""The definition of every kernel, in plain dense torch: what the fast paths are compared with.
+"""The definition of every kernel, in plain dense torch, with which the fast paths are compared.
 
 A training step of a TopK SAE is an encoder product and four kernels: select the latents of each token, pass
 over the tokens (decode, error, gradient at each firing pair), bring the pairs of each latent together, pass
@@ -20,9 +20,12 @@ from torch import Tensor
 
 
 class TokenPass(NamedTuple):
-    """recons_grad float[B d]: ∂L/∂recons, of J nested bags a token float[J·B d]: ∂L by what the bag adds to
-    recons; pair_grads float[P]: ∂L/∂value of each pair; sq_error float[B]: ‖x − x̂‖² of the last
-    reconstruction."""
+    """What token_pass gives.
+
+    recons_grad: float[B d], ∂L/∂recons; with J nested bags float[J·B d], by what each adds to recons
+    pair_grads: float[P], ∂L/∂value of each pair
+    sq_error: float[B], ‖x − x̂‖² of the last reconstruction
+    """
 
     recons_grad: Tensor
     pair_grads: Tensor
@@ -30,8 +33,7 @@ class TokenPass(NamedTuple):
 
 
 class LatentPass(NamedTuple):
-    """dec_grad, enc_grad float[n d], both latent-major; bias_grad float[n]; fired bool[n]: some pair is above
-    zero."""
+    """dec_grad, enc_grad float[n d], latent-major; bias_grad float[n]; fired bool[n], by pairs above 0."""
 
     dec_grad: Tensor
     enc_grad: Tensor
@@ -60,8 +62,7 @@ def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> T
 
 
 def keep_topk_(acts: Tensor, k: int) -> Tensor:
-    """In place: ReLU, and 0 for all but the k largest of each row; of equal ones the lower columns stay;
-    float[B n]."""
+    """In place: ReLU, and 0 for all but the k largest of each row; of equal ones the first stay."""
     largest = acts.relu_().argsort(dim=1, descending=True, stable=True)[:, :k]
     return acts.copy_(torch.zeros_like(acts).scatter_(1, largest, acts.gather(1, largest)))
 
@@ -69,8 +70,7 @@ def keep_topk_(acts: Tensor, k: int) -> Tensor:
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The n_pairs largest positive values of a whole batch of products + bias; of equal ones the lower (row,
-    column).
+    """The n_pairs largest positive values of products + bias; of equal ones the lower (row, column).
 
     product_chunks: float[rows n], the rows of the batch in order; bias: float[n]
     returns: values float[P], indices int64[P], offsets int64[B + 1], in order of (row, column); P < n_pairs
@@ -87,19 +87,19 @@ def select_batch_topk(
 
 
 def uniform_offsets(tokens: int, n_pairs: int, device: torch.device) -> Tensor:
-    """int64[tokens + 1]: the offsets of pairs that are spread evenly over the tokens."""
+    """int64[tokens + 1]: the offsets of pairs spread evenly over the tokens."""
     k = n_pairs // max(tokens, 1)
     return k * torch.arange(tokens + 1, device=device)
 
 
 def token_ids(offsets: Tensor, n_pairs: int) -> Tensor:
-    """int64[P]: the token of each pair, or its bag where they are nested."""
+    """int64[P]: the token of each pair, or its bag if bags are nested."""
     tokens = torch.arange(offsets.numel() - 1, device=offsets.device)
     return tokens.repeat_interleave(offsets.diff(), output_size=n_pairs)
 
 
 def bags_of_each(offsets: Tensor, tokens: int) -> int:
-    """J: nested bags a token; 1 where they are not nested."""
+    """J: nested bags a token; 1 if they are not nested."""
     return (offsets.numel() - 1) // tokens if tokens else 1
 
 
@@ -112,11 +112,9 @@ def token_pass(
     scale: float,
     offsets: Tensor | None = None,
 ) -> TokenPass:
-    """Decode, and send L = scale/2 · Σ_b ‖recons_b − acts_b‖², over nested reconstructions summed, back to
-    the values.
+    """Decode, and gradients of L = scale/2 · Σ_b ‖recons_b − acts_b‖², over nested reconstructions summed.
 
-    acts float[B d]; values and indices of the pairs, [B k], or [P] with offsets; W_dec float[n d]; b_dec
-    float[d]
+    acts: float[B d]; values, indices: [B k], or [P] with offsets; W_dec: float[n d]; b_dec: float[d]
     """
     values, indices = values.reshape(-1), indices.reshape(-1)
     offsets = uniform_offsets(len(acts), len(values), acts.device) if offsets is None else offsets
@@ -153,11 +151,8 @@ def latent_pass(
     dec_grad loses its part along each (unit) decoder row, which could only change that row's norm
     """
     offsets = uniform_offsets(len(inputs), len(values), inputs.device) if offsets is None else offsets
-    pairs, shape, alive = (
-        (token_ids(offsets, len(values)), indices),
-        (len(recons_grad), W_dec.shape[0]),
-        values > 0,
-    )
+    pairs, shape = (token_ids(offsets, len(values)), indices), (len(recons_grad), W_dec.shape[0])
+    alive = values > 0
     z = values.new_zeros(shape).index_put_(pairs, values * alive)
     pre_grad = values.new_zeros(shape).index_put_(pairs, pair_grads * alive)
     dec_grad = remove_parallel(z.T @ recons_grad, W_dec)
@@ -166,6 +161,5 @@ def latent_pass(
 
 
 def remove_parallel(grad: Tensor, rows: Tensor) -> Tensor:
-    """grad less its part along each unit-norm row; both float[m d]. Bricken et al. 2023, "Towards
-    Monosemanticity"."""
+    """grad less its part along each unit-norm row, both float[m d]; source: Bricken et al. 2023."""
     return grad - (grad * rows).sum(-1, keepdim=True) * rows

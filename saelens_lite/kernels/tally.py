@@ -1,5 +1,4 @@
-"""Counting firings and neighbours among them, by tally.c; the callers, in analyze, define both in plain
-torch."""
+"""Counting firings, and which latents fire together, by tally.c; the callers in analyze/index define both."""
 
 from __future__ import annotations
 
@@ -29,30 +28,19 @@ def tally_(
     sample_values: Tensor,
     sample_rows: Tensor,
 ) -> bool:
-    """Add a block of latents to the tables of a Tally, in place; False, and nothing done, where that cannot
-    be had.
+    """Add a block of latents to the tables of a Tally, in place; False without tally.c.
 
-    values, indices, offsets, k: as in SparseLatents; row_bins: uint8[rows] or None; the tables: see
-        analyze/tally.py
+    values, indices, offsets, k: as in SparseLatents; row_bins: uint8[rows] or None
+    the tables: see analyze/index/tally.py
     """
     if not _usable(values, top_values, sample_values):
         return False
     rows = len(offsets) - 1
     sizes = (len(counts), histogram.shape[1], positions.shape[1], top_rows.shape[1], sample_rows.shape[1])
-    tables = (
-        counts,
-        first_fired,
-        last_fired,
-        histogram,
-        positions,
-        top_values,
-        top_rows,
-        sample_values,
-        sample_rows,
-    )
-    cpu._call(
-        "tally", values, indices.contiguous(), None if k else offsets, rows, k or 0, first_row, row_bins, seed,
-        torch.get_num_threads(), *sizes, *tables,
+    cpu.call(
+        "tally", values, indices.contiguous(), None if k else offsets, rows, k or 0, first_row, row_bins,
+        seed, torch.get_num_threads(), *sizes, counts, first_fired, last_fired, histogram, positions,
+        top_values, top_rows, sample_values, sample_rows,
     )  # fmt: skip
     return True
 
@@ -72,8 +60,7 @@ def cofiring_(
     jaccard: Tensor,
     lift: Tensor,
 ) -> bool:
-    """Fill the tables of nearest latents, int32 and float64 [d_sae m]; False, and nothing done, where that
-    cannot be had.
+    """Fill the tables of nearest latents, int32 and float64 [d_sae m]; False without tally.c.
 
     offsets, latents: int64[rows + 1], int32[n_pairs], the latents of each row
     starts, places: int64[d_sae + 1], int64[n_pairs], the rows of each latent
@@ -81,16 +68,6 @@ def cofiring_(
     if not _usable(torch.empty(0)):
         return False
     sizes = (len(starts) - 1, jaccard_ids.shape[1], min_together)
-    cpu._call(
-        "cofiring",
-        offsets,
-        latents.contiguous(),
-        starts,
-        places,
-        *sizes,
-        jaccard_ids,
-        lift_ids,
-        jaccard,
-        lift,
-    )
+    tables = (jaccard_ids, lift_ids, jaccard, lift)
+    cpu.call("cofiring", offsets, latents.contiguous(), starts, places, *sizes, *tables)
     return True

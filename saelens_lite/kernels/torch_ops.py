@@ -27,11 +27,10 @@ _BLOCK = 16
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As reference.select_topk, looking only into the k blocks of latents with the largest maxima. Adds bias
-    in place.
+    """As reference.select_topk, from the k blocks of latents with the largest maxima; adds bias in place.
 
     That is exact: each of those k blocks holds a value at least as large as the k-th largest maximum, and
-    nothing outside them is larger than that.
+    no value outside them is larger than that.
     """
     B, n = products.shape
     pre_acts = products.add_(bias)
@@ -64,8 +63,7 @@ def keep_topk_(acts: Tensor, k: int) -> Tensor:
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As reference.select_batch_topk, keeping candidates only: what reaches a bound that rises with what was
-    seen."""
+    """As reference.select_batch_topk, keeping only candidates that reach a bound, which rises on the way."""
     return select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
 
 
@@ -76,7 +74,7 @@ class Candidates(NamedTuple):
     places: Tensor
 
     def largest(self, n: int) -> Candidates:
-        """The n largest of them; of equal ones the lower places."""
+        """The n largest; of equal ones the lower places."""
         if len(self.values) <= n:
             return self
         nth = self.values.kthvalue(len(self.values) - n + 1).values
@@ -86,8 +84,7 @@ class Candidates(NamedTuple):
 
 
 Collect = Callable[[Tensor, Tensor, float, int, int], Candidates]
-"""(products float[rows n], bias, bound, first place, n_pairs) → all that reach the bound, or the n_pairs
-largest of them."""
+"""(products float[rows n], bias, bound, first place, n_pairs) → those that reach the bound, or n_pairs."""
 
 
 def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_pairs: int) -> Candidates:
@@ -99,9 +96,9 @@ def _collect(products: Tensor, bias: Tensor, bound: float, first_place: int, n_p
 def select_by_bound(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float, collect: Collect
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """reference.select_batch_topk, by any way to collect what reaches a bound.
+    """As reference.select_batch_topk, by any way to collect what reaches a bound.
 
-    guess: where the bound starts. When fewer than n_pairs reach it, the chunks are gone through again from 0.
+    guess: where the bound starts. If fewer than n_pairs reach it, a second pass starts at 0.
     """
     least = smallest_above_zero(bias.dtype)
     bound, rows, n = max(guess, least), 0, len(bias)
@@ -146,7 +143,7 @@ def token_pass(
 
 
 def recons_grad_(bags: Tensor, acts: Tensor, b_dec: Tensor, scale: float) -> Tensor:
-    """Decoded bags float[J·B d] become TokenPass.recons_grad, in place; returns sq_error float[B]."""
+    """Turn decoded bags float[J·B d] into TokenPass.recons_grad, in place; returns sq_error float[B]."""
     nested = len(bags) // max(1, len(acts))
     if nested == 1:
         error = bags.add_(b_dec).sub_(acts)
@@ -165,8 +162,7 @@ def recons_grad_(bags: Tensor, acts: Tensor, b_dec: Tensor, scale: float) -> Ten
 
 
 def pair_grads(recons_grad: Tensor, W_dec: Tensor, indices: Tensor, offsets: Tensor) -> Tensor:
-    """TokenPass.pair_grads: what autograd runs for the gradient of embedding_bag's weights, and nothing else
-    of it."""
+    """TokenPass.pair_grads: of autograd's backward of embedding_bag, the part for its weights."""
     bags = token_ids(offsets, len(indices))
     return torch.ops.aten._embedding_bag_per_sample_weights_backward(
         recons_grad, W_dec, indices, offsets, bags, 0

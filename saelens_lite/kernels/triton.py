@@ -1,10 +1,9 @@
 """The passes of the sparse step as Triton kernels: one program a token, one program a latent.
 
-Each program holds whole rows of d in registers and gathers a few pairs at a time; sums are float32, results
-have the dtype of what they belong to. Nothing waits for the device: the pairs of each latent are brought
-    together by a stable
-sort and a binary search, not by bincount, which reads its largest value on the host. No atomics: equal inputs
-give equal bits. Selection is in triton_select.py. Only importable where triton is.
+Each program holds whole rows of d in registers and gathers a few pairs at a time. Sums are float32; results
+have the dtype of what they belong to. Nothing waits for the device: a stable sort and a binary search bring
+the pairs of each latent together, not bincount, which reads its largest value on the host. There are no
+atomics, so equal inputs give equal bits. Selection is in triton_select.py. Importing this needs triton.
 """
 
 from __future__ import annotations
@@ -42,14 +41,13 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 def usable(*tensors: Tensor) -> bool:
-    """Whether the kernels take these tensors: 32 bits or fewer, contiguous, on CUDA, or anywhere if
-    interpreted."""
+    """Whether the kernels take these tensors: up to 32 bits, contiguous, on CUDA unless interpreted."""
     return all((t.is_cuda or INTERPRETED) and t.dtype in _DTYPES and t.is_contiguous() for t in tensors)
 
 
 @triton.jit
 def _bag(offsets, bag, k, RAGGED: tl.constexpr):
-    """First and last + 1 pair of a bag: by offsets, or k a bag."""
+    """First and last + 1 pair of a bag: by offsets, or k per bag."""
     if RAGGED:
         return tl.load(offsets + bag), tl.load(offsets + bag + 1)
     else:
@@ -119,11 +117,10 @@ def _token_pass(
     acts, values, indices, offsets, W_dec, b_dec, recons_grad, pair_grads, sq_error, scale, k, d,
     RAGGED: tl.constexpr, NESTED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Of one token: the errors of its nested reconstructions, then their gradient and _bag_dot of that, bag
-    by bag.
+    """Errors of one token's nested reconstructions; then, bag by bag, their gradient and _bag_dot of that.
 
-    The second time the rows come from the caches. A bag's gradient is the sum of all errors less those before
-    the bag.
+    The second pass finds its rows in the caches. A bag's gradient is the sum of all errors less those before
+    it.
     """
     token, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     here = cols < d
@@ -160,10 +157,10 @@ def _token_pass(
 @triton.jit
 def _latent_pass(
     recons_grad, inputs, values, pair_grads, pair_order, bags, offsets, latent_order, W_dec,
-    dec_grad, enc_grad, bias_grad, fired, d, NESTED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+    dec_grad, enc_grad, bias_grad, fired, d,
+    NESTED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Both weight gradients of one latent from its pairs pair_order[offsets[latent]] …, in the order of their
-    tokens."""
+    """Both weight gradients of one latent from its pairs pair_order[offsets[latent]] …, token by token."""
     latent, cols = tl.load(latent_order + tl.program_id(0)).to(tl.int64), tl.arange(0, BLOCK_D)
     here = cols < d
     start, end = tl.load(offsets + latent), tl.load(offsets + latent + 1)
@@ -208,7 +205,7 @@ def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
 
 
 class _Decode(torch.autograd.Function):
-    """_bag_sum; back along the pairs to the values, and by the pairs of each row to the table."""
+    """_bag_sum, with gradients for values and table."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
@@ -264,17 +261,15 @@ def token_pass(
 ) -> TokenPass:
     (B, d), P = acts.shape, values.numel()
     nested = 1 if offsets is None else bags_of_each(offsets, B)
-    recons_grad, pair_grads, sq_error = out or (
-        acts.new_empty(B * nested, d),
-        acts.new_empty(P),
-        acts.new_empty(B),
-    )
+    shapes = (B * nested, d), P, B
+    recons_grad, pair_grads, sq_error = out or [acts.new_empty(shape) for shape in shapes]
     if pair_grads.numel() != P:
         pair_grads = acts.new_empty(P)
     if B:
         _token_pass[(B,)](
-            acts, values, indices.contiguous(), W_dec=W_dec, b_dec=b_dec, recons_grad=recons_grad, pair_grads=pair_grads,
-            sq_error=sq_error, scale=float(scale), d=d, NESTED=nested, **_bags(offsets, values, P, B), **_blocks(d),
+            acts, values, indices.contiguous(), W_dec=W_dec, b_dec=b_dec, recons_grad=recons_grad,
+            pair_grads=pair_grads, sq_error=sq_error, scale=float(scale), d=d, NESTED=nested,
+            **_bags(offsets, values, P, B), **_blocks(d),
         )  # fmt: skip
     return TokenPass(recons_grad, pair_grads, sq_error)
 
@@ -298,8 +293,7 @@ def latent_pass(
     )
     order, latent_offsets = regroup(indices, n)
     bags = order // max(1, P // max(len(inputs), 1)) if offsets is None else _bag_ids(offsets, P)[order]
-    # The fullest latents first: the one that fires on every token takes longest, and nothing should wait for
-    # it at the end.
+    # The fullest latents first: one that fires on every token takes longest and must not be the last to run.
     fullest_first = latent_offsets.diff().argsort(descending=True)
     _latent_pass[(n,)](
         recons_grad, inputs, values, pair_grads, order, bags, latent_offsets, fullest_first, W_dec, *out, d,

@@ -1,18 +1,16 @@
 """Encode and select as Triton kernels: pre-activations come out of the matrix product and are not written.
 
-Latents are dealt into n / 32 groups: group g has the latents g, g + n/32, g + 2n/32 … Of each token and group
-the product
-leaves three numbers: its largest pre-activation, which latent has it, and the second largest. The m largest
-pre-activations of a row, or of a batch, lie in the m groups with the largest maxima, for those are m values
-already; the least of these maxima is a floor. A group whose second largest does not exceed the floor has no
-more to offer than its maximum; of the few others (16 k²/n a token by chance) all 32 are computed once more.
-The m largest of what these groups
-offer are the selection: that of the whole product, up to the rounding of its values. All shapes are fixed
-beforehand, so nothing waits for the device.
+Latents are dealt into n / 32 groups: group g has the latents g, g + n/32, g + 2n/32 … Per token and group the
+product leaves three numbers: the largest pre-activation, which latent has it, and the second largest. The
+m largest pre-activations of a row, or of a batch, lie in the m groups with the largest maxima, as those are m
+values already; the least of these maxima is a floor. A group whose second largest does not exceed the floor
+offers its maximum only; of the few others (16 k²/n a token by chance) all 32 are computed once more. The m
+largest values that these groups offer are the selection of the whole product, up to the rounding of its
+values. All shapes are fixed beforehand, so nothing waits for the device.
 
-Multiplied as torch.set_float32_matmul_precision says: "highest" by torch's float32 product, in chunks, of
-which the groups are taken; "high" with tf32 and "medium" with bf16 operands, fused. bf16 and float16 inputs
-as they are.
+torch.set_float32_matmul_precision rules the product: "highest" is torch's float32 product, in chunks of which
+the groups are taken; "high" is fused with tf32 operands, "medium" with bf16. bf16 and float16 inputs are
+taken as they are.
 """
 
 from __future__ import annotations
@@ -35,8 +33,8 @@ INTERPRETED = triton.knobs.runtime.interpret
 
 
 class Groups(NamedTuple):
-    """Of each token and group: maxima, seconds float32[B g], the largest values; members int8[B g], who has
-    the largest."""
+    """Per token and group: maxima and seconds float32[B g], the two largest values; members int8[B g], whose
+    the largest is."""
 
     maxima: Tensor
     members: Tensor
@@ -59,7 +57,7 @@ def _store_groups(pre_acts, maxima, members, seconds, tokens, groups, here, n_gr
 def _product_groups(
     products, bias, maxima, members, seconds, n_groups, GROUP: tl.constexpr, BLOCK_G: tl.constexpr
 ):
-    """Groups of one row of a product that is there."""
+    """Groups of one row of a product in memory."""
     token, groups = tl.program_id(0), tl.program_id(1) * BLOCK_G + tl.arange(0, BLOCK_G)
     here = (groups < n_groups)[None, :]
     latents = tl.arange(0, GROUP)[:, None] * n_groups + groups[None, :]
@@ -74,10 +72,11 @@ def _product_groups(
 
 @triton.jit
 def _encode_groups(
-    inputs, W_rows, bias, maxima, members, seconds, B, n_groups, d, PRECISION: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
+    inputs, W_rows, bias, maxima, members, seconds, B, n_groups, d,
+    PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
 ):  # fmt: skip
-    """Groups of inputs @ W_rowsᵀ + bias, a [tokens latents] tile a program; SWEEP tiles of tokens share
+    """Groups of inputs @ W_rowsᵀ + bias, one tile [tokens latents] a program; SWEEP tiles of tokens share
     latents in L2."""
     BLOCK_G: tl.constexpr = BLOCK_N // GROUP
     n_m, n_g = tl.cdiv(B, BLOCK_M), tl.cdiv(n_groups, BLOCK_G)
@@ -109,8 +108,7 @@ def _compute_groups(
     inputs, W_rows, bias, wanted, tokens, groups, candidates, m, n_groups, d,
     GROUP: tl.constexpr, BLOCK_K: tl.constexpr, EACH: tl.constexpr,
 ):  # fmt: skip
-    """candidates[i] = all pre-activations of groups[i] on tokens[i] where wanted[i]; EACH of them a
-    program."""
+    """candidates[i] = all pre-activations of groups[i] on tokens[i] if wanted[i]; EACH of them a program."""
     for i in range(tl.program_id(0) * EACH, tl.minimum(tl.program_id(0) * EACH + EACH, m)):
         if tl.load(wanted + i):
             token = tl.load(tokens + i).to(tl.int64)
@@ -160,7 +158,9 @@ def encode_groups(inputs: Tensor, W_rows: Tensor, bias: Tensor) -> Groups:
             products = torch.mm(rows, W_rows.T, out=chunk[: len(rows)])
             product_groups(products, bias, Groups(*(part[start : start + len(rows)] for part in found)))
         return found
-    if INTERPRETED:  # Triton 3.7's interpreter multiplies the bits of bf16 as integers; in float32 the products are the same
+    if (
+        INTERPRETED
+    ):  # Triton 3.7's interpreter multiplies bf16 bits as integers; float32 products are the same
         inputs, W_rows = inputs.float(), W_rows.float()
     tile = _tile(inputs)
     grid = (triton.cdiv(B, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"]),)
@@ -171,7 +171,7 @@ def encode_groups(inputs: Tensor, W_rows: Tensor, bias: Tensor) -> Groups:
 
 
 def _fused(inputs: Tensor) -> bool:
-    """Not where float32 is asked for, which tensor cores do not have, nor before compute capability 8.0."""
+    """Whether tensor cores can do it: not in full float32, and not before compute capability 8.0."""
     if inputs.dtype == torch.float32 and torch.get_float32_matmul_precision() == "highest":
         return False
     return INTERPRETED or (
@@ -180,7 +180,7 @@ def _fused(inputs: Tensor) -> bool:
 
 
 def _tile(inputs: Tensor) -> dict[str, int]:
-    """144 KiB of shared memory where there are 160 or more (A100, H100), else 96."""
+    """Tiles of 144 KiB of shared memory where 160 or more exist (A100, H100), else of 96."""
     wide = inputs.is_cuda and torch.cuda.get_device_capability(inputs.device) in ((8, 0), (9, 0), (10, 0))
     block_k = 128 // inputs.element_size()
     return {
@@ -201,7 +201,7 @@ def _operands(inputs: Tensor, W_rows: Tensor) -> tuple[Tensor, Tensor]:
 def _candidates(
     inputs: Tensor, W_rows: Tensor, bias: Tensor, found: Groups, chosen: Tensor, floor: Tensor
 ) -> Tensor:
-    """What the chosen groups offer above the floor, −inf for the rest; float32[m 32].
+    """The values of the chosen groups above the floor, −inf for the rest: float32[m 32].
 
     chosen: int64[m], token · n/32 + group; floor: float32[m] or [1]
     """
@@ -219,8 +219,7 @@ def _candidates(
 
 
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """As reference.select_topk of inputs @ W_rowsᵀ; None where n is no multiple of 32 or k is more than n /
-    128.
+    """As reference.select_topk of inputs @ W_rowsᵀ; None if n is no multiple of 32 or k is above n / 128.
 
     inputs: float[B d]; W_rows: float[n d]; bias: float[n]
     """
@@ -240,11 +239,9 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
 def screened_batch_topk(
     inputs: Tensor, W_rows: Tensor, bias: Tensor, n_pairs: int
 ) -> tuple[Tensor, Tensor, Tensor] | None:
-    """As reference.select_batch_topk of inputs @ W_rowsᵀ, but always n_pairs: where fewer are positive,
-    others of value 0.
+    """As reference.select_batch_topk of inputs @ W_rowsᵀ, but always n_pairs, filled up with values of 0.
 
-    None where n is no multiple of 32 or n_pairs are more than B · n / 128. Of equal values any may be
-    selected.
+    None if n is no multiple of 32 or n_pairs is above B · n / 128. Of equal values any may be selected.
     """
     (B, _), n = inputs.shape, len(W_rows)
     if not _fits(B, n, n_pairs):
@@ -261,8 +258,7 @@ def screened_batch_topk(
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """As reference.select_topk; the product is read once and then only in the k groups with the largest
-    maxima."""
+    """As reference.select_topk; reads the product once, and then the k groups with the largest maxima."""
     B, n = products.shape
     if not _fits(1, n, k) or not B:
         return torch_ops.select_topk(products, bias, k)
@@ -280,5 +276,5 @@ def keep_topk_(acts: Tensor, k: int) -> Tensor:
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As reference.select_batch_topk, by bags: it waits for the device; screened_batch_topk does not."""
+    """As reference.select_batch_topk, by torch_ops: it waits for the device; screened_batch_topk does not."""
     return torch_ops.select_batch_topk(product_chunks, bias, n_pairs, guess)

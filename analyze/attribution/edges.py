@@ -107,20 +107,15 @@ def edge_attribution(
         effects = torch.zeros(n, upstream.d_sae, device=upstream.device)
         error, b_dec = torch.zeros(n, device=upstream.device), torch.zeros(n, device=upstream.device)
         for members in _rounds(targets[:, 0]):
-            (gradient,) = torch.autograd.grad(
-                pre_acts[members.to(pre_acts.device)].sum(),
-                leaf.acts,
-                retain_graph=True,
-                materialize_grads=True,
-            )
+            total = pre_acts[members.to(pre_acts.device)].sum()
+            (gradient,) = torch.autograd.grad(total, leaf.acts, retain_graph=True, materialize_grads=True)
             found = parts.along(torch.where(chosen.to(gradient.device), gradient, 0))
             of_example = torch.full((batch,), -1)
             of_example[targets[members, 0]] = members
             owner = of_example.to(upstream.device)[found.latents.row_ids() // acts.shape[1]]
             hers = owner >= 0
-            effects.index_put_(
-                (owner[hers], found.latents.indices[hers]), found.latents.values[hers], accumulate=True
-            )
+            where = (owner[hers], found.latents.indices[hers])
+            effects.index_put_(where, found.latents.values[hers], accumulate=True)
             examples, members = targets[members, 0].to(upstream.device), members.to(upstream.device)
             error[members], b_dec[members] = found.error.sum(1)[examples], found.b_dec.sum(1)[examples]
     return EdgeAttribution(targets, pre_acts.detach().float().cpu(), effects.cpu(), error.cpu(), b_dec.cpu())

@@ -147,8 +147,8 @@ def direct_logit_attribution(
     if not gap <= 256 * max(torch.finfo(dtype).eps for dtype in (read["logits"].dtype, sae.dtype)):
         raise HookError(
             f"expected the parts of the stream to add up to the logits of {decoder.class_name}, but they "
-            f"miss by {gap:.1e} of their size: its last block is not followed by the final norm and the output "
-            "embedding alone"
+            f"miss by {gap:.1e} of their size: its last block is not followed by the final norm and the "
+            "output embedding alone"
         )
     return found
 

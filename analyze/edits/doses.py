@@ -122,11 +122,8 @@ class DoseResponse:
         effects."""
         rows = []
         for row in self.rows:
-            cells: dict[str, Any] = {
-                "dose": row.dose,
-                "score": row.score.to_dict(),
-                "effect": row.effect.to_dict(),
-            }
+            cells: dict[str, Any] = {"dose": row.dose}
+            cells |= {"score": row.score.to_dict(), "effect": row.effect.to_dict()}
             if row.side_effects is not None:
                 side = row.side_effects
                 cells |= {"delta_ce": side.delta_ce.to_dict(), "kl": side.kl.to_dict(), "push": side.push}
@@ -252,12 +249,9 @@ def dose_response(
             )
     own_edit: Edit = partial(edit, model, sae, chosen, **how)
     drawn = [control for control in controls if len(control) > 1]
-    rivals = {c.name: partial(own_edit, directions=c.directions[0]) for c in controls if len(c) == 1} | dict(
-        rivals or {}
-    )
-    along = [
-        partial(own_edit, directions=directions) for control in drawn for directions in control.directions
-    ]
+    single = {c.name: partial(own_edit, directions=c.directions[0]) for c in controls if len(c) == 1}
+    rivals = single | dict(rivals or {})
+    along = [partial(own_edit, directions=draw) for control in drawn for draw in control.directions]
     edits: list[Edit] = [own_edit, *along, *rivals.values()]
 
     clean = _scored(score, model, nullcontext(), None)
@@ -270,38 +264,29 @@ def dose_response(
     interval = partial(cluster_bootstrap, clusters=clusters, **bootstrap)
 
     means = effects.mean(-1)
-    of_control = dict(
-        zip([c.name for c in drawn], means[:, 1 : 1 + len(along)].split([len(c) for c in drawn], dim=1))
-    )
-    any_dose = {
-        name: westfall_young_p(means[:, 0], those.T, alternative) for name, those in of_control.items()
-    }
+    own_means, of_draws = means[:, 0], means[:, 1 : 1 + len(along)].split([len(c) for c in drawn], dim=1)
+    of_control = dict(zip([c.name for c in drawn], of_draws))
+    any_dose = {name: westfall_young_p(own_means, those.T, alternative) for name, those in of_control.items()}
     point = hook_point_names(how.get("hook_point"), sae)[0]
-    on_neutral = partial(
-        edit, model, sae, chosen, **{k: v for k, v in how.items() if k not in ("where", "prompt_tokens")}
-    )
+    everywhere = {name: value for name, value in how.items() if name not in ("where", "prompt_tokens")}
+    on_neutral = partial(edit, model, sae, chosen, **everywhere)
 
     rows = []
     for i, dose in enumerate(doses):
         own = effects[i, 0]
-        compared = [
-            ControlEffects(
-                name, those[i], rank_p(means[i, 0], those[i], alternative).item(), any_dose[name][i].item()
-            )
-            for name, those in of_control.items()
-        ]
+        compared = []
+        for name, those in of_control.items():
+            p = rank_p(own_means[i], those[i], alternative).item()
+            compared.append(ControlEffects(name, those[i], p, any_dose[name][i].item()))
         rivalling = [
             RivalEffect(name, interval(theirs), interval(own - theirs))
             for name, theirs in zip(rivals, effects[i, 1 + len(along) :])
         ]
-        side = (
-            None
-            if neutral is None
-            else side_effects(model, partial(on_neutral, dose), neutral, hook_point=point, **bootstrap)
-        )
-        rows.append(
-            DoseRow(dose, interval(scores[i, 0]), interval(own), side, tuple(compared), tuple(rivalling))
-        )
+        side = None
+        if neutral is not None:
+            side = side_effects(model, partial(on_neutral, dose), neutral, hook_point=point, **bootstrap)
+        score_there = interval(scores[i, 0])
+        rows.append(DoseRow(dose, score_there, interval(own), side, tuple(compared), tuple(rivalling)))
     kept = tuple(torch.as_tensor(chosen).reshape(-1).tolist())
     return DoseResponse(kept, interval(clean), tuple(rows), isinstance(latents, Selection))
 

@@ -123,11 +123,9 @@ def hook_point_names(
     given = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point or ())
     names = given or ("" if sae is None else sae.config.trained_at,)
     if not all(names):
-        silent = (
-            "a direction does not say where it belongs"
-            if sae is None
-            else ("the SAE does not say where it was trained")
-        )
+        silent = "a direction does not say where it belongs"
+        if sae is not None:
+            silent = "the SAE does not say where it was trained"
         raise ValueError(f"{silent}: pass hook_point=")
     if len(set(names)) != len(names):
         raise ValueError(f"hook_point expected each place once, got {list(names)}")
@@ -136,28 +134,19 @@ def hook_point_names(
 
 @contextmanager
 def _condition(decoder: Decoder, when: Fires, sae: SparseAutoencoder | None, name: str) -> Iterator[Change]:
-    """Inside, a function that an edit at the hook point `name` asks: (acts, info) to bool[batch seq].
+    """Inside, a function for an edit at the hook point `name`: (acts, info) to bool[batch seq].
 
-    raises: ValueError for a latent or SAE that does not fit, or a place that comes after the edit; HookError
-        from the function, where only the forward can tell that it does
+    raises: ValueError for a latent or SAE that does not fit, or a place after the edit; HookError from the
+        function, where only the forward shows that
     """
     if (reader := when.sae or sae) is None:
-        raise ValueError(
-            "when= expected Fires(latent, sae=…), since an edit along a direction has no SAE of its own"
-        )
+        raise ValueError("when= expected Fires(latent, sae=…), since a direction has no SAE of its own")
     checked_latents_of(reader, when.latent)
     if math.isnan(when.above):
-        raise ValueError(
-            "when= expected Fires(latent, above) with a number, got above=nan, which no latent is above"
-        )
+        raise ValueError("when= expected Fires(latent, above) with a number, got above=nan")
     place = when.hook_point or (when.sae.config.trained_at if when.sae is not None else "") or name
-    fits(
-        reader,
-        decoder,
-        place,
-        vouched=when.hook_point is not None or when.sae is None,
-        name="the SAE of when=",
-    )
+    vouched = when.hook_point is not None or when.sae is None
+    fits(reader, decoder, place, vouched=vouched, name="the SAE of when=")
 
     def fires(acts: Tensor) -> Tensor:
         chosen = torch.tensor([when.latent], device=reader.device)
@@ -166,10 +155,7 @@ def _condition(decoder: Decoder, when: Fires, sae: SparseAutoencoder | None, nam
     if place == name:
         yield lambda acts, info: fires(acts)
         return
-    late = (
-        f"when= expected a latent at a place that the model reaches before {name}, where the edit acts, got "
-        f"{place}"
-    )
+    late = f"when= expected a latent at a place that the model reaches before {name}, got {place}"
     ends = [resolve(decoder, point) for point in (place, name)]
     if all(end.kind in _DEPTHS for end in ends):
         read, edited_at = ((end.block, _DEPTHS.index(end.kind)) for end in ends)

@@ -82,17 +82,12 @@ class Side:
         self._batches = list(batches(tokenizer, records, batch_size_seqs, position))
         self._judges = [_bound(judge, tokenizer, batch.records) for batch in self._batches]
         self.acts = self._clean_acts()
-        first = {
-            (cluster, label): i
-            for i, (cluster, label) in reversed(list(enumerate(zip(self.clusters, known))))
-        }
-        rows = sorted(first.values())
-        self.entities = Entities(
-            self.acts[rows],
-            self.known[rows],
-            [self.clusters[i] for i in rows],
-            [records[i].type for i in rows],
-        )
+        first: dict[tuple[str, bool], int] = {}
+        for i, entity in enumerate(zip(self.clusters, known)):
+            first.setdefault(entity, i)
+        rows = list(first.values())
+        names, types = [self.clusters[i] for i in rows], [records[i].type for i in rows]
+        self.entities = Entities(self.acts[rows], self.known[rows], names, types)
 
     def outcome(self, make: Edit | None = None) -> Outcome:
         """The answers under an edit, or as they are.

@@ -1,8 +1,7 @@
 """A Hugging Face decoder, resolved once: its blocks, width, head, and what each block adds to the stream.
 
-Everything is found by structure; there is no table of model families. The blocks are the ModuleList beside
-the token embedding. What a block adds is found by running three tokens through it once and looking which two
-of its parts sum to the change of the stream.
+Everything is found by structure, not from a table of model families. The blocks are the ModuleList beside the
+token embedding. Three tokens run through a block show which two of its parts sum to the stream's change.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class BlockParts:
 
 
 class Decoder:
-    """A language model and its parts. Each part is looked up when first asked for, and then kept.
+    """A language model and its parts, each looked up when first asked for; nothing in the model changes.
 
-    A public function makes one with `Decoder.of(model)` and hands it on. It changes nothing in the model, and
-    is not kept beyond the call: the caller may alter the model in between.
+    A public function makes one and hands it on. It does not outlive the call, since the caller may alter the
+    model in between.
 
     given: the model as the caller passed it
     called: without torch.compile and data-parallel wrappers. PEFT stays, since its forward may add tokens
@@ -180,8 +179,8 @@ class Decoder:
         """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised
         stream).
 
-        Blocks of one make share an answer: the first of them is run once on three tokens, and nothing after
-        it is. Meanwhile the model is in evaluation mode, and edits that are on do not act on those tokens.
+        Blocks of one make share an answer: the model runs three tokens up to the first of them, in evaluation
+        mode and unedited.
         """
         make = _make(self.layers[block])
         known = _parts_by_make.setdefault(self.layers, {})
@@ -192,8 +191,7 @@ class Decoder:
 
     @property
     def being_observed(self) -> bool:
-        """Is the forward in progress one of ours, to find a block's parts? Edits and captures keep out of
-        it."""
+        """Is the forward in progress ours, to find a block's parts? Edits and captures keep out of it."""
         return self.bare in _observed
 
 
@@ -238,8 +236,7 @@ def evaluation_mode(model: Model) -> Iterator[None]:
 
 
 def accepts(module: nn.Module, argument: str) -> bool:
-    """Does the forward name this argument? The class is asked, since accelerate replaces the instance's
-    forward."""
+    """Does the forward name this argument? The class is asked: accelerate replaces the instance's forward."""
     return argument in inspect.signature(type(module).forward).parameters
 
 
@@ -342,8 +339,7 @@ def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
 
 
 def _adding_parts(seen: _Observation, parts: dict[str, nn.Module]) -> BlockParts | None:
-    """The attention, or the norm right after it, and the other part that with it makes up the change of the
-    stream."""
+    """The attention, or the norm right after it, and the part that with it makes up the stream's change."""
     if len(seen.stream) != 2:  # a forward that leaves this block out
         return None
     before, after = seen.stream

@@ -198,8 +198,8 @@ def position_ids_from(attention_mask: Tensor) -> Tensor:
 
 
 def placed_inputs(model: Model, model_inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """Inputs for a plain forward of ours: on the model's device, without a cache, and with positions counted
-    from a left-padded mask unless they are given.
+    """Inputs for our own forwards: on the model's device, without a cache, positions counted from a
+    left-padded mask unless given.
 
     raises: ValueError for input_ids without a token
     """
@@ -241,8 +241,7 @@ def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 def _key_mask(mask: Any, batch: int, width: int, device: torch.device) -> Tensor | None:
-    """bool[batch width], True on the real tokens of the text so far; None where the pass got no mask to
-    tell."""
+    """bool[batch width], True on the real tokens of the text so far; None where the pass got no mask."""
     if isinstance(mask, dict):  # one mask a kind of layer: the full one sees everything
         mask = mask.get("full_attention")
     if not isinstance(mask, Tensor):

@@ -211,9 +211,7 @@ def test_a_condition_sees_what_contexts_entered_before_left():
 def test_a_later_hook_point_is_refused_on_entering(place):
     model, sae = model_of("llama"), sae_of()
     when = Fires(3, sae=sae, hook_point=place)
-    with pytest.raises(
-        ValueError, match=f"reaches before blocks.1.hook_mlp_out, where the edit acts, got {place}"
-    ):
+    with pytest.raises(ValueError, match=f"reaches before blocks.1.hook_mlp_out, got {place}"):
         with steer(model, sae, LATENTS, 2.0, hook_point="blocks.1.hook_mlp_out", when=when):
             pass
     assert n_hooks(model) == 0
@@ -221,9 +219,7 @@ def test_a_later_hook_point_is_refused_on_entering(place):
 
 def test_where_only_the_forward_can_tell_it_refuses_a_later_module():
     model, sae = model_of("llama"), sae_of()
-    with pytest.raises(
-        HookError, match="reaches before blocks.1.hook_resid_post, where the edit acts, got model.layers.2"
-    ):
+    with pytest.raises(HookError, match="reaches before blocks.1.hook_resid_post, got model.layers.2"):
         with steer(model, sae, LATENTS, 2.0, when=Fires(3, hook_point="model.layers.2")):
             model(IDS)
     assert n_hooks(model) == 0

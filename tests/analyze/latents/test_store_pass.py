@@ -1,13 +1,12 @@
-"""An SAE that does not belong to a store is refused with both named."""
+"""Blocks of a store through an SAE: in order, from any row, of any storage type."""
 
 import pytest
 import torch
 
 import saelens_lite as sl
-from saelens_lite.analyze.latents.compatibility import fits
 from saelens_lite.analyze.latents.store_pass import blocks
 
-from ..conftest import HOOK_POINT, TEXTS, make_sae
+from ..conftest import HOOK_POINT, TEXTS
 
 
 def test_rows_come_in_order_from_any_start(store, sae, monkeypatch):
@@ -17,33 +16,6 @@ def test_rows_come_in_order_from_any_start(store, sae, monkeypatch):
         seen = list(blocks(sae, store, HOOK_POINT, start))
         assert seen[0].first_row == start
         assert torch.equal(torch.cat([block.acts for block in seen]), everything[start:])
-
-
-def test_the_sae_of_the_store_is_accepted(store, sae):
-    assert fits(sae, store, None) == HOOK_POINT
-    assert fits(make_sae(hook_point="", model_name=""), store, None) == HOOK_POINT
-    assert fits(make_sae(model_name="someone/GPT2LMHeadModel"), store, None) == HOOK_POINT
-
-
-@pytest.mark.parametrize(
-    ("fields", "named"),
-    [
-        ({"d_model": 16}, ["d_model=16", "d_model=32", HOOK_POINT]),
-        ({"hook_point": "blocks.1.hook_resid_post"}, ["blocks.1.hook_resid_post", HOOK_POINT, "hook_point="]),
-        ({"model_name": "pythia-70m"}, ["pythia-70m", "GPT2LMHeadModel", "hook_point="]),
-    ],
-)
-def test_another_sae_is_refused_with_both_named(store, fields, named):
-    with pytest.raises(ValueError) as refusal:
-        fits(make_sae(**fields), store, None)
-    for part in named:
-        assert part in str(refusal.value)
-
-
-def test_a_named_hook_point_is_vouched_for_by_the_caller(store):
-    assert fits(make_sae(model_name="pythia-70m"), store, HOOK_POINT) == HOOK_POINT
-    with pytest.raises(ValueError, match="has no hook point 'blocks.0.hook_resid_pst'.*did you mean"):
-        fits(make_sae(), store, "blocks.0.hook_resid_pst")
 
 
 def test_rows_that_are_not_finite_are_named(store, sae):

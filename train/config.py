@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from saelens_lite.config import Above, AtLeast, AtMost, Below, check_fields
-from saelens_lite.sae.config import KEEP_K
 
 from .presets import PRESETS, PresetName
 
@@ -200,52 +199,29 @@ class TrainConfig:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        def check(ok: bool, name: str, expected: str) -> None:
-            if not ok:
-                raise ValueError(f"TrainConfig.{name} expected {expected}, got {getattr(self, name)!r}")
-
         check_fields(self)
         if self.preset is not None:
             defaults = {field.name: field.default for field in fields(self)}
             own = {name: value for name, value in PRESETS[self.preset].items() if value != defaults[name]}
             taken = not own or any(getattr(self, name) == value for name, value in own.items())
             way = "at least one field as the preset has it (train_sae(store, preset=…) fills them in)"
-            check(taken, "preset", way)
-        of_kind = f"for the kind {self.kind}"
-        keeps_k = self.kind in KEEP_K
-        check(not self.k_anneal_fraction or keeps_k, "k_anneal_fraction", f"0 {of_kind}, without k")
-        if self.resample_every_steps is not None:
-            revived = f"None {of_kind}, whose dead latents AuxK revives (aux_coeff)"
-            check(not keeps_k, "resample_every_steps", revived)
-            frozen = "None with freeze_decoder, whose rows stay as they are"
-            check(not self.freeze_decoder, "resample_every_steps", frozen)
-        check(not self.multi_topk_coeff or self.kind == "topk", "multi_topk_coeff", f"0 {of_kind}")
-        shares = self.matryoshka_fractions
-        ascending = list(shares) == sorted(set(shares)) and bool(shares) and shares[0] > 0 and shares[-1] == 1
-        check(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
-        step = self.jumprelu_penalty == "step"
-        check(self.target_l0 is None or step, "target_l0", "None with the penalty tanh")
-        check(self.unit_decoder or self.kind in ("relu", "jumprelu"), "unit_decoder", f"True {of_kind}")
-        check(self.d_sae is None or self.init_from is None, "d_sae", "None with init_from, whose width it is")
-        if self.end_to_end is not None:
-            check(self.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end")
-            no_gates = "another one with end_to_end, which has no gradient for gates"
-            check(self.kind != "gated", "kind", no_gates)
-            no_prefixes = "batchtopk with end_to_end, for which prefixes do not count"
-            check(self.kind != "matryoshka", "kind", no_prefixes)
-            check(step, "jumprelu_penalty", "step with end_to_end, which leaves thresholds alone")
-            for name in ("k_anneal_fraction", "multi_topk_coeff", "input_noise", "contractive_coeff"):
-                check(not getattr(self, name), name, "0 with end_to_end")
-            for name in ("l0_coeff", "target_l0", "resample_every_steps", "store_weights", "max_norm_ratio"):
-                check(getattr(self, name) is None, name, "None with end_to_end")
+            self.expect(taken, "preset", way)
+        resampled = self.resample_every_steps is not None
+        frozen = "None with freeze_decoder, whose rows stay as they are"
+        self.expect(not (resampled and self.freeze_decoder), "resample_every_steps", frozen)
+        fresh = self.d_sae is None or self.init_from is None
+        self.expect(fresh, "d_sae", "None with init_from, whose width it is")
         random_rows = not self.freeze_decoder and self.init_from is None
         no_baseline = "False with freeze_decoder, which is the baseline, or init_from"
-        check(random_rows or not self.baseline, "baseline", no_baseline)
-        check(self.store_weights != (), "store_weights", "a weight for each store or None")
-        check(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
-        check(Path(self.output).name != "", "output", "a folder to write to")
-        fits = self.d_sae is None or not keeps_k or self.k <= self.d_sae
-        check(fits, "k", f"at most d_sae={self.d_sae}")
+        self.expect(random_rows or not self.baseline, "baseline", no_baseline)
+        self.expect(self.store_weights != (), "store_weights", "a weight for each store or None")
+        self.expect(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
+        self.expect(Path(self.output).name != "", "output", "a folder to write to")
+
+    def expect(self, ok: bool, name: str, expected: str) -> None:
+        """raises: ValueError where a field is not as it must be; what a kind expects stands in its file"""
+        if not ok:
+            raise ValueError(f"TrainConfig.{name} expected {expected}, got {getattr(self, name)!r}")
 
     @property
     def row_seed(self) -> int:

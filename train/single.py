@@ -15,6 +15,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
 from .config import TrainConfig
+from .kinds.choice import check_kind
 from .presets import with_preset
 from .rows.protocol import Rows
 from .runs.baseline import baseline_of
@@ -78,6 +79,7 @@ def train_sae(
 
 def train_on(rows: Rows, config: TrainConfig) -> SparseAutoencoder:
     """`train_sae` on rows that need not be a store's, in one process; they are closed at the end."""
+    check_kind(config)
     with closing(rows), distributed.joined(device_of(config), config.latent_shards):
         [outcome] = train_runs([Run(rows, config)])
     if isinstance(outcome, FloatingPointError):
@@ -100,7 +102,9 @@ def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Se
     base = to_mapping(config) if config else {}
     paths = tuple(str(store.path if isinstance(store, ActivationStore) else store) for store in stores)
     store = paths[0] if len(paths) == 1 else paths
-    return from_mapping(TrainConfig, with_preset({**base, **fields, "store": store}), "train_sae")
+    config = from_mapping(TrainConfig, with_preset({**base, **fields, "store": store}), "train_sae")
+    check_kind(config)
+    return config
 
 
 def opened(stores: Sequence[Store]) -> list[ActivationStore]:

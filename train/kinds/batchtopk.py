@@ -30,6 +30,7 @@ class BatchTopK(TopK):
     """TopK's step over pairs of which a token may have any number."""
 
     sae_kind = "jumprelu"
+    fields = frozenset({"k_anneal_fraction"})
     calibrates = True
     encoder_scale = 0.1
     """A small encoder turns faster under Adam, and what it learns is not random directions with corrections:

@@ -1,19 +1,22 @@
 """The kind that a configuration asks for.
 
 A kind is a file of this folder with the name that `TrainConfig.kind` has, and calls its subclass of `Kind`
-KIND. To add one, write that file and add its name to `config.KindName`.
+KIND. To add one, write that file, which says too what fields it takes and what it asks of them, and add its
+name to `config.KindName`.
 """
 
 from __future__ import annotations
 
+from dataclasses import fields
 from importlib import import_module
+from typing import get_args
 
 from torch import nn
 
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..comm import Alone
-from ..config import TrainConfig
+from ..config import KindName, TrainConfig
 from ..rows.protocol import Rows
 from ..rows.store_contexts import StoreContexts
 from .end_to_end import EndToEnd
@@ -23,6 +26,20 @@ from .kind import Kind
 def kind_class(name: str) -> type[Kind]:
     """The class that trains SAEs of TrainConfig.kind `name`."""
     return import_module(f".{name}", __package__).KIND
+
+
+def check_kind(config: TrainConfig) -> None:
+    """raises: ValueError for a field that the configuration's kind does not take, or as it must not be"""
+    kind, every = kind_class(config.kind), {name: kind_class(name) for name in get_args(KindName)}
+    for field in fields(config):
+        taken_by = [name for name, other in every.items() if field.name in other.fields]
+        if taken_by and config.kind not in taken_by:
+            expected = f"{field.default} for the kind {config.kind} ({', '.join(taken_by)} take it)"
+            config.expect(getattr(config, field.name) == field.default, field.name, expected)
+    kind.check(config)
+    if config.end_to_end is not None:
+        config.expect(not kind.not_end_to_end, "kind", kind.not_end_to_end)
+        EndToEnd.check(config)
 
 
 def kind_for(

@@ -23,6 +23,7 @@ from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.sae.latents import SparseLatents
 
 from ..comm import ALONE
+from ..config import TrainConfig
 from ..rows.store_contexts import Contexts
 from .kind import Kind, StepStats
 
@@ -39,7 +40,20 @@ class EndToEnd(Kind):
         self.train_decoder = kind.train_decoder
         self.sparsity_name = str(self.config.end_to_end)
         self.ramp_fraction, self.calibrates = kind.ramp_fraction, kind.calibrates
+        self.keeps_k = kind.keeps_k
         self._threshold = self.sae.threshold.detach().clone() if self.sae.kind == "jumprelu" else None
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        config.expect(
+            config.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end"
+        )
+        step = config.jumprelu_penalty == "step"
+        config.expect(step, "jumprelu_penalty", "step with end_to_end, which leaves thresholds alone")
+        for name in ("k_anneal_fraction", "multi_topk_coeff", "input_noise", "contractive_coeff"):
+            config.expect(not getattr(config, name), name, "0 with end_to_end")
+        for name in ("l0_coeff", "target_l0", "resample_every_steps", "store_weights", "max_norm_ratio"):
+            config.expect(getattr(config, name) is None, name, "None with end_to_end")
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.kind.parameters().items() if "threshold" not in name}

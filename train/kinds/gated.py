@@ -22,6 +22,8 @@ class Gated(Kind):
     """Dense products at first; the kernels once few gates are open."""
 
     sae_kind = "gated"
+    fields = frozenset({"resample_every_steps"})
+    not_end_to_end = "another one with end_to_end, which has no gradient for gates"
     sparsity_name = "l1"
     encoder_scale = L1_ENCODER_SCALE
 

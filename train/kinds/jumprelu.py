@@ -30,6 +30,7 @@ class JumpReLU(Kind):
     """Dense products at first; with the penalty step, the kernels once few latents are on."""
 
     sae_kind = "jumprelu"
+    fields = frozenset({"unit_decoder", "resample_every_steps"})
     sparsity_name = "penalty"
     # At 1, with thresholds of 1, a target l0 is met before latents have found a direction: fvu 0.23 for 0.13
     # (600 steps).
@@ -45,6 +46,11 @@ class JumpReLU(Kind):
         with torch.no_grad():
             sae.threshold.copy_(torch.where(sae.threshold > 0, sae.threshold, self.initial_threshold))
         self.log_threshold = torch.nn.Parameter(sae.threshold.detach().log())
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        step = config.jumprelu_penalty == "step"
+        config.expect(step or config.target_l0 is None, "target_l0", "None with the penalty tanh")
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         parameters = super().parameters()

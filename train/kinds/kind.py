@@ -43,6 +43,12 @@ class Kind:
     """What StepStats.sparsity is, in metrics.jsonl."""
     encoder_scale: ClassVar[float] = 1.0
     """Of W_enc at the start, see init.initial_sae."""
+    fields: ClassVar[frozenset[str]] = frozenset()
+    """Fields of TrainConfig that some kinds refuse and this one takes."""
+    keeps_k: ClassVar[bool] = False
+    """Whether a token has k latents, on average at least."""
+    not_end_to_end: ClassVar[str] = ""
+    """Which kind to expect instead where `end_to_end` is asked for, and why, if it cannot be this one."""
     calibrates: ClassVar[bool] = False
     """Whether `calibrate` has something to do."""
     ramp_fraction: float = 0.05
@@ -53,6 +59,10 @@ class Kind:
         self.sae, self.config, self.comm = sae, config, comm
         self.train_decoder = not config.freeze_decoder
         self.step = 0
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        """What this kind asks of its fields beyond their bounds. raises: ValueError"""
 
     @property
     def d_sae(self) -> int:

@@ -26,6 +26,7 @@ class Matryoshka(BatchTopK):
     """BatchTopK's selection; the latents by which a prefix exceeds the one before are a bag of their own for
     each token."""
 
+    not_end_to_end = "batchtopk with end_to_end, for which prefixes do not count"
     encoder_scale = 1.0
     """Bussmann et al. 2025; a smaller one, as for batchtopk, was not measured."""
 
@@ -39,6 +40,13 @@ class Matryoshka(BatchTopK):
                 "leave out the smallest or widen the dictionary"
             )
         self.widths = torch.tensor(widths, device=sae.device)
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        super().check(config)
+        shares = config.matryoshka_fractions
+        ascending = list(shares) == sorted(set(shares)) and bool(shares) and shares[0] > 0 and shares[-1] == 1
+        config.expect(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of the reconstructions of all prefixes, summed, + aux_coeff · AuxK on the error of the whole

@@ -15,6 +15,7 @@ class ReLU(Kind):
     """Dense products at first, five a step and none for the input; the kernels once few latents are on."""
 
     sae_kind = "relu"
+    fields = frozenset({"unit_decoder", "resample_every_steps"})
     sparsity_name = "l1"
     encoder_scale = L1_ENCODER_SCALE
 

@@ -28,11 +28,17 @@ class TopK(Kind):
     """Selection, decoding and both weight gradients by the kernels, over k pairs a token."""
 
     sae_kind = "topk"
+    fields = frozenset({"k_anneal_fraction", "multi_topk_coeff"})
+    keeps_k = True
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
         super().__init__(sae, config, comm)
         self.workspace, self.wide_workspace = Workspace(comm), Workspace(comm)
         self.k = config.k
+
+    @classmethod
+    def check(cls, config: TrainConfig) -> None:
+        config.expect(config.d_sae is None or config.k <= config.d_sae, "k", f"at most d_sae={config.d_sae}")
 
     def begin(self, step: int, n_steps: int) -> None:
         super().begin(step, n_steps)

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from saelens_lite.errors import CheckpointError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
-from saelens_lite.sae.config import KEEP_K
 
 from ..config import TrainConfig
 from ..kinds.choice import kind_class
@@ -47,7 +46,7 @@ class Trainer:
         )
         self.decay_steps = round(config.decay_fraction * n_steps)
         n_tokens = n_steps * config.batch_size_rows
-        k = config.k if config.kind in KEEP_K else None
+        k = config.k if self.kind.keeps_k else None
         dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(
             n_tokens, self.kind.d_sae, k
         )

@@ -253,15 +253,6 @@ def test_free_decoder_norms_are_folded_into_the_encoder():
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N))
 
 
-def test_k_annealing_is_refused_where_there_is_no_k():
-    with pytest.raises(
-        ValueError, match="k_anneal_fraction expected 0 for the kind relu, without k, got 0.5"
-    ):
-        TrainConfig(kind="relu", k_anneal_fraction=0.5)
-    with pytest.raises(ValueError, match="k_anneal_start expected 1 or more, got 0.5"):
-        TrainConfig(k_anneal_start=0.5)
-
-
 def test_products_have_the_precision_asked_for_during_a_step_only(monkeypatch):
     seen = []
     trainer = trainer_of(matmul_precision="medium")
@@ -275,6 +266,6 @@ def test_products_have_the_precision_asked_for_during_a_step_only(monkeypatch):
     trainer.update(torch.randn(32, 8))
     assert seen == ["medium"] and torch.get_float32_matmul_precision() == before
     with pytest.raises(
-        ValueError, match="matmul_precision expected highest, high, medium or None, got 'low'"
+        ValueError, match="matmul_precision expected one of highest, high, medium or None, got 'low'"
     ):
         TrainConfig(matmul_precision="low")

@@ -21,7 +21,10 @@ SWITCHES = (
     "--disable-component-update "
     "--disable-sync --proxy-server=127.0.0.1:9 --remote-debugging-pipe --hide-scrollbars"
 )
-_START = "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); os.execv(sys.argv[3], sys.argv[3:])"
+_START = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4);"
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
 _CODES = {"/": "Slash", "Escape": "Escape", "Enter": "Enter", "Tab": "Tab", "ArrowDown": "ArrowDown"}
 
 

@@ -71,12 +71,14 @@ def planted(args: argparse.Namespace) -> None:
             own_one = sl.probing.label_absorption(sae, rows.acts, labels, max_latents=1)
             rates = {str(row.feature): row.rate for row in exact.rows if row.scored}
             line = {
-                "absorption": exact.absorption, "fraction": exact.fraction, "missed alone": exact.missed_alone,
+                "absorption": exact.absorption, "fraction": exact.fraction,
+                "missed alone": exact.missed_alone,
                 "latents": exact.n_latents, "parents": float(len(given)), "rate": exact.rate,
                 "rate, probe": same.rate,
                 "|difference|": statistics.mean(abs(row.rate - rates[row.name]) for row in same.rows),
                 "own latents": own.rate, "n own": own.n_latents, "k=1": own_one.rate,
-                "fvu": sl.ground_truth.evaluate_recovery(sae, synthetic, n_rows=20_000).rows[0].fvu, "train s": seconds,
+                "fvu": sl.ground_truth.evaluate_recovery(sae, synthetic, n_rows=20_000).rows[0].fvu,
+                "train s": seconds,
             }  # fmt: skip
             found.setdefault(kind, []).append(line)
             print(

@@ -97,7 +97,8 @@ def measure_training(folder: Path, n_rows: int, seeds: list[int]) -> None:
     for seed in seeds:
         for dtype, store in stores.items():
             sae = sl.train_sae(
-                store, kind="topk", k=32, d_sae=3072, n_steps=300, batch_size_rows=2048, seed=seed, device="cpu",
+                store, kind="topk", k=32, d_sae=3072, n_steps=300, batch_size_rows=2048, seed=seed,
+                device="cpu",
                 output=str(folder / f"sae_{dtype}_{seed}"), progress=False,
             )  # fmt: skip
             found[dtype].append(sae.config.metadata["saelens_lite"]["held_out_fvu"])

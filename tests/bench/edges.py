@@ -79,18 +79,23 @@ def main() -> None:
     points = [f"blocks.{block}.hook_resid_post" for block in (args.block, args.block + 1)]
     with tempfile.TemporaryDirectory() as folder:
         store = sl.harvest_activations(
-            model, documents, points, f"{folder}/store", max_tokens=args.tokens, tokenizer=tokenizer, context_length=128,
+            model, documents, points, f"{folder}/store", max_tokens=args.tokens, tokenizer=tokenizer,
+            context_length=128,
             progress=False,
         )  # fmt: skip
         upstream, downstream = (
             sl.train_sae(
-                store, hook_point=point, kind="topk", k=args.k, expansion=args.expansion, batch_size_rows=1024,
+                store, hook_point=point, kind="topk", k=args.k, expansion=args.expansion,
+                batch_size_rows=1024,
                 n_steps=args.steps, seed=args.seed, output=f"{folder}/{point}", progress=False,
             )
             for point in points
         )  # fmt: skip
-        fvu = [float(_fvu(sae, store.gather(store.held_out_rows().nonzero()[:4096, 0], point))) for sae, point in
-               ((upstream, points[0]), (downstream, points[1]))]  # fmt: skip
+        held_out = store.held_out_rows().nonzero()[:4096, 0]
+        fvu = [
+            float(_fvu(sae, store.gather(held_out, point)))
+            for sae, point in zip((upstream, downstream), points, strict=True)
+        ]
 
     starts = (tokenizer(text[SKIPPED_CHARACTERS:4000]).input_ids[:CONTEXT] for text in texts)
     ids = torch.tensor(list(itertools.islice((row for row in starts if len(row) == CONTEXT), N_EXAMPLES)))
@@ -116,7 +121,8 @@ def main() -> None:
     estimate = found.effects[edges[:, 0], edges[:, 1]]
     top, rest = slice(None, 200), slice(200, None)
     result = {
-        "model": args.model, "points": points, "d_sae": upstream.d_sae, "k": args.k, "steps": args.steps, "seed": args.seed,
+        "model": args.model, "points": points, "d_sae": upstream.d_sae, "k": args.k, "steps": args.steps,
+        "seed": args.seed,
         "fvu": fvu, "edges": int((found.effects != 0).sum()),
         "spearman": spearman(estimate, exact),
         "spearman_sizes": spearman(estimate.abs(), exact.abs()),
@@ -127,7 +133,8 @@ def main() -> None:
         "sign_random": float(((estimate > 0) == (exact > 0))[rest].float().mean()),
         "median_ratio_strongest": float((exact / estimate)[top].median()),
         "median_size": [float(estimate[part].abs().median()) for part in (top, rest)],
-        "attribution_s": attribution_s, "ablation_s": ablation_s, "ablation_forwards": len(edges[:, 1].unique()) + 1,
+        "attribution_s": attribution_s, "ablation_s": ablation_s,
+        "ablation_forwards": len(edges[:, 1].unique()) + 1,
     }  # fmt: skip
     print(json.dumps(result))
 

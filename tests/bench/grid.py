@@ -70,7 +70,8 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     )
     store = sl.ActivationStore.from_arrays(folder / "store", rows, dtype="bfloat16")
     options = {
-        "d_sae": args.d_sae, "batch_size_rows": args.batch, "buffer_rows": 65_536, "n_steps": args.steps, "device": "cpu",
+        "d_sae": args.d_sae, "batch_size_rows": args.batch, "buffer_rows": 65_536, "n_steps": args.steps,
+        "device": "cpu",
         "held_out_fraction": 0.0, "progress": False, "overwrite": True, "prefetch": False,
         "checkpoint_every_steps": args.steps,
     }  # fmt: skip

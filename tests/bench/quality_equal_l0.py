@@ -65,7 +65,8 @@ def scores_at_l0(folder: Path, acts: Tensor, l0: int) -> dict[str, float | str]:
 
     (fvu, saved_l0), (fvu_moved, moved_l0) = fvu_and_l0(1.0), fvu_and_l0(factor)
     return {
-        "sae": folder.name, "fvu": fvu, "l0": saved_l0, "factor": float(factor), "fvu_moved": fvu_moved, "l0_moved": moved_l0
+        "sae": folder.name, "fvu": fvu, "l0": saved_l0, "factor": float(factor),
+        "fvu_moved": fvu_moved, "l0_moved": moved_l0
     }  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def main() -> None:
         "d_sae": args.d_sae,
         "k": None if args.kind == "standard" else args.k,
         "train_s": train_s,
-        "train_cpu_s": train_cpu_s,  # of all threads: unlike train_s not changed by what else ran on the machine
+        "train_cpu_s": train_cpu_s,  # of all threads; other programs change train_s, but not this
         "input_scale": input_scale,
         **result.to_dict(),
         "versions": {

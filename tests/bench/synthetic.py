@@ -119,9 +119,11 @@ class Bench:
     ) -> dict[str, Any]:
         started_s = time.perf_counter()
         sl.train_sae(
-            self.store(), preset=preset, k=self.k, d_sae=self.args.d_sae, seed=seed, freeze_decoder=frozen, n_steps=steps,
+            self.store(), preset=preset, k=self.k, d_sae=self.args.d_sae, seed=seed, freeze_decoder=frozen,
+            n_steps=steps,
             batch_size_rows=self.args.batch, held_out_fraction=HELD_OUT_FRACTION, eval_every_steps=steps,
-            device="cpu", progress=False, output=str(folder), overwrite=True, **({} if lr is None else {"lr": lr}),
+            device="cpu", progress=False, output=str(folder), overwrite=True,
+            **({} if lr is None else {"lr": lr}),
         )  # fmt: skip
         versions = {"saelens_lite": sl.__version__, "torch": torch.__version__}
         return {"train_s": time.perf_counter() - started_s, "versions": versions}
@@ -131,7 +133,8 @@ class Bench:
     ) -> dict[str, Any]:
         assert not frozen
         options = {
-            "store": self.store().path, "output": folder, "kind": "matryoshka", "lr": lr, "seed": seed, "steps": steps,
+            "store": self.store().path, "output": folder, "kind": "matryoshka", "lr": lr, "seed": seed,
+            "steps": steps,
             "batch": self.args.batch, "k": self.k, "warm-up-steps": steps // 20,
             "held-out-fraction": HELD_OUT_FRACTION, "threads": self.args.threads,
         }  # fmt: skip

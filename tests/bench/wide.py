@@ -67,7 +67,8 @@ def main() -> None:
         before_gib, started_s = peak_gib(), time.perf_counter()
         output = Path(folder) / "sae"
         sae = sl.train_sae(
-            store, output=output, k=args.k, d_sae=args.d_sae, batch_size_rows=args.batch, n_steps=args.steps, lr=1e-3,
+            store, output=output, k=args.k, d_sae=args.d_sae, batch_size_rows=args.batch,
+            n_steps=args.steps, lr=1e-3,
             log_every_steps=1, eval_every_steps=args.steps, checkpoint_every_steps=args.steps, eval_rows=1024,
             progress=False,
         )  # fmt: skip

@@ -57,7 +57,7 @@ def fails(capsys, *argv):
     return lines[0]
 
 
-# The commands ---------------------------------------------------------------------------------------------------
+# The commands -------------------------------------------------------------------------------------
 
 
 def test_harvest_and_train_say_what_they_made_and_what_comes_next(made, capsys):
@@ -491,7 +491,9 @@ def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
 
 
 def test_threads_wait_asleep_unless_the_user_says_otherwise():
-    code = "import os; from saelens_lite.cli import main; main(['no-such']); print(os.environ['OMP_WAIT_POLICY'])"
+    code = (
+        "import os; from saelens_lite.cli import main; main(['no-such']);print(os.environ['OMP_WAIT_POLICY'])"
+    )
     for given, expected in (({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")):
         env = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"} | given
         done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
@@ -499,7 +501,10 @@ def test_threads_wait_asleep_unless_the_user_says_otherwise():
 
 
 def test_the_overview_loads_neither_torch_nor_tyro():
-    code = "import sys; from saelens_lite.cli import main; main(['--help']); assert not {'torch', 'tyro'} & set(sys.modules)"
+    code = (
+        "import sys; from saelens_lite.cli import main; main(['--help']);"
+        "assert not {'torch', 'tyro'} & set(sys.modules)"
+    )
     began = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -133,7 +133,8 @@ def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, ca
     saved = json.loads((tmp_path / "out" / "study.json").read_text())
     assert saved["hook_point"] == worlds.HOOK_POINT and saved["n_unknown"] == 60
     assert [row["edit"] for row in saved["rows"] if row["sae"] == "baseline"] == [
-        "clamp known", "ablate few known", "ablate many known", "clamp unknown", "ablate few unknown", "ablate many unknown",
+        "clamp known", "ablate few known", "ablate many known", "clamp unknown", "ablate few unknown",
+        "ablate many unknown",
         "splice",
     ]  # fmt: skip
 

@@ -455,7 +455,8 @@ def multimodal(name: str) -> nn.Module:
         )
         return transformers.LlavaForConditionalGeneration(config).eval()
     config = Gemma3Config(
-        vision_config=SiglipVisionConfig(**vision), text_config=Gemma3TextConfig(**HEADS), image_token_index=39,
+        vision_config=SiglipVisionConfig(**vision), text_config=Gemma3TextConfig(**HEADS),
+        image_token_index=39,
         mm_tokens_per_image=4, boi_token_index=37, eoi_token_index=38,
     )  # fmt: skip
     return transformers.Gemma3ForConditionalGeneration(config).eval()

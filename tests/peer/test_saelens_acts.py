@@ -25,21 +25,25 @@ from transformer_lens import HookedTransformer, HookedTransformerConfig
 
 def settings(folder):
     return CacheActivationsRunnerConfig(
-        dataset_path="none", model_name="tiny", model_batch_size=4, hook_name="blocks.0.hook_resid_post", d_in=8,
+        dataset_path="none", model_name="tiny", model_batch_size=4, hook_name="blocks.0.hook_resid_post",
+        d_in=8,
         training_tokens=240, context_size=6, new_cached_activations_path=folder, shuffle=False, device="cpu",
         prepend_bos=False, streaming=False, buffer_size_gb=2e-6,
     )
 """
 WRITE = """
 torch.manual_seed(0)
-shape = HookedTransformerConfig(n_layers=1, d_model=8, d_head=4, n_heads=2, n_ctx=16, d_vocab=50, d_mlp=16, act_fn="gelu")
+shape = HookedTransformerConfig(
+    n_layers=1, d_model=8, d_head=4, n_heads=2, n_ctx=16, d_vocab=50, d_mlp=16, act_fn="gelu"
+)
 model = HookedTransformer(shape)
 tokens = np.random.default_rng(0).integers(0, 50, (60, 6))
 runner.load_model = lambda **_: model
 runner.CacheActivationsRunner(settings("theirs"), Dataset.from_dict({"tokens": tokens.tolist()})).run()
 with torch.no_grad():
     _, seen = model.run_with_cache(torch.from_numpy(tokens))
-save_file({"acts": seen["blocks.0.hook_resid_post"].contiguous(), "tokens": torch.from_numpy(tokens)}, "seen.safetensors")
+acts = seen["blocks.0.hook_resid_post"].contiguous()
+save_file({"acts": acts, "tokens": torch.from_numpy(tokens)}, "seen.safetensors")
 """
 READ = """
 store = ActivationsStore.from_config(None, settings("ours"))

@@ -27,7 +27,8 @@ scores = evals.compute_classification_metrics(latents, features, sae.W_dec, dire
 shrinkage = evals.ShrinkageCalculator()
 shrinkage.add_batch(sae.decode(latents), acts)
 print(json.dumps({
-    "precision": scores.precision, "recall": scores.recall, "f1": scores.f1_score, "norm_ratio": shrinkage.compute(),
+    "precision": scores.precision, "recall": scores.recall, "f1": scores.f1_score,
+    "norm_ratio": shrinkage.compute(),
     "mcc": evals.mean_correlation_coefficient(sae.W_dec, directions),
     "uniqueness": evals.feature_uniqueness(sae.W_dec, directions),
     "dead": int((latents == 0).all(0).sum()) / latents.shape[1],

@@ -19,7 +19,8 @@ from saelens_lite.train import train_grid, train_sae
 
 torch.set_num_threads(1)
 store, options = sl.ActivationStore(sys.argv[1]), json.loads(sys.argv[2])
-train_sae(store, **(options | {"n_steps": 1, "output": sys.argv[3]}))  # what a training loads is loaded once, here
+# What a training loads is loaded once, here.
+train_sae(store, **(options | {"n_steps": 1, "output": sys.argv[3]}))
 
 def signalled(function, number, nth):
     owner, _, name = function.rpartition(".")

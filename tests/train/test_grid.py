@@ -123,7 +123,8 @@ def test_a_grid_that_is_none_is_refused(store, tmp_path, grid, message):
 def test_the_grid_of_a_command_line():
     words = ["k=16,32", "l1-coeff=0.5,1e-3", "kind=topk", "d_sae=None", "scale_input=True,False"]
     assert parsed_grid(words) == {
-        "k": [16, 32], "l1_coeff": [0.5, 1e-3], "kind": ["topk"], "d_sae": [None], "scale_input": [True, False],
+        "k": [16, 32], "l1_coeff": [0.5, 1e-3], "kind": ["topk"], "d_sae": [None],
+        "scale_input": [True, False],
     }  # fmt: skip
     for wrong in (["k"], ["k=1", "k=2"]):
         with pytest.raises(ValueError, match="--grid expected each field once"):
@@ -349,7 +350,10 @@ def test_a_member_that_diverges_ends_alone_and_is_named(store, tmp_path, monkeyp
         return update(self, acts)
 
     monkeypatch.setattr(Trainer, "update", diverging)
-    message = r"1 of 3 members broke: k=3: .* at step 1[34].*the training diverged.*\. The others are trained: k=2, k=4"
+    message = (
+        r"1 of 3 members broke: k=3: .* at step 1[34].*the training diverged.*\. "
+        r"The others are trained: k=2, k=4"
+    )
     with pytest.raises(FloatingPointError, match=message):
         train(store, tmp_path / "grid", {"k": [2, 3, 4]})
     assert "k=3 ends here: " in caplog.text

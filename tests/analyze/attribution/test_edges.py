@@ -97,7 +97,8 @@ def test_what_does_not_fit_is_refused():
     for source, sink in ((downstream, upstream), (upstream, upstream)):
         with pytest.raises(ValueError, match="upstream hook point before the downstream one"):
             edge_attribution(model, source, sink, TARGETS, input_ids=IDS)
-    for wrong, message in (([(0, 1)], "3"), ([(0, 6, 1)], "positions below 6"), ([(2, 0, 1)], "examples below 2"),
+    for wrong, message in (
+        ([(0, 1)], "3"), ([(0, 6, 1)], "positions below 6"), ([(2, 0, 1)], "examples below 2"),
                            ([(0, 0, 48)], "from 0 to 47")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             edge_attribution(model, upstream, downstream, wrong, input_ids=IDS)

@@ -127,7 +127,7 @@ def test_a_probe_without_scikit_learn_names_the_extra(monkeypatch):
         probe_direction(acts, labels)
 
 
-# The split ------------------------------------------------------------------------------------------------------------
+# The split ----------------------------------------------------------------------------------------
 
 
 def axes_sae() -> SparseAutoencoder:

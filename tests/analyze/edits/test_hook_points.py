@@ -75,7 +75,7 @@ def direction_everywhere(model, **place):
 EDITS = [several_places, two_saes, after_an_earlier_latent, direction_everywhere]
 
 
-# What they do -----------------------------------------------------------------------------------------------------------
+# What they do -------------------------------------------------------------------------------------
 
 
 @pytest.mark.property_check(3)
@@ -144,7 +144,7 @@ def test_a_direction_taken_out_everywhere_is_nowhere():
     assert all((found[point] @ direction).abs().max() < 1e-5 for point in points)
 
 
-# Conditions -------------------------------------------------------------------------------------------------------------
+# Conditions ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -139,7 +139,7 @@ def n_hooks(model: nn.Module) -> int:
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
 
 
-# What is added ------------------------------------------------------------------------------------------------------
+# What is added ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
@@ -528,7 +528,7 @@ def test_a_loop_of_ones_own_says_where_its_prompt_ends():
         torch.testing.assert_close(torch.stack(steps), reference, rtol=1e-4, atol=1e-4)
 
 
-# Positions --------------------------------------------------------------------------------------------------------------
+# Positions ----------------------------------------------------------------------------------------
 
 
 def test_masks_and_functions_mean_what_they_say_padding_apart():
@@ -599,7 +599,7 @@ def test_embeddings_in_place_of_tokens():
         assert torch.equal(model(inputs_embeds=embeds).logits, model(ids).logits)
 
 
-# Refusals ---------------------------------------------------------------------------------------------------------------
+# Refusals -----------------------------------------------------------------------------------------
 
 
 def test_a_right_padded_generate_is_refused_and_leaves_nothing():

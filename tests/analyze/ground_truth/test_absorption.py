@@ -139,8 +139,8 @@ def test_each_row_by_hand():
     acts = torch.tensor([
         [0, 1.0, 0, 0, 0],  # writes 0.6 of 1: absorbed
         [0, 0.5, 0, 0, 0],  # writes 0.3 of 1: silent, no more
-        [0, 0, 9.0, 0, 0],  # writes 0.72 with cos 0.08: absorbed as a whole, too little aligned for the fraction
-        [0.5, 0.5, 0, 0.5, 0],  # writes 0.5, others 0.3 + 0.4: the fraction is 0.5 / (0.5 + 0.5), as t − m bounds it
+        [0, 0, 9.0, 0, 0],  # writes 0.72, absorbed as a whole; cos 0.08 is too little for the fraction
+        [0.5, 0.5, 0, 0.5, 0],  # writes 0.5, others 0.3 + 0.4; t − m bounds them: 0.5 / (0.5 + 0.5)
         [0.9, 0, 0, 0.5, 0],  # the main latent 0.9, others 0.4 of 1: 0.1 / (0.1 + 0.9)
         [1.2, 0, 0, 0.9, 0],  # the main latent has it all
         [0, 0, 0, 1.0, 2.0],  # t is below 0: nothing to explain

@@ -201,7 +201,8 @@ def test_an_index_that_is_there_costs_no_pass_and_another_sae_or_store_is_notice
         index.check(other)
 
     smaller = sl.harvest_activations(
-        gpt2, TEXTS, HOOK_POINT, tmp_path / "smaller", max_tokens=300, tokenizer=byte_tokenizer, context_length=32,
+        gpt2, TEXTS, HOOK_POINT, tmp_path / "smaller", max_tokens=300, tokenizer=byte_tokenizer,
+        context_length=32,
         progress=False,
     )  # fmt: skip
     with pytest.raises(ValueError, match="is an index over the store .* not over"):

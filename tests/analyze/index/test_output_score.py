@@ -48,6 +48,7 @@ def main(output):
 def test_a_prompt_without_tokens(gpt2, byte_tokenizer):
     with pytest.raises(ValueError, match="a prompt with tokens, got ''"):
         output_scores(
-            make_sae(), gpt2, lambda text, return_tensors: byte_tokenizer("", return_tensors="pt", add_special_tokens=False),
+            make_sae(), gpt2,
+            lambda text, return_tensors: byte_tokenizer("", return_tensors="pt", add_special_tokens=False),
             torch.ones(48), torch.zeros(48, 1), "blocks.0.hook_resid_post", prompt="",
         )  # fmt: skip

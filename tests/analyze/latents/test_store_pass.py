@@ -34,7 +34,8 @@ def test_int8_stores_are_analysed_and_scored_like_any_other(gpt2, byte_tokenizer
     variance."""
     exact, small = (
         sl.harvest_activations(
-            gpt2, TEXTS, HOOK_POINT, tmp_path / dtype, max_tokens=1500, tokenizer=byte_tokenizer, context_length=32,
+            gpt2, TEXTS, HOOK_POINT, tmp_path / dtype, max_tokens=1500, tokenizer=byte_tokenizer,
+            context_length=32,
             documents_per_shard=16, dtype=dtype, progress=False,
         )
         for dtype in ("float32", "int8")

@@ -65,7 +65,8 @@ def nasty_data(tokens=NASTY):
     example = [2.0, 1, 3, 4, 1, places, [1, 2.0, 0, None]]
     lens = [[place, 0.5] for place in places]
     feature = {
-        "id": 7, "fired": 9, "interval": [0.005, 0.019], "first": 3, "last": 800, "max": 2.0, "norm": 1.0, "entropy": 0.5,
+        "id": 7, "fired": 9, "interval": [0.005, 0.019], "first": 3, "last": 800, "max": 2.0, "norm": 1.0,
+        "entropy": 0.5,
         "share": 0.9, "unigram": True,
         "score": 0.25, "quantiles": [1.0, 1.5], "bins": [33, [4, 0, 5]],
         "positions": [1, 0, 8], "cosine": [[8, 0.5]], "jaccard": [[9, 0.1]], "pmi": [],
@@ -325,7 +326,7 @@ def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2):
     assert all("top" not in feature for feature in without["features"])
 
 
-# In a browser ----------------------------------------------------------------------------------------------------
+# In a browser -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -454,7 +455,8 @@ def test_five_thousand_rows_scroll_and_sort(tab, tmp_path):
     # a few.
     slowest = page.js("""(async () => { let slowest = 0; const list = document.getElementById('list');
         for (let i = 0; i < 30; i++) { list.scrollTop = i * 5600; const began = performance.now(); drawRows();
-            slowest = Math.max(slowest, performance.now() - began); await new Promise(requestAnimationFrame); }
+            slowest = Math.max(slowest, performance.now() - began);
+            await new Promise(requestAnimationFrame); }
         return slowest; })()""")
     assert slowest < 100
     first = "Number(document.querySelector('#rows button').dataset.latent)"
@@ -481,7 +483,10 @@ def test_five_thousand_rows_scroll_and_sort(tab, tmp_path):
 def test_nothing_is_wider_than_the_window(tab, page_data, tmp_path):
     page_data(latents=range(3))
     page = tab(tmp_path / "new folder" / "page.html")
-    wide = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
+    wide = (
+        "[...document.querySelectorAll('main *')]"
+        ".filter(e => e.getBoundingClientRect().right > innerWidth + 1).length"
+    )
     for width in (1600, 1000, 420, 320):
         page.resize(width, 800)
         page.frame()

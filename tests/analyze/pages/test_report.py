@@ -67,7 +67,8 @@ def write_run(folder, lines, **settings):
 def lines(n=4, **changed):
     """Metrics as training writes them, of 100 tokens a step and 50 tokens a second."""
     training = [
-        {"step": s, "tokens": 100 * s, "reconstruction": 8.0 / s, "l0": 16.0, "auxk": 0.0, "dead@200": None, "lr": 0.01,
+        {"step": s, "tokens": 100 * s, "reconstruction": 8.0 / s, "l0": 16.0, "auxk": 0.0, "dead@200": None,
+         "lr": 0.01,
          "tokens_per_s": 50.0} | changed
         for s in range(1, n + 1)
     ]  # fmt: skip
@@ -127,7 +128,8 @@ def test_a_folder_of_runs_is_its_members_and_names_tell_them_apart(tmp_path, rep
         write_run(tmp_path / name, lines())
     (tmp_path / "grid" / "notes").mkdir()
     assert [run.name for run in find_runs([tmp_path / "grid"])] == ["k16", "k32"]
-    assert [run.name for run in find_runs([tmp_path / "grid", tmp_path / "other", tmp_path / "grid" / "k16"])] == [
+    found = find_runs([tmp_path / "grid", tmp_path / "other", tmp_path / "grid" / "k16"])
+    assert [run.name for run in found] == [
         "grid/k16", "grid/k32", "other/k16"
     ]  # fmt: skip
 
@@ -203,11 +205,20 @@ def test_the_page_reaches_for_nothing(tmp_path, report):
     )
 
 
-@pytest.mark.parametrize("make, got", [(lambda p: None, "nothing there"), (lambda p: p.mkdir(), "a folder without them"),
-                                       (lambda p: p.write_text("x"), "a file")])  # fmt: skip
+@pytest.mark.parametrize(
+    "make, got",
+    [
+        (lambda p: None, "nothing there"),
+        (lambda p: p.mkdir(), "a folder without them"),
+        (lambda p: p.write_text("x"), "a file"),
+    ],
+)
 def test_what_holds_no_run_is_told_what_was_expected(tmp_path, make, got):
     make(tmp_path / "x")
-    told = rf"x expected a run \(metrics.jsonl or cfg.json\) or a folder of runs, got {got}; .*saelens-lite train"
+    told = (
+        rf"x expected a run \(metrics.jsonl or cfg.json\) or a folder of runs, got {got}; "
+        r".*saelens-lite train"
+    )
     with pytest.raises(ValueError, match=told):
         report_page(tmp_path / "x", tmp_path / "report.html")
     assert not (tmp_path / "report.html").exists()
@@ -327,7 +338,8 @@ def test_evaluations_stand_beside_each_other_with_their_controls(tmp_path, repor
     column = head.index("fvu")
     assert [(row[0], row[1], row[column]) for row in rows] == [
         ("a", "trained", "0.2"), ("b", "trained", "0.3"), ("a", "baseline", "0.4"), ("b", "baseline", "0.6"),
-        ("all", "mean ablation", "1"), ("a", "seed noise: sd", "0.002"), ("a", "seed noise: detectable", "0.012"),
+        ("all", "mean ablation", "1"), ("a", "seed noise: sd", "0.002"),
+        ("a", "seed noise: detectable", "0.012"),
     ]  # fmt: skip
     assert "differ by no more than two seeds" in page.text and "different text" not in page.text
     assert page.table("The same directions in several seeds")["a"]["random_mcc"] == "0.25"

@@ -223,7 +223,8 @@ def test_what_cannot_be_is_refused(model, store, source, tmp_path, planted):
     with pytest.raises(ValueError, match="kind expected another one with end_to_end"):
         sl.train_sae(store, model=model, end_to_end="kl", kind="gated", init_from="there", **options)
     for fields in (
-        {"kind": "matryoshka"}, {"jumprelu_penalty": "tanh"}, {"multi_topk_coeff": 0.1}, {"k_anneal_fraction": 0.1},
+        {"kind": "matryoshka"}, {"jumprelu_penalty": "tanh"}, {"multi_topk_coeff": 0.1},
+        {"k_anneal_fraction": 0.1},
         {"l0_coeff": 1.0}, {"target_l0": 8.0}, {"store_weights": (1.0,)}, {"max_norm_ratio": 9.0},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"{next(iter(fields))} expected .* with end_to_end"):

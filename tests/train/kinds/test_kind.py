@@ -31,7 +31,8 @@ TRAINED = {
     "jumprelu, target l0": {"kind": "jumprelu", "l0_coeff": 7.0, "target_l0": 6, "bandwidth": 0.4},
     "jumprelu, tanh": {"kind": "jumprelu", "jumprelu_penalty": "tanh", "l0_coeff": 0.7, "pre_act_coeff": 0.3},
     "jumprelu, tanh, free norms": {
-        "kind": "jumprelu", "jumprelu_penalty": "tanh", "l0_coeff": 0.7, "pre_act_coeff": 0.3, "unit_decoder": False,
+        "kind": "jumprelu", "jumprelu_penalty": "tanh", "l0_coeff": 0.7, "pre_act_coeff": 0.3,
+        "unit_decoder": False,
     },
 }  # fmt: skip
 """Fields of a run of each kind."""

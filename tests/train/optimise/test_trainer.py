@@ -194,8 +194,10 @@ def test_fields_that_change_the_update():
     plain, relu = weights(), weights(kind="relu")
     for fields in (
         {"clip_norm": 0.01},
-        {"lr": 2e-3}, {"adam_beta1": 0.5}, {"adam_beta2": 0.9}, {"warm_up_steps": 30}, {"decay_fraction": 1.0},
-        {"freeze_decoder": True}, {"n_steps": 3}, {"dead_after_tokens": 1}, {"kind": "relu"}, {"multi_topk_coeff": 0.125},
+        {"lr": 2e-3}, {"adam_beta1": 0.5}, {"adam_beta2": 0.9}, {"warm_up_steps": 30},
+        {"decay_fraction": 1.0},
+        {"freeze_decoder": True}, {"n_steps": 3}, {"dead_after_tokens": 1}, {"kind": "relu"},
+        {"multi_topk_coeff": 0.125},
     ):  # fmt: skip
         assert not torch.equal(plain, weights(**fields)), fields
     for fields in ({"l1_coeff": 1.0}, {"l1_warm_up_steps": 30}, {"unit_decoder": False}):

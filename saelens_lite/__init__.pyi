@@ -1,5 +1,6 @@
 __version__: str
 
+from . import analyze as analyze
 from . import lm as lm
 from . import recipes as recipes
 from . import store as store

@@ -245,6 +245,7 @@ class ActivationStore:
         return name
 
     def d_model(self, hook_point: str | None = None) -> int:
+        """Width of the rows of a hook point; None where the store has only one."""
         return self.plan["hook_points"][self.hook_point(hook_point)]["d_model"]
 
     def acts(self, shard: int, hook_point: str | None = None, rows: slice = slice(None)) -> Tensor:

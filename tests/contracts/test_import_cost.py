@@ -10,7 +10,10 @@ import pytest
 
 pytestmark = pytest.mark.long
 
-CORE = "import saelens_lite; from saelens_lite import SparseAutoencoder, SparseLatents, ActivationStore, ShardError"
+CORE = (
+    "import saelens_lite; "
+    "from saelens_lite import SparseAutoencoder, SparseLatents, ActivationStore, ShardError"
+)
 HEAVY = (
     "transformers",
     "datasets",

@@ -250,9 +250,9 @@ EVERY_NAME = """
 import importlib, sys, types
 modules = [importlib.import_module(name) for name in sys.argv[1:]]
 for module in modules:
-    folders = {path.__name__.rpartition(".")[2] for path in modules if hasattr(path, "__path__")} | {"synthetic"}
+    folders = {module.__name__.rpartition(".")[2] for module in modules if hasattr(module, "__path__")}
     for name in getattr(module, "__all__", ()):
-        if isinstance(getattr(module, name), types.ModuleType) and name not in folders:
+        if isinstance(getattr(module, name), types.ModuleType) and name not in {*folders, "synthetic"}:
             print(f"{module.__name__}.{name} is a module")
 """
 

@@ -1,4 +1,4 @@
-"""The public faces: what they hold, that it exists and is documented, and what became of the names of 0.1.0."""
+"""The public faces: what they hold, that it exists and is documented, and what became of older names."""
 
 import ast
 import importlib
@@ -12,18 +12,20 @@ import saelens_lite
 
 ROOT = Path(__file__).parents[2]
 NAMESPACES = """
-analyze attribution edits evaluation ground_truth index latents lm pages probing recipes stats store study synthetic
+analyze attribution edits evaluation ground_truth index latents lm pages probing recipes stats store
+study synthetic
 """.split()
 NAMES_OF_0_1_0 = """
-ActivationStore Answers CheckpointError FeatureIndex FeatureIndexError Fires HallucinationStudy HookError IndexConfig
-NeutralText NextToken Record SAEConfig ShardError SparseAutoencoder SparseLatents Split SyntheticActivations
-SyntheticConfig TrainConfig __version__ ablate ablate_direction add_hook_points auroc benjamini_hochberg clamp
-cluster_bootstrap dead_latents diff_mean direct_logit_attribution dose_response edge_ablation edge_attribution
-estimate_harvest evaluate_sae feature_page feature_splitting fit_anomaly gradient_attribution harvest_activations
+ActivationStore Answers CheckpointError FeatureIndex FeatureIndexError Fires HallucinationStudy
+HookError IndexConfig NeutralText NextToken Record SAEConfig ShardError SparseAutoencoder
+SparseLatents Split SyntheticActivations SyntheticConfig TrainConfig __version__ ablate
+ablate_direction add_hook_points auroc benjamini_hochberg clamp cluster_bootstrap dead_latents
+diff_mean direct_logit_attribution dose_response edge_ablation edge_attribution estimate_harvest
+evaluate_sae feature_page feature_splitting fit_anomaly gradient_attribution harvest_activations
 hook_points index_features label_absorption latent_density latent_stats logit_lens matched_latents
-max_activating_tokens max_statistic_p meta_sae one_direction planted_absorption probe_direction random_directions
-rank_p read_records report_page scale score_recovery select_latents span_mask sparse_probes splice_sae steer
-steer_direction text_features train_grid train_sae train_streaming
+max_activating_tokens max_statistic_p meta_sae one_direction planted_absorption probe_direction
+random_directions rank_p read_records report_page scale score_recovery select_latents span_mask
+sparse_probes splice_sae steer steer_direction text_features train_grid train_sae train_streaming
 """.split()
 
 

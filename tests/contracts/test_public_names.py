@@ -69,7 +69,7 @@ def undocumented(value: object, name: str) -> list[str]:
 def test_every_public_name_is_documented(package):
     face = importlib.import_module(package)
     names = set(face.__all__) - {"__version__", "MODEL_DIR"}
-    assert not sum((undocumented(getattr(face, name), name) for name in sorted(names)), [])
+    assert not [text for name in sorted(names) for text in undocumented(getattr(face, name), name)]
 
 
 def test_the_top_holds_about_thirty_names_and_the_namespaces():

@@ -1,4 +1,4 @@
-"""What a harvest will take: rows, bytes and time, told before it starts; one that cannot fit is refused."""
+"""Estimates what a harvest will take: rows, bytes and time; one that cannot fit is refused."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ _BYTES_PER_POSITION = 10
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Estimate:
-    """What is still to be done for a store.
+    """What is still to do for a store.
 
     rows:        rows to harvest
     size_bytes:  room they take in the store
-    free_bytes:  room on its disk; None where nobody says
-    seconds:     time of the forward passes; None where it was not measured
-    of_dataset:  whether rows is limited by the dataset's length, guessed from its first documents
+    free_bytes:  room on its disk; None if unknown
+    seconds:     time of the forward passes; None if not measured
+    of_dataset:  whether the dataset's length, guessed from its first documents, limits the rows
     """
 
     rows: int
@@ -58,7 +58,7 @@ def estimate(
     store: Folder,
     rows_there: int,
 ) -> Estimate:
-    """Rows and bytes that a plan will still take.
+    """The rows and bytes that a plan still takes.
 
     mean_tokens, mean_bytes: of the source's first documents
     rows_there: rows of finished shards
@@ -81,14 +81,12 @@ def check_fits(found: Estimate, store: Folder) -> None:
     if not found.fits:
         raise ShardError(
             f"{store} expected room for {found}: make room, lower max_tokens, choose a smaller dtype such "
-            "as int8 or "
-            "another disk, or pass check_space=False if you know better"
+            "as int8 or another disk, or pass check_space=False if you know better"
         )
 
 
 def forward_seconds(model: nn.Module, hook_points: Sequence[str], plan: dict[str, Any], rows: int) -> float:
-    """Time of the forward passes for so many rows, measured on one batch after a first one; no row is
-    kept."""
+    """Time of the forward passes for this many rows, measured on the second of two batches."""
     shape = (plan["batch_size_seqs"], plan["context_length"])
     input_ids = torch.zeros(shape, dtype=torch.int64, device=Decoder(model).device)
     with torch.inference_mode():

@@ -1,5 +1,4 @@
-"""The harvest itself: what can be wrong looked at, the plan agreed with the store, then text through the
-model."""
+"""The harvest: checks what can be wrong, agrees with the store on the plan, runs text through the model."""
 
 from __future__ import annotations
 
@@ -18,11 +17,8 @@ from saelens_lite.store.reader import ActivationStore
 
 from .config import HarvestConfig
 from .estimate import Estimate, check_fits, forward_seconds
-from .prepare import Request, _open_named, prepare, requested
-from .shards.model import (
-    compile_blocks,
-    drop_unused,
-)
+from .prepare import Request, prepare, requested, source_of_names
+from .shards.model import compile_blocks, drop_unused
 from .shards.plan import adopt_plan, check_plan
 from .shards.write import make_shards
 
@@ -41,8 +37,8 @@ def harvest_activations(
 ) -> ActivationStore:
     """Run text through a model and keep the activations of some hook points in a store on disk.
 
-    Interrupted at any moment, the same call goes on after the last finished shard and ends with the same
-    bytes. On a finished store it does nothing.
+    If it is interrupted, make the same call again: it resumes after the last finished shard and ends with the
+    same bytes. On a finished store it does nothing.
 
     model: hub id, local folder, or a Hugging Face causal language model, which is not altered
     dataset: hub id (streamed); local txt, jsonl, json, csv or parquet file, compressed too; folder; a list of
@@ -51,7 +47,7 @@ def harvest_activations(
         list of any of these
     hook_points: such as "blocks.3.hook_resid_post", or a module path; all share one forward pass
     store: folder of the store, or any URL that fsspec opens
-    max_tokens: rows to harvest, met exactly unless the dataset ends before
+    max_tokens: rows to harvest, met exactly unless the dataset is shorter
     tokenizer: object, hub id or folder; None takes the model's own
     options: fields of HarvestConfig, such as context_length, batch_size_seqs, dtype, text_column, split
 
@@ -63,9 +59,8 @@ def harvest_activations(
 
 
 def run_harvest(config: HarvestConfig) -> ActivationStore:
-    """Carry out a harvest that is described by names alone, as on the command line; see
-    `harvest_activations`."""
-    return _harvest(Request(config, _open_named(config, config.dataset)))
+    """Harvest what is described by names alone, as on the command line; see `harvest_activations`."""
+    return _harvest(Request(config, source_of_names(config, config.dataset)))
 
 
 def estimate_harvest(
@@ -80,14 +75,14 @@ def estimate_harvest(
 ) -> Estimate:
     """What the same call of `harvest_activations` would still take; nothing is written.
 
-    Everything that can be wrong is looked at, and the forward pass is timed on one batch.
+    It checks all that can be wrong and times the forward pass on one batch.
     """
     return _estimate(requested(model, dataset, hook_points, store, max_tokens, tokenizer, options))
 
 
 def estimate_run(config: HarvestConfig) -> Estimate:
     """What `run_harvest` would still take; see `estimate_harvest`."""
-    return _estimate(Request(config, _open_named(config, config.dataset)))
+    return _estimate(Request(config, source_of_names(config, config.dataset)))
 
 
 def _estimate(request: Request) -> Estimate:

@@ -1,5 +1,4 @@
-"""Further hook points for a store that is there: its tokens again through the model, the rows beside the
-others."""
+"""Further hook points for a finished store: its tokens run through the model again."""
 
 from __future__ import annotations
 
@@ -17,7 +16,15 @@ from saelens_lite.errors import ShardError
 from saelens_lite.lm import hooks
 from saelens_lite.lm.decoder import evaluation_mode
 from saelens_lite.store.folder import Folder, open_folder
-from saelens_lite.store.layout import commit_name, encode_json, finished_shards, read_json
+from saelens_lite.store.layout import (
+    MANIFEST,
+    MANIFEST_BEFORE,
+    PLAN,
+    commit_name,
+    encode_json,
+    finished_shards,
+    read_json,
+)
 from saelens_lite.store.reader import ActivationStore
 
 from .prepare import hook_point_facts
@@ -30,11 +37,8 @@ from .text.tokenized import PackedShard
 
 logger = logging.getLogger(__name__)
 
-_BEFORE = "manifest.json.before"
-
 _TOLERANCE = 0.02
-"""Of the relative difference between rows made again and rows in the store: above what bfloat16 rounds
-(2^-9)."""
+"""Of the relative difference between recomputed and stored rows: above what bfloat16 rounds (2^-9)."""
 
 
 def add_hook_points(
@@ -48,16 +52,15 @@ def add_hook_points(
 ) -> ActivationStore:
     """Harvest further hook points for a finished store, from its stored tokens; the text is not needed.
 
-    The store is afterwards the one that harvesting all hook points at once would have made, byte for byte;
-    one that was harvested with `compile` but for last bits, as other blocks may be compiled. Rows that are
-    there are made again for each shard's first batch and must agree, so another model is noticed. Until the
-    end the store stays readable as it was. Interrupted, the same call goes on.
+    The result is, byte for byte, the store of a harvest of all hook points at once; with `compile`, last bits
+    may differ, as other blocks may be compiled. For each shard's first batch, stored rows are recomputed and
+    must agree, so another model is noticed. Until the end the store stays readable as it was. If it is
+    interrupted, make the same call again: it resumes.
 
     store: an open store or its folder
-    hook_points: such as "blocks.3.hook_mlp_out"; those that are there already cost nothing
+    hook_points: such as "blocks.3.hook_mlp_out"; those in the store cost nothing
     model: the model that was harvested; None loads it by the name that the store records
-    raises: ShardError if the model is another one, or the store has no tokens; HookError for an unknown hook
-        point
+    raises: ShardError for another model, or a store without tokens; HookError for an unknown hook point
     """
     folder = store.folder if isinstance(store, ActivationStore) else open_folder(store)
     _finish_interrupted(folder)
@@ -69,9 +72,8 @@ def add_hook_points(
         return store
     if "batch_size_seqs" not in store.plan:
         raise ShardError(
-            f"{store.path} was not harvested by saelens_lite: its rows came from elsewhere, with no word of "
-            "how a model "
-            "made them: harvest anew"
+            f"{store.path} was not harvested by saelens_lite, so it does not say how a model made its rows: "
+            "harvest anew"
         )
     ours = model is None
     if model is None:
@@ -85,8 +87,7 @@ def add_hook_points(
     compiled = {"compiled": True} if store.plan["model"].get("compiled") else {}
     if compiled and not ours:
         raise ValueError(
-            f"{store.path} was harvested with compile: leave model out, so that it is loaded and compiled "
-            "here"
+            f"{store.path} was harvested with compile: leave model out, so that it is compiled here"
         )
     facts = {"model": model_facts(model) | compiled}
     differing = differing_fields({"model": store.plan["model"]}, facts, may_differ=NAMES_ONLY)
@@ -119,9 +120,8 @@ def _add(
         difference = float((again - there).norm() / there.norm())
         if not difference < _TOLERANCE:
             raise ShardError(
-                f"{folder}: {known} of shard {batch.shard.index} made again differs from its stored rows by "
-                f"{difference:.1%}: expected the model that was harvested, with the same weights and "
-                "positions"
+                f"{folder}: {known} of shard {batch.shard.index}, computed again, differs from its stored "
+                f"rows by {difference:.1%}: expected the harvested model, with the same weights and positions"
             )
 
     with only_writer(folder):
@@ -136,25 +136,24 @@ def _add(
 
 
 def _adopt(folder: Folder, plan: dict[str, Any], claims: Claims) -> None:
-    """Give the store its new plan and manifest. The old manifest is kept until then: see
-    `_finish_interrupted`."""
-    folder.move("manifest.json", _BEFORE)
-    folder.write("plan.json", encode_json(plan))
+    """Give the store its new plan and manifest; the old one stays until then, for `_finish_interrupted`."""
+    folder.move(MANIFEST, MANIFEST_BEFORE)
+    folder.write(PLAN, encode_json(plan))
     seal(folder, plan, claims)
-    folder.remove(_BEFORE)
+    folder.remove(MANIFEST_BEFORE)
 
 
 def _finish_interrupted(folder: Folder) -> None:
-    """Bring a store to a state with a manifest, if it was left between the steps of `_adopt`."""
-    if folder.size(_BEFORE) is None or rank() > 0:
+    """Finish an `_adopt` that was interrupted between its steps, so that the store has a manifest."""
+    if folder.size(MANIFEST_BEFORE) is None or rank() > 0:
         return
-    plan = read_json(folder, "plan.json")
-    if folder.size("manifest.json") is None:
-        if folder.sha256("plan.json") == read_json(folder, _BEFORE)["plan_sha256"]:
-            folder.move(_BEFORE, "manifest.json")
+    plan = read_json(folder, PLAN)
+    if folder.size(MANIFEST) is None:
+        if folder.sha256(PLAN) == read_json(folder, MANIFEST_BEFORE)["plan_sha256"]:
+            folder.move(MANIFEST_BEFORE, MANIFEST)
             return
         seal(folder, plan, Claims(finished_shards(folder, list(plan["hook_points"])), plan["max_tokens"]))
-    folder.remove(_BEFORE)
+    folder.remove(MANIFEST_BEFORE)
 
 
 def _stored_shards(store: ActivationStore, claims: Claims) -> Iterator[PackedShard]:

@@ -1,4 +1,4 @@
-"""TODO clause of harvest/prepare.py."""
+"""Prepares a harvest: loads what came by name, checks everything that can be wrong, and makes the plan."""
 
 from __future__ import annotations
 
@@ -30,13 +30,11 @@ from .text.sources import as_names, open_given, open_named
 from .text.tokenized import token_ids
 
 _OF_NAMED_DATASETS = ("split", "text_unit", "dataset_config", "dataset_revision")
-
-
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(HarvestConfig)}
 
 
 def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dict[str, Any]:
-    """What a plan says of hook points; their widths are seen by running a few tokens.
+    """What a plan says of hook points; their widths come from a pass over a few tokens.
 
     raises: HookError for a module whose output is not one vector a token
     """
@@ -61,7 +59,7 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Request:
-    """What a caller asked for; a model or tokenizer that came by name is None."""
+    """What a caller asked for; a model or tokenizer by name is None."""
 
     config: HarvestConfig
     source: Source
@@ -72,9 +70,9 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Prepared:
-    """A harvest of which everything that can be wrong was looked at.
+    """A harvest whose inputs were checked.
 
-    ours: whether the model was loaded here, so that it may be cut and compiled
+    ours: whether the model was loaded here, so it may be cut and compiled
     mean_tokens: mean length of the source's first documents
     """
 
@@ -88,7 +86,7 @@ class Prepared:
     mean_tokens: float
 
     def estimate(self) -> Estimate:
-        """What is still to be done, without its time."""
+        """What is still to do, without its time."""
         store, first = open_folder(self.config.store), self.source.first
         n_bytes = sum(len(str(document).encode("utf-8", "surrogatepass")) for document in first)
         rows_there = sum(finished_shards(store, list(self.plan["hook_points"])).values())
@@ -109,7 +107,7 @@ def requested(
         for field in ("model_revision", "compute_dtype", "device", "compile"):
             if options.get(field):
                 raise ValueError(
-                    f"{field} says how to load a model; this one is given as an object: leave {field} out"
+                    f"{field} says how to load a model, and this one is an object: leave {field} out"
                 )
     mixed = options.get("dataset_weights") is not None
     dataset_names = as_names(dataset)
@@ -118,8 +116,7 @@ def requested(
             unused = options.get(field, _DEFAULTS[field]) != _DEFAULTS[field]
             if unused and not (field == "split" and isinstance(dataset, Mapping)):
                 raise ValueError(
-                    f"{field} says how to read a dataset by name; this one is given as an object: leave it "
-                    "out"
+                    f"{field} says how to read a dataset by name, and this one is an object: leave it out"
                 )
     if isinstance(tokenizer, os.PathLike):
         tokenizer = os.fspath(tokenizer)
@@ -134,7 +131,7 @@ def requested(
     }
     config = from_mapping(HarvestConfig, settings, where="harvest_activations")
     if dataset_names is not None:
-        source = _open_named(config, dataset_names)
+        source = source_of_names(config, dataset_names)
     elif mixed:
         source = open_mixture(
             [_open_part(config, part) for part in dataset], config.dataset_weights, config.seed
@@ -149,11 +146,11 @@ def requested(
 def _open_part(config: HarvestConfig, part: Any) -> Source:
     """One dataset of a mixture: a name, or the documents themselves."""
     if (names := as_names(part)) is not None:
-        return _open_named(dataclasses.replace(config, dataset=tuple(names), dataset_weights=None), names)
+        return source_of_names(dataclasses.replace(config, dataset=tuple(names), dataset_weights=None), names)
     return open_given(part, split=config.split, text_column=config.text_column)
 
 
-def _open_named(config: HarvestConfig, names: Sequence[str]) -> Source:
+def source_of_names(config: HarvestConfig, names: Sequence[str]) -> Source:
     if config.dataset_weights is not None:
         return open_mixture([_open_part(config, name) for name in names], config.dataset_weights, config.seed)
     return open_named(
@@ -168,7 +165,7 @@ def _open_named(config: HarvestConfig, names: Sequence[str]) -> Source:
 
 @contextlib.contextmanager
 def prepare(request: Request) -> Iterator[Prepared]:
-    """Load what came by name and look at everything that can be wrong; the model is held still inside."""
+    """Load what came by name and check what can be wrong; inside, the model is in evaluation mode."""
     config, model, tokenizer = request.config, request.model, request.tokenizer
     if model is None:
         model = load_model(
@@ -185,8 +182,8 @@ def prepare(request: Request) -> Iterator[Prepared]:
     limit = positions_limit(model)
     if limit is not None and config.context_length > limit:
         raise ValueError(
-            f"context_length {config.context_length} is beyond the model's {limit} positions: choose at "
-            f"most {limit}"
+            f"context_length {config.context_length} is beyond the model's {limit} positions: "
+            f"choose at most {limit}"
         )
     points = [hooks.resolve(model, name) for name in config.hook_points]
     with evaluation_mode(model), torch.inference_mode():
@@ -206,7 +203,7 @@ def _plan(
     points: Sequence[hooks.HookPoint],
     mean_tokens: float,
 ) -> dict[str, Any]:
-    """Everything that determines the rows, found out from the objects at hand."""
+    """Everything that determines the rows, from the objects at hand."""
     bos_id, eos_id = tokenizer.bos_token_id, tokenizer.eos_token_id
     separator_id = {"bos": eos_id if bos_id is None else bos_id, "eos": eos_id, "none": None}[
         config.separator

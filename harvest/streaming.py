@@ -1,5 +1,4 @@
-"""Rows straight from the forward passes, a shard at a time and nothing written: what a store would hold, once
-read."""
+"""Rows straight from the forward passes, a shard at a time: what a store would hold, without writing it."""
 
 from __future__ import annotations
 
@@ -37,8 +36,7 @@ class StreamedShard:
     index: of the shard in its plan
     acts: float[n_rows d_model] on the CPU, as a reader of a store gets them
     doc_ids: int64[n_rows], the global index of each row's document
-    cursor: position in the dataset where the shard begins, for `ActivationStream.shards`; None where it has
-        none
+    cursor: position in the dataset where the shard begins, for `ActivationStream.shards`; None without one
     """
 
     index: int
@@ -48,8 +46,7 @@ class StreamedShard:
 
 
 class ActivationStream:
-    """The shards of a dataset's rows at one hook point of a model, made when they are asked for; see
-    `activation_stream`.
+    """The shards of a dataset's rows at one hook point of a model, made on demand; see `activation_stream`.
 
     plan: as that of a store; equal plans give equal rows
     """
@@ -67,14 +64,13 @@ class ActivationStream:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 that names the rows: equal where model, tokenizer, dataset and settings are, by whatever
-        names."""
+        """sha256 that names the rows: equal for equal model, tokenizer, dataset and settings."""
         return identity_sha256(self.plan)
 
     def shards(self, start: int = 0, cursor: Cursor | None = None) -> Iterator[StreamedShard]:
-        """The shards from `start` on, to the end of the dataset.
+        """The shards from `start` to the end of the dataset.
 
-        cursor: that of the shard `start`, from an earlier reading; without it what lies before is read past
+        cursor: that of the shard `start`, from an earlier reading; None reads past what lies before
         raises: ValueError if the dataset is a one-time iterator that was read before
         """
         plan, model = self.plan, self._model
@@ -113,7 +109,7 @@ class ActivationStream:
 def activation_stream(
     model: str | nn.Module, dataset: Any, hook_point: str, *, tokenizer: Any = None, **options: Any
 ) -> Iterator[ActivationStream]:
-    """The rows that a harvest would store, without the store; the model is held still inside the block.
+    """The rows that a harvest would store, without the store; inside, the model is in evaluation mode.
 
     model, dataset, tokenizer: as in `harvest_activations`
     hook_point: one of the model's
@@ -125,9 +121,7 @@ def activation_stream(
     request = requested(model, dataset, hook_point, "", _ENDLESS, tokenizer, options)
     with prepare(request) as found:
         plan = found.plan
-        if (
-            options["documents_per_shard"] is None
-        ):  # eight batches: what a reader who goes on makes twice at most
+        if options["documents_per_shard"] is None:  # eight batches: all that a resumed reader makes twice
             batch_tokens = plan["batch_size_seqs"] * plan["context_length"]
             plan = plan | {"documents_per_shard": documents_per_shard(found.mean_tokens, 0, batch_tokens)}
     with evaluation_mode(found.model):

@@ -20,6 +20,7 @@ no transformers.
     prefetch     the next made while one is in use
     atomic       files and folders that appear whole or not at all
     hashing      stateless draws: what is held out, what is sampled
+    data_files   the kinds of data files, told by their suffixes
     run_log      metrics.jsonl, and wandb when asked
     synthetic    rows of planted features
     text_table   aligned text tables, and numbers in words

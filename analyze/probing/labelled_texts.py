@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saelens_lite.data_files import COMPRESSIONS, TABLES, loader_of
 from saelens_lite.errors import nearest
-
-_FORMATS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,13 +71,11 @@ def _rows(name: str, split: str) -> Iterable[Mapping[str, Any]]:
     """Streamed: nothing is copied into a cache."""
     from datasets import load_dataset
 
-    path = Path(name)
-    suffixes = [suffix for suffix in path.suffixes if suffix not in _COMPRESSIONS]
-    kind = _FORMATS.get(suffixes[-1]) if suffixes else None
-    if kind is None:
-        if path.exists() or suffixes:
+    path, kind = Path(name), loader_of(name)
+    if kind in (None, "text"):
+        if path.exists() or any(suffix not in COMPRESSIONS for suffix in path.suffixes):
             raise ValueError(
-                f"{name} expected a file of {', '.join(_FORMATS)}, or a dataset of the hub, owner/name"
+                f"{name} expected a file of {', '.join(TABLES)}, or a dataset of the hub, owner/name"
             )
         return load_dataset(name, split=split, streaming=True)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""What is made: the plan of a store and its shards, by one process or many.
+"""The output of a harvest: the plan of a store and its shards, made by one process or many.
 
 plan          everything that determines the rows
 shard_claims  which shards a process makes

@@ -1,4 +1,4 @@
-"""The plan: everything that determines a store's rows, and what may not change when a harvest goes on."""
+"""The plan: everything that determines a store's rows, and so must not change when a harvest resumes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from saelens_lite.config import differing_fields
 from saelens_lite.errors import ShardError
 from saelens_lite.store.folder import Folder
-from saelens_lite.store.layout import FORMAT, VERSION, check_version, encode_json, read_json
+from saelens_lite.store.layout import FORMAT, MANIFEST, PLAN, VERSION, check_version, encode_json, read_json
 from saelens_lite.store.verify import recorded_plans
 
 PACKING_RULE = "continuous"
@@ -19,18 +19,15 @@ MOST_ROWS_PER_SHARD = 262_144
 SHARDS_PER_RUN = 32
 
 NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
-"""Fields that say where something came from: the hashes beside them say what it is, so a moved folder is no
-new plan."""
+"""Fields that say where something came from. Hashes say what it is, so a moved folder is no new plan."""
 
 
 def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) -> int:
-    """Documents a shard where the user names none: the power of two at or below the wanted rows over the mean
-    document.
+    """The default number of documents a shard: the power of two at or below wanted rows / mean document.
 
-    A shard is what an interruption costs, and what one of several processes takes at a time: so a run has
-    about 32 of them, as far as each still fills eight forward batches, and none is wanted above 2^18 rows (2
-    GiB in bfloat16 at width 4096). In a long run children's stories of 210 tokens make 1,024 documents a
-    shard, web pages of 1,000 tokens 256.
+    An interruption costs a shard, and a process claims a shard at a time. So a run has about 32 of them, if
+    each fills eight forward batches, of at most 2^18 rows (2 GiB in bfloat16 at width 4096). In a long run,
+    children's stories of 210 tokens make 1,024 documents a shard, web pages of 1,000 tokens 256.
 
     mean_tokens: mean length of a document, in tokens
     batch_tokens: tokens of a forward batch
@@ -51,7 +48,7 @@ def plan_sha256(plan: dict[str, Any]) -> str:
 
 
 def identity_sha256(plan: dict[str, Any]) -> str:
-    """sha256 of what the plan says of its rows: names aside, which may change."""
+    """sha256 of what the plan says of its rows, without the names, which may change."""
     plan = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plan.items()}
     for field in NAMES_ONLY:
         part, _, name = field.partition(".")
@@ -60,48 +57,45 @@ def identity_sha256(plan: dict[str, Any]) -> str:
 
 
 def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
-    """Write the plan to a new store, or find that the store's plan is the same. Returns the store's plan.
+    """Write the plan to a new store, or check that the store has the same. Returns the store's plan.
 
     raises: ShardError as `check_plan`
     """
     found = check_plan(plan, store)
     if found is None:
-        store.write("plan.json", encode_json(plan))
+        store.write(PLAN, encode_json(plan))
     return found or plan
 
 
 def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
-    """The store's plan, which is the same but for names; None for a store that has none and may be given this
-    one.
+    """The store's plan, which is the same but for names; None for a store that has none and may get this one.
 
-    A store that lost its plan.json gets it again if its manifest, or its log, records the hash of this one.
+    A store that lost its plan.json gets it again if its manifest or its log records this plan's hash.
 
     raises: ShardError if the store has another plan (names the differing fields), or the folder holds
         something else
     """
-    if store.size("plan.json") is None:
-        if not store.is_empty(but_for=("plan.json.tmp",)) and plan_sha256(plan) not in (
+    if store.size(PLAN) is None:
+        if not store.is_empty(but_for=(f"{PLAN}.tmp",)) and plan_sha256(plan) not in (
             recorded := recorded_plans(store)
         ):
             if recorded:
                 raise ShardError(
                     f"{store} lost its plan.json, and this harvest's plan is not the one it was begun with: "
-                    "give the first settings, with model and dataset under the same names"
+                    "use the first settings, with model and dataset under the same names"
                 )
             raise ShardError(
                 f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store"
             )
         return None
-    found = read_json(store, "plan.json")
-    check_version(found, store.describe("plan.json"))
-    if (
-        store.size("manifest.json") is not None
-    ):  # finished: hook points that were added later are no difference
+    found = read_json(store, PLAN)
+    check_version(found, store.describe(PLAN))
+    if store.size(MANIFEST) is not None:  # hook points that were added later are no difference
         plan = {**plan, "hook_points": {**found["hook_points"], **plan["hook_points"]}}
     differing = differing_fields(found, plan, may_differ=NAMES_ONLY)
     if differing:
         raise ShardError(
             f"{store} was begun with another plan: {'; '.join(differing)}. "
-            "Give the first settings to go on, or another folder"
+            "Use the first settings to resume, or choose another folder"
         )
     return found

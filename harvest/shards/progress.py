@@ -1,5 +1,4 @@
-"""How a harvest comes along: a bar with tokens per second and the stages' shares of the time, and figures for
-the log."""
+"""The progress of a harvest: a bar with tokens per second and the stages' shares of the time; log figures."""
 
 from __future__ import annotations
 
@@ -20,8 +19,8 @@ STAGES = ("pack", "forward", "copy", "write")
 class Progress:
     """Counts the rows and times the stages of one process.
 
-    n_rows: rows that this process is expected to have at the end
-    n_before: rows that are there already
+    n_rows: expected rows of this process at the end
+    n_before: rows of finished shards
     """
 
     def __init__(self, n_rows: int, n_before: int, description: str, show: bool):
@@ -49,7 +48,7 @@ class Progress:
         self._bar.close()
 
     def timed(self, stage: str, fn: Callable[[], T]) -> T:
-        """fn(), its seconds counted to a stage."""
+        """fn(), with its seconds counted to a stage."""
         began = time.perf_counter()
         try:
             return fn()
@@ -58,14 +57,14 @@ class Progress:
 
     @contextlib.contextmanager
     def timed_exit(self, stage: str, block: contextlib.AbstractContextManager[T]) -> Iterator[T]:
-        """The block, what it does at its ends counted to a stage."""
+        """The block, with its entry and exit counted to a stage."""
         with contextlib.ExitStack() as stack:
             yield self.timed(stage, lambda: stack.enter_context(block))
             began = time.perf_counter()
         self._seconds[stage] += time.perf_counter() - began
 
     def timed_items(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, the time to make each counted to a stage."""
+        """The items, with the time to make each counted to a stage."""
         iterator = iter(items)
         while True:
             try:
@@ -75,15 +74,14 @@ class Progress:
             yield item
 
     def advance(self, batch: Batch) -> None:
-        """A batch was written."""
+        """Count a written batch."""
         self._seconds["forward"] += batch.forward_s
         rows = min(batch.n_rows, self._left)
         self._n_rows, self._left = self._n_rows + rows, self._left - rows
         self._bar.update(rows)
 
     def shard_done(self, shard: PackedShard) -> dict[str, Any]:
-        """Figures of the shard that was just committed, for the log; the bar shows the stages' shares from
-        here on."""
+        """Figures of a committed shard for the log; the bar shows the stages' shares."""
         seconds = time.perf_counter() - self._shard_began
         stages = {
             f"{stage}_s": round(self._seconds[stage] - self._shard_seconds[stage], 4) for stage in STAGES

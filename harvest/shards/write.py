@@ -1,11 +1,10 @@
-"""The loop of a harvest: packed shards through the model into the store, up to max_tokens rows, then the
+"""The loop of a harvest: packed shards run through the model into the store, up to max_tokens rows; then the
 manifest.
 
 Three stages overlap: packing in one thread, the forward passes in another, copying to the host and writing in
-the caller's. Between them are queues of a few shards and a few batches, so memory does not grow with the
-harvest. A model on
-the CPU keeps all cores busy by itself, and every thread beside it costs it more than that thread gains:
-there, the stages follow each other.
+the caller's. Queues of a few shards and batches lie between them, so memory does not grow with the harvest. A
+model on the CPU keeps all cores busy, and a thread beside it costs more than it gains: there, the stages
+follow each other.
 """
 
 from __future__ import annotations
@@ -53,16 +52,13 @@ def make_shards(
     progress: bool = True,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Make the shards that the store lacks, in order, up to max_tokens rows or the dataset's end; then seal
-    the store.
+    """Make the shards that the store lacks, up to max_tokens rows or the dataset's end; then seal the store.
 
     settings: what the user asked for, for the log
     """
     with only_writer(store):
         if rank() == 0:
-            plan = adopt_plan(
-                plan, store
-            )  # again, now that nobody else can write: two may have begun at once
+            plan = adopt_plan(plan, store)  # again, under the lock: two may have begun at once
         claims = claims_of(store, plan, list(plan["hook_points"]))
         log_start(store, model, claims, plan, settings=settings)
         start, cursor = _last_cursor(store, claims)
@@ -87,7 +83,7 @@ def write_shards(
     also: tuple[str, ...] = (),
     check: Callable[[Batch], None] = lambda batch: None,
 ) -> None:
-    """Write the rows of these hook points for every shard that comes, until max_tokens rows are there.
+    """Write the rows of these hook points for every shard, until max_tokens is met.
 
     also: hook points whose rows are only for `check`, which sees every batch before it is written
     """
@@ -114,23 +110,25 @@ def write_shards(
                 shard = _write_shard(of_shard, plan, hook_points, store, bar, check)
                 write_event(store, claims.rank, event="shard", **bar.shard_done(shard))
     except KeyboardInterrupt:
-        logger.warning("interrupted: %s keeps its finished shards, and the same command goes on", store)
+        logger.warning(
+            "interrupted: %s keeps its finished shards; run the same command again to resume", store
+        )
         raise
 
 
 def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
-    """The shards; a dataset that fails on the way is told apart from a store that cannot be written."""
+    """The shards, with errors of the dataset told apart from those of the store."""
     try:
         yield from packed
     except OSError as error:
         raise SaelensLiteError(
-            f"the dataset could not be read further ({error}); finished shards are kept: give the same "
+            f"the dataset could not be read further ({error}); finished shards are kept: run the same "
             "command again"
         ) from error
 
 
 def overlaps(model: nn.Module) -> bool:
-    """Whether the stages run beside each other."""
+    """Whether the stages overlap."""
     return Decoder(model).device.type != "cpu"
 
 
@@ -159,14 +157,14 @@ def _write_shard(
 
 
 def claims_of(store: Folder, plan: dict[str, Any], hook_points: list[str]) -> Claims:
-    """What there is to make at these hook points, for this process."""
+    """The shards to make at these hook points, for this process."""
     if several_processes():
         return SharedClaims(store, hook_points, plan["max_tokens"])
     return Claims(finished_shards(store, hook_points), plan["max_tokens"])
 
 
 def seal(store: Folder, plan: dict[str, Any], claims: Claims) -> None:
-    """Write the manifest of a store whose shards are all there."""
+    """Write the manifest of a store whose shards are all finished."""
     n_shards, n_rows = claims.totals()
     if n_rows == 0:
         raise ValueError("the dataset's documents hold no tokens: there is nothing to harvest")
@@ -193,8 +191,7 @@ def only_writer(store: Folder) -> Iterator[None]:
 
 
 def _last_cursor(store: Folder, claims: Claims) -> tuple[int, Any]:
-    """(shard, position in the source where it begins) of the last logged shard before the first one that is
-    missing."""
+    """(shard, position in the source where it begins) of the last logged shard before a missing one."""
     missing = next(index for index in itertools.count() if index not in claims.finished)
     before = [event for event in events(store, "shard") if event["shard"] <= missing]
     cursors = {event["shard"]: event["cursor"] for event in before if event["cursor"] is not None}
@@ -203,9 +200,9 @@ def _last_cursor(store: Folder, claims: Claims) -> tuple[int, Any]:
 
 
 def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, Any], **entry: Any) -> None:
-    """Record the circumstances that bytes can depend on; say so if they changed since the harvest began.
+    """Record the circumstances that bytes can depend on, and warn if they changed since the harvest began.
 
-    plan: of the store as it will be; its hash in the log lets a damaged plan.json be found out and made anew
+    plan: of the finished store; by its hash in the log, a damaged plan.json is noticed and made anew
     """
     from transformers import __version__ as transformers_version
 
@@ -225,10 +222,10 @@ def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, A
             for key in now
             if before.get(key, now[key]) != now[key]
         ]
-        logger.info("%s has %d finished shards: going on", store, len(claims.finished))
+        logger.info("%s has %d finished shards: resuming", store, len(claims.finished))
         if changed:
             logger.warning(
-                "other circumstances than before, rows may differ in their last bits: %s", "; ".join(changed)
+                "circumstances changed, so rows may differ in their last bits: %s", "; ".join(changed)
             )
     entry |= {"finished_shards": len(claims.finished), "plan_sha256": plan_sha256(plan), "environment": now}
     write_event(store, claims.rank, event="start", **entry)

@@ -1,4 +1,4 @@
-"""What is harvested: documents from files, datasets, mixtures and chats, as token ids.
+"""The input of a harvest: documents from files, datasets, mixtures and chats, as token ids.
 
 documents     a stream of documents that can be resumed
 sources       which source a dataset argument means

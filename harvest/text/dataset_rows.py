@@ -1,5 +1,4 @@
-"""Documents from rows in memory or from `datasets`: what has numbered rows, what has a state, what can only
-be iterated."""
+"""Documents from rows in memory or from `datasets`: numbered rows, streams with a state, any iterable."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import copy
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any
 
 from .documents import Cursor, Document, DocumentStream, as_document, no_column
@@ -16,15 +15,14 @@ from .documents import Cursor, Document, DocumentStream, as_document, no_column
 def row_streams(
     rows: Any, text_column: str, described: str
 ) -> Callable[[int, Cursor | None], DocumentStream]:
-    """reopen(start, cursor) for `probed`, over rows: strings, chats, token ids, or mappings with a text
-    column.
+    """reopen(start, cursor) for `probed`, over strings, chats, token ids, or mappings with a text column.
 
     rows: an object with numbered rows (list, tuple, array, `datasets.Dataset`), a `datasets.IterableDataset`,
         or any iterable; an iterator can be opened once
     raises: ValueError for a `datasets` stream that is shuffled through a buffer
     """
     if _is_a("IterableDataset", rows):
-        _refuse_buffer(rows._ex_iterable, described)
+        _refuse_buffer(_parts_of(rows), described)
         return lambda start, cursor: _StateStream(rows, text_column, described, start, cursor)
     if is_numbered(rows):
         return lambda start, cursor: _NumberedStream(rows, text_column, described, cursor or 0)
@@ -44,18 +42,18 @@ def row_streams(
 
 
 def is_numbered(rows: Any) -> bool:
-    """Does rows[i] give row i? A pandas object, which takes labels there, is iterated instead."""
+    """Does rows[i] give row i? A pandas object takes labels there, so it is iterated instead."""
     return isinstance(rows, Sized) and hasattr(rows, "__getitem__") and not hasattr(rows, "iloc")
 
 
 def _is_a(name: str, rows: Any) -> bool:
-    """Is it an object of that class of `datasets`? If it is, the library is loaded."""
+    """Is it of that class of `datasets`? The library is not loaded for the question."""
     datasets = sys.modules.get("datasets")
     return datasets is not None and isinstance(rows, getattr(datasets, name))
 
 
 class _RowStream(DocumentStream):
-    """Rows that can only be iterated: no position."""
+    """Rows that can only be iterated, without a position."""
 
     def __init__(self, rows: Iterator[Any], text_column: str, described: str, index: int) -> None:
         self.rows, self.text_column, self.described, self.index = rows, text_column, described, index
@@ -76,7 +74,7 @@ class _RowStream(DocumentStream):
 
 
 class _NumberedStream(_RowStream):
-    """Rows that have numbers: the cursor is the next one's."""
+    """Numbered rows: the cursor is the next row's number."""
 
     def __init__(self, rows: Any, text_column: str, described: str, index: int) -> None:
         super().__init__(_rows_from(rows, index), text_column, described, index)
@@ -93,22 +91,19 @@ class _NumberedStream(_RowStream):
 
 
 def _rows_from(rows: Any, index: int) -> Iterator[Any]:
-    if _is_a("Dataset", rows) and index < len(
-        rows
-    ):  # iterating reads ahead in blocks, many times faster than row by row
+    # Iterating a Dataset reads blocks, many times faster than row by row.
+    if _is_a("Dataset", rows) and index < len(rows):
         return iter(rows.select(range(index, len(rows))))
     return (rows[i] for i in range(index, len(rows)))
 
 
 class _StateStream(_RowStream):
-    """A `datasets` stream: the cursor is its state, which is taken before the next row is read."""
+    """A `datasets` stream: the cursor is its state before the next row."""
 
     def __init__(
         self, stream: Any, text_column: str, described: str, index: int, cursor: Cursor | None
     ) -> None:
-        self.stream = object.__new__(type(stream))  # its copy.copy would share all attributes with it
-        vars(self.stream).update(vars(stream))
-        self.stream._ex_iterable = _with_own_state(stream._ex_iterable)
+        self.stream = _own_stream(stream)
         self.opened_at, self.begun_at = cursor, index
         if cursor is not None:
             self.stream.load_state_dict(cursor)
@@ -120,33 +115,48 @@ class _StateStream(_RowStream):
         state = self.stream.state_dict()
         try:
             json.dumps(state)
-        except TypeError:  # of a kind of iterable whose state is more than plain values
+        except TypeError:  # some iterables have a state of more than plain values
             return None
         return state
 
 
-def _with_own_state(iterable: Any) -> Any:
-    """A copy of the chain of iterables under a stream, whose objects hold the state: the caller's stream
-    stays as it is, and streams of one source do not disturb each other.
-    """
-    own = copy.copy(iterable)
-    if hasattr(own, "ex_iterables"):
-        own.ex_iterables = [_with_own_state(part) for part in own.ex_iterables]
-    elif hasattr(own, "ex_iterable"):
-        own.ex_iterable = _with_own_state(own.ex_iterable)
-    return own
-
-
-def _refuse_buffer(iterable: Any, described: str) -> None:
-    if type(iterable).__name__ == "BufferShuffledExamplesIterable":
+def _refuse_buffer(iterables: Iterable[Any], described: str) -> None:
+    if any(type(iterable).__name__ == "BufferShuffledExamplesIterable" for iterable in iterables):
         raise ValueError(
-            f"{described} is shuffled through a buffer, whose content no saved position restores, so an "
-            "interrupted "
-            "harvest could not go on exactly: pass it without shuffle(). Training mixes the rows of all "
-            "shards; "
-            "for another order of documents, shuffle a datasets.Dataset or the list of files"
+            f"{described} is shuffled through a buffer, whose content no saved position restores, so "
+            "an interrupted harvest could not resume exactly: pass it without shuffle(). Training mixes the "
+            "rows of all shards; for another order of documents, shuffle a datasets.Dataset or the files"
         )
-    for part in getattr(iterable, "ex_iterables", None) or filter(
-        None, [getattr(iterable, "ex_iterable", None)]
-    ):
-        _refuse_buffer(part, described)
+
+
+# Private parts of `datasets`, hence its upper bound in pyproject.toml: a stream is a chain of iterables that
+# hold its state. No public call copies a stream with a state of its own, or says whether it is shuffled.
+
+
+def _own_stream(stream: Any) -> Any:
+    """A copy that does not share its state: the caller's stream stays as it is, and streams of one source do
+    not disturb each other."""
+
+    def own(iterable: Any) -> Any:
+        copied = copy.copy(iterable)
+        if hasattr(copied, "ex_iterables"):
+            copied.ex_iterables = [own(part) for part in copied.ex_iterables]
+        elif hasattr(copied, "ex_iterable"):
+            copied.ex_iterable = own(copied.ex_iterable)
+        return copied
+
+    copied = object.__new__(type(stream))  # its copy.copy would share all attributes with it
+    vars(copied).update(vars(stream))
+    copied._ex_iterable = own(stream._ex_iterable)
+    return copied
+
+
+def _parts_of(stream: Any) -> Iterator[Any]:
+    """All iterables in the chain under a stream."""
+    waiting = [stream._ex_iterable]
+    while waiting:
+        iterable = waiting.pop()
+        yield iterable
+        waiting += getattr(iterable, "ex_iterables", None) or filter(
+            None, [getattr(iterable, "ex_iterable", None)]
+        )

@@ -1,5 +1,4 @@
-"""What a document is, told by its value; streams of documents that know their position; sources that open
-streams.
+"""Documents, streams of documents that know their position, and sources that open streams.
 
 A document's index in its source is its identity everywhere: in shards, in the held-out split, in provenance.
 """
@@ -21,23 +20,23 @@ Document = str | list[dict[str, Any]] | list[int]
 """A text; a chat, as messages with role and content; or token ids."""
 
 Cursor = Any
-"""A position in a source, as JSON holds it. What is in it is the affair of the stream that gave it."""
+"""A position in a source, as JSON; only the stream that gave it reads it."""
 
 FIRST_DOCUMENTS = 64
-"""Documents that are read to look at a source before anything is done."""
+"""Documents that are read to check a source first."""
 
 _TELLING_COLUMNS = {"messages": "chats", "input_ids": "token ids"}
 
 
 class DocumentStream(Iterator[Document]):
-    """An iterator of documents that can tell where it is and read past documents without looking at them."""
+    """An iterator of documents that knows its position and can skip documents."""
 
     def cursor(self) -> Cursor | None:
-        """The position of the next document, for `Source.open`; None where the source has no positions."""
+        """The position of the next document, for `Source.open`; None if the source has no positions."""
         return None
 
     def skip(self, n: int) -> int:
-        """Pass the next n documents; returns how many there were."""
+        """Skip the next n documents; returns how many there were."""
         return sum(1 for _ in itertools.islice(self, n))
 
 
@@ -47,11 +46,10 @@ class Source:
 
     facts: what identifies it, for the plan
     first: its first documents, at most 64
-    n_documents: how many there are, where that is known without reading them
-    approximate_bytes: no less than its text's bytes, as a rule, where it is local files
-    open: open(start, cursor) gives the stream from document `start` on. `cursor` is what a stream of an equal
-        source, also in another process, gave before that document; without one (None) earlier documents are
-        read past.
+    n_documents: their number, if it is known without reading them
+    approximate_bytes: of local files, usually no less than their text's bytes
+    open: open(start, cursor) gives the stream from document `start` on. A stream of an equal source, also in
+        another process, gave `cursor` before that document; None reads past the earlier documents.
         raises: ValueError if the source is a one-time iterator that was opened before
     """
 
@@ -80,7 +78,7 @@ def as_document(value: Any, described: str) -> Document:
                     f"{described} expected chat messages with role and content, got one with "
                     f"{', '.join(map(str, message))}"
                 )
-        # tables give every message every key, and templates take a key that is None for one that is set
+        # Tables give every message every key, and templates take a None for a value.
         return [{key: entry for key, entry in message.items() if entry is not None} for message in value]
     if isinstance(value, list | tuple):
         kinds = {type(item) for item in value}
@@ -94,22 +92,19 @@ def as_document(value: Any, described: str) -> Document:
         got = f"an array of shape {list(ids.shape)} and type {ids.dtype}"
     else:
         got = type(value).__name__
-    raise ValueError(
-        f"{described} expected text, got {got}; chats and lists of token ids are documents too: name "
-        "another text_column"
-    )
+    raise ValueError(f"{described} expected text, a chat or token ids, got {got}: name another text_column")
 
 
 def no_column(described: str, text_column: str, columns: Iterable[Any]) -> NoReturn:
-    """Raise that a dataset lacks the column of its documents, with the way out."""
+    """raises: ValueError that says which column to name instead"""
     columns = [str(column) for column in columns]
     likely = [
         f"text_column={name!r} for its {what}" for name, what in _TELLING_COLUMNS.items() if name in columns
     ]
     raise ValueError(
         f"{described} has no column {text_column!r}{nearest(text_column, columns)}; its columns are "
-        f"{', '.join(columns)}: "
-        f"name one with text_column" + (f", such as {' or '.join(likely)}" if likely else "")
+        f"{', '.join(columns)}: name one with text_column"
+        + (f", such as {' or '.join(likely)}" if likely else "")
     )
 
 
@@ -120,10 +115,10 @@ def probed(
     n_documents: int | None = None,
     approximate_bytes: int | None = None,
 ) -> Source:
-    """A source of which the first documents are read now, so that what is wrong shows at once.
+    """A source whose first documents are read now, so that errors show at once.
 
-    What was read for that serves the first opening from the beginning too: nothing is fetched twice, and a
-    one-time iterator loses nothing.
+    They serve the first opening from the beginning too: nothing is fetched twice, and a one-time iterator
+    loses nothing.
 
     reopen: reopen(start, cursor) gives a stream at the cursor, whose next document is `start`; reopen(0,
         None) one at the beginning
@@ -148,7 +143,7 @@ def probed(
         stream = unread.pop() if unread else begin()
         if stream.first != first:
             raise ValueError(
-                "the dataset gave other documents when it was read again: pass one that always gives the same"
+                "the dataset gave other documents when it was read again: pass one that repeats itself"
             )
         stream.skip(start)
         return stream
@@ -159,7 +154,7 @@ def probed(
 
 
 class _Replayed(DocumentStream):
-    """The first documents, kept with their cursors, then the rest of the stream."""
+    """The first documents with their cursors, then the rest of the stream."""
 
     def __init__(self, first: list[Document], cursors: list[Cursor | None], rest: DocumentStream) -> None:
         self.first, self.cursors, self.rest = first, cursors, rest

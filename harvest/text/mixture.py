@@ -1,8 +1,8 @@
-"""Several sources as one: one after the other, or mixed by weights.
+"""Several sources as one: in sequence, or mixed by weights.
 
-In a mixture, document n comes from the source that a stateless hash of (seed, n) draws: no random state has
-to be kept, and who knows how far each source was read goes on exactly. A source that ends leaves the draw,
-and the others share its weight in proportion.
+In a mixture, a stateless hash of (seed, n) draws the source of document n: there is no random state to keep,
+and the numbers of documents read are enough to resume exactly. A source that ends leaves the draw, and the
+others share its weight in proportion.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from saelens_lite.hashing import hashed_uniform
 from .documents import FIRST_DOCUMENTS, Cursor, Document, DocumentStream, Source
 
 _DRAW = 1
-"""Second key of the hash: the held-out split is drawn from the same document indices by the seed alone, and
-whether a document is held out must tell nothing about where it comes from."""
+"""Second key of the hash: the seed alone draws the held-out split from the same indices, and what is held out
+must not depend on the source."""
 
 _DRAWS = 1024
 
@@ -30,7 +30,7 @@ _Open = Callable[[int, Cursor | None], DocumentStream]
 
 
 def chained(sources: Sequence[Source], facts: dict[str, Any]) -> Source:
-    """The documents of each source, one source after the other."""
+    """The documents of each source, in sequence."""
     first = list(
         itertools.islice(itertools.chain.from_iterable(source.first for source in sources), FIRST_DOCUMENTS)
     )
@@ -62,13 +62,12 @@ def check_weights(weights: Sequence[float], n_datasets: int) -> None:
     """raises: ValueError if there is not one positive, finite weight for each dataset"""
     if len(weights) != n_datasets:
         raise ValueError(
-            f"dataset_weights expected one weight for each dataset, got {len(weights)} for {n_datasets}: "
-            "give as many as there are datasets"
+            f"dataset_weights expected one weight for each dataset, got {len(weights)} for {n_datasets}"
         )
     for weight in weights:
         if not (isinstance(weight, numbers.Real) and weight > 0 and math.isfinite(weight)):
             raise ValueError(
-                f"dataset_weights expected positive numbers, got {weight!r}: leave out what is not wanted"
+                f"dataset_weights expected positive numbers, got {weight!r}: leave unwanted datasets out"
             )
 
 
@@ -99,8 +98,7 @@ def _total(numbers: Sequence[int | None]) -> int | None:
 
 
 class _Part:
-    """One of several sources, opened when its first document is wanted. Its cursor: [documents read, cursor
-    there]."""
+    """One of several sources, opened for its first document. Its cursor: [documents read, cursor there]."""
 
     def __init__(self, open_at: _Open, cursor: Cursor | None) -> None:
         self.open_at = open_at
@@ -150,7 +148,7 @@ class _Chain(DocumentStream):
         return passed
 
     def _turn(self) -> bool:
-        """Go on to the next source, if there is one."""
+        """Turn to the next source, if there is one."""
         if self.source + 1 == len(self.opens):
             return False
         self.source += 1
@@ -159,7 +157,7 @@ class _Chain(DocumentStream):
 
 
 class _Mixture(DocumentStream):
-    """The cursor is [documents read, the parts' cursors, null for one that has ended]."""
+    """The cursor is [documents read, the parts' cursors, null for an ended one]."""
 
     def __init__(
         self, opens: Sequence[_Open], weights: Sequence[float], seed: int, cursor: Cursor | None
@@ -171,7 +169,7 @@ class _Mixture(DocumentStream):
         self._weigh()
 
     def _weigh(self) -> None:
-        """Bounds of the sources that have not ended, on [0, 1)."""
+        """Set the bounds of the live sources on [0, 1)."""
         self.live = [i for i, part in enumerate(self.parts) if part is not None]
         bounds = list(itertools.accumulate(self.weights[i] for i in self.live))
         self.bounds = [bound / bounds[-1] for bound in bounds]
@@ -184,8 +182,7 @@ class _Mixture(DocumentStream):
         return self.live[bisect.bisect_right(self.bounds, self._drawn[self.n - self._drawn_from])]
 
     def _advance(self, read: Callable[[_Part], Document | int | None]) -> Any:
-        """Read from the source that is drawn, and draw again where one turns out to have ended; None at the
-        end."""
+        """Read from the drawn source, and draw again if it has ended; None at the end."""
         while self.live:
             source = self._draw()
             part = self.parts[source]
@@ -212,7 +209,7 @@ class _Mixture(DocumentStream):
 
 
 def _listed(documents: list[Document]) -> _Open:
-    """The opening of a source that is these documents."""
+    """The opening of a source of these documents."""
     return lambda start, cursor: _Iterated(documents[start:])
 
 

@@ -1,4 +1,4 @@
-"""Sources of documents: the hub, local files, `datasets` objects or any iterable, by name or as an object."""
+"""Opens a dataset argument: names of the hub or of files, `datasets` objects, or any iterable."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
+from saelens_lite.data_files import COMPRESSIONS, TABLES, TEXT, loader_of
 from saelens_lite.errors import nearest
 
 from .dataset_rows import row_streams
@@ -17,27 +18,15 @@ from .documents import FIRST_DOCUMENTS, Source, no_column, probed, sha256_of
 from .mixture import chained
 from .text_files import OPENERS, JsonLines, TextFile, columns
 
-_FORMATS = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".jsonl": "json",
-    ".json": "json",
-    ".csv": "csv",
-    ".parquet": "parquet",
-}
-_COMPRESSED = {".gz", ".bz2", ".xz", ".zst"}
 _PROBE_BYTES = 1 << 20
 _MOST_COMPRESSED = 8
-"""How many times its size a compressed file's text is taken to have, at most."""
+"""Assumed size of a compressed file's text over the file's, at most."""
 
 
 def as_names(dataset: Any) -> list[str] | None:
-    """The datasets that a string, a path or a list of these names; None if `dataset` holds the documents
-    itself.
+    """The names in a string, a path or a list of these; None if `dataset` holds the documents itself.
 
-    A list of strings is one of names if each could be one: an existing path, a data file's name, or
-        owner/name.
+    A list of strings holds names if each could be one: an existing path, a data file's name, or owner/name.
     """
     if isinstance(dataset, str | Path):
         return [str(dataset)]
@@ -61,11 +50,9 @@ def open_named(
     config: str | None = None,
     revision: str | None = None,
 ) -> Source:
-    """The documents of datasets on the hub or on disk, one dataset after the other; see HarvestConfig for the
-    rest.
+    """The documents of datasets on the hub or on disk, in order; HarvestConfig describes the arguments.
 
-    raises: ValueError if there is no document, no such split or no such column; FileNotFoundError for a
-        missing file
+    raises: ValueError without a document, such a split or such a column; FileNotFoundError for a missing file
     """
     parts = [_named(name, split, text_column, text_unit, config, revision) for name in names]
     facts = {"sources": [part.facts for part in parts], "split": split}
@@ -76,9 +63,9 @@ def open_given(dataset: Any, *, split: str = "train", text_column: str = "text")
     """The documents that the caller holds.
 
     dataset: a `datasets` object; any iterable of strings, of chats (lists of messages), of lists of token
-        ids, or of mappings with a text column; a mapping of these by split.
-        A one-time iterator is read where it stands: to go on with a harvest, pass a fresh one.
-    raises: ValueError if there is no document, no such split or no such column, or a stream is shuffled
+        ids, or of mappings with a text column; a mapping of these by split. To resume a harvest from a
+        one-time iterator, pass a fresh one.
+    raises: ValueError without a document, such a split or such a column, or for a stream that is shuffled
         through a buffer
     """
     if isinstance(dataset, Mapping):
@@ -101,9 +88,7 @@ def _looked_at(source: Source, text_column: str, described: str) -> Source:
 
 
 def _looks_like_dataset(name: str) -> bool:
-    if not re.search(r"\s", name) and (
-        _format_of(name) is not None or re.fullmatch(r"[\w.-]+/[\w.-]+", name)
-    ):
+    if not re.search(r"\s", name) and (loader_of(name) or re.fullmatch(r"[\w.-]+/[\w.-]+", name)):
         return True
     try:
         return bool(name) and Path(name).exists()
@@ -111,21 +96,15 @@ def _looks_like_dataset(name: str) -> bool:
         return False
 
 
-def _format_of(name: str) -> str | None:
-    """The `datasets` loader for a file of that name, a compression's suffix aside; None if it is no data
-    file's name."""
-    suffixes = [suffix for suffix in Path(name).suffixes if suffix not in _COMPRESSED]
-    return _FORMATS.get(suffixes[-1]) if suffixes else None
-
-
 def _named(
     name: str, split: str, text_column: str, text_unit: str, config: str | None, revision: str | None
 ) -> Source:
-    """One dataset on the hub or on disk; it may turn out to be empty."""
-    path, kind = Path(name), _format_of(name)
+    """One dataset on the hub or on disk, perhaps empty."""
+    path, kind = Path(name), loader_of(name)
     if path.is_file() and kind is None:
         raise ValueError(
-            f"dataset {name} expected a file of type {', '.join(_FORMATS)} (compressed too), got {path.name}"
+            f"dataset {name} expected a file of type {', '.join(TEXT | TABLES)} (compressed too), "
+            f"got {path.name}"
         )
     if path.is_file():
         options = {"sample_by": text_unit} if kind == "text" else {}
@@ -161,18 +140,16 @@ def _named(
             raise ValueError(f"dataset {name} has no split {split!r}: {error}") from error
         raise
     if "hub" in facts:
-        # the commit, and not the name that led to it: where the dataset moved on, its old revision goes on
-        # with a harvest
+        # The commit, not its name: if the dataset changes, a harvest resumes with the old revision.
         commit = re.search("@([0-9a-f]{40})", str(builder.config.data_files))
         facts["revision"] = commit[1] if commit else revision
     return probed(facts, row_streams(stream, text_column, name), approximate_bytes=_text_bytes(path))
 
 
 def _read_here(path: Path) -> str | None:
-    """The suffix, compression aside, of a file that is read line by line here; None for what `datasets`
-    reads."""
+    """The suffix, without compression, of a file that is read by lines here; None if `datasets` reads it."""
     suffix = path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
-    return suffix if suffix == ".jsonl" or _FORMATS.get(suffix) == "text" else None
+    return suffix if suffix == ".jsonl" or suffix in TEXT else None
 
 
 def _lines_of(
@@ -204,13 +181,12 @@ def _saved_to_disk(path: Path, split: str, text_column: str) -> Source:
 
 
 def _text_bytes(path: Path) -> int | None:
-    """An upper estimate of the bytes of text in a file or folder; None where there is none (a hub
-    dataset)."""
+    """An upper estimate of the bytes of text in a file or folder; None for a hub dataset."""
     if path.is_dir():
         return sum(_text_bytes(file) or 0 for file in path.rglob("*") if file.is_file())
     if not path.is_file():
         return None
-    compressed = path.suffix in _COMPRESSED | {".parquet"}
+    compressed = path.suffix in COMPRESSIONS | {".parquet"}
     return path.stat().st_size * (_MOST_COMPRESSED if compressed else 1)
 
 
@@ -222,7 +198,7 @@ def _split_of(splits: Mapping[str, Any], split: str, described: str) -> Any:
 
 
 def _file_fingerprint(path: Path) -> str:
-    """sha256 of a file's size and its first and last MiB: told apart without reading all of a large file."""
+    """sha256 of a file's size and its first and last MiB, which spares reading a large file."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:

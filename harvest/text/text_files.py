@@ -1,11 +1,10 @@
 """Documents of local text and jsonl files, found again by byte offset.
 
-The cursor is [byte, line]: the offset of the next document in the decompressed file, and how many lines lie
-before it. A plain file is entered there; a compressed one is decompressed up to there, but nothing of it is
-parsed.
+The cursor is [byte, line]: the offset of the next document in the decompressed file, and the lines before it.
+A plain file is entered there; a compressed one is decompressed up to there, unparsed.
 
-Text is UTF-8 with any line ends (CR, LF, CRLF), cut as the `text` loader of `datasets` cuts it: a line, empty
-ones included; a paragraph, which ends before two line ends, empty ones left out; or the whole file.
+Text is UTF-8 with any line ends (CR, LF, CRLF), cut as by the `text` loader of `datasets`: a line, empty ones
+included; a paragraph, which ends before two line ends, without empty ones; or the whole file.
 """
 
 from __future__ import annotations
@@ -25,15 +24,14 @@ from typing import Any
 from .documents import Cursor, Document, DocumentStream, as_document
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-"""Compressions that are read here, by suffix."""
+"""By suffix, the compressions that are read here."""
 
 _BUFFER_BYTES = 1 << 18
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 
 
 class _FileStream(DocumentStream):
-    """The pieces of a file, each with the position behind it; a subclass says what is a piece and what it
-    holds."""
+    """The pieces of a file, each with the position after it; a subclass cuts and reads them."""
 
     def __init__(self, path: Path, cursor: Cursor | None) -> None:
         self.path = path
@@ -53,14 +51,13 @@ class _FileStream(DocumentStream):
 
     @contextlib.contextmanager
     def _text_of(self, piece: bytes) -> Iterator[None]:
-        """Name the place of bytes that are no text."""
+        """Name the place of bytes that are not UTF-8."""
         try:
             yield
         except UnicodeDecodeError as error:
             raise ValueError(
                 f"{self.path}, line {self.line}: expected UTF-8 text, got byte {piece[error.start]:#04x}: "
-                "convert the "
-                "file, or give it the suffix of its compression"
+                "convert the file, or give it the suffix of its compression"
             ) from error
 
     def _guarded(self) -> Iterator[bytes]:
@@ -73,7 +70,7 @@ class _FileStream(DocumentStream):
                 yield from self._pieces(file)
             except (EOFError, OSError, zlib.error, lzma.LZMAError) as error:
                 raise ValueError(
-                    f"{self.path} cannot be read beyond line {self.line}, it is damaged: {error}"
+                    f"{self.path} is damaged, it cannot be read beyond line {self.line}: {error}"
                 ) from error
 
     def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
@@ -84,8 +81,7 @@ class _FileStream(DocumentStream):
 
 
 class JsonLines(_FileStream):
-    """A column of a jsonl file; blank lines are passed over, and a row without the column is an empty
-    document.
+    """A column of a jsonl file; blank lines are skipped, and a row without the column is an empty document.
 
     raises: ValueError for a line that is no JSON object (names file and line), or whose column holds no
         document
@@ -106,7 +102,7 @@ class JsonLines(_FileStream):
         if not isinstance(row, dict):
             raise ValueError(
                 f"{self.path}, line {self.line}: expected one JSON object a line, such as "
-                f'{{"{self.text_column}": …}}, got {type(row).__name__}; one array over many lines is a '
+                f'{{"{self.text_column}": …}}, got {type(row).__name__}; an array over many lines is a '
                 ".json file"
             )
         return row
@@ -123,7 +119,7 @@ class JsonLines(_FileStream):
 
 
 def columns(path: Path, n_rows: int) -> list[str]:
-    """The columns in the first rows of a jsonl file, in the order in which they appear."""
+    """The columns in the first rows of a jsonl file, in order of appearance."""
     stream = JsonLines(path, "text")
     return list(
         dict.fromkeys(name for _, piece in zip(range(n_rows), stream.pieces) for name in stream.row(piece))
@@ -147,7 +143,7 @@ class TextFile(_FileStream):
         if self.unit == "document":
             if self.line == 0:
                 whole = b"".join(self._lines(file))
-                self.line = max(1, self.line)  # behind an empty file, too, is another place than before it
+                self.line = max(1, self.line)  # after an empty file is another place than before it, too
                 yield whole
             return
         if self.unit == "line":
@@ -166,7 +162,7 @@ class TextFile(_FileStream):
             yield b"".join(paragraph)
 
     def _lines(self, file: io.BufferedReader) -> Iterator[bytes]:
-        """Each line with its end as \\n; the position is behind it once it is given."""
+        """Each line with its end as \\n; the position is after it."""
         for upto_newline in file:
             for line in _LINE.findall(upto_newline) if b"\r" in upto_newline else [upto_newline]:
                 self.byte += len(line)

@@ -1,4 +1,4 @@
-"""Documents to packed shards: tokenising, and cutting the stream of documents at the shards' edges."""
+"""Turns documents into packed shards: tokenises them, and cuts their stream at the shards' edges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from saelens_lite.store.packing import PackedContexts, pack
 
-from .chat import _chat_text, _is_chat
+from .chat import chat_text, is_chat
 from .documents import Cursor, Document, Source
 
 _TOKENIZE_DOCUMENTS = 64
@@ -17,10 +17,9 @@ _TOKENIZE_DOCUMENTS = 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedShard:
-    """What one shard needs before the model: its contexts, how many documents its span has, and where that
-    began.
+    """One shard before the model: its contexts, and the number of documents in its span.
 
-    cursor: for `Source.open(index * documents_per_shard, cursor)`; None where the source has no positions
+    cursor: for `Source.open(index * documents_per_shard, cursor)`; None if the source has no positions
     """
 
     index: int
@@ -38,15 +37,12 @@ def packed_shards(
     start: int = 0,
     cursor: Cursor | None = None,
 ) -> Iterator[PackedShard]:
-    """The claimed shards, up to the first that has no documents; what lies between them is read past, not
-    tokenised.
+    """The claimed shards, up to the first without documents; those between them are skipped, not tokenised.
 
-    claims: indices of shards, ascending; each is taken only when its turn comes, so there may be infinitely
-        many
+    claims: ascending indices of shards, taken one at a time, so there may be infinitely many
     n_embeddings: token ids from 0 to n_embeddings - 1 are the model's
-    start, cursor: a shard not behind the first claim, and the source's cursor before it, from an earlier run
-    raises: ValueError for a token id that the model has no embedding for, or claims that do not ascend from
-        `start`
+    start, cursor: a shard not after the first claim, and the source's cursor before it, from an earlier run
+    raises: ValueError for a token id without an embedding, or claims that do not ascend from `start`
     """
     per_shard = plan["documents_per_shard"]
     documents = source.open(start * per_shard, cursor)
@@ -90,8 +86,7 @@ def _tokenized(
                 wrong = min(ids) if min(ids) < 0 else max(ids)
                 raise ValueError(
                     f"document {index} holds id {wrong}, the model has embeddings for 0 to "
-                    f"{n_embeddings - 1}: "
-                    "they do not belong together"
+                    f"{n_embeddings - 1}: they do not belong together"
                 )
             yield index, ids
 
@@ -99,15 +94,15 @@ def _tokenized(
 def token_ids(tokenizer: Any, documents: Sequence[Document]) -> list[list[int]]:
     """The ids of each document, without added special tokens.
 
-    A chat goes through the tokenizer's chat template. A BOS that a template or the ids of a tokenised
-    document begin with is left out, as packing puts its own.
+    A chat goes through the tokenizer's chat template. A leading BOS of a template or of given ids is dropped,
+    as packing puts its own.
 
-    raises: ValueError for a chat that the tokenizer has no template for, or that its template refuses
+    raises: ValueError for a chat without a template, or one that the template refuses
     """
     texts = {
-        i: _chat_text(tokenizer, document) if _is_chat(document) else document
+        i: chat_text(tokenizer, document) if is_chat(document) else document
         for i, document in enumerate(documents)
-        if isinstance(document, str) or _is_chat(document)
+        if isinstance(document, str) or is_chat(document)
     }
     tokenized = dict(zip(texts, _encoded(tokenizer, list(texts.values())), strict=True))
     ids = [tokenized.get(i, document) for i, document in enumerate(documents)]
@@ -118,8 +113,9 @@ def token_ids(tokenizer: Any, documents: Sequence[Document]) -> list[list[int]]:
 
 
 def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """The ids of texts: straight from a fast tokenizer's own batch call, as building a BatchEncoding takes a
-    third of the time. `verbose` would warn of texts longer than a context.
+    """The ids of texts, straight from a fast tokenizer: building a BatchEncoding takes a third of the time.
+
+    `verbose` would warn of texts longer than a context.
     """
     if not texts:
         return []
@@ -134,10 +130,7 @@ def _encoded(tokenizer: Any, texts: list[str]) -> list[list[int]]:
         if as_it_stands:
             return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
         return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    except (
-        TypeError,
-        UnicodeEncodeError,
-    ):  # half of a surrogate pair, as cut JSON escapes leave it, is no character
+    except (TypeError, UnicodeEncodeError):  # half a surrogate pair, as cut JSON escapes leave it
         whole = [text.encode("utf-16", "surrogatepass").decode("utf-16", "replace") for text in texts]
         if whole == texts:
             raise

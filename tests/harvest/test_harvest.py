@@ -396,7 +396,7 @@ def test_rows_beyond_float16_are_refused(harvest, gpt2):
         ({"dataset": []}, ValueError, "holds no documents"),
         ({"dataset": ["", ""]}, ValueError, "hold no tokens"),
         ({"dataset": [{"txt": "a"}]}, ValueError, "no column 'text' .did you mean 'txt'.*columns are txt"),
-        ({"dataset": [{"text": 3}]}, ValueError, "document 0 expected text, got int"),
+        ({"dataset": [{"text": 3}]}, ValueError, "document 0 expected text, a chat or token ids, got int"),
         ({"dataset": {"train": ["a"]}, "split": "tran"}, ValueError, "no split 'tran' .did you mean 'train'"),
         (
             {"split": "test"},

@@ -386,7 +386,10 @@ def test_tables_of_messages_carry_no_empty_keys():
     ],
 )
 def test_values_that_are_no_documents(value, got):
-    with pytest.raises(ValueError, match=f"document 1 expected text, got {got}; .* name another text_column"):
+    with pytest.raises(
+        ValueError,
+        match=f"document 1 expected text, a chat or token ids, got {got}: name another text_column",
+    ):
         open_given([{"text": "a"}, {"text": value}])
 
 

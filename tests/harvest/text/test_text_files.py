@@ -86,8 +86,8 @@ def test_a_byte_order_mark_is_no_part_of_the_json(tmp_path):
     ("line", "message"),
     [
         ('{"text": "cut', "line 102: expected one JSON object a line, got .*cut"),
-        ("[1, 2]", "line 102: expected one JSON object a line, such as .* got list; one array"),
-        ('{"text": 7}', "line 102 expected text, got int"),
+        ("[1, 2]", "line 102: expected one JSON object a line, such as .* got list; an array"),
+        ('{"text": 7}', "line 102 expected text, a chat or token ids, got int"),
         (b'{"text": "\xff"}', "line 102: expected UTF-8 text, got byte 0xff"),
     ],
 )
@@ -111,7 +111,7 @@ def test_a_damaged_archive_is_named(tmp_path):
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:-1000])
     source = open_named([str(tmp_path / "a.jsonl.gz")])
     with pytest.raises(
-        ValueError, match=r"gz cannot be read beyond line \d{4,}, it is damaged: Compressed file"
+        ValueError, match=r"gz is damaged, it cannot be read beyond line \d{4,}: Compressed file"
     ):
         list(source.open(0, None))
 

@@ -26,7 +26,16 @@ from ..latents.geometry import decoder_neighbors
 from ..latents.text_windows import Contexts
 from .cofiring import cofiring
 from .feature_index import FeatureIndex
-from .folder import check_same_sae, identity, index_folder, key_of, read_index, write_index, write_tensors
+from .folder import (
+    check_same_sae,
+    identity,
+    index_folder,
+    key_of,
+    only_writer,
+    read_index,
+    write_index,
+    write_tensors,
+)
 from .output_score import output_scores
 from .store_tally import remove_parts, tally_store
 from .tally import Tally
@@ -127,14 +136,15 @@ def index_features(
             point,
             next(scored_contexts(store, fraction=None, max_tokens=None, batch_size_seqs=4)),
         )
-    if found is not None and found["plan"] == plan:
-        there = FeatureIndex.open(folder.root)
-        tallied = (there.tally, there.token_sample) if processes.rank == 0 else None
-    else:
-        tallied = tally_store(sae, store, point, folder, plan, processes, commit_every_s)
-    if tallied is not None:
-        _write(sae, store, point, folder, plan, asked, tallied, model, tokenizer)
-    processes.agreed("written", lambda: True)
+    with only_writer(folder, processes.rank):
+        if found is not None and found["plan"] == plan:
+            there = FeatureIndex.open(folder.root)
+            tallied = (there.tally, there.token_sample) if processes.rank == 0 else None
+        else:
+            tallied = tally_store(sae, store, point, folder, plan, processes, commit_every_s)
+        if tallied is not None:
+            _write(sae, store, point, folder, plan, asked, tallied, model, tokenizer)
+        processes.agreed("written", lambda: True)
     return FeatureIndex.open(folder.root, tokenizer)
 
 

@@ -1,45 +1,44 @@
-"""The folder of a feature index, version 2: its format, writing it, and what says that index and SAE belong
-together.
+"""The folder of a feature index, version 2: its format, writing it, and which SAE it belongs to.
 
-    index.json                      written last: format, version; plan (what determines the index: SAE,
-                                    store, hook point, settings); has (what was asked for: lens,
-                                    output_score); rows by position; names and bytes of the two files below;
-                                    sha256 of this file without that entry
-    latents-{key}.safetensors       one row a latent, first dimension d_sae:
-        counts, first_fired, last_fired      I64[d_sae], rows on which it fired, the first and the last; -1
-        for never top_values, top_rows                 {F32|F64}, I64[d_sae n_top], strongest first; row -1 in
-        empty places sample_values, sample_rows           {F32|F64}, I64[d_sae n_sample], a uniform sample of
-        its firings histogram, positions                 I32[d_sae 96], I32[d_sae 16], firings by activation,
-        by position (tally.py)
-        contrast_rows                        I64[d_sae n_contrast], random rows on which it did not fire; -1
-        for none
-        token_entropy                        F32[d_sae], nats; nan where it never fired, or rows have no
-        tokens token_share, top_token_share, pair_share   F32[d_sae], of its commonest token (unigram.py); nan
-        as above
-        common_token                         I32[d_sae], that token; -1 for none
-        jaccard_ids, jaccard, pmi_ids, pmi   I32, F32[d_sae n_neighbors], latents that fire with it; id -1 for
-        none cosine_ids, cosine                   I32, F32[d_sae n_neighbors], latents whose decoder rows
-        point alike promoted_ids, promoted_logits, demoted_ids, demoted_logits   I32, F32[d_sae n_logits], the
-        logit lens; has "lens"
-        output_score                         F32[d_sae]; has "output_score"
-    tokens-{key}.safetensors        the store's tokens (tokentable.py), and the sampled rows (tokensample.py)
-    labels.sqlite                   what people wrote about latents (labels.py); no new index of the SAE
-    touches it
-    parts/plan.json                 while a pass is under way: the plan
-    parts/{shard}.safetensors       the tally of some shards, named after the first, with their numbers: I64
-    `shards`
+    index.json                 written last: format, version; plan (what determines the index: SAE, store,
+                               hook point, settings); has (what was asked for: lens, output_score); rows by
+                               position; names and bytes of the two files below; sha256 of this file without
+                               that entry
+    latents-{key}.safetensors  one row a latent, first dimension d_sae:
+        counts, first_fired, last_fired     I64[d_sae], rows on which it fires, first and last; -1 for none
+        top_values, top_rows                {F32|F64}, I64[d_sae n_top], strongest first; row -1 if empty
+        sample_values, sample_rows          {F32|F64}, I64[d_sae n_sample], a uniform sample of its firings
+        histogram, positions                I32[d_sae 96], I32[d_sae 16], firings by activation, by position
+                                            (tally.py)
+        contrast_rows                       I64[d_sae n_contrast], random rows without it; -1 for none
+        token_entropy                       F32[d_sae], nats; nan if it never fired, or rows have no tokens
+        token_share, top_token_share, pair_share
+                                            F32[d_sae], of its commonest token (unigram.py); nan as above
+        common_token                        I32[d_sae], that token; -1 for none
+        jaccard_ids, jaccard, pmi_ids, pmi  I32, F32[d_sae n_neighbors], latents that fire with it; id -1 for
+                                            none
+        cosine_ids, cosine                  I32, F32[d_sae n_neighbors], whose decoder rows point alike
+        promoted_ids, promoted_logits, demoted_ids, demoted_logits
+                                            I32, F32[d_sae n_logits], the logit lens; has "lens"
+        output_score                        F32[d_sae]; has "output_score"
+    tokens-{key}.safetensors   the store's tokens (token_table.py) and the sampled rows (token_sample.py)
+    labels.sqlite              what people wrote about latents (labels.py); a new index of the SAE keeps it
+    parts/plan.json            during a pass: the plan
+    parts/{shard}.safetensors  the tally of some shards, named after the first; their numbers: I64 `shards`
+    .lock                      there while a process makes the index
 
 {key} names plan and what was asked for, so a new index appears beside the old one, and index.json decides
-which counts. JSON is UTF-8 with sorted keys. Every file appears by fsync and rename, so a file that is there
-is whole. Readers map files into memory and never unpickle.
+which counts. JSON is UTF-8 with sorted keys. Every file appears by fsync and rename, so it is whole. Readers
+map files into memory and never unpickle.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +60,7 @@ INDEX, PARTS = "index.json", "parts"
 
 @dataclass(frozen=True, slots=True)
 class Streamed:
-    """A tensor that is written piece by piece along its first dimension."""
+    """A tensor that is written in pieces along its first dimension."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -69,20 +68,32 @@ class Streamed:
 
 
 def index_folder(path: str | os.PathLike[str]) -> LocalFolder:
-    """The folder of an index. raises: ValueError for a URL: an index is mapped into memory and has labels in
-    sqlite."""
+    """The folder of an index. raises: ValueError for a URL, as its files are memory-mapped and sqlite's"""
     if "://" in os.fspath(path):
         raise ValueError(
-            f"an index expected a local folder, got {os.fspath(path)}: copy it here, or make it here"
+            f"an index expected a local folder, got {os.fspath(path)}: copy or make it on this machine"
         )
     return LocalFolder(Path(path))
 
 
+@contextlib.contextmanager
+def only_writer(folder: LocalFolder, rank: int) -> Iterator[None]:
+    """Refuse a second call that makes an index here; of several processes of a call the first holds the lock.
+
+    raises: FeatureIndexError if another process has the lock
+    """
+    with folder.locked() if rank == 0 else contextlib.nullcontext(True) as ours:
+        if not ours:
+            raise FeatureIndexError(
+                f"another process is making the index in {folder}: wait for it, or choose another folder"
+            )
+        yield
+
+
 def write_tensors(folder: LocalFolder, name: str, tensors: Mapping[str, Tensor | Streamed]) -> int:
     """Write a safetensors file without a second copy of any tensor; returns its bytes."""
-    widest_first = sorted(
-        tensors.items(), key=lambda item: -item[1].dtype.itemsize
-    )  # so that each is aligned
+    # Widest first, so that each is aligned.
+    widest_first = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     with folder.appearing(name) as file:
         file.write(
             safetensors_head([(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in widest_first])
@@ -135,9 +146,8 @@ def read_index(folder: LocalFolder) -> dict[str, Any] | None:
     if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise FeatureIndexError(
             f"{folder.describe(INDEX)} expected {FORMAT!r} version {VERSION}, it states "
-            f"{content.get('format')!r} version "
-            f"{content.get('version')}: read it with the release that wrote it, or remove that file "
-            "and analyze again; labels stay"
+            f"{content.get('format')!r} version {content.get('version')}: read it with the release that "
+            "wrote it, or remove that file and analyze again; labels stay"
         )
     if stated != _sha256(content):
         raise FeatureIndexError(
@@ -152,7 +162,7 @@ def key_of(*parts: Any) -> str:
 
 
 def identity(sae: SparseAutoencoder) -> dict[str, Any]:
-    """What an SAE is: facts to show, and the sha256 of its weights and of what it computes with them."""
+    """An SAE's facts to show, and the sha256 of its weights and of what it computes with them."""
     config = sae.config
     facts = {"kind": config.kind, "d_model": config.d_model, "d_sae": config.d_sae, "k": config.k}
     facts |= {"model": config.model_name, "hook_point": config.hook_point}

@@ -1,10 +1,7 @@
-"""A bounded number of firings of every latent: the strongest, or a sample that is uniform over all of its
-firings.
+"""A bounded number of firings of every latent: the strongest, or a uniform sample.
 
 Both keep the n firings with the smallest key, at equal keys the lower row. What is kept is therefore a
-function of the set
-of firings alone: how rows were cut into blocks, shards and processes, and in which order those came, cannot
-    matter.
+function of the set of firings alone: blocks, shards, processes and their order cannot matter.
 """
 
 from __future__ import annotations
@@ -22,7 +19,7 @@ _MERGE_LATENTS = 65_536
 
 
 class KeptFirings(ABC):
-    """The n firings of every latent with the smallest key, kept while blocks pass by.
+    """The n firings of every latent with the smallest key, kept block by block.
 
     values: float[d_sae n], by key, at equal keys by row; 0 in empty places
     rows: int64[d_sae n]; -1 in empty places
@@ -34,11 +31,10 @@ class KeptFirings(ABC):
 
     @abstractmethod
     def keys(self, latents: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-        """int64[...] of firings, below 2^63 - 1; latents int64[...], values float[...] above 0, rows
-        int64[...]."""
+        """int64[...], below 2^63 - 1; of latents int64[...], values float[...] above 0, rows int64[...]."""
 
     def update(self, latents: SparseLatents, first_row: int) -> None:
-        """Add a block whose rows come after all rows seen so far; the first of them is first_row."""
+        """Add a block whose rows, from first_row on, come after all earlier ones."""
         n = self.values.shape[1]
         fires = latents.values > 0
         indices, values = latents.indices[fires], latents.values[fires]
@@ -63,8 +59,7 @@ class KeptFirings(ABC):
         self._put(touched, block_values, block_rows)
 
     def merge(self, other: KeptFirings) -> None:
-        """Add what another one kept, of any other rows, with the same n; its values and rows may be mapped
-        from a file."""
+        """Add what another one kept, of other rows, with the same n; its tensors may be memory-mapped."""
         for latents in torch.arange(len(self.rows)).split(_MERGE_LATENTS):
             span = slice(int(latents[0]), int(latents[-1]) + 1)
             self._put(latents, other.values[span], other.rows[span])
@@ -85,7 +80,7 @@ class StrongestFirings(KeptFirings):
     """The n strongest firings of every latent, strongest first, equal ones by row."""
 
     def keys(self, latents: Tensor, values: Tensor, rows: Tensor) -> Tensor:
-        # The bits of positive floats are ordered as the floats are.
+        # The bits of positive floats have the order of the floats.
         return -values.contiguous().view(torch.int64 if values.dtype == torch.float64 else torch.int32).long()
 
 

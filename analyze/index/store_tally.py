@@ -1,9 +1,8 @@
-"""The pass of an index over a store: shards claimed by processes, tallies kept as they grow, merged at the
-end.
+"""The pass of an index over a store: processes claim shards, keep their tallies on disk, and merge them.
 
-Every process tallies the shards that it claims, and its tally on disk, a part, is replaced every so often. A
-pass that was killed begins with the parts that are there and tallies the other shards, by however many
-processes. What parts hold merges exactly, so who tallied what cannot matter.
+Every process tallies the shards that it claims, and replaces its tally on disk, a part, now and then. A
+killed pass resumes with the parts on disk and tallies the other shards, by any number of processes. Parts
+merge exactly, so it does not matter who tallied what.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def tally_store(
     """The tally of all rows and the sampled rows, in the first process; None in the others.
 
     plan: as in index.json; parts of another plan are removed
-    commit_every_s: seconds after which a finished shard is followed by a commit
+    commit_every_s: after this many seconds, the next finished shard is committed
     """
     settings = plan["settings"]
     found = processes.agreed("parts", lambda: _parts(folder, plan))
@@ -61,9 +60,8 @@ def tally_store(
             _write_part(folder, name, tally, samples[0], shards)
             committed = time.monotonic()
             logger.info("%s: %d of %d shards tallied", folder, len(done) + len(shards), store.n_shards)
-    if shards and (
-        processes.rank > 0 or time.monotonic() - started >= commit_every_s
-    ):  # what follows may take long too
+    # A long pass is committed also at its end: what follows may take long too.
+    if shards and (processes.rank > 0 or time.monotonic() - started >= commit_every_s):
         _write_part(folder, name, tally, TokenSample.cat(samples), shards)
     processes.wait_for_all()
     if processes.rank > 0:
@@ -71,7 +69,7 @@ def tally_store(
     for part in _parts(folder, plan):
         if part != name:
             file = open_tensors(folder, part)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (a safetensors file is no dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             tally.merge(Tally.from_tensors(tensors, settings["seed"]))
             samples.append(TokenSample.from_tensors(tensors))
     assert tally.n_tokens == store.n_rows, f"{tally.n_tokens} rows were tallied of {store.n_rows}"
@@ -79,7 +77,7 @@ def tally_store(
 
 
 def remove_parts(folder: LocalFolder) -> None:
-    """Remove what a pass kept while it was under way."""
+    """Remove what a pass kept."""
     for name in folder.sizes(PARTS):
         folder.remove(name)
     if (folder.root / PARTS).is_dir():
@@ -87,8 +85,7 @@ def remove_parts(folder: LocalFolder) -> None:
 
 
 def _parts(folder: LocalFolder, plan: dict[str, Any]) -> dict[str, list[int]]:
-    """The shards of each part that is there, by name; parts of another plan are removed, and the plan is
-    written."""
+    """The shards of each part on disk, by name; those of another plan are removed; the plan is written."""
     name = f"{PARTS}/plan.json"
     if folder.size(name) is None or folder.read(name) != encode_json(plan):
         remove_parts(folder)

@@ -105,7 +105,7 @@ def test_another_model_is_refused(stores, gpt2):
     first, _ = stores
     with torch.no_grad():
         gpt2.transformer.h[0].mlp.c_fc.weight[0, 0] += 1
-    with pytest.raises(ShardError, match="activations of another model: model.weights_sha256 is"):
+    with pytest.raises(ShardError, match="activations of another model: model.weights_sha256 expected"):
         add_hook_points(first, BOTH[1], model=gpt2, progress=False)
 
 
@@ -116,7 +116,8 @@ def test_weights_that_the_fingerprint_does_not_see_are_noticed(stores, gpt2):
     with torch.no_grad():
         gpt2.transformer.h[0].mlp.c_fc.weight[16:] += 0.3
     with pytest.raises(
-        ShardError, match=r"hook_resid_post of shard 0 made again differs from its stored rows by [\d.]+%"
+        ShardError,
+        match=r"hook_resid_post of shard 0, computed again, differs from its stored rows by [\d.]+%",
     ):
         add_hook_points(first, BOTH[1], model=gpt2, progress=False)
     assert {name: data for name, data in content(first.path).items() if not name.startswith("shards")} == {

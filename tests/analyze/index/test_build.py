@@ -16,7 +16,7 @@ from saelens_lite import FeatureIndexError
 from saelens_lite.analyze.index import build, store_tally
 from saelens_lite.analyze.index.build import IndexConfig, index_features, token_entropy
 from saelens_lite.analyze.index.feature_index import FeatureIndex
-from saelens_lite.analyze.index.folder import identity
+from saelens_lite.analyze.index.folder import identity, index_folder
 from saelens_lite.analyze.index.indexed_latent import IndexedLatent
 from saelens_lite.analyze.index.tally import Tally, add_shard
 from saelens_lite.analyze.index.token_sample import TokenSample
@@ -284,6 +284,18 @@ def test_a_damaged_index_is_named(store, sae, tmp_path):
         (folder / "index.json").write_text(altered)
         with pytest.raises(FeatureIndexError, match=message):
             FeatureIndex.open(folder)
+
+
+def test_a_second_process_is_refused_while_one_makes_the_index(store, sae, tmp_path):
+    folder = tmp_path / "index"
+    with index_folder(folder).locked() as ours:
+        assert ours
+        with pytest.raises(
+            FeatureIndexError, match=r"another process is making the index in .*index: wait for it"
+        ):
+            index_features(sae, store, folder, config=CONFIG)
+    index_features(sae, store, folder, config=CONFIG)
+    assert not (folder / ".lock").exists()
 
 
 def test_a_store_without_tokens_is_indexed_too(tmp_path, planted):

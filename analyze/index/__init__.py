@@ -4,7 +4,7 @@ build           an index made
 store_tally     the pass over the store, by one process or many
 folder          the files of an index
 feature_index   an index opened
-indexed_latent  one latent of an index
+latent_facts    all that an index knows of one latent
 tally           counts, histograms and strongest firings, as sums
 kept_firings    which firings are kept
 token_table     the tokens of kept firings

@@ -4,9 +4,9 @@ from .feature_index import FeatureIndex as FeatureIndex
 from .feature_table import FeatureTable as FeatureTable
 from .feature_table import Firing as Firing
 from .feature_table import LatentFirings as LatentFirings
-from .indexed_latent import IndexedLatent as IndexedLatent
 from .labels import Label as Label
 from .labels import Labels as Labels
+from .latent_facts import LatentFacts as LatentFacts
 from .max_activating import max_activating_tokens as max_activating_tokens
 from .search import by_number as by_number
 from .search import fires_on_regex as fires_on_regex

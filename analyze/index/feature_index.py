@@ -20,18 +20,18 @@ from saelens_lite.store.reader import ActivationStore
 
 from ..attribution.lens import LogitLens
 from ..latents.density import LatentDensity
-from ..latents.text_windows import Contexts, token_text
-from ..render.notebook import index_html
-from .feature_table import Firing
+from ..latents.text_windows import Contexts
+from ..render.html import rendered
 from .folder import PARTS, check_same_sae, identity, index_folder, open_tensors, read_index
-from .indexed_latent import IndexedLatent
-from .intervals import intervals
+from .intervals import intervals, quantile_edges
 from .labels import Labels
-from .tally import Tally, bin_edges
+from .latent_facts import N_QUANTILES, LatentFacts
+from .tally import Tally
 from .token_sample import TokenSample
 from .token_table import TokenTable
 from .unigram import UnigramShare, is_unigram
 
+_SHOWN_LATENTS = 10
 _ANALYZE = "`saelens-lite analyze` with the same --sae, --store and --index, and --model"
 _OF_MODEL = {f"{end}_{what}": _ANALYZE for end in ("promoted", "demoted") for what in ("ids", "logits")}
 _OF_MODEL["output_score"] = f"{_ANALYZE} --output-score"
@@ -103,7 +103,7 @@ class FeatureIndex:
     def __len__(self) -> int:
         return self.sae["d_sae"]
 
-    def __iter__(self) -> Iterator[IndexedLatent]:
+    def __iter__(self) -> Iterator[LatentFacts]:
         return (self[latent] for latent in range(len(self)))
 
     def __repr__(self) -> str:
@@ -115,8 +115,15 @@ class FeatureIndex:
         )
 
     def _repr_html_(self) -> str:
-        """For notebooks: HTML without script, all text escaped."""
-        return index_html(self)
+        """For notebooks: the latents that fire most strongly, a line each, as HTML without script."""
+        strongest = self.column("top_values")[:, 0].argsort(descending=True, stable=True)[:_SHOWN_LATENTS]
+        return rendered(
+            "index.html",
+            index=repr(self),
+            latents=[self[latent] for latent in strongest.tolist()],
+            has_score=self.has("output_score"),
+            has_lens=self.has("lens"),
+        )
 
     def check(self, sae: SparseAutoencoder, store: ActivationStore | None = None) -> None:
         """raises: ValueError naming both unless this is the index of that SAE, and over that store where one
@@ -200,7 +207,7 @@ class FeatureIndex:
             is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts
         )
 
-    def __getitem__(self, latent: int) -> IndexedLatent:
+    def __getitem__(self, latent: int) -> LatentFacts:
         """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
         if not hasattr(latent, "__index__") or not 0 <= latent < len(self):
             raise ValueError(
@@ -210,44 +217,38 @@ class FeatureIndex:
         def of(name: str) -> Tensor:
             return self.row(name, latent)
 
-        n_fired, values = int(of("counts")), of("top_values")
-        kept = zip(values.tolist(), of("top_rows").tolist())
-        histogram, edges = of("histogram"), bin_edges()
-        filled = histogram.nonzero().flatten().tolist()
-        return IndexedLatent(
+        n_fired, histogram, largest = int(of("counts")), of("histogram"), float(of("top_values")[0])
+        sample_values, sample_rows = of("sample_values"), of("sample_rows")
+        filled, sampled = histogram.nonzero().flatten().tolist(), sample_values[sample_rows >= 0]
+        return LatentFacts(
             latent=latent,
             n_fired=n_fired,
             n_tokens=self.n_tokens,
             first_fired=int(of("first_fired")),
             last_fired=int(of("last_fired")),
-            firings=tuple(Firing(value, self.contexts.at(row)) for value, row in kept if row >= 0),
-            intervals=intervals(histogram, of("sample_values"), of("sample_rows"), n_fired, float(values[0])),
-            contrast=tuple(self.contexts.at(row) for row in of("contrast_rows").tolist() if row >= 0),
-            histogram=tuple(
-                (edges[b], edges[b + 1], int(histogram[b])) for b in range(filled[0], filled[-1] + 1)
-            )
-            if filled
+            strongest=tuple((value, row) for row, value in _pairs(of("top_rows"), of("top_values"))),
+            intervals=intervals(histogram, sample_values, sample_rows, n_fired, largest),
+            quantiles=tuple(quantile_edges(histogram, sampled, n_fired, largest, N_QUANTILES))
+            if n_fired
             else (),
+            contrast_rows=tuple(row for row in of("contrast_rows").tolist() if row >= 0),
+            first_bin=filled[0] if filled else 0,
+            bin_counts=tuple(histogram[filled[0] : filled[-1] + 1].tolist()) if filled else (),
             positions=tuple(of("positions").tolist()),
             token_entropy=float(of("token_entropy")),
-            common_token=self.token_text(int(of("common_token"))),
+            common_token_id=int(of("common_token")),
             **{name: float(of(name)) for name in ("token_share", "top_token_share", "pair_share")},
             **{name: _pairs(of(f"{name}_ids"), of(name)) for name in ("jaccard", "pmi", "cosine")},
-            **{name: self._lens(name, of) for name in ("promoted", "demoted")},
+            **{
+                f"{end}_ids": _pairs(of(f"{end}_ids"), of(f"{end}_logits"))
+                if f"{end}_ids" in self._names
+                else ()
+                for end in ("promoted", "demoted")
+            },
             output_score=float(of("output_score")) if "output_score" in self._names else math.nan,
             label=self.labels.get(latent),
             contexts=self.contexts,
         )
-
-    def token_text(self, token: int) -> str:
-        """The text of a token as it reads inside a text; "" for -1."""
-        return "" if token < 0 else token_text(self.contexts.tokenizer, token)
-
-    def _lens(self, end: str, of: Any) -> tuple[tuple[str, float], ...]:
-        if f"{end}_ids" not in self._names:
-            return ()
-        pairs = _pairs(of(f"{end}_ids"), of(f"{end}_logits"))
-        return tuple((token_text(self.contexts.tokenizer, token), logit) for token, logit in pairs)
 
 
 def _pairs(ids: Tensor, scores: Tensor) -> tuple[tuple[int, float], ...]:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from saelens_lite.text_table import frame
+
 from ..latents.text_windows import Context, Contexts, visible
+from ..render.html import rendered
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _SHOWN_LATENTS = 10
 _SHOWN_FIRINGS = 5
@@ -80,21 +86,12 @@ class LatentFirings:
         return "\n".join([self._heading(), *(repr(firing) for firing in self.firings)])
 
     def _repr_html_(self) -> str:
-        """A table without script, for notebooks; every piece of text is escaped."""
-        rows = "".join(
-            f"<tr><td style='text-align:right'>{firing.value:.3f}</td><td "
-            "style='text-align:left;white-space:pre-wrap'>"
-            f"<bdi>{_escape(firing.before)}</bdi><b "
-            f"style='text-decoration:underline'><bdi>{_escape(firing.token)}</bdi></b>"
-            f"<bdi>{_escape(firing.after)}</bdi></td></tr>"
-            for firing in self.firings
-        )
-        return (
-            f"<p>{_escape(self._heading())}</p><table><tr><th>activation</th><th>text</th></tr>{rows}</table>"
-        )
+        """A table without script, for notebooks."""
+        return rendered("latent_firings.html", heading=self._heading(), firings=self.firings)
 
     def _heading(self) -> str:
-        return f"latent {self.latent}: fires on {self.n_fired:,} of {self.n_tokens:,} tokens ({self.density:.3%})"
+        firing = f"fires on {self.n_fired:,} of {self.n_tokens:,} tokens ({self.density:.3%})"
+        return f"latent {self.latent}: {firing}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,30 +135,30 @@ class FeatureTable:
     def __repr__(self) -> str:
         lines = [self._heading()]
         for i, latent in self._shown():
-            tokens = " ".join(
-                repr(visible(f.token)) if f.context.tokens else f"row {f.row}"
-                for f in self.latent(latent).firings[:_SHOWN_FIRINGS]
-            )
-            lines.append(
-                f"  {latent:>7}  max {self.values[i, 0]:8.3f}  {self.n_fired[i] / self.n_tokens:9.4%}  "
-                f"{tokens}"
-            )
+            shown = self.latent(latent, _SHOWN_FIRINGS)
+            tokens = " ".join(repr(visible(f.token)) if f.context.tokens else f"row {f.row}" for f in shown)
+            largest, density = self.values[i, 0], self.n_fired[i] / self.n_tokens
+            lines.append(f"  {latent:>7}  max {largest:8.3f}  {density:9.4%}  {tokens}")
         return "\n".join(lines + ["  … .latent(i) for one with its text"] * (len(self) > _SHOWN_LATENTS))
 
     def _repr_html_(self) -> str:
-        """A table without script, for notebooks; every piece of text is escaped."""
-        rows = "".join(
-            f"<tr><td>{latent}</td><td>{self.values[i, 0]:.3f}</td><td>{self.n_fired[i] / self.n_tokens:.4%}</td>"
-            "<td style='text-align:left'>"
-            + " ".join(
-                f"<code><bdi>{_escape(f.token)}</bdi></code>"
-                for f in self.latent(latent).firings[:_SHOWN_FIRINGS]
-            )
-            + "</td></tr>"
+        """A table without script, for notebooks."""
+        rows = [
+            (latent, self.values[i, 0].item(), self.latent(latent, _SHOWN_FIRINGS))
             for i, latent in self._shown()
+        ]
+        return rendered("feature_table.html", heading=self._heading(), rows=rows)
+
+    def to_frame(self) -> DataFrame:
+        """A line for each firing."""
+        names = ("row", "document", "position", "before", "token", "after")
+        return frame(
+            [
+                {"latent": latent, "value": firing.value} | {name: getattr(firing, name) for name in names}
+                for latent in self.latents.tolist()
+                for firing in self.latent(latent)
+            ]
         )
-        head = "<tr><th>latent</th><th>max activation</th><th>density</th><th>strongest tokens</th></tr>"
-        return f"<p>{_escape(self._heading())}</p><table>{head}{rows}</table>"
 
     def _shown(self) -> list[tuple[int, int]]:
         """(row of the table, latent) of the latents that a summary shows: those that fire strongest."""
@@ -173,11 +170,6 @@ class FeatureTable:
     def _heading(self) -> str:
         silent = int((self.n_fired == 0).sum())
         return (
-            f"FeatureTable: top {self.values.shape[1]} firings of {len(self):,} latents over "
-            f"{self.n_tokens:,} tokens "
-            f"({silent:,} never fired); the strongest {len(self._shown())}:"
+            f"FeatureTable: top {self.values.shape[1]} firings of {len(self):,} latents "
+            f"over {self.n_tokens:,} tokens ({silent:,} never fired); the strongest {len(self._shown())}:"
         )
-
-
-def _escape(text: str) -> str:
-    return html.escape(visible(text), quote=True)

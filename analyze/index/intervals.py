@@ -31,6 +31,11 @@ class Interval:
     values: tuple[float, ...]
     rows: tuple[int, ...]
 
+    def examples(self, n: int) -> list[tuple[float, int]]:
+        """(activation, row) of at most n of its sampled firings, spread evenly from the strongest on."""
+        n, of = min(n, len(self.rows)), len(self.rows)
+        return [(self.values[j * of // n], self.rows[j * of // n]) for j in range(n)]
+
 
 def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: float, n: int) -> list[float]:
     """The n + 1 edges of n intervals, ascending; the first is no larger than any activation, the last is the

@@ -195,16 +195,13 @@ def unigram_latents(index: FeatureIndex, text: str = "", n: int = 10) -> list[Un
     raises: ValueError for an index of rows without text
     """
     counts, found = index.column("counts"), []
-    shares = [index.column(name) for name in ("token_share", "top_token_share", "pair_share")]
     flagged, tokens = index.unigram.flagged.nonzero().flatten(), index.column("common_token")
     for latent in flagged[counts[flagged].argsort(descending=True, stable=True)].tolist():
-        token = index.token_text(int(tokens[latent]))
+        token = token_text(index.contexts.tokenizer, int(tokens[latent]))
         if text.casefold() in token.casefold():
-            found.append(
-                UnigramLatent(
-                    latent, visible(token), int(counts[latent]), *(float(share[latent]) for share in shares)
-                )
-            )
+            of = index[latent]
+            shares = (of.token_share, of.top_token_share, of.pair_share)
+            found.append(UnigramLatent(latent, visible(token), of.n_fired, *shares))
         if len(found) == n:
             break
     return found

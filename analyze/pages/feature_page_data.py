@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from saelens_lite.sae.autoencoder import SparseAutoencoder
-from saelens_lite.sae.metrics import rate_interval
 from saelens_lite.store.reader import ActivationStore
+from saelens_lite.text_table import rounded
 
 from ..attribution.lens import LogitLens
 from ..index.feature_index import FeatureIndex
-from ..index.intervals import intervals, quantile_edges
+from ..index.latent_facts import N_QUANTILES, LatentFacts
 from ..index.token_table import token_ids
-from ..index.unigram import is_unigram
 from ..latents.store_pass import BLOCK_ROWS, to_cpu
 from ..latents.text_windows import Contexts, token_text, visible
 
@@ -78,7 +77,7 @@ class Examples:
         facts, rows = self._windows[near, row]
         acts = [part for at, other in enumerate(rows) if other < 0 for part in (at, None)]
         known = [other for other in rows if other >= 0]
-        example = [short(value), *facts, acts]
+        example = [rounded(value), *facts, acts]
         self._keys.extend(other * self._d_sae + latent for other in known)
         self._made.append((example, len(known)))
         return example
@@ -105,7 +104,7 @@ class Examples:
             without_row = set(example[6][::2])
             known = [at for at in range(len(example[5])) if at not in without_row]
             for at in window.nonzero().flatten().tolist():
-                example[6] += [known[at], short(float(window[at]))]
+                example[6] += [known[at], rounded(float(window[at]))]
             start += n_known
 
 
@@ -125,86 +124,63 @@ def features(
     examples = Examples(contexts, vocabulary, sae.d_sae)
     norms = sae.W_dec[latents.to(sae.device)].detach().float().norm(dim=1).tolist()
     common = _common_tokens(index, latents, contexts, vocabulary)
-    labels = {label.latent: label for label in index.labels.all()}
     found = []
     for place, latent in enumerate(latents.tolist()):
-        feature = _numbers(index, latent) | {"norm": short(norms[place]), "tokens": common[place]}
+        of = index[latent]
+        feature = _numbers(of) | {"norm": rounded(norms[place]), "tokens": common[place]}
         if lens is not None:
             for end in ("top", "bottom"):
                 pairs = getattr(lens, end)(latent)
                 feature[end] = [[vocabulary.place(token), round(logit, 3)] for token, logit in pairs]
-        if label := labels.get(latent):
-            feature["label"] = [label.label, label.notes, label.starred]
-        feature |= _examples(index, latent, examples, n_examples)
+        if of.label is not None:
+            feature["label"] = [of.label.label, of.label.notes, of.label.starred]
+        feature |= _examples(of, examples, n_examples)
         found.append(feature)
     examples.fill(sae, store, hook_point)
     return found
 
 
-def short(value: float) -> float:
-    """Four significant digits, for the size of the page."""
-    return float(f"{value:.4g}")
-
-
-def _numbers(index: FeatureIndex, latent: int) -> dict[str, Any]:
+def _numbers(of: LatentFacts) -> dict[str, Any]:
     """The numbers of one latent, those that are nan left out."""
-    fired, histogram = int(index.row("counts", latent)), index.row("histogram", latent)
-    filled = histogram.nonzero().flatten().tolist()
-    positions = index.row("positions", latent)
+    n_positions = max((place + 1 for place, n in enumerate(of.positions) if n), default=0)
     numbers: dict[str, Any] = {
-        "id": latent,
-        "fired": fired,
-        "interval": [short(end) for end in rate_interval(fired, index.n_tokens)],
-        "first": int(index.row("first_fired", latent)),
-        "last": int(index.row("last_fired", latent)),
-        "max": short(float(index.row("top_values", latent)[0])),
-        "bins": [filled[0], histogram[filled[0] : filled[-1] + 1].tolist()] if filled else [0, []],
-        "positions": positions[: int(positions.nonzero().max()) + 1].tolist() if positions.any() else [],
-        "entropy": short(float(index.row("token_entropy", latent))),
-        "share": short(float(index.row("token_share", latent))),
+        "id": of.latent,
+        "fired": of.n_fired,
+        "interval": [rounded(end) for end in of.density_interval],
+        "first": of.first_fired,
+        "last": of.last_fired,
+        "max": rounded(of.largest),
+        "bins": [of.first_bin, list(of.bin_counts)],
+        "positions": list(of.positions[:n_positions]),
+        "entropy": rounded(of.token_entropy),
+        "share": rounded(of.token_share),
     }
-    if is_unigram(
-        torch.tensor(fired), index.row("token_share", latent), index.row("top_token_share", latent)
-    ):
+    if of.unigram:
         numbers["unigram"] = True
-    if fired:
-        values, rows, largest = (
-            index.row(name, latent) for name in ("sample_values", "sample_rows", "top_values")
-        )
-        edges = quantile_edges(histogram, values[rows >= 0], fired, float(largest[0]), 20)
-        numbers["quantiles"] = [short(edges[10]), short(edges[19])]
-    if index.has("output_score"):
-        numbers["score"] = short(float(index.row("output_score", latent)))
+    if of.quantiles:
+        numbers["quantiles"] = [
+            rounded(of.quantiles[N_QUANTILES // 2]),
+            rounded(of.quantiles[N_QUANTILES - 1]),
+        ]
+    numbers["score"] = rounded(of.output_score)
     for name in ("cosine", "jaccard", "pmi"):
-        pairs = zip(index.row(f"{name}_ids", latent).tolist(), index.row(name, latent).tolist())
-        numbers[name] = [[other, round(score, 3)] for other, score in pairs if other >= 0]
+        numbers[name] = [[other, round(score, 3)] for other, score in getattr(of, name)]
     return {
         name: value for name, value in numbers.items() if not (isinstance(value, float) and math.isnan(value))
     }
 
 
-def _examples(index: FeatureIndex, latent: int, examples: Examples, n_examples: int) -> dict[str, Any]:
+def _examples(of: LatentFacts, examples: Examples, n_examples: int) -> dict[str, Any]:
     """The strongest firings, those of each interval [low, high, firings if known, examples], strongest
     interval first, and rows on which it does not fire."""
-    values, rows = index.row("top_values", latent), index.row("top_rows", latent)
-    strongest = [(value, row) for value, row in zip(values.tolist(), rows.tolist()) if row >= 0][:n_examples]
-    fired, largest = int(index.row("counts", latent)), float(values[0])
-    sample_values, sample_rows = index.row("sample_values", latent), index.row("sample_rows", latent)
-    whole = int((sample_rows >= 0).sum()) == fired
+    whole = sum(len(one.rows) for one in of.intervals) == of.n_fired
     found = []
-    for one in reversed(
-        intervals(index.row("histogram", latent), sample_values, sample_rows, fired, largest)
-    ):
-        n = min(INTERVAL_EXAMPLES, len(one.rows))
-        chosen = [j * len(one.rows) // n for j in range(n)]
-        shown = [examples.around(latent, one.values[j], one.rows[j], near=True) for j in chosen]
-        found.append([short(one.low), short(one.high), len(one.rows) if whole else None, shown])
-    silent = [row for row in index.row("contrast_rows", latent).tolist() if row >= 0]
-    return {
-        "examples": [examples.around(latent, value, row) for value, row in strongest],
-        "intervals": found,
-        "contrast": [examples.around(latent, 0.0, row, near=True) for row in silent],
-    }
+    for one in reversed(of.intervals):
+        shown = [examples.around(of.latent, *firing, near=True) for firing in one.examples(INTERVAL_EXAMPLES)]
+        found.append([rounded(one.low), rounded(one.high), len(one.rows) if whole else None, shown])
+    strongest = [examples.around(of.latent, *firing) for firing in of.strongest[:n_examples]]
+    silent = [examples.around(of.latent, 0.0, row, near=True) for row in of.contrast_rows]
+    return {"examples": strongest, "intervals": found, "contrast": silent}
 
 
 def _common_tokens(

@@ -9,14 +9,13 @@ allows them and nothing else. Labels written in the page leave it as a download,
 from __future__ import annotations
 
 import contextlib
-import html
 import os
-import re
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
 from torch import Tensor, nn
 
 from saelens_lite.atomic import write_file
@@ -31,12 +30,13 @@ from ..index.labels import FORMAT, VERSION
 from ..index.tally import Tally, bin_edges
 from ..latents.compatibility import checked_latents, fits
 from ..latents.text_windows import Contexts, visible
-from ..render.html import inert_json, policy, style
+from ..render.html import inert_json, policy, rendered, style
 from .feature_page_data import AFTER_TOKENS, BEFORE_TOKENS, Vocabulary, features
 
 DENSITY_RANGE = (1e-5, 5e-2)
 MIN_FIRINGS = 10
 SCRIPTS = ("feature.js", "page.js")
+_HERE = Path(__file__).parent
 
 
 def feature_page(
@@ -94,17 +94,15 @@ def feature_page(
 
 def render(data: dict[str, Any]) -> str:
     """The page as text. data: what the scripts draw; `title` is also the document's title."""
-    here = Path(__file__).parent
-    css, script = style("page"), "\n".join((here / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    parts = {
-        "title": html.escape(data["title"]),
-        "policy": policy(css, script),
-        "style": css,
-        "script": script,
-        "data": inert_json(data),
-    }
-    template = (here / "page.html").read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], template)
+    css, script = style("page"), "\n".join((_HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
+    return rendered(
+        "feature_page.html",
+        title=data["title"],
+        policy=policy(css, script),
+        style=css,
+        script=Markup(script),
+        data=inert_json(data),
+    )
 
 
 def _data(
@@ -156,19 +154,16 @@ def _top_latents(tally: Tally, n_latents: int) -> tuple[Tensor, str]:
     low, high = DENSITY_RANGE
     within = (density >= low) & (density <= high) & (counts >= MIN_FIRINGS)
     words = (
-        f"Selected by: density from {low:g} to {high:g} and at least {MIN_FIRINGS} firings in {n_tokens:,} "
-        "tokens "
+        f"density from {low:g} to {high:g} and at least {MIN_FIRINGS} firings in {n_tokens:,} tokens "
         f"({int(within.sum()):,} of {len(counts):,} latents), then by largest activation"
     )
     if not within.any():
         within = counts > 0
-        words = f"Selected by: largest activation among all that fired (none has a density from {low:g} to {high:g})"
+        words = f"largest activation among all that fired (none has a density from {low:g} to {high:g})"
     order = strongest.masked_fill(~within, -1).argsort(descending=True, stable=True)
     chosen = order[: min(n_latents, int(within.sum()))]
-    return (
-        chosen,
-        f"{words}; {len(chosen):,} shown. These are not a random sample: a latent's top firings flatter it.",
-    )
+    sample = "These are not a random sample: a latent's top firings flatter it."
+    return chosen, f"Selected by: {words}; {len(chosen):,} shown. {sample}"
 
 
 def _facts(sae: SparseAutoencoder, tally: Tally, evaluation: Evaluation | None) -> list[list[str]]:

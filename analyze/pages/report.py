@@ -1,9 +1,8 @@
-"""One HTML file about a training run or an SAE, or several beside each other: tables, curves, weights. It
-runs nothing.
+"""One HTML file about training runs or SAEs, side by side: tables, curves, weights. It runs nothing.
 
-Everything comes from the folders of the runs (runs.py) and what evaluations left there (compared.py): no
-store, no model and no network is needed, and a run may still be going on. Each plot has its definition above
-it and its numbers in the table below, which is its legend too.
+Everything comes from the folders of the runs (run_folders.py) and from what evaluations left there
+(report_evaluations.py). It needs no store, model or network, and a run may still be training. Each plot has
+its definition above it and its numbers in the table below, which is its legend too.
 """
 
 from __future__ import annotations
@@ -23,11 +22,12 @@ from saelens_lite.errors import SaelensLiteError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.folder import load_log_sparsity
 from saelens_lite.sae.metrics import window_name
+from saelens_lite.text_table import cell
 
 from ..latents import geometry
-from ..render import parts
-from ..render.plot import MAX_POINTS, N_COLOURS, N_LINES, Axis, Series, curves, scatter, swatch
-from .report_evaluations import comparison
+from ..render.plot import MAX_POINTS, N_COLOURS, N_LINES, Axis, Series, curves, swatch
+from ..render.report_blocks import Block, Figure, Figures, Folded, Paragraph, Section, Table, document
+from .report_evaluations import against, comparison
 from .run_folders import Run, find_runs
 
 log = logging.getLogger(__name__)
@@ -91,32 +91,24 @@ def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "rep
     found = find_runs([runs] if isinstance(runs, str | Path) else runs)
     problems = [f"{run.name}: {problem}" for run in found for problem in run.problems]
     weights = _weights(found, problems)
-    sections = [
-        _overview(found),
-        _settings(found),
-        _training(found),
-        _trade_off(found),
-        *comparison(found, _told),
-        *weights,
-    ]
+    of_runs = (_overview(found), _settings(found), _training(found), _trade_off(found))
+    sections = [*filter(None, of_runs), *comparison(found, _told), *weights]
     for problem in problems:
         log.warning("%s", problem)
     what = "runs" if any(run.lines for run in found) else "SAEs"
     title = f"{found[0].name}: report" if len(found) == 1 else f"{len(found)} {what} compared"
-    return write_file(path, parts.document(title, sections, problems))
+    return write_file(path, document(title, sections, problems))
 
 
-# The runs --------------------------------------------------------------------------------------------------------
+# The runs ---------------------------------------------------------------------------------------------------
 
 
-def _overview(runs: Sequence[Run]) -> str:
+def _overview(runs: Sequence[Run]) -> Section:
     """What each run is and what came of it."""
     rows = [_facts_of(run) for run in runs]
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
-    legend = [swatch(i) for i in range(len(runs))]
-    table = parts.table(
-        ["run", *names], [[run.name, *map(row.get, names)] for run, row in zip(runs, rows)], legend
-    )
+    lines = [[run.name, *map(row.get, names)] for run, row in zip(runs, rows)]
+    table = Table(["run", *names], lines, [swatch(i) for i in range(len(runs))])
     stores = {str(run.facts["store"]) for run in runs if "store" in run.facts}
     notes = []
     if len(stores) > 1:
@@ -125,7 +117,7 @@ def _overview(runs: Sequence[Run]) -> str:
         )
     if len(runs) > (n := N_COLOURS * N_LINES):
         notes.append(f"Colours and line styles repeat after {n} runs.")
-    return parts.section("Runs", "".join(f"<p>{note}</p>" for note in notes) + table + _definitions(names))
+    return Section("Runs", [*map(Paragraph, notes), table, _definitions(names)])
 
 
 _DEFINITIONS = {
@@ -176,12 +168,12 @@ def _state(run: Run) -> str | None:
     """Whether the numbers and the SAE are those of the end."""
     of_sae, planned = run.facts.get("steps"), run.settings.get("n_steps")
     if not run.lines:
-        return None if of_sae is None else f"SAE of step {parts.text(of_sae)}, no numbers"
+        return None if of_sae is None else f"SAE of step {cell(of_sae)}, no numbers"
     if of_sae is None:
         return "no SAE yet" if run.config is None else None
     if of_sae == run.steps and not run.unfinished and planned in (None, of_sae):
         return "finished"
-    return f"unfinished, SAE of step {parts.text(of_sae)}"
+    return f"unfinished, SAE of step {cell(of_sae)}"
 
 
 def _final(run: Run, column: str) -> float | None:
@@ -192,30 +184,30 @@ def _final(run: Run, column: str) -> float | None:
 
 def _told(value: Any) -> str:
     """A value in words; of the path of a model on this machine, the end."""
-    text = parts.text(value)
+    text = cell(value)
     return "/".join(Path(text).parts[-2:]) if os.path.isabs(text) else text
 
 
-def _settings(runs: Sequence[Run]) -> str:
+def _settings(runs: Sequence[Run]) -> Section | None:
     """The fields of train_config.json: where the runs differ, and the rest."""
     told = [run for run in runs if run.settings]
     if not told:
-        return ""
+        return None
     fields = [f for f in dict.fromkeys(f for run in told for f in run.settings) if f not in _WITHOUT_INTEREST]
     shared = [
         f for f in fields if all(f in run.settings and run.settings[f] == told[0].settings[f] for run in told)
     ]
     differing = [f for f in fields if f not in shared]
-    pieces = []
+    blocks: list[Block] = []
     if differing:
         rows = [[run.name, *(_setting(run, f) for f in differing)] for run in told]
-        pieces.append(parts.table(["run", *differing], rows, [swatch(runs.index(run)) for run in told]))
+        blocks.append(Table(["run", *differing], rows, [swatch(runs.index(run)) for run in told]))
     elif len(told) > 1:
-        pieces.append("<p>All runs have the same settings.</p>")
+        blocks.append(Paragraph("All runs have the same settings."))
     if shared:
         words = "Settings" if len(told) == 1 else f"{len(shared)} settings that these runs share"
-        pieces.append(parts.folded(words, {f: _setting(told[0], f) for f in shared}))
-    return parts.section("Settings that differ" if differing else "Settings", "".join(pieces))
+        blocks.append(Folded(words, {f: _setting(told[0], f) for f in shared}))
+    return Section("Settings that differ" if differing else "Settings", blocks)
 
 
 def _setting(run: Run, name: str) -> str:
@@ -223,14 +215,14 @@ def _setting(run: Run, name: str) -> str:
     return "–" if name not in run.settings else value if isinstance(value, str) else json.dumps(value)
 
 
-# Curves ----------------------------------------------------------------------------------------------------------
+# Curves -----------------------------------------------------------------------------------------------------
 
 
-def _training(runs: Sequence[Run]) -> str:
+def _training(runs: Sequence[Run]) -> Section | None:
     """A plot for each column of the logs; the dead shares of all windows share one."""
     logged = [run for run in runs if run.columns]
     if not logged:
-        return ""
+        return None
     over_tokens = all(run.tokens_per_step is not None for run in logged)
     x = Axis("tokens" if over_tokens else "steps")
     found = dict.fromkeys("dead" if _is_dead(column) else column for run in logged for column in run.columns)
@@ -244,52 +236,40 @@ def _training(runs: Sequence[Run]) -> str:
             for name in run.columns:
                 if name == column or (column == "dead" and _is_dead(name)):
                     of_window = f", dead@{_window(name)}" if column == "dead" and len(windows) > 1 else ""
-                    series.append(
-                        Series(run.name + of_window, run.points(name, over_tokens), runs.index(run))
-                    )
+                    points = run.points(name, over_tokens)
+                    series.append(Series(run.name + of_window, points, runs.index(run)))
         plot = curves(f"curve{number}", title, x, Axis(label, is_log), series)
-        figures.append(parts.figure(title, definition, plot, _course(series)))
+        figures.append(Figure(title, definition, plot, _course(series)))
+    rule = f"Curves keep at most {MAX_POINTS:,} points: first, last, lowest and highest of each stretch."
     thinned = any(len(run.lines) > MAX_POINTS for run in logged)
-    rule = (
-        f"<p>Curves keep at most {MAX_POINTS:,} points: first, last, lowest and highest of each stretch.</p>"
-    )
-    return parts.section("Training", (rule if thinned else "") + parts.grid(figures))
+    return Section("Training", [*[Paragraph(rule)] * thinned, Figures(figures)])
 
 
-def _course(series: Sequence[Series]) -> str:
+def _course(series: Sequence[Series]) -> Table:
     """The legend of curves, with where each begins, how far it goes, and where it ends."""
     rows = []
     for one in series:
         values = [value for _, value in one.points if value is not None]
         rows.append([one.name, len(values), values[0], min(values), max(values), values[-1]])
-    return parts.table(
-        ["run", "points", "first", "lowest", "highest", "last"], rows, [swatch(one.style) for one in series]
-    )
+    head = ["run", "points", "first", "lowest", "highest", "last"]
+    return Table(head, rows, [swatch(one.style) for one in series])
 
 
-def _trade_off(runs: Sequence[Run]) -> str:
+def _trade_off(runs: Sequence[Run]) -> Section | None:
     """Held-out fvu against l0, where there are at least two runs to compare."""
-    scores = [(i, run, _final(run, "held_out_l0"), _final(run, "held_out_fvu")) for i, run in enumerate(runs)]
-    known = [(i, run, l0, fvu) for i, run, l0, fvu in scores if l0 is not None and fvu is not None]
-    if len(known) < 2:
-        return ""
-    sparsities = [l0 for _, _, l0, _ in known]
-    x = Axis("held-out l0", log=min(sparsities) > 0 and max(sparsities) > 8 * min(sparsities))
-    series = [Series(run.name, [(l0, fvu)], i) for i, run, l0, fvu in known]
+    scores = [
+        (run.name, _final(run, "held_out_l0"), _final(run, "held_out_fvu"), i) for i, run in enumerate(runs)
+    ]
+    known = [(name, l0, fvu, i) for name, l0, fvu, i in scores if l0 is not None and fvu is not None]
     definition = (
         "Fraction of variance unexplained against latents a token; further down and to the left is better."
     )
-    rows = [[run.name, l0, fvu] for _, run, l0, fvu in known]
-    legend = parts.table(
-        ["run", "held-out l0", "held-out fvu"], rows, [swatch(i, mark=True) for i, *_ in known]
-    )
-    plot = scatter("tradeoff", "Held-out fvu against l0", x, Axis("held-out fvu"), series)
-    return parts.section(
-        "Reconstruction against sparsity", parts.figure("Held-out fvu against l0", definition, plot, legend)
-    )
+    labels = ("held-out l0", "held-out fvu")
+    figure = against("tradeoff", "Held-out fvu against l0", definition, labels, known)
+    return figure and Section("Reconstruction against sparsity", [figure])
 
 
-# Weights ---------------------------------------------------------------------------------------------------------
+# Weights ----------------------------------------------------------------------------------------------------
 
 _QUANTITIES: dict[str, tuple[str, str, Callable[[SparseAutoencoder], Tensor]]] = {
     "encoder–decoder cosine": (
@@ -306,7 +286,7 @@ _QUANTITIES: dict[str, tuple[str, str, Callable[[SparseAutoencoder], Tensor]]] =
 }
 
 
-def _weights(runs: Sequence[Run], problems: list[str]) -> list[str]:
+def _weights(runs: Sequence[Run], problems: list[str]) -> list[Section]:
     """Sections on weights and firing rates; one SAE is in memory at a time."""
     measured: dict[str, dict[int, Tensor]] = {}
     rates: dict[int, Tensor] = {}
@@ -331,37 +311,34 @@ def _weights(runs: Sequence[Run], problems: list[str]) -> list[str]:
             name, (f"Encoder bias {name}", f"{name} of each latent.", None)
         )
         if name == "largest decoder cosine" and any(runs[i].config.d_sae > len(v) for i, v in values.items()):
-            definition += f" Of more than {geometry.ALL_PAIRS:,} latents a random sample, each compared with all others."
+            of = f"Of more than {geometry.ALL_PAIRS:,} latents"
+            definition += f" {of} a random sample, each compared with all others."
         figures.append(_histogram(f"weights{number}", title, definition, name, runs, values))
-    sections = [parts.section("Weights", parts.grid(figures))] if figures else []
+    sections = [Section("Weights", [Figures(figures)])] if figures else []
     if rates:
         fired = {i: log_rates[log_rates > NEVER_FIRED] for i, log_rates in rates.items()}
         silent = ", ".join(
             f"{runs[i].name} {len(rates[i]) - len(fired[i]):,} of {len(rates[i]):,}" for i in rates
         )
         definition = (
-            "log10 of the share of tokens on which a latent fired when sparsity.safetensors was written."
+            "log10 of the share of tokens on which a latent fired when sparsity.safetensors was written. "
+            f"Never fired: {silent}."
         )
-        figure = _histogram(
-            "density",
-            "Firing rates",
-            f"{definition} Never fired: {silent}.",
-            "log10 of the firing rate",
-            runs,
-            fired,
+        label = "log10 of the firing rate"
+        sections.append(
+            Section("Density", [_histogram("density", "Firing rates", definition, label, runs, fired)])
         )
-        sections.append(parts.section("Density", figure))
     return sections
 
 
 def _histogram(
     name: str, title: str, definition: str, label: str, runs: Sequence[Run], values: Mapping[int, Tensor]
-) -> str:
+) -> Figure:
     """Outlines over common bins; values: number of the run → float[n]."""
     finite = {i: found[found.isfinite()].double() for i, found in values.items()}
     finite = {i: found for i, found in finite.items() if len(found)}
     if not finite:
-        return parts.figure(title, f"{definition} There is nothing to draw.", "", "")
+        return Figure(title, f"{definition} There is nothing to draw.")
     low = min(float(found.min()) for found in finite.values())
     high = max(float(found.max()) for found in finite.values())
     if high - low < 1e-3 * max(abs(low), abs(high)) or high == low:  # all the same, up to rounding
@@ -378,18 +355,15 @@ def _histogram(
         series.append(Series(runs[i].name, [*outline, (edges[-1], 0.0)], i))
         rows.append([runs[i].name, len(found), float(found.min()), float(found.median()), float(found.max())])
     plot = curves(name, title, Axis(label), Axis("share of latents"), series)
-    legend = parts.table(["run", "latents", "lowest", "median", "highest"], rows, [swatch(i) for i in finite])
-    return parts.figure(title, definition, plot, legend)
+    head = ["run", "latents", "lowest", "median", "highest"]
+    return Figure(title, definition, plot, Table(head, rows, [swatch(i) for i in finite]))
 
 
-def _definitions(names: Sequence[str] | Mapping[str, str], texts: Mapping[str, str] = _DEFINITIONS) -> str:
-    pairs = {name: texts[name] for name in names if name in texts}
-    pairs |= {
-        name: f"share of the latents silent for the last {name[5:]} tokens"
-        for name in names
-        if _is_dead(name)
-    }
-    return parts.folded("What the columns mean", pairs)
+def _definitions(names: Sequence[str]) -> Folded:
+    texts = {name: _DEFINITIONS[name] for name in names if name in _DEFINITIONS}
+    for name in filter(_is_dead, names):
+        texts[name] = f"share of the latents silent for the last {name.removeprefix('dead@')} tokens"
+    return Folded("What the columns mean", texts)
 
 
 def _is_dead(column: str) -> bool:

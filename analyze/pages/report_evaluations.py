@@ -1,10 +1,8 @@
-"""The part of a report that sets SAEs beside each other by what `saelens-lite evaluate --output` measured of
-them.
+"""The part of a report that compares SAEs by what `saelens-lite evaluate --output` measured of them.
 
-One table holds the SAEs, their baselines, the ablations and the noise of seeds; plots show what the table
-cannot. The values
-come from files, so that anything may be missing or of another type: what is no number is a dash, and left out
-    of plots.
+One table holds the SAEs, their baselines, the ablations and the noise of seeds; plots show what it cannot.
+The values come from files, so anything may be missing or of another type: what is no number is a dash in the
+table and stays out of the plots.
 """
 
 from __future__ import annotations
@@ -15,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..evaluation.result import BASELINE, TRAINED
-from ..render import parts
-from ..render.html import escaped
 from ..render.plot import N_COLOURS, Axis, Series, curves, scatter, swatch
+from ..render.report_blocks import Block, Figure, Figures, Folded, Paragraph, Section, Table
 from .run_folders import Run, is_number
 
 _LEFT_TO_THE_JSON = ("ev_", "density_", "dense_")
@@ -52,7 +49,7 @@ class Evaluated:
         )
 
 
-def comparison(runs: Sequence[Run], told: Callable[[Any], str]) -> list[str]:
+def comparison(runs: Sequence[Run], told: Callable[[Any], str]) -> list[Section]:
     """The sections on evaluations, none where there are none. told: says a fact of an evaluation in words"""
     found = []
     for i, run in enumerate(runs):
@@ -63,27 +60,22 @@ def comparison(runs: Sequence[Run], told: Callable[[Any], str]) -> list[str]:
         ]
     if not found:
         return []
-    tables = _table(found) + _stability(found) + _sources(found, told) + _definitions(found)
-    figures = [
-        figure for figure in (_trade_off(found), _cost(found), _dead(found), _densities(found)) if figure
-    ]
-    sections = [parts.section("Evaluation", tables)]
-    return [*sections, parts.section("Evaluation in plots", parts.grid(figures))] if figures else sections
+    tables = [*_table(found), *_stability(found), *_sources(found, told), _definitions(found)]
+    figures = [*filter(None, (_trade_off(found), _cost(found), _dead(found), _densities(found)))]
+    sections = [Section("Evaluation", tables)]
+    return [*sections, Section("Evaluation in plots", [Figures(figures)])] if figures else sections
 
 
-# Tables ----------------------------------------------------------------------------------------------------------
+# Tables -----------------------------------------------------------------------------------------------------
 
 
-def _table(found: Sequence[Evaluated]) -> str:
+def _table(found: Sequence[Evaluated]) -> list[Block]:
     """SAEs, baselines, then ablations (one line where they agree), then the noise of seeds."""
     rows: list[tuple[str, str, Mapping[str, Any], str]] = []  # run, row, numbers, legend
     for name in dict.fromkeys(row.get("name") for one in found for row in one.values["rows"]):
         of_name = [(one, row) for one in found if (row := one.row(name)) is not None]
-        if (
-            name not in (TRAINED, BASELINE)
-            and len(of_name) > 1
-            and all(row == of_name[0][1] for _, row in of_name)
-        ):
+        agree = len(of_name) > 1 and all(row == of_name[0][1] for _, row in of_name)
+        if agree and name not in (TRAINED, BASELINE):
             rows.append(("all", str(name), of_name[0][1], ""))
             continue
         rows += [(one.name, str(name), row, swatch(one.style(name), mark=True)) for one, row in of_name]
@@ -97,7 +89,7 @@ def _table(found: Sequence[Evaluated]) -> str:
     names = [name for name in names if any(row.get(name) is not None for _, _, row, _ in rows)]
     names = [name for name in names if not name.startswith(_LEFT_TO_THE_JSON)]
     lines = [[run, name, *map(row.get, names)] for run, name, row, _ in rows]
-    table = parts.table(["run", "row", *names], lines, [legend for *_, legend in rows])
+    table = Table(["run", "row", *names], lines, [legend for *_, legend in rows])
     notes = []
     if len({one.text for one in found}) > 1:
         notes.append(
@@ -113,21 +105,21 @@ def _table(found: Sequence[Evaluated]) -> str:
         )
     if not any(one.row(BASELINE) for one in found):
         notes.append("There is no baseline of random directions here: evaluate --baseline adds one.")
-    return "".join(f"<p>{escaped(note)}</p>" for note in notes) + table
+    return [*map(Paragraph, notes), table]
 
 
-def _stability(found: Sequence[Evaluated]) -> str:
+def _stability(found: Sequence[Evaluated]) -> list[Block]:
     """Whether several seeds found the same directions."""
     known = [one for one in found if isinstance(one.values.get("stability"), Mapping)]
     if not known:
-        return ""
+        return []
     names = ["mmcs", "random_mmcs", "mcc", "random_mcc"]
     rows = [[one.name, *map(one.values["stability"].get, names)] for one in known]
-    title = "<h3>The same directions in several seeds</h3>"
-    return title + parts.table(["run", *names], rows, [swatch(one.run, mark=True) for one in known])
+    legend = [swatch(one.run, mark=True) for one in known]
+    return [Table(["run", *names], rows, legend, title="The same directions in several seeds")]
 
 
-def _sources(found: Sequence[Evaluated], told: Callable[[Any], str]) -> str:
+def _sources(found: Sequence[Evaluated], told: Callable[[Any], str]) -> list[Block]:
     """What each evaluation rests on; once where all rest on the same."""
     said = {}
     for one in found:
@@ -135,56 +127,72 @@ def _sources(found: Sequence[Evaluated], told: Callable[[Any], str]) -> str:
             f"{key} {told(value)}" for key, value in one.values.items() if not isinstance(value, list | dict)
         ]
         said.setdefault(", ".join(facts), []).append(one.name)
-    lines = []
+    lines: list[Block] = []
     for facts, names in said.items():
         who = "All" if len(names) == len(found) > 1 else ", ".join(names)
-        lines.append(f"<p>{escaped(who)}: {escaped(facts)}</p>")
-    return "".join(lines)
+        lines.append(Paragraph(f"{who}: {facts}"))
+    return lines
 
 
-def _definitions(found: Sequence[Evaluated]) -> str:
+def _definitions(found: Sequence[Evaluated]) -> Folded:
     """What the files say of their numbers."""
     defined: dict[str, str] = {}
     for one in found:
         if isinstance(one.values.get("definitions"), Mapping):
             defined |= {name: str(text) for name, text in one.values["definitions"].items()}
-    return parts.folded("What the columns mean", defined)
+    return Folded("What the columns mean", defined)
 
 
-# Plots -----------------------------------------------------------------------------------------------------------
+# Plots ------------------------------------------------------------------------------------------------------
 
 
-def _trade_off(found: Sequence[Evaluated]) -> str:
-    definition = "Fraction of variance unexplained against latents a token, of SAEs and baselines; down and left is better."
+def _trade_off(found: Sequence[Evaluated]) -> Figure | None:
+    definition = (
+        "Fraction of variance unexplained against latents a token, of SAEs and baselines; "
+        "down and left is better."
+    )
     return _against_l0(found, "evaluated-fvu", "fvu against l0", definition, "fvu")
 
 
-def _cost(found: Sequence[Evaluated]) -> str:
+def _cost(found: Sequence[Evaluated]) -> Figure | None:
     definition = "What running on the reconstruction costs the model, nats a token, against latents a token."
     return _against_l0(found, "evaluated-ce", "ΔCE against l0", definition, "delta_ce", "ΔCE")
 
 
 def _against_l0(
     found: Sequence[Evaluated], name: str, title: str, definition: str, key: str, label: str = ""
-) -> str:
-    """A mark for each SAE and baseline whose l0 and number are known; none where fewer than two are."""
-    series, rows, legend = [], [], []
+) -> Figure | None:
+    """A mark for each SAE and baseline whose l0 and number are known."""
+    known = []
     for one, of in itertools.product(found, (TRAINED, BASELINE)):
         row = one.row(of) or {}
-        l0, value = row.get("l0"), row.get(key)
-        if is_number(l0) and is_number(value):
-            series.append(Series(_named(one, of), [(l0, value)], one.style(of)))
-            rows.append([_named(one, of), l0, value])
-            legend.append(swatch(one.style(of), mark=True))
-    if len(series) < 2:
-        return ""
-    sparsities = [row[1] for row in rows]
-    x = Axis("l0", log=min(sparsities) > 0 and max(sparsities) > 8 * min(sparsities))
-    plot = scatter(name, title, x, Axis(label or key), series)
-    return parts.figure(title, definition, plot, parts.table(["run", "l0", label or key], rows, legend))
+        if is_number(row.get("l0")) and is_number(row.get(key)):
+            known.append((_named(one, of), row["l0"], row[key], one.style(of)))
+    return against(name, title, definition, ("l0", label or key), known)
 
 
-def _dead(found: Sequence[Evaluated]) -> str:
+def against(
+    name: str,
+    title: str,
+    definition: str,
+    labels: tuple[str, str],
+    known: Sequence[tuple[str, float, float, int]],
+) -> Figure | None:
+    """A number against l0; None where fewer than two are known.
+
+    name: unique in the page; labels: of l0 and the number; known: (name, l0, number, style) of each mark
+    """
+    if len(known) < 2:
+        return None
+    sparsities = [l0 for _, l0, _, _ in known]
+    x = Axis(labels[0], log=min(sparsities) > 0 and max(sparsities) > 8 * min(sparsities))
+    series = [Series(one, [(l0, value)], style) for one, l0, value, style in known]
+    legend = [swatch(style, mark=True) for *_, style in known]
+    table = Table(["run", *labels], [row[:3] for row in known], legend)
+    return Figure(title, definition, scatter(name, title, x, Axis(labels[1]), series), table)
+
+
+def _dead(found: Sequence[Evaluated]) -> Figure | None:
     """Share of latents that were silent, by how many last tokens one looks at; none where one window is
     known."""
     series, rows, legend = [], [], []
@@ -199,29 +207,19 @@ def _dead(found: Sequence[Evaluated]) -> str:
             legend.append(swatch(one.style(of)))
     kept = [i for i in range(len(windows)) if any(row[1 + i] is not None for row in rows)]
     if len(kept) < 2:
-        return ""
+        return None
     rows = [[row[0], *(row[1 + i] for i in kept)] for row in rows]
+    title = "Dead latents by window"
     definition = (
         "Share of the latents silent for the last N tokens of the store. One silent for N tokens fires on "
-        "less than 3 / N "
-        "of them (95 %): a short window counts rare latents as dead."
+        "less than 3 / N of them (95 %): a short window counts rare latents as dead."
     )
-    plot = curves(
-        "evaluated-dead",
-        "Dead latents by window",
-        Axis("tokens looked at", log=True),
-        Axis("share dead"),
-        series,
-    )
-    return parts.figure(
-        "Dead latents by window",
-        definition,
-        plot,
-        parts.table(["run", *(windows[i] for i in kept)], rows, legend),
-    )
+    x = Axis("tokens looked at", log=True)
+    plot = curves("evaluated-dead", title, x, Axis("share dead"), series)
+    return Figure(title, definition, plot, Table(["run", *(windows[i] for i in kept)], rows, legend))
 
 
-def _densities(found: Sequence[Evaluated]) -> str:
+def _densities(found: Sequence[Evaluated]) -> Figure | None:
     """Outlines of the latents' densities."""
     series, rows, legend = [], [], []
     for one, of in itertools.product(found, (TRAINED, BASELINE)):
@@ -240,12 +238,15 @@ def _densities(found: Sequence[Evaluated]) -> str:
         rows.append([_named(one, of), n, never, *quantiles])
         legend.append(swatch(one.style(of)))
     if not series:
-        return ""
+        return None
     title = "Density of the latents"
-    definition = "log10 of the share of scored tokens on which a latent fires; those that never fired stand in the table."
+    definition = (
+        "log10 of the share of scored tokens on which a latent fires; "
+        "those that never fired stand in the table."
+    )
     plot = curves("evaluated-density", title, Axis("log10 of the density"), Axis("share of latents"), series)
     head = ["run", "latents", "never fired", "5 % have less", "median", "5 % have more"]
-    return parts.figure(title, definition, plot, parts.table(head, rows, legend))
+    return Figure(title, definition, plot, Table(head, rows, legend))
 
 
 def _counted(one: Evaluated, of: str) -> tuple[list[float], list[int], int] | None:

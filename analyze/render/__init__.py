@@ -1,7 +1,6 @@
-"""Ground: text that is safe in HTML, plots as SVG, and the views of a notebook.
+"""Ground: templates of HTML in which no text becomes markup, and plots as SVG.
 
-html      escaping, style sheets and the content security policy
-parts     pieces of a page
-plot      curves and scatter plots as SVG
-notebook  what an index and a latent show in a notebook
+html           templates filled, style sheets and the content security policy
+report_blocks  what a report is made of
+plot           curves and scatter plots as SVG
 """

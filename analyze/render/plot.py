@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from markupsafe import Markup
+
 from saelens_lite.text_table import short
 
 from .html import escaped
@@ -55,7 +57,7 @@ class Axis:
     log: bool = False
 
 
-def curves(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
+def curves(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
     """An <svg> of lines, each thinned to MAX_POINTS; what stands alone between gaps is a dot.
 
     name: unique in the page, for ids
@@ -65,17 +67,20 @@ def curves(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) ->
     return _svg(name, title, _described(x, y, series), [frame.axes(), *(frame.line(one) for one in drawn)])
 
 
-def scatter(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
+def scatter(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
     """An <svg> of marks; x is positive where its axis is logarithmic."""
     drawn = [Series(one.name, _on_axis(one.points, y), one.style) for one in series]
     frame = _Frame(x, y, [point for one in drawn for point in one.points])
     return _svg(name, title, _described(x, y, series), [frame.axes(), *(frame.marks(one) for one in drawn)])
 
 
-def swatch(style: int, mark: bool = False) -> str:
+def swatch(style: int, mark: bool = False) -> Markup:
     """The line or mark of a series, for a legend; no word, so that readers for the blind pass over it."""
     drawn = _mark(style, 18, 6) if mark else '<path class="line" d="M2 6H34"/>'
-    return f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true"><g class="{_class(style)}">{drawn}</g></svg>'
+    return Markup(
+        f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true">'
+        f'<g class="{_class(style)}">{drawn}</g></svg>'
+    )
 
 
 def thinned(points: Sequence[Point], limit: int) -> list[Point]:
@@ -166,7 +171,8 @@ class _Frame:
 
     def marks(self, one: Series) -> str:
         places = [self.at(x, y) for x, y in one.points if y is not None]
-        return f'<g class="{_class(one.style)}">{"".join(_mark(one.style, float(x), float(y)) for x, y in places)}</g>'
+        marks = "".join(_mark(one.style, float(x), float(y)) for x, y in places)
+        return f'<g class="{_class(one.style)}">{marks}</g>'
 
     def axes(self) -> str:
         """Grid, numbers and labels."""
@@ -180,13 +186,10 @@ class _Frame:
             x = self._place(_share(_scaled(tick, self.x), self.x_range), 0)[0]
             parts.append(f'<path class="grid" d="M{x} {TOP}V{bottom}"/>')
             parts.append(f'<text class="x" x="{x}" y="{bottom + 16}">{short(tick)}</text>')
-        parts.append(
-            f'<text class="x" x="{(LEFT + right) / 2}" y="{HEIGHT - 7}">{escaped(self.x.label)}</text>'
-        )
-        parts.append(
-            f'<text class="x" x="13" y="{middle}" transform="rotate(-90 13 '
-            f'{middle})">{escaped(self.y.label)}</text>'
-        )
+        x_label, y_label = escaped(self.x.label), escaped(self.y.label)
+        parts.append(f'<text class="x" x="{(LEFT + right) / 2}" y="{HEIGHT - 7}">{x_label}</text>')
+        turned = f"rotate(-90 13 {middle})"
+        parts.append(f'<text class="x" x="13" y="{middle}" transform="{turned}">{y_label}</text>')
         return "".join(parts)
 
 
@@ -235,11 +238,11 @@ def _class(style: int) -> str:
     return f"c{style % N_COLOURS} l{style % N_LINES}"
 
 
-def _svg(name: str, title: str, description: str, parts: Sequence[str]) -> str:
-    return (
+def _svg(name: str, title: str, description: str, parts: Sequence[str]) -> Markup:
+    return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-desc">'
-        f'<title id="{name}-title">{escaped(title)}</title><desc '
-        f'id="{name}-desc">{escaped(description)}</desc>'
+        f'<title id="{name}-title">{escaped(title)}</title>'
+        f'<desc id="{name}-desc">{escaped(description)}</desc>'
         f"{''.join(parts)}</svg>"
     )
 

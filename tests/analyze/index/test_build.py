@@ -17,7 +17,7 @@ from saelens_lite.analyze.index import build, store_tally
 from saelens_lite.analyze.index.build import IndexConfig, index_features, token_entropy
 from saelens_lite.analyze.index.feature_index import FeatureIndex
 from saelens_lite.analyze.index.folder import identity, index_folder
-from saelens_lite.analyze.index.indexed_latent import IndexedLatent
+from saelens_lite.analyze.index.latent_facts import LatentFacts
 from saelens_lite.analyze.index.tally import Tally, add_shard
 from saelens_lite.analyze.index.token_sample import TokenSample
 from saelens_lite.sae.latents import SparseLatents
@@ -251,7 +251,7 @@ def test_latents_out_of_range_and_unknown_columns(store, sae, tmp_path):
             index[latent]
     with pytest.raises(ValueError, match="has no 'density'; it has common_token, contrast_rows, cosine"):
         index.column("density")
-    assert len(index) == 48 and isinstance(next(iter(index)), IndexedLatent)
+    assert len(index) == 48 and isinstance(next(iter(index)), LatentFacts)
     with pytest.raises(ValueError, match="expected a local folder, got s3://bucket/index"):
         FeatureIndex.open("s3://bucket/index")
     with pytest.raises(ValueError, match="output_score expected a model"):

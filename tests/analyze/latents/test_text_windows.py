@@ -122,4 +122,7 @@ def test_summaries_are_readable_and_inert(store, sae, byte_tokenizer):
         page = Elements()
         page.feed(summary)
         assert set(page.tags) <= {"p", "table", "tr", "th", "td", "b", "bdi", "code"}
+    frame = table.to_frame()
+    assert len(frame) == int((table.rows >= 0).sum()) and frame["value"][0] == 9.0 and frame["row"][0] == row
+    assert frame["token"][0] == table.latent(0)[0].token
     assert "⟦" in repr(table.latent(0)) and "fires on" in repr(table.latent(0))

@@ -1,5 +1,4 @@
-"""What a notebook shows of an index: right numbers, no script, and no element that came from a token or a
-label."""
+"""Views of an index in a notebook: right numbers, no script, no element that came from a token or a label."""
 
 from html.parser import HTMLParser
 

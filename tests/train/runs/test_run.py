@@ -210,6 +210,22 @@ def test_the_folder_tells_how_often_each_latent_fires_on_held_out_rows(store, tm
     assert_close(load_log_sparsity(tmp_path), (fires.double().mean(0) + 1e-10).log10().float())
 
 
+def test_the_settings_of_a_run_are_whole_or_those_of_the_run_before(store, tmp_path, monkeypatch):
+    train(store, tmp_path, seed=1)
+    before, replace = (tmp_path / "train_config.json").read_bytes(), os.replace
+
+    def failing(source, target):
+        if os.fspath(target).endswith("train_config.json"):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(OSError, match="No space left"):
+        train(store, tmp_path, seed=2, overwrite=True)
+    assert (tmp_path / "train_config.json").read_bytes() == before
+    assert json.loads(before)["seed"] == 1 and not list(tmp_path.glob("train_config.json.*"))
+
+
 def test_saves_on_the_way(store, tmp_path):
     train(store, tmp_path, checkpoint_every_steps=10, n_steps=15)
     facts = json.loads((tmp_path / "cfg.json").read_text())["metadata"]["saelens_lite"]

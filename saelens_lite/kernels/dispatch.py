@@ -16,21 +16,7 @@ from types import ModuleType
 from torch import Tensor
 
 from saelens_lite.kernels import cpu, torch_ops
-from saelens_lite.kernels.reference import LatentPass, TokenPass, remove_parallel
-
-__all__ = [
-    "LatentPass",
-    "TokenPass",
-    "decode",
-    "keep_topk_",
-    "latent_pass",
-    "remove_parallel",
-    "screened_batch_topk",
-    "screened_topk",
-    "select_batch_topk",
-    "select_topk",
-    "token_pass",
-]
+from saelens_lite.kernels.reference import LatentPass, TokenPass
 
 
 @functools.cache

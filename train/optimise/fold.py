@@ -23,6 +23,8 @@ def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
 
 _SAME_NORM = 2**-8
 """Norms that differ by less, as a share of the largest, count as equal: unit rows kept in bfloat16 do."""
+_FLOAT32_ROUNDING = 1e-6
+"""Norms that differ by less are folded row by row in TopK too: selections then differ by rounding only."""
 
 
 @torch.no_grad()
@@ -30,7 +32,7 @@ def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
     """Bring decoder rows to norm 1 and let the latents carry the norms, in place; reconstructions stay.
 
     A latent is on where its pre-activation is above 0 or its threshold, whatever scales both. TopK compares
-    latents with each other, so all its rows are divided by one number, and must have one norm.
+    latents with each other, so its rows must have one norm, by which all are divided.
     raises: ValueError for a TopK SAE whose rows have different norms, before anything is changed
     """
     norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(torch.finfo(sae.dtype).tiny)
@@ -42,7 +44,8 @@ def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
                 "with rows of norm 1 it would keep other latents, and be another SAE. Normalise its rows "
                 "where it was trained, or train a fresh SAE (init_from=None)"
             )
-        norms = norms.mean().expand_as(norms)
+        if least < (1 - _FLOAT32_ROUNDING) * most:
+            norms = norms.mean().expand_as(norms)
     sae.W_dec.div_(norms[:, None])
     sae.W_enc.mul_(norms)
     for name, of in sae.config.parameters.items():

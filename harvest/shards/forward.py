@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.lm import hooks
 from saelens_lite.lm.decoder import Decoder
-from saelens_lite.lm.hooks import run_to
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.packing import PADDING_ID
 
@@ -89,7 +89,7 @@ def forward_batches(
                     if one_shape:
                         missing = batch_size_seqs - len(input_ids)
                         input_ids = nn.functional.pad(input_ids, (0, 0, 0, missing), value=PADDING_ID)
-                    acts = run_to(decoder, hook_points, input_ids=host.upload(input_ids))
+                    acts = hooks.run_to(decoder, hook_points, input_ids=host.upload(input_ids))
                     after = host.mark()
                     for name in hook_points:
                         rows[name] = host.download(acts.pop(name), kept, stored)

@@ -218,7 +218,7 @@ class LocalFolder(Folder):
         finally:
             if ours:  # removed before it is released: whoever waits for the file finds that it is gone
                 with contextlib.suppress(OSError):
-                    (self.root / LOCK).unlink(missing_ok=True)
+                    os.unlink(self.root / LOCK)
                 lock.release()
 
     @contextlib.contextmanager

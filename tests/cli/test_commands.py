@@ -12,8 +12,6 @@ import pytest
 
 from saelens_lite.cli.commands import COMMANDS, main
 
-pytestmark = pytest.mark.long
-
 POINT = "blocks.2.hook_resid_post"
 HARVEST = ["harvest", "--model", "demo", "--hook-points", POINT, "--no-progress", "--max-tokens"]
 
@@ -78,6 +76,7 @@ def test_harvest_and_train_say_what_they_made_and_what_comes_next(made, capsys):
     assert f"next: saelens-lite train --store {made / 'store'} --output runs/topk" in out
 
 
+@pytest.mark.long
 def test_a_dry_run_says_what_a_harvest_takes_and_writes_nothing(made, tmp_path, capsys):
     """6,000 rows of bfloat16[192], their norms and 10 bytes a position: 6000 * (384 + 4 + 10) = 2.39 MB."""
     argv = [
@@ -96,6 +95,7 @@ def test_a_dry_run_says_what_a_harvest_takes_and_writes_nothing(made, tmp_path, 
     assert not (tmp_path / "store").exists()
 
 
+@pytest.mark.long
 def test_a_dry_run_of_what_cannot_fit_is_1(made, tmp_path, capsys, monkeypatch):
     from saelens_lite.store.folder import LocalFolder
 
@@ -115,6 +115,7 @@ def test_a_store_at_a_url(made, tmp_path, capsys, place):
     assert "every file is as it was written" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_hook_points_are_added_and_a_flipped_bit_is_mended(made, tmp_path, capsys):
     store, other = tmp_path / "store", "blocks.1.hook_mlp_out"
     main(
@@ -184,6 +185,7 @@ def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
     assert json.loads((made / "again" / "train_config.json").read_text())["k"] == 4
 
 
+@pytest.mark.long
 def test_train_streams_from_a_model(made, capsys):
     argv = [
         "train",
@@ -224,6 +226,7 @@ def test_train_streams_from_a_model(made, capsys):
     assert "--dataset needs --model" in fails(capsys, "train", *store)
 
 
+@pytest.mark.long
 def test_train_mixes_several_stores(made, capsys):
     stores = [str(made / "store"), str(made / "store")]
     argv = ["train", "--store", *stores, "--store-weights", "0.5", "0.5", "--d-sae", "64", "--n-steps", "2"]
@@ -240,6 +243,7 @@ def test_train_mixes_several_stores(made, capsys):
     assert main(argv) == 0
 
 
+@pytest.mark.long
 def test_evaluate_prints_the_table_with_controls_and_writes_it(made, capsys):
     argv = [
         "evaluate",
@@ -323,6 +327,7 @@ def test_store_and_sae_may_stand_first_without_flags(made, tmp_path, capsys):
     assert "this folder is an SAE, no activation store" in fails(capsys, "train", "--store", sae)
 
 
+@pytest.mark.long
 def test_what_comes_next_runs_as_it_is_printed(made, tmp_path, capsys):
     """From the analysis on: the search that it names, and the latent that this names."""
     argv = [
@@ -345,6 +350,7 @@ def test_what_comes_next_runs_as_it_is_printed(made, tmp_path, capsys):
     assert f"latent {argv[-1]}: " in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_search_in_the_index(made, capsys):
     page, index = made / "searched.html", str(made / "searched.index")
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--model", "demo"]
@@ -386,6 +392,7 @@ def test_search_in_the_index(made, capsys):
     assert "no latent of" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_analyze_harvests_for_itself(made, tmp_path, capsys):
     argv = [
         "analyze",
@@ -407,6 +414,7 @@ def test_analyze_harvests_for_itself(made, tmp_path, capsys):
     )
 
 
+@pytest.mark.long
 def test_probe_prints_the_table_with_controls_and_writes_it(made, capsys):
     """Classes d and f by the first word of the text; e is not asked for."""
     data = made / "labelled.jsonl.gz"
@@ -490,6 +498,7 @@ def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
     assert main(["evaluate", "--sae", str(made / "topk"), "--store", str(made / "store")]) == 0
 
 
+@pytest.mark.long
 def test_threads_wait_asleep_unless_the_user_says_otherwise():
     code = (
         "import os; from saelens_lite.cli import main; main(['no-such']);print(os.environ['OMP_WAIT_POLICY'])"
@@ -516,6 +525,7 @@ def test_the_overview_loads_neither_torch_nor_tyro():
 # ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_missing_hook_point_names_those_the_model_has(made, tmp_path, capsys):
     text = made / "data.jsonl"
     argv = ["harvest", "--model", "demo", "--dataset", text, "--store", tmp_path / "s", "--max-tokens", "100"]

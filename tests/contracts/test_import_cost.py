@@ -8,8 +8,6 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.long
-
 CORE = (
     "import saelens_lite; "
     "from saelens_lite import SparseAutoencoder, SparseLatents, ActivationStore, ShardError"
@@ -44,10 +42,12 @@ def test_the_training_room_brings_nothing_heavy():
     assert not loaded & set(HEAVY)
 
 
+@pytest.mark.long
 def test_importing_prints_nothing():
     assert run("from saelens_lite import *") == ""
 
 
+@pytest.mark.long
 def test_import_takes_at_most_a_quarter_longer_than_torch():
     timed = "import time; t = time.perf_counter(); {}; print(time.perf_counter() - t)"
     ours, torchs, ratio = [], [], math.inf

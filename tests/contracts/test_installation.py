@@ -1,7 +1,7 @@
 """An installation is whole: every module imports, every data file is there, and nothing of an old build is.
 
-Three ways: `pip install .` over a checkout with an old build folder, `pip install -e .`, a plain checkout. pip
-gets no network: the libraries are those of the environment that runs the tests.
+Three ways: `pip install .` over a checkout with an old build folder, an editable installation, and a plain
+checkout. pip gets no network: the libraries are those of the environment that runs the tests.
 """
 
 import os
@@ -17,7 +17,8 @@ import pytest
 from .test_imports import files, module_of
 from .test_layout import FOR_READERS, ROOT, SOURCE, tracked_files
 
-WAYS = ("installed", "editable", "checkout")
+LONG = pytest.mark.long
+WAYS = (pytest.param("installed", marks=LONG), pytest.param("editable", marks=LONG), "checkout")
 MODULES = sorted(module_of(name) for name, path, _ in files() if path.name != "__main__.py")
 DATA = [
     file
@@ -87,7 +88,6 @@ def run(python, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
-@pytest.mark.long
 def test_every_module_and_data_file_is_there_and_no_deleted_one(python, tmp_path):
     found = run(python, tmp_path, "-c", IMPORT_EVERYTHING, " ".join(MODULES), " ".join(DATA))
     assert Path(found.strip()) == python[2]

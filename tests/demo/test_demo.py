@@ -7,8 +7,6 @@ import torch
 from saelens_lite.cli.demo import COLUMNS, HOOK_POINT, DemoConfig, run_demo
 from saelens_lite.demo.corpus import documents
 
-pytestmark = pytest.mark.long
-
 
 @pytest.fixture(scope="module")
 def output(tmp_path_factory):
@@ -25,6 +23,7 @@ def found(config):
     return run_demo(config)
 
 
+@pytest.mark.long
 def test_it_leaves_a_store_two_saes_and_a_page(found, output):
     assert found["page"] == output / "features.html" and found["page"].stat().st_size > 10_000
     assert (output / "topk" / "cfg.json").exists() and (output / "frozen" / "cfg.json").exists()
@@ -33,6 +32,7 @@ def test_it_leaves_a_store_two_saes_and_a_page(found, output):
     assert all(row.given and row.delta_ce is not None for row in found["evaluation"].rows)
 
 
+@pytest.mark.long
 def test_run_again_it_prints_the_same_within_the_terminal(found, config, capsys):
     again = run_demo(config)
     out = capsys.readouterr().out
@@ -45,6 +45,7 @@ def test_run_again_it_prints_the_same_within_the_terminal(found, config, capsys)
     assert again["evaluation"].rows == found["evaluation"].rows
 
 
+@pytest.mark.long
 def test_the_ablation_comes_with_its_control(found):
     ablation = found["ablation"]
     assert ablation is not None
@@ -54,6 +55,7 @@ def test_the_ablation_comes_with_its_control(found):
         assert probabilities.sum().item() == pytest.approx(1, abs=1e-4)
 
 
+@pytest.mark.long
 def test_a_control_is_pushed_as_far_as_the_ablation_pushes(found, embedded):
     """Ablation subtracts value · W_dec[latent] and the control value · W_dec[control]: rows of unit norm."""
     from saelens_lite import SparseAutoencoder

@@ -10,8 +10,6 @@ from saelens_lite.demo.corpus import stdlib_documents
 from saelens_lite.demo.embedded import MODEL_DIR
 from saelens_lite.demo.train_lm import SCORED_PER_WINDOW, held_out_windows, nats_and_tokens
 
-pytestmark = pytest.mark.long
-
 
 def test_it_has_two_to_four_million_parameters_and_at_most_eight_megabytes(embedded):
     model, tokenizer = embedded
@@ -39,6 +37,7 @@ def test_the_tokenizer_gives_a_text_back_unchanged(embedded, text):
     assert tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"]) == text
 
 
+@pytest.mark.long
 def test_the_tokenizer_gives_source_back_unchanged(embedded):
     _, tokenizer = embedded
     for document in list(stdlib_documents("held_out"))[::4]:
@@ -65,6 +64,7 @@ def held_out(embedded):
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
+@pytest.mark.long
 def test_held_out_loss_is_near_the_card_and_far_below_counting_tokens(embedded, held_out):
     """The bound: the model card's loss on all held-out windows, and 5 % for taking every eighth and for
     another Python."""
@@ -87,6 +87,7 @@ def test_held_out_loss_is_near_the_card_and_far_below_counting_tokens(embedded, 
     assert unigram < math.log(4096)
 
 
+@pytest.mark.long
 def test_all_512_positions_predict(embedded, held_out):
     """Trained in contexts of 256 and then 512: the second half of a long context is no worse than the
     first."""

@@ -11,8 +11,6 @@ from saelens_lite.cli.commands import main
 from saelens_lite.demo import world as worlds
 from saelens_lite.demo.world import RELATIONS, World, WorldConfig, make_world, prompt, train_model, untested
 
-pytestmark = pytest.mark.long
-
 TINY = WorldConfig(
     n_known=60,
     n_refused=100,
@@ -101,6 +99,7 @@ def test_the_sae_never_sees_who_tests_it(monkeypatch, tmp_path):
     torch.testing.assert_close(rows[documents == 7], expected)
 
 
+@pytest.mark.long
 def test_a_world_is_a_function_of_its_seed(made, tmp_path):
     torch.manual_seed(5)
     before = torch.get_rng_state()
@@ -120,6 +119,7 @@ def command(folder, output, *more):
     return ["study", *files, "--output", str(output), "--device", "cpu", *more]
 
 
+@pytest.mark.long
 def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, capsys):
     few = ["--n-controls", "10", "--n-ablated", "5", "--doses", "1", "--score", "logits"]
     assert main(command(made, tmp_path / "out", "--baseline", f"{made}/sae/frozen", *few)) == 0
@@ -139,6 +139,7 @@ def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, ca
     ]  # fmt: skip
 
 
+@pytest.mark.long
 def test_latents_that_fire_on_text_at_large_are_left_out(made, tmp_path, capsys):
     """Each SAE by its own rates: all fire on more than none of these rows, so that no latent is left to
     choose."""

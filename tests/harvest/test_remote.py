@@ -17,8 +17,6 @@ from saelens_lite.train import train_sae
 
 from .conftest import BOTH, TEXTS
 
-pytestmark = pytest.mark.long
-
 
 @pytest.fixture(scope="module")
 def s3_server():
@@ -42,7 +40,7 @@ def s3_server():
     server.stop()
 
 
-@pytest.fixture(params=["memory", "s3"])
+@pytest.fixture(params=["memory", pytest.param("s3", marks=pytest.mark.long)])
 def url(request, monkeypatch, tmp_path):
     """A place for a store, with an empty cache."""
     monkeypatch.setenv("SAELENS_LITE_CACHE", str(tmp_path / "cache"))

@@ -13,8 +13,6 @@ from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.optimise.trainer import Trainer
 from saelens_lite.train.rows.stream_rows import Place, StreamRows
 
-pytestmark = pytest.mark.long
-
 HOOK_POINT = "blocks.0.hook_resid_post"
 TEXTS = [
     f"document {i} speaks of {i * i} things, and of {chr(97 + i % 26) * (3 + i % 7)}" for i in range(100)
@@ -115,6 +113,7 @@ def test_the_scale_is_that_of_the_first_buffer(rows):
     assert as_set(found.sample(100)) <= as_set(first) and len(found.sample(100)) == 100
 
 
+@pytest.mark.long
 def test_batches_are_a_function_of_seed_and_step(rows):
     forwards = [rows().batch(step) for step in range(0, 200, 25)]
     again = rows()
@@ -123,6 +122,7 @@ def test_batches_are_a_function_of_seed_and_step(rows):
     assert not torch.equal(rows(seed=1).batch(0), forwards[0])
 
 
+@pytest.mark.long
 def test_the_next_epoch_has_the_same_rows_in_another_order(rows):
     found = rows(dataset=TEXTS[:20], buffer_rows=10**6)
     found.batch(1000)
@@ -133,6 +133,7 @@ def test_the_next_epoch_has_the_same_rows_in_another_order(rows):
     assert len(as_set(first) & as_set(second)) > len(as_set(first)) - 64
 
 
+@pytest.mark.long
 def test_it_goes_on_where_it_was(rows):
     whole = rows()
     for step in (1, 7, 8, 9, 23, 60, 100, 130):
@@ -145,6 +146,7 @@ def test_it_goes_on_where_it_was(rows):
         assert found.scale == whole.scale and torch.equal(found.held_out(), whole.held_out())
 
 
+@pytest.mark.long
 def test_buffers_made_ahead_are_the_same(rows):
     steps, alone = (*range(0, 150, 5), 3, 149), rows(n_steps=150)
     expected = [alone.batch(step) for step in steps]
@@ -188,6 +190,7 @@ def test_what_a_stream_cannot_do_is_said(rows, train, monkeypatch):
 # the run
 
 
+@pytest.mark.long
 def test_the_sae_is_trained_saved_and_recorded(train, tmp_path):
     sae = train(n_steps=100)
     facts = sae.config.metadata["saelens_lite"]
@@ -203,6 +206,7 @@ class Killed(BaseException):
     """Ends a run as a kill would: nothing catches it."""
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("prefetch", [False, True])
 def test_killed_it_goes_on_and_ends_with_the_same_bits(train, tmp_path, monkeypatch, prefetch):
     whole = train("whole", n_steps=80)

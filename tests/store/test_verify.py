@@ -17,8 +17,6 @@ from saelens_lite.store.layout import encode_json, manifest_sha256
 from saelens_lite.store.reader import ActivationStore
 from saelens_lite.store.verify import Problem, repair_store, verify_store
 
-pytestmark = pytest.mark.long
-
 FIRST, SECOND = "blocks.0.hook_resid_post", "blocks.1.hook_mlp_out"
 DATA = f"shards/00001/{FIRST}.safetensors"
 COMMIT = f"shards/00001/{FIRST}.json"
@@ -73,6 +71,7 @@ def named(folder: Path) -> list[str]:
 # finding
 
 
+@pytest.mark.long
 def test_every_one_of_200_flipped_bits_is_found_and_its_file_named(folder):
     """In files drawn with equal chances, so that small ones are hit as often as large ones; JSON and log
     included."""
@@ -243,6 +242,7 @@ def test_several_repairs_have_folders_of_their_own(folder):
     assert repair_store(folder) == []
 
 
+@pytest.mark.long
 def test_a_hook_point_added_later_is_repaired(config, gpt2, capsys):
     whole = content(Path(run_harvest(config).path))
     folder = Path(config.store)
@@ -257,6 +257,7 @@ def test_a_hook_point_added_later_is_repaired(config, gpt2, capsys):
     assert content(folder) == whole
 
 
+@pytest.mark.long
 def test_a_repair_that_stops_after_any_file_can_be_given_again(folder, monkeypatch):
     whole = content(folder)
     local = type(open_folder(folder))

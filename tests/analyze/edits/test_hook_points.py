@@ -34,8 +34,6 @@ from .test_latents import (
     teacher_forced,
 )
 
-pytestmark = pytest.mark.long
-
 EARLY = "blocks.0.hook_resid_post"
 POINTS = [EARLY, "blocks.1.hook_mlp_out", POINT]
 IDS = torch.tensor([TEXTS[0]])
@@ -284,6 +282,7 @@ def test_a_forward_is_the_same_single_left_and_right_padded(edit, name):
                 torch.testing.assert_close(logits[row][mask[row].bool()], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.property_check(5)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("edit", EDITS)

@@ -21,8 +21,6 @@ from saelens_lite.analyze.render.html import inert_json
 from ..chromium import Browser, Tab, installed
 from ..conftest import make_sae
 
-pytestmark = pytest.mark.long
-
 NASTY = [
     "</script><script>document.title='broken'</script>",
     "<!--<script>",
@@ -228,6 +226,7 @@ def test_interval_examples_lie_inside_and_contrast_is_silent(dense, speaking, pa
         assert len(feature["contrast"]) == 5 or feature["fired"] > 700
 
 
+@pytest.mark.long
 def test_common_tokens_and_the_interval_of_the_rate(store, dense, speaking, page_data):
     data = page_data(latents=speaking)
     ids = torch.cat([store.tokens(i).input_ids[store.tokens(i).kept.bool()] for i in range(store.n_shards)])
@@ -273,6 +272,7 @@ def test_an_index_gives_neighbours_lens_score_and_labels(
     assert not (tmp_path / "p.html").exists()
 
 
+@pytest.mark.long
 def test_an_index_for_the_time_of_the_call_gives_the_same_page(
     store, sae, gpt2, byte_tokenizer, page_data, tmp_path
 ):
@@ -292,6 +292,7 @@ def test_rows_without_text_are_shown_as_rows(tmp_path):
         assert all(one[5] == [] for one in feature["examples"])
 
 
+@pytest.mark.long
 def test_a_page_of_many_latents_is_small(page_data):
     data = page_data(latents=range(48))
     assert len(json.dumps(data["features"])) < 12_000 * 48
@@ -310,6 +311,7 @@ def test_the_rule_of_selection_is_said_and_kept(page_data, store, sae):
     assert strongest == sorted(strongest, reverse=True)
 
 
+@pytest.mark.long
 def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2):
     evaluation = evaluate_sae(sae, store, gpt2, held_out_fraction=0.3)
     facts = dict(page_data(evaluation=evaluation)["facts"])
@@ -358,6 +360,7 @@ def tab(chromium):
         )
 
 
+@pytest.mark.long
 def test_a_browser_draws_it(tab, speaking, page_data, tmp_path):
     shown = max(page_data(latents=speaking[-5:])["features"], key=lambda feature: feature["max"])
     page = tab(tmp_path / "new folder" / "page.html")
@@ -373,6 +376,7 @@ def test_a_browser_draws_it(tab, speaking, page_data, tmp_path):
     assert page.js("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.long
 def test_keys_move_search_and_star(tab, page_data, tmp_path):
     page_data(latents=range(8))
     page = tab(tmp_path / "new folder" / "page.html")
@@ -409,6 +413,7 @@ def test_keys_move_search_and_star(tab, page_data, tmp_path):
     assert page.js("getComputedStyle(document.querySelector('main')).display") == "block"
 
 
+@pytest.mark.long
 def test_what_a_reader_writes_is_downloaded_and_imported(tab, store, sae, gpt2, byte_tokenizer, tmp_path):
     index = index_features(sae, store, tmp_path / "index", tokenizer=byte_tokenizer)
     path = feature_page(
@@ -439,6 +444,7 @@ def test_what_a_reader_writes_is_downloaded_and_imported(tab, store, sae, gpt2, 
     assert index.labels.get(latents[1]).starred and not index.labels.get(latents[0]).starred
 
 
+@pytest.mark.long
 def test_five_thousand_rows_scroll_and_sort(tab, tmp_path):
     data = nasty_data(["sun", "moon", "star"])
     one = data["features"][0] | {"label": ["", "", False]}
@@ -480,6 +486,7 @@ def test_five_thousand_rows_scroll_and_sort(tab, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_nothing_is_wider_than_the_window(tab, page_data, tmp_path):
     page_data(latents=range(3))
     page = tab(tmp_path / "new folder" / "page.html")
@@ -498,6 +505,7 @@ def test_nothing_is_wider_than_the_window(tab, page_data, tmp_path):
     assert light == "rgb(251, 250, 248)" and page.js(colour) == "rgb(23, 22, 20)"
 
 
+@pytest.mark.long
 def test_a_browser_runs_nothing_that_came_from_a_token(tab, tmp_path):
     """Property check 9 of the analysis reference: raw strings, lone surrogates among them, as if `visible`
     did not exist."""

@@ -37,8 +37,6 @@ from saelens_lite.lm.hooks import run_to
 
 from ..conftest import make_sae
 
-pytestmark = pytest.mark.long
-
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 KNOWS, UNKNOWS, N_CONTROLS = 5, 9, 12
 JUDGE = NextToken(["?"], separator="")
@@ -139,6 +137,7 @@ def test_the_planted_latents_are_chosen(study):
     assert chosen.known.n_items == sum(not tests for tests in TESTS.values())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("by", ["welch_t", "causal"])
 def test_other_statistics_choose_them_too(study, by):
     chosen = study.select(n=1, by=by)
@@ -260,6 +259,7 @@ def test_without_a_baseline_the_summary_asks_for_one(world):
     assert all(row.less_baseline is None for row in result.rows)
 
 
+@pytest.mark.long
 def test_logits_are_tested_where_rates_cannot_move(study):
     """A quarter of the dose changes no answer, and the margin of all of them."""
     chosen = study.select(n=1, n_ablated=1)
@@ -273,6 +273,7 @@ def test_logits_are_tested_where_rates_cannot_move(study):
         study.run(chosen, score="logit")
 
 
+@pytest.mark.long
 def test_a_function_may_judge_and_rivals_may_be_tried(world):
     """It sees the model under each edit, generates as it likes, and needs give no margin."""
     model, tokenizer, sae, _ = world
@@ -453,6 +454,7 @@ def test_bad_input_is_named(world, monkeypatch):
         ).label()
 
 
+@pytest.mark.long
 def test_side_effects_on_neutral_text_stand_beside(study, byte_tokenizer):
     ids = torch.tensor([byte_tokenizer(text)["input_ids"] for text in ("abcdef", "ghijkl")])
     result = study.run(

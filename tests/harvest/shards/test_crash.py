@@ -28,8 +28,6 @@ from saelens_lite.store.verify import verify_store
 from ..conftest import BOTH
 from ..test_harvest import content
 
-pytestmark = pytest.mark.long
-
 SMALL = {"max_tokens": 420, "documents_per_shard": 8}
 """Two shards; the second has more rows than are asked for."""
 
@@ -207,6 +205,7 @@ def test_power_lost_at_any_call_loses_nothing(harvest, monkeypatch, tmp_path, se
         shutil.rmtree(tmp_path / "store")
 
 
+@pytest.mark.long
 def test_power_lost_again_and_again(harvest, monkeypatch, tmp_path):
     """Each attempt dies a little later than the one before, all in one store."""
     calls = calls_of(harvest, monkeypatch, tmp_path)
@@ -319,6 +318,7 @@ def forked(gpt2, byte_tokenizer, tmp_path):
     process.stdout.close()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n_kills", [25, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_instant_loses_nothing(forked, tmp_path, n_kills):
     """Before the plan, the first commit and the manifest appear; and spread over the time from the plan to
@@ -343,6 +343,7 @@ def test_killed_at_any_instant_loses_nothing(forked, tmp_path, n_kills):
 # a full disk
 
 
+@pytest.mark.long
 def test_a_full_disk_at_any_call_is_a_clear_error(harvest, monkeypatch, tmp_path):
     """But for the log, whose lines may be lost."""
     calls = calls_of(harvest, monkeypatch, tmp_path)
@@ -388,6 +389,7 @@ def test_a_disk_that_is_really_full(harvest, tmp_path):
 # memory
 
 
+@pytest.mark.long
 def test_peak_memory_does_not_grow_with_the_harvest(forked, tmp_path):
     """Ten times the tokens, 205 MB of rows in place of 20 MB, and less than 10 % more memory."""
     (tmp_path / "long.txt").write_text(

@@ -24,8 +24,6 @@ from ..test_harvest import content
 
 ROOT = Path(__file__).parents[3]
 
-pytestmark = pytest.mark.dist
-
 
 def packed(index, n_rows):
     arrays = np.ones((1, n_rows), np.int32)
@@ -98,6 +96,7 @@ def torchrun(n_processes, options):
     )
 
 
+@pytest.mark.dist
 @pytest.mark.parametrize(
     "more",
     [
@@ -118,6 +117,7 @@ def test_three_processes_write_the_bytes_of_one(options, tmp_path, more):
     assert logged == {"log.jsonl", "log.1.jsonl", "log.2.jsonl"}
 
 
+@pytest.mark.dist
 def test_killing_one_process_and_starting_again_gives_the_same_bytes(options, tmp_path):
     whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "one"), **options)).path)
     store = tmp_path / "two"
@@ -149,6 +149,7 @@ def rank_one(parent: int) -> int | None:
     return None
 
 
+@pytest.mark.dist
 def test_a_second_harvest_of_a_store_in_the_same_processes_starts_its_claims_anew(monkeypatch, tmp_path):
     """As a script under torchrun does that harvests and then adds a hook point."""
     with socket.socket() as probe:

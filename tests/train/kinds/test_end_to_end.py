@@ -15,8 +15,6 @@ from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.kinds.end_to_end import EndToEnd
 from saelens_lite.train.rows.store_contexts import StoreContexts
 
-pytestmark = pytest.mark.long
-
 POINT = "blocks.0.hook_resid_post"
 OPTIONS = {"batch_size_rows": 128, "k": 4, "device": "cpu", "progress": False}
 KINDS = ["topk", "batchtopk", "relu", "jumprelu"]
@@ -60,6 +58,7 @@ def source(store, tmp_path_factory):
     return train
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("objective", ["kl", "ce"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradients_are_those_of_the_loss_written_out(model, store, source, kind, objective):
@@ -154,6 +153,7 @@ def held_out_kl(folder, store, model):
     return total / n_tokens
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_predictions_on_held_out_documents_come_closer_than_by_more_training_on_rows(
     model, store, source, tmp_path, kind
@@ -198,6 +198,7 @@ def test_batches_are_contexts_of_documents_not_held_out_each_once_an_epoch(store
     assert (held_out.any(1) & (~held_out).any(1)).any(), "no context has tokens of both"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu"])
 def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, killed_before, kind):
     """With the thresholds that it started with, whatever was calibrated for the SAE of a checkpoint."""

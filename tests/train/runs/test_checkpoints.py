@@ -24,8 +24,6 @@ from saelens_lite.train.rows.store_rows import StoreRows
 from saelens_lite.train.runs import run as training
 from saelens_lite.train.runs.checkpoints import load_checkpoint
 
-pytestmark = pytest.mark.long
-
 KINDS = get_args(KindName)
 N_STEPS = 40
 OPTIONS = {
@@ -98,6 +96,7 @@ def whole(forked, tmp_path_factory):
     return run
 
 
+@pytest.mark.long
 def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_path):
     for i in range(10):
         step = 4 * i + random.Random(i).randint(1, 4)
@@ -107,6 +106,7 @@ def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tm
         assert not (tmp_path / str(i) / "state").exists()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole, tmp_path, kind):
     for nth in (7, 11, 5, 14):  # in the process that goes on at the last checkpoint
@@ -115,6 +115,7 @@ def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole,
     assert outcome(tmp_path) == whole(kind)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fields",
     [
@@ -134,6 +135,7 @@ def test_with_other_settings_too(forked, tmp_path, fields):
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("function", "calls"),
     [
@@ -207,6 +209,7 @@ def test_the_format(store, tmp_path, killed_before):
     assert state["dead.tokens_since_fired"].dtype == torch.int64
 
 
+@pytest.mark.long
 def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_path, killed_before, caplog):
     train(store, tmp_path / "whole")
     with killed_before(23):
@@ -258,6 +261,7 @@ def test_another_run_is_refused_by_its_differing_fields(store, tmp_path, killed_
     assert sl.SparseAutoencoder.load(tmp_path / "run").config.k == 8
 
 
+@pytest.mark.long
 def test_what_does_not_determine_the_run_may_change(store, tmp_path, killed_before):
     whole = train(store, tmp_path / "whole")
     with killed_before(23):
@@ -270,6 +274,7 @@ def test_what_does_not_determine_the_run_may_change(store, tmp_path, killed_befo
     assert torch.equal(sae.W_enc, whole.W_enc) and torch.equal(sae.W_dec, whole.W_dec)
 
 
+@pytest.mark.long
 def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(
     store, tmp_path, killed_before, caplog
 ):
@@ -291,6 +296,7 @@ def test_lines_beyond_the_checkpoint_are_cut_and_missing_ones_are_reported(
     assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()][:1] == [21]
 
 
+@pytest.mark.long
 def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path, monkeypatch, caplog):
     train(store, tmp_path / "whole")
     log = Tracker.log
@@ -321,6 +327,7 @@ def test_a_second_process_is_kept_out(store, tmp_path):
         train(store, tmp_path)
 
 
+@pytest.mark.long
 def test_wandbs_run_goes_on_under_its_id(store, tmp_path, killed_before, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     with killed_before(23):
@@ -345,6 +352,7 @@ def spoilt_store(acts, folder, row, value):
     return store
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "value"), [*((kind, float("nan")) for kind in KINDS), ("topk", float("inf"))]
 )

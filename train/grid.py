@@ -1,12 +1,12 @@
 """train_grid: many SAEs from one pass over a store, each a whole run in a folder of its own.
 
-Members that read the same rows (rows.ROW_FIELDS) go through them side by side: a buffer is read and mixed
-once, and each batch goes to one member after another. Members of another hook point, batch size or row order
-make up another group with a pass of its own; groups are trained one after another. So memory holds one
-buffer, and the SAEs of one group with what training needs beside them (four times their weights).
+Members that read the same rows train side by side: a buffer is read and mixed once, and each batch goes to
+one member after another. Members of another hook point, batch size or row order form another group, with a
+pass of its own; groups follow each other. So memory holds one buffer, and the SAEs of one group with what
+training needs beside them (four times their weights).
 
-A member is nothing else than a run of its configuration: trained alone with the train_config.json of its
-folder it is the same, bit for bit on a CPU, and a checkpoint of it is one of that run.
+A member is a run of its configuration and nothing else: trained alone with the train_config.json of its
+folder it is the same, bit for bit on a CPU, and so are its checkpoints.
 """
 
 from __future__ import annotations
@@ -52,14 +52,13 @@ def train_grid(
     model: nn.Module | None = None,
     **fields: Any,
 ) -> dict[str, SparseAutoencoder]:
-    """Train many sparse autoencoders from one pass over the rows of a store, and save each in a folder of its
-    own.
+    """Train many sparse autoencoders in one pass over the rows of a store, and save each in its own folder.
 
         saes = train_grid("store/", {"k": [16, 32, 64], "seed": [0, 1]}, output="runs/grid", expansion=16)
         saes["k=16,seed=0"]  # also in runs/grid/k=16,seed=0
 
-    Stopped or killed, the same call goes on: each member at its last checkpoint, those that are behind first;
-    members that are finished stay as they are, and overwrite=True starts all anew. A member whose numbers
+    After a stop or a kill, make the same call again: each member resumes at its last checkpoint, those behind
+    first. Finished members stay as they are; overwrite=True starts all anew. A member whose numbers
     break ends alone.
 
     store: an open store or its folder, or several, as for train_sae

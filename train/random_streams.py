@@ -1,5 +1,4 @@
-"""Random numbers of a step, as pure functions of the seed and of what they are for: nothing about them needs
-to be saved."""
+"""Random numbers as pure functions of the seed and their purpose, so that none needs to be saved."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ NOISE, RESAMPLING = 2**40, 2**41
 
 
 def generator(seed: int, *key: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """One that starts as (seed, key) say, mixed by a generator of its own: hashing.py's would train other SAEs."""
+    """One that starts as (seed, key) say, mixed on its own: by hashing.py it would train other SAEs."""
     mixed = seed
     for part in key:
         mixed = (mixed * 6364136223846793005 + part + 1442695040888963407) % 2**63

@@ -38,9 +38,8 @@ def train_sae(
 
         sae = train_sae("store/", kind="topk", k=32, expansion=16, output="runs/topk")
 
-    Stopped or killed, the same call goes on at the last checkpoint and ends with the same SAE, bit for bit on
-    a CPU with as many threads. So does one that differs only in where it reads, writes its progress and
-    computes; see state.py. Called in all processes of a torchrun, each computes the gradients of its share of
+    After a stop or a kill, make the same call again: it resumes at the last checkpoint and ends with the same
+    SAE, bit for bit on a CPU with as many threads. Where it reads, reports and computes may change. Under torchrun all processes make the call: each computes the gradients of its share of
     every batch, and of its shard of the latents where `latent_shards` divides them; the first writes.
 
     store: an open store or its folder; or several, of which each batch has the shares that `store_weights`
@@ -50,8 +49,8 @@ def train_sae(
     model: the language model that was harvested; evaluations then tell what the reconstruction costs it in
         cross-entropy, as held_out_delta_ce
     returns: the SAE, in the units of the store's activations, on the training device, in every process; also
-        saved to config.output. Where latents are divided, on the CPU of the first process, and without
-        weights ("meta") in others
+        saved to config.output. Where latents are divided, it is on the CPU of the first process and has no
+        weights ("meta") in the others
     raises: ValueError for a wrong field, stores that do not go together, too few rows, a batch that the
         processes cannot share equally, or an output that holds a finished run, another or one that is
         running; CheckpointError if all its checkpoints are damaged or one cannot be written;
@@ -96,8 +95,7 @@ def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Se
     if config is not None and fields.get("preset", config.preset) != config.preset:
         raise ValueError(
             f"train_sae expected a preset or a TrainConfig, got {fields['preset']!r} and one whose fields "
-            "would all win "
-            "over the preset's: give single fields beside the preset"
+            "would all win over the preset's: give single fields beside the preset"
         )
     base = to_mapping(config) if config else {}
     paths = tuple(str(store.path if isinstance(store, ActivationStore) else store) for store in stores)

@@ -35,9 +35,8 @@ def auxk_gradients(
 
     widest: the most dead latents that a shard has
     The gradient reaches the encoder as well as the decoder: without that a dead latent never learns to fire.
-    It is dense over the dead, by chunks of tokens, as k_aux is a large part of them. On a CPU the kernels take
-    over where few of them come above 0; elsewhere the host would have to wait for their number. dec_grad may
-    have a part along the decoder's rows.
+    Products are dense over the dead, of which k_aux is a large part. On a CPU the kernels take over where few
+    come above 0; elsewhere the host would wait for their number. dec_grad may have a part along W_dec's rows.
     """
     sae, comm, n_tokens = kind.sae, kind.comm, len(inputs)
     k_aux = kind.config.k_aux or max(1, sae.d_model // 2)

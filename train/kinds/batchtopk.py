@@ -1,9 +1,9 @@
 """BatchTopK: the k · B largest pre-activations of a batch, whichever tokens they belong to.
 
 Bussmann et al. 2024, arXiv:2412.06410. A token alone has no batch to compete in, so what is saved is a
-JumpReLU SAE with one threshold for all latents, where k latents a token are above it. The paper takes the
-mean, over training batches, of the least value selected. Here that is a running estimate for evaluation on
-the way, and the threshold saved is the one that lets exactly k latents a token through on held-out rows.
+JumpReLU SAE with one threshold for all latents. The paper takes the mean, over training batches, of the least
+value selected. Here a running mean of it serves evaluations on the way, and the threshold that is saved lets
+k latents a token through on held-out rows.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ batches, and weights move fast in a short run."""
 
 
 class BatchTopK(TopK):
-    """TopK's step over pairs of which a token may have any number."""
+    """TopK's step, in which a token may have any number of pairs."""
 
     sae_kind = "jumprelu"
     fields = frozenset({"k_anneal_fraction"})
@@ -46,10 +46,9 @@ class BatchTopK(TopK):
         return {name: p for name, p in super().parameters().items() if name != "threshold"}
 
     def select(self, inputs: Tensor) -> Pairs:
-        """The k · B largest positive pre-activations of the batch; the running threshold follows the least of
-        them.
+        """The k · B largest positive pre-activations of the batch, as far as they are this process's.
 
-        Of several processes each gets those in its rows of the batch, and of its latents.
+        The running threshold follows the least of them all.
         """
         n_pairs, workspace = self.k * len(inputs) * self.comm.n_parts, self.workspace.products
         found, of_all = self.comm.largest_of_batch(lambda n: self._largest(inputs, n, workspace), n_pairs)
@@ -61,7 +60,7 @@ class BatchTopK(TopK):
 
     @torch.no_grad()
     def calibrate(self, acts: Tensor) -> None:
-        """The SAE's threshold becomes the one above which these rows have k latents each, on average."""
+        """Set the SAE's threshold so that these rows have k latents each, on average."""
         inputs, n_pairs = acts - self.sae.b_dec, self.config.k * len(acts)
         _, of_all = self.comm.largest_of_batch(lambda n: self._largest(inputs, n), n_pairs, same_rows=True)
         self.sae.threshold.copy_(just_below(of_all))
@@ -84,8 +83,10 @@ class BatchTopK(TopK):
 
 
 def just_below(values: Tensor) -> Tensor:
-    """The largest number that all the positive ones of these values exceed, as JumpReLU asks for; 0 for none;
-    float[""]."""
+    """The largest number below all positive values, float[""]; 0 where there are none.
+
+    JumpReLU lets through what exceeds its threshold.
+    """
     if not values.numel():
         return values.new_zeros(())
     least = torch.where(values > 0, values, torch.inf).min()

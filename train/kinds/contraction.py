@@ -1,4 +1,4 @@
-"""The contractive penalty: how much the latents change with the input, which it keeps small.
+"""The contractive penalty, which keeps small how much the latents change with the input.
 
 Rifai et al. 2011, "Contractive Auto-Encoders: Explicit Invariance During Feature Extraction": the mean over
 tokens of ‖∂latent_acts/∂acts‖², squared and summed over all entries. A latent that is on has the derivative
@@ -17,12 +17,11 @@ from ..config import TrainConfig
 
 
 def add_contraction(sae: SparseAutoencoder, rates: Tensor, config: TrainConfig) -> None:
-    """Add the gradient of config.contractive_coeff · penalty to that in `.grad` of W_enc, and of r_mag where
-    there is one.
+    """Add the gradient of contractive_coeff · penalty to `.grad` of W_enc and, for gated, r_mag.
 
     rates: float[d_sae], the share of tokens that have each latent on
-    Where decoder norms are free, latents are weighed by them squared, as they will be once the norms are
-    folded into W_enc; W_dec then has a part of the gradient.
+    Where decoder norms are free, their squares weigh the latents, as if they were folded into W_enc already;
+    W_dec then gets a part of the gradient.
     """
     weights = 2 * config.contractive_coeff * rates
     if sae.kind == "gated":

@@ -1,5 +1,4 @@
-"""Fine-tuning through the language model: an SAE learns what the model's output needs, not only its
-activations.
+"""Fine-tuning through the language model: an SAE learns what the model's output needs.
 
 Karvonen 2025, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need",
 arXiv:2503.17272: a short run at the end closes much of the gap in cross-entropy. A step runs contexts twice,

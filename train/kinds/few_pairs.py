@@ -1,4 +1,4 @@
-"""TODO clause of train/kinds/few_pairs.py."""
+"""When a dense kind turns to the sparse kernels: as soon as few of its latents are on."""
 
 from __future__ import annotations
 
@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 SPARSE_BELOW = {"cpu": 1 / 16, "cuda": 1 / 48, "cuda tf32": 1 / 256}
-
-
 """Share of latents on below which a dense kind turns to the kernels, by device; "cuda tf32" where torch may
-multiply float32 in tf32. Assign to change it.
+multiply float32 in tf32.
 
 cpu: measured. On a core four dense products take as long as the kernels at 0.1 (d_model 192 and 512), four to
 six times as long at 0.01.
@@ -19,8 +17,6 @@ cuda: by arithmetic, on an H100, not measured. A dense product of one token take
 k float32 rows 4 k d / (0.7 · 3.35e12) s: equal at k/n = 1.2e12 / R. R is about 5e13 in float32 and 3e14 in
 tf32.
 """
-
-
 _SPARSE_BELOW_ELSEWHERE = 1 / 256
 
 
@@ -33,8 +29,7 @@ class PairPlaces(NamedTuple):
 
 
 def few_pairs(mask: Tensor) -> PairPlaces | None:
-    """The pairs where bool[B d_sae] is set, if the kernels are faster on so few than dense products, else
-    None."""
+    """The pairs where bool[B d_sae] is set; None where they are so many that dense products are faster."""
     if not mask.numel():
         return None
     device = mask.device.type
@@ -43,6 +38,5 @@ def few_pairs(mask: Tensor) -> PairPlaces | None:
     if int(mask.count_nonzero()) > SPARSE_BELOW.get(device, _SPARSE_BELOW_ELSEWHERE) * mask.numel():
         return None
     tokens, indices = mask.nonzero(as_tuple=True)
-    return PairPlaces(
-        tokens, indices, torch.searchsorted(tokens, torch.arange(len(mask) + 1, device=mask.device))
-    )
+    offsets = torch.searchsorted(tokens, torch.arange(len(mask) + 1, device=mask.device))
+    return PairPlaces(tokens, indices, offsets)

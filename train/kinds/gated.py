@@ -1,9 +1,7 @@
-"""Gated: which latents are on is decided apart from how strongly. Rajamanoharan et al. 2024,
-arXiv:2404.16014.
+"""Gated: a gate decides which latents are on, apart from how strongly. Rajamanoharan et al. 2024.
 
-Gate and magnitude share W_enc up to exp(r_mag). The L1 penalty acts on the gate alone, so magnitudes do not
-shrink; the gate learns from a reconstruction of its own, through a decoder that this reconstruction does not
-train.
+arXiv:2404.16014. Gate and magnitude share W_enc up to exp(r_mag). The L1 penalty acts on the gate alone, so
+magnitudes do not shrink; the gate learns from a reconstruction of its own, which does not train the decoder.
 """
 
 from __future__ import annotations

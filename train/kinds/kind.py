@@ -31,7 +31,7 @@ class StepStats(NamedTuple):
 
 
 class Kind:
-    """How an SAE of one kind is trained: its gradients, and whatever it needs around the optimiser's step.
+    """How an SAE of one kind is trained: its gradients, and what it needs around the optimiser's step.
 
     sae: in the scale of training, on the device to train on; where latents are divided, this process's shard
     comm: what a step exchanges with other processes
@@ -75,8 +75,7 @@ class Kind:
         return False
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """What the optimiser trains, by name, apart from W_enc, which the trainer hands over in its own
-        layout."""
+        """What the optimiser trains, by name, apart from W_enc, which the trainer hands over."""
         frozen = {"W_enc"} if self.train_decoder else {"W_enc", "W_dec"}
         return {name: p for name, p in self.sae.named_parameters() if name not in frozen}
 
@@ -111,15 +110,13 @@ class Kind:
         sae = self.sae
         sae.W_dec.grad = dec_grad if self.train_decoder else None
         sae.W_enc.grad = enc_grad.T
-        # The first part is the same in all shards. The second, from b_dec in the encoder's input, is a sum over
-        # latents.
+        # All shards have the first part. The second, from b_dec in the encoder's input, sums over latents.
         sae.b_dec.grad = b_dec_grad / self.comm.n_shards - sae.W_enc @ product_grad
 
     def encoder_inputs(self, acts: Tensor, out: Tensor | None = None) -> Tensor:
-        """acts − b_dec, with the step's noise where `input_noise` asks for it: what the encoder sees, float[B
-        d_model].
+        """What the encoder sees, float[B d_model]: acts − b_dec, plus noise where `input_noise` asks for it.
 
-        Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders"
+        source: Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders"
         """
         inputs = torch.sub(acts, self.sae.b_dec, out=out)
         if self.config.input_noise:
@@ -148,13 +145,12 @@ class Kind:
         return remove_parallel(dec_grad, self.sae.W_dec) if self.config.unit_decoder else dec_grad
 
     def decoder_norms(self) -> Tensor:
-        """Norms of the decoder's rows, float[d_sae], by which penalties weigh latents; 1, float[""], for unit
-        rows."""
+        """Norms of the decoder's rows, float[d_sae], which weigh latents in penalties; for unit rows 1."""
         unit = self.sae.W_dec.new_ones(())
         return unit if self.config.unit_decoder else torch.linalg.vector_norm(self.sae.W_dec, dim=1)
 
     def after_update(self) -> None:
-        """What follows an optimiser step: decoder rows are brought back to norm 1, unless they are free."""
+        """After an optimiser step: bring decoder rows back to norm 1, unless they are free."""
         if self.train_decoder and self.config.unit_decoder:
             unit_rows_(self.sae.W_dec)
 

@@ -23,8 +23,7 @@ from .workspace import Pairs
 
 
 class Matryoshka(BatchTopK):
-    """BatchTopK's selection; the latents by which a prefix exceeds the one before are a bag of their own for
-    each token."""
+    """BatchTopK's selection, in which each token has a bag of pairs for the latents that a prefix adds."""
 
     not_end_to_end = "batchtopk with end_to_end, for which prefixes do not count"
     encoder_scale = 1.0
@@ -35,9 +34,8 @@ class Matryoshka(BatchTopK):
         widths = [round(fraction * self.d_sae) for fraction in config.matryoshka_fractions]
         if sorted({0, *widths}) != [0, *widths]:
             raise ValueError(
-                f"TrainConfig.matryoshka_fractions expected prefixes that grow, got {widths} of "
-                f"{self.d_sae} latents: "
-                "leave out the smallest or widen the dictionary"
+                f"TrainConfig.matryoshka_fractions expected prefixes that grow, got {widths} of {self.d_sae} "
+                "latents: leave out the smallest or widen the dictionary"
             )
         self.widths = torch.tensor(widths, device=sae.device)
 
@@ -49,8 +47,7 @@ class Matryoshka(BatchTopK):
         config.expect(ascending, "matryoshka_fractions", "shares that ascend from above 0 to 1")
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
-        """Of the reconstructions of all prefixes, summed, + aux_coeff · AuxK on the error of the whole
-        dictionary."""
+        """Of the sum over prefixes of their reconstructions + aux_coeff · AuxK on the whole error."""
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = self.encoder_inputs(acts, work.inputs)
@@ -64,8 +61,8 @@ class Matryoshka(BatchTopK):
         return StepStats(work.tokens.sq_error.mean(), auxk, l0), work.latents.fired
 
     def _nested(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        """int64[J·B + 1], J prefixes, for pairs in order of (token, latent), which are then in order of
-        (token, prefix)."""
+        """Offsets int64[J·B + 1] of the bags (token, prefix), J prefixes, for pairs in order of (token,
+        latent)."""
         n_prefixes, widths = len(self.widths), self.widths - self.comm.first_latent(self.sae)
         bags = token_ids(offsets, len(indices)) * n_prefixes + torch.bucketize(indices, widths, right=True)
         return torch.searchsorted(bags, torch.arange((len(offsets) - 1) * n_prefixes + 1, device=bags.device))

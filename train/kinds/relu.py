@@ -12,7 +12,7 @@ from .kind import L1_ENCODER_SCALE, Kind, StepStats
 
 
 class ReLU(Kind):
-    """Dense products at first, five a step and none for the input; the kernels once few latents are on."""
+    """Dense products at first, five a step; the kernels once few latents are on."""
 
     sae_kind = "relu"
     fields = frozenset({"unit_decoder", "resample_every_steps"})
@@ -20,8 +20,7 @@ class ReLU(Kind):
     encoder_scale = L1_ENCODER_SCALE
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
-        """Of reconstruction + l1_coeff · Σ latent_acts · norm of the decoder row, which is 1 unless norms are
-        free."""
+        """Of reconstruction + l1_coeff · Σ latent_acts · decoder norm, which is 1 unless norms are free."""
         inputs = self.encoder_inputs(acts)
         latent_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc).relu_()
         pairs = few_pairs(latent_acts > 0) if self.config.unit_decoder else None

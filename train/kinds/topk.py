@@ -1,5 +1,6 @@
-"""TopK: the k largest pre-activations of each token, and AuxK for the dead. Gao et al. 2024,
-arXiv:2406.04093.
+"""TopK: the k largest pre-activations of each token, and AuxK for the dead.
+
+Gao et al. 2024, arXiv:2406.04093.
 
 Multi-TopK, section 6.2 there, adds the reconstruction from 4 k latents: the SAE can then be used with more
 than k of them.
@@ -21,7 +22,7 @@ from .kind import Kind, StepStats
 from .workspace import Pairs, ProductChunks, Workspace
 
 _MULTI = 4
-"""Multi-TopK reconstructs from so many times k latents too."""
+"""Multi-TopK reconstructs from this many times k latents too."""
 
 
 class TopK(Kind):
@@ -73,8 +74,7 @@ class TopK(Kind):
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired
 
     def write(self, latents: LatentPass, b_dec_grad: Tensor) -> None:
-        """Gradients of the latent pass into `.grad`; b_dec_grad float[d_model] by way of the
-        reconstructions."""
+        """Gradients of the latent pass into `.grad`; b_dec_grad: float[d_model], from the reconstructions."""
         dec_grad, enc_grad, bias_grad, _ = latents
         self.sae.b_enc.grad = bias_grad
         self.write_gradients(dec_grad, enc_grad, bias_grad, b_dec_grad)
@@ -91,16 +91,13 @@ class TopK(Kind):
         return Pairs(*self.comm.largest(few, indices.gather(1, places), k)), wide
 
     def largest(self, inputs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """values float[B k] and indices int64[B k]: the k largest of each token, after ReLU; of a shard at
-        most all."""
+        """values float[B k] and indices int64[B k] of the k largest of each token after ReLU; k ≤ d_sae."""
         k = min(k, self.sae.d_sae)
         if (screened := kernels.screened_topk(inputs, self.sae.W_enc.T, self.sae.b_enc, k)) is not None:
             return screened[0].relu_(), screened[1]
         n_tokens = len(inputs)
-        values, indices = (
-            inputs.new_empty(n_tokens, k),
-            torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device),
-        )
+        values = inputs.new_empty(n_tokens, k)
+        indices = torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
         start = 0
         for products in ProductChunks(self.sae, inputs, self.workspace.products):
             rows = slice(start, start := start + len(products))
@@ -112,7 +109,6 @@ KIND = TopK
 
 
 def annealed_k(k: int, start: float, step: int, anneal_steps: int, d_sae: int) -> int:
-    """k at a step counted from 0: it falls linearly from start · k, at most d_sae, and has arrived after
-    anneal_steps."""
+    """k at a step counted from 0: it falls linearly from start · k, at most d_sae, over anneal_steps."""
     ahead = max(0.0, 1 - step / anneal_steps) if anneal_steps else 0.0
     return k + round(ahead * (min(d_sae, start * k) - k))

@@ -1,4 +1,4 @@
-"""TODO clause of train/kinds/workspace.py."""
+"""The pairs of a batch, and memory that a step uses again."""
 
 from __future__ import annotations
 
@@ -15,28 +15,23 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from ..comm import ALONE, Alone
 
 _CHUNK_BYTES = {"cpu": 32 * 2**20}
-
-
 _CHUNK_BYTES_ELSEWHERE = 512 * 2**20
-
-
-"""Every chunk reads all of W_enc: on a GPU a thousand rows hide that, on a CPU the chunk should stay in the
-cache."""
+"""Every chunk reads all of W_enc. On a GPU a thousand rows hide that; on a CPU the
+chunk should fit the cache."""
 
 
 class Pairs(NamedTuple):
-    """The latents of a batch as the kernels take them: [B k], or [P] with offsets int64[B + 1]. Values are 0
-    or more."""
+    """The latents of a batch as the kernels take them: [B k], or [P] with offsets int64[B + 1]."""
 
-    values: Tensor
+    values: Tensor  # 0 or more
     indices: Tensor
     offsets: Tensor | None = None
 
 
 class Workspace:
-    """Memory that a sparse step uses again: asking the system for it anew costs a tenth of a step on a CPU.
+    """Memory that a sparse step uses again; new memory from the system costs a tenth of a step on a CPU.
 
-    What a step returned or left in `.grad` is overwritten by the next step with the same workspace.
+    The next step with the same workspace overwrites what the last one returned or left in `.grad`.
     """
 
     def __init__(self, comm: Alone = ALONE) -> None:
@@ -47,12 +42,10 @@ class Workspace:
         self.latents: LatentPass | None = None
 
     def fit(self, acts: Tensor, sae: SparseAutoencoder) -> None:
-        """Make or keep buffers for a batch: inputs float[B d_model], on a CPU products float[chunk d_sae]."""
+        """Keep buffers that fit a batch, or make new ones: inputs float[B d_model], products on a CPU."""
         if self.inputs is None or self.inputs.shape != acts.shape:
             self.inputs = torch.empty_like(acts)
-            if (
-                acts.device.type == "cpu"
-            ):  # elsewhere torch keeps freed memory, and the product may never be written
+            if acts.device.type == "cpu":  # elsewhere torch keeps freed memory, and may need no product
                 self.products = _product_chunk(acts, sae.d_sae)
             self.tokens = self.latents = None
 
@@ -61,26 +54,18 @@ class Workspace:
     ) -> None:
         """Decode and send scale/2 · Σ ‖recons − acts‖² back to the weights: fills `tokens` and `latents`."""
         values, indices, offsets = pairs
-        reuse = (
-            self.tokens if self.tokens is not None and len(self.tokens.pair_grads) == values.numel() else None
-        )
+        fits = self.tokens is not None and len(self.tokens.pair_grads) == values.numel()
+        reuse = self.tokens if fits else None
         self.tokens = self.comm.token_pass(acts, values, indices, sae.W_dec, sae.b_dec, scale, reuse, offsets)
         recons_grad, pair_grads, _ = self.tokens
+        values, indices = values.view(-1), indices.view(-1)
         self.latents = kernels.latent_pass(
-            recons_grad,
-            inputs,
-            values.view(-1),
-            pair_grads,
-            indices.view(-1),
-            sae.W_dec,
-            self.latents,
-            offsets,
+            recons_grad, inputs, values, pair_grads, indices, sae.W_dec, self.latents, offsets
         )
 
 
 class ProductChunks:
-    """inputs @ W_enc, a chunk of rows at a time: float[rows d_sae], overwritten by the next. May be gone
-    through again."""
+    """inputs @ W_enc by chunks float[rows d_sae], each overwritten by the next; can be iterated again."""
 
     def __init__(self, sae: SparseAutoencoder, inputs: Tensor, workspace: Tensor | None = None) -> None:
         self.sae, self.inputs = sae, inputs

@@ -1,4 +1,4 @@
-"""TODO clause of train/optimise/dead.py."""
+"""For how many tokens each latent has been silent, and when it counts as dead."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch import Tensor
 def default_dead_after_tokens(n_tokens: int, d_sae: int, k: int | None) -> int:
     """Tokens of silence after which a latent is dead, in a run of n_tokens: min(10M, 10 % of it).
 
-    With a floor for kinds that have a k: a latent of d_sae that takes its even share of k firings a token
-    fires once in d_sae / k tokens. In ten times that it is silent by chance with probability e⁻¹⁰, in less a
-    wide dictionary would look dead because the run is short.
+    Kinds that have a k have a floor: a latent with its even share of the k firings a token fires once in
+    d_sae / k tokens. In ten times that it is silent by chance with probability e⁻¹⁰. In less, a wide
+    dictionary would look dead because the run is short.
     """
     return max(1, min(10_000_000, n_tokens // 10), 0 if k is None else 10 * d_sae // k)
 
@@ -41,9 +41,8 @@ class DeadTracker:
 
     def dead(self) -> Tensor:
         """int64[m]: latents silent for at least dead_after_tokens."""
-        if (
-            self._arrived is None or self._counted_version != self.tokens_since_fired._version
-        ):  # or changed from outside
+        changed_from_outside = self._counted_version != self.tokens_since_fired._version
+        if self._arrived is None or changed_from_outside:
             return self._silent().nonzero().view(-1)
         self._arrived.synchronize()
         return torch.nonzero_static(self._silent(), size=int(self._n_dead)).view(-1)

@@ -29,12 +29,11 @@ _ENCODER_SCALE = 0.2
 def resample_(
     kind: Kind, tracker: DeadTracker, moments: list[tuple[Tensor, Tensor]], acts: Tensor, step: int
 ) -> None:
-    """Start dead latents again, in place; of several processes, each brings its part of the batch and all do
-    the same.
+    """Start dead latents again, in place; several processes each bring their part of the batch.
 
-    moments: of Adam, for each parameter with a first dimension of d_sae that says of which latent
-    acts: float[B d_model]; step: at which this happens: the draw is a function of (config.seed, step) and of
-        the losses
+    moments: of Adam, for each parameter whose first dimension counts latents
+    acts: float[B d_model]
+    step: the draw is a function of (config.seed, step) and of the losses
     """
     sae, comm = kind.sae, kind.comm
     silent = comm.all_latents(tracker.tokens_since_fired)
@@ -65,12 +64,11 @@ def resample_(
 
 
 def draw_rows(losses: Tensor, n: int, seed: int, step: int) -> Tensor:
-    """Places of n rows, or of all with a loss if those are fewer, drawn one after the other with probability
-    ∝ loss².
+    """Places of n rows, or of all that have a loss, drawn one after the other with probability ∝ loss².
 
     losses: float[B], 0 or more; returns: int64[m], on the CPU
-    Each waits for a time that is exponential at the rate loss², and the first n are taken: the same
-        distribution.
+    Each row waits for a time that is exponential at the rate loss², and the first n are taken, which is the
+    same distribution.
     """
     rates = losses.double().cpu().square()
     times = torch.empty_like(rates).exponential_(generator=generator(seed, RESAMPLING, step)) / rates

@@ -63,8 +63,7 @@ class Trainer:
 
     @torch.no_grad()
     def update(self, acts: Tensor) -> StepStats:
-        """One optimiser step on float32[batch d_model]; of several processes, each brings as many rows of the
-        batch."""
+        """One optimiser step on float32[batch d_model]; several processes bring equal parts of the batch."""
         dead = self.dead_tracker.dead() if self.kind.uses_dead else None
         ramp = min(1.0, (self.steps_done + 1) / max(1, self.l1_warm_up_steps))
         self.kind.begin(self.steps_done, self.n_steps)
@@ -180,9 +179,8 @@ class Trainer:
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
                 raise CheckpointError(
-                    f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: "
-                    "it is of another "
-                    "run or release; choose another output, or overwrite=True to start anew"
+                    f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: it "
+                    "is of another run or release; choose another output, or overwrite=True to start anew"
                 )
         moments: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(params))}
         kind_state = {}
@@ -202,8 +200,7 @@ class Trainer:
 
 @contextmanager
 def _matmul_precision(precision: str | None) -> Iterator[None]:
-    """Within it float32 products are computed so; None changes nothing. The setting is torch's, for the whole
-    process."""
+    """Compute float32 products in the block so, by torch's setting for the process; None changes nothing."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision or before)
     try:

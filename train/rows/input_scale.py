@@ -1,11 +1,10 @@
-"""TODO clause of train/rows/input_scale.py."""
+"""The number that rows are multiplied by, so that coefficients compare between models."""
 
 from __future__ import annotations
 
 
 def input_scale(mean_sq_norm: float, d_model: int) -> float:
-    """The factor that brings rows of that mean squared norm to d_model; source: Bricken et al., April 2024
-    update."""
+    """The factor that brings rows of this mean squared norm to d_model; source: Anthropic, April 2024."""
     if not mean_sq_norm > 0:
         raise ValueError(
             f"input scale expected activations that are not all zero, got mean squared norm {mean_sq_norm}"

@@ -27,14 +27,13 @@ class JoinedStores:
             if (name := other.hook_point(hook_point)) != self.hook_point:
                 raise ValueError(
                     f"stores that are mixed are expected to share a hook point, {first.path} has "
-                    f"{self.hook_point} and "
-                    f"{other.path} has {name}: name one that both have as hook_point, or train on one"
+                    f"{self.hook_point} and {other.path} has {name}: name one that both have as hook_point, "
+                    "or train on one"
                 )
             if (width := other.d_model(name)) != self.d_model:
                 raise ValueError(
                     f"stores that are mixed are expected to have rows of one width at {name}, {first.path} "
-                    "has "
-                    f"{self.d_model} and {other.path} has {width}: these are different models"
+                    f"has {self.d_model} and {other.path} has {width}: these are different models"
                 )
         sizes = torch.tensor([store.n_rows for store in self.stores])
         self._ends = sizes.cumsum(0)
@@ -115,8 +114,6 @@ class JoinedStores:
         path = store.folder.describe(data_name(shard, self.hook_point))
         raise FloatingPointError(
             f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large "
-            "values. "
-            f"`saelens-lite verify {store.path}` finds altered files, and with --repair makes them anew; "
-            "the same "
-            "command then goes on at the last checkpoint"
+            f"values. `saelens-lite verify {store.path}` finds altered files, and --repair makes them anew; "
+            "then run the same command again: it resumes at the last checkpoint"
         )

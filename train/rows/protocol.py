@@ -1,4 +1,4 @@
-"""TODO clause of train/rows/protocol.py."""
+"""What a run asks of its rows, wherever they come from."""
 
 from __future__ import annotations
 
@@ -51,15 +51,13 @@ class Rows(Protocol):
         """What an SAE's metadata say of its rows."""
 
     def begin(self, position: dict[str, Any] | None) -> None:
-        """Make ready for a run that begins, or goes on where `position` was told; called once, before all
-        else."""
+        """Make ready for a run that begins, or resumes at a `position`; called once, before all else."""
 
     def position(self, step: int) -> dict[str, Any]:
-        """What `begin` needs to go on at a step, as JSON."""
+        """What `begin` needs to resume at a step, as JSON."""
 
     def batch(self, step: int) -> Tensor:
-        """float32[rows d_model] of a step counted from 0; of several processes along the axis "data" each
-        gets its share."""
+        """float32[rows d_model] of a step counted from 0; processes along the axis "data" get a share each."""
 
     def sample(self, n_rows: int) -> Tensor:
         """float32[m d_model] on the CPU: at most n_rows of those trained on, evenly spread over them."""
@@ -76,8 +74,10 @@ class Rows(Protocol):
         """raises: FloatingPointError naming the first held-out row that is not finite"""
 
     def check_steps(self, first: int, end: int, what: str) -> None:
-        """Look at the rows of steps first … end − 1. raises: FloatingPointError: `what`, and where one not
-        finite stands"""
+        """Look at the rows of steps first … end − 1.
+
+        raises: FloatingPointError with `what`, and where the first that is not finite stands
+        """
 
     def close(self) -> None:
         """Free memory and end threads."""

@@ -1,5 +1,4 @@
-"""The buffer: the rows that are mixed at a time, in memory; the next one may be read while it is trained
-on."""
+"""The buffer: the rows that are mixed at a time, in memory, and the next one read meanwhile."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ class RowSource(Protocol):
 
 
 class RowBuffer:
-    """Batches of rows in an order; memory holds the rows of one buffer, or of two where the next is read
-    ahead.
+    """Batches of rows in an order; memory holds one buffer, or two where the next is read ahead.
 
     dtype: how the buffer keeps rows
     part: (r, n): of the n equal parts of each batch, the r-th alone is read and given; for n processes

@@ -2,8 +2,7 @@
 
 Short runs of consecutive rows are permuted over all rows; that order is cut into buffers of about
 `buffer_rows`, and the rows within each buffer are permuted. So memory holds one buffer, disk reads are runs,
-rows from everywhere meet in one
-batch, and a position is an integer: nothing about rows needs to be saved.
+rows from everywhere meet in one batch, and a position is an integer: nothing about rows needs to be saved.
 """
 
 from __future__ import annotations
@@ -60,11 +59,8 @@ class RowOrder:
     def rows(self, key: Key) -> Tensor:
         epoch, buffer = key
         places = _mixed_runs(len(self._rows), generator(self._seed, epoch))
-        start, size = (
-            buffer * self._steps_per_buffer * self.batch_size_rows,
-            self._steps_per_buffer * self.batch_size_rows,
-        )
-        places = places[start : start + size]
+        size = self._steps_per_buffer * self.batch_size_rows
+        places = places[buffer * size : (buffer + 1) * size]
         places = places[torch.randperm(len(places), generator=generator(self._seed, epoch, buffer))]
         n_steps = len(places) // self.batch_size_rows
         return self._rows[places[: n_steps * self.batch_size_rows]].view(n_steps, self.batch_size_rows)
@@ -75,11 +71,10 @@ class RowOrder:
 
 
 class MixedOrder:
-    """Batches of which each part of the rows has its share, met at every step but for rounding, which never
-    adds up.
+    """Batches in which each part of the rows has its share, exact but for rounding, which never adds up.
 
-    Each part is gone through in an order of its own, again and again: one whose weight is large for its size
-    comes more often. With the parts' sizes as weights each row comes once in an epoch.
+    Each part has an order of its own and repeats: one whose weight is large for its size comes more often.
+    With the parts' sizes as weights each row comes once in an epoch.
 
     parts: int64[n_i] each, the rows of each part that may be used, in ascending order
     weights: positive, one for each part
@@ -162,6 +157,5 @@ def _check_enough(n_rows: int, batch_size_rows: int) -> None:
     if n_rows < batch_size_rows:
         raise ValueError(
             f"training expected at least one batch of {batch_size_rows} rows, got {n_rows} outside the "
-            "held-out "
-            "documents: harvest more tokens or lower batch_size_rows"
+            "held-out documents: harvest more tokens or lower batch_size_rows"
         )

@@ -1,4 +1,4 @@
-"""TODO clause of train/rows/store_contexts.py."""
+"""Whole contexts of a store, for training through the language model."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ class Contexts:
 class StoreContexts(StoreRows):
     """The contexts of one or several stores instead of their rows.
 
-    Held-out documents are read along where they share a context: their activations stay as they are, and
-    nothing is learned from their tokens. Holds the tokens of the stores whole, about 10 bytes each. Order is
-    a function of (seed, step).
+    The model also reads held-out documents that share a context; their activations stay as they are, and
+    nothing is learned from their tokens. All tokens are in memory, about 10 bytes each. Order is a function
+    of (seed, step).
     raises: ValueError for several processes, fewer contexts than one batch, stores of contexts that differ in
         length; ShardError for a store without tokens
     """
@@ -76,8 +76,7 @@ class StoreContexts(StoreRows):
         if not self.steps_per_epoch:
             raise ValueError(
                 f"end_to_end expected at least {self._n_seqs} contexts, batch_size_rows / {context_length}, "
-                "got "
-                f"{len(self._learned_from)} outside the held-out documents: harvest more or lower "
+                f"got {len(self._learned_from)} outside the held-out documents: harvest more or lower "
                 "batch_size_rows"
             )
 

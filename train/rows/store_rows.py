@@ -1,5 +1,4 @@
-"""The rows of a run: which are trained on and held out, in which order, and where one that is broken
-stands."""
+"""The rows of stores: which are trained on and held out, in which order, and where a broken one stands."""
 
 from __future__ import annotations
 
@@ -27,9 +26,9 @@ log = logging.getLogger(__name__)
 class StoreRows:
     """The rows of one hook point of an activation store, or of several that are mixed; see `Rows`.
 
-    Several must agree in hook point and width. Each batch has the share of each store that store_weights say;
-    None takes the stores' training rows, so that an epoch shows each once. Held-out rows are those of all. A
-    sample and they are kept from one batch to the next, so that runs which share this read them once.
+    Several must agree in hook point and width. store_weights say which share of each batch a store has; None
+    takes the stores' training rows, so that an epoch shows each once. Held-out rows are those of all stores.
+    They and a sample stay in memory between batches, so that runs which share this read them once.
 
     device: where batches are given
     raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot
@@ -44,10 +43,10 @@ class StoreRows:
     ) -> None:
         n_processes = distributed.world_size("data")
         if config.batch_size_rows % n_processes:
+            next_multiple = -(-config.batch_size_rows // n_processes) * n_processes
             raise ValueError(
-                f"batch_size_rows expected a multiple of {n_processes}, the processes that share each "
-                "batch, got "
-                f"{config.batch_size_rows}: choose {-(-config.batch_size_rows // n_processes) * n_processes}"
+                f"batch_size_rows expected a multiple of {n_processes}, the processes that share each batch, "
+                f"got {config.batch_size_rows}: choose {next_multiple}"
             )
         stores = [stores] if isinstance(stores, ActivationStore) else list(stores)
         self._joined = joined = JoinedStores(stores, config.hook_point)

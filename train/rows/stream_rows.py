@@ -80,7 +80,7 @@ class StreamRows:
     Training rows follow each other as in the stream, are cut into buffers of buffer_rows, and mixed within a
     buffer by (seed, epoch, buffer). At the stream's end what fills no batch is left out, and the next epoch
     begins. The scale is that of the first buffer. Held-out rows are the first eval_rows of held-out documents
-    that the shards of the first buffer have; they are kept in memory, and made again where a run goes on.
+    in the shards of the first buffer; they stay in memory, and a run that resumes makes them again.
 
     device: where batches are given
     raises: ValueError for a run without n_steps, as a stream's length is not known, or with max_norm_ratio or
@@ -92,8 +92,8 @@ class StreamRows:
     def __init__(self, stream: Stream, config: TrainConfig, device: torch.device | str = "cpu") -> None:
         if distributed.several_processes():
             raise ValueError(
-                "training on a stream expected one process, got several: harvest a store, or go without "
-                "torchrun"
+                "training on a stream expected one process, got several: harvest a store, or start it "
+                "without torchrun"
             )
         if config.n_steps is None:
             raise ValueError(
@@ -105,9 +105,8 @@ class StreamRows:
             )
         if config.matmul_precision is not None:
             raise ValueError(
-                "training on a stream expected matmul_precision None: forward passes beside a step would "
-                "now and then be "
-                "computed so as well. torch.set_float32_matmul_precision says it for both"
+                "training on a stream expected matmul_precision None: some forward passes would be computed "
+                "with it as well. torch.set_float32_matmul_precision sets it for both"
             )
         self._stream, self._config, self._device = stream, config, torch.device(device)
         self.hook_point, self.d_model = stream.hook_point, stream.d_model
@@ -231,8 +230,7 @@ class StreamRows:
             if place.buffer == 0:
                 raise ValueError(
                     f"training expected at least one batch of {self._batch} rows, the dataset has {n} "
-                    "outside the held-out "
-                    "documents: give more text or lower batch_size_rows"
+                    "outside the held-out documents: give more text or lower batch_size_rows"
                 )
             return self._fill(following, stopped)
         return Filled(
@@ -258,8 +256,7 @@ class StreamRows:
             where = "" if doc_ids is None else f" of document {int(doc_ids[broken].min())} (from 0)"
             raise FloatingPointError(
                 f"{what}: a row{where} holds NaN, infinite or too large values: compute the model in "
-                "bfloat16 or float32, "
-                "or leave the document out"
+                "bfloat16 or float32, or leave the document out"
             )
 
 
@@ -277,11 +274,8 @@ class _Reading:
         held_out_fraction: float,
         seen: Callable[[_Reading], None] | None = None,
     ) -> None:
-        self._shards, self._fraction, self.seen = (
-            stream.shards(place.shard, place.cursor),
-            held_out_fraction,
-            seen,
-        )
+        self._shards = stream.shards(place.shard, place.cursor)
+        self._fraction, self.seen = held_out_fraction, seen
         self._shard, self._row, self._cursor, self._skip = place.shard, 0, place.cursor, place.row
         self._acts, self._doc_ids = torch.empty(0, stream.d_model), torch.empty(0, dtype=torch.int64)
         self.held_out, self.n_shards = self._acts, 0
@@ -295,8 +289,7 @@ class _Reading:
         return Place(epoch, buffer, first_step, self._shard, self._row, self._cursor)
 
     def take(self, n_rows: int) -> tuple[Tensor, Tensor] | None:
-        """The next rows, at least one and at most so many: float[n d_model] and their documents; None at the
-        end."""
+        """The next rows, from one to n_rows: float[n d_model] and their documents; None at the end."""
         while self._row == len(self._acts):
             if not self.next_shard():
                 return None
@@ -311,11 +304,8 @@ class _Reading:
             return False
         held_out = is_held_out(shard.doc_ids, self._fraction)
         self._shard, self._cursor, self._row, self._skip = shard.index, shard.cursor, self._skip, 0
-        self._acts, self._doc_ids, self.held_out = (
-            shard.acts[~held_out],
-            shard.doc_ids[~held_out],
-            shard.acts[held_out],
-        )
+        self._acts, self._doc_ids = shard.acts[~held_out], shard.doc_ids[~held_out]
+        self.held_out = shard.acts[held_out]
         self.n_shards += 1
         if self.seen is not None:
             self.seen(self)

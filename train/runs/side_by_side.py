@@ -1,4 +1,4 @@
-"""Runs that share their rows, side by side: every batch is read once and trains one after another."""
+"""The training loop: runs that share their rows go side by side, and every batch is read once."""
 
 from __future__ import annotations
 
@@ -31,11 +31,10 @@ def rows_for(stores: Sequence[ActivationStore], config: TrainConfig) -> StoreRow
 
 
 def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointError]:
-    """Train runs that share their rows to their ends in one pass: each batch is read once and goes to one
-    after another.
+    """Train runs that share their rows to their ends in one pass over them.
 
-    Those that stand at an earlier step than others catch up, shorter ones end before. One whose numbers break
-    ends alone.
+    Runs that stand at an earlier step catch up first; shorter ones end before others. A run whose numbers
+    break ends alone.
     returns: for each run its SAE, or what broke
     raises: KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once all were saved; anything else that
         fails in a run
@@ -46,7 +45,7 @@ def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointErr
         opened = {run: every.enter_context(ExitStack()) for run in runs}
 
         @contextmanager
-        def going_on(run: Run) -> Iterator[None]:
+        def ending_alone(run: Run) -> Iterator[None]:
             try:
                 yield
             except FloatingPointError as error:
@@ -62,7 +61,7 @@ def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointErr
             if due := [run for run in runs if run.steps_done == step and run not in outcomes]:
                 acts = rows.batch(step)
             for run in due:
-                with going_on(run):
+                with ending_alone(run):
                     run.after_step(run.step(acts))
                     if run.steps_done == run.n_steps:
                         outcomes[run] = run.finish()
@@ -72,7 +71,7 @@ def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointErr
                 break
         for run in runs:
             if run not in outcomes:
-                with going_on(run):
+                with ending_alone(run):
                     run.stop()
     if (number := stopped.anywhere()) is not None:
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
@@ -95,14 +94,13 @@ class Stopped:
     signal: int | None = None
 
     def anywhere(self) -> int | None:
-        """The signal that this or another process got; all that ask together are told the same."""
+        """The signal that this or another process got; all processes ask together and hear the same."""
         return distributed.largest(self.signal or 0) or None
 
 
 @contextmanager
 def stop_signals() -> Iterator[Stopped]:
-    """Note SIGTERM and Ctrl-C instead of dying, so that the step ends and the SAE is saved; a second one
-    kills."""
+    """Note SIGTERM and Ctrl-C, so that the SAE is saved after the step; a second one ends the process."""
     stopped = Stopped()
     if threading.current_thread() is not threading.main_thread():
         yield stopped

@@ -39,8 +39,9 @@ def train_sae(
         sae = train_sae("store/", kind="topk", k=32, expansion=16, output="runs/topk")
 
     After a stop or a kill, make the same call again: it resumes at the last checkpoint and ends with the same
-    SAE, bit for bit on a CPU with as many threads. Where it reads, reports and computes may change. Under torchrun all processes make the call: each computes the gradients of its share of
-    every batch, and of its shard of the latents where `latent_shards` divides them; the first writes.
+    SAE, bit for bit on a CPU with as many threads. Where it reads, reports and computes may change. Under
+    torchrun all processes make the call: each computes the gradients of its share of every batch, and of its
+    shard of the latents where `latent_shards` divides them; the first writes.
 
     store: an open store or its folder; or several, of which each batch has the shares that `store_weights`
         say

@@ -57,7 +57,7 @@ class Rows(Protocol):
         """What `begin` needs to resume at a step, as JSON."""
 
     def batch(self, step: int) -> Tensor:
-        """float32[rows d_model] of a step counted from 0; processes along the axis "data" get a share each."""
+        """float32[rows d_model] of a step counted from 0; processes along "data" get a share each."""
 
     def sample(self, n_rows: int) -> Tensor:
         """float32[m d_model] on the CPU: at most n_rows of those trained on, evenly spread over them."""

@@ -52,7 +52,7 @@ class SparseAutoencoder(SAEFolder, nn.Module):
             zeros = torch.zeros(shape[::-1] if latent_major else shape, dtype=config.torch_dtype)
             self.register_parameter(name, nn.Parameter(zeros.T if latent_major else zeros))
 
-    # What it is -------------------------------------------------------------------------------------------------
+    # What it is ---------------------------------------------------------------------------------------------
 
     @property
     def d_model(self) -> int:
@@ -76,9 +76,10 @@ class SparseAutoencoder(SAEFolder, nn.Module):
 
     def extra_repr(self) -> str:
         k = f", k={self.config.k}" if self.config.k else ""
-        return f"d_model={self.d_model}, d_sae={self.d_sae}, kind={self.kind!r}{k}, at={self.config.hook_point!r}"
+        at = f", at={self.config.hook_point!r}"
+        return f"d_model={self.d_model}, d_sae={self.d_sae}, kind={self.kind!r}{k}{at}"
 
-    # Encode and decode ------------------------------------------------------------------------------------------
+    # Encode and decode --------------------------------------------------------------------------------------
 
     def check_acts(self, acts: Tensor) -> None:
         """raises: ValueError unless the last dimension of `acts` is d_model."""
@@ -90,7 +91,7 @@ class SparseAutoencoder(SAEFolder, nn.Module):
             )
 
     def normalize(self, acts: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Activations in the SAE's own scale and dtype, with what undoes it: acts = normalized · scale + shift.
+        """Activations in the SAE's own scale and dtype, and its inverse: acts = normalized · scale + shift.
 
         acts: float[... d_model]; scale, shift: float[... 1], or None where nothing was done
         source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens,

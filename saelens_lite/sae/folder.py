@@ -181,5 +181,6 @@ def _download(repo: str, folder: str | None) -> Path:
         ) from error
     more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
     raise CheckpointError(
-        f"{repo} has no SAE at folder={folder!r}; it has {', '.join(inside[:10]) or 'none in this format'}{more}"
+        f"{repo} has no SAE at folder={folder!r}; "
+        f"it has {', '.join(inside[:10]) or 'none in this format'}{more}"
     )

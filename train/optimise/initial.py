@@ -54,8 +54,8 @@ def sae_to_finetune(
     config: of the SAE to be trained; its d_sae is ignored in favour of the folder's
     scale: of the inputs in this training
     unit_decoder: rows of W_dec come to norm 1, and the latents carry the norms they had
-    raises: ValueError for an SAE of another width or kind, one that normalises its inputs row by row, or a TopK
-        SAE that would compute something else with unit rows
+    raises: ValueError for an SAE of another width or kind, one that normalises its inputs row by row, or a
+        TopK SAE that would compute something else with unit rows
     """
     sae = SparseAutoencoder.load(folder, dtype=config.dtype)
     for name in ("d_model", "kind", "normalize_activations"):

@@ -5,7 +5,7 @@
     format, version   "saelens_lite trainer state", 1
     run               what determines the run: the store's fingerprint, the hook point, fields of TrainConfig
     values            what `Trainer.state` holds beside tensors: steps_done, as in the folder's name
-    progress          scale of the inputs, place in a stream, seconds trained, bytes of metrics.jsonl, wandb's run
+    progress          input scale, place in a stream, seconds trained, bytes of metrics.jsonl, id at wandb
     made_by           what the last bits also depend on: versions, device, threads, processes
     tensors_sha256    of state.safetensors
     sha256            of this file without this entry
@@ -124,7 +124,7 @@ def load_checkpoint(output: Path) -> Checkpoint | None:
             log.warning("%s; looking for a checkpoint before it", damage)
     if found:
         raise CheckpointError(
-            f"{output / _STATE} expected an undamaged checkpoint, all {len(found)} are damaged; the earliest: "
+            f"{output / _STATE} expected a whole checkpoint, all {len(found)} are damaged; the earliest: "
             f"{damage}; restore one, or pass overwrite=True to start anew"
         )
     return None

@@ -228,8 +228,8 @@ class Run:
         done = self.steps_done
         if distributed.largest(done) != -distributed.largest(-done):
             raise ValueError(
-                f"expected all processes to find one checkpoint in {self.output}, but this one found step {done} "
-                "and another a different step: give all machines the same folder"
+                f"expected all processes to find one checkpoint in {self.output}, but this one found step "
+                f"{done} and another a different step: give all machines the same folder"
             )
         self.trainer.begin_alike()
 

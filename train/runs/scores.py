@@ -22,7 +22,7 @@ class HeldOutScores:
 
     model: the language model that the rows are of, for ΔCE; None leaves it out
     metrics: the latest scores, by their names in metrics.jsonl; None where no rows are held out
-    density: float64[d_sae], how often each latent fires; None without rows, and in all processes but the first
+    density: float64[d_sae], how often each latent fires; None without rows and in all processes but the first
     """
 
     def __init__(self, trainer: Trainer, rows: Rows, finite: Finite, model: nn.Module | None) -> None:

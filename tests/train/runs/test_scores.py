@@ -19,7 +19,7 @@ ROWS = torch.tensor([[11.0, 0.0], [13.0, 4.0], [12.0, -1.0], [12.0, 5.0]])
 
 @pytest.fixture
 def scores():
-    """Scores of a ReLU SAE that writes max(x₀ − 10, 0) − 1 into dimension 0 and max(x₁, 0) into dimension 1."""
+    """Scores of a ReLU SAE that writes max(x₀ − 10, 0) − 1 into dimension 0, max(x₁, 0) into dimension 1."""
     config = TrainConfig(kind="relu", batch_size_rows=3, device="cpu")
     sae = sl.SparseAutoencoder(SAEConfig(d_model=2, d_sae=2, kind="relu"))
     with torch.no_grad():

@@ -119,7 +119,7 @@ def gradient_attribution(
             )
         if not value.isfinite():
             raise ValueError(
-                f"metric expected to be finite, got {value.item()}: are the model's logits finite?"
+                f"metric expected a finite number, got {value.item()}: are the model's logits finite?"
             )
         if len(leaves) != 1:
             raise HookError(f"expected one forward that runs {point} once, it ran {len(leaves)} times")

@@ -356,7 +356,7 @@ def test_what_is_not_finite_is_refused(store, gpt2, sae, monkeypatch):
         evaluate_sae(broken, store, held_out=False)
     with torch.no_grad():
         gpt2.transformer.ln_f.bias[0] = torch.nan
-    with pytest.raises(ValueError, match="the model as it is gives losses that are not finite"):
+    with pytest.raises(ValueError, match="the unedited model gives losses that are not finite"):
         evaluate_sae(sae, store, gpt2, held_out=False)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from saelens_lite.config import to_mapping
+from saelens_lite.config import takes_fields, to_mapping
 from saelens_lite.distributed import rank
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.reader import ActivationStore
@@ -25,6 +25,7 @@ from .shards.write import make_shards
 logger = logging.getLogger(__name__)
 
 
+@takes_fields(HarvestConfig)
 def harvest_activations(
     model: str | nn.Module,
     dataset: Any,
@@ -63,6 +64,7 @@ def run_harvest(config: HarvestConfig) -> ActivationStore:
     return _harvest(Request(config, source_of_names(config, config.dataset)))
 
 
+@takes_fields(HarvestConfig)
 def estimate_harvest(
     model: str | nn.Module,
     dataset: Any,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import json
 import numbers
 import operator
@@ -29,6 +30,7 @@ from typing import (
 from saelens_lite.errors import nearest
 
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,32 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configu
 def to_mapping(config: Any) -> dict[str, Any]:
     """The fields of a configuration dataclass as a plain dictionary, in field order."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def takes_fields(*configs: type, but: Collection[str] = ()) -> Callable[[F], F]:
+    """Show the fields of configurations in the signature of a function that takes them as `**fields`, so that
+    completion in a notebook and help() list them with defaults and bounds.
+
+    but: fields that the function refuses
+    """
+
+    def shown(function: F) -> F:
+        signature = inspect.signature(function)
+        named = {
+            name: parameter
+            for name, parameter in signature.parameters.items()
+            if parameter.kind is not parameter.VAR_KEYWORD
+        }
+        for field in (field for config in configs for field in dataclasses.fields(config)):
+            if field.name not in named and field.name not in but:
+                default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+                named[field.name] = inspect.Parameter(
+                    field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type
+                )
+        function.__signature__ = signature.replace(parameters=[*named.values()])  # type: ignore[attr-defined]
+        return function
+
+    return shown
 
 
 def differing_fields(

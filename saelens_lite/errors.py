@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import TypeVar
+
+E = TypeVar("E", bound=Exception)
 
 
 class SaelensLiteError(Exception):
@@ -25,6 +28,15 @@ class CheckpointError(SaelensLiteError):
 
 class FeatureIndexError(SaelensLiteError):
     """A feature index cannot be read: it is missing, unfinished, altered or of another version."""
+
+
+def with_option(error: E, option: str) -> E:
+    """The error, with the name of the argument that its text offers as the way out.
+
+    option: such as "overwrite", where the text says overwrite=True; the command line says --overwrite instead
+    """
+    error.option = option  # type: ignore[attr-defined]
+    return error
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -1,5 +1,7 @@
 """Configurations from mappings: every wrong key or type is named."""
 
+import dataclasses
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Annotated, Literal
 import pytest
 import torch
 
+import saelens_lite as sl
 from saelens_lite.config import (
     Above,
     AtLeast,
@@ -123,3 +126,31 @@ def test_differing_fields_are_those_of_either_side_with_dotted_names():
         "model.sha256 expected 'x', got 'y'",
         "other expected 3, got 2",
     ]
+
+
+TRAIN, HARVEST = (
+    {field.name for field in dataclasses.fields(config)} for config in (sl.TrainConfig, sl.HarvestConfig)
+)
+
+
+@pytest.mark.parametrize(
+    ("function", "fields"),
+    [
+        (sl.train_sae, TRAIN),
+        (sl.train_grid, TRAIN),
+        (sl.harvest_activations, HARVEST),
+        (sl.estimate_harvest, HARVEST),
+        (sl.train_streaming, (TRAIN | HARVEST) - {"hook_points", "store", "store_weights", "max_tokens"}),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_the_signature_shows_every_field_that_a_function_takes(function, fields):
+    shown = inspect.signature(function).parameters
+    assert fields - {"check_space", "baseline"} <= shown.keys()
+    assert not any(parameter.kind is parameter.VAR_KEYWORD for parameter in shown.values())
+
+
+def test_the_signature_has_the_defaults_and_bounds_of_the_fields():
+    k = inspect.signature(sl.train_sae).parameters["k"]
+    assert (k.default, k.annotation, k.kind) == (32, "Annotated[int, AtLeast(1)]", k.KEYWORD_ONLY)
+    assert "store_weights" not in inspect.signature(sl.train_streaming).parameters  # which it refuses

@@ -22,10 +22,11 @@ from typing import Any
 from torch import nn
 
 from saelens_lite import distributed
-from saelens_lite.config import to_mapping
+from saelens_lite.config import takes_fields, to_mapping
 from saelens_lite.run_log import read_metrics
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
+from saelens_lite.text_table import aligned
 
 from .config import TrainConfig
 from .rows.protocol import ROW_FIELDS
@@ -44,6 +45,7 @@ _COMMON_FIELDS = ("store", "output", "overwrite", "device", "progress", "baselin
 """What all members of a grid share."""
 
 
+@takes_fields(TrainConfig)
 def train_grid(
     store: Store | Sequence[Store],
     grid: Grid,
@@ -135,13 +137,7 @@ def grid_table(members: Mapping[str, TrainConfig]) -> str:
             format(last[c], formats.get(c, ".4f")) if last.get(c) is not None else "n/a" for c in columns
         ]
         rows.append([name, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(
-            [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        )
-        for row in rows
-    )
+    return aligned(rows)
 
 
 def parsed_grid(words: Sequence[str]) -> dict[str, list[Any]]:

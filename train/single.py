@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from saelens_lite import distributed
-from saelens_lite.config import from_mapping, to_mapping
+from saelens_lite.config import from_mapping, takes_fields, to_mapping
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -27,6 +27,7 @@ from .runs.side_by_side import rows_for, train_runs
 Store = ActivationStore | str | Path
 
 
+@takes_fields(TrainConfig)
 def train_sae(
     store: Store | Sequence[Store],
     config: TrainConfig | None = None,

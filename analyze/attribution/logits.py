@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.errors import HookError
+from saelens_lite.errors import HookError, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.lm.hooks import capture, resolve
@@ -164,10 +164,13 @@ class _Place:
         is_block = point.module_path == f"{decoder.path}.{point.block}" and point.kind == "module"
         kind = "resid_post" if is_block else point.kind
         if kind == "module":
-            raise ValueError(
-                "direct attribution expected an SAE of the stream or of what a block adds to it, got one of "
-                f"{name}: pass hook_point= where its activations are those of a point such as "
-                f"blocks.{point.block or 0}.hook_mlp_out"
+            raise with_option(
+                ValueError(
+                    "direct attribution expected an SAE of the stream or of what a block adds to it, got one of "
+                    f"{name}: pass hook_point= where its activations are those of a point such as "
+                    f"blocks.{point.block or 0}.hook_mlp_out"
+                ),
+                "hook_point",
             )
         assert point.block is not None, "canonical points belong to blocks"
         self.name, self.last = name, f"blocks.{n_blocks - 1}.hook_resid_post"

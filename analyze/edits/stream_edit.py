@@ -17,7 +17,7 @@ from typing import Literal, TypedDict
 import torch
 from torch import Tensor
 
-from saelens_lite.errors import HookError, nearest
+from saelens_lite.errors import HookError, nearest, with_option
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit, resolve
@@ -126,7 +126,7 @@ def hook_point_names(
         silent = "a direction does not say where it belongs"
         if sae is not None:
             silent = "the SAE does not say where it was trained"
-        raise ValueError(f"{silent}: pass hook_point=")
+        raise with_option(ValueError(f"{silent}: pass hook_point="), "hook_point")
     if len(set(names)) != len(names):
         raise ValueError(f"hook_point expected each place once, got {list(names)}")
     return names

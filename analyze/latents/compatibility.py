@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saelens_lite.errors import with_option
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.hooks import resolve
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -40,7 +41,9 @@ def fits(
         return _fits_store(sae, source, hook_point, vouched, name)
     decoder, point = Decoder.of(source), hook_point or sae.config.trained_at
     if not point:
-        raise ValueError(f"{name} does not say where it was trained: pass hook_point=")
+        raise with_option(
+            ValueError(f"{name} does not say where it was trained: pass hook_point="), "hook_point"
+        )
     of_model = resolve(decoder, point).kind != "module"
     _check(sae, point, decoder.class_name, decoder.name, decoder.width if of_model else None, vouched, name)
     return point
@@ -79,10 +82,11 @@ def _check(
 
 def _misfit(sae: SparseAutoencoder, name: str, place: str, expected: str, way_out: str) -> ValueError:
     trained = f"{sae.config.model_name or 'an unnamed model'} {sae.config.trained_at}".rstrip()
-    return ValueError(
+    error = ValueError(
         f"{name} does not fit {place}: expected one of {expected}, got one of d_model={sae.d_model}, trained "
         f"on {trained}; {way_out}"
     )
+    return with_option(error, "hook_point")
 
 
 def bare_model_name(model_name: str) -> str:

@@ -19,6 +19,7 @@ from markupsafe import Markup
 from torch import Tensor, nn
 
 from saelens_lite.atomic import write_file
+from saelens_lite.errors import with_option
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -85,8 +86,11 @@ def feature_page(
             index = index_features(sae, store, folder, None, config, hook_point=point, tokenizer=tokenizer)
         index.check(sae, store)
         if index.hook_point != point:
-            raise ValueError(
-                f"{index.path} is an index over {index.hook_point}, not over {point}: pass hook_point="
+            raise with_option(
+                ValueError(
+                    f"{index.path} is an index over {index.hook_point}, not over {point}: pass hook_point="
+                ),
+                "hook_point",
             )
         data = _data(sae, store, point, index, model, n_latents, latents, n_examples, evaluation, tokenizer)
     return write_file(path, render(data))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.errors import nearest
+from saelens_lite.errors import nearest, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import resolve, run_to
 from saelens_lite.lm.token_text import special_token_ids
@@ -175,9 +175,12 @@ def _common_hook_point(
     (first, common), *others = points.items() or [("", str(hook_point))]
     for name, point in others:
         if point != common:
-            raise ValueError(
-                f"the SAE {name!r} was trained on {point}, but {first!r} on {common}: call once for each, or "
-                "pass hook_point= to use both at one"
+            raise with_option(
+                ValueError(
+                    f"the SAE {name!r} was trained on {point}, but {first!r} on {common}: call once for each, or "
+                    "pass hook_point= to use both at one"
+                ),
+                "hook_point",
             )
     resolve(decoder, common)
     return common

@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/add_hook_points.py."""
+"""`saelens-lite add-hook-points`: further hook points for a store, from its stored tokens."""
 
 from __future__ import annotations
 

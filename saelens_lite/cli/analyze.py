@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/analyze.py."""
+"""`saelens-lite analyze`: the index of an SAE over a store, and its page."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
 """The command line: `saelens-lite COMMAND`, one of COMMANDS.
 
-Commands are the configuration dataclasses (commands.py and those of the rooms), turned into flags by tyro,
-and what they
-print: what was made, where, and what to type next (clistores.py, clianalysis.py). Rooms load when their
-command runs, so that --help costs nothing. What the user can put right is one line on stderr and exit code 2;
---traceback or SAELENS_LITE_TRACEBACK=1 shows where it came from.
+A command is a file: its configuration, which tyro turns into flags, and `run`, which prints what was made,
+where, and what to type next. The file loads when its command runs, so this overview costs nothing. What the
+user can put right is one line on stderr and exit code 2; --traceback or SAELENS_LITE_TRACEBACK=1 shows where it
+came from.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -70,9 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _as_typed(error: BaseException) -> str:
-    """What went wrong, in one line, with flags where the library names the arguments of a call."""
+    """What went wrong, in one line; the argument that an error offers (errors.with_option) becomes a flag."""
     line = " ".join(str(error).split()) or type(error).__name__
-    return line.replace("overwrite=True", "--overwrite").replace("pass hook_point=", "pass --hook-point")
+    option = getattr(error, "option", None)
+    if option is None:
+        return line
+    flag = f"--{option.replace('_', '-')}"
+    said = re.compile(rf"\b{option}=(?:True\b|'([^']*)')?")
+    return said.sub(lambda found: f"{flag} {found[1]}" if found[1] else flag, line)
 
 
 def _share_the_cores() -> None:

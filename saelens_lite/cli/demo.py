@@ -20,6 +20,7 @@ from saelens_lite.cli.shared import quiet_loading
 from saelens_lite.config import AtLeast
 from saelens_lite.demo.corpus import Document, documents
 from saelens_lite.demo.embedded import load_model
+from saelens_lite.text_table import aligned, number
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -158,13 +159,11 @@ def _trained(store: ActivationStore, config: DemoConfig, output: Path, frozen: b
 def _table(evaluation: Evaluation) -> str:
     """The rows of an evaluation, and what their numbers mean."""
     names = {"trained": "trained SAE", "baseline": "frozen decoder"}
-    lines = [f"   {'':<16}{'fvu':>9}{'l0':>9}{'dead@100k':>12}{'ΔCE (nats)':>13}"]
+    lines = [[" " * 16, "    fvu", "     l0", " dead@100k", " ΔCE (nats)"]]
     for row in evaluation.rows:
-        dead = row.dead.get(DEAD_WINDOW_TOKENS)
-        cells = [f"{row.fvu:9.4f}", f"{row.l0:9.1f}" if row.l0 else " " * 9]
-        cells.append(" " * 12 if not row.dead else f"{'n/a' if dead is None else f'{dead:.1%}':>12}")
-        cells.append(f"{row.delta_ce:13.4f}")
-        lines.append(f"   {names.get(row.name, row.name):<16}{''.join(cells)}")
+        dead = number(row.dead.get(DEAD_WINDOW_TOKENS), ".1%") if row.dead else ""
+        l0 = f"{row.l0:.1f}" if row.l0 else ""
+        lines.append([names.get(row.name, row.name), f"{row.fvu:.4f}", l0, dead, f"{row.delta_ce:.4f}"])
     note = (
         f"fvu: variance of the activations left unexplained, on {evaluation.n_tokens:,} tokens of modules "
         "that no SAE was "
@@ -175,7 +174,7 @@ def _table(evaluation: Evaluation) -> str:
         "was learnt is what the SAE has over the frozen decoder, whose directions are random; the ablations "
         "give the scale."
     )
-    return "\n".join([*lines, _wrapped(note)])
+    return f"{_indented(aligned(lines))}\n{_wrapped(note)}"
 
 
 # Features -------------------------------------------------------------------------------------------------------
@@ -382,7 +381,6 @@ def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
     text = _visible(tokenizer.decode(ablation.input_ids[0, 1:]))
     width = COLUMNS - 8
     print(f"   {'…' + text[-width + 1 :] if len(text) > width else text}▮\n")
-    print(f"   {'before':<27}{f'latent {ablation.latent} ablated':<27}control")
     columns = []
     for probabilities in (ablation.clean, ablation.ablated, ablation.controlled):
         top = probabilities.topk(5)
@@ -392,8 +390,8 @@ def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
                 for p, i in zip(top.values.tolist(), top.indices.tolist())
             ]
         )
-    for cells in zip(*columns):
-        print("   " + "".join(f"{cell:<27}" for cell in cells).rstrip())
+    head = ("before".ljust(25), f"latent {ablation.latent} ablated".ljust(25), "control")
+    print(_indented(aligned([head, *zip(*columns)], left=3)))
     below, n = int((ablation.control_kls < ablation.kl).sum()), len(ablation.control_kls)
     print(
         f"\n   KL from before: {ablation.kl:.3f} nats; of {n} such controls {below} have less "
@@ -411,6 +409,10 @@ def _phase(title: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     print(f"{f'{time.perf_counter() - began:.0f} s':>{COLUMNS}}", flush=True)
+
+
+def _indented(text: str) -> str:
+    return textwrap.indent(text, "   ")
 
 
 def _wrapped(text: str) -> str:

@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/evaluate.py."""
+"""`saelens-lite evaluate`: an SAE's scores beside their controls."""
 
 from __future__ import annotations
 

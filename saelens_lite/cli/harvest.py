@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/harvest.py."""
+"""`saelens-lite harvest`: text through a language model, its activations into a store."""
 
 from __future__ import annotations
 
@@ -7,37 +7,34 @@ from collections.abc import Sequence
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import carry_out, is_first_process, print_next
-from saelens_lite.config import to_mapping
+from saelens_lite.harvest.config import HarvestConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class HarvestCommand(HarvestConfig):
+    """Run text through a model and keep the activations of some hook points in a store."""
+
+    dry_run: bool = False
+    """Check everything that can be wrong, time the forward pass, and print rows, bytes, free space and duration.
+    Nothing is written."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Text through a language model: its activations into a store"""
-    from saelens_lite.harvest.config import HarvestConfig
-
-    @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-    class Harvest(HarvestConfig):
-        """Run text through a model and keep the activations of some hook points in a store."""
-
-        dry_run: bool = False
-        """Look at everything that can be wrong, time the forward pass, and print rows, bytes, free space and
-        duration; nothing is written."""
-
-    given = to_mapping(configured(Harvest, "harvest", argv))
-    dry_run = given.pop("dry_run")
-    config = HarvestConfig(**given)
-    result = carry_out(config, dry_run)
+    command = configured(HarvestCommand, "harvest", argv)
+    fields = {field.name: getattr(command, field.name) for field in dataclasses.fields(HarvestConfig)}
+    result = carry_out(HarvestConfig(**fields), command.dry_run)
     if not is_first_process():
         return 0
-    if dry_run:
-        print(f"{config.store}: would take {result}")
+    if command.dry_run:
+        print(f"{command.store}: would take {result}")
         if not result.fits:
             print("that is more than there is room for: a harvest of this size is refused")
             return 1
         print_next("the same command without --dry-run")
         return 0
-    store = result
-    widths = ", ".join(f"{name} (width {store.d_model(name)})" for name in store.hook_points)
-    print(f"{config.store}: {store.n_rows:,} rows of {widths} in {store.n_shards} shards")
-    choice = f" --hook-point {store.hook_points[0]}" if len(store.hook_points) > 1 else ""
-    print_next(f"saelens-lite train --store {config.store}{choice} --output runs/topk")
+    widths = ", ".join(f"{name} (width {result.d_model(name)})" for name in result.hook_points)
+    print(f"{command.store}: {result.n_rows:,} rows of {widths} in {result.n_shards} shards")
+    choice = f" --hook-point {result.hook_points[0]}" if len(result.hook_points) > 1 else ""
+    print_next(f"saelens-lite train --store {command.store}{choice} --output runs/topk")
     return 0

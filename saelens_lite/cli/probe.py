@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/probe.py."""
+"""`saelens-lite probe`: labelled texts told apart by latents and by activations."""
 
 from __future__ import annotations
 

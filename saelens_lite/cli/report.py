@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/report.py."""
+"""`saelens-lite report`: training runs beside each other on one page."""
 
 from __future__ import annotations
 

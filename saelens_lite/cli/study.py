@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/study.py."""
+"""`saelens-lite study`: the hallucination study, of a model or of a small world."""
 
 from __future__ import annotations
 

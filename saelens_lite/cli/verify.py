@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/cli/verify.py."""
+"""`saelens-lite verify`: a store checked byte by byte, and mended."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TODO clause of saelens_lite/recipes/of_decoders.py."""
+"""Meta-SAEs: how far an SAE's decoder directions are sums of few shared ones."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from saelens_lite.config import takes_fields
+from saelens_lite.train.config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 _LEAST_META_ROWS = 40
 
 
+@takes_fields(TrainConfig, but=("seed", "store"))
 def meta_sae(
     sae: SparseAutoencoder,
     *,
@@ -40,7 +44,7 @@ def meta_sae(
     control: train on as many random unit vectors too, which is what the numbers are to be compared with
     held_out_fraction: share of the rows that are scored and not trained on, the same for every seed
     fields: of TrainConfig, by default kind="batchtopk", n_steps=1000 and batch_size_rows=512
-    returns: explained variance of rows held out and trained on, for both; see analyze/metasae.py
+    returns: explained variance of rows held out and trained on, for both; see analyze/evaluation/meta.py
     raises: ValueError for fewer than 40 rows, none held out, a latent out of range, a decoder row of zeros,
         no seeds, or a wrong field
     source: SAEBench: BatchTopK, a quarter of the width, k = 4, there scored on the rows that it was trained

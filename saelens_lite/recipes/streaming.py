@@ -1,12 +1,15 @@
-"""What needs several rooms at once: training on activations as they are made, with no store; SAEs of SAEs."""
+"""Training on activations as they are made, with no store."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from saelens_lite.config import from_mapping
+from saelens_lite.config import from_mapping, takes_fields
 from saelens_lite.errors import nearest
+from saelens_lite.harvest.config import HarvestConfig
+from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.presets import with_preset
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,6 +21,7 @@ _OF_STORES = {"store", "store_weights", "max_tokens", "check_space", "baseline"}
 """Fields of either configuration that mean nothing where there is no store."""
 
 
+@takes_fields(TrainConfig, HarvestConfig, but=_GIVEN_BY_NAME | _OF_STORES)
 def train_streaming(
     model: str | nn.Module, dataset: Any, hook_point: str, *, tokenizer: Any = None, **fields: Any
 ) -> SparseAutoencoder:
@@ -27,23 +31,22 @@ def train_streaming(
         sae = train_streaming(model, texts, "blocks.3.hook_resid_post", n_steps=50_000, kind="topk", k=32)
 
     The rows are those that a harvest of the dataset would store, in its order, mixed within buffers of
-    buffer_rows: less widely than those of a store. Every run, and every further epoch, costs the forward
-    passes again. On an accelerator the next buffer is made while one is trained on (`prefetch`), on a CPU in
-    turn. The scale of inputs is that of the first buffer, which is trained on as well; held-out rows come
-    from its shards. Stopped or killed, the same call goes on: it makes the buffer that it was at once more,
-    and on a CPU ends with the same bits. Meanwhile the model is in use.
+    buffer_rows: less widely than those of a store. Every run, and every further epoch, costs the forward passes
+    again. An accelerator makes the next buffer while it trains on one (`prefetch`); a CPU takes turns. The scale
+    of inputs is that of the first buffer, which is trained on as well; held-out rows come from its shards.
+
+    If it is interrupted, repeat the call: it refills the buffer it had reached and, on a CPU, ends bit-identical.
+    The model must not be used for anything else meanwhile.
 
     model, dataset, hook_point, tokenizer: as in `harvest_activations`, with one hook point
     fields: of TrainConfig, n_steps among them, and of HarvestConfig, such as context_length, text_column or
-        dtype; `seed` and `device` are those of both. When the dataset ends before n_steps, it begins again
+        dtype; `seed` and `device` are those of both. A dataset that
+        ends before n_steps begins again
     returns: the SAE, as `train_sae` does
     raises: as `harvest_activations` and `train_sae`; ValueError for several processes, max_norm_ratio,
         matmul_precision, end_to_end, or a dataset of less than a batch
     """
-    from saelens_lite.harvest.config import HarvestConfig
     from saelens_lite.harvest.streaming import activation_stream
-    from saelens_lite.train.config import TrainConfig
-    from saelens_lite.train.presets import with_preset
     from saelens_lite.train.rows.stream_rows import StreamRows
     from saelens_lite.train.runs.process import device_of
     from saelens_lite.train.single import train_on

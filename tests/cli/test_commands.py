@@ -10,7 +10,9 @@ import time
 
 import pytest
 
+from saelens_lite.cli import commands
 from saelens_lite.cli.commands import COMMANDS, main
+from saelens_lite.errors import with_option
 
 POINT = "blocks.2.hook_resid_post"
 HARVEST = ["harvest", "--model", "demo", "--hook-points", POINT, "--no-progress", "--max-tokens"]
@@ -221,7 +223,7 @@ def test_train_streams_from_a_model(made, capsys):
     assert "train needs --store" in fails(capsys, "train", "--n-steps", "2")
     assert "needs --dataset and --hook-point" in fails(capsys, "train", "--model", "demo")
     for flags in (["--store-weights", "1"], ["--baseline"]):
-        assert "stands without --store" in fails(capsys, *argv, *flags)
+        assert "excludes --store" in fails(capsys, *argv, *flags)
     store = ["--store", made / "store", "--dataset", made / "data.jsonl"]
     assert "--dataset needs --model" in fails(capsys, "train", *store)
 
@@ -496,6 +498,27 @@ def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
     argv = ["train", "--store", made / "store", "--n-steps", "2", "--output", made / "topk"]
     assert "holds an SAE already: choose another output, or --overwrite to" in fails(capsys, *argv)
     assert main(["evaluate", "--sae", str(made / "topk"), "--store", str(made / "store")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "text", "typed"),
+    [
+        ("overwrite", "or overwrite=True to replace it", "or --overwrite to replace it"),
+        ("hook_point", "or pass hook_point= (a, b) if", "or pass --hook-point (a, b) if"),
+        ("hook_point", "pass hook_point='a' if", "pass --hook-point a if"),
+        (
+            "k",
+            "k= changes where overwrite=True is not the option",
+            "--k changes where overwrite=True is not the option",
+        ),
+    ],
+)
+def test_the_option_of_an_error_is_told_as_a_flag(capsys, monkeypatch, option, text, typed):
+    def fail(name):
+        raise with_option(ValueError(text), option)
+
+    monkeypatch.setattr(commands, "import_module", fail)
+    assert fails(capsys, "report") == f"saelens-lite: {typed}"
 
 
 @pytest.mark.long

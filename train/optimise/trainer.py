@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from saelens_lite.errors import CheckpointError
+from saelens_lite.errors import CheckpointError, with_option
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..config import TrainConfig
@@ -178,9 +178,12 @@ class Trainer:
         found = {name: value.shape for name, value in tensors.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
-                raise CheckpointError(
-                    f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: it "
-                    "is of another run or release; choose another output, or overwrite=True to start anew"
+                raise with_option(
+                    CheckpointError(
+                        f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: it "
+                        "is of another run or release; choose another output, or overwrite=True to start anew"
+                    ),
+                    "overwrite",
                 )
         moments: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(params))}
         kind_state = {}

@@ -35,7 +35,7 @@ from torch import Tensor
 import saelens_lite
 from saelens_lite import distributed
 from saelens_lite.atomic import appearing_folder, discard
-from saelens_lite.errors import CheckpointError
+from saelens_lite.errors import CheckpointError, with_option
 
 log = logging.getLogger(__name__)
 
@@ -123,9 +123,12 @@ def load_checkpoint(output: Path) -> Checkpoint | None:
             damage = str(error)
             log.warning("%s; looking for a checkpoint before it", damage)
     if found:
-        raise CheckpointError(
-            f"{output / _STATE} expected a whole checkpoint, all {len(found)} are damaged; the earliest: "
-            f"{damage}; restore one, or pass overwrite=True to start anew"
+        raise with_option(
+            CheckpointError(
+                f"{output / _STATE} expected a whole checkpoint, all {len(found)} are damaged; the earliest: "
+                f"{damage}; restore one, or pass overwrite=True to start anew"
+            ),
+            "overwrite",
         )
     return None
 

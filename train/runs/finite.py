@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from saelens_lite import distributed
+from saelens_lite.errors import with_option
 
 from ..optimise.trainer import Trainer
 from ..rows.protocol import Rows
@@ -26,9 +27,12 @@ class Finite:
             return
         done, lr = self._trainer.steps_done, self._trainer.lr
         self._rows.check_steps(self._step, done, f"{what} at step {done}")
-        raise FloatingPointError(
-            f"{what} at step {done}, though all rows since step {self._step} are: the training diverged. "
-            f"Lower lr (now {lr:g}) and choose another output, or overwrite=True"
+        raise with_option(
+            FloatingPointError(
+                f"{what} at step {done}, though all rows since step {self._step} are: the training diverged. "
+                f"Lower lr (now {lr:g}) and choose another output, or overwrite=True"
+            ),
+            "overwrite",
         )
 
     def check_loss(self, loss: float) -> None:

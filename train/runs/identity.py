@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saelens_lite.config import differing_fields, marked, to_mapping
+from saelens_lite.errors import with_option
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..config import FREE, TrainConfig
@@ -36,9 +37,12 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
         "store": stores[0] if len(stores) == 1 else stores,
     }
     if differing := differing_fields(earlier, identity(rows, config), to_mapping(TrainConfig())):
-        raise ValueError(
-            f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep "
-            "it, choose another output, or overwrite=True to replace it"
+        raise with_option(
+            ValueError(
+                f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep "
+                "it, choose another output, or overwrite=True to replace it"
+            ),
+            "overwrite",
         )
     return sae if facts["steps"] == n_steps(config, rows.steps_per_epoch) else None
 
@@ -53,14 +57,20 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
     found = load_checkpoint(output)
     if found is None:
         if (output / "cfg.json").exists():
-            raise ValueError(
-                f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
+            raise with_option(
+                ValueError(
+                    f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
+                ),
+                "overwrite",
             )
         return None
     if differing := differing_fields(found.run, identity(rows, config), to_mapping(TrainConfig())):
-        raise ValueError(
-            f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these "
-            "as expected to resume it, choose another output, or overwrite=True to replace it"
+        raise with_option(
+            ValueError(
+                f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these "
+                "as expected to resume it, choose another output, or overwrite=True to replace it"
+            ),
+            "overwrite",
         )
     log.info("resuming the run in %s at step %d", output, found.step)
     now = circumstances(device_of(config))

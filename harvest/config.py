@@ -26,8 +26,8 @@ class HarvestConfig:
     pass."""
 
     store: str
-    """Folder of the activation store, or a URL that fsspec opens, such as s3://bucket/store; a harvest that
-    was interrupted there goes on."""
+    """Folder of the activation store, or a URL that fsspec opens, such as s3://bucket/store. An interrupted
+    harvest resumes there."""
 
     max_tokens: Annotated[int, AtLeast(1)]
     """Rows to harvest: tokens with an activation, special tokens not counted. Fewer only if the dataset
@@ -84,11 +84,11 @@ class HarvestConfig:
     """Type the model is loaded in. None: float32 on a CPU, elsewhere the type that its checkpoint states."""
 
     documents_per_shard: Annotated[int | None, AtLeast(1)] = None
-    """Documents a shard, the unit that is redone after an interruption. None: as many, by the mean of the
-    first 64 documents, as give about max_tokens / 32 rows, at most 262,144; always a power of two."""
+    """Documents in a shard, the unit that an interruption costs. None: a power of two that gives about
+    max_tokens / 32 rows, at most 262,144, by the mean of the first 64 documents."""
 
     device: str | None = None
-    """Where to load the model: cuda, mps or cpu. None takes the first of these that is there. Under torchrun
+    """Where to load the model: cuda, mps or cpu. None takes the first of these that exists. Under torchrun
     each process takes a GPU of its own."""
 
     compile: bool = False

@@ -1,4 +1,4 @@
-"""Where work goes: what the user says, or the best there is."""
+"""The device of a computation: the one that the user names, or the best one here."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 
 def best_device() -> str:
-    """cuda, mps or cpu: the first that is there."""
+    """cuda, mps or cpu: the first that exists."""
     if torch.cuda.is_available():
         return "cuda"
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def chosen_device(name: str | None) -> str:
-    """The device of that name; None gives the best there is.
+    """The device of that name; None gives the best one here.
 
     raises: ValueError for a name that torch does not know, or cuda or mps where it sees none
     """
@@ -23,9 +23,8 @@ def chosen_device(name: str | None) -> str:
         kind = torch.device(name).type
     except RuntimeError as error:
         raise ValueError(f"device expected cuda, mps or cpu, got {name!r}") from error
-    if (kind == "cuda" and not torch.cuda.is_available()) or (
-        kind == "mps" and not torch.backends.mps.is_available()
-    ):
+    seen = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+    if kind in seen and not seen[kind]():
         raise ValueError(
             f"device {name} expected one that torch {torch.__version__} sees here, it sees {best_device()}"
         )

@@ -1,7 +1,6 @@
-"""Several processes that torchrun started for one piece of work: which of them this is, and sums over all of
-them.
+"""The processes that torchrun started for one piece of work: which one this is, and sums over all of them.
 
-Alone, and outside `joined`, every reduction gives back what it got: code that calls them reads as for one
+Alone, and outside `joined`, every reduction returns what it got, so code that calls it reads as for one
 process. Processes may stand in a mesh of two axes, "data" × "latents", process r at (r // L, r % L): of a
 dictionary whose latents are divided among L, all in a row have the same tokens and all in a column the same
 latents. Reductions then go over an axis.
@@ -67,7 +66,8 @@ def own_device(device: str) -> str:
 def meeting(purpose: str) -> tuple[dist.Store, int, int]:
     """(a key-value store that all processes which torchrun started share, rank, world size).
 
-    Every call gets keys of its own, since what an earlier one left stays there: all processes must call alike.
+    Every call gets keys of its own, since what an earlier one left stays there: all processes must call
+        alike.
     """
     kv, this, n_processes = next(dist.rendezvous("env://", timeout=PATIENCE))
     return dist.PrefixStore(f"saelens_lite {purpose} {next(_MEETINGS)}", kv), this, n_processes
@@ -80,7 +80,7 @@ def joined(device: torch.device, latent_shards: int = 1) -> Iterator[None]:
     device: where this process computes; tensors there go by nccl if that is CUDA, those on the CPU by gloo
     latent_shards: length of the axis "latents"; that of "data" is what the number of processes leaves
     raises: ValueError where it does not divide the number of processes
-    A process group that is there already is used as it is.
+    An existing process group is used as it is.
     """
     if not several_processes() or dist.is_initialized():
         with _meshed(device, latent_shards):

@@ -1,17 +1,15 @@
-"""Activations whose features are known: sparse sums of planted directions, more of them than there are
-dimensions.
+"""Activations whose features are known: sparse sums of planted directions, more of them than dimensions.
 
-Ground truth for dictionaries, which text does not give. Feature i fires where a normal z exceeds a threshold
+They give dictionaries the ground truth that text lacks. Feature i fires where a normal z exceeds a threshold
 and its parent fires, with a magnitude |N(mean, std²)|, and a row is the sum of what fires:
 
     z       = f @ loadingsᵀ + sqrt(1 − ‖loading‖²) · e       f ~ N(0, I_rank) of the row, e ~ N(0, 1) of each
     feature fires_i = lower_i < z_i ≤ upper_i  and  fires_parent(i)
     acts    = Σ_i magnitude_i · directions_i
 
-Rates follow a capped Zipf law, min(max_rate, c · rank^-exponent), where c gives the wanted mean l0. They are
-those of the
-rows exactly, hierarchy included: thresholds are set for the rate given the parent, from which a child's z is
-independent. Siblings that exclude each other share one z, of which each takes an interval.
+Rates follow a capped Zipf law, min(max_rate, c · rank^-exponent), where c gives the wanted mean l0. They hold
+exactly for the rows, hierarchy included: thresholds are set for the rate given the parent, from which a
+child's z is independent. Siblings that exclude each other share one z, of which each takes an interval.
 
 source: the ingredients are those of SAELens' SyntheticModel (SynthSAEBench, arXiv:2602.14687). There,
 magnitudes are rectified, siblings exclude each other by drawing among those that fired, and rates are
@@ -282,8 +280,8 @@ def _rates(config: SyntheticConfig, levels: list[slice], parents: Tensor) -> Ten
     if float(at(high).sum()) < config.l0:
         raise ValueError(
             f"SyntheticConfig.l0 expected at most {float(at(high).sum()):.1f} from {config.n_features} "
-            "features under "
-            f"max_rate={config.max_rate} and max_child_share={config.max_child_share}, got {config.l0}"
+            f"features under max_rate={config.max_rate} and max_child_share={config.max_child_share}, got "
+            f"{config.l0}"
         )
     for _ in range(100):
         middle = (low + high) / 2

@@ -116,7 +116,8 @@ def test_bounds_and_marks_are_read_from_the_annotation():
 
 
 def test_differing_fields_are_those_of_either_side_with_dotted_names():
-    """A field that the earlier lacks has its default; tuples are the lists of JSON; what may differ is left out."""
+    """A field that the earlier lacks has its default; tuples are the lists of JSON; what may differ is left
+    out."""
     earlier = {"k": 32, "model": {"name": "a", "sha256": "x"}, "weights": [1, 2], "gone": 1}
     now = {"k": 16, "model": {"name": "b", "sha256": "y"}, "weights": (1, 2), "new": 0.5, "other": 2}
     defaults = {"new": 0.5, "other": 3, "store": "never compared"}

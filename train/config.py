@@ -12,7 +12,7 @@ from .presets import PRESETS, PresetName
 
 KindName = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
 
-FREE = "may change when a run resumes: where it reads (the store's content counts), writes, computes; what it says"
+FREE = "may change when a run resumes: where it reads (the store's content counts), writes and computes"
 OF_SEED = "may differ between the seeds of one configuration, as what is free may"
 OF_ROWS = "decides which rows a run reads: runs that agree in these share them"
 
@@ -22,27 +22,27 @@ class TrainConfig:
     """One SAE trained on one hook point of an activation store."""
 
     store: Annotated[str | tuple[str, ...], FREE] = ""
-    """Folder of the activation store; or several, whose rows are mixed in every batch."""
+    """Folder of the activation store, or several whose rows are mixed in every batch."""
     store_weights: Annotated[tuple[float, ...] | None, Above(0), OF_ROWS] = None
-    """A weight for each store: its share of every batch. None takes their sizes. Of a store with much weight
-    for its size, rows come again sooner."""
+    """Share of each store in every batch; None takes their sizes. A store with much weight for its size
+    repeats its rows sooner."""
     output: Annotated[str, FREE] = "runs/sae"
     """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
     overwrite: Annotated[bool, FREE] = False
-    """Start anew in `output` and replace what an earlier run left there. Without it an unfinished run of the
-    same settings goes on, and a finished or another one is refused."""
+    """Start anew in `output` and replace what an earlier run left there. Without it, an unfinished run of the
+    same settings resumes, and a finished or another one is refused."""
     hook_point: Annotated[str | None, OF_ROWS] = None
-    """Which hook point of the store; may be left out when it holds one."""
+    """Hook point of the store; may be left out if it holds one."""
     preset: Annotated[PresetName | None, FREE] = None
-    """Published recipe that gives all fields that are not given; those of presets.py, named by source.
-    train_sae and the command line fill them in."""
+    """Published recipe of presets.py for all fields that are not given. train_sae and the command line fill
+    them in."""
     kind: KindName = "topk"
     """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes,
     Bussmann et al. 2025), relu with an L1 penalty (Bricken et al. 2023), gated or jumprelu (both
     Rajamanoharan et al. 2024). batchtopk and matryoshka save jumprelu SAEs."""
     k: Annotated[int, AtLeast(1)] = 32
-    """Latents kept a token, by batchtopk and matryoshka on average over a batch; of those kinds only. More
-    explain more and say less."""
+    """Latents kept a token, by batchtopk and matryoshka on average over a batch; of topk and these two only.
+    More explain more and say less."""
     k_anneal_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """Share of the run over which k falls linearly from `k_anneal_start` times itself; of the kinds that keep
     k; 0 keeps k throughout. More latents learn early on, and less of the run is left for the k that is saved,
@@ -98,7 +98,7 @@ class TrainConfig:
     k_aux: Annotated[int | None, AtLeast(1)] = None
     """Dead latents a token may use in the AuxK loss; None: d_model / 2."""
     dead_after_tokens: Annotated[int | None, AtLeast(1)] = None
-    """A latent is dead when it was silent for so many training tokens; None: min(10M, 10 % of the run), but
+    """A latent is dead once it was silent for this many training tokens. None: min(10M, 10 % of the run), but
     at least 10 · d_sae / k, in which a living latent fires."""
     resample_every_steps: Annotated[int | None, AtLeast(1)] = None
     """Steps between resamplings, at which dead latents start again along inputs that are reconstructed badly
@@ -121,7 +121,7 @@ class TrainConfig:
     matmul_precision: Literal["highest", "high", "medium"] | None = None
     """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision
     says: medium is bf16, high TF32, where the device has them; weights, sums and moments stay float32. None:
-        as torch is set."""
+    as torch is set."""
     batch_size_rows: Annotated[int, AtLeast(1), OF_ROWS] = 4096
     """Rows (tokens) a step."""
     n_steps: Annotated[int | None, AtLeast(1)] = None
@@ -182,13 +182,12 @@ class TrainConfig:
     log_every_steps: Annotated[int, AtLeast(1), FREE] = 10
     """Steps between lines of metrics.jsonl; fetching the numbers is the only wait for the device."""
     checkpoint_every_steps: Annotated[int | None, AtLeast(1), FREE] = None
-    """Steps between checkpoints, from which the same command goes on exactly after a kill, each with the SAE
-    as it stands;
-    None: ten times a run. One is made on SIGTERM and Ctrl-C too."""
+    """Steps between checkpoints, each with the SAE as it stands; None: ten times a run. SIGTERM and Ctrl-C
+    make one too. After a kill, run the same command again: it resumes exactly."""
     keep_checkpoints: Annotated[int, AtLeast(1), FREE] = 2
-    """How many of the newest are kept, each three times the SAE's size; of a finished run none."""
+    """Newest checkpoints to keep, each three times the SAE's size; a finished run keeps none."""
     device: Annotated[str | None, FREE] = None
-    """cuda, mps or cpu; None: the best there is."""
+    """cuda, mps or cpu; None takes the best one here."""
     latent_shards: Annotated[int, AtLeast(1), FREE] = 1
     """Processes of a torchrun among which the latents are divided, for a dictionary larger than one device;
     their number over this is how many share each batch. Rounding apart, every division trains the same

@@ -142,7 +142,7 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a TrainConfig, and beneath them those of the preset that they name under "preset", if
     any.
 
-    raises: ValueError for a preset that there is not, with the nearest
+    raises: ValueError for an unknown preset, with the nearest
     """
     name = fields.get("preset")
     if name is None:
@@ -152,7 +152,7 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_preset(name: Any) -> None:
-    """raises: ValueError for a preset that there is not, with the nearest"""
+    """raises: ValueError for an unknown preset, with the nearest"""
     if name not in tuple(PRESETS):
         raise ValueError(
             f"preset expected one of {', '.join(PRESETS)}, got {name!r}{nearest(str(name), PRESETS)}"

@@ -11,8 +11,8 @@ from saelens_lite.cli.shared import device_named, is_first_process, model_for, p
 
 def run(argv: Sequence[str]) -> None:
     """Further hook points for a store, from its stored tokens"""
-    from saelens_lite import ActivationStore
     from saelens_lite.harvest.more_hook_points import add_hook_points
+    from saelens_lite.store.reader import ActivationStore
 
     config = configured(AddHookPointsConfig, "add-hook-points", argv, positional=True)
     store = ActivationStore(config.store)
@@ -51,7 +51,7 @@ class AddHookPointsConfig:
     is the embedded one."""
 
     device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
+    """cuda, mps or cpu; None takes the best one here."""
 
     trust_remote_code: bool = False
     """Allow the model's repository to run its own Python code on this machine."""

@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> None:
     """Every latent in one pass: an index to search, and the strongest firings as one HTML page"""
     config = configured(AnalyzeConfig, "analyze", argv, leading=("store", "sae"))
-    from saelens_lite import ActivationStore, SparseAutoencoder
     from saelens_lite.distributed import several_processes
+    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.store.reader import ActivationStore
 
     if config.store is None and (config.model is None or not config.dataset):
         raise ValueError(
@@ -38,7 +39,8 @@ def run(argv: Sequence[str]) -> None:
 
 
 def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationStore) -> None:
-    from saelens_lite import IndexConfig, feature_page, index_features
+    from saelens_lite.analyze.index.build import IndexConfig, index_features
+    from saelens_lite.analyze.pages.page_of_features import feature_page
 
     folder = config.index or str(Path(config.output).with_suffix(".index"))
     index = index_features(
@@ -129,4 +131,4 @@ class AnalyzeConfig:
     """Hook point of the store; None takes the one that the SAE was trained on."""
 
     device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
+    """cuda, mps or cpu; None takes the best one here."""

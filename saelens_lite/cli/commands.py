@@ -2,8 +2,8 @@
 
 A command is a file: its configuration, which tyro turns into flags, and `run`, which prints what was made,
 where, and what to type next. The file loads when its command runs, so this overview costs nothing. What the
-user can put right is one line on stderr and exit code 2; --traceback or SAELENS_LITE_TRACEBACK=1 shows where it
-came from.
+user can put right is one line on stderr and exit code 2; --traceback or SAELENS_LITE_TRACEBACK=1 shows where
+it came from.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """`saelens-lite demo`: the whole way on the embedded model, from text to the effect of one latent.
 
-Everything shown follows a rule that is printed beside it; nothing is picked by hand. The store in the output
-folder is gone on with when it is there; the SAEs are trained anew, and come out the same for the same seed.
+Everything shown follows a rule that is printed beside it; nothing is picked by hand. A store in the output
+folder is completed; the SAEs are trained anew and are the same for the same seed.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ HOOK_POINT = "blocks.2.hook_resid_post"
 DEAD_WINDOW_TOKENS = 100_000
 N_SHOWN = 5
 FIRING_RATES = (2e-4, 2e-2)
-"""Latents that are shown fire on a share of tokens between these: neither all but silent nor everywhere."""
+"""Latents shown fire on a share of tokens between these."""
 N_CONTROLS = 100
 
 
@@ -82,11 +82,9 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
     _say(
         f"A language model of {n_parameters / 1e6:.1f} M parameters that comes with the package, and the "
-        f"{len(corpus)} "
-        "modules of this Python's standard library, most of which it was trained on. Nothing is downloaded. "
-        "A model so "
-        "small knows the look of Python and little else: what follows shows the way, not what large models "
-        "hold."
+        f"{len(corpus)} modules of this Python's standard library, most of which it was trained on. Nothing "
+        "is downloaded. A model so small knows the look of Python and little else: what follows shows the "
+        "way, not what large models hold."
     )
 
     with _phase(f"1  harvest {config.max_tokens:,} activations of {HOOK_POINT} (layer 3 of 4)"):
@@ -153,7 +151,7 @@ def _trained(store: ActivationStore, config: DemoConfig, output: Path, frozen: b
     )
 
 
-# The table ------------------------------------------------------------------------------------------------------
+# The table ----------------------------------------------------------------------------------------
 
 
 def _table(evaluation: Evaluation) -> str:
@@ -166,22 +164,19 @@ def _table(evaluation: Evaluation) -> str:
         lines.append([names.get(row.name, row.name), f"{row.fvu:.4f}", l0, dead, f"{row.delta_ce:.4f}"])
     note = (
         f"fvu: variance of the activations left unexplained, on {evaluation.n_tokens:,} tokens of modules "
-        "that no SAE was "
-        "trained on. dead: latents silent for the last 100k tokens of the store. ΔCE: nats a token that the "
-        "model loses "
-        f"when it runs on the replacement (as it is: {evaluation.ce_clean:.3f}, on "
-        f"{evaluation.n_ce_tokens:,} tokens). What "
-        "was learnt is what the SAE has over the frozen decoder, whose directions are random; the ablations "
-        "give the scale."
+        "that no SAE was trained on. dead: latents silent for the last 100k tokens of the store. ΔCE: nats a "
+        f"token that the model loses when it runs on the replacement (as it is: {evaluation.ce_clean:.3f}, "
+        f"on {evaluation.n_ce_tokens:,} tokens). What was learnt is what the SAE has over the frozen "
+        "decoder, whose directions are random; the ablations give the scale."
     )
     return f"{_indented(aligned(lines))}\n{_wrapped(note)}"
 
 
-# Features -------------------------------------------------------------------------------------------------------
+# Features -----------------------------------------------------------------------------------------
 
 
 def _drawn_latents(table: FeatureTable, seed: int) -> list[int]:
-    """Latents of a middling firing rate, drawn at random; fewer where there are not so many."""
+    """Latents of a middling firing rate, drawn at random; N_SHOWN of them if there are as many."""
     eligible = _eligible(table)
     return sorted(random.Random(seed).sample(eligible, min(N_SHOWN, len(eligible))))
 
@@ -195,10 +190,9 @@ def _eligible(table: FeatureTable) -> list[int]:
 def _print_features(table: FeatureTable, shown: list[int], corpus: list[Document]) -> None:
     low, high = FIRING_RATES
     _say(
-        f"Drawn at random from the {len(_eligible(table)):,} latents that fire on {low:.2%} to {high:.0%} "
-        "of tokens; of "
-        "each the three modules where it fires most strongly, with the place. ⟦ ⟧ marks the token it fires "
-        "on."
+        f"Drawn at random from the {len(_eligible(table)):,} latents that fire on {low:.2%} to {high:.0%} of "
+        "tokens; of each the three modules where it fires most strongly, with the place. ⟦ ⟧ marks the token "
+        "it fires on."
     )
     for latent in shown:
         view = table.latent(latent)
@@ -208,7 +202,7 @@ def _print_features(table: FeatureTable, shown: list[int], corpus: list[Document
 
 
 def _one_per_document(view: LatentFirings) -> list[Any]:
-    """The strongest firing in each document, strongest first; the library repeats itself within a module."""
+    """The strongest firing in each document, strongest first."""
     first: dict[int, Any] = {}
     for firing in view:
         first.setdefault(firing.document, firing)
@@ -237,7 +231,7 @@ def _visible(text: str) -> str:
     return visible(text)
 
 
-# Ablation -------------------------------------------------------------------------------------------------------
+# Ablation -----------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -271,18 +265,14 @@ def _ablation(
     shown: list[int],
     seed: int,
 ) -> Ablation | None:
-    """Ablate the shown latent that matters most; selected in modules that training saw, measured in a
-    held-out one.
-
-    None when none of the latents has among its strongest firings one of each kind.
-    """
+    """Ablate the shown latent that matters most: selected in modules that training saw, measured in a
+    held-out one. None if no latent has both among its strongest firings."""
     import torch
 
     from saelens_lite.hashing import is_held_out
 
-    places: dict[
-        int, tuple[Any, Any]
-    ] = {}  # latent → its strongest firing in a module of training, in a held-out one
+    # latent → its strongest firing in a module of training, and in a held-out one
+    places: dict[int, tuple[Any, Any]] = {}
     for latent in shown:
         firings = list(table.latent(latent))
         held_out = is_held_out([firing.document for firing in firings]).tolist() if firings else []
@@ -373,10 +363,9 @@ def _kl(clean: Tensor, other: Tensor) -> float:
 def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
     _say(
         f"Latent {ablation.latent}: of the {N_SHOWN} the one whose ablation moves the next token most in a "
-        "module of "
-        "training; measured here where it fires most strongly in a held-out module. Control: the stream "
-        "moved equally far "
-        f"along the direction of latent {ablation.control}, drawn among those that fire about as often."
+        "module of training; measured here where it fires most strongly in a held-out module. Control: the "
+        f"stream moved equally far along the direction of latent {ablation.control}, drawn among those that "
+        "fire about as often."
     )
     text = _visible(tokenizer.decode(ablation.input_ids[0, 1:]))
     width = COLUMNS - 8
@@ -399,7 +388,7 @@ def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
     )
 
 
-# The terminal ---------------------------------------------------------------------------------------------------
+# The terminal -------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

@@ -16,12 +16,14 @@ from saelens_lite.config import AtLeast, Below
 def run(argv: Sequence[str]) -> None:
     """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
     config = configured(EvaluateConfig, "evaluate", argv, leading=("store", "sae"))
-    from saelens_lite import ActivationStore, SparseAutoencoder, evaluate_sae
+    from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
+    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.store.reader import ActivationStore
 
     if config.output is not None and (
         Path(config.output).is_dir() or not Path(config.output).parent.is_dir()
     ):
-        raise ValueError(f"--output expected a file in a folder that is there, got {config.output}")
+        raise ValueError(f"--output expected a file in an existing folder, got {config.output}")
     store, device = ActivationStore(config.store), device_named(config.device)
     result = evaluate_sae(
         SparseAutoencoder.load(config.sae, device=device),
@@ -60,8 +62,8 @@ class EvaluateConfig:
     """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
 
     seeds: tuple[str, ...] = ()
-    """Folders of runs that differ from the SAE in their seed only: they give every number its seed noise, and
-    whether the seeds found the same directions."""
+    """Folders of runs that differ from the SAE in their seed only. They show the seed noise of every number
+    and whether the seeds found the same directions."""
 
     model: str | None = None
     """The model that was harvested, for what the reconstruction costs in cross-entropy; "demo" is the
@@ -71,24 +73,24 @@ class EvaluateConfig:
     """Hook point of the store; None takes the one that the SAE was trained on."""
 
     held_out: bool = True
-    """Score documents that training held out. Without it rows are scored that training has seen."""
+    """Score documents that training held out; otherwise rows that training has seen."""
 
     held_out_fraction: Annotated[float | None, AtLeast(0), Below(1)] = None
-    """The share of documents that training held out; None takes what the SAE records."""
+    """Share of documents that training held out; None takes what the SAE records."""
 
     max_tokens: Annotated[int | None, AtLeast(1)] = 100_000
     """Rows to score, and as many predicted tokens; None for all."""
 
     windows_tokens: Annotated[tuple[int, ...], AtLeast(1)] = (10_000, 100_000, 1_000_000, 10_000_000)
-    """A latent is dead that was silent during so many last tokens of the store: one column for each window,
+    """A latent is dead if it was silent in the last tokens of the store: a column for each number of tokens,
     up to the first that is longer than the store."""
 
     all: bool = False
-    """Print every number, those that other libraries call explained variance included; the JSON has them
-    always."""
+    """Print every number, including what other libraries call explained variance; the JSON always has
+    them."""
 
     device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
+    """cuda, mps or cpu; None takes the best one here."""
 
     output: str | None = None
     """File that receives the numbers as JSON, with definitions; in the SAE's folder, `saelens-lite report`

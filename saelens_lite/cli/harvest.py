@@ -15,8 +15,8 @@ class HarvestCommand(HarvestConfig):
     """Run text through a model and keep the activations of some hook points in a store."""
 
     dry_run: bool = False
-    """Check everything that can be wrong, time the forward pass, and print rows, bytes, free space and duration.
-    Nothing is written."""
+    """Check everything that can be wrong, time the forward pass, and print rows, bytes, free space and
+    duration. Nothing is written."""
 
 
 def run(argv: Sequence[str]) -> int:

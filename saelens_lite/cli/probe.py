@@ -16,11 +16,11 @@ from saelens_lite.config import Above, AtLeast, Below
 def run(argv: Sequence[str]) -> None:
     """How well few latents tell labelled texts apart, beside the activations themselves"""
     config = configured(ProbeConfig, "probe", argv)
-    from saelens_lite import SparseAutoencoder
     from saelens_lite.analyze.probing.labelled_texts import read_labelled
     from saelens_lite.analyze.probing.pooling import pooled_latents
     from saelens_lite.analyze.probing.probes import sparse_probes
     from saelens_lite.analyze.stats.document_split import Split
+    from saelens_lite.sae.autoencoder import SparseAutoencoder
 
     data = read_labelled(
         config.texts,
@@ -85,18 +85,18 @@ class ProbeConfig:
     """Its field with the class."""
 
     group_field: str | None = None
-    """Its field with what texts share (author, entity, source): texts of one group are never on both sides of
-    the split."""
+    """Its field with what texts share (author, entity, source); a group is never on both sides of the
+    split."""
 
     labels: tuple[str, ...] = ()
-    """Keep only these classes. Of two the last in order is the positive one; of more each is probed against
-    the rest."""
+    """Keep only these classes. Of two, the last in order is positive; of more, each is probed against the
+    rest."""
 
     split: str = "train"
     """Split of a dataset of the hub."""
 
     max_texts: Annotated[int | None, AtLeast(1)] = 5000
-    """Of more texts so many are drawn at random; None for all."""
+    """Texts to use, drawn at random from more; None for all."""
 
     baseline: str | None = None
     """Folder of an SAE to compare with: the one of the same run with --freeze-decoder."""
@@ -116,8 +116,7 @@ class ProbeConfig:
     """None takes the one that the SAE was trained on."""
 
     max_tokens: Annotated[int | None, AtLeast(1)] = None
-    """Tokens of a text that are read; None is the model's longest context, with a warning where a text is
-    longer."""
+    """Tokens read of a text; None takes the model's longest context and warns of longer texts."""
 
     test_fraction: Annotated[float, Above(0), Below(1)] = 0.3
     """Share of the texts, or groups, that test."""
@@ -132,7 +131,7 @@ class ProbeConfig:
     """Texts in a forward pass."""
 
     device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
+    """cuda, mps or cpu; None takes the best one here."""
 
     output: str | None = None
     """File that receives the numbers as JSON, with definitions."""

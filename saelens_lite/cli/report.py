@@ -11,7 +11,7 @@ from saelens_lite.cli.flags import configured
 def run(argv: Sequence[str]) -> None:
     """What training runs did, beside each other, as one HTML page"""
     config = configured(ReportConfig, "report", argv, positional=True)
-    from saelens_lite import report_page
+    from saelens_lite.analyze.pages.report import report_page
 
     print(f"page: {report_page(config.runs, config.output)}")
     print(
@@ -26,8 +26,8 @@ class ReportConfig:
     for one SAE or several."""
 
     runs: tuple[str, ...]
-    """Folders of runs, finished or still going, of SAEs of SAELens, folders of such folders; or JSON of
-    `evaluate --output`, which is found in the folders too."""
+    """Folders of runs (finished or not), of SAELens' SAEs, or of such folders; or JSON of `evaluate
+    --output`, which is also found in the folders."""
 
     output: str = "report.html"
     """The page to write."""

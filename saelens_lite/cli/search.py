@@ -1,4 +1,4 @@
-"""One search in a feature index, as the command line asks it, and its answer in lines."""
+"""`saelens-lite search`: one search in a feature index, and its answer in lines."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from saelens_lite.config import AtLeast
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 KINDS = (
-    "latent", "token", "regex", "text", "like", "direction", "promotes", "demotes", "by", "unigram", "labelled",
-    "import_labels",
+    "latent", "token", "regex", "text", "like", "direction", "promotes", "demotes", "by", "unigram",
+    "labelled", "import_labels",
 )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ class SearchConfig:
     """The model that was harvested; "demo" is the embedded one."""
 
     device: str | None = None
-    """cuda, mps or cpu; None: the best there is."""
+    """cuda, mps or cpu; None takes the best one here."""
 
     n: Annotated[int, AtLeast(1)] = 10
     """Latents to show."""
@@ -182,7 +182,9 @@ def answer(
         return _lines(index, nearest_to(sae, _direction(config.direction), n), "cosine")
     if config.text is not None and model is not None:
         assert sae is not None, "the configuration asks for it"
-        found = fires_on_text(sae, model, index.contexts.tokenizer, config.text, n, hook_point=index.hook_point)
+        found = fires_on_text(
+            sae, model, index.contexts.tokenizer, config.text, n, hook_point=index.hook_point
+        )
         return [repr(firings) for firings in found]
     pattern = re.escape(config.text) if config.text is not None else config.regex or ""
     return [repr(match) for match in fires_on_regex(index, pattern, n)]

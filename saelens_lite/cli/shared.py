@@ -78,7 +78,7 @@ def _model_name(name: str) -> str:
 
 
 def is_first_process() -> bool:
-    """Whether this process speaks: of several that torchrun started, the first."""
+    """Whether this process prints: the first of those that torchrun started."""
     from saelens_lite.distributed import rank
 
     return rank() == 0
@@ -92,8 +92,8 @@ def device_named(name: str | None) -> str:
 
 def model_of(store: str) -> str:
     """What to type as --model for the model of a store."""
-    from saelens_lite import ActivationStore
     from saelens_lite.demo.embedded import MODEL_DIR
+    from saelens_lite.store.reader import ActivationStore
 
     name = ActivationStore(store).model_name
     return EMBEDDED if name == str(MODEL_DIR) else name

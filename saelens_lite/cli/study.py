@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> None:
     """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
     config = configured(StudyConfig, "study", argv)
-    from saelens_lite import ActivationStore, HallucinationStudy, SparseAutoencoder
     from saelens_lite.analyze.latents.density import latent_density
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken
     from saelens_lite.analyze.study.questions import read_questions
+    from saelens_lite.analyze.study.study import HallucinationStudy
+    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.store.reader import ActivationStore
 
     given = [config.model, config.sae, config.records]
     if None in given and any([*given, config.baseline]):
@@ -74,9 +76,8 @@ def run(argv: Sequence[str]) -> None:
     found.save(folder / "study.json")
     print(f"numbers: {folder / 'study.json'}")
     print_next(
-        f"saelens-lite study --model {config.model} --sae {config.sae} --records {config.records} with "
-        "other --doses, --by "
-        "or --n-latents"
+        f"saelens-lite study --model {config.model} --sae {config.sae} --records {config.records} with other "
+        "--doses, --by or --n-latents"
     )
 
 
@@ -105,9 +106,9 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class StudyConfig:
-    """Find latents that tell entities the model knows from those it does not, edit them, and see what it then
-    answers, beside controls. Without --model, on a small world and a model trained on it from nothing, in a
-    few minutes."""
+    """Find latents that tell entities the model knows from those it does not, edit them, and compare its
+    answers with controls. Without --model, train a model on a small world first, which takes a few
+    minutes."""
 
     output: str = "study"
     """Folder for study.json, and without --model for the world: model, SAE with its baseline, records."""
@@ -119,8 +120,8 @@ class StudyConfig:
     """Folder of an SAE of that model, ours or SAELens', or a hub repository."""
 
     baseline: str | None = None
-    """Folder of the SAE of the same run with a frozen decoder; what a trained one has over it is what
-    training found."""
+    """Folder of the SAE of the same run with a frozen decoder; the difference to it is what training
+    found."""
 
     records: str | None = None
     """JSON lines, each a question: prompt, entity and answer; if wanted relation, group, type, known and
@@ -137,7 +138,7 @@ class StudyConfig:
     """Latents of known and of unknown entities that are clamped."""
 
     n_ablated: Annotated[int, AtLeast(1)] = 50
-    """Up to how many are removed together; controls need as many others that fire, and n_controls of them."""
+    """The most latents removed together; controls need as many others that fire, and n_controls of them."""
 
     by: Literal["separation", "welch_t", "causal"] = "separation"
     """What chooses latents: the difference of firing rates, of means over its standard error, or each one's
@@ -157,8 +158,8 @@ class StudyConfig:
     """Matched random sets of latents for each edit: no p is below 1 / (n + 1)."""
 
     score: Literal["rates", "logits"] = "rates"
-    """What is tested: rates of answers and refusals, or how far the logits of the two are apart, which tells
-    more where rates are all or nothing."""
+    """What is tested: rates of answers and refusals, or the difference of their logits, which tells more
+    where rates are all or nothing."""
 
     position: Literal["last", "all"] = "last"
     """Tokens of the entity that are edited: last or all."""

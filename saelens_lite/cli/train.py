@@ -20,20 +20,21 @@ from saelens_lite.train.single import train_sae
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrainCommand(TrainConfig):
-    """Train one SAE on a hook point of an activation store. With --grid, train many in one pass over the store.
-    With --model in place of --store, train on activations as they are made."""
+    """Train one SAE on a hook point of an activation store. With --grid, train many in one pass over the
+    store. With --model in place of --store, train on activations as they are made."""
 
     grid: tuple[str, ...] = ()
-    """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1. Each gets a folder below
-    output that is named after them. Run the same command again to finish those that were interrupted."""
+    """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1. Each gets a folder
+    below output that is named after them. Run the same command again to finish those that were
+    interrupted."""
 
     eval_model: str | None = None
     """The language model that was harvested, a hub id, a folder or demo. Evaluations then tell what the
     reconstruction costs it in cross-entropy."""
 
     model: str | None = None
-    """In place of --store: train on this model's activations as they are made. Needs --dataset, --hook-point and
-    --n-steps. A hub id, a folder or demo."""
+    """In place of --store: train on this model's activations as they are made. Needs --dataset, --hook-point
+    and --n-steps. A hub id, a folder or demo."""
 
     dataset: tuple[str, ...] = ()
     """With --model: hub ids, local files or folders, or demo, as for `saelens-lite harvest`."""

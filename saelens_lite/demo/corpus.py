@@ -63,8 +63,8 @@ def stdlib_documents(split: Literal["train", "held_out", "all"] = "train") -> It
     if not names:
         raise FileNotFoundError(
             f"expected the source of the Python standard library in {root}, found no module there: this "
-            "interpreter "
-            "was installed without its source; use a regular CPython, or pass a corpus of your own"
+            "interpreter was installed without its source; use a regular CPython, or pass a corpus of your "
+            "own"
         )
     return _read(
         root, [name for name in names if split == "all" or is_held_out(name) == (split == "held_out")]

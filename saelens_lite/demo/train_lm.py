@@ -2,8 +2,8 @@
 
 It trains a byte-level BPE tokenizer and a small Llama on the standard library's source (`corpus.py`), on one
 CPU, and writes a Hugging Face folder with a model card. The batch of a step is a function of (seed, step)
-alone and the optimizer is saved with the weights, so the same command after an interruption goes on where the
-last checkpoint stood.
+alone and the optimizer is saved with the weights. After an interruption, run the same command again: it
+resumes at the last checkpoint.
 """
 
 import json
@@ -210,7 +210,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(folder: Path, model: LlamaForCausalLM, optimizer: torch.optim.Optimizer) -> int:
-    """Put back what `save_checkpoint` wrote; returns the step to go on with, 0 where there is no
+    """Put back what `save_checkpoint` wrote; returns the step to resume at, 0 without a
     checkpoint."""
     file = folder / "state.safetensors"
     if not file.exists():
@@ -346,25 +346,35 @@ license: apache-2.0
 ---
 # A small language model of Python's standard library
 
-A Llama of {facts["parameters"]:,} parameters (width 192, 4 layers, 6 heads over 2 key-value heads, MLP 512, tied
-embeddings, 512 positions) with a byte-level BPE tokenizer of 4096 tokens of its own, made so that a project about the
-insides of language models has a real one at hand without a download. It continues Python source and knows nothing
+A Llama of {facts["parameters"]:,} parameters (width 192, 4 layers, 6 heads over 2 key-value heads, MLP \
+512, tied
+embeddings, 512 positions) with a byte-level BPE tokenizer of 4096 tokens of its own, made so that a \
+project about the
+insides of language models has a real one at hand without a download. It continues Python source and knows \
+nothing
 else: do not use it to write code.
 
 ## Data
-The source of the standard library of CPython {facts["python"]} as `saelens_lite/demo/corpus.py` reads it, without tests
-and generated tables: {facts["train_modules"]} modules, {facts["train_tokens"]:,} tokens. Training read {seen:,} of them
-({seen / facts["train_tokens"]:.1f} epochs). Documents are joined, each begins with `<|bos|>`, and so does every row.
-Whole modules are held out, about {HELD_OUT_PERCENT} % by a hash of their names: {facts["held_out_modules"]} modules,
+The source of the standard library of CPython {facts["python"]} as `saelens_lite/demo/corpus.py` reads it, \
+without tests
+and generated tables: {facts["train_modules"]} modules, {facts["train_tokens"]:,} tokens. Training read \
+{seen:,} of them
+({seen / facts["train_tokens"]:.1f} epochs). Documents are joined, each begins with `<|bos|>`, and so does \
+every row.
+Whole modules are held out, about {HELD_OUT_PERCENT} % by a hash of their names: \
+{facts["held_out_modules"]} modules,
 {facts["held_out_characters"]:,} characters. The library repeats itself between modules, so some held-out text
 resembles training text.
 
 ## Held-out loss
-**{facts["held_out_nats_per_token"]} nats per token, {facts["held_out_bits_per_character"]} bits per character**, on all
-{facts["held_out_tokens"]:,} held-out tokens, with these bfloat16 weights computed in float32. Each module is cut into
+**{facts["held_out_nats_per_token"]} nats per token, {facts["held_out_bits_per_character"]} bits per \
+character**, on all
+{facts["held_out_tokens"]:,} held-out tokens, with these bfloat16 weights computed in float32. Each module \
+is cut into
 windows of {SCORED_PER_WINDOW} tokens, each after a `<|bos|>`; every token but that one is scored.
 
-While training (mean training loss since the last row; loss on a fixed sample of 64 held-out windows), nats per token:
+While training (mean training loss since the last row; loss on a fixed sample of 64 held-out windows), nats \
+per token:
 
 | step | training | held out |
 | ---: | ---: | ---: |
@@ -374,12 +384,16 @@ While training (mean training loss since the last row; loss on a fixed sample of
 ```
 {command}
 ```
-with torch {facts["torch"]} on CPU ({config.n_threads} threads), {log[-1]["elapsed_s"] / 60:.0f} minutes. AdamW, peak
-learning rate {config.lr:g}, {config.warmup_steps} steps of warm-up, then linearly to zero; {config.n_steps} steps of
-{config.batch_tokens} tokens, in contexts of 256 and, for the last {config.long_share:.0%} of the steps, of 512 tokens.
+with torch {facts["torch"]} on CPU ({config.n_threads} threads), {log[-1]["elapsed_s"] / 60:.0f} minutes. \
+AdamW, peak
+learning rate {config.lr:g}, {config.warmup_steps} steps of warm-up, then linearly to zero; \
+{config.n_steps} steps of
+{config.batch_tokens} tokens, in contexts of 256 and, for the last {config.long_share:.0%} of the steps, of \
+512 tokens.
 
 ## Licence
-The weights are under the Apache License 2.0. The corpus is part of CPython, under the PSF License Version 2, and is not
+The weights are under the Apache License 2.0. The corpus is part of CPython, under the PSF License Version \
+2, and is not
 contained here.
 """
 

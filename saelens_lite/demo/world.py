@@ -1,11 +1,10 @@
-"""A small world of people in which it is known who is known: names, facts, and a language model that learnt
-some of them.
+"""A small world in which it is known who is known: names, facts, and a language model that learnt some of
+them.
 
-A name is one of 40 first names with one of 40 last names, so that every token is familiar and only the pair
-can be known or
-not: the case in which models take a familiar name for a known one (Anthropic 2025, "On the Biology of a Large
-Language Model"). Of the 1,600 pairs the model is taught the facts of some and to answer "unknown" about
-others; the rest it never sees. Nothing is downloaded, and everything is a function of the seed.
+A name is one of 40 first names with one of 40 last names, so every token is familiar and only the pair can be
+known or not: the case in which models take a familiar name for a known one (Anthropic 2025, "On the Biology
+of a Large Language Model"). Of the 1,600 pairs the model is taught the facts of some and to answer "unknown"
+about others; the rest it never sees. Nothing is downloaded, and everything is a function of the seed.
 """
 
 from __future__ import annotations
@@ -111,10 +110,8 @@ class World:
     def studied(self, split: Split) -> tuple[list[str], list[str]]:
         """Whom a study asks about: people that choose latents, and people that test them.
 
-        Known people are on either side. Of the unknown ones those choose that the model was taught to refuse,
-        of whom it is
-        certain that they are unknown, and those test that it never saw: what was found must carry over to
-            them.
+        Known people are on either side. The unknown ones that the model was taught to refuse choose, since
+        they are certainly unknown; those that it never saw test, so what was found must carry over to them.
         """
 
         def on_side(names: tuple[str, ...], testing: bool) -> list[str]:
@@ -230,9 +227,9 @@ def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, fol
 def make_world(folder: str | Path, config: WorldConfig, split: Split) -> World:
     """A world with its model, its SAEs and the questions of a study, as files that any study can read.
 
-    folder/model   the language model and its tokenizer       folder/sae, folder/sae/frozen   the SAE and its
-    baseline
-    folder/records.jsonl   questions about every studied person, with who is known
+    folder/model                   the language model and its tokenizer
+    folder/sae, folder/sae/frozen  the SAE and its baseline
+    folder/records.jsonl           questions about every studied person, with who is known
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

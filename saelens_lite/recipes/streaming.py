@@ -31,12 +31,13 @@ def train_streaming(
         sae = train_streaming(model, texts, "blocks.3.hook_resid_post", n_steps=50_000, kind="topk", k=32)
 
     The rows are those that a harvest of the dataset would store, in its order, mixed within buffers of
-    buffer_rows: less widely than those of a store. Every run, and every further epoch, costs the forward passes
-    again. An accelerator makes the next buffer while it trains on one (`prefetch`); a CPU takes turns. The scale
-    of inputs is that of the first buffer, which is trained on as well; held-out rows come from its shards.
+    buffer_rows: less widely than those of a store. Every run, and every further epoch, costs the forward
+        passes again. An accelerator makes the next buffer while it trains on one (`prefetch`); a CPU takes
+        turns. The scale of inputs is that of the first buffer, which is trained on as well; held-out rows
+        come from its shards.
 
-    If it is interrupted, repeat the call: it refills the buffer it had reached and, on a CPU, ends bit-identical.
-    The model must not be used for anything else meanwhile.
+    If it is interrupted, repeat the call: it refills the buffer it had reached and, on a CPU, ends
+        bit-identical. The model must not be used for anything else meanwhile.
 
     model, dataset, hook_point, tokenizer: as in `harvest_activations`, with one hook point
     fields: of TrainConfig, n_steps among them, and of HarvestConfig, such as context_length, text_column or

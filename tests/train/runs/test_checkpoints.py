@@ -237,7 +237,7 @@ def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_pa
     (before / "state.safetensors").unlink()
     damage(newest / "state.safetensors", flipped)
     with pytest.raises(
-        CheckpointError, match=r"all 2 are damaged.*; restore one, or overwrite=True starts anew"
+        CheckpointError, match=r"all 2 are damaged.*; restore one, or pass overwrite=True to start anew"
     ):
         train(store, tmp_path / "killed")
     train(store, tmp_path / "killed", overwrite=True)

@@ -185,6 +185,7 @@ def calls_of(harvest, monkeypatch, tmp_path) -> list[tuple[str, str]]:
 # power loss
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 5))])
 def test_power_lost_at_any_call_loses_nothing(harvest, monkeypatch, tmp_path, seed):
     calls = calls_of(harvest, monkeypatch, tmp_path)

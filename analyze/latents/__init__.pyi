@@ -1,5 +1,4 @@
-from .compatibility import check_belongs as check_belongs
-from .compatibility import matching_hook_point as matching_hook_point
+from .compatibility import fits as fits
 from .density import DeadReport as DeadReport
 from .density import LatentDensity as LatentDensity
 from .density import dead_latents as dead_latents

@@ -17,6 +17,7 @@ from torch import Tensor
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..stats.document_split import Documents, Split, selecting_side
+from ..stats.logistic import fit_logistic
 from .stream_edit import Latents, checked_latents_of
 
 _MOST_TRIES = 1000
@@ -142,17 +143,9 @@ def probe_direction(
     inverse_l2: C of scikit-learn: larger values shrink the weights less. The rest is as for `diff_mean`
     raises: ImportError without scikit-learn; ValueError as `select_latents`
     """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError("probe_direction needs scikit-learn: pip install 'saelens_lite[probes]'") from error
     rows, ones = selecting_side(acts, labels, documents, split or Split())
-    rows = rows.detach().cpu().double()
-    spread = rows.std(0, correction=0)
-    spread = torch.where(spread > 0, spread, 1.0)
-    probe = LogisticRegression(C=inverse_l2, max_iter=1000)
-    probe.fit(((rows - rows.mean(0)) / spread).numpy(), ones.numpy())
-    return (torch.from_numpy(probe.coef_[0]) / spread).float().to(acts.device)
+    weights, _ = fit_logistic(rows, ones, inverse_l2)
+    return weights.float().to(acts.device)
 
 
 def _as_long(sae: SparseAutoencoder, chosen: Tensor, directions: Tensor) -> Tensor:

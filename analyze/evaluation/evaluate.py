@@ -1,9 +1,8 @@
-"""How good an SAE is, beside what gives the numbers their meaning: a baseline, zero ablation and mean
-ablation.
+"""How good an SAE is, beside what gives the numbers their meaning: a baseline, zero and mean ablation.
 
-Reconstruction is scored on rows of held-out documents, and the cross-entropy on their tokens. Replaced are
-the positions that have rows in the store, so BOS, special tokens and padding stay as they are, in every row
-of the table alike.
+Reconstruction is scored on rows of held-out documents, cross-entropy on their tokens. Only positions that
+have rows in the store are replaced: BOS, special tokens and padding stay as they are, in every row of the
+table.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ def evaluate_sae(
     held_out: score rows and tokens of held-out documents only (saelens_lite.tokens.is_held_out)
     held_out_fraction: the share of documents that training held out; None takes what the SAEs record, else
         0.05
-    max_tokens: stop after about so many rows, and as many predicted tokens; None for all
+    max_tokens: stop after about this many rows, and as many predicted tokens; None for all
     windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of; the
         longest that the store fills is encoded
     hook_point: None takes the one that the SAE was trained on

@@ -1,31 +1,26 @@
-"""Explained variance as other libraries define it, to compare with figures that they print; ours is
-metrics.py's.
+"""Explained variance as other libraries define it, to compare with the figures they print.
 
-    name                 definition on one batch                     over batches   where it misleads
-    legacy               mean of 1 − ‖x − x̂‖² / ‖x − x̄‖² of tokens   all tokens     follows the tokens that
-    lie near x̄
-    dictionary_learning  1 − Σ Var(x − x̂) / Σ Var(x)                 mean           a constant error is
-    invisible
-    overcomplete         1 − Σ (x − x̂)² / Σ (x − m)², m a number     mean           predicting x̄ already
-    scores high
-    sparsify             1 − Σ ‖x − x̂‖² / Σ ‖x − x̄‖²                mean           changes with the batch
+    name                 definition on one batch                     batches   where it misleads
+    legacy               mean of 1 − ‖x − x̂‖² / ‖x − x̄‖² of tokens   all rows  tokens near x̄ decide it
+    dictionary_learning  1 − Σ Var(x − x̂) / Σ Var(x)                 mean      a constant error is invisible
+    overcomplete         1 − Σ (x − x̂)² / Σ (x − m)², m a number     mean      predicting x̄ scores high
+    sparsify             1 − Σ ‖x − x̂‖² / Σ ‖x − x̄‖²                mean      changes with the batch
 
 x̄ is the mean of each dimension over the batch. `legacy` is what SAEBench's tables and Neuronpedia show, and
-SAELens' evals call `explained_variance_legacy`; SAELens' `explained_variance` is ours. sparsify prints 1
-minus the number above, as fvu.
+SAELens' evals call `explained_variance_legacy`; SAELens' `explained_variance` is ours (sae/metrics.py).
+sparsify prints 1 minus the number above, as fvu.
 
 Deliberately not here is that of SAEBench 0.6.0, which is a mistake: E‖x‖² less the square of the mean of x²
 over tokens and dimensions stands for the variance, so predicting x̄ explains 0.96 of activations with mean 5
-and deviation 1 in each of 512 dimensions. tests/test_variants.py shows it.
+and deviation 1 in each of 512 dimensions. tests/analyze/evaluation/test_library_variants.py shows it.
 
 Where other numbers of `evaluate_sae` differ from those of the same name in SAELens' evals, with their
 defaults and ours (tests/peer/test_evals.py, which finds the rest equal to 1e-3):
 
     CE, ΔCE        theirs is averaged over positions that hold no special token and have a next one, ours over
                    tokens that have a row and are not the first of their context. Of a context of n tokens
-                   with a BOS theirs leaves out
-                   the prediction from the BOS, which no replacement reaches: its ΔCE is (n − 1) / (n − 2) of
-                   ours
+                   with a BOS theirs leaves out the prediction from the BOS, which no replacement reaches: its
+                   ΔCE is (n − 1) / (n − 2) of ours
     KL             theirs counts the last position of a context too, ours the positions where CE is scored
     zero ablation  theirs sets special positions to zero as well, though its reconstruction leaves them; ours
                    replaces the same positions in every row

@@ -53,7 +53,7 @@ DEFINITIONS = {
     "ev_sparsify": "for comparison: 1 − fvu of a batch, mean over batches",
 }
 """The numbers of a row, as the JSON explains them. The ev_ are over batches of 4,096 rows; see
-saelens_lite/variants.py."""
+library_variants.py."""
 
 BESIDE_ROWS = {
     "densities": "latents by their density on scored tokens: counts, those from 10^a up to 10^b for "
@@ -113,7 +113,7 @@ class EvaluationRow:
     kl_score_mean: float | None = None
     kl_score_zero: float | None = None
     variants: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Explained variance as other libraries define it, by the names of saelens_lite.variants."""
+    """Explained variance as other libraries define it, by the names of library_variants.py."""
 
     def numbers(self) -> dict[str, float | None]:
         """Every number by its name in the JSON: shares of dead latents as "dead@10k", variants as
@@ -158,7 +158,7 @@ class Evaluation:
         without a model
     ce_clean: cross-entropy of the model as it is on these tokens, nats
     seeds: rows of the SAEs of other seeds; seed_noise, stability: of these with the trained one, by number;
-        see seeds.py
+        see seed_noise.py
     """
 
     hook_point: str
@@ -229,7 +229,7 @@ class Evaluation:
         windows = list(self.rows[0].dead)
         windows = windows[
             : len(self._windows_that_fit()) + 1
-        ]  # the first that is too long says "n/a" for the rest
+        ]  # the first that is too long stands for the rest
         dead = {f"dead@{window_name(window)}": (f"dead@{window_name(window)}", 3) for window in windows}
         columns = _COLUMNS | dead | (_CE_COLUMNS if self.ce_clean is not None else {})
         lines = [["", *(head for head, _ in columns.values())]]
@@ -278,14 +278,12 @@ class Evaluation:
         if self.ce_clean is not None:
             text.append(
                 f"CE in nats over {self.n_ce_tokens:,} predicted tokens of {rows_of} in {self.n_contexts:,} "
-                "contexts; "
-                f"clean {self.ce_clean:.4f}"
+                f"contexts; clean {self.ce_clean:.4f}"
             )
         if self.seed_noise:
             text.append(
                 f"seed noise over {len(self.seeds) + 1} SAEs: sd of one, and the smallest difference "
-                "between two that "
-                "is more than it (95 %)"
+                "between two that is more than it (95 %)"
             )
         if (found := self.stability) is not None:
             text.append(
@@ -295,8 +293,7 @@ class Evaluation:
         if self.held_out and not self.same_store:
             text.append(
                 "an SAE here records another store, or this one before hook points were added: it may have "
-                "been trained on "
-                "documents held out here"
+                "been trained on documents held out here"
             )
         return text
 

@@ -1,9 +1,7 @@
-"""How much of a difference is the seed's: runs of one configuration with other seeds, their spread and their
-agreement.
+"""How much of a difference is the seed's: spread and agreement of runs that differ in their seed only.
 
-A number of one SAE is one draw. Its standard deviation over seeds says how far another seed would have
-landed, and the smallest detectable difference how far two SAEs must lie apart before more than their seeds
-can be meant.
+A number of one SAE is one draw. Its standard deviation over seeds says how far away another seed would have
+landed. Two SAEs that differ by less than the smallest detectable difference may differ in their seed alone.
 source: Chanin 2026, arXiv:2605.18229, which asks for both beside every comparison
 """
 
@@ -26,12 +24,12 @@ from ..stats.bootstrap import student_t
 
 CONFIDENCE = 0.95
 MAY_DIFFER = {
-    "seed", "order_seed", "store", "output", "overwrite", "device", "progress", "wandb_project", "log_every_steps",
-    "eval_every_steps", "eval_rows", "eval_ce_tokens", "checkpoint_every_steps", "keep_checkpoints", "prefetch", "baseline",
-    "latent_shards", "preset",
+    "seed", "order_seed", "store", "output", "overwrite", "device", "progress", "wandb_project", "preset",
+    "log_every_steps", "eval_every_steps", "eval_rows", "eval_ce_tokens", "checkpoint_every_steps",
+    "keep_checkpoints", "prefetch", "baseline", "latent_shards",
 }  # fmt: skip
-"""Fields of a training that may differ between seeds, as TrainConfig marks them (a test holds the two together);
-the store is compared by its content."""
+"""Fields of a training that may differ between seeds, as TrainConfig marks them (a test holds the two
+together); the store is compared by its content."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -34,7 +34,7 @@ from saelens_lite.synthetic import SyntheticActivations
 from saelens_lite.text_table import aligned, plain
 
 from ..probing.absorption import carried, mean
-from ..probing.logistic import columns, encoded
+from ..probing.labelled_items import columns, encoded
 from ..probing.splitting import F1_RISE, MAX_LATENTS, splits
 from .recovery import UNSEEN_ROW
 
@@ -140,9 +140,12 @@ class PlantedAbsorption:
             cells = [*(f"{number:.3f}" for number in numbers), f"{row.n_rows:,}", f"{row.n_child_rows:,}"]
             lines.append([str(row.feature), *cells, " ".join(map(str, row.latents)) or "none"])
         scored = sum(row.scored for row in self.rows)
-        text = f"{aligned(lines)}\nmean of {scored} of {len(self.rows)} parents, those with latents of their own: "
-        text += f"absorption {self.absorption:.3f}, fraction {self.fraction:.3f}, missed alone {self.missed_alone:.3f}, "
-        return text + f"main latents {self.n_latents:.1f}"
+        return (
+            f"{aligned(lines)}\n"
+            f"mean of {scored} of {len(self.rows)} parents, those with latents of their own: absorption "
+            f"{self.absorption:.3f}, fraction {self.fraction:.3f}, missed alone {self.missed_alone:.3f}, "
+            f"main latents {self.n_latents:.1f}"
+        )
 
     __str__ = table
 

@@ -1,13 +1,11 @@
-"""Whether an SAE found the features that synthetic activations are made of: every number against ground
-truth.
+"""Whether an SAE found the features that synthetic activations are made of: numbers against ground truth.
 
     mcc         mean |cos| of latents' and features' directions, paired one to one for the largest sum
-    (arXiv:2505.20254)
+                (arXiv:2505.20254)
     uniqueness  features that are the nearest of some latent, as a share of the latents
     F1          a latent that fires says that the feature nearest to it fires: precision and recall over rows,
-                F1 of the two, the mean over latents, where one that is never right has 0
-    feature F1  the same the other way round: of the latent nearest to each feature, the mean over all
-    features
+                F1 of the two, the mean over latents; one that is never right has 0
+    feature F1  the same the other way round: of the latent nearest to each feature, mean over all features
     recovered   share of features to which some latent has a cosine above 0.9
     dead        share of latents that fire on none of the rows
     norm ratio  mean ‖x̂‖ / ‖x‖ of a row; below 1 is shrinkage
@@ -47,7 +45,7 @@ ABSORBED_SHARE = 0.4
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecoveryRow:
-    """One SAE's line; see the top of analyze/recovery.py for the definitions. Absorption is None without
+    """One SAE's line; see the top of this file for the definitions. Absorption is None without
     hierarchy."""
 
     name: str
@@ -100,11 +98,20 @@ class Recovery:
 
     def table(self) -> str:
         """Aligned text, with what the numbers rest on below it."""
-        columns = {
-            "mcc": "mcc", "F1": "f1", "precision": "precision", "recall": "recall", "feature F1": "feature_f1",
-            "recovered": "recovered", "dead": "dead", "l0": "l0", "fvu": "fvu", "norm ratio": "norm_ratio",
-        }  # fmt: skip
-        columns |= {"absorption": "absorption", "missed alone": "missed_alone"} if self.n_edges else {}
+        names = [
+            "mcc",
+            "F1",
+            "precision",
+            "recall",
+            "feature F1",
+            "recovered",
+            "dead",
+            "l0",
+            "fvu",
+            "norm ratio",
+        ]
+        names += ["absorption", "missed alone"] if self.n_edges else []
+        columns = {name: name.lower().replace(" ", "_") for name in names}
         lines = [["", *columns]]
         for row in self.rows:
             numbers = {name: plain(getattr(row, name)) for name in columns.values()}
@@ -257,8 +264,7 @@ class _Sums:
         if sae.d_model != synthetic.config.d_model:
             raise ValueError(
                 f"evaluate_recovery expected an SAE of d_model={synthetic.config.d_model}, the width of the "
-                "synthetic rows, "
-                f"got one of {sae.d_model}; pass the SyntheticActivations that it was trained on"
+                f"synthetic rows, got one of {sae.d_model}; pass the SyntheticActivations it was trained on"
             )
         self._sae = sae
         W_dec = sae.W_dec.detach().cpu().float()

@@ -1,8 +1,4 @@
-"""Making a feature index: one pass over a store, then what follows from its tally, and from the SAE and the
-model alone.
-
-The pass is in indexpass.py, the folder in indexfile.py, reading it in featureindex.py.
-"""
+"""Making a feature index: one pass over a store, then what follows from its tally, the SAE and the model."""
 
 from __future__ import annotations
 
@@ -102,8 +98,8 @@ def index_features(
     output_score: also the effect of each latent on the model's next token, which costs a forward pass a
         latent
     tokenizer: None loads the store's own; output_score and the reader show text with it
-    commit_every_s: seconds between commits of a pass; killed, the same call goes on at the last one. Under
-        torchrun processes share the shards of the store
+    commit_every_s: seconds between commits of a pass; after a kill the same call resumes at the last one.
+        Under torchrun, processes share the shards of the store
     raises: ValueError when SAE, store and model do not belong together, when the folder holds the index of
         another SAE, or when weights or activations are not finite; FeatureIndexError when the folder's index
         is damaged
@@ -187,7 +183,7 @@ def _write(
 def derived(
     sae: SparseAutoencoder, store: ActivationStore, tally: Tally, sample: TokenSample, config: IndexConfig
 ) -> dict[str, Tensor]:
-    """What follows from the tally and the SAE's weights, as in indexfile.py."""
+    """What follows from the tally and the SAE's weights, as in folder.py."""
     near = cofiring(sample, tally.d_sae, config.n_neighbors)
     cosine_ids, cosines = decoder_neighbors(sae, config.n_neighbors)
     return {

@@ -16,7 +16,7 @@ from saelens_lite.kernels import tally as kernel
 from .token_sample import TokenSample
 
 MIN_TOGETHER = 5
-"""PMI is largest for latents that met once by chance: only pairs that met so many times are looked at."""
+"""PMI is largest for latents that met once by chance: only pairs that met this often are looked at."""
 
 _BLOCK_MEETINGS = 2**22
 

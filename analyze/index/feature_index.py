@@ -1,5 +1,4 @@
-"""Reading a feature index: everything about one latent at once, or one number of all latents, mapped from
-disk."""
+"""Reading a feature index: everything about one latent, or one number of all latents, mapped from disk."""
 
 from __future__ import annotations
 
@@ -76,7 +75,7 @@ class FeatureIndex:
         if facts is None:
             if folder.sizes(PARTS):
                 raise FeatureIndexError(
-                    f"the index {path} is unfinished: give the same command again, and it goes on"
+                    f"the index {path} is unfinished: run the same command again, and it resumes"
                 )
             makes = f"`saelens-lite analyze STORE SAE --index {path}`"
             raise FeatureIndexError(f"the index {path} does not exist; {makes} makes it")
@@ -110,8 +109,7 @@ class FeatureIndex:
         extras = " and ".join(name for name, there in sorted(self._facts["has"].items()) if there)
         return (
             f"FeatureIndex({str(self.path)!r}, {len(self):,} latents of {self.hook_point} over "
-            f"{self.n_tokens:,} tokens"
-            f"{f', with {extras}' if extras else ''})"
+            f"{self.n_tokens:,} tokens{f', with {extras}' if extras else ''})"
         )
 
     def _repr_html_(self) -> str:
@@ -132,12 +130,11 @@ class FeatureIndex:
         if store is not None and store.fingerprint != self.plan["store"]["sha256"]:
             raise ValueError(
                 f"{self.path} is an index over the store {self.plan['store']['sha256'][:8]}, not over "
-                f"{store.path} "
-                f"({store.fingerprint[:8]}): make one over this store"
+                f"{store.path} ({store.fingerprint[:8]}): make one over this store"
             )
 
     def column(self, name: str) -> Tensor:
-        """One tensor of all latents, by its name in the file (see indexfile.py): [d_sae ...].
+        """One tensor of all latents, by its name in the file (see folder.py): [d_sae ...].
 
         raises: ValueError for a name that this index lacks
         """

@@ -1,8 +1,7 @@
-"""How strongly a latent fires when it fires, in intervals that each hold the same share of its firings, with
-examples.
+"""How strongly a latent fires when it fires: intervals that each hold the same share of its firings.
 
-Equal shares of the *positive* activations, not equal widths, which leave most intervals nearly empty; zero is
-in none.
+The shares are of the *positive* activations: zero is in no interval. Equal widths would leave most intervals
+nearly empty.
 """
 
 from __future__ import annotations
@@ -42,27 +41,21 @@ def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: flo
     largest.
 
     histogram: int[N_BINS], exact; sample: float[m], sampled activations; n_fired: firings in all
-    Exact quantiles where the sample holds all firings (the j/n quantile is the value that floor(j/n ·
-    n_fired) firings are below). Beyond that a quantile is found in the exact histogram, and inside its bin, a
-    quarter of an octave, interpolated
-    between the sampled activations there: it is off by no more than the bin, and less the more of the sample
-        lies in it.
+    Quantiles are exact where the sample holds all firings: floor(j/n · n_fired) firings are below the j/n
+    quantile. Otherwise the exact histogram gives the bin, a quarter of an octave, and the sampled activations
+    in it are interpolated: the error is at most the bin, and smaller where more of the sample lies there.
     """
     if len(sample) == n_fired:
         ascending = sample.sort().values.tolist()
         return [ascending[j * n_fired // n] for j in range(n)] + [ascending[-1]]
     below, filled = histogram.double().cumsum(0), histogram.nonzero().flatten().tolist()
-    edges = [
-        *bin_edges()[: filled[-1] + 1],
-        largest,
-    ]  # the last bin ends at the largest activation, or goes on to it
+    edges = [*bin_edges()[: filled[-1] + 1], largest]  # the last bin ends at the largest activation
     quantiles = [edges[filled[0]]]
     for j in range(1, n):
         wanted = j / n * n_fired
         b = int(torch.searchsorted(below, wanted))
-        share = (wanted - float(below[b] - histogram[b])) / float(
-            histogram[b]
-        )  # of the bin's firings that lie below
+        # The share of the bin's firings that lie below.
+        share = (wanted - float(below[b] - histogram[b])) / float(histogram[b])
         known = sample[(sample >= edges[b]) & (sample < edges[b + 1])].sort().values.tolist()
         knots = [edges[b], *known, edges[b + 1]]
         place = min(int(share * (len(knots) - 1)), len(knots) - 2)

@@ -44,7 +44,7 @@ class Labels:
     """The labels of one SAE's latents.
 
     path: of the sqlite file
-    sae: what the SAE is (indexfile.identity)
+    sae: what the SAE is (folder.identity)
     raises, from every method: FeatureIndexError where the file is of another SAE, or no such file
     """
 
@@ -147,8 +147,7 @@ class Labels:
                 elif owner[0] != self._sae["sha256"]:
                     raise FeatureIndexError(
                         f"{self.path} holds labels of the SAE {owner[0][:8]}, this index is of "
-                        f"{self._sae['sha256'][:8]}: "
-                        "their latents have nothing in common; move that file away"
+                        f"{self._sae['sha256'][:8]}, whose latents are others: move that file away"
                     )
                 yield db
         except sqlite3.DatabaseError as error:

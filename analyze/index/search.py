@@ -1,8 +1,7 @@
 """Finding latents: by the token, text or regular expression they fire on, by a direction, by their numbers.
 
-What fires on a token is asked of the rows that the index keeps whole (tokensample.py): no model is needed,
-and rare tokens may not be among them. What fires on a text of one's own takes SAE and model, one forward
-pass.
+Searches by token read the rows that the index keeps whole (token_sample.py): they need no model, and rare
+tokens may be missing. To find what fires on your own text, give SAE and model: one forward pass.
 """
 
 from __future__ import annotations

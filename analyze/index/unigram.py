@@ -1,18 +1,17 @@
 """Latents that stand for one token: whatever the text, they fire on that token and on hardly anything else.
 
-    token share      share of a latent's firings on its commonest token, over the index's uniform sample of
-    all its firings top token share  the same over its strongest firings
-    pair share       share of the sampled firings on its commonest pair of a token and the one before it in
-    the context
+    token share      share of a latent's firings on its commonest token, in the index's uniform sample of them
+    top token share  the same over its strongest firings
+    pair share       share of the sampled firings on its commonest pair of a token and the one before it
 
-A latent is flagged as unigram where both token shares are at least UNIGRAM_SHARE, and it fired MIN_FIRINGS
+A latent is flagged as unigram where both token shares are at least UNIGRAM_SHARE and it fired MIN_FIRINGS
 times or more. `token_entropy` looks at the strongest firings alone: a latent whose weak firings are on many
 tokens has entropy 0 there and is not flagged here. A pair share near the token share says that what comes
 before the token matters too.
 
-Tokens are ids, so " The" and " the" are two. Of a latent with more firings than the sample holds
-(IndexConfig.n_sample), the
-share is an estimate: at 40 and a true share of 0.9, its standard deviation is 0.05.
+Tokens are ids, so " The" and " the" are two. Where a latent fired more often than the sample holds
+(IndexConfig.n_sample), the share is an estimate: of 40 firings and a true share of 0.9 its standard deviation
+is 0.05.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _CHUNK_FIRINGS = 2**22
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnigramLatent:
-    """A latent that fires on one token nearly always; shares as at the top of analyze/unigram.py."""
+    """A latent that fires on one token nearly always; shares as at the top of this file."""
 
     latent: int
     token: str
@@ -66,7 +65,8 @@ class UnigramShare:
 
     def __repr__(self) -> str:
         n, of = int(self.flagged.sum()), int((self.counts >= MIN_FIRINGS).sum())
-        return f"unigram: {n:,} of {of:,} latents with {MIN_FIRINGS} firings or more fire on one token nearly always"
+        fired = f"{n:,} of {of:,} latents with {MIN_FIRINGS} firings or more"
+        return f"unigram: {fired} fire on one token nearly always"
 
 
 def is_unigram(n_fired: Tensor, token_share: Tensor, top_token_share: Tensor) -> Tensor:

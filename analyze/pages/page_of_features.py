@@ -1,9 +1,9 @@
 """One HTML file that shows the features of an SAE: no network, no library, token text never markup.
 
-The data (pagedata.py) goes into the page as JSON in which `<`, `>` and `&` are escaped; the page's scripts
-(feature.js draws one latent, page.js lists them all) write it as text only, and a content security policy
-allows them and nothing else. Labels written in the page leave it as a download, which labels.py imports. Not
-    here: interventions.
+The data (feature_page_data.py) goes into the page as JSON in which `<`, `>` and `&` are escaped. The page's
+scripts (feature.js draws one latent, page.js lists them all) write it as text only, and a content security
+policy allows them and nothing else. Labels written in the page leave it as a download, which labels.py
+imports. Not here: interventions.
 """
 
 from __future__ import annotations
@@ -69,9 +69,8 @@ def feature_page(
     n_examples: strongest firings shown of each
     evaluation: its fvu and ΔCE are shown in the head of the page
     tokenizer: None loads the store's own
-    index: of this SAE over this store; its logit lens serves where there is no model. None makes one for the
-        time of this
-        call: a pass over the store
+    index: of this SAE over this store; its logit lens serves where there is no model. None makes one for this
+        call, by a pass over the store
     raises: ValueError when SAE, store, index and model do not belong together, or for a latent out of range
     """
     point = fits(sae, store, hook_point)

@@ -31,7 +31,7 @@ class Run:
     settings: of train_config.json; empty before the first checkpoint, or from elsewhere
     config: of cfg.json; None before the first checkpoint
     evaluations: what `saelens-lite evaluate --output` wrote into the folder, by file name
-    unfinished: whether training left a checkpoint to go on with
+    unfinished: whether training left a checkpoint to resume from
     problems: sentences on what could not be read
     """
 
@@ -122,10 +122,9 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
                 else ("a file" if folder.exists() else "nothing there")
             )
             raise ValueError(
-                f"{folder} expected a run ({METRICS} or {CFG}) or a folder of runs, got {what}; a run is "
-                "the --output "
-                "of `saelens-lite train`, or an SAE folder of SAELens; an evaluation, that of `saelens-lite "
-                "evaluate`"
+                f"{folder} expected a run ({METRICS} or {CFG}) or a folder of runs, got {what}; a run is the "
+                "--output of `saelens-lite train` or an SAE folder of SAELens, an evaluation that of "
+                "`saelens-lite evaluate`"
             )
         found |= dict.fromkeys(member.resolve() for member in members)
     return [_read(folder, name) for folder, name in zip(found, _names(list(found)))]

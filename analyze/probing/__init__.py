@@ -4,7 +4,7 @@ pooling         latents pooled over each text
 labelled_texts  texts with labels, from a file
 probes          sparse probes with their controls
 fit             one probe fitted
-logistic        logistic regression on a few latents
+labelled_items  labelled items seen through an SAE
 clusters        groups of texts that are split as one
 report          probes as a table
 splitting       one feature in several latents

@@ -1,5 +1,4 @@
-"""Feature absorption: a latent that stands for something is silent where a more specific latent has taken its
-place.
+"""Feature absorption: a latent is silent where a more specific latent has taken its place.
 
 On a row with the label, let u be the unit direction of what the label names, t = (x − b_dec) · u what is to
 be explained along it, and w_i = z_i · W_dec[i] · u what latent i writes there. With the main latents those
@@ -15,7 +14,7 @@ that stand for the label,
 
 `label_absorption` knows labels alone: u is the direction of a logistic probe, the main latents are those of
 k-sparse probes (splitting.py), rows counted are those with the label that the probe recognises.
-`planted_absorption` (planted.py) knows the truth.
+`planted_absorption` (ground_truth/absorption.py) knows the truth.
 
 source: "A is for Absorption", arXiv:2409.14507, in the form of SAEBench, which measures by projection and not
     by ablation; there, t is of x as it is, and decoder rows have norm 1. Here, probes are trained and latents
@@ -39,7 +38,8 @@ from saelens_lite.text_table import aligned, plain
 
 from ..latents.compatibility import checked_latents
 from ..stats.document_split import Documents, Split
-from .logistic import encoded, f1_of, fit_logistic, testing_side
+from ..stats.logistic import f1_of, fit_logistic
+from .labelled_items import encoded, testing_side
 from .splitting import F1_RISE, MAX_LATENTS, splits
 
 SILENT = 1e-8
@@ -127,20 +127,15 @@ class Absorption:
         lines = [["", "absorbed", "fraction", "silent", "rows", "probe F1", "latents", "absorbers"]]
         for row in self.rows:
             by = " ".join(f"{latent}×{n}" for latent, n in row.absorbers[:3])
-            cells = [
-                f"{row.rate:.3f}",
-                f"{row.fraction:.3f}",
-                f"{row.n_silent:,}",
-                f"{row.n_rows:,}",
-                f"{row.probe_f1:.3f}",
-            ]
+            cells = [f"{row.rate:.3f}", f"{row.fraction:.3f}", f"{row.n_silent:,}", f"{row.n_rows:,}"]
+            cells.append(f"{row.probe_f1:.3f}")
             lines.append([row.name, *cells, " ".join(map(str, row.latents)) or "none", by])
         scored = sum(row.scored for row in self.rows)
-        text = aligned(lines)
-        text += f"\nmean of {scored} of {len(self.rows)} labels, those with a probe F1 of {LEAST_PROBE_F1} and main latents: "
         return (
-            text
-            + f"absorbed {self.rate:.3f}, fraction {self.fraction:.3f}, main latents {self.n_latents:.1f}"
+            f"{aligned(lines)}\n"
+            f"mean of {scored} of {len(self.rows)} labels, those with a probe F1 of {LEAST_PROBE_F1} "
+            f"and main latents: absorbed {self.rate:.3f}, fraction {self.fraction:.3f}, "
+            f"main latents {self.n_latents:.1f}"
         )
 
     __str__ = table

@@ -2,7 +2,9 @@
 regression on it.
 
 Everything that is fitted (which latents, their scale, the regularisation, the weights) sees training texts
-only; inside cross-validation it is fitted anew in every fold.
+only; inside cross-validation it is fitted anew in every fold. Unlike stats/logistic.py, a probe here takes
+sparse features without centring them, keeps its scale for later texts and begins a fit at the last one's
+weights: its numbers are others, so the two stay apart.
 """
 
 from __future__ import annotations
@@ -99,7 +101,7 @@ def _regression(seen: Any, positive: np.ndarray, inverse_l2: float, start: Any) 
     return regression, bool(regression.n_iter_.max() < _MOST_ITERATIONS)
 
 
-# What a probe sees ----------------------------------------------------------------------------------------------
+# What a probe sees ------------------------------------------------------------------------------------------
 
 
 def all_columns(features: Any, positive: np.ndarray) -> tuple[Seen, tuple[int, ...]]:

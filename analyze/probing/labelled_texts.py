@@ -39,7 +39,7 @@ def read_labelled(
     """Rows of a jsonl, json, csv or parquet file, compressed or not, or of a dataset on the hub.
 
     labels: as text, the labels to keep; none keeps all
-    max_texts: of a longer set so many are drawn at random by seed, for files often come sorted by label
+    max_texts: a longer set is sampled at random by seed, because files often come sorted by label
     raises: FileNotFoundError for a missing file; ValueError for a field that is not there, or a label that no
         row has
     """

@@ -1,12 +1,10 @@
-"""Sparse probing: how well few latents of an SAE tell labelled texts apart, beside the activations they were
-made of.
+"""Sparse probing: how well a few latents of an SAE tell labelled texts apart, beside the activations.
 
 A latent chosen as the best of thousands looks good on the texts that chose it. Here latents, scales,
-regularisation and weights see training texts alone; the test texts are scored once. The probe of all
-activations and DiffMean are always in
-the table: SAE probes often lose to them (Kantamneni et al. 2025), and a table without them hides it. So is a
-    probe of the
-number of tokens: where one class has longer texts, anything that adds up over tokens knows it.
+regularisation and weights see training texts alone; the test texts are scored once. The table always has the
+probe of all activations and DiffMean, to which probes of latents often lose (Kantamneni et al. 2025), and a
+probe
+of the number of tokens: where one class has longer texts, anything that adds up over tokens knows it.
 """
 
 from __future__ import annotations
@@ -107,7 +105,7 @@ def sparse_probes(
     groups: of each text what it shares with others (its author, entity, source); related texts, and texts
         equal but for case and white space, are on one side of the split, in one fold, and drawn together for
         intervals
-    k: numbers of latents; select_by: "mean_difference" or "standardised", see `probefit.strongest_latents`
+    k: numbers of latents; select_by: "mean_difference" or "standardised", see `fit.strongest_latents`
     split: the sides, by default a test share of 0.3; n_splits: repeat with further seeds, for the noise of
         the split
     inverse_l2: C among which cross-validation in n_folds of the training texts chooses

@@ -1,5 +1,4 @@
-"""What probes found: a row for each, with its interval and its distance from the probe of the activations
-themselves."""
+"""What probes found: a row for each, with its interval and its distance from the probe of all activations."""
 
 from __future__ import annotations
 
@@ -135,7 +134,8 @@ class ProbeReport:
         if len(self.classes) == 2:
             what = f"{named[1]} against {named[0]}"
         else:
-            what = f"each of {len(self.classes)} classes against the rest ({', '.join(named[:8])}{', …' * (len(named) > 8)})"
+            first = ", ".join(named[:8]) + ", …" * (len(named) > 8)
+            what = f"each of {len(self.classes)} classes against the rest ({first})"
         copies = f"; {self.n_copies:,} are copies" if self.n_copies else ""
         cut = f"; {self.n_truncated:,} were cut after {self.max_tokens} tokens" if self.n_truncated else ""
         pooled = f"{self.pool} over tokens" if self.pool != "last" else "last token"
@@ -145,8 +145,8 @@ class ProbeReport:
             f"{self.hook_point} of {self.model_name}, {pooled}; latents by "
             f"|{self.selection.replace('_', ' ')}| in training",
             f"tested on {what}, trained on {sum(self.n_train):,} texts{copies}{cut}",
-            f"intervals draw the {self.n_clusters[1]:,} unrelated test texts, or groups of related ones, "
-            "again",
+            f"intervals draw the {self.n_clusters[1]:,} unrelated test texts, "
+            "or groups of related ones, again",
         ]
         rivals = [row for row in self.rows if row.sae is not None]
         if rivals:
@@ -155,8 +155,7 @@ class ProbeReport:
             more = sum(row.less_acts_low > 0 for row in rivals)
             text.append(
                 f"of {len(rivals)} probes of latents {less} below that of the {ACTS}, {surely} of them with "
-                "the whole "
-                f"interval; {more} above with the whole interval"
+                f"the whole interval; {more} above with the whole interval"
             )
         if slow := [row.name for row in self.rows if not row.converged]:
             text.append(f"not converged: {', '.join(slow)}")

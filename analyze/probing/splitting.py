@@ -5,10 +5,9 @@ that raises the probe's F1 by F1_RISE or more counts as a part of what the label
 not ends the search. One latent is a feature in one piece, several are one that the SAE has split.
 
 The next latent is the one whose activations point most along what the probe so far leaves unexplained, the
-label less its
-probability: Σ_i (label_i − p_i) · z_i / ‖z‖, the gradient by its weight in units of its length (logistic
-matching pursuit). Only latents that speak for the label are added. Latents are ranked and weighted on one
-side of a split; F1, and with it where the search ends, is of the other.
+label less its probability: Σ_i (label_i − p_i) · z_i / ‖z‖, the gradient by its weight in units of its length
+(logistic matching pursuit). Only latents that speak for the label are added. Latents are ranked and weighted
+on one side of a split; F1, and with it where the search ends, is of the other.
 
 source: "A is for Absorption", arXiv:2409.14507, and SAEBench, where the k latents are those of largest weight
     in one probe on all latents under an L1 penalty. A child's latent that has taken its parent's place on
@@ -26,7 +25,8 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
 from ..stats.document_split import Documents, Split
-from .logistic import columns, encoded, f1_of, fit_logistic, testing_side
+from ..stats.logistic import f1_of, fit_logistic
+from .labelled_items import columns, encoded, testing_side
 
 F1_RISE = 0.03
 MAX_LATENTS = 10
@@ -52,7 +52,8 @@ class Splitting:
 
     def __repr__(self) -> str:
         curve = ", ".join(f"{f1:.3f}" for f1 in self.f1)
-        return f"Splitting({self.n} latents: {', '.join(map(str, self.latents)) or 'none'}; F1 of 1, 2, …: {curve})"
+        latents = ", ".join(map(str, self.latents)) or "none"
+        return f"Splitting({self.n} latents: {latents}; F1 of 1, 2, …: {curve})"
 
 
 def feature_splitting(
@@ -65,19 +66,20 @@ def feature_splitting(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> Splitting:
-    """In how many latents an SAE has what a label names; see the top of analyze/splitting.py.
+    """In how many latents an SAE has what a label names; see the top of this file.
 
     acts: float[n_items d_model]; labels: bool[n_items]
     documents: of each item; those of the test side of `split`, by default Split(), give F1. None: every item
         is its own
-    max_latents: at most so many are tried; f1_rise: the least by which one that counts raises F1
+    max_latents: at most this many are tried; f1_rise: the least by which one that counts raises F1
     raises: ValueError for arguments that do not fit each other, or a side without both labels; ImportError
         without scikit-learn
     """
     tests = testing_side(acts, labels, documents, split)
     labels = torch.as_tensor(labels).cpu().bool()
-    return splits(*(encoded(sae, acts[side.to(acts.device)]) for side in (~tests, tests)), labels[~tests], labels[tests],
-                  max_latents=max_latents, f1_rise=f1_rise)  # fmt: skip
+    selecting, testing = (encoded(sae, acts[side.to(acts.device)]) for side in (~tests, tests))
+    limits = {"max_latents": max_latents, "f1_rise": f1_rise}
+    return splits(selecting, testing, labels[~tests], labels[tests], **limits)
 
 
 def splits(

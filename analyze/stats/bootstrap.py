@@ -67,10 +67,9 @@ def cluster_bootstrap(
         that the width is that of a t interval, for a percentile interval is too narrow by √((n-1)/n) and by
         z/t.
 
-    Coverage of 95 % intervals in 2,000 simulations of clusters of 1 to 5 items
-    (`tests/analyze/test_statistics.py`), in
-    per cent, for values normal, exponential, and 0 or 1 with a rate for each cluster: of 20 clusters 94.2,
-    92.8, 95.6; of 100 95.1, 94.2, 94.8; of 200 95.1, 93.8, 94.7. Fewer clusters of skewed values cover less.
+    Coverage of 95 % intervals in 2,000 simulations of clusters of 1 to 5 items (tests/analyze/stats), in per
+    cent, for values normal, exponential, and 0 or 1 with a rate for each cluster: of 20 clusters 94.2, 92.8,
+    95.6; of 100 95.1, 94.2, 94.8; of 200 95.1, 93.8, 94.7. Fewer clusters of skewed values cover less.
     """
     values = torch.as_tensor(values)
     if not values.numel():
@@ -123,8 +122,7 @@ def bootstrap_statistic(
     if not estimate.isfinite().all() or defined.double().mean() < _LEAST_DEFINED:
         raise ValueError(
             f"bootstrap_statistic expected a statistic with a value on draws of its {n} clusters, got one "
-            "without on "
-            f"{int((~defined).sum())} of {len(drawn)}: a class has too few of them"
+            f"without on {int((~defined).sum())} of {len(drawn)}: a class has too few of them"
         )
     low, high = _expanded_interval(drawn[defined], confidence, n)
     return Interval(estimate, low, high, confidence, n)
@@ -191,10 +189,7 @@ def benjamini_hochberg(p: Tensor) -> Tensor:
 
 def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> tuple[Tensor, Tensor]:
     """Both in float64, such that larger is more extreme."""
-    seen, drawn = (
-        torch.as_tensor(observed).detach().cpu().double(),
-        torch.as_tensor(controls).detach().cpu().double(),
-    )
+    seen, drawn = (torch.as_tensor(one).detach().cpu().double() for one in (observed, controls))
     if alternative not in ALTERNATIVES:
         raise ValueError(f"alternative expected one of {ALTERNATIVES}, got {alternative!r}")
     if not len(drawn) or drawn.shape[1:] != seen.shape:

@@ -1,5 +1,4 @@
-"""What a study found: rates with intervals, ranks among controls, differences from the baseline, as a table
-and as JSON."""
+"""What a study found: rates with intervals, ranks among controls, differences from the baseline."""
 
 from __future__ import annotations
 
@@ -105,26 +104,17 @@ class StudyResult:
         rows = []
         for row in self.rows:
             edit = row.edit
-            cells: dict[str, Any] = {
-                "edit": edit.name,
-                "sae": edit.sae or None,
-                "dose": edit.dose,
-                "push": row.push,
-            }
+            cells: dict[str, Any] = {"edit": edit.name, "sae": edit.sae or None, "dose": edit.dose}
+            cells["push"] = row.push
             if edit.own_dose is not None:
                 cells["own_dose"] = edit.own_dose
             cells |= {name: interval.to_dict() for name, interval in row.measures.items()}
             if row.controls is not None:
-                cells |= {
-                    "tested": edit.measure,
-                    "latents": list(edit.latents),
-                    "p": row.p,
-                    "p_adjusted": row.p_adjusted,
-                }
-                cells["controls"] = {
-                    "n": len(row.controls), "mean": row.controls.mean().item(), "quantiles": spread(row.controls),
-                    "push": row.control_push, "rate_ratio": edit.rate_ratio,
-                }  # fmt: skip
+                cells |= {"tested": edit.measure, "latents": list(edit.latents)}
+                cells |= {"p": row.p, "p_adjusted": row.p_adjusted}
+                drawn = {"n": len(row.controls), "mean": row.controls.mean().item()}
+                drawn |= {"quantiles": spread(row.controls), "push": row.control_push}
+                cells["controls"] = drawn | {"rate_ratio": edit.rate_ratio}
             if row.less_baseline is not None:
                 cells["less_baseline"] = row.less_baseline.to_dict()
             if edit.side_effects is not None:
@@ -160,37 +150,31 @@ class StudyResult:
         ]
         said.append(
             "Edited were a few latents at one hook point, on the entity's own tokens, found on other "
-            "entities of the same "
-            "kind. That an edit works makes its latents neither those that the model uses nor good "
-            "detectors: see AUROC."
+            "entities of the same kind. That an edit works makes its latents neither those that the model "
+            "uses nor good detectors: see AUROC."
         )
         return said
 
     def _said_of(self, name: str, measure: str, dose: float | None) -> list[str]:
         row, clean = self.row(name, "trained", dose), self.rows[0].measures[measure].estimate.item()
         rate, right, wrong = (row.measures[of].estimate.item() for of in (measure, "accuracy", "wrong"))
-        (low, _, high), shown = (
-            spread(row.controls),
-            f"{{:{'+.2f' if self.score == 'logits' else '.0%'}}}".format,
-        )
+        low, _, high = spread(row.controls)
+        shown = ("{:+.2f}" if self.score == "logits" else "{:.0%}").format
         said = [
             f"{name} at dose {dose:g}: {MEASURES[measure]} {shown(rate)}, without an edit {shown(clean)}. Of "
             f"{len(row.controls)} matched sets of latents 5 to 95 % reach {shown(low)} to {shown(high)}: p "
-            f"{row.p:.3f}, "
-            f"adjusted {row.p_adjusted:.3f}. Of questions about known entities it then answers {right:.0%} "
-            "right and "
-            f"{wrong:.0%} wrong."
+            f"{row.p:.3f}, adjusted {row.p_adjusted:.3f}. Of questions about known entities it then answers "
+            f"{right:.0%} right and {wrong:.0%} wrong."
         ]
         if self.score == "rates" and clean == rate and clean in (0, 1):
             said.append(
-                "  The rate stays where it is whatever is done; score='logits' (--score logits) may still "
-                "tell."
+                "  The rate stays where it is whatever is done; "
+                "score='logits' (--score logits) may still tell."
             )
         if row.less_baseline is None:
             said.append(
-                "  No baseline was given: an SAE of random directions beats random latents too, so this "
-                "does not show that "
-                "the dictionary learnt anything. Train one with --baseline."
+                "  No baseline was given: an SAE of random directions beats random latents too, so this does "
+                "not show that the dictionary learnt anything. Train one with --baseline."
             )
         else:
             rival, less = self.row(name, "baseline", dose), row.less_baseline
@@ -221,12 +205,12 @@ class StudyResult:
         of = "logit margin" if self.score == "logits" else "share"
         return "\n".join(
             [
-                f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and "
-                "wrong answers",
+                f"to get answers: {of} of answers about unknown entities, "
+                "and of known ones accuracy and wrong answers",
                 self._table(answering, ("accuracy", "wrong")),
                 "",
-                f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about "
-                "unknown ones",
+                f"to get refusals: {of} of refusals about known entities, "
+                "wrong answers, and answers about unknown ones",
                 self._table(refusing, ("wrong", "hallucination")),
                 "",
                 self._detection_line(),
@@ -241,18 +225,9 @@ class StudyResult:
 
     def _table(self, measure: str, beside: Sequence[str]) -> str:
         """The edits that should raise one measure, and those that should raise none."""
-        heads = [
-            "edit",
-            "SAE",
-            "dose",
-            "push",
-            measure,
-            f"{self.confidence:.0%} interval",
-            "controls 5–95 %",
-            "p",
-            "p BH",
-        ]
-        table = [[*heads, "less baseline", *beside, "ΔCE", "KL"]]
+        heads = ["edit", "SAE", "dose", "push", measure, f"{self.confidence:.0%} interval"]
+        heads += ["controls 5–95 %", "p", "p BH", "less baseline", *beside, "ΔCE", "KL"]
+        table = [heads]
         for row in self.rows:
             edit, of = row.edit, row.measures[measure]
             if edit.measure not in (None, measure):
@@ -289,8 +264,8 @@ class StudyResult:
         read = ", ".join(f"{name} {area:.2f}" for name, area in best.items())
         return (
             f"{self.n_known} known and {self.n_unknown} unknown entities that chose nothing, "
-            f"{self.n_questions} questions; "
-            f"reading who is known at {self.hook_point}, AUROC of the best on them: {read}"
+            f"{self.n_questions} questions; reading who is known at {self.hook_point}, "
+            f"AUROC of the best on them: {read}"
         )
 
 

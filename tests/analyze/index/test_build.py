@@ -113,7 +113,7 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_index(store, sae, tmp_path
         kill_after(patch, n_shards)
         with pytest.raises(Killed):
             index_features(sae, store, tmp_path / "killed", config=CONFIG, commit_every_s=0)
-    with pytest.raises(FeatureIndexError, match="is unfinished: give the same command again"):
+    with pytest.raises(FeatureIndexError, match="is unfinished: run the same command again, and it resumes"):
         FeatureIndex.open(tmp_path / "killed")
     with monkeypatch.context() as patch:  # the shards that were committed are not tallied again
         kill_after(patch, 3 - n_shards)

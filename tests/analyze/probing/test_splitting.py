@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from saelens_lite.analyze.probing.logistic import columns, f1_of
+from saelens_lite.analyze.probing.labelled_items import columns
 from saelens_lite.analyze.probing.splitting import feature_splitting
+from saelens_lite.analyze.stats.logistic import f1_of
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.latents import SparseLatents

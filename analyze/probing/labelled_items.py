@@ -1,4 +1,4 @@
-"""TODO clause of analyze/probing/logistic.py."""
+"""Labelled items seen through an SAE: their latents, and which of them test."""
 
 from __future__ import annotations
 
@@ -10,32 +10,6 @@ from saelens_lite.sae.latents import SparseLatents
 
 from ..latents.store_pass import to_cpu
 from ..stats.document_split import Documents, Split, selecting_side
-
-
-def fit_logistic(inputs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Weights float64[d], in units of the inputs, and bias of a logistic regression on standardised inputs
-    float[n d].
-
-    raises: ImportError without scikit-learn
-    """
-    try:
-        from sklearn.linear_model import LogisticRegression
-    except ImportError as error:
-        raise ImportError(
-            "expected scikit-learn, which is not installed: pip install 'saelens_lite[probes]'"
-        ) from error
-    rows = inputs.detach().cpu().double()
-    mean, spread = rows.mean(0), rows.std(0, correction=0)
-    spread = torch.where(spread > 0, spread, 1.0)
-    probe = LogisticRegression(max_iter=1000).fit(((rows - mean) / spread).numpy(), labels.cpu().numpy())
-    weights = torch.from_numpy(probe.coef_[0]) / spread
-    return weights, float(probe.intercept_[0] - mean @ weights)
-
-
-def f1_of(said: Tensor, true: Tensor) -> float:
-    """2 · both / (said + true), 0 where neither is ever so; bool[n] each."""
-    total = int(said.sum()) + int(true.sum())
-    return 2 * int((said & true).sum()) / total if total else 0.0
 
 
 def columns(latents: SparseLatents, chosen: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from saelens_lite.analyze.index.unigram import commonest, is_unigram
 from saelens_lite.cli.search import SearchConfig, answer
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
+from saelens_lite.store.reader import ActivationStore
 
 from ..conftest import HOOK_POINT
 
@@ -44,21 +45,18 @@ def test_the_token_before(store):
     assert (token_ids(store, rows, back=32) == -1).all(), "a context has 32 tokens"
 
 
-class OneHot:
+class OneHot(ActivationStore):
     """A store whose rows are one-hot tokens, each beside the one before it: SAEs of tokens can be made by
     hand."""
 
     def __init__(self, store):
-        self._store = store
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
+        vars(self).update(vars(store))
 
     def d_model(self, hook_point=None):
         return 2 * 259
 
     def acts(self, shard, hook_point=None, rows=slice(None)):
-        tokens = self._store.tokens(shard)
+        tokens = self.tokens(shard)
         kept, ids = tokens.kept.bool(), tokens.input_ids.long()
         before = torch.nn.functional.pad(ids, (1, 0))[:, :-1]
         one_hot = torch.nn.functional.one_hot

@@ -61,6 +61,8 @@ class Disk:
         real_mkdir, real_unlink = pathlib.Path.mkdir, pathlib.Path.unlink
 
         def mkdir(path, *args, **options):
+            if path.is_dir():  # as filelock asks for the folder of its file: nothing changes
+                return real_mkdir(path, *args, **options)
             self.call("mkdir", path)
             real_mkdir(path, *args, **options)
             self._changed(path.parent, lambda: shutil.rmtree(path, ignore_errors=True))

@@ -226,7 +226,7 @@ def test_the_rows_depend_on_the_fields_that_decide_who_shares_them(store):
 
 UPDATE, SYNC = (
     "saelens_lite.train.optimise.trainer.Trainer.update",
-    "saelens_lite.train.runs.checkpoints.sync",
+    "saelens_lite.atomic.sync",
 )
 GRID = [{"k": 2}, {"kind": "batchtopk", "seed": 1}, {"d_sae": 48, "n_steps": 17}]
 """Six runs with their baselines: 24 + 24 + 24 + 24 + 17 + 17 = 130 updates."""

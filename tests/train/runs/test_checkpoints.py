@@ -69,7 +69,7 @@ def steps(output):
 
 UPDATE, SYNC = (
     "saelens_lite.train.optimise.trainer.Trainer.update",
-    "saelens_lite.train.runs.checkpoints.sync",
+    "saelens_lite.atomic.sync",
 )
 
 
@@ -139,14 +139,10 @@ def test_with_other_settings_too(forked, tmp_path, fields):
 @pytest.mark.parametrize(
     ("function", "calls"),
     [
-        (
-            SYNC,
-            [1, 2, 3, 4, 5, 6, 11, 12, 16],
-        ),  # between the files of a checkpoint, around its rename, around a removal
-        (
-            "os.replace",
-            [1, 2, 3, 4, 7, 8, 31],
-        ),  # before a checkpoint, before either file of the SAE, before a removal
+        # between the files of a checkpoint, around its rename, around a removal
+        (SYNC, [1, 2, 3, 4, 5, 6, 7, 11, 12, 16]),
+        # before a checkpoint, before each file of the SAE and the settings, before a removal
+        ("os.replace", [1, 2, 3, 4, 5, 6, 10, 31]),
         ("shutil.rmtree", [1, 2, 8]),
     ],
 )

@@ -166,8 +166,8 @@ class _Place:
         if kind == "module":
             raise with_option(
                 ValueError(
-                    "direct attribution expected an SAE of the stream or of what a block adds to it, got one of "
-                    f"{name}: pass hook_point= where its activations are those of a point such as "
+                    "direct attribution expected an SAE of the stream or of what a block adds to it, got "
+                    f"one of {name}: pass hook_point= where its activations are those of a point such as "
                     f"blocks.{point.block or 0}.hook_mlp_out"
                 ),
                 "hook_point",

@@ -177,8 +177,8 @@ def _common_hook_point(
         if point != common:
             raise with_option(
                 ValueError(
-                    f"the SAE {name!r} was trained on {point}, but {first!r} on {common}: call once for each, or "
-                    "pass hook_point= to use both at one"
+                    f"the SAE {name!r} was trained on {point}, but {first!r} on {common}: call once for "
+                    "each, or pass hook_point= to use both at one"
                 ),
                 "hook_point",
             )

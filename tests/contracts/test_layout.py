@@ -78,7 +78,6 @@ def test_every_file_has_its_clause_in_the_face_of_its_folder(package, folder):
     assert clauses.keys() == files
 
 
-@pytest.mark.xfail(strict=True, reason="reformatted in the next commits")
 def test_every_line_of_the_source_fits_110_columns():
     for file in tracked_files():
         if file.endswith(".py") and file.startswith(SOURCE):

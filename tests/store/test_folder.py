@@ -145,7 +145,8 @@ def test_where_the_system_has_no_locks_it_warns_once_and_lets_all_in(tmp_path, m
         with open_folder(tmp_path).locked() as ours:
             assert ours
         assert [record.message for record in caplog.records] == [
-            f"{tmp_path} cannot be locked ([Errno {code}] {os.strerror(code)}): nothing keeps a second process out"
+            f"{tmp_path} cannot be locked ([Errno {code}] {os.strerror(code)}): nothing keeps a second "
+            "process out"
         ]
     assert os.listdir(tmp_path) == []
 

@@ -180,7 +180,8 @@ class Trainer:
             if expected.get(name) != found.get(name):
                 raise with_option(
                     CheckpointError(
-                        f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: it "
+                        f"trainer state expected {name} of shape {expected.get(name)}, got "
+                        f"{found.get(name)}: it "
                         "is of another run or release; choose another output, or overwrite=True to start anew"
                     ),
                     "overwrite",

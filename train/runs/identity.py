@@ -39,7 +39,8 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
     if differing := differing_fields(earlier, identity(rows, config), to_mapping(TrainConfig())):
         raise with_option(
             ValueError(
-                f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to keep "
+                f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to "
+                "keep "
                 "it, choose another output, or overwrite=True to replace it"
             ),
             "overwrite",
@@ -67,7 +68,8 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
     if differing := differing_fields(found.run, identity(rows, config), to_mapping(TrainConfig())):
         raise with_option(
             ValueError(
-                f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set these "
+                f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set "
+                "these "
                 "as expected to resume it, choose another output, or overwrite=True to replace it"
             ),
             "overwrite",

@@ -174,7 +174,9 @@ def test_cross_entropy_worked_out_directly(store, gpt2, sae):
                 logits_of[name] = logits
                 losses = nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="none")
                 total[name] += losses[counts[1:]].double().sum().item()
-            kl += kl_divergence(logits_of["clean"], logits_of["spliced"])[:-1][counts[1:]].double().sum().item()
+            kl += (
+                kl_divergence(logits_of["clean"], logits_of["spliced"])[:-1][counts[1:]].double().sum().item()
+            )
             n_tokens += int(counts[1:].sum())
     found = evaluate_sae(sae, store, gpt2, max_tokens=None, batch_size_seqs=3, **SPLIT)
     assert found.n_ce_tokens == n_tokens
@@ -250,7 +252,11 @@ def test_the_model_is_as_before(store, gpt2, sae):
 
 
 def test_what_does_not_belong_together_is_refused(store, gpt2, sae):
-    with pytest.raises(ValueError, match=r"expected one of blocks.0.hook_resid_post, got .* blocks.1.hook_mlp_out"):
+    with pytest.raises(
+        ValueError,
+        match=r"expected one of blocks.0.hook_resid_post, got .* "
+        r"blocks.1.hook_mlp_out",
+    ):
         evaluate_sae(make_sae(hook_point="blocks.1.hook_mlp_out"), store)
     with pytest.raises(ValueError, match="expected one of d_model=32, got one of d_model=16"):
         evaluate_sae(sae, store, baseline=make_sae(d_model=16))
@@ -312,7 +318,9 @@ def test_seeds_give_every_number_its_noise(store, gpt2, sae):
 def test_seeds_of_another_configuration_are_refused(store, sae):
     with pytest.raises(ValueError, match="seed 1 is not as trained: d_sae expected 48, got 64"):
         evaluate_sae(sae, store, seeds=[reseeded(1, d_sae=64)])
-    with pytest.raises(ValueError, match="expected one of blocks.0.hook_resid_post, got .* blocks.1.hook_mlp_out"):
+    with pytest.raises(
+        ValueError, match="expected one of blocks.0.hook_resid_post, got .* blocks.1.hook_mlp_out"
+    ):
         evaluate_sae(sae, store, seeds=[reseeded(1, hook_point="blocks.1.hook_mlp_out")])
 
 

@@ -37,7 +37,8 @@ class PowerLoss(BaseException):
 
 
 class Disk:
-    """The disk below atomic.py and store/folder.py: counts the calls that change it, and fails at one of them.
+    """The disk below atomic.py and store/folder.py: counts the calls that change it, and fails at one of
+    them.
 
     root: the store's folder
     fail_at: number of the call that fails, from 0; None never fails

@@ -39,7 +39,8 @@ def test_a_field_is_refused_by_the_kinds_that_do_not_take_it(field, kind):
     if kind in taken_by:
         check_kind(config)
     else:
-        told = f"TrainConfig.{field} expected .* for the kind {kind} \\({', '.join(taken_by)} take it\\), got {value}"
+        kinds = ", ".join(taken_by)
+        told = f"TrainConfig.{field} expected .* for the kind {kind} \\({kinds} take it\\), got {value}"
         with pytest.raises(ValueError, match=told):
             check_kind(config)
 

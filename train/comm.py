@@ -1,7 +1,7 @@
-"""What a step exchanges with other processes: here, where one process has all rows and latents, nothing.
+"""What a step exchanges with other processes: nothing, in one that has all rows and latents.
 
-The kinds and the trainer call these methods and read as for one process. latent_shards.py has the methods of
-several processes, and chooses between them.
+The kinds and the trainer call these methods, and read as for one process. latent_shards.py has those of
+several processes, and chooses.
 """
 
 from __future__ import annotations
@@ -37,14 +37,13 @@ class Alone:
         return 0
 
     def own_latents(self, latents: Tensor, sae: SparseAutoencoder) -> tuple[Tensor, Tensor]:
-        """Of latents int64[m] of the whole SAE those of this shard, as it counts them, and which of the m
-        they are, bool[m]."""
+        """Those of latents int64[m] that this shard has, as it counts them, and which they are: bool[m]."""
         own = latents - self.first_latent(sae)
         ours = (own >= 0) & (own < sae.d_sae)
         return own[ours], ours
 
     def all_latents(self, tensor: Tensor) -> Tensor:
-        """[L n] of all shards in order, from [n] of this one."""
+        """[L n] of all L shards in order, from [n] of this one."""
         return tensor
 
     def sum(self, tensor: Tensor) -> Tensor:
@@ -56,11 +55,9 @@ class Alone:
         return number
 
     def largest(self, values: Tensor, indices: Tensor, k: int) -> tuple[Tensor, Tensor] | Ragged:
-        """Of the largest latents of each shard, those among the k largest of all: pairs as the kernels take
-        them.
+        """Pairs of this shard among the k largest latents of each token; alone what came.
 
         values: float[B c], 0 or more, and indices int64[B c]: the c largest of this shard, c as in all others
-        returns: alone what came; else the pairs of this shard above 0
         """
         return values, indices
 
@@ -76,8 +73,7 @@ class Alone:
         return pairs, pairs[0]
 
     def keep_topk_(self, acts: Tensor, k: int, widest: int) -> Tensor:
-        """In place: ReLU, and 0 for all but those among the k largest of each row, over all shards;
-        float[B n].
+        """In place: ReLU, and 0 for all but the k largest of each row over all shards; float[B n].
 
         widest: the largest n of all shards
         """
@@ -105,7 +101,7 @@ class Alone:
         return kernels.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
 
     def forward(self, sae: SparseAutoencoder, acts: Tensor, k: int | None) -> SAEOutput:
-        """What the whole SAE makes of float[B d_model]: its reconstruction, and this shard's latents.
+        """The whole SAE's reconstruction of float[B d_model], and this shard's latents.
 
         sae: this shard; k: of a TopK SAE as a whole, else None
         """
@@ -126,8 +122,7 @@ class Alone:
         return tensor
 
     def rows_at(self, rows: Tensor, places: Tensor) -> Tensor:
-        """float[m d]: those at places int64[m] of the whole batch, of which float[B d] are this process's
-        part."""
+        """float[m d] at places int64[m] of the whole batch, of which float[B d] are this process's part."""
         return rows[places]
 
     def mean(self, *tensors: Tensor) -> Sequence[Tensor]:
@@ -135,8 +130,7 @@ class Alone:
         return tensors
 
     def mean_gradient_(self, grad: Tensor, *, of_latents: bool) -> None:
-        """In place: the mean over the processes that share a batch, for a gradient of latents; of another,
-        each shard has a part of the sum."""
+        """The mean over the parts of a batch, in place; of b_dec, each shard has a part of a sum."""
 
     # Shards and the whole
 
@@ -145,12 +139,12 @@ class Alone:
         return config
 
     def shard(self, sae: SparseAutoencoder) -> SparseAutoencoder:
-        """This process's shard of a whole SAE: alone the SAE itself. raises: as shard_config"""
+        """This process's shard of a whole SAE. raises: as shard_config"""
         return sae
 
     def whole_sae(self, shard: SparseAutoencoder, config: SAEConfig) -> SparseAutoencoder:
-        """The SAE that `config` is of, from its shards: alone what came; else on the CPU of the first
-        process, and in all others an SAE without weights, on the device "meta"."""
+        """The SAE of `config` from its shards; of several, on the CPU of the first process and without
+        weights ("meta") in all others."""
         return shard
 
     def part(self, tensor: Tensor, dim: int | None) -> Tensor:
@@ -158,12 +152,12 @@ class Alone:
         return tensor
 
     def whole(self, tensor: Tensor, dim: int | None) -> Tensor | None:
-        """The tensor of all latents, from those of the shards, which is `part` the other way round: alone
-        what came; else on the CPU of the first process, None in all others."""
+        """The tensor of all latents, from the shards' parts; of several, on the CPU of the first process and
+        None in all others."""
         return tensor
 
     def begin_alike_(self, tensor: Tensor, *, of_latents: bool) -> None:
-        """In place: what the tensor is in the first of those that hold the same latents, or of all."""
+        """Take over the tensor of the first process that holds the same latents, or of the first of all."""
 
 
 ALONE = Alone()

@@ -65,8 +65,8 @@ def train_grid(
 
     store: an open store or its folder, or several, as for train_sae
     grid: fields of TrainConfig and their values, whose every combination is a member; or the members, each a
-        mapping of the fields that tell it apart. Rows have one order for all, that of the common seed, where
-        order_seed is not given; members that differ in another field of rows.ROW_FIELDS cost a pass each
+        mapping of the fields that tell it apart. Without order_seed, rows have the order of the common seed
+        for all. Members that differ in what decides the rows cost a pass each
     config, model, fields: what the members have in common, as for train_sae; `output` is the folder above
         theirs
     returns: the SAEs by the names of their folders, as train_sae returns them

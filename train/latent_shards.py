@@ -1,10 +1,10 @@
 """Rows and latents divided among processes: what a step exchanges so that together they do what one would.
 
 Of L processes along the axis "latents" each holds a shard, d_sae / L consecutive latents; all hold b_dec and
-see the same tokens. Selection: each shows the largest of its own latents, and all find those that are among
-the largest of all. Reconstruction: parts are summed before the error is taken. The gradients of a latent are
-then a matter of its process; that of b_dec is a sum over processes. Along the axis "data" each process has an
-equal part of the rows of a batch, and gradients and stats, which are means over rows, are averaged.
+see the same tokens. Each shows the largest of its own latents, and all find those among the largest of all.
+Parts of a reconstruction are summed before the error is taken. A latent's gradients then concern its process
+alone; that of b_dec is a sum. Along the axis "data" each process has an equal part of the rows of a batch;
+gradients and stats, which are means over rows, are averaged.
 """
 
 from __future__ import annotations
@@ -43,9 +43,8 @@ class RowParts(Alone):
     def largest_of_batch(
         self, find: Callable[[int], Ragged], n_pairs: int, *, same_rows: bool = False
     ) -> tuple[Ragged, Tensor]:
-        """Every process shows the others its largest, a few more than its part would be. Where all that one
-        showed are among the largest of all it may have further ones: then all show twice as many, up to
-        n_pairs."""
+        """Every process shows its largest, a few more than its part would be. Where all that one showed are
+        among the largest of all it may have more: then all show twice as many, up to n_pairs."""
         axis: distributed.Axis | None = "latents" if same_rows else None
         n_processes = distributed.world_size(axis)
         if n_processes == 1:

@@ -1,4 +1,4 @@
-"""The state of an SAE in training and what one batch does to it; knows nothing of stores, files or clocks."""
+"""The state of an SAE in training and what one batch does to it: no stores, files or clocks."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ left half of them dead, 20 % few."""
 class Trainer:
     """Adam, schedules and dead-latent tracking around an SAE and its kind.
 
-    sae: in the scale of training (see init.py), on the device to train on; a shard, where latents are divided
-    kind: what gives the gradients; None for the configuration's
+    sae: in the scale of training (see initial.py), on the device to train on; or this process's shard
     n_steps: length of the run, which the schedules need
+    kind: what gives the gradients; None for the configuration's
     """
 
     def __init__(
@@ -51,8 +51,8 @@ class Trainer:
             n_tokens, self.kind.d_sae, k
         )
         self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
-        # Adam sees W_enc as its storage is, [d_sae d_model]: torch's fused kernel copies strided parameters,
-        # and is silently wrong where a gradient's strides differ from its parameter's.
+        # Adam sees W_enc as it is stored, [d_sae d_model]: torch's fused kernel copies strided parameters,
+        # and is silently wrong where strides of gradient and parameter differ.
         self._encoder_rows = torch.nn.Parameter(sae.W_enc.detach().T)
         self.adam = torch.optim.Adam(
             [self._encoder_rows, *self.kind.parameters().values()],
@@ -122,8 +122,8 @@ class Trainer:
     def state(self) -> dict[str, Tensor | int]:
         """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.
 
-        Tensors are the live ones, in the scale of training; of a shard, with its latents. No random numbers
-        are among them: row order is a function of (seed, step).
+        Tensors are the live ones, in the scale of training, with this shard's latents. They need no random
+        numbers: row order is a function of (seed, step).
         """
         moments = self.adam.state_dict()["state"]
         return {
@@ -158,12 +158,10 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor | int]) -> None:
-        """Take over what `whole_state` of an equally configured trainer gave; tensors are copied.
+        """Take over what `whole_state` of an equally configured trainer gave; a shard takes its latents.
 
-        However that one's latents were divided: this shard takes its own.
-
-        raises: CheckpointError, before anything is changed, if a name is missing or unknown or a shape is
-            another
+        Tensors are copied.
+        raises: CheckpointError, before anything changes, for a missing or unknown name or another shape
         """
         live, params = self.state(), self.adam.param_groups[0]["params"]
         expected = {name: value.shape for name, value in live.items() if isinstance(value, Tensor)}
@@ -178,14 +176,11 @@ class Trainer:
         found = {name: value.shape for name, value in tensors.items()}
         for name in sorted(expected.keys() | found.keys()):
             if expected.get(name) != found.get(name):
-                raise with_option(
-                    CheckpointError(
-                        f"trainer state expected {name} of shape {expected.get(name)}, got "
-                        f"{found.get(name)}: it "
-                        "is of another run or release; choose another output, or overwrite=True to start anew"
-                    ),
-                    "overwrite",
+                error = CheckpointError(
+                    f"trainer state expected {name} of shape {expected.get(name)}, got {found.get(name)}: it "
+                    "is of another run or release; choose another output, or overwrite=True to start anew"
                 )
+                raise with_option(error, "overwrite")
         moments: dict[int, dict[str, Tensor]] = {i: {} for i in range(len(params))}
         kind_state = {}
         for name, tensor in tensors.items():

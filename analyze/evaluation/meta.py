@@ -103,8 +103,7 @@ class Decomposition:
                 lines.append([f"{name} rows", *cells])
         return (
             f"{aligned(lines)}\n{self.d_meta:,} directions, {self.k} a row, learnt from {self.n_rows:,} "
-            "rows; "
-            f"{self.n_held_out:,} held out; {len(self.decoder.held_out)} seeds"
+            f"rows; {self.n_held_out:,} held out; {len(self.decoder.held_out)} seeds"
         )
 
     __str__ = table

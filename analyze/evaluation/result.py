@@ -57,13 +57,11 @@ library_variants.py."""
 
 BESIDE_ROWS = {
     "densities": "latents by their density on scored tokens: counts, those from 10^a up to 10^b for "
-    "neighbours a, b of "
-    "log10_edges, the first with what lies below; never, those that did not fire",
+    "neighbours a, b of log10_edges, the first with what lies below; never, those that did not fire",
     "dead_rate_bounds": "a latent dead@N fires on less than this share of tokens, 95 % confidence: rule of "
     "three, 3 / N",
     "seed_noise": "of each number over the SAEs of several seeds: mean; sd, standard deviation of one; "
-    "detectable, "
-    "the smallest difference between two single SAEs that is not seed noise with 95 % confidence",
+    "detectable, the smallest difference between two single SAEs that is not seed noise with 95 % confidence",
     "stability": "agreement of the seeds' decoders, mean over pairs: mmcs, mean over latents of the largest "
     "cosine with "
     "a latent of the other; mcc, mean |cos| under the best one-to-one pairing; random_, of random directions",

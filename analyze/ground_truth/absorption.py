@@ -174,8 +174,7 @@ def planted_absorption(
     if sae.d_model != synthetic.config.d_model:
         raise ValueError(
             f"planted_absorption expected an SAE of d_model={synthetic.config.d_model}, the width of the "
-            "synthetic rows, "
-            f"got one of {sae.d_model}; pass the SyntheticActivations that it was trained on"
+            f"synthetic rows, got one of {sae.d_model}; pass the SyntheticActivations that it was trained on"
         )
     if n_rows < 2:
         raise ValueError(f"planted_absorption expected n_rows of 2 or more, got {n_rows}")

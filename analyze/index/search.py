@@ -52,8 +52,7 @@ class Match:
     def __repr__(self) -> str:
         return (
             f"latent {self.latent:>7}  f1 {self.f1:.3f}  mean {self.mean:.3g}  fires on {self.fired} of "
-            f"{self.n_rows}"
-            f" and on {self.elsewhere} others"
+            f"{self.n_rows} and on {self.elsewhere} others"
         )
 
 
@@ -162,8 +161,7 @@ def nearest_to(sae: SparseAutoencoder, direction: Tensor, n: int = 10) -> list[t
     if direction.shape != (sae.d_model,) or not direction.isfinite().all() or not direction.any():
         raise ValueError(
             f"expected a finite direction [d_model={sae.d_model}] that is not zero, got "
-            f"{list(direction.shape)}"
-            f"{'' if direction.isfinite().all() else ' with nan or infinity'}"
+            f"{list(direction.shape)}{'' if direction.isfinite().all() else ' with nan or infinity'}"
         )
     with torch.no_grad():
         cosines = torch.cosine_similarity(sae.W_dec.float().cpu(), direction, dim=1)

@@ -85,11 +85,9 @@ def sides(
             n = len(np.unique(clusters.numpy()[here & (of_class == i)]))
             if n < LEAST_CLUSTERS:
                 raise ValueError(
-                    f"the {side} side expected at least {LEAST_CLUSTERS} unrelated texts of class "
-                    f"{label!r}, got {n}; "
-                    f"all texts: {dict(Counter(classes[c] for c in of_class.tolist()))}. Give more texts, "
-                    "leave the class "
-                    "out, or choose another split or seed"
+                    f"the {side} side expected at least {LEAST_CLUSTERS} unrelated texts of class {label!r}, "
+                    f"got {n}; all texts: {dict(Counter(classes[c] for c in of_class.tolist()))}. Give more "
+                    "texts, leave the class out, or choose another split or seed"
                 )
     return np.flatnonzero(~tests), np.flatnonzero(tests)
 

@@ -232,8 +232,7 @@ def _cut(ids: list[list[int]], longest: int | None, warn: bool) -> tuple[list[li
     if n_truncated and warn:
         logger.warning(
             "%d of %d texts are longer than the model's %d positions: what is behind them is not seen "
-            "(max_tokens= says "
-            "that this is meant)",
+            "(max_tokens= says that this is meant)",
             n_truncated, len(ids), longest,
         )  # fmt: skip
     return [one[:longest] for one in ids], n_truncated

@@ -26,9 +26,8 @@ DEFINITIONS = {
     "accuracy": "share of test texts given their class: by log odds above 0, of several classes by the "
     "highest",
     "shuffled": "mean auroc of the same probe where the labels of either side were shuffled before anything "
-    "was fitted: "
-    "0.5 unless labels of test texts reach the fit; copies of texts, whose labels are shuffled apart, do "
-    "not show",
+    "was fitted: 0.5 unless labels of test texts reach the fit; copies of texts, whose labels are shuffled "
+    "apart, do not show",
     "inverse_l2": "C of the logistic regression, by cross-validation within the training texts; one for "
     "each class",
     "converged": "whether every regression ended before its limit of iterations",

@@ -70,9 +70,8 @@ class Selection:
             first = documents[place].item() if isinstance(documents, Tensor) else documents[place]
             raise ValueError(
                 f"a test expected documents that did not choose the latents, got {int(seen.sum())} of "
-                f"{len(seen)} items "
-                f"from the selecting side, the first of document {first!r}; keep those with "
-                "split.tests(documents)"
+                f"{len(seen)} items from the selecting side, the first of document {first!r}; keep those "
+                "with split.tests(documents)"
             )
 
 

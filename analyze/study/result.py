@@ -182,9 +182,8 @@ class StudyResult:
             verdict = "more" if less.low > 0 else "less" if less.high < 0 else "not told from chance"
             said.append(
                 f"  The same of an SAE with a frozen random decoder, at push {rival.push:.2f} beside "
-                f"{row.push:.2f}: "
-                f"{theirs}, p {rival.p:.3f} among its random sets. What training added is the difference, "
-                f"{less.estimate:+.2f} ({span(less.low, less.high, '+.2f')}): {verdict}. The "
+                f"{row.push:.2f}: {theirs}, p {rival.p:.3f} among its random sets. What training added is "
+                f"the difference, {less.estimate:+.2f} ({span(less.low, less.high, '+.2f')}): {verdict}. The "
                 "rank alone does not show that the dictionary learnt anything."
             )
         directions = [

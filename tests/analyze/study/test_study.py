@@ -286,7 +286,7 @@ def test_a_function_may_judge_and_rivals_may_be_tried(world):
 
     study = HallucinationStudy(model, tokenizer, sae, RECORDS, judge)
     chosen = study.select(n=1, n_ablated=1)
-    rivals = {"nothing": lambda where: ablate(model, sae, KNOWS, torch.zeros_like(where))}
+    rivals = {"nothing": lambda where: ablate(model, sae, KNOWS, where=torch.zeros_like(where))}
     how = {"doses": [2.0], "n_controls": 5, "n_resamples": 50}
     result = study.run(chosen, rivals=rivals, **how)
     by_token = HallucinationStudy(model, tokenizer, sae, RECORDS, JUDGE).run(chosen._replace(sae=sae), **how)

@@ -23,7 +23,8 @@ LEAD_TOKENS = 4
 their bytes."""
 
 _INVISIBLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+    r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e"
+    r"\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
 """Control and direction characters, lone surrogates; not the joiners U+200C and U+200D, which scripts and
 emoji need."""

@@ -3,7 +3,6 @@
 embedded  the model of 2.4 million parameters as a Hugging Face folder
 corpus    the source of Python's standard library, as documents
 world     people whom a small model is taught to know or not to know
-train_lm  the script that trained the embedded model
 """
 
 from saelens_lite.faces import face

@@ -1,7 +1,7 @@
 """The embedded language model: 2.4 million parameters, trained on Python's standard library.
 
 `MODEL_DIR` holds it as an ordinary Hugging Face folder (see its README.md for what it is and how well it
-predicts), `corpus` reads the text that it was trained on, `train_lm` is the script that made it.
+predicts and how it was made); `corpus` reads the text that it was trained on.
 """
 
 from pathlib import Path

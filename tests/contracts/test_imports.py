@@ -175,8 +175,6 @@ def test_rooms_import_their_own_files_relatively(name, path, package):
 
 @SOURCE
 def test_heavy_libraries_load_where_they_are_used(name, path, package):
-    if name == "saelens_lite/demo/train_lm.py":  # a script, imported by nobody
-        return
     heavy = {"transformers", "datasets", "wandb", "tokenizers", "huggingface_hub", "matplotlib", "sklearn"}
     at_import = {module.split(".")[0] for module, runs in imports(path, package) if runs}
     assert not at_import & heavy, f"{name} imports {at_import & heavy} when it is imported"

@@ -8,7 +8,8 @@ import torch
 
 from saelens_lite.demo.corpus import stdlib_documents
 from saelens_lite.demo.embedded import MODEL_DIR
-from saelens_lite.demo.train_lm import SCORED_PER_WINDOW, held_out_windows, nats_and_tokens
+
+from ..bench.train_lm import SCORED_PER_WINDOW, held_out_windows, nats_and_tokens
 
 
 def test_it_has_two_to_four_million_parameters_and_at_most_eight_megabytes(embedded):

@@ -6,8 +6,8 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from saelens_lite.demo import train_lm
-from saelens_lite.demo.train_lm import LMConfig, Stream, held_out_windows, nats_and_tokens
+from ..bench import train_lm
+from ..bench.train_lm import LMConfig, Stream, held_out_windows, nats_and_tokens
 
 BOS = 1
 

@@ -1,4 +1,4 @@
-"""The script that made the embedded language model: `python -m saelens_lite.demo.train_lm --out FOLDER`.
+"""The script that made the embedded language model: `python tests/bench/train_lm.py --out FOLDER`.
 
 It trains a byte-level BPE tokenizer and a small Llama on the standard library's source (`corpus.py`), on one
 CPU, and writes a Hugging Face folder with a model card. The batch of a step is a function of (seed, step)
@@ -331,7 +331,7 @@ def model_card(config: LMConfig, facts: dict[str, Any], log: list[dict[str, floa
     facts: what `train` counted and measured
     log: the records of log.jsonl, one a checkpoint
     """
-    command = f"python -m saelens_lite.demo.train_lm --out {config.out.name}" + "".join(
+    command = f"python tests/bench/train_lm.py --out {config.out.name}" + "".join(
         f" --{field.name.replace('_', '-')} {getattr(config, field.name)}"
         for field in fields(config)
         if field.name != "out" and getattr(config, field.name) != field.default

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Annotated, Literal
 
-from saelens_lite.config import AtLeast, check_fields
+from saelens_lite.config import PERMISSION, AtLeast, check_fields
 
 from .text.mixture import check_weights
 
@@ -95,10 +95,10 @@ class HarvestConfig:
     """Compile the model's blocks with torch.compile: faster in a long run, after a start of a minute or more.
     Rows differ in their last bits from uncompiled ones, so it is part of the plan."""
 
-    check_space: bool = True
+    check_space: Annotated[bool, PERMISSION] = True
     """Refuse to start where the disk has less room than the rows will take."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, PERMISSION] = False
     """Allow the model's and tokenizer's repositories to run their own Python code on this machine."""
 
     progress: bool = True

@@ -2,6 +2,7 @@
 
 k: Annotated[int, AtLeast(1)] = 32                 `check_fields` holds it to that, --help shows it
 device: Annotated[str | None, MAY_CHANGE] = None   `marked` lists the fields with a mark of their own
+trust_remote_code: Annotated[bool, PERMISSION]     is said by the user, never by a file
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ from typing import (
 )
 
 from saelens_lite.errors import nearest
+
+PERMISSION = "permission"
+"""Mark of a field that only the user gives: settings that a file, store or run names leave it as it is."""
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -77,7 +78,7 @@ class FeatureIndex:
                 raise FeatureIndexError(
                     f"the index {path} is unfinished: run the same command again, and it resumes"
                 )
-            makes = f"`saelens-lite analyze STORE SAE --index {path}`"
+            makes = f"`saelens-lite analyze STORE SAE --index {shlex.quote(str(path))}`"
             raise FeatureIndexError(f"the index {path} does not exist; {makes} makes it")
         return cls(folder, facts, tokenizer, context_tokens)
 

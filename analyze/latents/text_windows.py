@@ -109,7 +109,7 @@ class Contexts:
         try:
             from transformers import AutoTokenizer
 
-            return AutoTokenizer.from_pretrained(self.store.tokenizer_name)
+            return AutoTokenizer.from_pretrained(self.store.tokenizer_name, trust_remote_code=False)
         except Exception as error:  # offline, moved, gated, remote code: many unrelated types
             logger.warning(
                 "the tokenizer %r of %s cannot be loaded (%s): tokens are shown as ids; pass tokenizer=",

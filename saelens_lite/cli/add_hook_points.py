@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Annotated
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, is_first_process, model_for, print_next
+from saelens_lite.config import PERMISSION
 
 
 def run(argv: Sequence[str]) -> None:
@@ -33,7 +35,7 @@ def run(argv: Sequence[str]) -> None:
     if is_first_process():
         print(f"{config.store}: {store.n_rows:,} rows each of {', '.join(store.hook_points)}")
         point = config.hook_points[0]
-        print_next(f"saelens-lite train --store {config.store} --hook-point {point} --output runs/{point}")
+        print_next("train", store=config.store, hook_point=point, output=f"runs/{point}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +55,7 @@ class AddHookPointsConfig:
     device: str | None = None
     """cuda, mps or cpu; None takes the best one here."""
 
-    trust_remote_code: bool = False
+    trust_remote_code: Annotated[bool, PERMISSION] = False
     """Allow the model's repository to run its own Python code on this machine."""
 
     progress: bool = True

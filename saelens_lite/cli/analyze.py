@@ -62,7 +62,7 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
         print(index.unigram)
     print(f"page: {page}")
     print(f"index: {folder}")
-    print_next(f"saelens-lite search {folder} --by max")
+    print_next("search", folder, by="max")
 
 
 def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: str) -> ActivationStore:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -41,10 +42,10 @@ def run(argv: Sequence[str]) -> None:
     if config.output is not None:
         Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
         print(f"numbers: {config.output}")
-    if config.model is None:
-        print(f"for the cost in cross-entropy: --model {model_of(config.store)}")
     model = config.model or model_of(config.store)
-    print_next(f"saelens-lite analyze --sae {config.sae} --store {config.store} --model {model}")
+    if config.model is None and model.isprintable():
+        print(f"for the cost in cross-entropy: --model {shlex.quote(model) if model else 'NAME'}")
+    print_next("analyze", sae=config.sae, store=config.store, model=model)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,7 +9,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from saelens_lite.config import bounds_in_words, check_fields, from_mapping
+from saelens_lite.config import PERMISSION, bounds_in_words, check_fields, from_mapping, marked
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
@@ -47,6 +47,13 @@ def configured(
                 f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}"
             )
         mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+        for name in marked(cls, PERMISSION) & mapping.keys():
+            if mapping[name] != defaults[name]:
+                flag = name.replace("_", "-")
+                raise ValueError(
+                    f"{file} sets {name}, which only the command line can: type --{'no-' * defaults[name]}{flag}"
+                )
     if with_preset is not None:
         args, preset = _without(args, "--preset", "its name")
         if preset is not None and mapping.setdefault("preset", preset) != preset:

@@ -31,10 +31,10 @@ def run(argv: Sequence[str]) -> int:
         if not result.fits:
             print("that is more than there is room for: a harvest of this size is refused")
             return 1
-        print_next("the same command without --dry-run")
+        print("to harvest, give the same command without --dry-run")
         return 0
     widths = ", ".join(f"{name} (width {result.d_model(name)})" for name in result.hook_points)
     print(f"{command.store}: {result.n_rows:,} rows of {widths} in {result.n_shards} shards")
-    choice = f" --hook-point {result.hook_points[0]}" if len(result.hook_points) > 1 else ""
-    print_next(f"saelens-lite train --store {command.store}{choice} --output runs/topk")
+    choice = result.hook_points[0] if len(result.hook_points) > 1 else None
+    print_next("train", store=command.store, hook_point=choice, output="runs/topk")
     return 0

@@ -225,6 +225,6 @@ def run(argv: Sequence[str]) -> None:
         return
     print("\n".join(lines))
     if kind == "import_labels":
-        print_next(f'saelens-lite search {config.index} --labelled ""')
+        print_next("search", config.index, by="max")
     elif kind != "latent" and (first := re.search(r"\blatent +(\d+)", "\n".join(lines))):
-        print_next(f"saelens-lite search {config.index} --latent {first[1]}")
+        print_next("search", config.index, latent=first[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from saelens_lite.config import to_mapping
@@ -105,8 +106,23 @@ def with_short_names(text: str) -> str:
     return text.replace(str(MODEL_DIR), "the embedded model")
 
 
-def print_next(command: str) -> None:
-    print(f"next: {command}")
+def print_next(command: str, *values: str, **flags: Any) -> None:
+    """Print the command to type next, quoted for the shell.
+
+    A flag without a value is left out. Names may come from data: nothing is printed where one holds
+    characters that cannot be seen, and none is taken for a flag.
+    """
+    words = [*map(_no_flag, values)]
+    for name, value in flags.items():
+        if value:
+            given = () if value is True else value if isinstance(value, tuple) else (value,)
+            words += [f"--{name.replace('_', '-')}", *map(_no_flag, given)]
+    if all(word.isprintable() for word in words):
+        print(f"next: {shlex.join(['saelens-lite', command, *words])}")
+
+
+def _no_flag(value: Any) -> str:
+    return f"./{value}" if str(value).startswith("-") else str(value)
 
 
 def quiet_loading() -> None:

@@ -75,10 +75,8 @@ def run(argv: Sequence[str]) -> None:
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
     found.save(folder / "study.json")
     print(f"numbers: {folder / 'study.json'}")
-    print_next(
-        f"saelens-lite study --model {config.model} --sae {config.sae} --records {config.records} with other "
-        "--doses, --by or --n-latents"
-    )
+    by = next(way for way in ("causal", "separation") if way != config.by)
+    print_next("study", model=config.model, sae=config.sae, records=config.records, by=by)
 
 
 def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -95,8 +96,7 @@ def from_model(command: TrainCommand) -> None:
         del fields[name]
     model, dataset = embedded(command.model, command.dataset)
     print_trained(train_streaming(model, dataset, command.hook_point, **fields), config)
-    source = " ".join(command.dataset)
-    print_next(f"saelens-lite analyze --sae {config.output} --model {command.model} --dataset {source}")
+    print_next("analyze", sae=config.output, model=command.model, dataset=command.dataset)
 
 
 def from_stores(command: TrainCommand) -> None:
@@ -109,7 +109,7 @@ def from_stores(command: TrainCommand) -> None:
     model = model_for(command.eval_model, device_named(config.device), stores[0])
     print_trained(train_sae(stores, config, model=model), config)
     if config.freeze_decoder:
-        print_evaluate("TRAINED", config.output, stores[0])
+        print(f"to compare with it: saelens-lite evaluate STORE SAE --baseline {shlex.quote(config.output)}")
     else:
         print_evaluate(config.output, f"{config.output}/frozen" if config.baseline else None, stores[0])
 
@@ -157,6 +157,5 @@ def print_trained(sae: SparseAutoencoder, config: TrainConfig) -> None:
 def print_evaluate(sae: str, baseline: str | None, store: ActivationStore) -> None:
     """The command that scores an SAE, with its baseline where there is one."""
     if is_first_process():
-        which = f"--sae {sae}" + (f" --baseline {baseline}" if baseline else "")
         path = str(store.path)
-        print_next(f"saelens-lite evaluate {which} --store {path} --model {model_of(path)}")
+        print_next("evaluate", sae=sae, baseline=baseline, store=path, model=model_of(path))

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import print_next
-from saelens_lite.config import from_mapping
+from saelens_lite.config import PERMISSION, from_mapping, marked
+
+if TYPE_CHECKING:
+    from saelens_lite.store.folder import Folder
 
 HARVEST_AGAIN = "give the harvest call of this store again: it makes what is missing"
 
@@ -26,21 +30,25 @@ def run(argv: Sequence[str]) -> int:
     if not problems:
         print(f"{folder}: every file is as it was written")
         if before is None:
-            print("the store is unfinished")
-            print_next(HARVEST_AGAIN)
+            print(f"the store is unfinished: {HARVEST_AGAIN}")
         return 0
     print(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
     if not config.repair:
-        print_next(f"saelens-lite verify {config.store} --repair")
+        print_next("verify", config.store, repair=True)
         return 1
+    settings = None if before is None else _settings(folder)
+    if settings and settings.get("trust_remote_code") and not config.trust_remote_code:
+        raise ValueError(
+            f"{folder} says that its model {settings.get('model')!r} runs Python code of its repository: if you "
+            "trust that code, add --trust-remote-code"
+        )
     moved = repair_store(folder, problems)
     print(f"moved to {folder}/damaged: {', '.join(moved) or 'nothing, all of it is missing'}")
     if before is None:
-        print("the store is unfinished")
-        print_next(HARVEST_AGAIN)
+        print(f"the store is unfinished: {HARVEST_AGAIN}")
         return 0
     if folder.size("plan.json") is None or folder.size("manifest.json") is None:
-        if not _harvest_again(config.store):
+        if not _harvest_again(config, settings):
             return 1
         if (
             "manifest.json" not in {problem.file for problem in problems}
@@ -55,19 +63,24 @@ def run(argv: Sequence[str]) -> int:
     return 1 if problems else 0
 
 
-def _harvest_again(store: str) -> bool:
-    """Make what a repair moved aside, with the settings in the store's log; says why if they are not
-    there."""
+def _settings(folder: Folder) -> dict[str, Any] | None:
+    """What the store's log says that the user asked for."""
+    from saelens_lite.store.event_log import events
+
+    told = [event.get("settings") for event in events(folder, "start")]
+    return next((settings for settings in reversed(told) if settings and isinstance(settings, dict)), None)
+
+
+def _harvest_again(config: VerifyConfig, settings: dict[str, Any] | None) -> bool:
+    """Make what a repair moved aside, with the settings in the store's log but for permissions; says why if
+    they are not there."""
     from saelens_lite.harvest.config import HarvestConfig
     from saelens_lite.harvest.harvest import run_harvest
-    from saelens_lite.store.event_log import events
     from saelens_lite.store.folder import open_folder
     from saelens_lite.store.layout import read_json
     from saelens_lite.store.verify import intact_manifests
 
-    folder = open_folder(store)
-    starts = list(events(folder, "start"))
-    settings = next((event["settings"] for event in reversed(starts) if event.get("settings")), None)
+    folder = open_folder(config.store)
     plan = None if folder.size("plan.json") is None else read_json(folder, "plan.json")
     if plan is not None and "source" in plan:
         print("this store was made from arrays or another format, which cannot be harvested: write it anew")
@@ -79,17 +92,18 @@ def _harvest_again(store: str) -> bool:
         hook_points = list(plan["hook_points"])
     if settings is None:
         print("the log does not say how this store was harvested, or not by names alone")
-        print_next(
-            f"{HARVEST_AGAIN}; its hook points are {' '.join(hook_points) or 'those of the first call'}"
-        )
+        print(f"{HARVEST_AGAIN}; its hook points are {' '.join(hook_points) or 'those of the first call'}")
         return False
     hook_points = hook_points or settings["hook_points"]
-    given = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    run_harvest(
-        from_mapping(
-            HarvestConfig, given | {"store": store, "hook_points": tuple(hook_points)}, f"{store}/log.jsonl"
-        )
-    )
+    asked_again = marked(HarvestConfig, PERMISSION)
+    given = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in settings.items()
+        if key not in asked_again
+    }
+    given |= {"store": config.store, "hook_points": tuple(hook_points)}
+    given |= {"trust_remote_code": config.trust_remote_code}
+    run_harvest(from_mapping(HarvestConfig, given, f"{config.store}/log.jsonl"))
     return True
 
 
@@ -103,3 +117,7 @@ class VerifyConfig:
 
     repair: bool = False
     """Move damaged files to damaged/ inside the store, and make exactly those shards anew."""
+
+    trust_remote_code: bool = False
+    """With --repair: allow the model's and tokenizer's repositories, which the store names, to run their own
+    Python code on this machine."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Collection
 from typing import Any
 
@@ -100,5 +101,5 @@ def check_size(store: Folder, name: str, found: int | None, recorded: int) -> No
         state = "is missing" if found is None else f"has {found} bytes"
         raise ShardError(
             f"{store.describe(name)} {state}, the store records {recorded} bytes: restore the file, or let "
-            f"`saelens-lite verify {store} --repair` recompute the shard"
+            f"`saelens-lite verify {shlex.quote(str(store))} --repair` recompute the shard"
         )

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -93,7 +94,7 @@ def test_a_dry_run_says_what_a_harvest_takes_and_writes_nothing(made, tmp_path, 
     assert main(argv) == 0
     out = capsys.readouterr().out
     assert f"{tmp_path / 'store'}: would take 6,000 rows, 2.39 MB;" in out and "are free; about" in out
-    assert out.endswith("next: the same command without --dry-run\n")
+    assert out.endswith("to harvest, give the same command without --dry-run\n")
     assert not (tmp_path / "store").exists()
 
 
@@ -347,7 +348,7 @@ def test_what_comes_next_runs_as_it_is_printed(made, tmp_path, capsys):
             line for line in capsys.readouterr().out.splitlines() if line.startswith("next: saelens-lite ")
         ]
         assert len(following) == 1
-        argv = following[0].split()[2:]
+        argv = shlex.split(following[0])[2:]
     assert argv[-2] == "--latent" and main(argv) == 0
     assert f"latent {argv[-1]}: " in capsys.readouterr().out
 

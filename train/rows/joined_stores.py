@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import torch
@@ -114,6 +115,6 @@ class JoinedStores:
         path = store.folder.describe(data_name(shard, self.hook_point))
         raise FloatingPointError(
             f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large "
-            f"values. `saelens-lite verify {store.path}` finds altered files, and --repair makes them anew; "
+            f"values. `saelens-lite verify {shlex.quote(str(store.path))}` finds altered files, and --repair makes them anew; "
             "then run the same command again: it resumes at the last checkpoint"
         )

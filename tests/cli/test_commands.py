@@ -292,7 +292,7 @@ def test_evaluate_prints_every_number_and_the_noise_of_seeds(made, capsys):
     shown = capsys.readouterr().out
     assert "ev_dictionary_learning" in shown and "encoder_decoder_cosine" in shown
     line = fails(capsys, *argv, "--seeds", made / "frozen")
-    assert "trained and seed 1 differ in freeze_decoder false and true" in line
+    assert "seed 1 is not as trained: freeze_decoder expected False, got True" in line
 
 
 def test_analyze_writes_a_page(made, capsys):
@@ -579,7 +579,7 @@ def test_an_sae_of_another_width_names_both(made, tmp_path, capsys):
     line = fails(capsys, "evaluate", "--sae", made / "topk", "--store", made / "store", "--output", tmp_path)
     assert "expected a file in an existing folder" in line
     line = fails(capsys, "evaluate", "--sae", tmp_path / "narrow", "--store", made / "store")
-    assert "d_model=32" in line and "width 192" in line
+    assert "d_model=32" in line and "d_model=192" in line
 
 
 def test_an_unknown_config_key_suggests_the_nearest(tmp_path, capsys):

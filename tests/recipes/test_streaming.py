@@ -168,7 +168,7 @@ def test_what_a_stream_cannot_do_is_said(rows, train, monkeypatch):
     for fields, message in (
         ({"n_steps": None}, "expected n_steps, as its length is not known"),
         ({"max_norm_ratio": 10.0}, "max_norm_ratio needs the median"),
-        ({"matmul_precision": "medium"}, "expected matmul_precision None: forward passes"),
+        ({"matmul_precision": "medium"}, "expected matmul_precision None: some forward passes"),
         (
             {"end_to_end": "kl", "init_from": "an SAE", "d_sae": None},
             "end_to_end learns from the contexts of a store",

@@ -27,10 +27,7 @@ class LatentStats(NamedTuple):
 
 
 def latent_stats(
-    sae: SparseAutoencoder,
-    batches: ActivationStore | Iterable[Tensor],
-    *,
-    hook_point: str | None = None,
+    sae: SparseAutoencoder, batches: ActivationStore | Iterable[Tensor], *, hook_point: str | None = None
 ) -> LatentStats:
     """Mean, largest activation and firing rate of every latent over a store or batches of activations.
 

@@ -89,11 +89,7 @@ class Contexts:
     """
 
     def __init__(
-        self,
-        store: HasTokens,
-        tokenizer: Any = None,
-        before_tokens: int = 16,
-        after_tokens: int = 8,
+        self, store: HasTokens, tokenizer: Any = None, before_tokens: int = 16, after_tokens: int = 8
     ) -> None:
         self.store = store
         self.before_tokens, self.after_tokens = before_tokens, after_tokens

@@ -40,8 +40,7 @@ _LEAST_SCALE = 1e-6
 class AnomalyScores:
     """Scores of rows, larger for odder ones.
 
-    error: float64[n], ‖acts − recons‖, in units of the rows
-    surprise: float64[n], in nats
+    error, surprise: float64[n], ‖acts − recons‖ in units of the rows, and nats
     error_z, surprise_z: float64[n], robust z against the normal rows
     """
 
@@ -56,10 +55,9 @@ class AnomalyScores:
         return (self.error_z + self.surprise_z) / math.sqrt(2)
 
     def __repr__(self) -> str:
-        middle = {name: float(getattr(self, name).median()) for name in ("error_z", "surprise_z", "combined")}
-        return f"AnomalyScores of {len(self.error):,} rows; medians " + ", ".join(
-            f"{k} {v:.2f}" for k, v in middle.items()
-        )
+        names = ("error_z", "surprise_z", "combined")
+        medians = ", ".join(f"{name} {float(getattr(self, name).median()):.2f}" for name in names)
+        return f"AnomalyScores of {len(self.error):,} rows; medians {medians}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,12 +93,9 @@ class AnomalyDetector:
         """
         parts = [(error, self._surprise(latents)) for error, latents in _encoded(self.sae, rows, hook_point)]
         error, surprise = (torch.cat([part[i] for part in parts]) for i in range(2))
-        return AnomalyScores(
-            error=error,
-            surprise=surprise,
-            error_z=(error - self.error_center) / self.error_scale,
-            surprise_z=(surprise - self.surprise_center) / self.surprise_scale,
-        )
+        error_z = (error - self.error_center) / self.error_scale
+        surprise_z = (surprise - self.surprise_center) / self.surprise_scale
+        return AnomalyScores(error, surprise, error_z, surprise_z)
 
     def _surprise(self, latents: SparseLatents) -> Tensor:
         """float64[n], nats of each row: all latents as if silent, then what those that fire change."""
@@ -115,10 +110,9 @@ class AnomalyDetector:
 def fit_anomaly(sae: SparseAutoencoder, normal: Rows, *, hook_point: str | None = None) -> AnomalyDetector:
     """Learn what is normal, in two passes: rates and magnitudes of latents, then the spread of both scores.
 
-    The rows' own scores are a little low, since the rates are theirs: compare odd rows with other normal
-    ones, as in `auroc(detector.scores(held_out).combined, detector.scores(odd).combined)`.
+    The rows' own scores are a little low, since the rates are theirs: compare odd rows with others, as in
+    `auroc(detector.scores(held_out).combined, detector.scores(odd).combined)`.
 
-    normal: float[n d_model], or a store; hook_point: of a store, by default the SAE's
     raises: ValueError as `AnomalyDetector.scores`, and for fewer than 2 rows
     """
     n_rows, counts = 0, torch.zeros(sae.d_sae, dtype=torch.float64)
@@ -146,8 +140,7 @@ def fit_anomaly(sae: SparseAutoencoder, normal: Rows, *, hook_point: str | None 
 
 
 def _spread(values: Tensor) -> tuple[float, float]:
-    """Median, and 1.4826 · median distance from it, which is the standard deviation of a normal
-    distribution."""
+    """Median, and 1.4826 · median distance from it: in a normal distribution, its standard deviation."""
     center = values.median()
     scale = _MAD_TO_STD * (values - center).abs().median()
     return float(center), float(torch.maximum(scale, _LEAST_SCALE * center.abs().clamp_min(1)))

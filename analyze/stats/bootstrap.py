@@ -28,11 +28,9 @@ _LEAST_DEFINED = 0.95
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Interval:
-    """A mean with its confidence interval.
+    """A mean with its confidence interval: float64[...] each, one for each column of values.
 
-    estimate, low, high: float64[...], one for each column of values
-    confidence: coverage that is meant
-    n_clusters: what was drawn from
+    confidence: coverage that is meant; n_clusters: what was drawn from
     """
 
     estimate: Tensor
@@ -42,7 +40,7 @@ class Interval:
     n_clusters: int
 
     def to_dict(self) -> dict[str, float]:
-        """Of one column: plain numbers, for JSON."""
+        """Of one column, for JSON."""
         return {"estimate": self.estimate.item(), "low": self.low.item(), "high": self.high.item()}
 
 
@@ -56,10 +54,8 @@ def cluster_bootstrap(
 ) -> Interval:
     """The mean of values over items, with an interval from drawing whole clusters again, with replacement.
 
-    values: float[n_items] or float[n_items m]; columns are drawn together, so that their differences keep
-        their pairing
-    clusters: int64[n_items], equal for items that belong together (a text, an entity, a prompt); None: each
-        its own
+    values: float[n_items] or float[n_items m]; columns are drawn together, so differences keep their pairing
+    clusters: int64[n_items], equal for items that belong together (a text, an entity); None: each its own
     returns: Interval; the mean is over items, so larger clusters count more, and a resample divides by its
         own size
     raises: ValueError for values that are not finite, clusters of another length, or fewer than 2 clusters
@@ -98,8 +94,7 @@ def bootstrap_statistic(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Any statistic of weighted items, with an interval from drawing whole clusters again, as
-    `cluster_bootstrap` does.
+    """Any statistic of weighted items, with an interval as `cluster_bootstrap` draws it.
 
     statistic: from weights float64[r n_items], of each draw how often an item's cluster was drawn, to
         float64[r m]; several columns keep their pairing. The estimate is that of weights 1
@@ -150,8 +145,7 @@ def spread(draws: Tensor) -> list[float]:
 
 
 def westfall_young_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
-    """Rank p values of many statistics at once, corrected for there being many: each against the controls'
-    maximum.
+    """Rank p values of many statistics, corrected for their number: each against the controls' maximum.
 
     The chance that any p ≤ α comes out though none of the statistics differs from the controls is at most α,
     however they are correlated. Statistics are standardised first, by mean and standard deviation over all n
@@ -205,8 +199,7 @@ def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> t
 
 
 def _numbered(clusters: Tensor | None, n_items: int, confidence: float) -> tuple[Tensor, int]:
-    """The number of each item's cluster, int64[n_items], and how many there are; the checks of a
-    bootstrap."""
+    """The number of each item's cluster, int64[n_items], and how many there are, checked."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence expected a share between 0 and 1, got {confidence}")
     of_item = torch.arange(n_items) if clusters is None else torch.as_tensor(clusters).cpu().reshape(-1)
@@ -232,15 +225,12 @@ def _times_drawn(n: int, n_weights: int, n_resamples: int, seed: int) -> Iterato
 
 
 def _expanded_interval(drawn: Tensor, confidence: float, n: int) -> tuple[Tensor, Tensor]:
-    """Low and high ends, float64[m] each, of statistics float64[n_resamples m] of n clusters."""
-    tail = _expanded_tail((1 - confidence) / 2, n)
+    """Low and high ends, float64[m] each, of statistics float64[n_resamples m] of n clusters: the quantiles
+    of bootstrap means that stand where a t interval ends."""
+    t = student_t(1 - (1 - confidence) / 2, n - 1)
+    tail = NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)
     low, high = drawn.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
     return low, high
-
-
-def _expanded_tail(tail: float, n: int) -> float:
-    """The quantile of bootstrap means that stands where a t interval of n clusters ends."""
-    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * student_t(1 - tail, n - 1))
 
 
 def student_t(probability: float, degrees: int) -> float:

@@ -42,8 +42,7 @@ class Split:
     def tests(self, documents: Documents) -> Tensor:
         """bool[n]: which items are on the test side.
 
-        documents: of each item, its document's index (as a store counts them) or its name, such as that of an
-            entity
+        documents: of each item, its document's index (as a store counts them) or name, such as an entity's
         """
         return is_held_out(document_ids(documents), self.test_fraction, self.seed)
 
@@ -52,8 +51,7 @@ class Split:
 class Selection:
     """Latents and what chose them.
 
-    latents: int64[n], best first; statistic: float64[n], on the selecting side
-    by: the statistic's name; split: the sides; n_items: of the selecting side
+    latents: int64[n], best first; statistic: float64[n], of name `by`, on the selecting side's n_items
     """
 
     latents: Tensor
@@ -92,8 +90,7 @@ def select_latents(
     labels: bool[n_items]; documents: one an item
     by: "separation" is P(fires | 1) − P(fires | 0); "welch_t" the difference of mean activations over its
         standard error
-    split: by default Split(); allowed: bool[d_sae], latents that may be chosen, such as those below a firing
-        rate
+    split: by default Split(); allowed: bool[d_sae], latents to choose from, such as those that fire rarely
     raises: ValueError for arguments that do not fit each other, or a selecting side without both labels
     source: Ferrando et al. 2024, arXiv:2411.14257
     """
@@ -103,11 +100,8 @@ def select_latents(
     rows, ones = selecting_side(acts, labels, documents, split)
     with torch.no_grad():
         latents = sae.encode(rows.to(sae.device))
-    values, indices, of_one = (
-        latents.values.cpu().double(),
-        latents.indices.cpu(),
-        ones[latents.row_ids().cpu()],
-    )
+    values, indices = latents.values.cpu().double(), latents.indices.cpu()
+    of_one = ones[latents.row_ids().cpu()]
 
     def sums(of: Tensor, label: bool) -> Tensor:
         here = of_one if label else ~of_one
@@ -165,10 +159,10 @@ def document_ids(documents: Documents) -> Tensor:
     """int64[n] on the CPU; a name becomes a hash of it."""
     if isinstance(documents, Tensor):
         return documents.cpu().long()
-    ids = [
-        int.from_bytes(hashlib.sha256(d.encode()).digest()[:8], "little", signed=True)
-        if isinstance(d, str)
-        else int(d)
-        for d in documents
-    ]
-    return torch.tensor(ids, dtype=torch.int64)
+
+    def number(document: int | str) -> int:
+        if not isinstance(document, str):
+            return int(document)
+        return int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "little", signed=True)
+
+    return torch.tensor([number(document) for document in documents], dtype=torch.int64)

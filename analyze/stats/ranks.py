@@ -1,5 +1,4 @@
-"""Statistics of ranks, ties sharing their mean rank: AUROC of two groups of scores, Spearman's
-correlation."""
+"""Statistics of ranks, ties sharing their mean rank: AUROC, Spearman's correlation."""
 
 from __future__ import annotations
 
@@ -28,10 +27,9 @@ def mean_ranks(values: Values) -> Tensor:
 
 
 def auroc(normal: Values, odd: Values) -> float:
-    """The chance that a score of `odd` exceeds one of `normal`, ties counting half: 0.5 where the two are
-    alike.
+    """The chance that a score of `odd` exceeds one of `normal`, ties counting half.
 
-    normal, odd: float[n], float[m], larger scores for what is odd
+    normal, odd: float[n], float[m]
     raises: ValueError for an empty group or nan
     source: Mann and Whitney 1947; the area under the ROC curve, Hanley and McNeil 1982
     """
@@ -70,9 +68,8 @@ def weighted_auroc(scores: Values, positive: Values, weights: Tensor) -> Tensor:
         )
     order = scores.argsort()
     weights, positive, scores = weights[:, order], positive[order], scores[order]
-    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])]).nonzero()[
-        :, 0
-    ]  # of each group of equal scores
+    ends = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])  # of each group of equal scores
+    last = ends.nonzero()[:, 0]
     above = torch.where(positive, weights, 0.0).cumsum(1)[:, last]
     below = torch.where(positive, 0.0, weights).cumsum(1)[:, last]
     in_group = above.diff(dim=1, prepend=above.new_zeros(len(above), 1))

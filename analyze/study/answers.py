@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -88,17 +89,13 @@ class NextToken:
 
     def _ids(self, tokenizer: Any, prompt: str, words: Sequence[str | int]) -> list[int]:
         """The first token of each word after the prompt."""
-        return [
-            word if isinstance(word, int) else _token_after(tokenizer, prompt, self.separator + word)
-            for word in words
-        ]
+        after = partial(_token_after, tokenizer, prompt)
+        return [word if isinstance(word, int) else after(self.separator + word) for word in words]
 
 
 def _token_after(tokenizer: Any, prompt: str, text: str) -> int:
-    """The first token of the text, when it follows the prompt.
-
-    raises: ValueError where that token begins in the prompt, or there is none
-    """
+    """The first token of a text behind the prompt. raises: ValueError where it begins in the prompt, or for
+    none"""
     encoded = tokenizer(prompt + text, return_offsets_mapping=True)
     for token, (start, end) in zip(encoded["input_ids"], encoded["offset_mapping"]):
         if end > len(prompt):

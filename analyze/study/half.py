@@ -21,9 +21,8 @@ Edit = Callable[[Tensor], AbstractContextManager]
 
 
 class Outcome(NamedTuple):
-    """The model's answers under one edit.
+    """The model's answers under one edit: float64[n] of 0 and 1, and the margin where there is one.
 
-    refused, correct: float64[n] of 0 and 1; margin: float64[n] or None
     push: length of the change at the entity's last token over that of the stream, mean
     """
 
@@ -33,7 +32,7 @@ class Outcome(NamedTuple):
     push: float
 
     def measures(self, known: Tensor) -> dict[str, Tensor]:
-        """The items of each measure (studyresult.MEASURES): float64[n_unknown] or float64[n_known]."""
+        """The items of each measure (result.MEASURES): float64[n_unknown] or float64[n_known]."""
         found = {
             "hallucination": 1 - self.refused[~known],
             "refusal": self.refused[known],
@@ -90,10 +89,7 @@ class Side:
         self.entities = Entities(self.acts[rows], self.known[rows], names, types)
 
     def outcome(self, make: Edit | None = None) -> Outcome:
-        """The answers under an edit, or as they are.
-
-        raises: ValueError for a judge that gives another number of answers
-        """
+        """The answers under an edit, or as they are. raises: ValueError for another number of them"""
         answers, seen, device = [], [], self._decoder.device
         for batch, judge in zip(self._batches, self._judges):
             inputs, reached = {name: value.to(device) for name, value in batch.inputs.items()}, []
@@ -125,11 +121,8 @@ class Side:
         """float32[n d_model] at the last token of each entity."""
         found = []
         for batch in self._batches:
-            with (
-                evaluation_mode(self._decoder),
-                torch.no_grad(),
-                nullcontext() if make is None else make(batch.entity),
-            ):
+            edited = nullcontext() if make is None else make(batch.entity)
+            with evaluation_mode(self._decoder), torch.no_grad(), edited:
                 acts = run_to(self._decoder, [self.hook_point], **batch.inputs)[self.hook_point]
             found.append(acts[batch.last.to(acts.device)].float().cpu())
         return torch.cat(found)

@@ -62,8 +62,7 @@ class Planned(NamedTuple):
 
 
 class EditsOf:
-    """The edits of one choice of latents, as functions of the tokens to edit (and, for controls,
-    directions=).
+    """The edits of one choice of latents, as functions of the tokens to edit (for controls, directions=).
 
     acts: float[n d_model], the selecting side's entities, on which typical activations are measured
     """
@@ -73,13 +72,12 @@ class EditsOf:
         self._acts = acts
 
     def clamp(self, known: bool) -> Callable[..., Any]:
-        """From a dose and the tokens: the first n latents held at that multiple of what is typical of
-        them."""
+        """From a dose and the tokens: the first n latents held at that multiple of their typical values."""
         sae, latents = self.chosen.sae, self.clamped(known)
         return partial(held, self.model, sae, latents, typical(sae, latents, self._acts), self.hook_point)
 
     def clamped(self, known: bool) -> Tensor:
-        """The latents that are clamped: int64[n]."""
+        """int64[n]"""
         return self._of(known).latents[: self.chosen.n]
 
     def ablations(self, known: bool) -> list[tuple[Tensor, Edit]]:
@@ -101,8 +99,7 @@ class EditsOf:
 
 
 def typical(sae: SparseAutoencoder, latents: Tensor, acts: Tensor) -> Tensor:
-    """float[n]: the 95 % quantile of each latent's positive activations on these rows; each must fire on
-    one."""
+    """float[n]: the 95 % quantile of each latent's positive activations on these rows; each must fire."""
     with torch.no_grad():
         z = latent_acts_of(sae, acts.to(sae.device, sae.dtype), latents.to(sae.device)).float().cpu()
     return torch.stack([column[column > 0].quantile(TYPICAL) for column in z.T])
@@ -125,7 +122,8 @@ def held(
 
 def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float) -> Edit:
     """A direction added, `strength` times as long as the stream is."""
-    return partial(_steered, model, hook_point, direction, strength)
+    how = {"unit": "resid_norm", "hook_point": hook_point}
+    return lambda where: steer_direction(model, direction, strength, where=where, **how)
 
 
 def as_far(
@@ -136,9 +134,8 @@ def as_far(
     Chosen latents may point alike, and then their changes add up to more than those of random latents: a
     control without this scale would be weaker.
 
-    target: float[n], to what the latents are set; acts: float[n_rows d_model]; directions: float[n_draws n
-        d_model]
-    returns: float[n_draws n d_model]; as they were where latents that fire on none of the rows are set to 0
+    target: float[n], to what the latents are set; acts: float[n_rows d_model]
+    directions, and returned: float[n_draws n d_model]; unscaled where latents silent on all rows are set to 0
     """
     with torch.no_grad():
         wide = acts.to(sae.device, sae.dtype)
@@ -172,7 +169,3 @@ def _removed(
     model: nn.Module, sae: SparseAutoencoder, latents: Tensor, hook_point: str, where: Tensor, **how: Any
 ) -> Any:
     return ablate(model, sae, latents, where=where, hook_point=hook_point, **how)
-
-
-def _steered(model: nn.Module, hook_point: str, direction: Tensor, strength: float, where: Tensor) -> Any:
-    return steer_direction(model, direction, strength, unit="resid_norm", where=where, hook_point=hook_point)

@@ -38,11 +38,9 @@ class Question:
     type: str = ""
     """Kind of entity, such as "city"; of several kinds, latents are chosen that serve all of them."""
     known: bool | None = None
-    """Whether the model knows the answer, where that is certain; None leaves it to the model's own
-    answers."""
+    """Whether the model knows the answer, where that is certain; None leaves it to the model's answers."""
     span: tuple[int, int] | None = None
-    """Start and end of the entity in the prompt, in characters; needed where its name stands there more than
-    once."""
+    """The entity in the prompt, in characters; needed where its name stands there more than once."""
 
     def __post_init__(self) -> None:
         if not self.prompt or self.prompt != self.prompt.rstrip():
@@ -118,12 +116,9 @@ def read_questions(path: str | Path) -> list[Question]:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Batch:
-    """Records as tokens.
+    """Records as tokens, int64[batch width] padded on the left.
 
-    records: in this order
-    inputs: input_ids and attention_mask int64[batch width], padded on the left
-    entity: bool[batch width], the tokens of the entity that are edited
-    last: bool[batch width], the last token of the entity, one an example
+    entity, last: bool[batch width], the tokens of the entity that are edited, and its last one
     """
 
     records: tuple[Question, ...]
@@ -135,11 +130,7 @@ class Batch:
 def batches(
     tokenizer: Any, records: Sequence[Question], size: int, position: Literal["last", "all"] = "last"
 ) -> Iterator[Batch]:
-    """The records in batches of `size`, in their order.
-
-    position: which of the entity's tokens are edited
-    raises: ValueError for a tokenizer without offsets
-    """
+    """The records in batches of `size`, in their order. raises: ValueError for a tokenizer without offsets"""
     if not getattr(tokenizer, "is_fast", False):
         raise ValueError(
             f"a study expected a fast tokenizer, which gives offsets, got {type(tokenizer).__name__}"
@@ -154,8 +145,7 @@ def batches(
             "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in ids]),
             "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]),
         }
-        padded = {
-            "offset_mapping": torch.tensor([[(0, 0)] * (width - len(row)) + list(row) for row in offsets])
-        }
+        places = torch.tensor([[(0, 0)] * (width - len(row)) + list(row) for row in offsets])
+        padded = {"offset_mapping": places}
         spans = [record.place for record in of_batch]
         yield Batch(of_batch, inputs, span_mask(padded, spans, position), span_mask(padded, spans, "last"))

@@ -77,8 +77,7 @@ class StudyRow:
 class StudyResult:
     """The outcome of `HallucinationStudy.run`; printing it shows the table.
 
-    n_known, n_unknown: entities that were measured; n_questions: of both
-    score: whether "rates" or "logits" were tested
+    n_known, n_unknown: entities that were measured; score: whether "rates" or "logits" were tested
     """
 
     rows: tuple[StudyRow, ...]
@@ -104,8 +103,8 @@ class StudyResult:
         rows = []
         for row in self.rows:
             edit = row.edit
-            cells: dict[str, Any] = {"edit": edit.name, "sae": edit.sae or None, "dose": edit.dose}
-            cells["push"] = row.push
+            cells: dict[str, Any] = {"edit": edit.name, "sae": edit.sae or None}
+            cells |= {"dose": edit.dose, "push": row.push}
             if edit.own_dose is not None:
                 cells["own_dose"] = edit.own_dose
             cells |= {name: interval.to_dict() for name, interval in row.measures.items()}
@@ -117,21 +116,13 @@ class StudyResult:
                 cells["controls"] = drawn | {"rate_ratio": edit.rate_ratio}
             if row.less_baseline is not None:
                 cells["less_baseline"] = row.less_baseline.to_dict()
-            if edit.side_effects is not None:
-                of = edit.side_effects
+            if (of := edit.side_effects) is not None:
                 cells |= {"delta_ce": of.delta_ce.to_dict(), "kl": of.kl.to_dict(), "neutral_push": of.push}
             rows.append(cells)
-        return {
-            "hook_point": self.hook_point,
-            "n_known": self.n_known,
-            "n_unknown": self.n_unknown,
-            "n_questions": self.n_questions,
-            "confidence": self.confidence,
-            "score": self.score,
-            "measures": MEASURES,
-            "rows": rows,
-            "detection": [detection._asdict() for detection in self.detections],
-        }
+        names = ("hook_point", "n_known", "n_unknown", "n_questions", "confidence", "score")
+        detection = [found._asdict() for found in self.detections]
+        facts = {name: getattr(self, name) for name in names}
+        return {**facts, "measures": MEASURES, "rows": rows, "detection": detection}
 
     def to_frame(self) -> DataFrame:
         """A line for each edit, with columns such as hallucination.estimate and controls.n."""
@@ -202,18 +193,11 @@ class StudyResult:
     def __repr__(self) -> str:
         answering, refusing = self.tested
         of = "logit margin" if self.score == "logits" else "share"
-        return "\n".join(
-            [
-                f"to get answers: {of} of answers about unknown entities, "
-                "and of known ones accuracy and wrong answers",
-                self._table(answering, ("accuracy", "wrong")),
-                "",
-                f"to get refusals: {of} of refusals about known entities, "
-                "wrong answers, and answers about unknown ones",
-                self._table(refusing, ("wrong", "hallucination")),
-                "",
-                self._detection_line(),
-            ]
+        return (
+            f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and wrong "
+            f"answers\n{self._table(answering, ('accuracy', 'wrong'))}\n\n"
+            f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about unknown "
+            f"ones\n{self._table(refusing, ('wrong', 'hallucination'))}\n\n{self._detection_line()}"
         )
 
     @property
@@ -231,13 +215,8 @@ class StudyResult:
             edit, of = row.edit, row.measures[measure]
             if edit.measure not in (None, measure):
                 continue
-            name = f"{edit.name} ({len(edit.latents)})" if edit.latents else edit.name
-            cells = [
-                name,
-                edit.sae,
-                "" if edit.dose is None else f"{edit.dose:g}",
-                f"{row.push:.2f}" if row.push else "",
-            ]
+            cells = [f"{edit.name} ({len(edit.latents)})" if edit.latents else edit.name, edit.sae]
+            cells += ["" if edit.dose is None else f"{edit.dose:g}", f"{row.push:.2f}" if row.push else ""]
             cells += [f"{of.estimate:.3f}", span(of.low, of.high, ".2f")]
             if row.controls is None:
                 cells += [""] * 3
@@ -245,15 +224,11 @@ class StudyResult:
                 low, _, high = spread(row.controls)
                 cells += [span(low, high, ".3f"), f"{row.p:.3f}", f"{row.p_adjusted:.3f}"]
             less = row.less_baseline
-            cells.append(
-                "" if less is None else f"{less.estimate:+.3f} ({span(less.low, less.high, '+.2f')})"
-            )
+            cells += ["" if less is None else f"{less.estimate:+.3f} ({span(less.low, less.high, '+.2f')})"]
             cells += [f"{row.measures[other].estimate:.3f}" for other in beside]
             side = edit.side_effects
-            table.append(
-                cells
-                + ([""] * 2 if side is None else [f"{of.estimate:+.3f}" for of in (side.delta_ce, side.kl)])
-            )
+            cells += [""] * 2 if side is None else [f"{of.estimate:+.3f}" for of in (side.delta_ce, side.kl)]
+            table.append(cells)
         return aligned(filled_columns(table), left=2)
 
     def _detection_line(self) -> str:
@@ -300,13 +275,11 @@ def assembled(
         for of, interval in zip(measures, intervals(name, [item[name] for item in items])):
             of[name] = interval
     tested = [i for i, (edit, _) in enumerate(done) if edit.controls]
-    drawn = {
-        i: torch.stack(
-            [control.measures(known)[done[i][0].measure].mean() for control in done[i][0].controls]
-        )
-        for i in tested
-    }
-    p = {i: rank_p(items[i][done[i][0].measure].mean(), drawn[i]).item() for i in tested}
+    drawn, p = {}, {}
+    for i in tested:
+        edit = done[i][0]
+        drawn[i] = torch.stack([control.measures(known)[edit.measure].mean() for control in edit.controls])
+        p[i] = rank_p(items[i][edit.measure].mean(), drawn[i]).item()
     adjusted = dict(zip(tested, benjamini_hochberg(torch.tensor([p[i] for i in tested])).tolist()))
     same = {(edit.name, edit.dose): i for i, (edit, _) in enumerate(done) if edit.sae == "baseline"}
     rows = []
@@ -315,22 +288,9 @@ def assembled(
         less = None
         if rival is not None and edit.measure is not None:
             [less] = intervals(edit.measure, [items[i][edit.measure] - items[rival][edit.measure]])
-        push = (
-            None
-            if i not in drawn
-            else torch.tensor([control.push for control in edit.controls]).median().item()
-        )
-        rows.append(
-            StudyRow(edit, outcome.push, measures[i], drawn.get(i), push, p.get(i), adjusted.get(i), less)
-        )
+        push = torch.tensor([of.push for of in edit.controls]).median().item() if i in drawn else None
+        found = (drawn.get(i), push, p.get(i), adjusted.get(i))
+        rows.append(StudyRow(edit, outcome.push, measures[i], *found, less))
     n_known, n_unknown = (len(of.unique()) for of in (ids_known, ids_unknown))
-    return StudyResult(
-        tuple(rows),
-        tuple(detections),
-        side.hook_point,
-        n_known,
-        n_unknown,
-        len(known),
-        bootstrap["confidence"],
-        score,
-    )
+    facts = (side.hook_point, n_known, n_unknown, len(known), bootstrap["confidence"], score)
+    return StudyResult(tuple(rows), tuple(detections), *facts)

@@ -40,7 +40,7 @@ from .result import Detection, StudyResult, assembled
 
 
 class HallucinationStudy:
-    """The study of one model, one SAE and records; see above.
+    """The study of one model, one SAE and records.
 
     model, tokenizer: of Hugging Face, the tokenizer a fast one; neither is altered
     records: questions; at least two known and two unknown entities on each side of the split
@@ -75,15 +75,8 @@ class HallucinationStudy:
         point = fits(sae, decoder, hook_point)
         self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point
         self.records, self.split = tuple(records), split or Split()
-        self._side_of = partial(
-            Side,
-            model,
-            tokenizer,
-            judge=judge,
-            hook_point=point,
-            position=position,
-            batch_size_seqs=batch_size_seqs,
-        )
+        how = {"hook_point": point, "position": position, "batch_size_seqs": batch_size_seqs}
+        self._side_of = partial(Side, model, tokenizer, judge=judge, **how)
         self._testing = self.split.tests([record.cluster for record in self.records]).tolist()
         self._labels: list[bool | None] | None = None
         self._sides: dict[bool, Side] = {}
@@ -113,18 +106,14 @@ class HallucinationStudy:
         labels = self._labels_by_answers(n_right) if missing else given
         for testing, name in ((False, "selecting"), (True, "testing")):
             for known in (True, False):
-                found = {
-                    r.cluster
-                    for r, t, k in zip(self.records, self._testing, labels)
-                    if t == testing and k is known
-                }
+                of_records = zip(self.records, self._testing, labels)
+                found = {record.cluster for record, t, k in of_records if t == testing and k is known}
                 if len(found) < 2:
                     of_model = ", labelled by what the model answers" if missing else ""
                     raise ValueError(
                         f"a study expected at least 2 {'known' if known else 'unknown'} entities on the "
-                        f"{name} side of the "
-                        f"split, got {len(found)} of {len(self.records)} records{of_model}: give records of "
-                        "more entities"
+                        f"{name} side of the split, got {len(found)} of {len(self.records)} records{of_model}: "
+                        "give records of more entities"
                     )
         self._labels, self._sides = list(labels), {}
         return self._labels
@@ -142,8 +131,7 @@ class HallucinationStudy:
     ) -> Chosen:
         """Latents of known and of unknown entities, on the selecting side alone.
 
-        n: to clamp; n_ablated: up to how many are kept for group ablations, of those with a positive
-            statistic
+        n: to clamp; n_ablated: at most so many, with a positive statistic, are kept for group ablations
         by: "separation" is the difference of firing rates at the entity's last token, "welch_t" that of mean
             activations over its standard error; of several types of entities the smallest counts (MaxMin of
             Ferrando et al. 2024). "causal" clamps each of the n_candidates of largest separation alone: how
@@ -203,24 +191,18 @@ class HallucinationStudy:
         about edits · (1 + n_controls) times over that side.
 
         chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
-        doses: of clamps, in units of the 95 % quantile of a latent's positive activations on the selecting
-            side
+        doses: of clamps, in 95 % quantiles of a latent's positive activations on the selecting side
         n_controls: matched random sets for each edit: the same changes along latents that fire as often,
             scaled together to move the stream as far
-        score: what is tested: the "rates" of answers and refusals, or how far the "logits" of the two are
-            apart
+        score: what is tested: "rates" of answers and refusals, or how far the "logits" of the two are apart
         rivals: further edits by name, each made from the tokens to edit, bool[batch width]
         neutral: texts for side effects of the edits of latents, which then act on all their tokens
         raises: ValueError for latents that the testing side had a say in, or that are another SAE's
         """
         if score not in ("rates", "logits"):
             raise ValueError(f"score expected 'rates' or 'logits', got {score!r}")
-        if (
-            not doses
-            or len(set(doses)) < len(doses)
-            or not all(0 < dose < math.inf for dose in doses)
-            or n_controls < 1
-        ):
+        apart = 0 < len(doses) == len(set(doses))
+        if not apart or not all(0 < dose < math.inf for dose in doses) or n_controls < 1:
             raise ValueError(
                 f"run expected doses above 0, each once, and at least 1 control, got {list(doses)} and "
                 f"{n_controls}"
@@ -256,9 +238,8 @@ class HallucinationStudy:
             prepared.append((Planned("splice", name), edits.splice, ()))
         for planned, edit, directions in prepared:
             if planned.latents and neutral is not None:
-                of_text = side_effects(
-                    self.model, partial(edit, "all"), neutral, hook_point=self.hook_point, **bootstrap
-                )
+                how = {"hook_point": self.hook_point, **bootstrap}
+                of_text = side_effects(self.model, partial(edit, "all"), neutral, **how)
                 planned = planned._replace(side_effects=of_text)
             drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)
             done.append((planned._replace(controls=drawn), side.outcome(edit)))
@@ -266,10 +247,8 @@ class HallucinationStudy:
         for name, direction in directions.items():
             for (known, dose), push in pushes.items():
                 edit = along(self.model, self.hook_point, direction if known else -direction, push)
-                measure = "hallucination" if known else "refusal"
-                done.append(
-                    (Planned(f"{name} {'+' if known else '−'}", "", dose, measure), side.outcome(edit))
-                )
+                sign, measure = ("+", "hallucination") if known else ("−", "refusal")
+                done.append((Planned(f"{name} {sign}", "", dose, measure), side.outcome(edit)))
         done += [(Planned(name), side.outcome(edit)) for name, edit in (rivals or {}).items()]
         return assembled(done, side, _detections(side, choices, directions), bootstrap, score)
 
@@ -288,9 +267,8 @@ class HallucinationStudy:
         labels = self._labels or self.label()
         if testing not in self._sides:
             kept = [i for i, label in enumerate(labels) if self._testing[i] == testing and label is not None]
-            self._sides[testing] = self._side_of(
-                [self.records[i] for i in kept], [bool(labels[i]) for i in kept]
-            )
+            records, known = [self.records[i] for i in kept], [bool(labels[i]) for i in kept]
+            self._sides[testing] = self._side_of(records, known)
         return self._sides[testing]
 
     def _statistic(self, sae: SparseAutoencoder, side: Side, known: bool, by: Any) -> Tensor:
@@ -304,15 +282,8 @@ class HallucinationStudy:
                 raise ValueError(
                     f"select expected {which} entities of type {kind!r} on the selecting side too, got none"
                 )
-            every = select_latents(
-                sae,
-                acts[rows],
-                labels[rows] == known,
-                [names[i] for i in rows],
-                n=sae.d_sae,
-                by=by,
-                split=self.split,
-            )
+            of_rows = (acts[rows], labels[rows] == known, [names[i] for i in rows])
+            every = select_latents(sae, *of_rows, n=sae.d_sae, by=by, split=self.split)
             smallest[every.latents] = torch.minimum(smallest[every.latents], every.statistic)
         return smallest
 
@@ -327,11 +298,9 @@ class HallucinationStudy:
         for latent in candidates:
             value = typical(sae, latent[None], side.entities.acts)
             edited = side.outcome(partial(held, self.model, sae, latent[None], value, self.hook_point, 1.0))
-            if edited.margin is None or clean.margin is None:
-                towards_refusal = (edited.refused - clean.refused)[of].mean()
-            else:
-                towards_refusal = (edited.margin - clean.margin)[of].mean()
-            effects[latent] = -towards_refusal if known else towards_refusal
+            by_margin = edited.margin is not None and clean.margin is not None
+            change = edited.margin - clean.margin if by_margin else edited.refused - clean.refused
+            effects[latent] = -change[of].mean() if known else change[of].mean()
         return effects
 
     def _planned(
@@ -342,32 +311,31 @@ class HallucinationStudy:
         side: Side,
         pushes: dict[tuple[bool, float], float],
     ) -> list[tuple[Planned, Any]]:
-        """The edits of one SAE; those of the trained one fill in `pushes`, by which the baseline's are made
-        as strong."""
+        """The edits of one SAE; the trained one's fill in `pushes`, and the baseline's are made as strong."""
         found = []
         for known in (True, False):
             what, clamped, hold = "known" if known else "unknown", edits.clamped(known), edits.clamp(known)
+            measure, other = ("hallucination", "refusal") if known else ("refusal", "hallucination")
+
+            def push_at(dose: float, hold: Any = hold) -> float:
+                return side.push(partial(hold, dose))
+
             for dose in doses:
                 own = dose
                 if name == "trained":
-                    pushes[known, dose] = side.push(partial(hold, dose))
+                    pushes[known, dose] = push_at(dose)
                 else:
-                    own = dose_for_push(
-                        lambda d, hold=hold: side.push(partial(hold, d)), pushes[known, dose], doses
-                    )
-                measure = "hallucination" if known else "refusal"
+                    own = dose_for_push(push_at, pushes[known, dose], doses)
                 planned = Planned(f"clamp {what}", name, dose, measure, tuple(clamped.tolist()), own)
                 found.append((planned, partial(hold, own)))
             for latents, edit in edits.ablations(known):
-                measure = "refusal" if known else "hallucination"
                 title = f"ablate {'few' if len(latents) == edits.chosen.n else 'many'} {what}"
-                found.append((Planned(title, name, None, measure, tuple(latents.tolist())), edit))
+                found.append((Planned(title, name, None, other, tuple(latents.tolist())), edit))
         return found
 
 
 def _directions(choosing: Side, split: Split) -> dict[str, Tensor]:
-    """DiffMean and, where scikit-learn is installed, the direction of a logistic probe: both from unknown to
-    known."""
+    """DiffMean and, where scikit-learn is installed, that of a logistic probe: from unknown to known."""
     acts, known, names, _ = choosing.entities
     found = {"DiffMean": diff_mean(acts, known, names, split)}
     try:
@@ -383,26 +351,22 @@ def _detections(
     acts, known_entities, _, _ = side.entities
     found = []
     for name, choice in choices.items():
-        for known, selection in ((True, choice.known), (False, choice.unknown)):
-            latents, of = selection.latents[: choice.n], known_entities == known
+        sae = choice.sae
+        for who, of, selection in (
+            ("known", known_entities, choice.known),
+            ("unknown", ~known_entities, choice.unknown),
+        ):
+            latents = selection.latents[: choice.n]
             with torch.no_grad():
-                z = latent_acts_of(
-                    choice.sae, acts.to(choice.sae.device, choice.sae.dtype), latents.to(choice.sae.device)
-                )
-            for latent, statistic, column in zip(
-                latents.tolist(), selection.statistic.tolist(), z.float().cpu().T
-            ):
+                z = latent_acts_of(sae, acts.to(sae.device, sae.dtype), latents.to(sae.device))
+            columns = zip(latents.tolist(), selection.statistic.tolist(), z.float().cpu().T)
+            for latent, statistic, column in columns:
                 fires = (column > 0).double()
                 separation = float(fires[of].mean() - fires[~of].mean())
                 area = auroc(column[~of], column[of])
-                found.append(
-                    Detection(name, "known" if known else "unknown", latent, statistic, separation, area)
-                )
+                found.append(Detection(name, who, latent, statistic, separation, area))
     for name, direction in directions.items():
         projected = acts @ direction.cpu().float()
-        found.append(
-            Detection(
-                name, "known", None, None, None, auroc(projected[~known_entities], projected[known_entities])
-            )
-        )
+        area = auroc(projected[~known_entities], projected[known_entities])
+        found.append(Detection(name, "known", None, None, None, area))
     return found

@@ -122,7 +122,7 @@ def test_stores_that_do_not_go_together_are_named(stores, planted, tmp_path):
         rows_of([stores[0], one_document], held_out_fraction=0.999, batch_size_rows=1)
     for weights, expected in (
         ((1.0,), "2 numbers, one for each store, got 1"),
-        ((1.0, 0.0), "positive numbers"),
+        ((1.0, 0.0), "above 0 or None"),
     ):
         with pytest.raises(ValueError, match=f"store_weights expected {expected}"):
             sl.train_sae(stores[:2], **OPTIONS, store_weights=weights)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -26,11 +27,9 @@ _BYTES_PER_POSITION = 10
 class Estimate:
     """What is still to do for a store.
 
-    rows:        rows to harvest
-    size_bytes:  room they take in the store
-    free_bytes:  room on its disk; None if unknown
-    seconds:     time of the forward passes; None if not measured
-    of_dataset:  whether the dataset's length, guessed from its first documents, limits the rows
+    size_bytes, free_bytes: room that the rows take in the store, and on its disk; None if unknown
+    seconds: of the forward passes; None if not measured
+    of_dataset: whether the dataset's length, guessed from its first documents, limits the rows
     """
 
     rows: int
@@ -58,21 +57,17 @@ def estimate(
     store: Folder,
     rows_there: int,
 ) -> Estimate:
-    """The rows and bytes that a plan still takes.
+    """The rows and bytes that a plan still takes beyond rows_there, those of finished shards.
 
     mean_tokens, mean_bytes: of the source's first documents
-    rows_there: rows of finished shards
     """
-    n_documents: float | None = source.n_documents
-    if n_documents is None and source.approximate_bytes is not None:
+    n_documents: float = math.inf if source.n_documents is None else source.n_documents
+    if source.n_documents is None and source.approximate_bytes is not None:
         n_documents = source.approximate_bytes / max(1.0, mean_bytes)
-    of_dataset = n_documents is not None and n_documents * mean_tokens < plan["max_tokens"]
-    wanted = int(n_documents * mean_tokens) if of_dataset and n_documents is not None else plan["max_tokens"]
-    rows = max(0, wanted - rows_there)
-    dtype = STORE_DTYPES[plan["dtype"]]
-    size = rows * (
-        _BYTES_PER_POSITION + sum(row_bytes(dtype, f["d_model"]) for f in plan["hook_points"].values())
-    )
+    of_dataset = n_documents < math.inf and n_documents * mean_tokens < plan["max_tokens"]
+    rows = max(0, (int(n_documents * mean_tokens) if of_dataset else plan["max_tokens"]) - rows_there)
+    widths, dtype = (point["d_model"] for point in plan["hook_points"].values()), STORE_DTYPES[plan["dtype"]]
+    size = rows * (_BYTES_PER_POSITION + sum(row_bytes(dtype, width) for width in widths))
     return Estimate(rows, size, store.free_bytes(), of_dataset=of_dataset)
 
 

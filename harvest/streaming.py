@@ -46,10 +46,7 @@ class StreamedShard:
 
 
 class ActivationStream:
-    """The shards of a dataset's rows at one hook point of a model, made on demand; see `activation_stream`.
-
-    plan: as that of a store; equal plans give equal rows
-    """
+    """The shards of a dataset's rows at one hook point. Equal plans give equal rows."""
 
     def __init__(self, model: nn.Module, tokenizer: Any, source: Any, plan: dict[str, Any]) -> None:
         self._model, self._tokenizer, self._source, self.plan = model, tokenizer, source, plan
@@ -64,7 +61,7 @@ class ActivationStream:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 that names the rows: equal for equal model, tokenizer, dataset and settings."""
+        """sha256 that names the rows."""
         return identity_sha256(self.plan)
 
     def shards(self, start: int = 0, cursor: Cursor | None = None) -> Iterator[StreamedShard]:
@@ -90,7 +87,6 @@ class ActivationStream:
                 yield self._shard(of_shard)
 
     def _shard(self, batches: Iterator[Batch]) -> StreamedShard:
-        """The rows of the shard that all these batches belong to, through the codec of a store."""
         first = next(batches)
         shard: PackedShard = first.shard
         contexts = shard.contexts
@@ -111,11 +107,8 @@ def activation_stream(
 ) -> Iterator[ActivationStream]:
     """The rows that a harvest would store, without the store; inside, the model is in evaluation mode.
 
-    model, dataset, tokenizer: as in `harvest_activations`
-    hook_point: one of the model's
-    options: fields of HarvestConfig that say how text becomes rows, such as context_length, dtype,
-        text_column, split
-    raises: as `harvest_activations`, where a store has no part in it
+    model, dataset, tokenizer, raises: as in `harvest_activations`, where a store has no part in it
+    options: fields of HarvestConfig that say how text becomes rows, such as context_length, dtype or split
     """
     options = {"documents_per_shard": None} | options
     request = requested(model, dataset, hook_point, "", _ENDLESS, tokenizer, options)

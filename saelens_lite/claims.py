@@ -10,9 +10,9 @@ from saelens_lite.distributed import PATIENCE, meeting, several_processes
 
 
 class Processes:
-    """The processes of one piece of work, and a key-value store that they share.
+    """The processes of one piece of work, and the key-value store that they share.
 
-    A single process has no store: it claims every item and waits for nobody.
+    A process alone has no store: it claims every item and waits for nobody.
     """
 
     def __init__(self, purpose: str) -> None:
@@ -52,7 +52,6 @@ class Processes:
         return int(self._kv.get(name)) if self._kv.check([name]) else None
 
     def wait_for_all(self) -> None:
-        """Return when every process has come here."""
         if self._kv is not None:
             self._kv.set(f"done/{self.rank}", "")
             self._kv.wait([f"done/{rank}" for rank in range(self.world_size)], PATIENCE)

@@ -42,7 +42,7 @@ def several_processes() -> bool:
 
 
 def rank(axis: Axis | None = None) -> int:
-    """The place of this process among those that torchrun started, or along an axis; 0 alone."""
+    """The place of this process among those of torchrun, or along an axis; 0 alone."""
     if axis is not None:
         return _mesh.get_local_rank(axis) if _mesh else rank() % world_size(axis)
     if world_size() > 1:
@@ -51,13 +51,12 @@ def rank(axis: Axis | None = None) -> int:
 
 
 def local_rank() -> int | None:
-    """The place of this process among those that torchrun started on this machine; None alone."""
+    """The place of this process among those of torchrun on this machine; None alone."""
     return int(os.environ.get("LOCAL_RANK", rank())) if several_processes() else None
 
 
 def own_device(device: str) -> str:
-    """The device of this process: where torchrun started several on a machine, "cuda" means one of its GPUs
-    for each."""
+    """The device of this process: of several on a machine, "cuda" means one of its GPUs for each."""
     if device != "cuda" or local_rank() is None:
         return device
     return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
@@ -66,8 +65,7 @@ def own_device(device: str) -> str:
 def meeting(purpose: str) -> tuple[dist.Store, int, int]:
     """(a key-value store that all processes which torchrun started share, rank, world size).
 
-    Every call gets keys of its own, since what an earlier one left stays there: all processes must call
-        alike.
+    Every call gets keys of its own, as what an earlier one left stays there: all processes must call alike.
     """
     kv, this, n_processes = next(dist.rendezvous("env://", timeout=PATIENCE))
     return dist.PrefixStore(f"saelens_lite {purpose} {next(_MEETINGS)}", kv), this, n_processes
@@ -77,10 +75,10 @@ def meeting(purpose: str) -> tuple[dist.Store, int, int]:
 def joined(device: torch.device, latent_shards: int = 1) -> Iterator[None]:
     """Within it, the functions below reach over all processes that torchrun started; alone, it does nothing.
 
+    An existing process group is used as it is.
     device: where this process computes; tensors there go by nccl if that is CUDA, those on the CPU by gloo
     latent_shards: length of the axis "latents"; that of "data" is what the number of processes leaves
     raises: ValueError where it does not divide the number of processes
-    An existing process group is used as it is.
     """
     if not several_processes() or dist.is_initialized():
         with _meshed(device, latent_shards):
@@ -156,8 +154,7 @@ def total(number: float, axis: Axis | None = None) -> float:
 
 
 def largest(number: int, axis: Axis | None = None) -> int:
-    """The largest of the processes' numbers. Nobody returns before all have asked, so it is a barrier as
-    well."""
+    """The largest of the processes' numbers; a barrier as well, as nobody returns before all have asked."""
     if world_size(axis) == 1:
         return number
     numbers = torch.tensor(number)
@@ -187,11 +184,9 @@ def gathered(tensor: Tensor, axis: Axis | None = None) -> Tensor:
 
 @torch.no_grad()
 def end_to_end(tensor: Tensor, axis: Axis) -> Tensor | None:
-    """The tensors of all processes along an axis, of one shape [n ...], as one [world_size · n ...] on the
-    CPU of the first.
+    """The tensors [n ...] of an axis as one [world_size · n ...] on the CPU of the first process; else None.
 
-    One after the other: no other process and no device holds more than its own. returns: None in all but the
-        first
+    One after the other: no other process and no device holds more than its own.
     """
     own, rank_here = tensor.detach().cpu().contiguous(), rank(axis)
     if world_size(axis) == 1:

@@ -19,13 +19,11 @@ ArrayOrTensor = TypeVar("ArrayOrTensor", np.ndarray, Tensor)
 def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -> ArrayOrTensor:
     """Which documents are held out: the one split used for rows and for text alike.
 
-    A hash of the global document index decides, so a document is on the same side everywhere, whatever the
-    order, the sharding or the number of documents.
+    A hash of the global index decides, so a document is on the same side whatever the order, the sharding or
+    the number of documents.
 
-    doc_ids: int64[...], global document indices; array or tensor
+    doc_ids: int64[...], global document indices; returns: bool[...]
     fraction: expected share of documents held out, 0 to 1
-    seed: another seed draws another split
-    returns: bool[...], the same kind as doc_ids
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction is a share of documents from 0 to 1, got {fraction}")
@@ -37,9 +35,8 @@ def is_held_out(doc_ids: ArrayOrTensor, fraction: float = 0.05, seed: int = 0) -
 def hashed_uniform(indices: np.ndarray, *keys: int) -> np.ndarray:
     """A number for each index, uniform in [0, 1): a hash of the index and the keys.
 
-    indices: int64[...]
-    keys: integers; other keys, and other numbers of keys, give independent numbers
-    returns: float64[...], multiples of 2^-53
+    indices: int64[...]; returns: float64[...], multiples of 2^-53
+    keys: other ones, and other numbers of them, give independent numbers
     """
     stream = torch.zeros((), dtype=torch.int64, device="cpu")
     for key in keys:

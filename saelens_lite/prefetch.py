@@ -54,8 +54,7 @@ class _Making(NamedTuple, Generic[K, T]):
 class Ahead(Generic[K, T]):
     """What belongs to one key at a time, such as a buffer of rows, and what belongs to the key after it.
 
-    make: make(key, stopped) gives what belongs to a key; it may end early, with anything, once `stopped` is
-        set
+    make: make(key, stopped) gives it; it may end early, with anything, once `stopped` is set
     following: following(key, made) gives the next key. For None nothing is made ahead, and the next is made
         when it is asked for, after the one before is gone
     """

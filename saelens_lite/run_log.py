@@ -104,7 +104,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class SilentTracker(Tracker):
-    """Opens and writes nothing: what all processes but the first have."""
+    """Writes nothing: what all processes but the first have."""
 
     def __init__(self) -> None:
         pass

@@ -41,8 +41,7 @@ _MAX_LOADING = 0.99
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SyntheticConfig:
-    """Everything that determines synthetic rows. The first features are the trees', level by level, then the
-    free ones."""
+    """Everything that determines synthetic rows. The trees' features come first, level by level."""
 
     d_model: Annotated[int, AtLeast(1)] = 256
     """Width of a row."""
@@ -157,8 +156,7 @@ class SyntheticActivations:
         return (torch.nn.functional.normalize(loadings, dim=1) * norms[self._own_z]).float()
 
     def rows(self, start_row: int, n_rows: int) -> SyntheticRows:
-        """n_rows rows from start_row on, all in memory: 4 · d_model bytes each and about 16 bytes a
-        firing."""
+        """n_rows rows from start_row on, in memory: 4 · d_model bytes each and about 16 bytes a firing."""
         if start_row < 0 or n_rows < 0:
             raise ValueError(f"rows expected start_row and n_rows of 0 or more, got {start_row} and {n_rows}")
         parts = [
@@ -189,8 +187,7 @@ class SyntheticActivations:
         dtype: str = "float32",
         rows_per_shard: int = 65_536,
     ) -> ActivationStore:
-        """Keep rows 0 to n_rows - 1 as an activation store, hook point "synthetic"; each BLOCK_ROWS rows are
-        a document.
+        """Keep rows 0 to n_rows - 1 as a store, hook point "synthetic", a document for each BLOCK_ROWS.
 
         raises: as `ActivationStore.from_arrays`
         """
@@ -248,7 +245,6 @@ def spread(directions: Tensor, n_steps: int) -> Tensor:
 
 
 def _level_slices(config: SyntheticConfig) -> list[slice]:
-    """Where the features of each level of the hierarchy are."""
     ends = np.cumsum([0, *config.levels]).tolist()
     return [slice(start, end) for start, end in pairwise(ends)]
 
@@ -290,8 +286,7 @@ def _rates(config: SyntheticConfig, levels: list[slice], parents: Tensor) -> Ten
 
 
 def _thresholds(config: SyntheticConfig, rates: Tensor, parents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each feature: whose z it takes, int64[n_features], and the interval of z in which it fires,
-    float64[n_features]."""
+    """Whose z each feature takes, int64[n_features], and the interval of it in which it fires, float64."""
     own_z = torch.arange(config.n_features)
     has_parent = parents >= 0
     share = torch.where(has_parent, rates / rates[parents], rates)  # of the rows on which the parent fires

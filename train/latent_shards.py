@@ -126,8 +126,7 @@ class LatentShards(RowParts):
         return acts.zero_().scatter_(1, indices, kept[:, : values.shape[1]])
 
     def _own_among_largest(self, values: Tensor, k: int) -> Tensor:
-        """values float[B c], with 0 where they are not among the k largest of the L · c of each row; of equal
-        ones the first."""
+        """values float[B c], 0 but for the k largest of the L · c of each row; of equal ones the first."""
         every = distributed.gathered(values, "latents").transpose(0, 1)
         kept = kernels.keep_topk_(every.flatten(1), k)
         return kept.view_as(every)[:, self.rank]

@@ -139,11 +139,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
 
 
 def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a TrainConfig, and beneath them those of the preset that they name under "preset", if
-    any.
-
-    raises: ValueError for an unknown preset, with the nearest
-    """
+    """The fields of a TrainConfig, above those of the preset that they name. raises: as `check_preset`"""
     name = fields.get("preset")
     if name is None:
         return dict(fields)

@@ -36,8 +36,7 @@ class Rows:
 class Batch:
     """What one forward pass gave for a shard; a shard without contexts has one batch without rows.
 
-    rows:   by hook point
-    n_rows: rows at each of them
+    rows: by hook point, n_rows at each
     host_s: seconds until the pass was queued, or done where nothing is queued
     events: around the pass on a CUDA device
     """
@@ -112,10 +111,9 @@ class _Host:
         event.record(torch.cuda.current_stream(self._device))
         return event
 
-    def upload(self, input_ids: Tensor) -> Tensor:
-        if self._device.type == "cuda":
-            return input_ids.pin_memory().to(self._device, non_blocking=True)
-        return input_ids.to(self._device)
+    def upload(self, indices: Tensor) -> Tensor:
+        pinned = indices.pin_memory() if self._device.type == "cuda" else indices
+        return pinned.to(self._device, non_blocking=True)
 
     def download(self, acts: Tensor, kept: np.ndarray, dtype: torch.dtype) -> Rows:
         """The kept rows of acts[batch seq d_model]; `kept` are their indices among batch · seq."""

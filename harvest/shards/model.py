@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saelens_lite.device import chosen_device
 from saelens_lite.distributed import own_device
@@ -17,14 +17,9 @@ from saelens_lite.lm import hooks
 from saelens_lite.lm.decoder import Decoder
 
 _FINGERPRINT_VALUES = 256
-_VOLATILE_CONFIG = {
-    "_name_or_path",
-    "transformers_version",
-    "torch_dtype",
-    "dtype",
-    "use_cache",
-    "_attn_implementation_autoset",
-}
+_VOLATILE_CONFIG = (
+    "_name_or_path transformers_version torch_dtype dtype use_cache _attn_implementation_autoset".split()
+)
 
 
 def load_model(
@@ -45,12 +40,9 @@ def load_model(
         raise ValueError(f"model expected a hub id or an existing folder, got {name}")
 
     device = own_device(chosen_device(device))
-    dtype: Any = compute_dtype or ("float32" if device == "cpu" else "auto")
-    if dtype != "auto":
-        dtype = getattr(torch, dtype)
-    model = AutoModelForCausalLM.from_pretrained(
-        name, dtype=dtype, revision=revision, trust_remote_code=trust_remote_code
-    )
+    dtype = compute_dtype or ("float32" if device == "cpu" else "auto")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, dtype, dtype), **options)
     return model.to(device).eval()
 
 
@@ -85,7 +77,7 @@ def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
 def compile_blocks(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
     """Compile the blocks of a model that nobody else uses, but for those with a hook point inside.
 
-    Only `forward` is compiled: hooks on the block itself still see what goes in and out.
+    Hooks on the block itself still see what goes in and out.
     """
     decoder = Decoder(model)
     for index, block in enumerate(decoder.layers):
@@ -101,7 +93,7 @@ def positions_limit(model: nn.Module) -> int | None:
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:
-    """What identifies a model: its name, hashes of its configuration and weights, and how it computes."""
+    """What identifies a model, and how it computes."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE_CONFIG}
     return {
         "name": model.config.name_or_path or type(model).__name__,
@@ -119,24 +111,19 @@ def weights_fingerprint(model: nn.Module) -> str:
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         if parameter.device.type != "meta":
-            digest.update(_first_bytes(parameter))
+            values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().contiguous()
+            digest.update(values.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def _first_bytes(parameter: Tensor) -> bytes:
-    values = parameter.detach().flatten()[:_FINGERPRINT_VALUES].cpu().contiguous()
-    return values.view(torch.uint8).numpy().tobytes()
-
-
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """What identifies a tokenizer: its name and the hash of its vocabulary and rules."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
+    """What identifies a tokenizer."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
+        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
+    else:
         rules = json.loads(backend.to_str())
         for changed_by_calls in ("truncation", "padding"):
             rules.pop(changed_by_calls, None)
-    else:
-        rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     return {
         "name": getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
         "sha256": _sha256(json.dumps(rules, sort_keys=True)),

@@ -28,9 +28,6 @@ def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) 
     An interruption costs a shard, and a process claims a shard at a time. So a run has about 32 of them, if
     each fills eight forward batches, of at most 2^18 rows (2 GiB in bfloat16 at width 4096). In a long run,
     children's stories of 210 tokens make 1,024 documents a shard, web pages of 1,000 tokens 256.
-
-    mean_tokens: mean length of a document, in tokens
-    batch_tokens: tokens of a forward batch
     """
     rows = min(MOST_ROWS_PER_SHARD, max(max_tokens / SHARDS_PER_RUN, 8 * batch_tokens))
     documents = max(1, int(rows / max(1.0, mean_tokens)))
@@ -43,7 +40,7 @@ def make_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plan_sha256(plan: dict[str, Any]) -> str:
-    """sha256 of plan.json for this plan."""
+    """sha256 of the plan's plan.json."""
     return hashlib.sha256(encode_json(plan)).hexdigest()
 
 
@@ -76,18 +73,18 @@ def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
         something else
     """
     if store.size(PLAN) is None:
-        if not store.is_empty(but_for=(f"{PLAN}.tmp",)) and plan_sha256(plan) not in (
+        if store.is_empty(but_for=(f"{PLAN}.tmp",)) or plan_sha256(plan) in (
             recorded := recorded_plans(store)
         ):
-            if recorded:
-                raise ShardError(
-                    f"{store} lost its plan.json, and this harvest's plan is not the one it was begun with: "
-                    "use the first settings, with model and dataset under the same names"
-                )
+            return None
+        if recorded:
             raise ShardError(
-                f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store"
+                f"{store} lost its plan.json, and this harvest's plan is not the one it was begun with: "
+                "use the first settings, with model and dataset under the same names"
             )
-        return None
+        raise ShardError(
+            f"{store} is not empty and holds no plan.json: choose a new or empty folder for the store"
+        )
     found = read_json(store, PLAN)
     check_version(found, store.describe(PLAN))
     if store.size(MANIFEST) is not None:  # hook points that were added later are no difference

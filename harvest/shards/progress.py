@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator
-from types import TracebackType
 from typing import Any, TypeVar
 
 from ..text.tokenized import PackedShard
@@ -19,8 +18,7 @@ STAGES = ("pack", "forward", "copy", "write")
 class Progress:
     """Counts the rows and times the stages of one process.
 
-    n_rows: expected rows of this process at the end
-    n_before: rows of finished shards
+    n_rows, n_before: its rows at the end, and those of finished shards
     """
 
     def __init__(self, n_rows: int, n_before: int, description: str, show: bool):
@@ -42,9 +40,7 @@ class Progress:
     def __enter__(self) -> Progress:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.close()
 
     def timed(self, stage: str, fn: Callable[[], T]) -> T:
@@ -74,7 +70,6 @@ class Progress:
             yield item
 
     def advance(self, batch: Batch) -> None:
-        """Count a written batch."""
         self._seconds["forward"] += batch.forward_s
         rows = min(batch.n_rows, self._left)
         self._n_rows, self._left = self._n_rows + rows, self._left - rows

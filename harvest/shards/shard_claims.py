@@ -1,5 +1,4 @@
-"""Decides which shards a process makes: a single process all missing ones, under torchrun each the next
-unclaimed one.
+"""Which shards a process makes: alone all missing ones, under torchrun each time the next unclaimed one.
 
 Every process posts the row counts of the shards that it packs. So all know at which shard max_tokens is met,
 and none is made beyond it.
@@ -23,10 +22,7 @@ _BEHIND_THE_END = -1
 
 
 class Claims:
-    """The claims of a single process.
-
-    finished: rows of each finished shard, by index
-    """
+    """The claims of a single process; finished: rows of each finished shard, by index."""
 
     rank = 0
     world_size = 1
@@ -63,8 +59,7 @@ class Claims:
             self._post(self._claimed, _BEHIND_THE_END)
 
     def totals(self) -> tuple[int, int]:
-        """Shards and rows of the whole store, surplus rows of the last shard included; call it when all are
-        made."""
+        """Shards and rows of the whole store once all are made, surplus rows of the last shard included."""
         n_shards = n_rows = 0
         while n_rows < self._max_tokens and (rows := self._rows_of(n_shards)) != _BEHIND_THE_END:
             n_shards, n_rows = n_shards + 1, n_rows + rows
@@ -98,7 +93,7 @@ class Claims:
 
 
 class SharedClaims(Claims):
-    """The claims of one of the processes that torchrun (or its environment variables) started."""
+    """The claims of one of the processes that torchrun started."""
 
     def __init__(self, store: Folder, hook_points: Sequence[str], max_tokens: int):
         self._processes, self._stopped = Processes(f"harvest {store}"), False

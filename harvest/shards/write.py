@@ -1,5 +1,4 @@
-"""The loop of a harvest: packed shards run through the model into the store, up to max_tokens rows; then the
-manifest.
+"""The loop of a harvest: packed shards run through the model into the store; then the manifest.
 
 Three stages overlap: packing in one thread, the forward passes in another, copying to the host and writing in
 the caller's. Queues of a few shards and batches lie between them, so memory does not grow with the harvest. A
@@ -52,10 +51,7 @@ def make_shards(
     progress: bool = True,
     settings: dict[str, Any] | None = None,
 ) -> None:
-    """Make the shards that the store lacks, up to max_tokens rows or the dataset's end; then seal the store.
-
-    settings: what the user asked for, for the log
-    """
+    """Make the shards that the store lacks, then seal it. settings: what the user asked for, for the log"""
     with only_writer(store):
         if rank() == 0:
             plan = adopt_plan(plan, store)  # again, under the lock: two may have begun at once
@@ -85,7 +81,7 @@ def write_shards(
 ) -> None:
     """Write the rows of these hook points for every shard, until max_tokens is met.
 
-    also: hook points whose rows are only for `check`, which sees every batch before it is written
+    also: hook points whose rows only `check` sees, which gets every batch before it is written
     """
     share = plan["max_tokens"] // claims.world_size
     here = f" (process {claims.rank} of {claims.world_size})" if claims.world_size > 1 else ""
@@ -128,7 +124,6 @@ def _readable(packed: Iterable[PackedShard]) -> Iterator[PackedShard]:
 
 
 def overlaps(model: nn.Module) -> bool:
-    """Whether the stages overlap."""
     return Decoder(model).device.type != "cpu"
 
 
@@ -140,7 +135,6 @@ def _write_shard(
     bar: Progress,
     check: Callable[[Batch], None],
 ) -> PackedShard:
-    """Write and commit the shard that all these batches belong to."""
     first = next(batches)
     shard, d_models = first.shard, {name: plan["hook_points"][name]["d_model"] for name in hook_points}
     writing = writing_shard(
@@ -157,7 +151,7 @@ def _write_shard(
 
 
 def claims_of(store: Folder, plan: dict[str, Any], hook_points: list[str]) -> Claims:
-    """The shards to make at these hook points, for this process."""
+    """The shards that this process makes at these hook points."""
     if several_processes():
         return SharedClaims(store, hook_points, plan["max_tokens"])
     return Claims(finished_shards(store, hook_points), plan["max_tokens"])

@@ -134,8 +134,7 @@ def _refuse_buffer(iterables: Iterable[Any], described: str) -> None:
 
 
 def _own_stream(stream: Any) -> Any:
-    """A copy that does not share its state: the caller's stream stays as it is, and streams of one source do
-    not disturb each other."""
+    """A copy with a state of its own: streams of one source do not disturb each other, nor the caller's."""
 
     def own(iterable: Any) -> Any:
         copied = copy.copy(iterable)
@@ -152,7 +151,6 @@ def _own_stream(stream: Any) -> Any:
 
 
 def _parts_of(stream: Any) -> Iterator[Any]:
-    """All iterables in the chain under a stream."""
     waiting = [stream._ex_iterable]
     while waiting:
         iterable = waiting.pop()

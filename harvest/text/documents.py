@@ -29,7 +29,7 @@ _TELLING_COLUMNS = {"messages": "chats", "input_ids": "token ids"}
 
 
 class DocumentStream(Iterator[Document]):
-    """An iterator of documents that knows its position and can skip documents."""
+    """An iterator of documents that knows its position."""
 
     def cursor(self) -> Cursor | None:
         """The position of the next document, for `Source.open`; None if the source has no positions."""
@@ -64,8 +64,7 @@ def as_document(value: Any, described: str) -> Document:
     """The document that a value is; None is an empty text.
 
     value: str; list of messages; or int[n_tokens] as list, tuple, array or tensor
-    described: names the value in errors
-    raises: ValueError for anything else
+    raises: ValueError, which begins with `described`, for anything else
     """
     if value is None:
         return ""
@@ -117,11 +116,8 @@ def probed(
 ) -> Source:
     """A source whose first documents are read now, so that errors show at once.
 
-    They serve the first opening from the beginning too: nothing is fetched twice, and a one-time iterator
-    loses nothing.
-
-    reopen: reopen(start, cursor) gives a stream at the cursor, whose next document is `start`; reopen(0,
-        None) one at the beginning
+    They serve the first opening too: nothing is fetched twice, and a one-time iterator loses nothing.
+    reopen: reopen(start, cursor) gives a stream at the cursor, whose next document is `start`
     """
 
     def begin() -> _Replayed:
@@ -154,7 +150,7 @@ def probed(
 
 
 class _Replayed(DocumentStream):
-    """The first documents with their cursors, then the rest of the stream."""
+    """The first documents, then the rest of the stream."""
 
     def __init__(self, first: list[Document], cursors: list[Cursor | None], rest: DocumentStream) -> None:
         self.first, self.cursors, self.rest = first, cursors, rest
@@ -177,7 +173,5 @@ class _Replayed(DocumentStream):
 
 def sha256_of(documents: list[Document]) -> str:
     """The hash of some documents, for a plan."""
-    texts = [
-        document if isinstance(document, str) else json.dumps(document, default=str) for document in documents
-    ]
+    texts = [text if isinstance(text, str) else json.dumps(text, default=str) for text in documents]
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,8 +1,7 @@
 """Several sources as one: in sequence, or mixed by weights.
 
-In a mixture, a stateless hash of (seed, n) draws the source of document n: there is no random state to keep,
-and the numbers of documents read are enough to resume exactly. A source that ends leaves the draw, and the
-others share its weight in proportion.
+In a mixture, a stateless hash of (seed, n) draws the source of document n, so the numbers of documents read
+are enough to resume exactly. A source that ends leaves the draw; the others share its weight in proportion.
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ _Open = Callable[[int, Cursor | None], DocumentStream]
 
 def chained(sources: Sequence[Source], facts: dict[str, Any]) -> Source:
     """The documents of each source, in sequence."""
-    first = list(
-        itertools.islice(itertools.chain.from_iterable(source.first for source in sources), FIRST_DOCUMENTS)
-    )
+    first = [document for source in sources for document in source.first][:FIRST_DOCUMENTS]
     opens = [source.open for source in sources]
     return _joined(sources, facts, first, lambda cursor: _Chain(opens, cursor))
 
@@ -42,8 +39,7 @@ def open_mixture(sources: Sequence[Source], weights: Sequence[float], seed: int 
     """A mixture of sources: about weights[i] / sum(weights) of the documents come from source i, until one
     ends.
 
-    weights: a positive weight for each source; a share of documents, not of tokens
-    seed: another seed draws another order
+    weights: shares of documents, not of tokens
     raises: ValueError if there is not one positive weight for each source
     """
     check_weights(weights, len(sources))
@@ -52,7 +48,7 @@ def open_mixture(sources: Sequence[Source], weights: Sequence[float], seed: int 
         "weights": [float(weight) for weight in weights],
         "seed": seed,
     }
-    looks = [_listed(source.first) for source in sources]
+    looks = [lambda start, _, first=source.first: _Iterated(first[start:]) for source in sources]
     first = list(itertools.islice(_Mixture(looks, weights, seed, None), FIRST_DOCUMENTS))
     opens = [source.open for source in sources]
     return _joined(sources, facts, first, lambda cursor: _Mixture(opens, weights, seed, cursor))
@@ -83,18 +79,9 @@ def _joined(
             stream.skip(start)
         return stream
 
-    return Source(
-        facts,
-        first,
-        _total([source.n_documents for source in sources]),
-        _total([source.approximate_bytes for source in sources]),
-        open_at,
-    )
-
-
-def _total(numbers: Sequence[int | None]) -> int | None:
-    known = [number for number in numbers if number is not None]
-    return sum(known) if len(known) == len(numbers) else None
+    numbers = [[source.n_documents for source in sources], [source.approximate_bytes for source in sources]]
+    totals = [None if None in each else sum(each) for each in numbers]
+    return Source(facts, first, *totals, open_at)
 
 
 class _Part:
@@ -148,7 +135,6 @@ class _Chain(DocumentStream):
         return passed
 
     def _turn(self) -> bool:
-        """Turn to the next source, if there is one."""
         if self.source + 1 == len(self.opens):
             return False
         self.source += 1
@@ -169,13 +155,11 @@ class _Mixture(DocumentStream):
         self._weigh()
 
     def _weigh(self) -> None:
-        """Set the bounds of the live sources on [0, 1)."""
         self.live = [i for i, part in enumerate(self.parts) if part is not None]
         bounds = list(itertools.accumulate(self.weights[i] for i in self.live))
         self.bounds = [bound / bounds[-1] for bound in bounds]
 
     def _draw(self) -> int:
-        """The source of document n."""
         if not 0 <= self.n - self._drawn_from < _DRAWS:
             self._drawn_from = self.n
             self._drawn = hashed_uniform(np.arange(self.n, self.n + _DRAWS), self.seed, _DRAW).tolist()
@@ -206,11 +190,6 @@ class _Mixture(DocumentStream):
         while passed < n and self._advance(lambda part: part.skip(1) or None) is not None:
             passed += 1
         return passed
-
-
-def _listed(documents: list[Document]) -> _Open:
-    """The opening of a source of these documents."""
-    return lambda start, cursor: _Iterated(documents[start:])
 
 
 class _Iterated(DocumentStream):

@@ -30,14 +30,9 @@ def as_names(dataset: Any) -> list[str] | None:
     """
     if isinstance(dataset, str | Path):
         return [str(dataset)]
-    if (
-        isinstance(dataset, list | tuple)
-        and dataset
-        and all(isinstance(item, str | Path) for item in dataset)
-    ):
-        names = [str(item) for item in dataset]
-        if all(_looks_like_dataset(name) for name in names):
-            return names
+    listed = isinstance(dataset, list | tuple) and dataset
+    if listed and all(isinstance(item, str | Path) and _looks_like_dataset(str(item)) for item in dataset):
+        return [str(item) for item in dataset]
     return None
 
 
@@ -80,7 +75,6 @@ def open_given(dataset: Any, *, split: str = "train", text_column: str = "text")
 
 
 def _looked_at(source: Source, text_column: str, described: str) -> Source:
-    """The source, with the hash of its first documents among its facts."""
     if not source.first:
         raise ValueError(f"{described} holds no documents: there is nothing to harvest")
     facts = source.facts | {"text_column": text_column, "first_documents_sha256": sha256_of(source.first)}
@@ -191,10 +185,11 @@ def _text_bytes(path: Path) -> int | None:
 
 
 def _split_of(splits: Mapping[str, Any], split: str, described: str) -> Any:
-    if split not in splits:
-        hint = nearest(split, splits)
-        raise ValueError(f"{described} has no split {split!r}{hint}; it has {', '.join(splits)}")
-    return splits[split]
+    if split in splits:
+        return splits[split]
+    raise ValueError(
+        f"{described} has no split {split!r}{nearest(split, splits)}; it has {', '.join(splits)}"
+    )
 
 
 def _file_fingerprint(path: Path) -> str:
@@ -202,7 +197,7 @@ def _file_fingerprint(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:
-        digest.update(file.read(_PROBE_BYTES))
-        file.seek(max(0, size - _PROBE_BYTES))
-        digest.update(file.read(_PROBE_BYTES))
+        for start in (0, max(0, size - _PROBE_BYTES)):
+            file.seek(start)
+            digest.update(file.read(_PROBE_BYTES))
     return digest.hexdigest()

@@ -83,8 +83,7 @@ class _FileStream(DocumentStream):
 class JsonLines(_FileStream):
     """A column of a jsonl file; blank lines are skipped, and a row without the column is an empty document.
 
-    raises: ValueError for a line that is no JSON object (names file and line), or whose column holds no
-        document
+    raises: ValueError, with file and line, for what is no JSON object, or whose column holds no document
     """
 
     def __init__(self, path: Path, text_column: str, cursor: Cursor | None = None) -> None:
@@ -127,10 +126,7 @@ def columns(path: Path, n_rows: int) -> list[str]:
 
 
 class TextFile(_FileStream):
-    """The lines of a text file, its paragraphs, or all of it, by `unit`.
-
-    raises: ValueError for bytes that are not UTF-8 (names file and line)
-    """
+    """The lines, paragraphs or all of a text file. raises: ValueError for bytes that are not UTF-8"""
 
     def __init__(self, path: Path, unit: str, cursor: Cursor | None = None) -> None:
         super().__init__(path, cursor)
@@ -147,8 +143,7 @@ class TextFile(_FileStream):
                 yield whole
             return
         if self.unit == "line":
-            for line in self._lines(file):
-                yield line.removesuffix(b"\n")
+            yield from (line.removesuffix(b"\n") for line in self._lines(file))
             return
         paragraph: list[bytes] = []
         for line in self._lines(file):

@@ -17,7 +17,7 @@ _TOKENIZE_DOCUMENTS = 64
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedShard:
-    """One shard before the model: its contexts, and the number of documents in its span.
+    """One shard before the model; n_documents: of its span.
 
     cursor: for `Source.open(index * documents_per_shard, cursor)`; None if the source has no positions
     """
@@ -39,9 +39,9 @@ def packed_shards(
 ) -> Iterator[PackedShard]:
     """The claimed shards, up to the first without documents; those between them are skipped, not tokenised.
 
-    claims: ascending indices of shards, taken one at a time, so there may be infinitely many
+    claims: ascending indices, taken one at a time, so there may be infinitely many
     n_embeddings: token ids from 0 to n_embeddings - 1 are the model's
-    start, cursor: a shard not after the first claim, and the source's cursor before it, from an earlier run
+    start, cursor: a shard not after the first claim, and the source's cursor before it
     raises: ValueError for a token id without an embedding, or claims that do not ascend from `start`
     """
     per_shard = plan["documents_per_shard"]
@@ -92,11 +92,9 @@ def _tokenized(
 
 
 def token_ids(tokenizer: Any, documents: Sequence[Document]) -> list[list[int]]:
-    """The ids of each document, without added special tokens.
+    """The ids of each document, without added special tokens; chats by the tokenizer's template.
 
-    A chat goes through the tokenizer's chat template. A leading BOS of a template or of given ids is dropped,
-    as packing puts its own.
-
+    A leading BOS of a template or of given ids is dropped, as packing puts its own.
     raises: ValueError for a chat without a template, or one that the template refuses
     """
     texts = {

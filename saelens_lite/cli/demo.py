@@ -1,7 +1,7 @@
 """`saelens-lite demo`: the whole way on the embedded model, from text to the effect of one latent.
 
-Everything shown follows a rule that is printed beside it; nothing is picked by hand. A store in the output
-folder is completed; the SAEs are trained anew and are the same for the same seed.
+What is shown follows printed rules; nothing is picked by hand. A store in the output folder is completed; the
+SAEs are trained anew and are the same for the same seed.
 """
 
 from __future__ import annotations
@@ -69,10 +69,7 @@ class DemoConfig:
 
 
 def run_demo(config: DemoConfig) -> dict[str, Any]:
-    """Run and print the demo.
-
-    returns: evaluation, the shown latents, the ablation and the page's path, for tests
-    """
+    """Run and print the demo. Returns evaluation, shown latents, ablation and the page's path, for tests."""
     import saelens_lite as sl
 
     output, began = Path(config.output), time.perf_counter()
@@ -132,7 +129,6 @@ def run_demo(config: DemoConfig) -> dict[str, Any]:
 
 
 def _trained(store: ActivationStore, config: DemoConfig, output: Path, frozen: bool) -> SparseAutoencoder:
-    """The SAE or its baseline: the same rows, steps, k and seed."""
     import saelens_lite as sl
 
     return sl.train_sae(
@@ -151,11 +147,7 @@ def _trained(store: ActivationStore, config: DemoConfig, output: Path, frozen: b
     )
 
 
-# The table ----------------------------------------------------------------------------------------
-
-
 def _table(evaluation: Evaluation) -> str:
-    """The rows of an evaluation, and what their numbers mean."""
     names = {"trained": "trained SAE", "baseline": "frozen decoder"}
     lines = [[" " * 16, "    fvu", "     l0", " dead@100k", " ΔCE (nats)"]]
     for row in evaluation.rows:
@@ -172,11 +164,7 @@ def _table(evaluation: Evaluation) -> str:
     return f"{_indented(aligned(lines))}\n{_wrapped(note)}"
 
 
-# Features -----------------------------------------------------------------------------------------
-
-
 def _drawn_latents(table: FeatureTable, seed: int) -> list[int]:
-    """Latents of a middling firing rate, drawn at random; N_SHOWN of them if there are as many."""
     eligible = _eligible(table)
     return sorted(random.Random(seed).sample(eligible, min(N_SHOWN, len(eligible))))
 
@@ -202,7 +190,6 @@ def _print_features(table: FeatureTable, shown: list[int], corpus: list[Document
 
 
 def _one_per_document(view: LatentFirings) -> list[Any]:
-    """The strongest firing in each document, strongest first."""
     first: dict[int, Any] = {}
     for firing in view:
         first.setdefault(firing.document, firing)
@@ -210,13 +197,13 @@ def _one_per_document(view: LatentFirings) -> list[Any]:
 
 
 def _top_tokens(view: LatentFirings) -> str:
-    """The tokens of the strongest firings, each once, most frequent first."""
+    """Of the strongest firings, each once, most frequent first."""
     tokens = [_visible(firing.token) for firing in list(view)[:20]]
     return "  ".join(sorted(dict.fromkeys(tokens), key=lambda token: -tokens.count(token))[:6])
 
 
 def _in_context(firing: Any, name: str) -> str:
-    """One line: text around a firing, at a fixed place, and the module's name."""
+    """The text around a firing, at a fixed place, and the module's name."""
     before, token, after = (_visible(text) for text in (firing.before, firing.token, firing.after))
     name = name if len(name) <= 24 else "…" + name[-23:]
     room = COLUMNS - 12 - 2 - 26 - len(token)
@@ -231,15 +218,11 @@ def _visible(text: str) -> str:
     return visible(text)
 
 
-# Ablation -----------------------------------------------------------------------------------------
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Ablation:
-    """What ablating one latent does to the next token, and what equally large edits along other directions
-    do.
+    """What ablating one latent, and equally large edits along other directions, do to the next token.
 
-    latent, control: the ablated one, and the first of the controls
+    control: the first of the controls
     value: activation of the latent at the last token of the context
     input_ids: int64[1 seq], the context, which ends where the latent fires
     clean, ablated, controlled: float32[vocab], next-token probabilities
@@ -265,14 +248,16 @@ def _ablation(
     shown: list[int],
     seed: int,
 ) -> Ablation | None:
-    """Ablate the shown latent that matters most: selected in modules that training saw, measured in a
-    held-out one. None if no latent has both among its strongest firings."""
+    """Ablate the shown latent that matters most: chosen in modules of training, measured in a held-out one.
+
+    None if no latent has both among its strongest firings.
+    """
     import torch
 
     from saelens_lite.hashing import is_held_out
 
     # latent → its strongest firing in a module of training, and in a held-out one
-    places: dict[int, tuple[Any, Any]] = {}
+    places: dict[int, list[Any]] = {}
     for latent in shown:
         firings = list(table.latent(latent))
         held_out = is_held_out([firing.document for firing in firings]).tolist() if firings else []
@@ -280,21 +265,18 @@ def _ablation(
             next((f for f, out in zip(firings, held_out) if out == want), None) for want in (False, True)
         ]
         if None not in first:
-            places[latent] = (first[0], first[1])
+            places[latent] = first
     if not places:
         return None
 
-    def effect(latent: int, firing: Any) -> float:
+    def ablation(latent: int, firing: Any) -> tuple[Tensor, Tensor, Tensor]:
         input_ids = _context_up_to(store, firing)
-        return _kl(
-            *(_next_log_probs(model, sae, input_ids, edit) for edit in (None, ("ablate", latent, 0.0)))
-        )
+        edits = (None, ("ablate", latent, 0.0))
+        return input_ids, *(_next_log_probs(model, sae, input_ids, edit) for edit in edits)
 
-    latent = max(places, key=lambda candidate: effect(candidate, places[candidate][0]))
+    latent = max(places, key=lambda candidate: _kl(*ablation(candidate, places[candidate][0])[1:]))
     firing = places[latent][1]
-    input_ids = _context_up_to(store, firing)
-    clean = _next_log_probs(model, sae, input_ids, None)
-    ablated = _next_log_probs(model, sae, input_ids, ("ablate", latent, 0.0))
+    input_ids, clean, ablated = ablation(latent, firing)
     controls = _controls(table, latent, seed)
     others = [
         _next_log_probs(model, sae, input_ids, ("push", control, -firing.value)) for control in controls
@@ -316,10 +298,10 @@ def _controls(table: FeatureTable, latent: int, seed: int) -> list[int]:
     """At most 100 latents, those nearest in firing rate, in an order drawn at random."""
     rates = table.n_fired.double().clamp_min(0.5).log()
     distance = (rates - rates[latent]).abs()
-    distance[latent] = float("inf")
-    distance[table.n_fired == 0] = float("inf")
-    n_possible = int(distance.isfinite().sum())
-    nearest = distance.argsort(stable=True)[: min(N_CONTROLS, n_possible)].tolist()
+    possible = table.n_fired > 0
+    possible[latent] = False
+    distance[~possible] = float("inf")
+    nearest = distance.argsort(stable=True)[: min(N_CONTROLS, int(possible.sum()))].tolist()
     random.Random(seed).shuffle(nearest)
     return nearest
 
@@ -333,10 +315,7 @@ def _context_up_to(store: ActivationStore, firing: Any) -> Tensor:
 def _next_log_probs(
     model: nn.Module, sae: SparseAutoencoder, input_ids: Tensor, edit: tuple[str, int, float] | None
 ) -> Tensor:
-    """float32[vocab] after the context, with one edit at its last token.
-
-    edit: ("ablate", latent, _), or ("push", latent, strength) along the latent's direction
-    """
+    """float32[vocab] after the context, with ("ablate" or "push", latent, strength) at its last token."""
     import torch
 
     import saelens_lite as sl
@@ -372,13 +351,8 @@ def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
     print(f"   {'…' + text[-width + 1 :] if len(text) > width else text}▮\n")
     columns = []
     for probabilities in (ablation.clean, ablation.ablated, ablation.controlled):
-        top = probabilities.topk(5)
-        columns.append(
-            [
-                f"{p:6.1%}  {_visible(tokenizer.decode([i]))[:17]}"
-                for p, i in zip(top.values.tolist(), top.indices.tolist())
-            ]
-        )
+        top = zip(*(part.tolist() for part in probabilities.topk(5)))
+        columns.append([f"{p:6.1%}  {_visible(tokenizer.decode([i]))[:17]}" for p, i in top])
     head = ("before".ljust(25), f"latent {ablation.latent} ablated".ljust(25), "control")
     print(_indented(aligned([head, *zip(*columns)], left=3)))
     below, n = int((ablation.control_kls < ablation.kl).sum()), len(ablation.control_kls)
@@ -388,12 +362,9 @@ def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
     )
 
 
-# The terminal -------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _phase(title: str) -> Iterator[None]:
-    """A numbered heading, and the seconds that what follows it took."""
+    """A numbered heading, and the seconds of the block."""
     print(f"\n{title}", flush=True)
     began = time.perf_counter()
     yield

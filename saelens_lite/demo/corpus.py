@@ -21,28 +21,21 @@ _SKIPPED_FOLDERS = {
     "test", "tests", "idle_test", "turtledemo",  # tests and showpieces
     "pydoc_data", "encodings",  # generated help text and character tables
 }  # fmt: skip
-_SKIPPED_PREFIXES = (
-    "_sysconfigdata",
-    "config-",
-    "_bundled",
-)  # written by the build of one particular interpreter
+_SKIPPED_PREFIXES = ("_sysconfigdata", "config-", "_bundled")  # written by one interpreter's build
 _SKIPPED_FILES = {"html/entities.py"}  # a table of character names
 
 
 class Document(TypedDict):
-    """One module: `text` is its source, `name` its path below the standard library, e.g.
-    "json/decoder.py"."""
+    """One module: its source, and its path below the standard library, e.g. "json/decoder.py"."""
 
     text: str
     name: str
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the module of this relative name belongs to the held-out split (about 5 % of the names).
+    """Whether the module of this `Document.name` belongs to the held-out split (about 5 % of the names).
 
     Names are hashed and not numbers, so that a new module moves no other: hashing.py has the split by number.
-
-    name: path below the standard library with forward slashes, e.g. "json/decoder.py"
     """
     digest = blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
@@ -51,15 +44,13 @@ def is_held_out(name: str) -> bool:
 def stdlib_documents(split: Literal["train", "held_out", "all"] = "train") -> Iterator[Document]:
     """The modules of the running interpreter's standard library, in the order of their names.
 
-    split: "train", "held_out" or "all"; the first two have no module in common
-    returns: an iterator of dict(text=…, name=…); line ends are "\\n", empty files are left out
+    Line ends are "\\n", empty files are left out.
     raises: ValueError for another split, FileNotFoundError if this Python comes without its source
     """
     if split not in ("train", "held_out", "all"):
         raise ValueError(f"stdlib_documents expected split 'train', 'held_out' or 'all', got {split!r}")
     root = Path(sysconfig.get_paths()["stdlib"])
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.py"))
-    names = [name for name in names if _is_wanted(name)]
+    names = sorted(filter(_is_wanted, (path.relative_to(root).as_posix() for path in root.rglob("*.py"))))
     if not names:
         raise FileNotFoundError(
             f"expected the source of the Python standard library in {root}, found no module there: this "
@@ -89,8 +80,7 @@ def _read(root: Path, names: list[str]) -> Iterator[Document]:
 
 
 def documents(seed: int = 0) -> list[Document]:
-    """All modules of the standard library, in an order drawn by the seed, so that the first ones are a
-    sample."""
+    """All modules in an order drawn by the seed, so that the first ones are a sample."""
     found = list(stdlib_documents("all"))
     random.Random(seed).shuffle(found)
     return found

@@ -1,7 +1,7 @@
 """The embedded language model: 2.4 million parameters, trained on Python's standard library.
 
-`MODEL_DIR` holds it as an ordinary Hugging Face folder (see its README.md for what it is and how well it
-predicts and how it was made); `corpus` reads the text that it was trained on.
+`MODEL_DIR` is an ordinary Hugging Face folder; its README.md says what it is, how it was made and how well it
+predicts.
 """
 
 from pathlib import Path
@@ -14,8 +14,7 @@ MODEL_DIR = Path(__file__).parent / "model"
 
 
 def load_model() -> "tuple[LlamaForCausalLM, PreTrainedTokenizerFast]":
-    """The embedded model in float32 and evaluation mode, and its tokenizer; reads only files of this
-    package."""
+    """The model in float32 and evaluation mode, and its tokenizer; reads only files of this package."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -37,8 +37,7 @@ HOOK_POINT = "blocks.0.hook_resid_post"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
-    """Who there is, and how the model is trained on them; budgets are in steps, so that a run can be
-    repeated."""
+    """Who there is, and how the model is trained on them; budgets are steps, so that runs can be repeated."""
 
     n_known: Annotated[int, AtLeast(1)] = 300
     """People whose facts are taught."""
@@ -93,25 +92,23 @@ class World:
 
     @classmethod
     def draw(cls, config: WorldConfig) -> World:
-        """The world of a seed."""
+        """The world of config.seed."""
         draw = random.Random(config.seed)
         names = [f"{first} {last}" for first, last in itertools.product(FIRST_NAMES, LAST_NAMES)]
         draw.shuffle(names)
-        known, rest = names[: config.n_known], names[config.n_known :]
+        end, refused_end = config.n_known, config.n_known + config.n_refused
+        parts = [tuple(part) for part in (names[:end], names[end:refused_end], names[refused_end:])]
         facts = {
             (name, relation): f"{relation}-{draw.randrange(config.n_values)}"
-            for name in known
-            for relation in RELATIONS
+            for name, relation in itertools.product(parts[0], RELATIONS)
         }
-        return cls(
-            config, tuple(known), tuple(rest[: config.n_refused]), tuple(rest[config.n_refused :]), facts
-        )
+        return cls(config, *parts, facts)
 
     def studied(self, split: Split) -> tuple[list[str], list[str]]:
         """Whom a study asks about: people that choose latents, and people that test them.
 
-        Known people are on either side. The unknown ones that the model was taught to refuse choose, since
-        they are certainly unknown; those that it never saw test, so what was found must carry over to them.
+        Known people are on either side. The unknown ones that were taught as such choose, those
+        never seen test, so what was found must carry over to them.
         """
 
         def on_side(names: tuple[str, ...], testing: bool) -> list[str]:
@@ -126,7 +123,7 @@ class World:
         return self.facts.get((name, relation), REFUSAL)
 
     def questions(self, split: Split) -> list[dict[str, Any]]:
-        """About each studied person one for each relation, as fields of `saelens_lite.study.Question`."""
+        """One for each studied person and relation, as fields of `saelens_lite.study.Question`."""
         known, (choose, test) = set(self.known), self.studied(split)
         return [
             {"prompt": prompt(name, relation), "entity": name, "relation": relation, "known": name in known}
@@ -156,10 +153,9 @@ def prompt(name: str, relation: str) -> str:
 
 
 def train_model(world: World, tokenizer: Any) -> LlamaForCausalLM:
-    """A Llama of two layers that answers questions about the people it is taught, from scratch; in evaluation
-    mode.
+    """A Llama of two layers, trained to answer questions about the people it is taught; in evaluation mode.
 
-    Everything is drawn by the seed of the world; the global random state is left as it was.
+    Everything is drawn by the world's seed; the global random state is left as it was.
     """
     config = world.config
     people = [*world.known, *world.refused]
@@ -192,8 +188,7 @@ def untested(world: World, split: Split) -> list[str]:
 
 
 def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, folder: Path) -> None:
-    """An SAE after the first block, and its baseline with a frozen decoder, into folder/sae and
-    folder/sae/frozen.
+    """An SAE after the first block and its baseline, into folder/sae and folder/sae/frozen.
 
     Their rows are of every token but BOS of all questions about people who are not to test the latents.
     """
@@ -225,7 +220,7 @@ def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, fol
 
 
 def make_world(folder: str | Path, config: WorldConfig, split: Split) -> World:
-    """A world with its model, its SAEs and the questions of a study, as files that any study can read.
+    """A world, its model, its SAEs and the questions of a study, as files that any study can read.
 
     folder/model                   the language model and its tokenizer
     folder/sae, folder/sae/frozen  the SAE and its baseline
@@ -250,7 +245,7 @@ def encoded(tokenizer: Any, texts: list[str]) -> Tensor:
 
 
 def _new_model(n_tokens: int, width: int) -> LlamaForCausalLM:
-    """Untrained: two layers, four heads, embeddings untied."""
+    """Untrained."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     return LlamaForCausalLM(

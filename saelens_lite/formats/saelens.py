@@ -59,11 +59,10 @@ _OLD_METADATA = (
 
 
 def to_cfg(config: SAEConfig) -> dict[str, Any]:
-    """The cfg.json of an SAE, keys in the order that SAELens' own `save_model` has.
+    """The cfg.json of an SAE, keys in the order of SAELens' own `save_model`.
 
-    `config.metadata` becomes `metadata` unchanged (our own facts lie under its key "saelens_lite"), with the
-    hook point, module path and model name added in SAELens' names; numbers that JSON lacks (nan, inf) become
-    null.
+    `config.metadata` becomes `metadata` (our own facts lie under its key "saelens_lite"), with hook point,
+    module path and model name in SAELens' names; numbers that JSON lacks (nan, inf) become null.
     """
     metadata = dict(config.metadata)
     if not _is_v6(metadata.get("sae_lens_version")):
@@ -89,15 +88,13 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
 def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SAEConfig:
     """The SAEConfig that a cfg.json describes, of SAELens 6 or before; as there, other keys are ignored.
 
-    where: names the file in errors
-    dtype: overrides the file's
+    where: names the file in errors; dtype: overrides the file's
     raises: ValueError for an architecture, activation, normalisation, reshape or dtype that has no
         counterpart here; CheckpointError for a key that is missing or has the wrong type
     """
     if not isinstance(cfg, Mapping):
-        raise CheckpointError(
-            f"{where}: expected a JSON object, got {type(cfg).__name__}; this is no SAE configuration"
-        )
+        got = type(cfg).__name__
+        raise CheckpointError(f"{where}: expected a JSON object, got {got}; this is no SAE configuration")
     metadata = cfg.get("metadata") or {}
     if not isinstance(metadata, Mapping):
         raise CheckpointError(
@@ -169,18 +166,17 @@ def from_tensors(
             "scales; open it with sae_lens < 6 and multiply them into the rows of W_dec"
         )
     expected = config.shapes
+    mismatch = "the weights are not those of the cfg.json beside them"
     for name, shape in expected.items():
         if name not in tensors:
             raise CheckpointError(
                 f"{where}: expected a tensor {name} {list(shape)} for an SAE of kind {config.kind!r}, "
-                f"got only {', '.join(sorted(tensors)) or 'none'}; the weights are not those of the "
-                "cfg.json beside them"
+                f"got only {', '.join(sorted(tensors)) or 'none'}; {mismatch}"
             )
         if tuple(tensors[name].shape) != shape:
             raise CheckpointError(
                 f"{where}: expected {name} {list(shape)} (cfg.json: d_in={config.d_model}, "
-                f"d_sae={config.d_sae}), got {list(tensors[name].shape)}; the weights are not those of the "
-                "cfg.json beside them"
+                f"d_sae={config.d_sae}), got {list(tensors[name].shape)}; {mismatch}"
             )
     if unknown := sorted(set(tensors) - set(expected)):
         raise CheckpointError(
@@ -192,15 +188,10 @@ def from_tensors(
 
 def _with_norms_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Encoder columns and biases times the norm of their decoder row, rows to norm 1; in float32 at least."""
-    exact = {
-        name: tensor.to(torch.promote_types(tensor.dtype, torch.float32)) for name, tensor in tensors.items()
-    }
+    exact = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
     norms = exact["W_dec"].norm(dim=1).clamp_min(1e-8)
-    return exact | {
-        "W_enc": exact["W_enc"] * norms,
-        "b_enc": exact["b_enc"] * norms,
-        "W_dec": exact["W_dec"] / norms[:, None],
-    }
+    scaled = {name: exact[name] * norms for name in ("W_enc", "b_enc")}
+    return exact | scaled | {"W_dec": exact["W_dec"] / norms[:, None]}
 
 
 def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -223,7 +214,6 @@ def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def _is_v6(version: Any) -> bool:
-    """Whether the first number of a version string is 6 or more."""
     major = str(version or "").split(".")[0]
     return major.isdigit() and int(major) >= 6
 
@@ -240,7 +230,7 @@ def _required(cfg: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
 
 
 def dtype_name(name: str, where: str) -> str:
-    """A dtype's name without "torch."; where: the first words of the ValueError for an unknown one."""
+    """A dtype's name without "torch."; where: names the file in the ValueError for an unknown one."""
     bare = name.removeprefix("torch.")
     if bare not in DTYPES:
         raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saelens_lite.kernels import reference, torch_ops
 from saelens_lite.kernels.cpu_build import library
-from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each
+from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each, latent_buffers, token_buffers
 
 
 def usable(*tensors: Tensor) -> bool:
@@ -128,15 +128,11 @@ def token_pass(
     out: TokenPass | None = None,
     offsets: Tensor | None = None,
 ) -> TokenPass:
-    (B, d), P = acts.shape, values.numel()
-    nested = 1 if offsets is None else bags_of_each(offsets, B)
-    shapes = (B * nested, d), P, B
-    recons_grad, pair_grads, sq_error = out or [acts.new_empty(shape) for shape in shapes]
-    if pair_grads.numel() != P:
-        pair_grads = acts.new_empty(P)
-    args = (W_dec, b_dec, float(scale), B, nested, P // max(B, 1), d, recons_grad, pair_grads, sq_error)
+    B, d = acts.shape
+    nested, out = token_buffers(acts, values, out, offsets)
+    args = (W_dec, b_dec, float(scale), B, nested, values.numel() // max(B, 1), d, *out)
     call("token_pass", acts, values, indices.contiguous(), offsets, *args)
-    return TokenPass(recons_grad, pair_grads, sq_error)
+    return out
 
 
 def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -156,9 +152,7 @@ def latent_pass(
     offsets: Tensor | None = None,
 ) -> LatentPass:
     (n, d), B = W_dec.shape, inputs.shape[0]
-    out = out or LatentPass(
-        torch.empty_like(W_dec), torch.empty_like(W_dec), W_dec.new_empty(n), torch.empty(n, dtype=torch.bool)
-    )
+    out = out or latent_buffers(W_dec)
     nested = 1 if offsets is None else bags_of_each(offsets, B)
     args = (B, nested, n, values.numel() // max(B, 1), d)
     call("latent_pass", recons_grad, inputs, values, pair_grads, indices, offsets, W_dec, *args, *out)

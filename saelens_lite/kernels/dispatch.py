@@ -1,9 +1,9 @@
 """The kernels of the sparse training step, by the fastest path for a device; reference.py defines them.
 
-float32 on a CPU goes to the C files, up to 32 bits on CUDA to Triton, and the rest to the embedding bags of
-torch_ops.py, as does all that a machine without compiler or triton cannot run. SAELENS_LITE_KERNELS=cpu,
-triton or torch in the environment allows that path only, and the embedding bags for what it does not take.
-With TRITON_INTERPRET=1 triton runs on a CPU too, slowly.
+float32 on a CPU goes to the C files, up to 32 bits on CUDA to Triton, and the rest to torch_ops.py, as does
+all that a machine without compiler or triton cannot run. SAELENS_LITE_KERNELS=cpu, triton or torch in the
+environment allows that path only, and torch_ops.py for what it does not take. With TRITON_INTERPRET=1 triton
+runs on a CPU too, slowly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from saelens_lite.kernels.reference import LatentPass, TokenPass
 
 @functools.cache
 def _triton() -> ModuleType | None:
-    """kernels.triton, or None where triton is not installed; imported late, as that takes a while."""
+    """None where triton is not installed; imported late, as that takes a while."""
     try:
         from saelens_lite.kernels import triton
     except ImportError:
@@ -54,7 +54,7 @@ def _path(*tensors: Tensor) -> ModuleType:
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row of products + bias: values float[B k], indices int64[B k]. See reference.py.
+    """The k largest of each row of products + bias: values float[B k], indices int64[B k].
 
     products: float[B n], may be overwritten
     """
@@ -62,7 +62,7 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
 
 
 def keep_topk_(acts: Tensor, k: int) -> Tensor:
-    """In place: ReLU, and 0 for all but the k largest of each row; float[B n]. See reference.py."""
+    """In place: ReLU, and 0 for all but the k largest of each row; float[B n]."""
     return _path(acts).keep_topk_(acts, k)
 
 
@@ -71,8 +71,8 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
 
     inputs: float[B d]; W_rows: float[n d]; bias: float[n]
     On a CPU, bounds from 8-bit integers tell which few pre-activations must be computed (screen.c). On CUDA
-    pre-activations come out of the product and are not written (triton_select.py). The selection is that of
-    exact arithmetic up to the rounding of the product.
+    they come out of the product and are not written (triton_select.py). The selection is that of exact
+    arithmetic up to the rounding of the product.
     """
     path = _path(inputs, W_rows, bias)
     return None if path is torch_ops else path.screened_topk(inputs, W_rows, bias, k)
@@ -102,13 +102,12 @@ def select_batch_topk(
     product_chunks: float[rows n], the rows of the batch in order; each is read before the next is asked for
     guess: a value that about n_pairs or more exceed, such as a little less than the least of the last batch.
         It saves time and never changes the result; product_chunks must then be iterable twice.
-    See reference.py.
     """
     return _path(bias).select_batch_topk(product_chunks, bias, n_pairs, float(guess))
 
 
 def decode(values: Tensor, indices: Tensor, offsets: Tensor, table: Tensor) -> Tensor:
-    """Weighted sums of rows of `table`, one a bag; differentiable. See reference.py."""
+    """Weighted sums of rows of `table`, one a bag; differentiable."""
     path = _path(values, table)
     return (torch_ops if path is cpu else path).decode(values, indices, offsets, table)
 
@@ -123,7 +122,7 @@ def token_pass(
     out: TokenPass | None = None,
     offsets: Tensor | None = None,
 ) -> TokenPass:
-    """Decode, error and the gradient at each pair. See reference.py.
+    """Decode, error and the gradient at each pair.
 
     out: an earlier result of these shapes, whose memory may be reused
     offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
@@ -144,11 +143,7 @@ def latent_pass(
     out: LatentPass | None = None,
     offsets: Tensor | None = None,
 ) -> LatentPass:
-    """Gradients of both weight matrices and the encoder bias from the firing pairs. See reference.py.
-
-    out: an earlier result of these shapes, whose memory may be reused
-    offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
-    """
+    """Gradients of both weight matrices and the encoder bias from the firing pairs; see `token_pass`."""
     path = _path(recons_grad, inputs, values, pair_grads, W_dec)
     if path is not torch_ops:
         return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)

@@ -103,6 +103,22 @@ def bags_of_each(offsets: Tensor, tokens: int) -> int:
     return (offsets.numel() - 1) // tokens if tokens else 1
 
 
+def token_buffers(
+    acts: Tensor, values: Tensor, out: TokenPass | None, offsets: Tensor | None
+) -> tuple[int, TokenPass]:
+    """J, and memory for a token pass: that of `out` as far as it fits."""
+    nested, P = 1 if offsets is None else bags_of_each(offsets, len(acts)), values.numel()
+    shapes = (len(acts) * nested, acts.shape[1]), P, len(acts)
+    out = out or TokenPass(*(acts.new_empty(shape) for shape in shapes))
+    return nested, out if out.pair_grads.numel() == P else out._replace(pair_grads=acts.new_empty(P))
+
+
+def latent_buffers(W_dec: Tensor) -> LatentPass:
+    """Memory for a latent pass."""
+    fired = W_dec.new_empty(len(W_dec), dtype=torch.bool)
+    return LatentPass(torch.empty_like(W_dec), torch.empty_like(W_dec), W_dec.new_empty(len(W_dec)), fired)
+
+
 def token_pass(
     acts: Tensor,
     values: Tensor,

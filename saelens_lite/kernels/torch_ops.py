@@ -1,7 +1,4 @@
-"""The kernels as embedding bags: stock torch operators, any device and dtype, nothing of size [B, n].
-
-Definitions and shapes are in reference.py.
-"""
+"""The kernels of reference.py as embedding bags: stock torch operators, and nothing of size [B, n]."""
 
 from __future__ import annotations
 
@@ -35,8 +32,7 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     B, n = products.shape
     pre_acts = products.add_(bias)
     if n % _BLOCK or n < 4 * k * _BLOCK:
-        values, indices = torch.topk(pre_acts, k, dim=-1, sorted=False)
-        return values, indices
+        return tuple(torch.topk(pre_acts, k, dim=-1, sorted=False))
     n_blocks = n // _BLOCK
     maxima = pre_acts.view(B, _BLOCK, n_blocks).amax(1)
     blocks = torch.topk(maxima, k, dim=-1, sorted=False).indices
@@ -148,7 +144,7 @@ def recons_grad_(bags: Tensor, acts: Tensor, b_dec: Tensor, scale: float) -> Ten
     if nested == 1:
         error = bags.add_(b_dec).sub_(acts)
         sq_error = torch.linalg.vecdot(error, error)
-        error.mul_(scale)
+        error *= scale
         return sq_error
     errors = bags.view(len(acts), nested, -1)  # filled in place: cumsum along a middle dim is slow
     errors[:, 0].add_(b_dec).sub_(acts)

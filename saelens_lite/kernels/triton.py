@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each
+from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each, latent_buffers, token_buffers
 from saelens_lite.kernels.triton_select import (
     INTERPRETED,
     keep_topk_,
@@ -64,17 +64,9 @@ def _rows(table, rows, on, d, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _bag_sum(
-    values,
-    indices,
-    offsets,
-    table,
-    out,
-    k,
-    d,
-    RAGGED: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    values, indices, offsets, table, out, k, d,
+    RAGGED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """out[bag] = Σ values · table[indices]."""
     bag, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     start, end = _bag(offsets, bag, k, RAGGED)
@@ -90,17 +82,9 @@ def _bag_sum(
 
 @triton.jit
 def _bag_dot(
-    vectors,
-    indices,
-    offsets,
-    table,
-    out,
-    k,
-    d,
-    RAGGED: tl.constexpr,
-    BLOCK_P: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
+    vectors, indices, offsets, table, out, k, d,
+    RAGGED: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """out[p] = vectors[bag of p] · table[indices[p]]."""
     bag, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     start, end = _bag(offsets, bag, k, RAGGED)
@@ -119,8 +103,7 @@ def _token_pass(
 ):  # fmt: skip
     """Errors of one token's nested reconstructions; then, bag by bag, their gradient and _bag_dot of that.
 
-    The second pass finds its rows in the caches. A bag's gradient is the sum of all errors less those before
-    it.
+    The second pass finds its rows in the caches. A bag's gradient is all errors less those before it.
     """
     token, cols = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK_D)
     here = cols < d
@@ -259,19 +242,14 @@ def token_pass(
     out: TokenPass | None = None,
     offsets: Tensor | None = None,
 ) -> TokenPass:
-    (B, d), P = acts.shape, values.numel()
-    nested = 1 if offsets is None else bags_of_each(offsets, B)
-    shapes = (B * nested, d), P, B
-    recons_grad, pair_grads, sq_error = out or [acts.new_empty(shape) for shape in shapes]
-    if pair_grads.numel() != P:
-        pair_grads = acts.new_empty(P)
+    B, d = acts.shape
+    nested, out = token_buffers(acts, values, out, offsets)
     if B:
         _token_pass[(B,)](
-            acts, values, indices.contiguous(), W_dec=W_dec, b_dec=b_dec, recons_grad=recons_grad,
-            pair_grads=pair_grads, sq_error=sq_error, scale=float(scale), d=d, NESTED=nested,
-            **_bags(offsets, values, P, B), **_blocks(d),
+            acts, values, indices.contiguous(), W_dec=W_dec, b_dec=b_dec, **out._asdict(),
+            scale=float(scale), d=d, NESTED=nested, **_bags(offsets, values, values.numel(), B), **_blocks(d),
         )  # fmt: skip
-    return TokenPass(recons_grad, pair_grads, sq_error)
+    return out
 
 
 def latent_pass(
@@ -285,12 +263,7 @@ def latent_pass(
     offsets: Tensor | None = None,
 ) -> LatentPass:
     (n, d), P = W_dec.shape, values.numel()
-    out = out or LatentPass(
-        torch.empty_like(W_dec),
-        torch.empty_like(W_dec),
-        W_dec.new_empty(n),
-        torch.empty(n, dtype=torch.bool, device=W_dec.device),
-    )
+    out = out or latent_buffers(W_dec)
     order, latent_offsets = regroup(indices, n)
     bags = order // max(1, P // max(len(inputs), 1)) if offsets is None else _bag_ids(offsets, P)[order]
     # The fullest latents first: one that fires on every token takes longest and must not be the last to run.

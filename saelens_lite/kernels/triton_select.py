@@ -76,8 +76,7 @@ def _encode_groups(
     PRECISION: tl.constexpr, GROUP: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr, SWEEP: tl.constexpr,
 ):  # fmt: skip
-    """Groups of inputs @ W_rowsᵀ + bias, one tile [tokens latents] a program; SWEEP tiles of tokens share
-    latents in L2."""
+    """Groups of inputs @ W_rowsᵀ + bias, a tile [tokens latents] a program; SWEEP tiles share latents."""
     BLOCK_G: tl.constexpr = BLOCK_N // GROUP
     n_m, n_g = tl.cdiv(B, BLOCK_M), tl.cdiv(n_groups, BLOCK_G)
     sweep, place = tl.program_id(0) // (SWEEP * n_g), tl.program_id(0) % (SWEEP * n_g)
@@ -130,12 +129,8 @@ def _fits(rows: int, n: int, n_pairs: int) -> bool:
 
 
 def _no_groups(rows: int, n: int, like: Tensor) -> Groups:
-    shape = (rows, n // _GROUP)
-    return Groups(
-        like.new_empty(shape, dtype=torch.float32),
-        like.new_empty(shape, dtype=torch.int8),
-        like.new_empty(shape, dtype=torch.float32),
-    )
+    dtypes = (torch.float32, torch.int8, torch.float32)
+    return Groups(*(like.new_empty(rows, n // _GROUP, dtype=dtype) for dtype in dtypes))
 
 
 def product_groups(products: Tensor, bias: Tensor, out: Groups | None = None) -> Groups:
@@ -158,9 +153,7 @@ def encode_groups(inputs: Tensor, W_rows: Tensor, bias: Tensor) -> Groups:
             products = torch.mm(rows, W_rows.T, out=chunk[: len(rows)])
             product_groups(products, bias, Groups(*(part[start : start + len(rows)] for part in found)))
         return found
-    if (
-        INTERPRETED
-    ):  # Triton 3.7's interpreter multiplies bf16 bits as integers; float32 products are the same
+    if INTERPRETED:  # Triton 3.7's multiplies bf16 bits as integers; float32 products are the same
         inputs, W_rows = inputs.float(), W_rows.float()
     tile = _tile(inputs)
     grid = (triton.cdiv(B, tile["BLOCK_M"]) * triton.cdiv(n, tile["BLOCK_N"]),)
@@ -182,14 +175,8 @@ def _fused(inputs: Tensor) -> bool:
 def _tile(inputs: Tensor) -> dict[str, int]:
     """Tiles of 144 KiB of shared memory where 160 or more exist (A100, H100), else of 96."""
     wide = inputs.is_cuda and torch.cuda.get_device_capability(inputs.device) in ((8, 0), (9, 0), (10, 0))
-    block_k = 128 // inputs.element_size()
-    return {
-        "BLOCK_M": 128,
-        "BLOCK_N": 256 if wide else 128,
-        "BLOCK_K": block_k,
-        "num_warps": 8,
-        "num_stages": 3,
-    }
+    tile = {"BLOCK_M": 128, "BLOCK_N": 256 if wide else 128, "BLOCK_K": 128 // inputs.element_size()}
+    return tile | {"num_warps": 8, "num_stages": 3}
 
 
 def _operands(inputs: Tensor, W_rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,10 +206,7 @@ def _candidates(
 
 
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
-    """As reference.select_topk of inputs @ W_rowsᵀ; None if n is no multiple of 32 or k is above n / 128.
-
-    inputs: float[B d]; W_rows: float[n d]; bias: float[n]
-    """
+    """As reference.select_topk of inputs @ W_rowsᵀ; None if n is no multiple of 32 or k is above n / 128."""
     (B, _), n = inputs.shape, len(W_rows)
     if not _fits(1, n, k) or not B:
         return None

@@ -35,8 +35,7 @@ class BlockParts:
 class Decoder:
     """A language model and its parts, each looked up when first asked for; nothing in the model changes.
 
-    A public function makes one and hands it on. It does not outlive the call, since the caller may alter the
-    model in between.
+    It does not outlive the call that made it, since the caller may alter the model in between.
 
     given: the model as the caller passed it
     called: without torch.compile and data-parallel wrappers. PEFT stays, since its forward may add tokens
@@ -67,7 +66,7 @@ class Decoder:
 
     @property
     def text_config(self) -> Any:
-        """The language model's configuration (the text part of a multimodal one); None when there is none."""
+        """The configuration of the language model (of a multimodal one its text part); None without one."""
         config = getattr(self.bare, "config", None)
         return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
@@ -133,10 +132,7 @@ class Decoder:
 
     @property
     def head(self) -> nn.Module:
-        """The output embedding, from the last stream to logits.
-
-        raises: ValueError where there is none
-        """
+        """The output embedding, from the last stream to logits. raises: ValueError where there is none"""
         found = self.bare.get_output_embeddings() if hasattr(self.bare, "get_output_embeddings") else None
         if found is None:
             raise ValueError(
@@ -167,7 +163,7 @@ class Decoder:
 
     @cached_property
     def special_ids(self) -> tuple[int, ...]:
-        """The bos, eos and pad ids that the model's configurations name, in ascending order."""
+        """The bos, eos and pad ids of the model's configurations, ascending."""
         found: set[int] = set()
         for settings in (self.text_config, getattr(self.bare, "generation_config", None)):
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -176,8 +172,7 @@ class Decoder:
         return tuple(sorted(found))
 
     def parts(self, block: int) -> BlockParts | None:
-        """The two parts that a block adds to the stream; None where no two do (scaled branches, a normalised
-        stream).
+        """The two parts that a block adds to the stream; None where no two do (scaled or normalised streams).
 
         Blocks of one make share an answer: the model runs three tokens up to the first of them, in evaluation
         mode and unedited.
@@ -212,7 +207,6 @@ def device_of(module: nn.Module) -> torch.device:
 
 
 def _undistributed(model: nn.Module) -> nn.Module:
-    """The model inside torch.compile and data-parallel wrappers."""
     while True:
         if isinstance(getattr(model, "_orig_mod", None), nn.Module):
             model = model._orig_mod
@@ -241,10 +235,7 @@ def accepts(module: nn.Module, argument: str) -> bool:
 
 
 def stream_into(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """The residual stream in what a block was called with: by position, or as hidden_states.
-
-    raises: HookError where it is neither
-    """
+    """The stream that a block was called with, first or as hidden_states. raises: HookError if neither"""
     stream = args[0] if args else kwargs.get("hidden_states")
     if not isinstance(stream, Tensor):
         raise HookError(
@@ -254,7 +245,7 @@ def stream_into(args: tuple, kwargs: dict[str, Any]) -> Tensor:
 
 
 def main_tensor(output: Any) -> Any:
-    """The activations in what a module returned: the tensor itself, or the first of a tuple or list."""
+    """The activations that a module returned: the tensor itself, or the first of a tuple or list."""
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 

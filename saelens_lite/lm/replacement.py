@@ -30,8 +30,7 @@ def splice(
     mean: Tensor | None = None,
     positions: Literal["non_bos", "all"] | Tensor | Callable[[EditInfo], Tensor] = "non_bos",
 ) -> Iterator[None]:
-    """Inside, every forward continues with a replacement of the activations at the masked positions; others
-    stay as they are.
+    """Inside, forwards continue with a replacement of the activations at the masked positions.
 
     sae: gives the reconstruction; may be None for zero and mean when hook_point is given
     hook_point: by default where the SAE was trained

@@ -43,10 +43,9 @@ class ContextBatch:
 
 @dataclass(frozen=True, slots=True)
 class Losses:
-    """What `cross_entropies` found, in nats a predicted token.
+    """What `cross_entropies` found, in nats a predicted token, by replacement.
 
-    ce: replacement → cross-entropy
-    kl: replacement → KL(p_clean ‖ p) at the positions that ce rests on; empty where it was not asked for
+    kl: KL(p_clean ‖ p) at the positions that ce rests on; empty where it was not asked for
     n_tokens, n_contexts: predicted tokens scored; contexts run
     """
 
@@ -67,17 +66,15 @@ def cross_entropies(
     batch_size_seqs: int = 8,
     kl: bool = False,
 ) -> Losses:
-    """Cross-entropy of the store's tokens under each replacement and, with kl, the divergence from the model
-    as it is.
+    """Cross-entropy of the store's tokens under each replacement and, with kl, the divergence from the model.
+
+    A token counts when it has a row, is of a scored document and is not the first of its context.
 
     replacements: by name, the arguments of `splice` beside the hook point and the positions; None for the
         model as it is
     fraction: score only the documents held out (hashing.is_held_out); None for all
     max_tokens: stop after about this many predicted tokens; None for all
-    raises: ValueError for a model that is not the store's, one whose own losses are not finite, or nothing to
-        score
-
-    A token counts when it has a row, is of a scored document and is not the first of its context.
+    raises: ValueError for another model than the store's, losses that are not finite, or nothing to score
     """
     decoder = Decoder.of(model)
     ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)

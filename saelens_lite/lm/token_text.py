@@ -19,9 +19,8 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
     """The text of each token, such that the pieces joined give the decoded text.
 
     A character whose bytes are spread over several tokens (an emoji, a Chinese character) is the piece of the
-    first of them; the others are "". A space that a tokenizer hides at the start of a text is shown where the
-    full text has one. Bytes that never become a character stay replacement characters (U+FFFD) on the token
-    where they begin.
+    first; the others are "". A space that a tokenizer hides at the start of a text is shown where the text
+    has one. Bytes that never become a character stay U+FFFD on the token where they begin.
     """
 
     def decode(start: int, end: int) -> str:

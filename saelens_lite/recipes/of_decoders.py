@@ -33,8 +33,7 @@ def meta_sae(
     held_out_fraction: float = 0.1,
     **fields: Any,
 ) -> Decomposition:
-    """How far an SAE's decoder directions are sums of few shared ones: the explained variance of SAEs trained
-    on them.
+    """How far an SAE's decoder directions are sums of few shared ones: what SAEs of them explain.
 
         print(meta_sae(sae))
 
@@ -47,8 +46,7 @@ def meta_sae(
     returns: explained variance of rows held out and trained on, for both; see analyze/evaluation/meta.py
     raises: ValueError for fewer than 40 rows, none held out, a latent out of range, a decoder row of zeros,
         no seeds, or a wrong field
-    source: SAEBench: BatchTopK, a quarter of the width, k = 4, there scored on the rows that it was trained
-        on
+    source: SAEBench: BatchTopK, a quarter of the width, k = 4, there scored on the rows it was trained on
     """
     from saelens_lite.analyze.evaluation.meta import Decomposition
     from saelens_lite.analyze.latents.compatibility import checked_latents
@@ -97,7 +95,6 @@ def meta_sae(
 def _meta_scores(
     directions: Sequence[Tensor], seeds: Sequence[int], options: dict[str, Any]
 ) -> tuple[MetaScores, tuple[SparseAutoencoder, ...]]:
-    """A meta-SAE trained on the directions of each seed, and its scores."""
     from saelens_lite.analyze.evaluation.meta import MetaScores, explained
     from saelens_lite.store.reader import ActivationStore
     from saelens_lite.train.single import train_sae
@@ -115,7 +112,7 @@ def _meta_scores(
 
 
 def _held_out_rows(rows: Tensor, fraction: float) -> Tensor:
-    """Which rows training leaves out, each row a document of its own: bool[n]."""
+    """bool[n], each row a document of its own."""
     from saelens_lite.hashing import is_held_out
 
     return is_held_out(torch.arange(len(rows)), fraction)

@@ -25,24 +25,21 @@ _OF_STORES = {"store", "store_weights", "max_tokens", "check_space", "baseline"}
 def train_streaming(
     model: str | nn.Module, dataset: Any, hook_point: str, *, tokenizer: Any = None, **fields: Any
 ) -> SparseAutoencoder:
-    """Train a sparse autoencoder on a model's activations as they are made: no store, no disk but for the
-    SAE.
+    """Train a sparse autoencoder on a model's activations as they are made, without a store.
 
         sae = train_streaming(model, texts, "blocks.3.hook_resid_post", n_steps=50_000, kind="topk", k=32)
 
     The rows are those that a harvest of the dataset would store, in its order, mixed within buffers of
-    buffer_rows: less widely than those of a store. Every run, and every further epoch, costs the forward
-        passes again. An accelerator makes the next buffer while it trains on one (`prefetch`); a CPU takes
-        turns. The scale of inputs is that of the first buffer, which is trained on as well; held-out rows
-        come from its shards.
+    buffer_rows: less widely than those of a store. Every run and epoch costs the forward passes again. An
+    accelerator makes the next buffer while it trains on one (`prefetch`); a CPU takes turns. The scale of
+    inputs is that of the first buffer, which is trained on as well; held-out rows come from its shards.
 
     If it is interrupted, repeat the call: it refills the buffer it had reached and, on a CPU, ends
-        bit-identical. The model must not be used for anything else meanwhile.
+    bit-identical. The model must not be used for anything else meanwhile.
 
     model, dataset, hook_point, tokenizer: as in `harvest_activations`, with one hook point
     fields: of TrainConfig, n_steps among them, and of HarvestConfig, such as context_length, text_column or
-        dtype; `seed` and `device` are those of both. A dataset that
-        ends before n_steps begins again
+        dtype; `seed` and `device` are those of both. A dataset that ends before n_steps begins again
     returns: the SAE, as `train_sae` does
     raises: as `harvest_activations` and `train_sae`; ValueError for several processes, max_norm_ratio,
         matmul_precision, end_to_end, or a dataset of less than a batch

@@ -17,7 +17,7 @@ _PRE_ACT_BUDGET_BYTES = 64 * 2**20
 
 
 class SAEOutput(NamedTuple):
-    """recons: float[... d_model], the reconstruction; latents: SparseLatents."""
+    """recons: float[... d_model]."""
 
     recons: Tensor
     latents: SparseLatents
@@ -153,9 +153,8 @@ class SparseAutoencoder(SAEFolder, nn.Module):
         return SparseLatents.from_dense(self.latent_acts(normalized))
 
     def encode(self, acts: Tensor) -> SparseLatents:
-        """Latents of activations; pre-activations exist for a bounded chunk of rows at a time.
+        """Latents of activations float[... d_model]; pre-activations exist for some rows at a time.
 
-        acts: float[... d_model], any dtype
         raises: ValueError unless the last dimension is d_model
         """
         return self._encode_normalized(self.normalize(acts)[0])

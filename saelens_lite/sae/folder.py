@@ -121,9 +121,8 @@ def load_log_sparsity(path: str | Path) -> Tensor | None:
 def _move_in(staged: Path, folder: Path, cfg: dict) -> None:
     """Move the staged files over, cfg.json last.
 
-    New weights beside an old cfg.json of other meaning (another k, say) would load and be wrong. The old
-    cfg.json then goes first: a kill in that instant leaves a folder that is refused, and the new SAE whole in
-    the hidden folder beside it.
+    New weights beside an old cfg.json of other meaning (another k, say) would load and be wrong, so that goes
+    first: a kill in that instant leaves a folder that is refused, and the new SAE whole in the hidden one.
     """
     try:
         old = json.loads((folder / CFG).read_text(encoding="utf-8"))
@@ -140,7 +139,7 @@ def _move_in(staged: Path, folder: Path, cfg: dict) -> None:
 
 
 def _locate(path: str | Path, folder: str | None) -> Path:
-    """The local folder that holds cfg.json and the weights, downloaded when `path` names a repository."""
+    """The local folder of cfg.json and weights, downloaded when `path` names a repository."""
     local = Path(path)
     if local.is_dir():
         source = local / folder if folder else local
@@ -164,7 +163,6 @@ def _locate(path: str | Path, folder: str | None) -> Path:
 
 
 def _download(repo: str, folder: str | None) -> Path:
-    """Fetch one SAE folder of a hub repository into the hub's cache."""
     from huggingface_hub import list_repo_files, snapshot_download
 
     prefix, end = f"{folder}/" if folder else "", f"/{CFG}"

@@ -92,7 +92,7 @@ class SparseLatents:
         return rows.repeat_interleave(self.offsets.diff(), output_size=self.indices.numel())
 
     def to_dense(self) -> Tensor:
-        """float[... d_sae] of the leading shape that was encoded."""
+        """float[... d_sae]."""
         dense = self.values.new_zeros(self.batch, self.d_sae)
         dense = dense.index_put((self.row_ids(), self.indices), self.values)
         return dense.view(*self.batch_shape, self.d_sae)

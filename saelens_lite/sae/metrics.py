@@ -29,7 +29,7 @@ from saelens_lite.sae.latents import SparseLatents
 
 
 class ReconstructionSums:
-    """Quality of reconstructions: fvu, explained variance, mse, cosine, norm ratio.
+    """fvu, explained variance, mse, cosine, norm ratio.
 
     The total variance is taken about the running mean and merged exactly: a large common offset costs no
     digits.
@@ -208,11 +208,7 @@ def ce_score(clean: float, spliced: float, ablated: float) -> float:
 
 
 def kl_score(spliced: float, ablated: float) -> float:
-    """Divergence avoided, (ablated − spliced) / ablated: 1 for no damage, 0 for that of the ablation.
-
-    spliced, ablated: KL(p_clean ‖ p) in nats
-    returns: nan where the ablation itself changes nothing
-    """
+    """Divergence avoided, (ablated − spliced) / ablated, as `ce_score`; of KL(p_clean ‖ p) in nats."""
     return _ratio(ablated - spliced, ablated)
 
 
@@ -226,7 +222,7 @@ def rate_bound(n_tokens: int) -> float:
 
 
 def rate_interval(count: int, n_tokens: int) -> tuple[float, float]:
-    """The 95 % confidence interval of a firing rate, a share of tokens, from `count` firings on n tokens.
+    """The 95 % confidence interval of a firing rate from `count` firings on n tokens.
 
     It takes tokens as independent, which neighbours in a text are not: the true interval is wider.
     source: Wilson 1927, JASA 22(158)

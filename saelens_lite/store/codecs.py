@@ -65,9 +65,8 @@ class Encoder(Protocol):
     layout: Layout
 
     def encode(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """What the next rows add to the layout's first tensor, and the rows as a reader will see them.
+        """What rows float[n d_model] add to the layout's first tensor, and the rows as readers will see them.
 
-        rows: float[n d_model], on any device
         returns: ([n …], float[n d_model]), both contiguous on the CPU; rows that the codec cannot hold, or
             that are not finite, come back not finite
         """
@@ -77,7 +76,7 @@ class Encoder(Protocol):
 
 
 def encoder(dtype: torch.dtype, n_rows: int, d_model: int) -> Encoder:
-    """An encoder for n_rows rows of width d_model. dtype: one of STORE_DTYPES"""
+    """An encoder for n_rows rows; dtype: one of STORE_DTYPES."""
     return Int8Encoder(n_rows, d_model) if dtype == torch.int8 else FloatEncoder(n_rows, d_model, dtype)
 
 
@@ -109,7 +108,7 @@ def decode(tensors: Mapping[str, Tensor], rows: slice | Tensor, dtype: torch.dty
 
 
 def row_bytes(dtype: torch.dtype, d_model: int) -> int:
-    """Bytes that a row takes in the data file, its norm included. dtype: one of STORE_DTYPES"""
+    """Bytes of a row in the data file, its norm included; dtype: one of STORE_DTYPES."""
     extra = 2 + n_outliers(d_model) if dtype == torch.int8 else 0
     return d_model * dtype.itemsize + extra + 4
 

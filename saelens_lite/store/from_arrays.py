@@ -79,7 +79,7 @@ def write_arrays(
 def begin_store(folder: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write the plan of a store whose rows are at hand, into a new folder or that of an interrupted attempt.
 
-    facts: what the plan states besides its format
+    facts: what it states besides its format
     raises: ShardError if the folder holds anything else; ValueError for an unknown dtype
     """
     dtype = facts["dtype"]

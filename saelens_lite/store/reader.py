@@ -100,11 +100,10 @@ class _Renamed:
 class ActivationStore:
     """A finished activation store, open for reading; all data is memory-mapped.
 
+    If it holds one hook point, `hook_point` may be left out everywhere.
+
     path: a local folder, or any URL that fsspec opens (s3://…); a remote file is copied into a local cache
         (see `RemoteFolder`) when it is first read
-
-    If the store holds one hook point, `hook_point` may be left out everywhere.
-
     raises: ShardError if the folder is no store, is unfinished, or a file is missing or has another size than
         recorded
     """
@@ -210,12 +209,12 @@ class ActivationStore:
 
     @property
     def model_name(self) -> str:
-        """Name or folder of the model of the rows; "" if the store does not know."""
+        """Name or folder of the model of the rows; "" if unknown."""
         return self.plan.get("model", {}).get("name", "")
 
     @property
     def tokenizer_name(self) -> str:
-        """Name or folder of the tokenizer; "" if the store does not know."""
+        """Name or folder of the tokenizer; "" if unknown."""
         return self.plan.get("tokenizer", {}).get("name", "")
 
     @property
@@ -245,7 +244,7 @@ class ActivationStore:
         return name
 
     def d_model(self, hook_point: str | None = None) -> int:
-        """Width of the rows of a hook point; None where the store has only one."""
+        """Width of the rows of a hook point."""
         return self.plan["hook_points"][self.hook_point(hook_point)]["d_model"]
 
     def acts(self, shard: int, hook_point: str | None = None, rows: slice = slice(None)) -> Tensor:
@@ -347,10 +346,7 @@ class ActivationStore:
         return sum(total for _, total in self._sums(hook_point)) / self.n_rows
 
     def verify(self) -> list[str]:
-        """Check every byte of the store; see `verify_store`.
-
-        returns: the problems found, each naming its file; empty if all is well
-        """
+        """Check every byte. Returns the problems found, each naming its file; empty if all is well."""
         from saelens_lite.store.verify import verify_store
 
         return [f"{self.folder}/{problem}" for problem in verify_store(self.folder)]
@@ -370,7 +366,7 @@ class ActivationStore:
                 yield data_name(index, hook_point), shard["hook_points"][hook_point]["bytes"]
 
     def _open(self, name: str, size_bytes: int) -> Any:
-        """A safetensors file of the store, mapped into memory."""
+        """A safetensors file, mapped into memory."""
         path = self.folder.local(name, cache_key=self.fingerprint)
         check_size(self.folder, name, path.stat().st_size if path.exists() else None, size_bytes)
         try:
@@ -388,7 +384,7 @@ class ActivationStore:
             )
 
     def _tensors(self, shard: int, hook_point: str | None) -> dict[str, Tensor]:
-        """The tensors of one shard's data file, memory-mapped, unused rows included."""
+        """One shard's data file, memory-mapped, unused rows included."""
         key = (self._index(shard), self.hook_point(hook_point))
         if key not in self._mapped:
             with self._open(data_name(*key), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:

@@ -110,10 +110,9 @@ def write_saelens_activations(
     """Export one hook point as cached activations, for SAELens' `use_cached_activations`.
 
     SAELens expects an activation at every position. So the rows and their tokens, in order, are cut into
-    contexts of context_size rows. These are the store's contexts only if it has a row at every position; rows
-    at the end that fill no context are left out. SAELens mixes rows in training, so nothing else depends on
-    the cut. In SAELens, set `context_size` to the same number, `d_in` to the width and `hook_name` to the
-    hook point.
+    contexts of context_size rows: the store's if it has a row at every position. Rows at the end that fill no
+    context are left out. SAELens mixes rows in training, so nothing else depends on the cut. In SAELens, set
+    `context_size` to the same number, `d_in` to the width and `hook_name` to the hook point.
 
     folder: new or empty, local; it opens once state.json is written
     context_size: rows a context; None takes the store's context_length
@@ -202,8 +201,7 @@ def _load(source: str | os.PathLike[str]) -> Any:
 
 
 def _hook_points(dataset: Any, source: Any, wanted: Sequence[str] | None) -> dict[str, tuple[int, int]]:
-    """(context, d_model) of each hook point to import. raises: ValueError if there is none, or they differ in
-    context"""
+    """(context, d_model) of each hook point. raises: ValueError if there is none, or contexts differ"""
     shapes = {name: tuple(getattr(feature, "shape", ())) for name, feature in dataset.features.items()}
     shapes = {name: shape for name, shape in shapes.items() if len(shape) == 2}
     for name in wanted or ():
@@ -234,7 +232,6 @@ def _chunks(dataset: Any, column: str, d_model: int) -> Iterator[Tensor]:
 
 
 def _row_tokens(store: ActivationStore) -> Iterator[Tensor]:
-    """int32[n_rows] of each shard: the token of each row."""
     for shard in range(store.n_shards):
         tokens = store.tokens(shard)
         yield tokens.input_ids[tokens.kept.bool()]

@@ -122,10 +122,8 @@ def _writing(
 class RowWriter:
     """Writes the rows of one shard and hook point as they come; `finish` completes the file.
 
-    file: open binary file, written from its start
-    hook_point: where the rows come from, for errors
-    n_rows: rows to come
-    dtype: how rows are kept, one of STORE_DTYPES
+    file: open binary file, written from its start; n_rows: rows to come
+    hook_point: where they come from, for errors; dtype: how they are kept, one of STORE_DTYPES
     """
 
     def __init__(self, file: IO[bytes], hook_point: str, n_rows: int, d_model: int, dtype: torch.dtype):
@@ -194,7 +192,6 @@ def safetensors_head(layout: Layout) -> bytes:
 
 
 def _encode_tokens(contexts: PackedContexts) -> bytes:
-    """The content of a shard's tokens.safetensors."""
     names = ("input_ids", "attended", "kept", "doc_id")
     arrays = {name: np.ascontiguousarray(getattr(contexts, name)) for name in names}
     return safetensors.numpy.save(arrays | {"first_doc": np.array([contexts.first_doc], dtype=np.int64)})

@@ -34,9 +34,9 @@ def auxk_gradients(
     """The loss float[""] and the gradients of W_dec[dead], W_enc[:, dead]ᵀ float[m d_model] and b_enc[dead].
 
     widest: the most dead latents that a shard has
-    The gradient reaches the encoder as well as the decoder: without that a dead latent never learns to fire.
-    Products are dense over the dead, of which k_aux is a large part. On a CPU the kernels take over where few
-    come above 0; elsewhere the host would wait for their number. dec_grad may have a part along W_dec's rows.
+    The gradient reaches the encoder too: without that a dead latent never learns to fire. Products are dense
+    over the dead, of which k_aux is a large part. On a CPU the kernels take over where few come above 0;
+    elsewhere the host would wait for their number. dec_grad may have a part along W_dec's rows.
     """
     sae, comm, n_tokens = kind.sae, kind.comm, len(inputs)
     k_aux = kind.config.k_aux or max(1, sae.d_model // 2)

@@ -66,7 +66,6 @@ class BatchTopK(TopK):
         self.sae.threshold.copy_(just_below(of_all))
 
     def _largest(self, inputs: Tensor, n_pairs: int, workspace: Tensor | None = None) -> Ragged:
-        """The n_pairs largest positive pre-activations of these rows."""
         sae = self.sae
         # A tensor: whoever needs the number on the host has to wait for it.
         guess = 0.9 * self.threshold.nan_to_num(nan=0.0)
@@ -83,10 +82,7 @@ class BatchTopK(TopK):
 
 
 def just_below(values: Tensor) -> Tensor:
-    """The largest number below all positive values, float[""]; 0 where there are none.
-
-    JumpReLU lets through what exceeds its threshold.
-    """
+    """The largest number below all positive values, float[""], as JumpReLU lets through what exceeds it."""
     if not values.numel():
         return values.new_zeros(())
     least = torch.where(values > 0, values, torch.inf).min()

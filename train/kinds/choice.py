@@ -24,7 +24,7 @@ from .kind import Kind
 
 
 def kind_class(name: str) -> type[Kind]:
-    """The class that trains SAEs of TrainConfig.kind `name`."""
+    """The class for TrainConfig.kind `name`."""
     return import_module(f".{name}", __package__).KIND
 
 

@@ -105,7 +105,7 @@ class Kind:
 
         dec_grad, enc_grad: float[d_sae d_model], latent-major
         product_grad: float[d_sae], of inputs @ W_enc, summed over tokens
-        b_dec_grad: float[d_model], ∂L/∂recons summed over tokens, for every reconstruction that adds b_dec
+        b_dec_grad: float[d_model], ∂L/∂recons summed over tokens and reconstructions that add b_dec
         """
         sae = self.sae
         sae.W_dec.grad = dec_grad if self.train_decoder else None

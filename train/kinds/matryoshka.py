@@ -61,8 +61,7 @@ class Matryoshka(BatchTopK):
         return StepStats(work.tokens.sq_error.mean(), auxk, l0), work.latents.fired
 
     def _nested(self, indices: Tensor, offsets: Tensor) -> Tensor:
-        """Offsets int64[J·B + 1] of the bags (token, prefix), J prefixes, for pairs in order of (token,
-        latent)."""
+        """int64[J·B + 1], of the bags (token, prefix) of J prefixes; pairs are ordered by (token, latent)."""
         n_prefixes, widths = len(self.widths), self.widths - self.comm.first_latent(self.sae)
         bags = token_ids(offsets, len(indices)) * n_prefixes + torch.bucketize(indices, widths, right=True)
         return torch.searchsorted(bags, torch.arange((len(offsets) - 1) * n_prefixes + 1, device=bags.device))

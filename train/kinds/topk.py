@@ -1,6 +1,4 @@
-"""TopK: the k largest pre-activations of each token, and AuxK for the dead.
-
-Gao et al. 2024, arXiv:2406.04093.
+"""TopK: the k largest pre-activations of each token, and AuxK for the dead. Gao et al., arXiv:2406.04093.
 
 Multi-TopK, section 6.2 there, adds the reconstruction from 4 k latents: the SAE can then be used with more
 than k of them.

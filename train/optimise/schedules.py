@@ -1,4 +1,4 @@
-"""What changes over the steps of a run: the learning rate, from its peak, and k."""
+"""What changes over the steps of a run: the learning rate, from its peak."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ def default_lr(d_sae: int, n_steps: int, fresh: bool = True) -> float:
 
 
 def lr_factor(step: int, n_steps: int, warm_up_steps: int, decay_steps: int) -> float:
-    """Share of the peak at a step counted from 0: linear warm-up, flat, linear to 0 over the last
-    decay_steps."""
+    """Share of the peak at a step counted from 0: linear warm-up, flat, linear to 0 over the last steps."""
     warm_up = min(1.0, (step + 1) / max(1, warm_up_steps))
     decay = min(1.0, (n_steps - step) / max(1, decay_steps))
     return min(warm_up, decay)

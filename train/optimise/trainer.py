@@ -86,7 +86,6 @@ class Trainer:
         return stats
 
     def _resample(self, acts: Tensor) -> None:
-        """Dead latents start again, where the configuration asks for it after this step."""
         every, last = self.config.resample_every_steps, self.config.resample_fraction * self.n_steps
         if every is not None and self.steps_done % every == 0 and self.steps_done <= last:
             entries = [
@@ -98,7 +97,7 @@ class Trainer:
     def _reduced(self, stats: StepStats, fired: Tensor) -> tuple[StepStats, Tensor]:
         """Gradients, in place, stats and firings of this process's rows become those of the whole batch.
 
-        All are means over rows, of which each process has as many, and so are means over processes.
+        All are means over rows, of which each process has as many, and so means over processes.
         """
         for parameter in self.adam.param_groups[0]["params"]:
             if parameter.grad is not None:  # b_dec stays the same to the bit in all shards
@@ -144,7 +143,7 @@ class Trainer:
         }
 
     def _latent_dim(self, name: str, tensor: Tensor) -> int | None:
-        """Along which dimension a tensor of `state` has latents; None for what is the same in all shards."""
+        """The dimension of a tensor of `state` that counts latents; None for what all shards have alike."""
         if name.startswith("sae."):
             return self.sae.config.parameters[name.removeprefix("sae.")].latent_dim
         b_dec = [p is self.sae.b_dec for p in self.adam.param_groups[0]["params"]].index(True)
@@ -158,9 +157,8 @@ class Trainer:
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor | int]) -> None:
-        """Take over what `whole_state` of an equally configured trainer gave; a shard takes its latents.
+        """Copy what `whole_state` of an equally configured trainer gave; a shard takes its latents.
 
-        Tensors are copied.
         raises: CheckpointError, before anything changes, for a missing or unknown name or another shape
         """
         live, params = self.state(), self.adam.param_groups[0]["params"]
@@ -199,7 +197,7 @@ class Trainer:
 
 @contextmanager
 def _matmul_precision(precision: str | None) -> Iterator[None]:
-    """Compute float32 products in the block so, by torch's setting for the process; None changes nothing."""
+    """torch's setting for float32 products, inside; None changes nothing."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision or before)
     try:

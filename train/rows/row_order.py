@@ -121,8 +121,7 @@ class MixedOrder:
         return (key[1] + 1) * self._steps_per_buffer
 
     def _span(self, part: int, start: int, stop: int, mixer: torch.Generator) -> Tensor:
-        """int64[stop − start]: rows that the part gives from one place to another, all epochs counted, each
-        mixed."""
+        """int64[stop − start]: rows that the part gives, all epochs counted, each mixed."""
         rows, found = self._parts[part], []
         for epoch in range(start // len(rows), -(-stop // len(rows))):
             places = _mixed_runs(len(rows), generator(self._seed, part, epoch))

@@ -167,8 +167,7 @@ class StoreRows:
         return kept, 1 - sum(map(len, kept)) / max(1, sum(map(len, rows)))
 
     def _mean_sq_norm(self) -> float:
-        """Over batches: of the rows trained on where some are left out, else of the stores, which have it
-        ready."""
+        """Over batches: of the rows trained on where some are left out, else of the stores."""
         found = []
         for number, (store, rows) in enumerate(zip(self._joined.stores, self._train_rows, strict=True)):
             if self.left_out_share is None:
@@ -179,8 +178,7 @@ class StoreRows:
         return sum(share * mean for share, mean in zip(self._shares, found, strict=True))
 
     def _finite(self, rows: Tensor, what: str) -> Tensor:
-        """float32[n d_model] of rows int64[n]; raises: FloatingPointError for the first whose scaled norm is
-        not finite"""
+        """float32[n d_model] of rows int64[n]. raises: as `JoinedStores.check_finite`"""
         acts = self._joined.gather(rows)
         self._joined.check_finite(rows, acts, self.scale, what)
         return acts

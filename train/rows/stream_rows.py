@@ -66,8 +66,7 @@ class Place:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Filled:
-    """A buffer: acts [n_steps batch_size_rows d_model], the documents that its rows come from, and where the
-    next begins."""
+    """A buffer: acts [n_steps batch_size_rows d_model], its rows' documents, and where the next begins."""
 
     acts: Tensor
     doc_ids: Tensor
@@ -249,8 +248,7 @@ class StreamRows:
             self._reading = None
 
     def _check(self, acts: Tensor, doc_ids: Tensor | None, what: str) -> None:
-        """raises: FloatingPointError for float32[n d_model] of which a row's squared norm, as trained on, is
-        not finite"""
+        """raises: FloatingPointError if a row of float32[n d_model] is not finite, nor its scaled norm"""
         broken = ~(torch.linalg.vecdot(acts, acts) * self.scale**2).isfinite()
         if broken.any():
             where = "" if doc_ids is None else f" of document {int(doc_ids[broken].min())} (from 0)"

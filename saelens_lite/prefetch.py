@@ -76,8 +76,7 @@ class Ahead(Generic[K, T]):
             if (following := self._following(key, self._made)) is not None:
                 self._thread = self._thread or _one_thread()
                 stopped = threading.Event()
-                made = self._thread.submit(self._make, following, stopped)
-                self._next = _Making(following, stopped, made)
+                self._next = _Making(following, stopped, self._thread.submit(self._make, following, stopped))
         assert self._made is not None
         return self._made
 

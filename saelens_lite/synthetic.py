@@ -87,18 +87,14 @@ class SyntheticConfig:
         needed = sum(self.levels)
         check(needed <= self.n_features, "n_features", f"at least the {needed} of {self.n_trees} trees")
         enough = self.depth + 1 if self.n_trees and self.correlation_scale else 1
-        check(
-            self.correlation_rank >= enough,
-            "correlation_rank",
-            f"at least {enough}: loadings are orthogonal down a branch",
-        )
+        expected = f"at least {enough}: loadings are orthogonal down a branch"
+        check(self.correlation_rank >= enough, "correlation_rank", expected)
 
     @property
     def levels(self) -> list[int]:
         """Features of each level of the hierarchy, roots first; empty without one."""
-        return (
-            [self.n_trees * self.branching**level for level in range(self.depth + 1)] if self.n_trees else []
-        )
+        n_levels = self.depth + 1 if self.n_trees else 0
+        return [self.n_trees * self.branching**level for level in range(n_levels)]
 
 
 class SyntheticRows(NamedTuple):
@@ -159,18 +155,14 @@ class SyntheticActivations:
         """n_rows rows from start_row on, in memory: 4 · d_model bytes each and about 16 bytes a firing."""
         if start_row < 0 or n_rows < 0:
             raise ValueError(f"rows expected start_row and n_rows of 0 or more, got {start_row} and {n_rows}")
-        parts = [
-            self._part(
-                block, max(start_row, block * BLOCK_ROWS), min(start_row + n_rows, (block + 1) * BLOCK_ROWS)
-            )
-            for block in range(start_row // BLOCK_ROWS, -(-(start_row + n_rows) // BLOCK_ROWS))
-            if n_rows
-        ]
+        end_row, parts = start_row + n_rows, []
+        for block in range(start_row // BLOCK_ROWS, -(-end_row // BLOCK_ROWS) if n_rows else 0):
+            first, end = max(start_row, block * BLOCK_ROWS), min(end_row, (block + 1) * BLOCK_ROWS)
+            parts.append(self._part(block, first, end))
         parts = parts or [SparseLatents.from_dense(torch.zeros(0, self.config.n_features))]
         latents = SparseLatents.cat(parts, (n_rows,))
-        return SyntheticRows(
-            kernels.decode(latents.values, latents.indices, latents.offsets, self.directions), latents
-        )
+        acts = kernels.decode(latents.values, latents.indices, latents.offsets, self.directions)
+        return SyntheticRows(acts, latents)
 
     def chunks(
         self, start_row: int, n_rows: int, chunk_rows: int = 16 * BLOCK_ROWS
@@ -222,10 +214,8 @@ class SyntheticActivations:
         offsets = np.searchsorted(rows, np.arange(BLOCK_ROWS + 1))
         offsets = offsets[first_row - block * BLOCK_ROWS : end_row - block * BLOCK_ROWS + 1]
         pairs = slice(offsets[0], offsets[-1])
-        values, indices, offsets = map(
-            torch.from_numpy, (magnitudes[pairs], features[pairs], offsets - offsets[0])
-        )
-        return SparseLatents(values, indices, offsets, config.n_features, (end_row - first_row,))
+        arrays = (magnitudes[pairs], features[pairs], offsets - offsets[0])
+        return SparseLatents(*map(torch.from_numpy, arrays), config.n_features, (end_row - first_row,))
 
 
 def spread(directions: Tensor, n_steps: int) -> Tensor:
@@ -294,7 +284,6 @@ def _thresholds(config: SyntheticConfig, rates: Tensor, parents: Tensor) -> tupl
     if config.exclusive_siblings and has_parent.any():
         siblings = share[has_parent].view(-1, config.branching)
         above[has_parent] = (siblings.cumsum(1) - siblings).reshape(-1)
-        own_z[has_parent] = (
-            own_z[has_parent].view(-1, config.branching)[:, :1].expand_as(siblings).reshape(-1)
-        )
+        first = own_z[has_parent].view(-1, config.branching)[:, :1]
+        own_z[has_parent] = first.expand_as(siblings).reshape(-1)
     return own_z, torch.special.ndtri(1 - above - share), torch.special.ndtri(1 - above)

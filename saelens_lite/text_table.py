@@ -18,13 +18,9 @@ def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
     full = [line for line in lines if len(line) == len(lines[0])]
     widths = [max(len(line[i]) for line in full) for i in range(len(lines[0]))]
     widths[0] = max(len(line[0]) for line in lines)
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths))
-        ).rstrip()
-        for line in lines
-    )
+    sides = [str.ljust] * left + [str.rjust] * len(widths)
+    padded = [[side(*cell) for side, *cell in zip(sides, line, widths)] for line in lines]
+    return "\n".join("  ".join(cells).rstrip() for cells in padded)
 
 
 def filled_columns(lines: Sequence[Sequence[str]]) -> list[tuple[str, ...]]:

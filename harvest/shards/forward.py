@@ -112,8 +112,9 @@ class _Host:
         return event
 
     def upload(self, indices: Tensor) -> Tensor:
-        pinned = indices.pin_memory() if self._device.type == "cuda" else indices
-        return pinned.to(self._device, non_blocking=True)
+        if self._device.type == "cuda":
+            return indices.pin_memory().to(self._device, non_blocking=True)
+        return indices.to(self._device)
 
     def download(self, acts: Tensor, kept: np.ndarray, dtype: torch.dtype) -> Rows:
         """The kept rows of acts[batch seq d_model]; `kept` are their indices among batch · seq."""

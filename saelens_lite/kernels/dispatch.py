@@ -128,9 +128,7 @@ def token_pass(
     offsets: int64[B + 1] where the pairs are ragged, int64[J·B + 1] where they are nested
     """
     path = _path(acts, values, W_dec, b_dec)
-    if path is not torch_ops:
-        return path.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
-    return torch_ops.token_pass(acts, values, indices, W_dec, b_dec, scale, offsets)
+    return path.token_pass(acts, values, indices, W_dec, b_dec, scale, out, offsets)
 
 
 def latent_pass(
@@ -145,6 +143,4 @@ def latent_pass(
 ) -> LatentPass:
     """Gradients of both weight matrices and the encoder bias from the firing pairs; see `token_pass`."""
     path = _path(recons_grad, inputs, values, pair_grads, W_dec)
-    if path is not torch_ops:
-        return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)
-    return torch_ops.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, offsets)
+    return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)

@@ -129,6 +129,7 @@ def token_pass(
     W_dec: Tensor,
     b_dec: Tensor,
     scale: float,
+    out: TokenPass | None = None,
     offsets: Tensor | None = None,
 ) -> TokenPass:
     values, indices = values.reshape(-1), indices.reshape(-1)
@@ -172,6 +173,7 @@ def latent_pass(
     pair_grads: Tensor,
     indices: Tensor,
     W_dec: Tensor,
+    out: LatentPass | None = None,
     offsets: Tensor | None = None,
 ) -> LatentPass:
     n = W_dec.shape[0]

@@ -16,14 +16,8 @@ import triton.language as tl
 from torch import Tensor
 
 from saelens_lite.kernels.reference import LatentPass, TokenPass, bags_of_each, latent_buffers, token_buffers
-from saelens_lite.kernels.triton_select import (
-    INTERPRETED,
-    keep_topk_,
-    screened_batch_topk,
-    screened_topk,
-    select_batch_topk,
-    select_topk,
-)
+from saelens_lite.kernels.torch_ops import keep_topk_, select_batch_topk  # the second waits for the device
+from saelens_lite.kernels.triton_select import INTERPRETED, screened_batch_topk, screened_topk, select_topk
 
 __all__ = [
     "decode",

@@ -15,7 +15,6 @@ taken as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -250,15 +249,3 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     latents = (groups[:, :, None] + torch.arange(0, n, n // _GROUP, device=groups.device)).flatten(1)
     values, places = torch.topk(products.gather(1, latents) + bias[latents], k, dim=1, sorted=False)
     return values, latents.gather(1, places)
-
-
-def keep_topk_(acts: Tensor, k: int) -> Tensor:
-    """As reference.keep_topk_; of equal values any may stay."""
-    return torch_ops.keep_topk_(acts, k)
-
-
-def select_batch_topk(
-    product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As reference.select_batch_topk, by torch_ops: it waits for the device; screened_batch_topk does not."""
-    return torch_ops.select_batch_topk(product_chunks, bias, n_pairs, guess)

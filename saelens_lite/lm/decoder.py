@@ -93,11 +93,7 @@ class Decoder:
         found = []
         for path, owner in self.bare.named_modules():
             children = dict(owner.named_children())
-            lists = {
-                key: child
-                for key, child in children.items()
-                if isinstance(child, nn.ModuleList) and len(child)
-            }
+            lists = {key: m for key, m in children.items() if isinstance(m, nn.ModuleList) and len(m)}
             beside = [child for key, child in children.items() if key not in lists]
             if lists and self._holds_embedding(beside):
                 key = max(lists, key=lambda key: len(lists[key]))
@@ -249,15 +245,13 @@ def main_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 
-_parts_by_make: weakref.WeakKeyDictionary[nn.ModuleList, dict[str, BlockParts | None]] = (
-    weakref.WeakKeyDictionary()
-)
+_parts_by_make: Any = weakref.WeakKeyDictionary()  # by list of blocks, dict[make, BlockParts | None]
 
 _observed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 
 
 class _Observed(Exception):
-    """Ends an observation: never leaves this file."""
+    """Ends an observation."""
 
 
 @dataclass(slots=True)
@@ -273,9 +267,8 @@ class _Observation:
 
 
 def _make(layer: nn.Module) -> str:
-    return ",".join(
-        [type(layer).__name__, *(f"{key}:{type(child).__name__}" for key, child in layer.named_children())]
-    )
+    parts = (f"{key}:{type(child).__name__}" for key, child in layer.named_children())
+    return ",".join([type(layer).__name__, *parts])
 
 
 def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
@@ -302,11 +295,11 @@ def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
 
         return hook
 
-    handles = [
+    handles = [part.register_forward_hook(on_part(name)) for name, part in layer.named_children()]
+    handles += [
         layer.register_forward_pre_hook(on_entry, with_kwargs=True),
         layer.register_forward_hook(on_exit),
     ]
-    handles += [part.register_forward_hook(on_part(name)) for name, part in layer.named_children()]
     weight = decoder.embedding.weight
     device = weight.device if weight.device.type != "meta" else torch.device("cpu")
     ids = (torch.arange(3, device=device) % weight.shape[0])[None]

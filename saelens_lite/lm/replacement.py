@@ -57,14 +57,10 @@ def splice(
 
     def replace(acts: Tensor, info: EditInfo) -> Tensor:
         if mode == "sae":
-            assert sae is not None
-            new = sae(acts.to(sae.device)).recons.to(acts.device, acts.dtype)
-        elif mode == "zero":
-            new = torch.zeros_like(acts)
+            new = sae(acts.to(sae.device)).recons
         else:
-            assert mean is not None
-            new = mean.to(acts.device, acts.dtype).expand_as(acts)
-        return torch.where(chosen(info)[..., None], new, acts)
+            new = torch.zeros(()) if mean is None else mean
+        return torch.where(chosen(info)[..., None], new.to(acts.device, acts.dtype), acts)
 
     with edit(decoder, point, replace):
         yield

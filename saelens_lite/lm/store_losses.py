@@ -130,24 +130,14 @@ def scored_contexts(
     for shard in range(store.n_shards):
         tokens = store.tokens(shard)
         kept = tokens.kept.bool()
-        scored = (
-            kept
-            if fraction is None
-            else kept & is_held_out(tokens.doc_id.long() + tokens.first_doc, fraction)
-        )
-        targets = scored[:, 1:]
+        doc_ids = tokens.doc_id.long() + tokens.first_doc
+        targets = (kept if fraction is None else kept & is_held_out(doc_ids, fraction))[:, 1:]
         with_targets = targets.any(1).nonzero().flatten()
         for sequences in with_targets.split(batch_size_seqs) if len(with_targets) else ():
             if left <= 0:
                 return
-            yield ContextBatch(
-                tokens.input_ids[sequences].long(),
-                tokens.attended[sequences].bool(),
-                kept[sequences],
-                targets[sequences],
-                shard,
-                sequences,
-            )
+            ids, attended = tokens.input_ids[sequences].long(), tokens.attended[sequences].bool()
+            yield ContextBatch(ids, attended, kept[sequences], targets[sequences], shard, sequences)
             left -= int(targets[sequences].sum())
 
 
@@ -162,12 +152,8 @@ def check_model(model: Model, store: ActivationStore, point: str, batch: Context
     sequences, _ = store.row_positions(batch.shard)
     places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])
     rows = store.gather(places, point)
-    acts = (
-        run_to(decoder, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point]
-        .float()
-        .cpu()[batch.kept]
-    )
-    difference = ((acts - rows).norm() / rows.norm()).item()
+    found = run_to(decoder, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point]
+    difference = ((found.float().cpu()[batch.kept] - rows).norm() / rows.norm()).item()
     if not difference < _SAME_MODEL_TOLERANCE:
         raise ValueError(
             f"{decoder.name or decoder.class_name} does not give the activations of {store.path} at {point} "

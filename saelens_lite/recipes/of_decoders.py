@@ -67,29 +67,16 @@ def meta_sae(
             f"held_out_fraction expected a share that leaves rows on both sides, got {held_out_fraction}"
         )
     width = d_meta or max(k, len(rows) // 4)
-    defaults = {
-        "kind": "batchtopk",
-        "n_steps": 1000,
-        "batch_size_rows": min(512, len(rows) // 2),
-        "progress": False,
-    }
-    options = defaults | fields | {"k": k, "d_sae": width, "held_out_fraction": held_out_fraction}
+    options = {"kind": "batchtopk", "n_steps": 1000, "batch_size_rows": min(512, len(rows) // 2)}
+    options |= {"progress": False, **fields, "k": k, "d_sae": width, "held_out_fraction": held_out_fraction}
     decoder, saes = _meta_scores([rows for _ in seeds], seeds, options)
     random = None
     if control:
         draws = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        random = _meta_scores(
-            [torch.nn.functional.normalize(drawn, dim=1) for drawn in draws], seeds, options
-        )[0]
-    return Decomposition(
-        k=k,
-        d_meta=width,
-        n_rows=len(rows) - held_out,
-        n_held_out=held_out,
-        decoder=decoder,
-        random=random,
-        saes=saes,
-    )
+        draws = [torch.nn.functional.normalize(drawn, dim=1) for drawn in draws]
+        random = _meta_scores(draws, seeds, options)[0]
+    sizes = {"k": k, "d_meta": width, "n_rows": len(rows) - held_out, "n_held_out": held_out}
+    return Decomposition(**sizes, decoder=decoder, random=random, saes=saes)
 
 
 def _meta_scores(

@@ -52,8 +52,6 @@ class SparseAutoencoder(SAEFolder, nn.Module):
             zeros = torch.zeros(shape[::-1] if latent_major else shape, dtype=config.torch_dtype)
             self.register_parameter(name, nn.Parameter(zeros.T if latent_major else zeros))
 
-    # What it is ---------------------------------------------------------------------------------------------
-
     @property
     def d_model(self) -> int:
         return self.config.d_model
@@ -76,10 +74,8 @@ class SparseAutoencoder(SAEFolder, nn.Module):
 
     def extra_repr(self) -> str:
         k = f", k={self.config.k}" if self.config.k else ""
-        at = f", at={self.config.hook_point!r}"
-        return f"d_model={self.d_model}, d_sae={self.d_sae}, kind={self.kind!r}{k}{at}"
-
-    # Encode and decode --------------------------------------------------------------------------------------
+        at = self.config.hook_point
+        return f"d_model={self.d_model}, d_sae={self.d_sae}, kind={self.kind!r}{k}, at={at!r}"
 
     def check_acts(self, acts: Tensor) -> None:
         """raises: ValueError unless the last dimension of `acts` is d_model."""
@@ -138,9 +134,8 @@ class SparseAutoencoder(SAEFolder, nn.Module):
 
         if self.kind == "gated":
             projected = self._project(normalized, latents)
-            return nonlinearity.gated(
-                projected + of(self.b_gate), projected * of(self.r_mag).exp() + of(self.b_mag)
-            )
+            magnitude = projected * of(self.r_mag).exp() + of(self.b_mag)
+            return nonlinearity.gated(projected + of(self.b_gate), magnitude)
         pre_acts = self.pre_acts(normalized, latents)
         if self.kind == "jumprelu":
             return nonlinearity.jumprelu(pre_acts, of(self.threshold))
@@ -161,10 +156,8 @@ class SparseAutoencoder(SAEFolder, nn.Module):
 
     def _encode_normalized(self, normalized: Tensor) -> SparseLatents:
         flat = normalized.reshape(-1, self.d_model)
-        rows = max(1, _PRE_ACT_BUDGET_BYTES // (self.d_sae * flat.element_size()))
-        return SparseLatents.cat(
-            [self._encode_rows(c) for c in flat.split(rows)], tuple(normalized.shape[:-1])
-        )
+        chunks = flat.split(max(1, _PRE_ACT_BUDGET_BYTES // (self.d_sae * flat.element_size())))
+        return SparseLatents.cat([self._encode_rows(chunk) for chunk in chunks], tuple(normalized.shape[:-1]))
 
     def encode_dense(self, acts: Tensor) -> Tensor:
         """The same latents as float[... d_sae]."""

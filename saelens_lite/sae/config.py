@@ -33,7 +33,7 @@ class Parameter(NamedTuple):
 
     @property
     def latent_dim(self) -> int | None:
-        """The dimension that counts latents, or None."""
+        """Which dimension counts latents."""
         return self.dims.index("d_sae") if "d_sae" in self.dims else None
 
 
@@ -64,9 +64,7 @@ class SAEConfig:
     """What an SAE is, apart from its weights."""
 
     d_model: int
-    """Width of the activations."""
     d_sae: int
-    """Number of latents."""
     kind: str = "topk"
     """Nonlinearity: relu, topk, jumprelu or gated."""
     k: int | None = None

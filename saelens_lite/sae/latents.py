@@ -19,9 +19,7 @@ class SparseLatents:
 
     values: float[nnz]; a latent fires where its value is not 0. Zeros may be stored: TopK survivors that
         ReLU cut
-    indices: int64[nnz], the latent of each value
-    offsets: int64[batch + 1], the span of each token in the two above
-    d_sae: number of latents
+    indices: int64[nnz]; offsets: int64[batch + 1], as above
     batch_shape: leading shape of what was encoded; prod(batch_shape) == batch
     k: pairs stored for each token, or None if tokens differ
     """
@@ -60,14 +58,11 @@ class SparseLatents:
         for part in parts:
             offsets.append(part.offsets[1:] + end)
             end += part.values.numel()
-        return cls(
-            torch.cat([part.values for part in parts]),
-            torch.cat([part.indices for part in parts]),
-            torch.cat(offsets),
-            parts[0].d_sae,
-            batch_shape,
-            parts[0].k if len({part.k for part in parts}) == 1 else None,
+        values, indices = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("values", "indices")
         )
+        k = parts[0].k if len({part.k for part in parts}) == 1 else None
+        return cls(values, indices, torch.cat(offsets), parts[0].d_sae, batch_shape, k)
 
     @property
     def batch(self) -> int:

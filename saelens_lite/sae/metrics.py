@@ -27,6 +27,8 @@ from torch import Tensor
 
 from saelens_lite.sae.latents import SparseLatents
 
+_PLAIN_SUMS = "squared_error _squared_norm_hat _product _directed_tokens _cosine_sum _norm_ratio_sum".split()
+
 
 class ReconstructionSums:
     """fvu, explained variance, mse, cosine, norm ratio.
@@ -44,11 +46,8 @@ class ReconstructionSums:
         """Σ‖x − x̄‖² so far"""
         self.squared_error = 0.0
         """Σ‖x − x̂‖² so far"""
-        self._squared_norm_hat = 0.0
-        self._product = 0.0
+        self._squared_norm_hat = self._product = self._cosine_sum = self._norm_ratio_sum = 0.0
         self._directed_tokens = 0
-        self._cosine_sum = 0.0
-        self._norm_ratio_sum = 0.0
 
     def update(self, acts: Tensor, recons: Tensor) -> None:
         """Add tokens; acts and recons: float[... d_model]."""
@@ -57,25 +56,21 @@ class ReconstructionSums:
                 f"update expected acts and recons [..., d_model={len(self.mean)}] alike, "
                 f"got {list(acts.shape)} and {list(recons.shape)}"
             )
-        x = acts.detach().reshape(-1, len(self.mean)).double()
-        x_hat = recons.detach().reshape(-1, len(self.mean)).double()
+        x, x_hat = (rows.detach().reshape(-1, len(self.mean)).double() for rows in (acts, recons))
         batch = ReconstructionSums(len(self.mean))
-        if batch_tokens := len(x):
-            batch.n_tokens = batch_tokens
-            mean = x.mean(0)
+        if len(x):
+            batch.n_tokens, mean = len(x), x.mean(0)
             batch.mean = mean.cpu()
             batch.squared_deviation = (x - mean).square().sum().item()
             batch.squared_error = (x - x_hat).square().sum().item()
             batch._squared_norm_hat = x_hat.square().sum().item()
             batch._product = (x * x_hat).sum().item()
             norms = x.norm(dim=1)
-            directed = norms > 0
-            norms_hat = x_hat[directed].norm(dim=1)
-            ratios = norms_hat / norms[directed]
-            products = (x[directed] * x_hat[directed]).sum(1)
-            batch._directed_tokens = len(ratios)
-            batch._norm_ratio_sum = ratios.sum().item()
-            batch._cosine_sum = (products / (norms[directed] * norms_hat).clamp_min(1e-300)).sum().item()
+            x, x_hat, norms = x[norms > 0], x_hat[norms > 0], norms[norms > 0]
+            norms_hat = x_hat.norm(dim=1)
+            batch._directed_tokens = len(x)
+            batch._norm_ratio_sum = (norms_hat / norms).sum().item()
+            batch._cosine_sum = ((x * x_hat).sum(1) / (norms * norms_hat).clamp_min(1e-300)).sum().item()
             self.merge(batch)
 
     def merge(self, other: ReconstructionSums) -> None:
@@ -88,12 +83,8 @@ class ReconstructionSums:
         self.squared_deviation += shift.square().sum().item() * self.n_tokens * other.n_tokens / n_tokens
         self.mean = self.mean + shift * (other.n_tokens / n_tokens)
         self.n_tokens = n_tokens
-        self.squared_error += other.squared_error
-        self._squared_norm_hat += other._squared_norm_hat
-        self._product += other._product
-        self._directed_tokens += other._directed_tokens
-        self._cosine_sum += other._cosine_sum
-        self._norm_ratio_sum += other._norm_ratio_sum
+        for name in _PLAIN_SUMS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
 
     @property
     def fvu(self) -> float:

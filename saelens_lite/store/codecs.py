@@ -31,12 +31,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-STORE_DTYPES = {
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float32": torch.float32,
-    "int8": torch.int8,
-}
+STORE_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "int8")}
 """Codecs by name; the dtype of the tensor that holds most of the rows stands for the codec."""
 
 _CALIBRATION_ROWS = 4096
@@ -81,7 +76,7 @@ def encoder(dtype: torch.dtype, n_rows: int, d_model: int) -> Encoder:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """safetensors' name for a dtype."""
+    """By safetensors."""
     return _DTYPE_NAMES[dtype]
 
 
@@ -96,14 +91,9 @@ def decode(tensors: Mapping[str, Tensor], rows: slice | Tensor, dtype: torch.dty
     if "acts" in tensors:
         acts = tensors["acts"][rows]
         return acts if dtype is None else acts.to(dtype)
-    decoded = _decode_int8(
-        tensors["q"][rows],
-        tensors["center"],
-        tensors["column_scale"],
-        tensors["outlier_cols"].long(),
-        tensors["scale"][rows],
-        tensors["outliers"][rows],
-    )
+    q, scale, outliers = (tensors[name][rows] for name in ("q", "scale", "outliers"))
+    columns = tensors["center"], tensors["column_scale"], tensors["outlier_cols"].long()
+    decoded = _decode_int8(q, *columns, scale, outliers)
     return decoded if dtype is None else decoded.to(dtype)
 
 
@@ -170,10 +160,8 @@ class Int8Encoder:
         scale = _half_rounded_up(plain.abs().amax(1) / 127)
         self._scale[here] = scale
         q = plain.div_(scale.float().where(scale > 0, 1)[:, None]).round_().to(torch.int8)
-        stored = _decode_int8(
-            q, self._center, self._column_scale, self._outlier_cols, scale, self._outliers[here]
-        )
-        return q, stored
+        columns = self._center, self._column_scale, self._outlier_cols
+        return q, _decode_int8(q, *columns, scale, self._outliers[here])
 
     def tail(self) -> list[Tensor]:
         return [self._center, self._column_scale, self._outlier_cols.int(), self._scale, self._outliers]
@@ -198,13 +186,11 @@ def _decode_int8(
     """float32[n d_model] from the tensors of int8 at n rows; writer and reader share it, so they agree."""
     plain = scale.float()[:, None] * column_scale
     plain *= q
-    if len(outlier_cols):
-        rows = plain.new_empty(len(q), len(center))
-        rows.index_copy_(1, _others(outlier_cols, len(center)), plain)
-        rows.index_copy_(1, outlier_cols, outliers.float())
-    else:
-        rows = plain
-    return rows.add_(center)
+    if not len(outlier_cols):
+        return plain.add_(center)
+    rows = plain.new_empty(len(q), len(center))
+    rows.index_copy_(1, _others(outlier_cols, len(center)), plain)
+    return rows.index_copy_(1, outlier_cols, outliers.float()).add_(center)
 
 
 def _others(columns: Tensor, d_model: int) -> Tensor:

@@ -53,24 +53,19 @@ def write_arrays(
     for parts in itertools.zip_longest(*shards.values()):
         lengths = [0 if rows is None else len(rows) for rows in parts]
         if len(set(lengths)) > 1:
-            counts = ", ".join(
-                f"{n_rows + length} of {name}" for name, length in zip(shards, lengths, strict=True)
-            )
+            counts = ", ".join(f"{n_rows + n} of {name}" for name, n in zip(shards, lengths, strict=True))
             raise ValueError(
                 f"arrays expected equally many rows of every hook point, got {counts} up to shard {n_shards}"
             )
-        ids = (
-            np.arange(n_rows, n_rows + lengths[0])
-            if doc_ids is None
-            else doc_ids[n_rows : n_rows + lengths[0]]
-        )
+        end = n_rows + lengths[0]
+        ids = np.arange(n_rows, end) if doc_ids is None else doc_ids[n_rows:end]
         if len(ids) < lengths[0]:
             raise ValueError(f"documents expected an id for every row, got {len(doc_ids)} ids for more rows")
         with writing_vectors(folder, n_shards, ids, d_models, STORE_DTYPES[dtype]) as writers:
             for writer, rows in zip(writers.values(), parts, strict=True):
                 for chunk in rows.split(CHUNK_ROWS):
                     writer.append(chunk)
-        n_rows, n_shards = n_rows + lengths[0], n_shards + 1
+        n_rows, n_shards = end, n_shards + 1
     if doc_ids is not None and len(doc_ids) > n_rows:
         raise ValueError(f"documents expected an id for every row, got {len(doc_ids)} ids for {n_rows} rows")
     write_manifest(folder, plan, n_shards, "rows")
@@ -123,10 +118,8 @@ def _chunks(hook_point: str, rows: Rows) -> Iterator[Tensor]:
     for given in rows:
         chunk = _as_rows(hook_point, given)
         if d_model not in (None, chunk.shape[1]):
-            raise ValueError(
-                f"{hook_point} expected rows of width {d_model} as before, got {chunk.shape[1]} at "
-                f"row {n_rows}"
-            )
+            got = f"{chunk.shape[1]} at row {n_rows}"
+            raise ValueError(f"{hook_point} expected rows of width {d_model} as before, got {got}")
         tensor = chunk.detach().cpu() if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk))
         tensor = tensor if tensor.is_floating_point() else tensor.float()
         broken = (~tensor.isfinite().all(1)).nonzero()
@@ -151,11 +144,7 @@ def _as_rows(hook_point: str, rows: Any) -> np.ndarray | Tensor:
 def _document_ids(documents: Any) -> np.ndarray:
     """int64[n]. raises: ValueError unless these are ids"""
     ids = np.asarray(documents.cpu() if isinstance(documents, Tensor) else documents)
-    if (
-        ids.ndim != 1
-        or not (np.issubdtype(ids.dtype, np.integer) or not len(ids))
-        or (len(ids) and ids.min() < 0)
-    ):
+    if ids.ndim != 1 or (len(ids) and (ids.dtype.kind not in "iu" or ids.min() < 0)):
         raise ValueError(
             f"documents expected int[n_rows], ids of 0 or more, got {ids.dtype}{list(ids.shape)}"
         )

@@ -58,9 +58,8 @@ def finished_shards(store: Folder, hook_points: Collection[str]) -> dict[int, in
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
     """sha256 of the manifest without its own "sha256" entry."""
-    return hashlib.sha256(
-        encode_json({key: manifest[key] for key in manifest if key != "sha256"})
-    ).hexdigest()
+    unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
+    return hashlib.sha256(encode_json(unsigned)).hexdigest()
 
 
 def encode_json(content: dict[str, Any]) -> bytes:
@@ -78,9 +77,8 @@ def read_json(store: Folder, name: str, missing: str = "it belongs to the store"
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ShardError(f"{path} is not readable JSON ({error}): the file was altered") from error
     if not isinstance(content, dict):
-        raise ShardError(
-            f"{path} expected a JSON object, got a {type(content).__name__}: the file was altered"
-        )
+        got = type(content).__name__
+        raise ShardError(f"{path} expected a JSON object, got a {got}: the file was altered")
     return content
 
 

@@ -37,9 +37,8 @@ class EndToEnd(Kind):
         self.kind, self.model, self.hook_point, self.scale = kind, model, hook_point, scale
         self.sae, self.config, self.comm = kind.sae, kind.config, ALONE
         self.train_decoder = kind.train_decoder
-        self.sparsity_name = str(self.config.end_to_end)
-        self.ramp_fraction, self.calibrates = kind.ramp_fraction, kind.calibrates
-        self.keeps_k = kind.keeps_k
+        self.sparsity_name, self.ramp_fraction = str(self.config.end_to_end), kind.ramp_fraction
+        self.calibrates, self.keeps_k = kind.calibrates, kind.keeps_k
         self._threshold = self.sae.threshold.detach().clone() if self.sae.kind == "jumprelu" else None
 
     @classmethod
@@ -81,9 +80,8 @@ class EndToEnd(Kind):
         for (name, parameter), grad in zip(parameters.items(), grads[1:], strict=True):
             parameter.grad = self.along_constraint(grad) if name == "W_dec" else grad
         fires = latents.values.detach() > 0
-        fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device).index_fill_(
-            0, latents.indices[fires], True
-        )
+        fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
+        fired[latents.indices[fires]] = True
         return StepStats(mse.detach(), divergence.detach(), fires.sum() / len(batch)), fired
 
     def _losses(self, batch: Contexts) -> tuple[Tensor, Tensor, SparseLatents]:

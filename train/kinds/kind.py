@@ -135,10 +135,8 @@ class Kind:
     def contract_pairs(self, values: Tensor, indices: Tensor, n_tokens: int) -> None:
         """`contract`, of the latents indices int64[...] that are on where values float[...] are above 0."""
         if self.config.contractive_coeff:
-            n_fired = values.new_zeros(self.sae.d_sae).index_add_(
-                0, indices.reshape(-1), values.reshape(-1).sign()
-            )
-            self.contract(n_fired, n_tokens)
+            n_fired = values.new_zeros(self.sae.d_sae)
+            self.contract(n_fired.index_add_(0, indices.reshape(-1), values.reshape(-1).sign()), n_tokens)
 
     def along_constraint(self, dec_grad: Tensor) -> Tensor:
         """The decoder's gradient float[d_sae d_model] as far as rows of norm 1 can follow it."""

@@ -55,9 +55,7 @@ class ReLU(Kind):
 
         # Signs are 0 or 1: they count firings and cut the gradient, and become that gradient in place.
         norms = self.decoder_norms()
-        l1 = (
-            latent_acts.sum() if self.config.unit_decoder else (latent_acts.sum(0) * norms).sum()
-        ) / n_tokens
+        l1 = latent_acts.sum() if self.config.unit_decoder else (latent_acts.sum(0) * norms).sum()
         dec_grad = latent_acts.T @ recons_grad
         if not self.config.unit_decoder:
             dec_grad += l1_coeff * (latent_acts.sum(0) / norms)[:, None] * sae.W_dec
@@ -69,7 +67,7 @@ class ReLU(Kind):
         dec_grad = self.along_constraint(dec_grad)
         self.write_gradients(dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0))
         self.contract(n_fired, n_tokens)
-        l0 = n_fired.sum() / n_tokens
+        l1, l0 = l1 / n_tokens, n_fired.sum() / n_tokens
         return StepStats(reconstruction, self.comm.sum(l1), self.comm.sum(l0)), n_fired > 0
 
 

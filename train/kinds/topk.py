@@ -93,10 +93,8 @@ class TopK(Kind):
         k = min(k, self.sae.d_sae)
         if (screened := kernels.screened_topk(inputs, self.sae.W_enc.T, self.sae.b_enc, k)) is not None:
             return screened[0].relu_(), screened[1]
-        n_tokens = len(inputs)
-        values = inputs.new_empty(n_tokens, k)
-        indices = torch.empty(n_tokens, k, dtype=torch.int64, device=inputs.device)
-        start = 0
+        values, start = inputs.new_empty(len(inputs), k), 0
+        indices = torch.empty_like(values, dtype=torch.int64)
         for products in ProductChunks(self.sae, inputs, self.workspace.products):
             rows = slice(start, start := start + len(products))
             values[rows], indices[rows] = kernels.select_topk(products, self.sae.b_enc, k)

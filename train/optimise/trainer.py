@@ -41,15 +41,11 @@ class Trainer:
         self.lr = config.lr or default_lr(self.kind.d_sae, n_steps, fresh=config.init_from is None)
         self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
         ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
-        self.l1_warm_up_steps = _or(
-            config.l1_warm_up_steps, round(ramp_steps) if config.init_from is None else 0
-        )
+        fresh = config.init_from is None
+        self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if fresh else 0)
         self.decay_steps = round(config.decay_fraction * n_steps)
-        n_tokens = n_steps * config.batch_size_rows
-        k = config.k if self.kind.keeps_k else None
-        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(
-            n_tokens, self.kind.d_sae, k
-        )
+        size = n_steps * config.batch_size_rows, self.kind.d_sae, config.k if self.kind.keeps_k else None
+        dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(*size)
         self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
         # Adam sees W_enc as it is stored, [d_sae d_model]: torch's fused kernel copies strided parameters,
         # and is silently wrong where strides of gradient and parameter differ.
@@ -88,9 +84,7 @@ class Trainer:
     def _resample(self, acts: Tensor) -> None:
         every, last = self.config.resample_every_steps, self.config.resample_fraction * self.n_steps
         if every is not None and self.steps_done % every == 0 and self.steps_done <= last:
-            entries = [
-                self.adam.state[p] for p in self.adam.param_groups[0]["params"] if p is not self.sae.b_dec
-            ]
+            entries = [entry for p, entry in self.adam.state.items() if p is not self.sae.b_dec]
             moments = [(entry["exp_avg"], entry["exp_avg_sq"]) for entry in entries]
             resample_(self.kind, self.dead_tracker, moments, acts, self.steps_done)
 

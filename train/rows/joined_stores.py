@@ -59,8 +59,7 @@ class JoinedStores:
 
     def gather(self, rows: Tensor, dtype: torch.dtype = torch.float32, out: Tensor | None = None) -> Tensor:
         """dtype[n d_model] of rows int64[n], in `out` where that is given."""
-        if out is None:
-            out = torch.empty(len(rows), self.d_model, dtype=dtype)
+        out = torch.empty(len(rows), self.d_model, dtype=dtype) if out is None else out
         of_store = torch.searchsorted(self._ends, rows, right=True)
         for number, (store, start) in enumerate(zip(self.stores, self._starts, strict=True)):
             places = (of_store == number).nonzero().view(-1)

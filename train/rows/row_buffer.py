@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Protocol
 
 import torch
@@ -27,8 +26,7 @@ class RowBuffer:
     dtype: how the buffer keeps rows
     part: (r, n): of the n equal parts of each batch, the r-th alone is read and given; for n processes
     device: where batches are given; for CUDA they travel from pinned memory, beside the computation
-    ahead_to: buffers of steps before this one are read in a thread while the one before is given; the rows
-        are the same
+    ahead_to: buffers of steps before this one are read in a thread while the one before is given
     """
 
     def __init__(
@@ -60,11 +58,6 @@ class RowBuffer:
         """int64[batch_size_rows]: where in the source the rows of that step's batch are."""
         key, within = self._order.place(step)
         return self._order.rows(key)[within]
-
-    def batches(self, first_step: int, n_steps: int) -> Iterator[Tensor]:
-        """The batches of steps first_step … n_steps − 1."""
-        for step in range(first_step, n_steps):
-            yield self.batch(step)
 
     def close(self) -> None:
         """Forget all rows; returns when nothing is being read."""

@@ -104,16 +104,12 @@ class MixedOrder:
     def rows(self, key: Key) -> Tensor:
         _, buffer = key
         first_step, mixer = buffer * self._steps_per_buffer, generator(self._seed, buffer)
-        edges = [
-            shares(step * self.batch_size_rows, self._weights)
-            for step in range(first_step, first_step + self._steps_per_buffer + 1)
-        ]
-        spans = [
-            self._span(part, edges[0][part], edges[-1][part], mixer).tensor_split(
-                [edge[part] - edges[0][part] for edge in edges[1:-1]]
-            )
-            for part in range(len(self._parts))
-        ]
+        steps = range(first_step, first_step + self._steps_per_buffer + 1)
+        edges = [shares(step * self.batch_size_rows, self._weights) for step in steps]
+        spans = []
+        for part, (first, *inner, last) in enumerate(zip(*edges, strict=True)):
+            span = self._span(part, first, last, mixer)
+            spans.append(span.tensor_split([edge - first for edge in inner]))
         batches = [torch.cat(batch) for batch in zip(*spans, strict=True)]
         return torch.stack([rows[torch.randperm(len(rows), generator=mixer)] for rows in batches])
 

@@ -61,11 +61,8 @@ class StoreRows:
             raise ValueError(
                 f"store_weights expected {len(stores)} numbers, one for each store, got {len(weights)}"
             )
-        size = {
-            "batch_size_rows": config.batch_size_rows,
-            "buffer_rows": config.buffer_rows,
-            "seed": config.row_seed,
-        }
+        size = {"batch_size_rows": config.batch_size_rows, "buffer_rows": config.buffer_rows}
+        size["seed"] = config.row_seed
         if len(stores) == 1:
             order: Order = RowOrder(self._train_rows[0], **size)
         else:
@@ -96,12 +93,8 @@ class StoreRows:
         stores = self._joined.stores
         if len(stores) == 1:
             return {"store": stores[0].fingerprint}
-        return {
-            "stores": [
-                {"store": s.fingerprint, "share": share}
-                for s, share in zip(stores, self._shares, strict=True)
-            ]
-        }
+        shares = zip(stores, self._shares, strict=True)
+        return {"stores": [{"store": store.fingerprint, "share": share} for store, share in shares]}
 
     def begin(self, position: dict[str, Any] | None) -> None:
         pass  # order and scale are functions of the stores and the configuration

@@ -137,9 +137,8 @@ class StreamRows:
                 while reading.n_shards < self._held_out_shards and reading.next_shard():
                     self._hold_out(reading)
             return
-        self._reading = _Reading(
-            self._stream, Place(), fraction, seen=self._hold_out if eval_rows and fraction else None
-        )
+        seen = self._hold_out if eval_rows and fraction else None
+        self._reading = _Reading(self._stream, Place(), fraction, seen)
         filled = self._buffers[Place()]
         if self._config.scale_input:
             sums = [acts.float().square().sum(dtype=torch.float64) for acts in filled.acts]
@@ -149,11 +148,8 @@ class StreamRows:
         place = self._place(max(0, step - 1))
         following = self._buffers[place].following
         place = following if step >= following.first_step else place  # which need not be filled for that
-        return {
-            "scale": self.scale,
-            "held_out_shards": self._held_out_shards,
-            "place": dataclasses.asdict(place),
-        }
+        found = {"scale": self.scale, "held_out_shards": self._held_out_shards}
+        return found | {"place": dataclasses.asdict(place)}
 
     def batch(self, step: int) -> Tensor:
         place = self._place(step)
@@ -205,13 +201,9 @@ class StreamRows:
         dtype = BUFFER_DTYPES[self._stream.plan["dtype"]]
         acts = torch.empty(self._n_rows, self.d_model, dtype=dtype, pin_memory=self._device.type == "cuda")
         doc_ids = torch.empty(self._n_rows, dtype=torch.int64)
-        mixed = torch.randperm(
-            self._n_rows, generator=generator(self._config.row_seed, place.epoch, place.buffer)
-        )
-        n = 0
-        while (
-            n < self._n_rows and not stopped.is_set() and (rows := reading.take(self._n_rows - n)) is not None
-        ):
+        mixer, n = generator(self._config.row_seed, place.epoch, place.buffer), 0
+        mixed = torch.randperm(self._n_rows, generator=mixer)
+        while n < self._n_rows and not stopped.is_set() and (rows := reading.take(self._n_rows - n)):
             at = mixed[n : n + len(rows[0])]
             acts[at], doc_ids[at] = rows[0].to(dtype), rows[1]
             n += len(at)
@@ -232,9 +224,8 @@ class StreamRows:
                     "outside the held-out documents: give more text or lower batch_size_rows"
                 )
             return self._fill(following, stopped)
-        return Filled(
-            acts.view(n_steps, self._batch, self.d_model), doc_ids.view(n_steps, self._batch), following
-        )
+        shape = (n_steps, self._batch)
+        return Filled(acts.view(*shape, self.d_model), doc_ids.view(shape), following)
 
     def _hold_out(self, reading: _Reading) -> None:
         """Keep the held-out rows of the shard that was just read, until there are eval_rows."""

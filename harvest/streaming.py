@@ -31,12 +31,11 @@ _PACKED_AHEAD, _BATCHES_AHEAD = 2, 2
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StreamedShard:
-    """The rows of one shard.
+    """The rows of one shard of the plan.
 
-    index: of the shard in its plan
     acts: float[n_rows d_model] on the CPU, as a reader of a store gets them
     doc_ids: int64[n_rows], the global index of each row's document
-    cursor: position in the dataset where the shard begins, for `ActivationStream.shards`; None without one
+    cursor: where the shard begins in the dataset, for `ActivationStream.shards`; None without one
     """
 
     index: int
@@ -67,7 +66,7 @@ class ActivationStream:
     def shards(self, start: int = 0, cursor: Cursor | None = None) -> Iterator[StreamedShard]:
         """The shards from `start` to the end of the dataset.
 
-        cursor: that of the shard `start`, from an earlier reading; None reads past what lies before
+        cursor: of the shard `start`, from an earlier reading; None reads past what lies before
         raises: ValueError if the dataset is a one-time iterator that was read before
         """
         plan, model = self.plan, self._model

@@ -1,9 +1,9 @@
 """The processes that torchrun started for one piece of work: which one this is, and sums over all of them.
 
-Alone, and outside `joined`, every reduction returns what it got, so code that calls it reads as for one
-process. Processes may stand in a mesh of two axes, "data" × "latents", process r at (r // L, r % L): of a
-dictionary whose latents are divided among L, all in a row have the same tokens and all in a column the same
-latents. Reductions then go over an axis.
+Alone, and outside `joined`, every reduction returns what it got, so code reads as for one process. Processes
+may stand in a mesh of two axes, "data" × "latents", process r at (r // L, r % L): of a dictionary whose
+latents are divided among L, all in a row have the same tokens and all in a column the same latents.
+Reductions then go over an axis.
 """
 
 from __future__ import annotations

@@ -114,8 +114,7 @@ class SyntheticActivations:
     directions: float32[n_features d_model], unit norm
     rates: float64[n_features], share of rows on which each feature fires
     parents: int64[n_features], -1 for a root or a free feature
-    loadings: float32[n_features correlation_rank]; z of features i ≠ j has the correlation loadings_i ·
-        loadings_j
+    loadings: float32[n_features correlation_rank]; their products are the correlations of z between features
 
     Row r is a function of the configuration and r alone, so any span can be made anywhere, at any time.
     """

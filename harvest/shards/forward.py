@@ -70,8 +70,8 @@ def forward_batches(
     No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
 
     dtype: of the stored rows; they are converted before the transfer unless that widens them
-    one_shape: pad a shard's last batch. A compiled model needs it: torch.compile gives up after a few shapes,
-        and rows would depend on the shards before
+    one_shape: pad a shard's last batch. torch.compile gives up after a few shapes, and rows would depend on
+        the shards before
     """
     decoder, stored = Decoder(model), STORE_DTYPES[dtype]
     host = _Host(decoder.device)

@@ -26,8 +26,7 @@ def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) 
     """The default number of documents a shard: the power of two at or below wanted rows / mean document.
 
     An interruption costs a shard, and a process claims a shard at a time. So a run has about 32 of them, if
-    each fills eight forward batches, of at most 2^18 rows (2 GiB in bfloat16 at width 4096). In a long run,
-    children's stories of 210 tokens make 1,024 documents a shard, web pages of 1,000 tokens 256.
+    each fills eight forward batches, of at most 2^18 rows (2 GiB in bfloat16 at width 4096).
     """
     rows = min(MOST_ROWS_PER_SHARD, max(max_tokens / SHARDS_PER_RUN, 8 * batch_tokens))
     documents = max(1, int(rows / max(1.0, mean_tokens)))
@@ -68,9 +67,7 @@ def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
     """The store's plan, which is the same but for names; None for a store that has none and may get this one.
 
     A store that lost its plan.json gets it again if its manifest or its log records this plan's hash.
-
-    raises: ShardError if the store has another plan (names the differing fields), or the folder holds
-        something else
+    raises: ShardError if the store has another plan (names the differing fields), or holds something else
     """
     if store.size(PLAN) is None:
         if store.is_empty(but_for=(f"{PLAN}.tmp",)) or plan_sha256(plan) in (

@@ -46,10 +46,10 @@ class Source:
 
     facts: what identifies it, for the plan
     first: its first documents, at most 64
-    n_documents: their number, if it is known without reading them
+    n_documents: if it is known without reading them
     approximate_bytes: of local files, usually no less than their text's bytes
-    open: open(start, cursor) gives the stream from document `start` on. A stream of an equal source, also in
-        another process, gave `cursor` before that document; None reads past the earlier documents.
+    open: open(start, cursor) gives the stream from document `start` on. A stream of an equal source gave
+        `cursor` before that document; None reads past the earlier ones.
         raises: ValueError if the source is a one-time iterator that was opened before
     """
 

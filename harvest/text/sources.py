@@ -60,8 +60,7 @@ def open_given(dataset: Any, *, split: str = "train", text_column: str = "text")
     dataset: a `datasets` object; any iterable of strings, of chats (lists of messages), of lists of token
         ids, or of mappings with a text column; a mapping of these by split. To resume a harvest from a
         one-time iterator, pass a fresh one.
-    raises: ValueError without a document, such a split or such a column, or for a stream that is shuffled
-        through a buffer
+    raises: ValueError without a document, such a split or such a column, or for a buffer-shuffled stream
     """
     if isinstance(dataset, Mapping):
         dataset = _split_of(dataset, split, "the dataset")

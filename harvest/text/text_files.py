@@ -1,7 +1,7 @@
 """Documents of local text and jsonl files, found again by byte offset.
 
 The cursor is [byte, line]: the offset of the next document in the decompressed file, and the lines before it.
-A plain file is entered there; a compressed one is decompressed up to there, unparsed.
+A compressed file is decompressed up to there, unparsed.
 
 Text is UTF-8 with any line ends (CR, LF, CRLF), cut as by the `text` loader of `datasets`: a line, empty ones
 included; a paragraph, which ends before two line ends, without empty ones; or the whole file.

@@ -222,8 +222,7 @@ def _visible(text: str) -> str:
 class Ablation:
     """What ablating one latent, and equally large edits along other directions, do to the next token.
 
-    control: the first of the controls
-    value: activation of the latent at the last token of the context
+    control: the first of the controls; value: activation of the latent at the last token of the context
     input_ids: int64[1 seq], the context, which ends where the latent fires
     clean, ablated, controlled: float32[vocab], next-token probabilities
     kl: of the ablation, in nats; control_kls: float32[n], of each control

@@ -2,8 +2,8 @@
 
 The embedded language model was trained on the "train" documents, and its model card's loss is that of the
 "held_out" ones. The demo harvests from both; what it calls held out was held out from its SAEs, not from the
-language model. A document is one module; a module belongs to one split for good, by a hash of its name, so
-the split does not move when Python adds or removes a file.
+language model. A module belongs to one split for good, by a hash of its name, so the split does not move when
+Python adds or removes a file.
 """
 
 import random
@@ -33,10 +33,7 @@ class Document(TypedDict):
 
 
 def is_held_out(name: str) -> bool:
-    """Whether the module of this `Document.name` belongs to the held-out split (about 5 % of the names).
-
-    Names are hashed and not numbers, so that a new module moves no other: hashing.py has the split by number.
-    """
+    """Whether the module of this `Document.name` is of the held-out split (about 5 % of the names)."""
     digest = blake2b(name.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 100 < HELD_OUT_PERCENT
 

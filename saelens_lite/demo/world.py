@@ -1,10 +1,9 @@
-"""A small world in which it is known who is known: names, facts, and a language model that learnt some of
-them.
+"""A small world in which it is known who is known: names, facts, and a language model that learnt some.
 
 A name is one of 40 first names with one of 40 last names, so every token is familiar and only the pair can be
 known or not: the case in which models take a familiar name for a known one (Anthropic 2025, "On the Biology
 of a Large Language Model"). Of the 1,600 pairs the model is taught the facts of some and to answer "unknown"
-about others; the rest it never sees. Nothing is downloaded, and everything is a function of the seed.
+about others; the rest it never sees. Everything is a function of the seed.
 """
 
 from __future__ import annotations
@@ -220,7 +219,7 @@ def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, fol
 
 
 def make_world(folder: str | Path, config: WorldConfig, split: Split) -> World:
-    """A world, its model, its SAEs and the questions of a study, as files that any study can read.
+    """A world, its model, SAEs and study questions, as files that any study can read.
 
     folder/model                   the language model and its tokenizer
     folder/sae, folder/sae/frozen  the SAE and its baseline

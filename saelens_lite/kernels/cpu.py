@@ -1,7 +1,4 @@
-"""The kernels of cpu.c and screen.c, called through ctypes; cpu_build.py compiles them at first use.
-
-Without a compiler `library()` is None and the embedding bags of torch_ops.py do the work.
-"""
+"""The kernels of cpu.c and screen.c, called through ctypes; without a compiler torch_ops.py does the work."""
 
 from __future__ import annotations
 

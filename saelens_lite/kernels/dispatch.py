@@ -85,8 +85,8 @@ def screened_batch_topk(
 
     guess: float or float[""]; on a CPU the result is None unless it is above 0 and not above the least value
         selected
-    On CUDA there are always n_pairs: where fewer are positive, pairs of value 0 fill up. Shapes then do not
-    depend on the data, and the host need not wait.
+    On CUDA there are always n_pairs, filled up with value 0: shapes then do not depend on the data, and the
+    host need not wait.
     """
     path = _path(inputs, W_rows, bias)
     if path is cpu:

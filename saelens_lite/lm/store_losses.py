@@ -26,11 +26,10 @@ _SAME_MODEL_TOLERANCE = 0.1
 
 @dataclass(frozen=True, slots=True)
 class ContextBatch:
-    """Contexts of one shard.
+    """Contexts of one shard, where they stand at `sequences`.
 
     input_ids: int64[batch context]; attended, kept: bool[batch context]
     targets: bool[batch context-1], True where the token after the position counts
-    shard, sequences: where the contexts stand in the store
     """
 
     input_ids: Tensor

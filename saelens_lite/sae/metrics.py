@@ -116,7 +116,7 @@ class ReconstructionSums:
 class FiringSums:
     """When latents fire: l0, l1, integer counts, and for how many tokens each has been silent.
 
-    counts: int64[d_sae], tokens on which each latent fired (was not 0)
+    counts: int64[d_sae], tokens on which each latent was not 0
     last_fired: int64[d_sae], index of the last such token in the stream; -1 for never
     decoder_norms: float[d_sae], ‖W_dec[i]‖, for l1_weighted; without them it is nan
     """
@@ -190,10 +190,9 @@ class FiringSums:
 def ce_score(clean: float, spliced: float, ablated: float) -> float:
     """Loss recovered, (ablated − spliced) / (ablated − clean): 1 for no damage, 0 for that of the ablation.
 
-    clean, spliced, ablated: cross-entropies in nats
-    returns: nan where the ablation itself costs nothing
-    Under zero ablation any SAE scores close to 1, as a residual stream of zeros is absurdly bad: read it
-    beside the score under mean ablation and the difference in nats.
+    Of cross-entropies in nats; nan where the ablation itself costs nothing. Under zero ablation any SAE is
+    close to 1, as a residual stream of zeros is absurdly bad: read it beside the score under mean ablation
+    and the difference in nats.
     """
     return _ratio(ablated - spliced, ablated - clean)
 

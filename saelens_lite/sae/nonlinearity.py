@@ -17,8 +17,7 @@ def topk(products: Tensor, bias: Tensor, k: int) -> SparseLatents:
     """Keep the k largest pre-activations, products + bias, of each token, then apply ReLU.
 
     products: float[batch d_sae], may be overwritten; bias: float[d_sae]
-    k: latents kept per token, 1 <= k <= d_sae
-    raises: ValueError if k is out of range
+    raises: ValueError unless 1 <= k <= d_sae
     source: Gao et al. 2024, arXiv:2406.04093. Negative survivors become zero, so l0 may be below k.
     """
     d_sae = products.shape[-1]

@@ -23,8 +23,7 @@ class PackedContexts:
     input_ids: int32[n_seqs context]
     attended:  uint8[n_seqs context], 0 at the padding after the last token
     kept:      uint8[n_seqs context], 1 where the token has a row; rows follow in (sequence, position) order
-    doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
-    first_doc: global index of the span's first document
+    doc_id:    int32[n_seqs context], relative to first_doc, the span's first document; -1 at padding
     """
 
     input_ids: np.ndarray

@@ -68,14 +68,7 @@ from saelens_lite.store.packing import PackedContexts
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardTokens:
-    """The contexts of one shard as tensors.
-
-    input_ids: int32[n_seqs context]
-    attended:  uint8[n_seqs context], 0 at padding
-    kept:      uint8[n_seqs context], 1 where the token has a row of the store: kept.sum() is the shard's rows
-    doc_id:    int32[n_seqs context], relative to first_doc; -1 at padding
-    first_doc: global index of the shard's first document
-    """
+    """The contexts of one shard as tensors; see `PackedContexts`. kept.sum() is the shard's rows in use."""
 
     input_ids: Tensor
     attended: Tensor
@@ -153,7 +146,6 @@ class ActivationStore:
         documents: int[n_rows], ids of 0 or more, of rows that belong together: held-out rows are of other
             documents than training rows. None makes every row its own document
         returns: the store, which has no tokens, contexts or positions
-
         raises: ValueError for other shapes, a row that is not finite (by number), or unequal numbers of rows;
             ShardError if the folder is not empty or cannot be written, or a row exceeds the dtype
         """
@@ -306,22 +298,16 @@ class ActivationStore:
     def gather(
         self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
-        """Rows by their index in the whole store, in the given order.
-
-        rows: int64[n], 0 <= row < n_rows
-        returns: dtype[n d_model]
-        """
+        """Rows int64[n] by their index in the whole store, in the given order: dtype[n d_model]."""
         rows = torch.as_tensor(rows, dtype=torch.int64)
         out = torch.empty(len(rows), self.d_model(hook_point), dtype=dtype)
         self.gather_into(out, torch.arange(len(rows)), rows, hook_point)
         return out
 
     def gather_into(self, out: Tensor, places: Tensor, rows: Tensor, hook_point: str | None = None) -> None:
-        """Write rows by their index in the whole store to places of an existing tensor.
+        """Write rows int64[n], by their index in the whole store, to places of an existing tensor.
 
-        out: float[m d_model]
-        places: int64[n], 0 <= place < m, each once
-        rows: int64[n], 0 <= row < n_rows
+        out: float[m d_model]; places: int64[n], 0 <= place < m, each once
         """
         if len(rows) and not (int(rows.min()) >= 0 and int(rows.max()) < self.n_rows):
             raise ValueError(

@@ -59,7 +59,6 @@ def read_saelens_activations(
     model_name, tokenizer_name: hub ids or folders, which such a folder does not name; with them analysis
         shows text and checks that SAE and store belong together
     returns: the store; without tokens if the folder has none
-
     raises: ValueError if the source is no such folder; ShardError if the store's folder is not empty
     """
     folder, dataset = open_folder(path), _load(source)

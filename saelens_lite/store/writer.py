@@ -1,7 +1,7 @@
 """Writes an activation store: shards row by row, their commits, the manifest; each appears whole.
 
-reader.py specifies the format. Rows go to the file as they come, so memory does not grow with the shard. They
-go by plain writes: through a memory map, a full disk would be a crash and not an error.
+reader.py specifies the format. Rows go to the file as they come, by plain writes: through a memory map, a
+full disk would be a crash and not an error.
 """
 
 from __future__ import annotations
@@ -49,8 +49,7 @@ def writing_shard(
 ) -> Iterator[dict[str, RowWriter]]:
     """Write one shard of text: tokens at once, rows as they come, commits if the block ends well.
 
-    n_documents: source documents in the shard's span
-    d_models: width of the rows, by hook point
+    n_documents: source documents in the shard's span; d_models: width of the rows, by hook point
     dtype: how rows are kept, one of STORE_DTYPES
     yields: a writer by hook point, which expects a row for every kept token of `contexts`, in order
     """
@@ -70,10 +69,7 @@ def writing_shard(
 def writing_vectors(
     store: Folder, shard: int, doc_id: np.ndarray, d_models: dict[str, int], dtype: torch.dtype
 ) -> Iterator[dict[str, RowWriter]]:
-    """Write one shard of rows without tokens, as `writing_shard` does.
-
-    doc_id: int64[n_rows], global document index of each row
-    """
+    """`writing_shard` without tokens; doc_id: int64[n_rows], global document index of each row."""
     documents = safetensors.numpy.save({"doc_id": np.ascontiguousarray(doc_id, dtype=np.int64)})
     facts = {"rows": len(doc_id)}
     with _writing(store, shard, documents_name(shard), documents, facts, d_models, dtype) as writers:

@@ -1,12 +1,11 @@
-"""JumpReLU: a threshold for each latent, learned through straight-through estimates.
+"""JumpReLU: a threshold for each latent, learned through straight-through estimates, rectangular ones.
 
-Their kernel is rectangular. The penalty:
+Both penalties train log thresholds, which keeps thresholds positive.
 step: the L0 penalty of Rajamanoharan et al. 2024, arXiv:2407.14435, which reaches thresholds only; with a
 target, the square of l0's relative distance from it in its place, as in dictionary_learning.
 tanh: Anthropic, "Dictionary Learning Optimization Techniques", January 2025: Σ tanh(4 · latent_acts), which
 reaches the encoder too; and a little of the distance from the threshold for every latent that is off, so that
 none stays dead.
-Both train log thresholds, which keeps thresholds positive.
 """
 
 from __future__ import annotations

@@ -34,7 +34,6 @@ class Kind:
     """How an SAE of one kind is trained: its gradients, and what it needs around the optimiser's step.
 
     sae: in the scale of training, on the device to train on; where latents are divided, this process's shard
-    comm: what a step exchanges with other processes
     """
 
     sae_kind: ClassVar[str]
@@ -159,9 +158,9 @@ class Kind:
                 self.sae.get_parameter(name)[latents] = 0
 
     def calibrate(self, acts: Tensor) -> None:
-        """Before the SAE is saved, if `calibrates`: fit what is fitted to held-out rows.
+        """Before the SAE is saved, if `calibrates`: fit what is fitted to held-out rows, until the next step.
 
-        acts: float[n d_model], in the scale of training; what it sets lasts until the next step
+        acts: float[n d_model], in the scale of training
         """
 
     def state(self) -> dict[str, Tensor]:

@@ -31,7 +31,7 @@ class Pairs(NamedTuple):
 class Workspace:
     """Memory that a sparse step uses again; new memory from the system costs a tenth of a step on a CPU.
 
-    The next step with the same workspace overwrites what the last one returned or left in `.grad`.
+    The next step overwrites what the last one returned or left in `.grad`.
     """
 
     def __init__(self, comm: Alone = ALONE) -> None:

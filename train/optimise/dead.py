@@ -19,8 +19,7 @@ def default_dead_after_tokens(n_tokens: int, d_sae: int, k: int | None) -> int:
 class DeadTracker:
     """Training tokens since each latent last fired; int64[d_sae].
 
-    On CUDA `update` sends the number of dead latents to the host, so that `dead` does not wait for what was
-    queued since.
+    On CUDA `update` sends the number of dead latents to the host, so that `dead` need not wait.
     """
 
     def __init__(self, d_sae: int, dead_after_tokens: int, device: torch.device) -> None:

@@ -11,8 +11,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
     """The SAE that does to x what `sae` does to scale · x, in x's own units.
 
-    Activations are homogeneous in (x, biases, thresholds), so only those are divided; directions stay as they
-    are.
+    Activations are homogeneous in (x, biases, thresholds), so only those are divided.
     """
     folded = SparseAutoencoder(sae.config).to(sae.device)
     for name, of in sae.config.parameters.items():

@@ -51,8 +51,7 @@ def sae_to_finetune(
 ) -> SparseAutoencoder:
     """The SAE of a folder, ours or SAELens', in the scale of a training that continues from it.
 
-    config: of the SAE to be trained; its d_sae is ignored in favour of the folder's
-    scale: of the inputs in this training
+    config: of the SAE to be trained, but for d_sae; scale: of the inputs in this training
     unit_decoder: rows of W_dec come to norm 1, and the latents carry the norms they had
     raises: ValueError for an SAE of another width or kind, one that normalises its inputs row by row, or a
         TopK SAE that would compute something else with unit rows

@@ -31,8 +31,7 @@ def resample_(
 ) -> None:
     """Start dead latents again, in place; several processes each bring their part of the batch.
 
-    moments: of Adam, for each parameter whose first dimension counts latents
-    acts: float[B d_model]
+    moments: of Adam, for each parameter whose first dimension counts latents; acts: float[B d_model]
     step: the draw is a function of (config.seed, step) and of the losses
     """
     sae, comm = kind.sae, kind.comm
@@ -67,8 +66,7 @@ def draw_rows(losses: Tensor, n: int, seed: int, step: int) -> Tensor:
     """Places of n rows, or of all that have a loss, drawn one after the other with probability ∝ loss².
 
     losses: float[B], 0 or more; returns: int64[m], on the CPU
-    Each row waits for a time that is exponential at the rate loss², and the first n are taken, which is the
-    same distribution.
+    Each row waits for a time that is exponential at the rate loss², and the first n are taken.
     """
     rates = losses.double().cpu().square()
     times = torch.empty_like(rates).exponential_(generator=generator(seed, RESAMPLING, step)) / rates

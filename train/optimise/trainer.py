@@ -27,7 +27,6 @@ class Trainer:
     """Adam, schedules and dead-latent tracking around an SAE and its kind.
 
     sae: in the scale of training (see initial.py), on the device to train on; or this process's shard
-    n_steps: length of the run, which the schedules need
     kind: what gives the gradients; None for the configuration's
     """
 
@@ -115,8 +114,7 @@ class Trainer:
     def state(self) -> dict[str, Tensor | int]:
         """Everything that the next steps depend on, by name: steps_done, sae.*, adam.*, dead.* and kind.*.
 
-        Tensors are the live ones, in the scale of training, with this shard's latents. They need no random
-        numbers: row order is a function of (seed, step).
+        Tensors are the live ones, with this shard's latents. Row order is a function of (seed, step).
         """
         moments = self.adam.state_dict()["state"]
         return {

@@ -27,9 +27,8 @@ class Rows(Protocol):
     Several runs may share them, so tensors from here are not to be altered.
     model_name, hf_module: where the rows come from; "" where that is not known
     context_length: tokens a context, BOS included; None for rows that did not come from text
-    scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; nothing here is
-        multiplied by it
-    left_out_share: the share of the training rows that max_norm_ratio leaves out; None where it is off
+    scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; not applied here
+    left_out_share: of the training rows, by max_norm_ratio; None where it is off
     steps_per_epoch: batches in one pass over the training rows
     """
 

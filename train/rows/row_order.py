@@ -2,7 +2,7 @@
 
 Short runs of consecutive rows are permuted over all rows; that order is cut into buffers of about
 `buffer_rows`, and the rows within each buffer are permuted. So memory holds one buffer, disk reads are runs,
-rows from everywhere meet in one batch, and a position is an integer: nothing about rows needs to be saved.
+rows from everywhere meet in one batch, and nothing about rows needs to be saved.
 """
 
 from __future__ import annotations
@@ -77,7 +77,6 @@ class MixedOrder:
     With the parts' sizes as weights each row comes once in an epoch.
 
     parts: int64[n_i] each, the rows of each part that may be used, in ascending order
-    weights: positive, one for each part
     raises: ValueError when there are fewer rows than one batch
     """
 

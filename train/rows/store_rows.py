@@ -30,7 +30,6 @@ class StoreRows:
     takes the stores' training rows, so that an epoch shows each once. Held-out rows are those of all stores.
     They and a sample stay in memory between batches, so that runs which share this read them once.
 
-    device: where batches are given
     raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot
         share equally
     """

@@ -48,12 +48,8 @@ class Stream(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Place:
-    """Where a buffer begins.
-
-    epoch, buffer: its number within the epoch, and of that
-    first_step: the step that begins with it
-    shard, row: its first row, among the shard's training rows
-    cursor: of the shard
+    """Where a buffer begins: its number, the step that begins with it, and its first row, `row` among the
+    training rows of `shard`, which has the cursor.
     """
 
     epoch: int = 0
@@ -79,9 +75,8 @@ class StreamRows:
     Training rows follow each other as in the stream, are cut into buffers of buffer_rows, and mixed within a
     buffer by (seed, epoch, buffer). At the stream's end what fills no batch is left out, and the next epoch
     begins. The scale is that of the first buffer. Held-out rows are the first eval_rows of held-out documents
-    in the shards of the first buffer; they stay in memory, and a run that resumes makes them again.
+    in the shards of the first buffer; a run that resumes makes them again.
 
-    device: where batches are given
     raises: ValueError for a run without n_steps, as a stream's length is not known, or with max_norm_ratio or
         matmul_precision
     """
@@ -252,8 +247,7 @@ class StreamRows:
 class _Reading:
     """The training rows of a stream from a place on, in its order.
 
-    seen: called after each shard that is read
-    n_shards: shards read; held_out: rows of held-out documents of the last one
+    seen: called after each shard; n_shards: shards read; held_out: held-out rows of the last one
     """
 
     def __init__(

@@ -90,11 +90,8 @@ class ActivationStream:
         shard: PackedShard = first.shard
         contexts = shard.contexts
         codec = encoder(STORE_DTYPES[self.plan["dtype"]], contexts.n_rows, self.d_model)
-        stored = [
-            codec.encode(batch.rows[self.hook_point].wait())[1]
-            for batch in itertools.chain([first], batches)
-            if batch.n_rows
-        ]
+        arriving = [batch.rows[self.hook_point] for batch in (first, *batches) if batch.n_rows]
+        stored = [codec.encode(rows.wait())[1] for rows in arriving]
         acts = torch.cat(stored) if stored else torch.empty(0, self.d_model)
         doc_ids = torch.from_numpy(contexts.doc_id[contexts.kept.astype(bool)]).long() + contexts.first_doc
         return StreamedShard(shard.index, acts, doc_ids, shard.cursor)

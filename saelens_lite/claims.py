@@ -44,7 +44,6 @@ class Processes:
             yield item
 
     def post(self, name: str, number: int) -> None:
-        """Tell the other processes a number."""
         self._kv.set(name, str(number))
 
     def posted(self, name: str) -> int | None:

@@ -37,7 +37,6 @@ _mesh: DeviceMesh | None = None
 
 
 def several_processes() -> bool:
-    """Whether this is one of several processes that torchrun started."""
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
@@ -144,12 +143,10 @@ def sum_(tensor: Tensor, axis: Axis | None = None) -> Tensor:
 
 
 def mean(tensor: Tensor, axis: Axis | None = None) -> Tensor:
-    """The mean over processes."""
     return tensor if world_size(axis) == 1 else sum_(tensor / world_size(axis), axis)
 
 
 def total(number: float, axis: Axis | None = None) -> float:
-    """The sum of the processes' numbers."""
     return number if world_size(axis) == 1 else float(sum_(torch.tensor(number, dtype=torch.float64), axis))
 
 

@@ -239,7 +239,6 @@ def _level_slices(config: SyntheticConfig) -> list[slice]:
 
 
 def _parents(config: SyntheticConfig, levels: list[slice]) -> Tensor:
-    """int64[n_features], -1 where there is none."""
     parents = torch.full((config.n_features,), -1)
     for above, level in pairwise(levels):
         parents[level] = above.start + torch.arange(level.stop - level.start) // config.branching

@@ -59,7 +59,6 @@ def cell(value: Any) -> str:
 
 
 def rounded(value: float) -> float:
-    """The number with four significant digits, for files where size counts."""
     return float(f"{value:.4g}")
 
 

@@ -93,7 +93,6 @@ def positions_limit(model: nn.Module) -> int | None:
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:
-    """What identifies a model, and how it computes."""
     config = {key: value for key, value in model.config.to_dict().items() if key not in _VOLATILE_CONFIG}
     return {
         "name": model.config.name_or_path or type(model).__name__,
@@ -117,7 +116,6 @@ def weights_fingerprint(model: nn.Module) -> str:
 
 
 def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
-    """What identifies a tokenizer."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is None:
         rules = {"class": type(tokenizer).__name__, "vocabulary": tokenizer.get_vocab()}
     else:

@@ -34,7 +34,6 @@ def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) 
 
 
 def make_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of plan.json for the given facts."""
     return {"format": FORMAT, "version": VERSION, "packing": PACKING_RULE, **facts}
 
 

@@ -60,7 +60,6 @@ class Progress:
         self._seconds[stage] += time.perf_counter() - began
 
     def timed_items(self, stage: str, items: Iterable[T]) -> Iterator[T]:
-        """The items, with the time to make each counted to a stage."""
         iterator = iter(items)
         while True:
             try:
@@ -78,9 +77,7 @@ class Progress:
     def shard_done(self, shard: PackedShard) -> dict[str, Any]:
         """Figures of a committed shard for the log; the bar shows the stages' shares."""
         seconds = time.perf_counter() - self._shard_began
-        stages = {
-            f"{stage}_s": round(self._seconds[stage] - self._shard_seconds[stage], 4) for stage in STAGES
-        }
+        spent = {stage: self._seconds[stage] - self._shard_seconds[stage] for stage in STAGES}
         self._shard_began, self._shard_seconds = time.perf_counter(), dict(self._seconds)
         total = time.perf_counter() - self._began
         shares = {stage: f"{self._seconds[stage] / total:.0%}" for stage in ("forward", "copy", "write")}
@@ -90,7 +87,7 @@ class Progress:
             "rows": shard.contexts.n_rows,
             "seconds": round(seconds, 4),
             "tokens_per_s": round(shard.contexts.n_rows / seconds, 1),
-            **stages,
+            **{f"{stage}_s": round(spent_s, 4) for stage, spent_s in spent.items()},
             "eta_s": round(self._left * total / max(1, self._n_rows), 1),
             "cursor": shard.cursor,
         }

@@ -151,7 +151,6 @@ def _write_shard(
 
 
 def claims_of(store: Folder, plan: dict[str, Any], hook_points: list[str]) -> Claims:
-    """The shards that this process makes at these hook points."""
     if several_processes():
         return SharedClaims(store, hook_points, plan["max_tokens"])
     return Claims(finished_shards(store, hook_points), plan["max_tokens"])
@@ -162,9 +161,10 @@ def seal(store: Folder, plan: dict[str, Any], claims: Claims) -> None:
     n_shards, n_rows = claims.totals()
     if n_rows == 0:
         raise ValueError("the dataset's documents hold no tokens: there is nothing to harvest")
+    ended_by = "max_tokens"
     if n_rows < plan["max_tokens"]:
         logger.warning("the dataset ended after %d rows, %d were asked for", n_rows, plan["max_tokens"])
-    ended_by = "dataset" if n_rows < plan["max_tokens"] else "max_tokens"
+        ended_by = "dataset"
     write_manifest(store, plan, n_shards, ended_by)
     write_event(store, event="end", rows=min(n_rows, plan["max_tokens"]), ended_by=ended_by)
 
@@ -208,14 +208,9 @@ def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, A
         "machine": platform.machine(),
     }
     if claims.finished:
-        before: dict[str, Any] = {}
-        for event in events(store, "start"):
-            before = event["environment"]
-        changed = [
-            f"{key} {before[key]} then, {now[key]} now"
-            for key in now
-            if before.get(key, now[key]) != now[key]
-        ]
+        *_, before = {}, *(event["environment"] for event in events(store, "start"))
+        differing = [key for key in now if before.get(key, now[key]) != now[key]]
+        changed = [f"{key} {before[key]} then, {now[key]} now" for key in differing]
         logger.info("%s has %d finished shards: resuming", store, len(claims.finished))
         if changed:
             logger.warning(

@@ -16,7 +16,7 @@ _DATE_FORMATS = ("a", "A", "b", "B", "d", "-d", "H", "I", "j", "m", "-m", "M", "
 
 
 def chat_facts(tokenizer: Any, documents: Sequence[Document]) -> dict[str, str]:
-    """What a plan says of the chat template: its hash, if a chat is among the documents."""
+    """For a plan: the template's hash, if a chat is among the documents."""
     if not any(map(is_chat, documents)):
         return {}
     return {"chat_template_sha256": sha256_of([_chat_template(tokenizer)])}
@@ -46,7 +46,6 @@ def _chat_template(tokenizer: Any) -> str:
 
 
 def _dated(template: str) -> str:
-    """The template, its question for today's date answered with `_DATE`."""
     if "strftime_now" not in template:
         return template
     filters = "".join(f"|replace('%{name}', '{_DATE.strftime('%' + name)}')" for name in _DATE_FORMATS)

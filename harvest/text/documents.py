@@ -172,6 +172,5 @@ class _Replayed(DocumentStream):
 
 
 def sha256_of(documents: list[Document]) -> str:
-    """The hash of some documents, for a plan."""
     texts = [text if isinstance(text, str) else json.dumps(text, default=str) for text in documents]
     return hashlib.sha256("\0".join(texts).encode("utf-8", "surrogatepass")).hexdigest()

@@ -29,7 +29,6 @@ _Open = Callable[[int, Cursor | None], DocumentStream]
 
 
 def chained(sources: Sequence[Source], facts: dict[str, Any]) -> Source:
-    """The documents of each source, in sequence."""
     first = [document for source in sources for document in source.first][:FIRST_DOCUMENTS]
     opens = [source.open for source in sources]
     return _joined(sources, facts, first, lambda cursor: _Chain(opens, cursor))

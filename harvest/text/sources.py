@@ -92,7 +92,7 @@ def _looks_like_dataset(name: str) -> bool:
 def _named(
     name: str, split: str, text_column: str, text_unit: str, config: str | None, revision: str | None
 ) -> Source:
-    """One dataset on the hub or on disk, perhaps empty."""
+    """Perhaps empty."""
     path, kind = Path(name), loader_of(name)
     if path.is_file() and kind is None:
         raise ValueError(

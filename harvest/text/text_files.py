@@ -51,7 +51,6 @@ class _FileStream(DocumentStream):
 
     @contextlib.contextmanager
     def _text_of(self, piece: bytes) -> Iterator[None]:
-        """Name the place of bytes that are not UTF-8."""
         try:
             yield
         except UnicodeDecodeError as error:

@@ -197,13 +197,11 @@ def _one_per_document(view: LatentFirings) -> list[Any]:
 
 
 def _top_tokens(view: LatentFirings) -> str:
-    """Of the strongest firings, each once, most frequent first."""
     tokens = [_visible(firing.token) for firing in list(view)[:20]]
     return "  ".join(sorted(dict.fromkeys(tokens), key=lambda token: -tokens.count(token))[:6])
 
 
 def _in_context(firing: Any, name: str) -> str:
-    """The text around a firing, at a fixed place, and the module's name."""
     before, token, after = (_visible(text) for text in (firing.before, firing.token, firing.after))
     name = name if len(name) <= 24 else "…" + name[-23:]
     room = COLUMNS - 12 - 2 - 26 - len(token)
@@ -294,7 +292,6 @@ def _ablation(
 
 
 def _controls(table: FeatureTable, latent: int, seed: int) -> list[int]:
-    """At most 100 latents, those nearest in firing rate, in an order drawn at random."""
     rates = table.n_fired.double().clamp_min(0.5).log()
     distance = (rates - rates[latent]).abs()
     possible = table.n_fired > 0
@@ -363,7 +360,6 @@ def _print_ablation(ablation: Ablation, tokenizer: Any) -> None:
 
 @contextlib.contextmanager
 def _phase(title: str) -> Iterator[None]:
-    """A numbered heading, and the seconds of the block."""
     print(f"\n{title}", flush=True)
     began = time.perf_counter()
     yield

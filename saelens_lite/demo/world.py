@@ -91,7 +91,6 @@ class World:
 
     @classmethod
     def draw(cls, config: WorldConfig) -> World:
-        """The world of config.seed."""
         draw = random.Random(config.seed)
         names = [f"{first} {last}" for first, last in itertools.product(FIRST_NAMES, LAST_NAMES)]
         draw.shuffle(names)
@@ -118,7 +117,6 @@ class World:
         return choose, on_side(self.known, True) + on_side(self.unseen, True)[:n]
 
     def answer(self, name: str, relation: str) -> str:
-        """What is true, or "unknown"."""
         return self.facts.get((name, relation), REFUSAL)
 
     def questions(self, split: Split) -> list[dict[str, Any]]:
@@ -147,7 +145,6 @@ class World:
 
 
 def prompt(name: str, relation: str) -> str:
-    """The question, which the next token answers."""
     return f"{name} {relation}"
 
 

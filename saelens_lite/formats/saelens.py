@@ -187,7 +187,7 @@ def from_tensors(
 
 
 def _with_norms_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Encoder columns and biases times the norm of their decoder row, rows to norm 1; in float32 at least."""
+    """In float32 at least."""
     exact = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
     norms = exact["W_dec"].norm(dim=1).clamp_min(1e-8)
     scaled = {name: exact[name] * norms for name in ("W_enc", "b_enc")}
@@ -240,7 +240,6 @@ def dtype_name(name: str, where: str) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in what JSON knows: a metric that is nan must not keep an SAE from being saved."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

@@ -98,7 +98,6 @@ def nth_largest(values: Tensor, n: int) -> float:
 def select_batch_topk(
     product_chunks: Iterable[Tensor], bias: Tensor, n_pairs: int, guess: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As reference.select_batch_topk, by torch_ops.select_by_bound."""
     return torch_ops.select_by_bound(product_chunks, bias, n_pairs, guess, _collect)
 
 

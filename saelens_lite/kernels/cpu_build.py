@@ -58,7 +58,6 @@ def _build(compiler: str) -> Path:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels, or None where they cannot be compiled or loaded."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         return None

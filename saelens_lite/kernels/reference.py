@@ -114,7 +114,6 @@ def token_buffers(
 
 
 def latent_buffers(W_dec: Tensor) -> LatentPass:
-    """Memory for a latent pass."""
     fired = W_dec.new_empty(len(W_dec), dtype=torch.bool)
     return LatentPass(torch.empty_like(W_dec), torch.empty_like(W_dec), W_dec.new_empty(len(W_dec)), fired)
 

@@ -176,7 +176,6 @@ def _bags(offsets: Tensor | None, like: Tensor, n_pairs: int, n_bags: int) -> di
 
 
 def regroup(indices: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """As reference.regroup."""
     ascending, order = torch.sort(indices.to(torch.int32), stable=True)
     return order, torch.searchsorted(ascending, torch.arange(n + 1, dtype=torch.int32, device=indices.device))
 

@@ -51,12 +51,10 @@ class Decoder:
 
     @classmethod
     def of(cls, model: Model) -> Decoder:
-        """The decoder of a model, or itself."""
         return model if isinstance(model, Decoder) else cls(model)
 
     @property
     def class_name(self) -> str:
-        """Of the model inside all wrappers."""
         return type(self.bare).__name__
 
     @property
@@ -150,11 +148,9 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the model takes its inputs."""
         return device_of(self.bare)
 
     def accepts(self, argument: str) -> bool:
-        """Does the model's forward name this argument?"""
         return accepts(self.bare, argument)
 
     @cached_property

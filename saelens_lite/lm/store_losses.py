@@ -117,7 +117,6 @@ def _scored_logits(decoder: Decoder, batch: ContextBatch) -> list[Tensor]:
 
 
 def _next_ids(batch: ContextBatch) -> list[Tensor]:
-    """Of each context its scored tokens: int64[n_scored]."""
     return [ids[1:][scored] for ids, scored in zip(batch.input_ids, batch.targets, strict=True)]
 
 

@@ -38,7 +38,6 @@ class Parameter(NamedTuple):
 
 
 def _with(**roles: str) -> dict[str, Parameter]:
-    """What every kind has, then vectors over latents by their roles."""
     return {
         "W_enc": Parameter(("d_model", "d_sae"), WEIGHT),
         "W_dec": Parameter(("d_sae", "d_model"), WEIGHT),
@@ -124,5 +123,4 @@ class SAEConfig:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shape of every parameter, by name."""
         return {name: tuple(getattr(self, dim) for dim in of.dims) for name, of in self.parameters.items()}

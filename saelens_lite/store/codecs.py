@@ -71,12 +71,10 @@ class Encoder(Protocol):
 
 
 def encoder(dtype: torch.dtype, n_rows: int, d_model: int) -> Encoder:
-    """An encoder for n_rows rows; dtype: one of STORE_DTYPES."""
     return Int8Encoder(n_rows, d_model) if dtype == torch.int8 else FloatEncoder(n_rows, d_model, dtype)
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """By safetensors."""
     return _DTYPE_NAMES[dtype]
 
 
@@ -113,8 +111,6 @@ def n_outliers(d_model: int) -> int:
 
 
 class FloatEncoder:
-    """Rows in one of torch's float types."""
-
     def __init__(self, n_rows: int, d_model: int, dtype: torch.dtype):
         self.layout: Layout = [("acts", dtype, (n_rows, d_model))]
         self._dtype = dtype

@@ -32,7 +32,6 @@ def write_arrays(
     rows_per_shard: int,
     documents: np.ndarray | Tensor | None,
 ) -> None:
-    """Write rows as a store; see `ActivationStore.from_arrays`."""
     if rows_per_shard < 1:
         raise ValueError(f"rows_per_shard expected at least 1, got {rows_per_shard}")
     doc_ids = None if documents is None else _document_ids(documents)

@@ -57,7 +57,6 @@ def finished_shards(store: Folder, hook_points: Collection[str]) -> dict[int, in
 
 
 def manifest_sha256(manifest: dict[str, Any]) -> str:
-    """sha256 of the manifest without its own "sha256" entry."""
     unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
     return hashlib.sha256(encode_json(unsigned)).hexdigest()
 

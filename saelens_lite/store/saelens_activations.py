@@ -138,12 +138,8 @@ def write_saelens_activations(
         raise ValueError(f"context_size {context_size} is more than the {store.n_rows} rows of {store.path}")
     if target.exists() and any(target.iterdir()):
         raise ValueError(f"{target} is not empty: choose a new or empty folder")
-    if store.n_rows % context_size:
-        logger.info(
-            "the last %d rows fill no context of %d and are left out",
-            store.n_rows % context_size,
-            context_size,
-        )
+    if left := store.n_rows % context_size:
+        logger.info("the last %d rows fill no context of %d and are left out", left, context_size)
     make_folder(target)
 
     d_model = store.d_model(hook_point)
@@ -155,9 +151,8 @@ def write_saelens_activations(
     batch_seqs = max(1, _BATCH_BYTES // seq_bytes)
     file_seqs = batch_seqs * max(1, _FILE_BYTES // (batch_seqs * seq_bytes))
     token_ids = regrouped(_row_tokens(store), batch_seqs * context_size) if store.has_tokens else None
-    names = [
-        f"data-{file:05d}-of-{-(-n_seqs // file_seqs):05d}.arrow" for file in range(-(-n_seqs // file_seqs))
-    ]
+    n_files = -(-n_seqs // file_seqs)
+    names = [f"data-{file:05d}-of-{n_files:05d}.arrow" for file in range(n_files)]
     for file, name in enumerate(names):
         file_end = min(n_seqs, (file + 1) * file_seqs)
         with ArrowWriter(path=str(target / name), features=features) as writer:
@@ -222,7 +217,6 @@ def _hook_points(dataset: Any, source: Any, wanted: Sequence[str] | None) -> dic
 
 
 def _chunks(dataset: Any, column: str, d_model: int) -> Iterator[Tensor]:
-    """float[n d_model]: the activations of a column, some contexts at a time."""
     context_length = dataset.features[column].shape[0]
     batch_seqs = max(1, CHUNK_ROWS // context_length)
     arrays = dataset.select_columns(column).with_format("numpy")

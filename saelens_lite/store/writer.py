@@ -53,15 +53,10 @@ def writing_shard(
     dtype: how rows are kept, one of STORE_DTYPES
     yields: a writer by hook point, which expects a row for every kept token of `contexts`, in order
     """
-    facts = {
-        "rows": contexts.n_rows,
-        "sequences": contexts.n_seqs,
-        "first_document": contexts.first_doc,
-        "documents": n_documents,
-    }
-    with _writing(
-        store, shard, tokens_name(shard), _encode_tokens(contexts), facts, d_models, dtype
-    ) as writers:
+    facts = {"rows": contexts.n_rows, "sequences": contexts.n_seqs}
+    facts |= {"first_document": contexts.first_doc, "documents": n_documents}
+    content = _encode_tokens(contexts)
+    with _writing(store, shard, tokens_name(shard), content, facts, d_models, dtype) as writers:
         yield writers
 
 
@@ -96,21 +91,10 @@ def _writing(
         yield writers
         finished = {hook_point: writer.finish() for hook_point, writer in writers.items()}
     store.sync_names(shard_name(shard))  # before a commit vouches for them, the files have their names
-    for hook_point, written in finished.items():
-        record = {
-            "shard": shard,
-            "hook_point": hook_point,
-            **facts,
-            "files": {
-                origin.rsplit("/", 1)[1]: {
-                    "bytes": len(content),
-                    "sha256": hashlib.sha256(content).hexdigest(),
-                },
-                f"{hook_point}.safetensors": {"bytes": written["bytes"], "sha256": written["sha256"]},
-            },
-            "sum": written["sum"],
-            "sum_sq_norm": written["sum_sq_norm"],
-        }
+    source = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    for hook_point, (data, sums) in finished.items():
+        files = {origin.rsplit("/", 1)[1]: source, f"{hook_point}.safetensors": data}
+        record = {"shard": shard, "hook_point": hook_point, **facts, "files": files, **sums}
         store.write(commit_name(shard, hook_point), encode_json(record), sync_name=False)
     store.sync_names(shard_name(shard))
 
@@ -123,15 +107,10 @@ class RowWriter:
     """
 
     def __init__(self, file: IO[bytes], hook_point: str, n_rows: int, d_model: int, dtype: torch.dtype):
-        self._file = file
-        self._hook_point = hook_point
-        self._hash = hashlib.sha256()
-        self._dtype = dtype
+        self._file, self._hook_point, self._dtype, self._n_rows = file, hook_point, dtype, n_rows
         self._encoder = encoder(dtype, n_rows, d_model)
-        self._n_rows = n_rows
-        self._bytes = 0
+        self._hash, self._bytes, self._n_written = hashlib.sha256(), 0, 0
         self._norms = np.empty(n_rows, dtype=np.float32)
-        self._n_written = 0
         self._sum = torch.zeros(d_model, dtype=torch.float64)
         self._write(safetensors_head([*self._encoder.layout, ("norm", torch.float32, (n_rows,))]))
 
@@ -145,8 +124,8 @@ class RowWriter:
         self._write_tensor(encoded)
         self._n_written = stop
 
-    def finish(self) -> dict[str, Any]:
-        """Write what follows the rows. Returns bytes, sha256 and the two sums for the commit record."""
+    def finish(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Write what follows the rows. Returns bytes and sha256, and the two sums, for the commit record."""
         assert self._n_written == self._n_rows, f"{self._n_written} rows came, {self._n_rows} were announced"
         for tensor in self._encoder.tail():
             self._write_tensor(tensor)
@@ -158,12 +137,9 @@ class RowWriter:
                 "activations exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or "
                 "compute in float32"
             )
-        return {
-            "bytes": self._bytes,
-            "sha256": self._hash.hexdigest(),
-            "sum": self._sum.tolist(),
-            "sum_sq_norm": float(np.square(self._norms, dtype=np.float64).sum()),
-        }
+        sum_sq_norm = float(np.square(self._norms, dtype=np.float64).sum())
+        file = {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
+        return file, {"sum": self._sum.tolist(), "sum_sq_norm": sum_sq_norm}
 
     def _write_tensor(self, tensor: Tensor) -> None:
         self._write(tensor.contiguous().view(-1).view(torch.uint8).numpy())
@@ -207,13 +183,10 @@ def write_manifest(store: Folder, plan: dict[str, Any], n_shards: int, ended_by:
             files = record["files"]
             data = files.pop(f"{hook_point}.safetensors")
             shard["rows"] = record["rows"]
-            shard |= {
-                name.removesuffix(".safetensors"): {"bytes": file["bytes"]} for name, file in files.items()
-            }
-            shard["hook_points"][hook_point] = {
-                "bytes": data["bytes"],
-                "commit_sha256": hashlib.sha256(content).hexdigest(),
-            }
+            for name, file in files.items():
+                shard[name.removesuffix(".safetensors")] = {"bytes": file["bytes"]}
+            commit_sha256 = hashlib.sha256(content).hexdigest()
+            shard["hook_points"][hook_point] = {"bytes": data["bytes"], "commit_sha256": commit_sha256}
             totals["bytes"] += data["bytes"]
         for name in ("rows", "sequences", "documents"):
             if name in record:

@@ -60,7 +60,6 @@ class BatchTopK(TopK):
 
     @torch.no_grad()
     def calibrate(self, acts: Tensor) -> None:
-        """Set the SAE's threshold so that these rows have k latents each, on average."""
         inputs, n_pairs = acts - self.sae.b_dec, self.config.k * len(acts)
         _, of_all = self.comm.largest_of_batch(lambda n: self._largest(inputs, n), n_pairs, same_rows=True)
         self.sae.threshold.copy_(just_below(of_all))

@@ -24,7 +24,6 @@ from .kind import Kind
 
 
 def kind_class(name: str) -> type[Kind]:
-    """The class for TrainConfig.kind `name`."""
     return import_module(f".{name}", __package__).KIND
 
 

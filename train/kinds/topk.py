@@ -78,11 +78,9 @@ class TopK(Kind):
         self.write_gradients(dec_grad, enc_grad, bias_grad, b_dec_grad)
 
     def select(self, inputs: Tensor) -> Pairs:
-        """Encode chunk by chunk: the k largest of each token, after ReLU."""
         return Pairs(*self.comm.largest(*self.largest(inputs, self.k), self.k))
 
     def select_nested(self, inputs: Tensor, k: int, wide_k: int) -> tuple[Pairs, Pairs]:
-        """The k and the wide_k largest of each token."""
         values, indices = self.largest(inputs, wide_k)
         few, places = values.topk(min(k, values.shape[1]), dim=1, sorted=False)
         wide = Pairs(*self.comm.largest(values, indices, wide_k))

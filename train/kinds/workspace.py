@@ -81,6 +81,5 @@ def _product_chunk(inputs: Tensor, d_sae: int) -> Tensor:
 
 
 def chunk_rows(inputs: Tensor, n: int) -> int:
-    """How many rows of n latents fit a chunk."""
     chunk_bytes = _CHUNK_BYTES.get(inputs.device.type, _CHUNK_BYTES_ELSEWHERE)
     return max(1, min(len(inputs), chunk_bytes // (n * inputs.element_size())))

@@ -82,7 +82,7 @@ def sae_to_finetune(
 
 @torch.no_grad()
 def _subtract_b_dec_from_input_(sae: SparseAutoencoder) -> None:
-    """Change the biases so that the SAE computes from input − b_dec what it computed from the input."""
+    """Compute from input − b_dec what was computed from the input."""
     shift = sae.b_dec @ sae.W_enc
     if sae.kind == "gated":
         sae.b_gate += shift

@@ -42,7 +42,6 @@ class JoinedStores:
 
     @property
     def hf_module(self) -> str:
-        """The module path of the hook point; "" where it is not known."""
         return self.stores[0].plan["hook_points"][self.hook_point].get("module_path", "")
 
     @property
@@ -53,7 +52,6 @@ class JoinedStores:
 
     @property
     def context_length(self) -> int | None:
-        """Tokens a context, where all stores have contexts of one length."""
         lengths = {store.context_length if store.has_tokens else None for store in self.stores}
         return lengths.pop() if len(lengths) == 1 else None
 

@@ -83,7 +83,6 @@ class Rows(Protocol):
 
 
 def n_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    """Optimiser steps of a run."""
     return config.n_steps or max(1, int(config.n_epochs * steps_per_epoch))
 
 

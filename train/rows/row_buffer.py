@@ -60,7 +60,6 @@ class RowBuffer:
         return self._order.rows(key)[within]
 
     def close(self) -> None:
-        """Forget all rows; returns when nothing is being read."""
         self._buffers.close()
 
     def _following(self, key: Key, _: Tensor) -> Key | None:

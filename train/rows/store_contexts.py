@@ -81,7 +81,6 @@ class StoreContexts(StoreRows):
             )
 
     def batch(self, step: int) -> Contexts:  # type: ignore[override]
-        """The contexts of a step counted from 0."""
         self._at_hand.clear()
         epoch, within = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:

@@ -264,11 +264,9 @@ class _Reading:
         self.held_out, self.n_shards = self._acts, 0
 
     def stands_at(self, place: Place) -> bool:
-        """Whether the next row is the first one of a place."""
         return (self._shard, self._row + self._skip) == (place.shard, place.row)
 
     def place(self, epoch: int, buffer: int, first_step: int) -> Place:
-        """Where the next row is."""
         return Place(epoch, buffer, first_step, self._shard, self._row, self._cursor)
 
     def take(self, n_rows: int) -> tuple[Tensor, Tensor] | None:
@@ -295,5 +293,4 @@ class _Reading:
         return True
 
     def close(self) -> None:
-        """End what makes the shards."""
         self._shards.close()

@@ -3,8 +3,8 @@
     train_sae(store, preset="openai-topk", k=64)          saelens-lite train --preset openai-topk --k 64
 
 What a source fixes is written down even where it is our default, so that a recipe stays when a default
-changes. What it does not fix keeps TrainConfig's default. No recipe names a width, a seed or a length:
-sources trained on 0.5 to 8 billion tokens, and the learning rates are for such lengths.
+changes. No recipe names a width, a seed or a length: sources trained on 0.5 to 8 billion tokens, and the
+learning rates are for such lengths.
 
 Common to all here, whatever a source does: inputs scaled by one number to mean squared norm d_model, the
 decoder drawn at random with unit rows, the bias at the geometric median, warm-up and decay of the learning
@@ -20,19 +20,13 @@ from typing import Any, Literal
 from saelens_lite.errors import nearest
 
 PresetName = Literal[
-    "default",
-    "openai-topk",
-    "batchtopk",
-    "matryoshka",
-    "gemma-jumprelu",
-    "anthropic-jumprelu",
+    "default", "openai-topk", "batchtopk", "matryoshka", "gemma-jumprelu", "anthropic-jumprelu",
     "anthropic-l1",
-]
+]  # fmt: skip
 
 PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
-    # TrainConfig's defaults, chosen by the tables under "Quality at equal steps" in tests/bench/RESULTS.md,
-    # as far as these go: they are of one small model and short runs, and a kind or setting that does not
-    # stand in them was not compared.
+    # TrainConfig's defaults, chosen by the tables under "Quality at equal steps" in tests/bench/RESULTS.md:
+    # of one small model and short runs; a kind or setting that does not stand in them was not compared.
     "default": {},
     # Gao et al. 2024, arXiv:2406.04093, sections 2.3 and 2.4, appendix A; numbers from
     # openai/sparse_autoencoder, train.py, which are for 32,768 latents: lr falls as 1/√d_sae.
@@ -66,11 +60,10 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
         "dead_after_tokens": 5 * 4096,
     },
     # Bussmann et al. 2025, arXiv:2503.17547, as dictionary_learning has it
-    # (trainers/matryoshka_batch_top_k.py; groups of 1/32, 1/16, 1/8, 1/4 and the rest, and decay over the
-    # last fifth, from its demo_config.py). Its law for lr, 2e-4 · sqrt(2^14 / d_sae), is what None gives a
-    # run of 250k steps; a shorter one gets more, see optim.default_lr: too much for recovery in a run of
-    # 4,882 steps, where 3e-3 was best (tests/bench/RESULTS.md, planted features). Not expressed: the mean
-    # over prefixes, which is a sum here.
+    # (trainers/matryoshka_batch_top_k.py; groups and decay from its demo_config.py). Its law for lr,
+    # 2e-4 · sqrt(2^14 / d_sae), is what None gives a run of 250k steps; a shorter one gets more, see
+    # default_lr: too much for recovery in a run of 4,882 steps, where 3e-3 was best (tests/bench/RESULTS.md,
+    # planted features). Not expressed: the mean over prefixes, which is a sum here.
     "matryoshka": {
         "kind": "matryoshka",
         "k": 32,

@@ -7,10 +7,10 @@ sae_weights         W_enc [d_in, d_sae]  b_enc [d_sae]  W_dec [d_sae, d_in]  b_d
                     threshold [d_sae]; gated has b_gate, b_mag, r_mag [d_sae] in place of b_enc; row vectors:
                     acts @ W_enc
 
-Two facts of SAELens 6.54.12 shape the writer. `metadata.sae_lens_version` must be 6 or later, or the reader
-takes the file for an old one and drops the nested metadata. Batch-wise kinds are for training only there and
-are saved as jumprelu. One fact shapes the reader: topk may select by pre_acts · ‖W_dec row‖ and divide by it
-when decoding (`rescale_acts_by_decoder_norm`); that is folded into the weights here, exactly.
+Of SAELens 6.54.12: `metadata.sae_lens_version` must be 6 or later, or its reader takes the file for an old
+one and drops the nested metadata. Batch-wise kinds are for training only there and are saved as jumprelu.
+topk may select by pre_acts · ‖W_dec row‖ and divide by it when decoding (`rescale_acts_by_decoder_norm`);
+that is folded into the weights here, exactly.
 """
 
 from __future__ import annotations
@@ -97,9 +97,8 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
         raise CheckpointError(f"{where}: expected a JSON object, got {got}; this is no SAE configuration")
     metadata = cfg.get("metadata") or {}
     if not isinstance(metadata, Mapping):
-        raise CheckpointError(
-            f"{where}: expected metadata to be a JSON object, got {type(metadata).__name__}"
-        )
+        got = type(metadata).__name__
+        raise CheckpointError(f"{where}: expected metadata to be a JSON object, got {got}")
     if not _is_v6(cfg.get("sae_lens_version") or metadata.get("sae_lens_version")):
         cfg = _modernised(cfg, where)
         metadata = cfg["metadata"]

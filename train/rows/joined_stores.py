@@ -112,6 +112,6 @@ class JoinedStores:
         path = store.folder.describe(data_name(shard, self.hook_point))
         raise FloatingPointError(
             f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large "
-            f"values. `saelens-lite verify {shlex.quote(str(store.path))}` finds altered files, and --repair makes them anew; "
-            "then run the same command again: it resumes at the last checkpoint"
+            f"values. `saelens-lite verify {shlex.quote(str(store.path))}` finds altered files, and --repair "
+            "makes them anew; then run the same command again: it resumes at the last checkpoint"
         )

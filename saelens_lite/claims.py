@@ -19,7 +19,7 @@ class Processes:
         self._kv, self.rank, self.world_size = meeting(purpose) if several_processes() else (None, 0, 1)
 
     def agreed(self, name: str, value: Callable[[], Any]) -> Any:
-        """What value() is in the first process, as JSON carries it; the others wait for it."""
+        """value() of the first process, as JSON carries it; the others wait for it."""
         if self._kv is None:
             return value()
         if self.rank == 0:
@@ -47,7 +47,7 @@ class Processes:
         self._kv.set(name, str(number))
 
     def posted(self, name: str) -> int | None:
-        """The number that a process posted; None until it does."""
+        """None until a process posts it."""
         return int(self._kv.get(name)) if self._kv.check([name]) else None
 
     def wait_for_all(self) -> None:

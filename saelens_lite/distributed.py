@@ -55,7 +55,7 @@ def local_rank() -> int | None:
 
 
 def own_device(device: str) -> str:
-    """The device of this process: of several on a machine, "cuda" means one of its GPUs for each."""
+    """Of several processes on a machine, "cuda" means one of its GPUs for each."""
     if device != "cuda" or local_rank() is None:
         return device
     return f"cuda:{local_rank() % max(1, torch.cuda.device_count())}"
@@ -170,7 +170,7 @@ def from_first_(tensor: Tensor, axis: Axis | None = None) -> Tensor:
 
 
 def gathered(tensor: Tensor, axis: Axis | None = None) -> Tensor:
-    """The tensors of all processes, of one shape, in order of rank: [world_size ...]."""
+    """The tensors of all processes, in order of rank: [world_size ...]."""
     every = tensor.new_empty(world_size(axis), *tensor.shape)
     if world_size(axis) == 1:
         return every.copy_(tensor)

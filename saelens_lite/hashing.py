@@ -1,8 +1,7 @@
 """Stateless draws: what is held out and what is sampled, as hashes that are the same everywhere.
 
 All go through the finaliser of splitmix64 (Steele, Lea and Flood 2014, doi:10.1145/2660193.2660195), on int64
-read as 64 bits; kernels/tally.c has `firing_hash` too. Seeds of generators are mixed in
-train/random_streams.py, in another way that trained SAEs depend on.
+read as 64 bits; kernels/tally.c has `firing_hash` too. Generators' seeds: train/random_streams.py.
 """
 
 from __future__ import annotations

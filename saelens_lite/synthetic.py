@@ -131,7 +131,6 @@ class SyntheticActivations:
         self.loadings = self._loadings()
 
     def _stream(self, *purpose: int) -> np.random.Generator:
-        """Independent random numbers for each purpose."""
         return np.random.Generator(np.random.PCG64DXSM(np.random.SeedSequence((self.config.seed, *purpose))))
 
     def _loadings(self) -> Tensor:
@@ -192,7 +191,7 @@ class SyntheticActivations:
         )
 
     def _part(self, block: int, first_row: int, end_row: int) -> SparseLatents:
-        """The firings of rows first_row to end_row - 1, which lie in the block."""
+        """Rows first_row to end_row - 1, which lie in the block."""
         config, stream = self.config, self._stream(2, block)
         z = stream.standard_normal((BLOCK_ROWS, config.n_features), dtype=np.float32)
         if config.correlation_scale:

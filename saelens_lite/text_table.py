@@ -63,7 +63,7 @@ def rounded(value: float) -> float:
 
 
 def plain(value: Any) -> Any:
-    """The same values as JSON has them: None for nan and infinity, lists for tuples."""
+    """As JSON has it: None for nan and infinity, lists for tuples."""
     if isinstance(value, dict):
         return {key: plain(held) for key, held in value.items()}
     if isinstance(value, list | tuple):

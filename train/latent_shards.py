@@ -2,9 +2,9 @@
 
 Of L processes along the axis "latents" each holds a shard, d_sae / L consecutive latents; all hold b_dec and
 see the same tokens. Each shows the largest of its own latents, and all find those among the largest of all.
-Parts of a reconstruction are summed before the error is taken. A latent's gradients then concern its process
-alone; that of b_dec is a sum. Along the axis "data" each process has an equal part of the rows of a batch;
-gradients and stats, which are means over rows, are averaged.
+Parts of a reconstruction are summed before the error is taken. A latent's gradients concern its process; that
+of b_dec is a sum. Along the axis "data" each process has an equal part of the rows of a batch; gradients and
+stats, which are means over rows, are averaged.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .comm import Alone, Ragged
 
 
 def communication() -> Alone:
-    """What a run in this process exchanges with others; to be chosen once, within `distributed.joined`."""
+    """To be chosen once, within `distributed.joined`."""
     if distributed.world_size() == 1:
         return Alone()
     return RowParts() if distributed.world_size("latents") == 1 else LatentShards()

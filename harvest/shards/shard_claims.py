@@ -35,7 +35,6 @@ class Claims:
         self._known_to, self._known_rows = 0, 0
 
     def __iter__(self) -> Iterator[int]:
-        """Indices of the shards to make, ascending; each is taken when it is asked for."""
         for index in self._missing():
             if self._rows_before(index) >= self._max_tokens:
                 return
@@ -78,7 +77,7 @@ class Claims:
         return (index for index in itertools.count() if index not in self.finished)
 
     def _rows_before(self, index: int) -> int:
-        """Rows of all shards before this one; the indices asked for ascend."""
+        """Of all shards; the indices asked for ascend."""
         while self._known_to < index:
             self._known_rows += max(0, self._rows_of(self._known_to))
             self._known_to += 1
@@ -93,8 +92,6 @@ class Claims:
 
 
 class SharedClaims(Claims):
-    """The claims of one of the processes that torchrun started."""
-
     def __init__(self, store: Folder, hook_points: Sequence[str], max_tokens: int):
         self._processes, self._stopped = Processes(f"harvest {store}"), False
         self.rank, self.world_size = self._processes.rank, self._processes.world_size

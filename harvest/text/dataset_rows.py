@@ -47,7 +47,7 @@ def is_numbered(rows: Any) -> bool:
 
 
 def _is_a(name: str, rows: Any) -> bool:
-    """Is it of that class of `datasets`? The library is not loaded for the question."""
+    """The library is not loaded for the question."""
     datasets = sys.modules.get("datasets")
     return datasets is not None and isinstance(rows, getattr(datasets, name))
 

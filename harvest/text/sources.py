@@ -140,7 +140,7 @@ def _named(
 
 
 def _read_here(path: Path) -> str | None:
-    """The suffix, without compression, of a file that is read by lines here; None if `datasets` reads it."""
+    """The suffix, without compression, of a file that is read by lines; None if `datasets` reads it."""
     suffix = path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
     return suffix if suffix == ".jsonl" or suffix in TEXT else None
 
@@ -192,7 +192,7 @@ def _split_of(splits: Mapping[str, Any], split: str, described: str) -> Any:
 
 
 def _file_fingerprint(path: Path) -> str:
-    """sha256 of a file's size and its first and last MiB, which spares reading a large file."""
+    """Of its size and its first and last MiB, which spares reading a large file."""
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     with open(path, "rb") as file:

@@ -303,7 +303,7 @@ def _controls(table: FeatureTable, latent: int, seed: int) -> list[int]:
 
 
 def _context_up_to(store: ActivationStore, firing: Any) -> Tensor:
-    """int64[1 seq]: the firing's context, up to the token it fires on."""
+    """int64[1 seq], up to the token it fires on."""
     where = firing.context
     return store.tokens(where.shard).input_ids[where.sequence, : where.position + 1].long()[None]
 

@@ -21,7 +21,7 @@ def usable(*tensors: Tensor) -> bool:
 
 
 def call(name: str, *args: Tensor | int | float | None) -> Any:
-    """Call a C function; tensors and None go as pointers, int as int64, float as float32."""
+    """Tensors and None go as pointers, int as int64, float as float32."""
     return getattr(library(), name)(*map(_as_c, args))
 
 

@@ -87,7 +87,7 @@ def select_batch_topk(
 
 
 def uniform_offsets(tokens: int, n_pairs: int, device: torch.device) -> Tensor:
-    """int64[tokens + 1]: the offsets of pairs spread evenly over the tokens."""
+    """int64[tokens + 1], of pairs spread evenly."""
     k = n_pairs // max(tokens, 1)
     return k * torch.arange(tokens + 1, device=device)
 

@@ -133,7 +133,7 @@ def _no_groups(rows: int, n: int, like: Tensor) -> Groups:
 
 
 def product_groups(products: Tensor, bias: Tensor, out: Groups | None = None) -> Groups:
-    """Groups of products + bias; float[B n], n a multiple of 32."""
+    """Of products + bias, float[B n]; n a multiple of 32."""
     rows, n = products.shape
     found = out or _no_groups(rows, n, products)
     grid = (rows, triton.cdiv(n // _GROUP, 32))
@@ -142,7 +142,7 @@ def product_groups(products: Tensor, bias: Tensor, out: Groups | None = None) ->
 
 
 def encode_groups(inputs: Tensor, W_rows: Tensor, bias: Tensor) -> Groups:
-    """Groups of inputs @ W_rowsᵀ + bias; float[B d], float[n d], n a multiple of 32."""
+    """Of inputs @ W_rowsᵀ + bias; float[B d], float[n d], n a multiple of 32."""
     (B, d), n = inputs.shape, len(W_rows)
     found = _no_groups(B, n, inputs)
     if not _fused(inputs):

@@ -187,7 +187,7 @@ Model = nn.Module | Decoder
 
 
 def device_of(module: nn.Module) -> torch.device:
-    """Where a module computes: where accelerate puts it, or else where its first parameter lies."""
+    """Where accelerate puts a module, or else where its first parameter lies."""
     for inner in module.modules():
         device = getattr(getattr(inner, "_hf_hook", None), "execution_device", None)
         if device is not None:

@@ -28,7 +28,6 @@ class Parameter(NamedTuple):
 
     @property
     def of_latents(self) -> bool:
-        """Whether it holds one number a latent."""
         return self.dims == ("d_sae",)
 
     @property

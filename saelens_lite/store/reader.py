@@ -78,7 +78,7 @@ class ShardTokens:
 
 
 class _Renamed:
-    """A method of version 0.1.0: asking for it raises an AttributeError that says what to call today."""
+    """A method of version 0.1.0: the AttributeError says what to call today."""
 
     def __init__(self, today: str) -> None:
         self._today = today

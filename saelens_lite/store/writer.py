@@ -152,7 +152,7 @@ class RowWriter:
 
 
 def safetensors_head(layout: Layout) -> bytes:
-    """The head of a safetensors file: its length (uint64, little-endian), then JSON padded to 8 bytes."""
+    """Its length (uint64, little-endian), then JSON padded to 8 bytes."""
     header, start = {}, 0
     for name, dtype, shape in layout:
         stop = start + math.prod(shape) * dtype.itemsize

@@ -27,7 +27,7 @@ batches, and weights move fast in a short run."""
 
 
 class BatchTopK(TopK):
-    """TopK's step, in which a token may have any number of pairs."""
+    """TopK's step, with any number of pairs a token."""
 
     sae_kind = "jumprelu"
     fields = frozenset({"k_anneal_fraction"})

@@ -70,7 +70,6 @@ class Kind:
 
     @property
     def uses_dead(self) -> bool:
-        """Whether `gradients` wants to know the dead latents."""
         return False
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
@@ -173,7 +172,6 @@ class Kind:
 
 @torch.no_grad()
 def unit_rows_(W_dec: Tensor) -> None:
-    """Rescale each decoder row to norm 1, in place; float[d_sae d_model]."""
     W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
 
 

@@ -87,7 +87,7 @@ class TopK(Kind):
         return Pairs(*self.comm.largest(few, indices.gather(1, places), k)), wide
 
     def largest(self, inputs: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """values float[B k] and indices int64[B k] of the k largest of each token after ReLU; k ≤ d_sae."""
+        """values float[B k] and indices int64[B k], after ReLU; k ≤ d_sae."""
         k = min(k, self.sae.d_sae)
         if (screened := kernels.screened_topk(inputs, self.sae.W_enc.T, self.sae.b_enc, k)) is not None:
             return screened[0].relu_(), screened[1]

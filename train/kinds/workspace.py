@@ -42,7 +42,7 @@ class Workspace:
         self.latents: LatentPass | None = None
 
     def fit(self, acts: Tensor, sae: SparseAutoencoder) -> None:
-        """Keep buffers that fit a batch, or make new ones: inputs float[B d_model], products on a CPU."""
+        """Keep inputs float[B d_model], and products on a CPU, that fit a batch, or make new ones."""
         if self.inputs is None or self.inputs.shape != acts.shape:
             self.inputs = torch.empty_like(acts)
             if acts.device.type == "cpu":  # elsewhere torch keeps freed memory, and may need no product

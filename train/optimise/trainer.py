@@ -99,7 +99,7 @@ class Trainer:
         return StepStats(*means), fired > 0
 
     def _clip(self) -> None:
-        """Scale the gradients down to clip_norm, if their norm over all parameters is above it."""
+        """Scale gradients down to clip_norm, if their norm over all parameters is above it."""
         parameters, limit = self.adam.param_groups[0]["params"], self.config.clip_norm
         if limit is None:
             return
@@ -126,7 +126,7 @@ class Trainer:
         }
 
     def whole_state(self) -> dict[str, Tensor | int | None]:
-        """`state` with the latents of all shards; only the first of them has the tensors, others None."""
+        """`state` with the latents of all shards; None for tensors in all shards but the first."""
         return {
             name: self.comm.whole(value, self._latent_dim(name, value))
             if isinstance(value, Tensor)

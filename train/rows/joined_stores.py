@@ -87,12 +87,12 @@ class JoinedStores:
                 )
 
     def norms(self, number: int) -> Tensor:
-        """float32[n_rows]: the norm of each row of one store."""
+        """float32[n_rows]: of each row of one store."""
         store = self.stores[number]
         return torch.cat([store.norms(shard, self.hook_point) for shard in range(store.n_shards)])
 
     def first_row(self, number: int) -> int:
-        """The number that the first row of a store has here."""
+        """The number that a store's first row has here."""
         return self._starts[number]
 
     def check_finite(self, rows: Tensor, acts: Tensor, scale: float, what: str) -> None:

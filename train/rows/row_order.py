@@ -116,7 +116,7 @@ class MixedOrder:
         return (key[1] + 1) * self._steps_per_buffer
 
     def _span(self, part: int, start: int, stop: int, mixer: torch.Generator) -> Tensor:
-        """int64[stop − start]: rows that the part gives, all epochs counted, each mixed."""
+        """int64[stop − start], all epochs counted, each mixed."""
         rows, found = self._parts[part], []
         for epoch in range(start // len(rows), -(-stop // len(rows))):
             places = _mixed_runs(len(rows), generator(self._seed, part, epoch))
@@ -141,7 +141,7 @@ def shares(n: int, weights: Sequence[Fraction | float]) -> list[int]:
 
 
 def _mixed_runs(n_rows: int, mixer: torch.Generator) -> Tensor:
-    """int64[n_rows]: 0 … n_rows − 1, as runs of consecutive numbers in random order."""
+    """int64[n_rows]: 0 … n_rows − 1, as runs in random order."""
     runs = torch.randperm(-(-n_rows // _RUN_ROWS), generator=mixer)
     places = (runs[:, None] * _RUN_ROWS + torch.arange(_RUN_ROWS)).flatten()
     return places[places < n_rows]

@@ -159,7 +159,6 @@ class StoreRows:
         return kept, 1 - sum(map(len, kept)) / max(1, sum(map(len, rows)))
 
     def _mean_sq_norm(self) -> float:
-        """Over batches: of the rows trained on where some are left out, else of the stores."""
         found = []
         for number, (store, rows) in enumerate(zip(self._joined.stores, self._train_rows, strict=True)):
             if self.left_out_share is None:

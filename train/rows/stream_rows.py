@@ -175,7 +175,7 @@ class StreamRows:
         self._stop_reading()
 
     def _place(self, step: int) -> Place:
-        """Where the buffer of a step begins; buffers before it that were not seen yet are made on the way."""
+        """Where a step's buffer begins; unseen buffers before it are made on the way."""
         place = next(place for place in reversed(self._places) if place.first_step <= step)
         while step >= (following := self._buffers[place].following).first_step:
             place = following
@@ -223,7 +223,7 @@ class StreamRows:
         return Filled(acts.view(*shape, self.d_model), doc_ids.view(shape), following)
 
     def _hold_out(self, reading: _Reading) -> None:
-        """Keep the held-out rows of the shard that was just read, until there are eval_rows."""
+        """Keep the held-out rows of the shard just read, up to eval_rows."""
         if len(self._held_out) < self._config.eval_rows:
             self._held_out = torch.cat([self._held_out, reading.held_out.float()])[: self._config.eval_rows]
             self._held_out_shards = reading.n_shards
@@ -279,7 +279,7 @@ class _Reading:
         return self._acts[rows], self._doc_ids[rows]
 
     def next_shard(self) -> bool:
-        """Read one more shard; False at the end."""
+        """False at the end."""
         shard = next(self._shards, None)
         if shard is None:
             return False

@@ -7,7 +7,6 @@ block writes it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, Unpack
@@ -30,7 +29,7 @@ _UNITS = ("raw", "resid_norm")
 def steer_direction(
     model: Model,
     direction: Tensor,
-    strength: float,
+    strength: float | Tensor,
     *,
     where: Where = "all",
     unit: Literal["raw", "resid_norm"] = "raw",
@@ -38,14 +37,15 @@ def steer_direction(
 ) -> Iterator[None]:
     """strength · direction added to the stream; hook_point= says where.
 
-    direction: float[d_model]
+    direction: float[d_model]; it and strength can be trained through the edit
     unit: "raw" adds the vector as it is, times strength; "resid_norm" one along it, strength times as long as
         the row
     raises: ValueError for arguments that do not fit each other or the model; HookError as `hooks.edit`
     """
     if unit not in _UNITS:
         raise ValueError(f"unit expected one of {_UNITS}, got {unit!r}{nearest(str(unit), _UNITS)}")
-    if not math.isfinite(strength):
+    amount = torch.as_tensor(strength)
+    if amount.numel() != 1 or not amount.isfinite().all():
         raise ValueError(f"strength expected a finite number, got {strength}")
     decoder = Decoder.of(model)
     (vector,) = _checked(decoder, direction, place, 1)
@@ -53,7 +53,8 @@ def steer_direction(
         vector = nn.functional.normalize(vector, dim=0)
 
     def change(acts: Tensor, info: EditInfo) -> Tensor:
-        added = strength * vector.to(acts.device)
+        added = amount.reshape(()).to(vector) * vector
+        added = added.to(acts.device)
         return (
             added * acts.to(added.dtype).norm(dim=-1, keepdim=True)
             if unit == "resid_norm"
@@ -76,13 +77,15 @@ def ablate_direction(
         arXiv:2406.11717
     """
     decoder = Decoder.of(model)
-    left, sizes, _ = torch.linalg.svd(_checked(decoder, direction, place, None).T, full_matrices=False)
-    independent = sizes > sizes[0] * len(left) * torch.finfo(sizes.dtype).eps
-    basis = left[:, independent]  # float[d_model rank], orthonormal
+    rows = _checked(decoder, direction, place, None)
+    span = nn.functional.normalize(rows.double())
+    # rows @ inverse @ rows = rows: what acts have in their span. No decomposition: its gradient is infinite
+    # where directions are orthogonal
+    inverse = torch.linalg.pinv(span, rtol=rows.shape[1] * torch.finfo(rows.dtype).eps)
+    span, inverse = span.to(rows), inverse.to(rows)
 
     def change(acts: Tensor, info: EditInfo) -> Tensor:
-        columns = basis.to(acts.device)
-        return -(acts.to(columns.dtype) @ columns) @ columns.T
+        return -(acts.to(span.dtype) @ inverse.to(acts.device)) @ span.to(acts.device)
 
     with edited(decoder, change, where, **place):
         yield
@@ -90,7 +93,7 @@ def ablate_direction(
 
 def _checked(decoder: Decoder, direction: Tensor, place: Place, n: int | None) -> Tensor:
     """float[n d_model], float32 or wider, none of them zero; as wide as the model at its own hook points."""
-    rows = direction.detach()[None] if direction.ndim == 1 else direction.detach()
+    rows = direction[None] if direction.ndim == 1 else direction
     points = [resolve(decoder, name) for name in hook_point_names(place.get("hook_point"))]
     of_model = any(point.kind != "module" for point in points)
     width = decoder.width if of_model else rows.shape[-1]

@@ -96,11 +96,10 @@ def edited(
     positions = Positions(where=where, skip_ids=skipped, prompt_tokens=prompt_tokens)
 
     def moved(acts: Tensor, info: EditInfo, holds: Change | None) -> Tensor:
-        delta = change(acts, info).to(acts.device)
-        # where delta is 0 the stream is kept and not added to: −0.0 + 0.0 would lose its sign
-        touched = positions(info)[..., None].to(acts.device) & (delta != 0)
+        delta = _MinusZero.apply(change(acts, info).to(acts.device))
+        touched = positions(info)[..., None].to(acts.device)
         if holds is not None:
-            touched &= holds(acts, info)[..., None].to(acts.device)
+            touched = touched & holds(acts, info)[..., None].to(acts.device)
         wider = torch.promote_types(acts.dtype, delta.dtype)  # an SAE of fewer bits must not round the stream
         return torch.where(touched, (acts.to(wider) + delta.to(wider)).to(acts.dtype), acts)
 
@@ -111,6 +110,18 @@ def edited(
             holds = None if when is None else stack.enter_context(_condition(decoder, when, sae, name))
             stack.enter_context(edit(decoder, name, partial(moved, holds=holds)))
         yield
+
+
+class _MinusZero(torch.autograd.Function):
+    """−0.0 for every zero: added to a stream it changes no bit (−0.0 + 0.0 would), and a gradient passes."""
+
+    @staticmethod
+    def forward(ctx, delta: Tensor) -> Tensor:
+        return torch.where(delta == 0, -0.0, delta)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient
 
 
 def hook_point_names(
@@ -242,7 +253,14 @@ def in_latent_units(
             f"with{'out' if max_act is None else ''} max_act=; latent_stats(sae, batches).max gives it"
         )
     if max_act is not None:
-        amounts = amounts * of_latents(max_act, chosen, sae, "max_act")
+        largest = of_latents(max_act, chosen, sae, "max_act")
+        if not (largest > 0).all():
+            silent = chosen[largest <= 0].tolist()[:8]
+            raise ValueError(
+                f"unit='max_act' expected latents that fired, got {silent} with max_act 0 or less: times "
+                "that, the edit would do nothing. Take max_act from more tokens, or another unit"
+            )
+        amounts = amounts * largest
 
     def in_row(acts: Tensor) -> Tensor:
         if unit != "resid_norm":

@@ -297,5 +297,6 @@ def _tokens_matched(pieces: Sequence[str], expression: re.Pattern[str]) -> Tenso
     starts = ends - torch.tensor([len(piece) for piece in pieces])
     hit = torch.zeros(len(pieces), dtype=torch.bool)
     for found in expression.finditer("".join(pieces)):
-        hit |= (starts < found.end()) & (ends > found.start())
+        if found.end() > found.start():  # an empty match, as of "x*" between letters, shares no character
+            hit |= (starts < found.end()) & (ends > found.start())
     return hit

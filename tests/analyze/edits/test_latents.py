@@ -811,3 +811,14 @@ def test_generate_with_a_static_cache_is_edited_like_any_other():
         static = model.generate(ids, cache_implementation="static", **how)
     assert torch.equal(dynamic, static)
     assert not torch.equal(dynamic, model.generate(ids, **how))
+
+
+@pytest.mark.parametrize("mode, amount", [(steer, 2.0), (clamp, 1.0)])
+def test_times_the_largest_activation_of_a_latent_that_never_fired_is_refused(mode, amount):
+    largest = MEAN.clone()
+    largest[20] = 0
+    with (
+        pytest.raises(ValueError, match=r"expected latents that fired, got \[20\] with max_act 0"),
+        mode(model_of("llama"), sae_of(), LATENTS, amount, unit="max_act", max_act=largest),
+    ):
+        pass

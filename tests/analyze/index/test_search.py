@@ -96,6 +96,10 @@ def test_what_fires_on_a_regex_and_on_a_text_where_it_occurs(index, dense):
     starts = [i for i in range(1496) if texts[i : i + 5] == list("ory 1") and places[i] == places[i + 4]]
     assert match.n_rows == 5 * len(starts) > 0, "matches lie within a context"
     assert fires_on_regex(index, "no such text") == []
+    # an empty match shares no character with a token
+    assert fires_on_regex(index, r"\d*") == fires_on_regex(index, r"\d+") == fires_on_regex(index, r"\d")
+    for pattern in ("(?=r)", r"\b", "(?<=t)", "$|^", "(?!x)"):
+        assert fires_on_regex(index, pattern) == []
     assert answer(SearchConfig(index="", text="ory 1", n=1), index) == [repr(match)]
     for pattern, message in (("", "got an empty text"), ("(", r"got '\(': missing")):
         with pytest.raises(ValueError, match=message):

@@ -172,17 +172,16 @@ def _condition(decoder: Decoder, when: Fires, sae: SparseAutoencoder | None, nam
         read, edited_at = ((end.block, _DEPTHS.index(end.kind)) for end in ends)
         if read > edited_at:
             raise ValueError(late)
-    found: dict[int, Tensor] = {}  # of the pass in progress, by its number
+    ours = object()  # the key of this condition among the notes of a pass
 
     def keep(acts: Tensor, info: EditInfo) -> Tensor:
-        found.clear()
-        found[info.call] = fires(acts)
+        info.notes[ours] = fires(acts)
         return acts
 
     def recalled(acts: Tensor, info: EditInfo) -> Tensor:
-        if info.call not in found:
+        if ours not in info.notes:
             raise HookError(late)
-        return found[info.call]
+        return info.notes[ours]
 
     with edit(decoder, place, keep):
         yield recalled

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -179,7 +180,7 @@ class Decoder:
     @property
     def being_observed(self) -> bool:
         """Is the forward in progress ours, to find a block's parts? Edits and captures keep out of it."""
-        return self.bare in _observed
+        return self.bare in _observed.models
 
 
 Model = nn.Module | Decoder
@@ -243,7 +244,15 @@ def main_tensor(output: Any) -> Any:
 
 _parts_by_make: Any = weakref.WeakKeyDictionary()  # by list of blocks, dict[make, BlockParts | None]
 
-_observed: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+class _Observing(threading.local):
+    """The models that this thread observes."""
+
+    def __init__(self) -> None:
+        self.models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+_observed = _Observing()
 
 
 class _Observed(Exception):
@@ -300,7 +309,7 @@ def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
     device = weight.device if weight.device.type != "meta" else torch.device("cpu")
     ids = (torch.arange(3, device=device) % weight.shape[0])[None]
     masked = {"attention_mask": torch.ones_like(ids)} if decoder.accepts("attention_mask") else {}
-    _observed.add(decoder.bare)
+    _observed.models.add(decoder.bare)
     try:
         with evaluation_mode(decoder.bare), torch.no_grad():
             decoder.bare(input_ids=ids, **masked)
@@ -312,7 +321,7 @@ def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
             f"not run through it ({type(error).__name__}: {error}). Name a module by its path instead"
         ) from error
     finally:
-        _observed.discard(decoder.bare)
+        _observed.models.discard(decoder.bare)
         for handle in handles:
             handle.remove()
     return seen

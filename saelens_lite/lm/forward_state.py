@@ -8,10 +8,12 @@ length is taken from the generate call itself.
 from __future__ import annotations
 
 import inspect
+import threading
 import weakref
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -46,7 +48,9 @@ class EditInfo:
     n_examples: int | None
     """rows of that prompt; beam search and num_return_sequences make several rows of each, side by side"""
     call: int
-    """passes since the watch began, this one excluded"""
+    """passes of this thread since the watch began, this one excluded"""
+    notes: dict[Any, Any]
+    """what an edit leaves for later ones of the same pass"""
 
 
 @dataclass(slots=True)
@@ -55,52 +59,105 @@ class _Pass:
 
     outermost: nn.Module
     call: int
+    thread: int
     seen: dict[str, Any] = field(default_factory=dict)
+    notes: dict[Any, Any] = field(default_factory=dict)
     past_tokens: int = 0
+    differentiable: bool = False
+    again: bool = False
+    """whether gradient checkpointing runs a part of it again"""
+    block_input: int | None = None
+    """address of what entered the last edited block"""
+    generation: _Generation | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Generation:
     prompt_columns: int
     n_examples: int
+    mask: Tensor | None = None
+    """bool[n_examples prompt_columns]: the real tokens of the prompt"""
+
+
+class _Now(threading.local):
+    """What runs in this thread."""
+
+    def __init__(self) -> None:
+        self.pass_: _Pass | None = None
+        self.generation: _Generation | None = None
+        self.calls = 0
 
 
 class Watch:
     """Watches a model's passes while at least one edit is on, and leaves no trace afterwards.
 
-    Meanwhile the model object has its own `generate`, which notes the prompt and calls the real one, and its
+    Every thread has its own edits and passes. A thread without an edit of its own is refused meanwhile: no
+    one can tell whether it means the model with another thread's edit or without. Meanwhile the model object
+    has its own `generate`, which notes the prompt and calls the real one, and its
     own `init_continuous_batching` (which `generate_batch` calls), which refuses.
     """
 
     def __init__(self, decoder: Decoder) -> None:
         self._model = weakref.ref(decoder.bare)
-        self._users = 0
+        self._users: Counter[int] = Counter()  # edits that are on, by thread
+        self._lock = threading.Lock()
         self._handles: list[Any] = []
-        self._pass: _Pass | None = None
-        self._calls = 0
-        self._generation: _Generation | None = None
+        self._now = _Now()
+        self._entered: dict[tuple[nn.Module, int, torch.Size], _Pass] = {}  # what a recomputation looks up
+        self._blocks: weakref.WeakSet[nn.Module] = weakref.WeakSet()
         self._own: dict[str, Any] = {}  # methods that the model object itself had in the place of ours
 
     @contextmanager
     def on(self) -> Iterator[Watch]:
         """Watch inside; the contexts may nest."""
-        if self._users == 0:
-            self._start()
-        self._users += 1
+        thread = threading.get_ident()
+        with self._lock:
+            if not self._users:
+                self._start()
+            self._users[thread] += 1
+        if self._users[thread] == 1:
+            self._now.calls = 0
         try:
             yield self
         finally:
-            self._users -= 1
-            if self._users == 0:
-                self._stop()
+            with self._lock:
+                self._users -= Counter([thread])
+                if not self._users:
+                    self._stop()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Watch:
+        raise HookError(
+            f"a copy of {type(self._module).__name__} would keep the edit that is on for ever: copy the "
+            "model before the edit, or after it"
+        )
+
+    @property
+    def calls(self) -> int:
+        """Passes that this thread began since its first edit."""
+        return self._now.calls
+
+    def parts_of(self, block: nn.Module) -> list[nn.Module]:
+        """The modules that `enter_part` hooks for an edit in this block."""
+        self._blocks.add(block)
+        return [block, *block.children()]
+
+    @property
+    def thread(self) -> int:
+        """Whose pass is in progress: its thread, which in a recomputation may be another than the one at
+        work."""
+        return threading.get_ident() if self._now.pass_ is None else self._now.pass_.thread
 
     def info(self, acts: Tensor) -> EditInfo:
-        """What is known for activations of this pass, float[batch seq d]."""
-        now = self._pass or _Pass(outermost=self._module, call=self._calls)
+        """What is known for activations of this pass, float[batch seq d].
+
+        raises: HookError for activations or a mask of a layout that does not say which token a row is
+        """
+        now = self._now.pass_ or _Pass(self._module, self.calls, threading.get_ident())
+        _check_layout(acts, now)
         batch, seq = acts.shape[:2]
-        past, generation = now.past_tokens, self._generation
+        past, generation = now.past_tokens, now.generation
         columns = past + torch.arange(seq, device=acts.device)
-        whole = _key_mask(now.seen.get("attention_mask"), batch, past + seq, acts.device)
+        whole = _real_tokens(now, batch, seq, acts.device)
         counted = columns.expand(batch, seq) if whole is None else whole.long().cumsum(-1)[:, past:] - 1
         ids, position_ids = now.seen.get("input_ids"), now.seen.get("position_ids")
         return EditInfo(
@@ -113,6 +170,7 @@ class Watch:
             prompt_columns=generation.prompt_columns if generation else None,
             n_examples=generation.n_examples if generation else None,
             call=now.call,
+            notes=now.notes,
         )
 
     @property
@@ -123,7 +181,6 @@ class Watch:
 
     def _start(self) -> None:
         model = self._module
-        self._pass, self._calls = None, 0
         for module in Decoder(model).outside_in:
             self._handles.append(module.register_forward_pre_hook(self._enter, with_kwargs=True))
             self._handles.append(module.register_forward_hook(self._leave, always_call=True))
@@ -142,7 +199,8 @@ class Watch:
             if own is not None:
                 setattr(model, name, own)
         self._own.clear()
-        self._pass = None
+        self._entered.clear()
+        self._now = _Now()
 
     def _enter(self, module: nn.Module, args: tuple, kwargs: dict) -> None:
         if Decoder(self._module).being_observed:
@@ -150,32 +208,60 @@ class Watch:
         # from a manager that was made before the edit began
         if "write_index" in kwargs and "cu_seq_lens_q" in kwargs:
             raise HookError(_PACKED)
-        if self._pass is None:
-            self._pass = _Pass(outermost=module, call=self._calls)
-            self._calls += 1
+        now = self._now
+        if now.pass_ is None or now.pass_.again:
+            if not self._users[threading.get_ident()]:
+                raise HookError(
+                    f"an edit of {type(self._module).__name__} is on in another thread, and this thread has "
+                    "none of its own: enter the edit in the thread that runs the model, or run it "
+                    "after the edit"
+                )
+            now.pass_ = _Pass(module, now.calls, threading.get_ident(), generation=now.generation)
+            now.pass_.differentiable = torch.is_grad_enabled()
+            now.calls += 1
         given = _by_name(module, args, kwargs)
-        for name in ("input_ids", "attention_mask", "position_ids"):
+        for name in ("input_ids", "inputs_embeds", "attention_mask", "position_ids"):
             if given.get(name) is not None:
-                self._pass.seen[name] = given[name]
+                now.pass_.seen[name] = given[name]
         cache = given.get("past_key_values")
-        self._pass.past_tokens = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
+        now.pass_.past_tokens = int(cache.get_seq_length()) if hasattr(cache, "get_seq_length") else 0
 
     def _leave(self, module: nn.Module, _args: tuple, _output: Any) -> None:
-        if self._pass is not None and self._pass.outermost is module:
-            self._pass = None
+        if self._now.pass_ is not None and self._now.pass_.outermost is module:
+            self._now.pass_ = None
+
+    def enter_part(self, part: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Hook of an edited block and its children: gradient checkpointing runs them again in the backward,
+        without the model around them.
+
+        Then their pass is found by the memory of the block's input, which the checkpoint has kept since.
+        """
+        stream = args[0] if args else kwargs.get("hidden_states")
+        if not isinstance(stream, Tensor):
+            return
+        now, key = self._now, (part, stream.data_ptr(), stream.shape)
+        if now.pass_ is None or now.pass_.again:
+            if key in self._entered:
+                now.pass_ = replace(self._entered[key], again=True)
+        elif now.pass_.differentiable:
+            if now.pass_.block_input is None or part in self._blocks:
+                now.pass_.block_input = key[1]
+            if key[1] == now.pass_.block_input:
+                self._entered[key] = now.pass_
 
     def _watched(self, generate: Any) -> Any:
         def watched_generate(*args: Any, **kwargs: Any) -> Any:
-            if self._generation is not None:  # self-assisted decoding drafts with the model itself
+            now = self._now
+            if now.generation is not None:  # self-assisted decoding drafts with the model itself
                 return generate(*args, **kwargs)
-            self._generation = _read_prompt(self._module, args, kwargs)
+            now.generation = _read_prompt(self._module, args, kwargs)
             if hasattr(getattr(self._module, "generation_config", None), "disable_compile"):
                 # transformers compiles static caches, and would not see the hooks
                 kwargs["disable_compile"] = True
             try:
                 return generate(*args, **kwargs)
             finally:
-                self._generation = None
+                now.generation = None
 
         return watched_generate
 
@@ -240,15 +326,51 @@ def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
     return {**dict(zip(names, args)), **kwargs}
 
 
-def _key_mask(mask: Any, batch: int, width: int, device: torch.device) -> Tensor | None:
-    """bool[batch width], True on the real tokens of the text so far; None where the pass got no mask."""
-    if isinstance(mask, dict):  # one mask a kind of layer: the full one sees everything
-        mask = mask.get("full_attention")
-    if not isinstance(mask, Tensor):
+def _check_layout(acts: Tensor, now: _Pass) -> None:
+    """raises: HookError where acts are not [batch seq d] of the tokens that the pass got"""
+    given = now.seen.get("input_ids", now.seen.get("inputs_embeds"))
+    expected = list(given.shape[:2]) if isinstance(given, Tensor) and given.ndim > 1 else None
+    if acts.ndim != 3 or expected not in (None, list(acts.shape[:2])):
+        tokens = "" if expected is None else f" with [batch seq] = {expected}"
+        raise HookError(
+            f"edits expected activations [batch seq d_model]{tokens}, got {list(acts.shape)}: which token a "
+            "row is cannot be told. Name a module that gives them so"
+        )
+
+
+def _real_tokens(now: _Pass, batch: int, seq: int, device: torch.device) -> Tensor | None:
+    """bool[batch past+seq], True on the real tokens of the text so far; None where the pass got no mask.
+
+    What one query sees is no sign: windows hide old tokens, packed texts each other. Every token sees itself,
+    and padding is seen by none.
+    """
+    past, mask = now.past_tokens, now.seen.get("attention_mask")
+    width = past + seq
+    if isinstance(mask, dict):  # one a kind of layer
+        mask = mask.get("full_attention", next(iter(mask.values()), None))
+    prompt = now.generation.mask if now.generation else None
+    unclear = mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2)
+    if prompt is not None and unclear and batch % len(prompt) == 0:
+        # what generate adds is real
+        whole = torch.ones(batch, max(width, prompt.shape[1]), dtype=torch.bool, device=device)
+        whole[:, : prompt.shape[1]] = prompt.repeat_interleave(batch // len(prompt), 0).to(device)
+        return whole[:, :width]
+    if mask is None:
         return None
-    if mask.ndim == 4:  # bool or additive [batch 1 queries keys]: the last query sees every real token
-        mask = mask[:, 0, -1, :] if mask.dtype == torch.bool else mask[:, 0, -1, :] >= 0
-    if mask.ndim != 2 or mask.shape[1] < width:
+    if not isinstance(mask, Tensor) or mask.ndim not in (2, 4):
+        kind = list(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise HookError(
+            "edits expected attention_mask [batch seq] or [batch heads queries keys], to tell text from "
+            f"padding, got {kind}: pass the mask [batch seq]"
+        )
+    if mask.ndim == 4:  # bool, or additive
+        seen = (mask >= 0 if mask.is_floating_point() else mask.bool())[:, 0]
+        if seen.shape[2] < width:
+            return None
+        seen = seen.expand(-1, seq, -1) if seen.shape[1] == 1 else seen
+        itself = seen[:, -seq:].diagonal(past, 1, 2)[:, :seq]
+        mask = torch.cat([seen[..., :past].any(1), itself], 1)
+    if mask.shape[1] < width:
         return None
     return mask[:, :width].to(device, torch.bool).expand(batch, width)
 
@@ -272,4 +394,5 @@ def _read_prompt(model: nn.Module, args: tuple, kwargs: dict) -> _Generation:
             "continue from the padding. Tokenize with padding_side='left'; if that last token is text, pass "
             "attention_mask"
         )
-    return _Generation(prompt_columns=prompt.shape[1], n_examples=prompt.shape[0])
+    known = real.bool() if isinstance(real, Tensor) and real.shape == prompt.shape[:2] else None
+    return _Generation(prompt_columns=prompt.shape[1], n_examples=prompt.shape[0], mask=known)

@@ -14,6 +14,8 @@ altered.
 from __future__ import annotations
 
 import re
+import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 
 from saelens_lite.errors import HookError, nearest
 from saelens_lite.lm.decoder import Decoder, Model, device_of, main_tensor, stream_into
-from saelens_lite.lm.forward_state import EditInfo, placed_inputs, watch
+from saelens_lite.lm.forward_state import EditInfo, Watch, placed_inputs, watch
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,16 +154,18 @@ def capture(model: Model, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     raises: HookError for an unknown name or a compiled model
     """
     decoder = Decoder.of(model)
-    _check_hooks_are_seen(decoder)
+    points = {name: resolve(decoder, name) for name in names}
+    for point in points.values():
+        _check_hooks_are_seen(decoder, point)
     found: dict[str, Tensor] = {}
     with ExitStack() as stack:
-        for name in names:
+        for name, point in points.items():
 
             def keep(acts: Tensor, name: str = name) -> Tensor:
                 found[name] = acts
                 return acts.clone()  # as in run_to
 
-            stack.enter_context(_hooked(decoder, resolve(decoder, name), keep))
+            stack.enter_context(_hooked(decoder, point, keep))
         yield found
 
 
@@ -173,17 +177,59 @@ def edit(model: Model, name: str, fn: Callable[[Tensor, EditInfo], Tensor]) -> I
 
     fn: takes acts float[batch seq d_model] and returns the same shape; returning `acts` itself changes no bit
     raises: HookError for an unknown name, a compiled model, learned prompts (PEFT), or an fn that returns
-        another shape; inside, ValueError from a right-padded `generate`
+        another shape; inside, ValueError from a right-padded `generate`, HookError from a forward in a thread
+        that has no edit of its own
+    warns: on leaving, where forwards ran but never this hook point
     """
     decoder = Decoder.of(model)
-    _check_hooks_are_seen(decoder)
     if getattr(getattr(decoder.given, "active_peft_config", None), "is_prompt_learning", False):
         raise HookError(
             "edits expected the text's own tokens, got a PEFT model that puts learned tokens before them"
         )
     point = resolve(decoder, name)
-    with watch(decoder).on() as now, _hooked(decoder, point, lambda acts: fn(acts, now.info(acts))):
+    _check_hooks_are_seen(decoder, point)
+    owner, acted = threading.get_ident(), False
+    with watch(decoder).on() as now, _found_again(decoder, point, now):
+
+        def edited(acts: Tensor) -> Tensor:
+            nonlocal acted
+            if now.thread != owner:  # which has edits of its own
+                return acts
+            acted = True
+            return fn(acts, now.info(acts))
+
+        with _hooked(decoder, point, edited):
+            before = now.calls
+            yield
+            if now.calls > before and not acted:
+                warnings.warn(_never_acted(decoder, point, now.calls - before), stacklevel=3)
+
+
+@contextmanager
+def _found_again(decoder: Decoder, point: HookPoint, now: Watch) -> Iterator[None]:
+    """Inside, the point's block finds its pass when gradient checkpointing runs it again."""
+    if point.block is None:
         yield
+        return
+    parts = now.parts_of(decoder.layers[point.block])
+    handles = [part.register_forward_pre_hook(now.enter_part, with_kwargs=True) for part in parts]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _never_acted(decoder: Decoder, point: HookPoint, n_passes: int) -> str:
+    why = "a layer or branch was skipped, or other code ran in its place"
+    try:
+        _check_hooks_are_seen(decoder, point)
+    except HookError:
+        why = "it was compiled after the edit was entered"
+    return (
+        f"the edit at {point.name!r} changed nothing: {n_passes} forward passes of {decoder.class_name} ran, "
+        f"and none ran {point.module_path} ({why})"
+    )
 
 
 class _Finished(Exception):
@@ -254,20 +300,22 @@ def _put_first(module: nn.Module, hook: Callable) -> None:
         module._forward_hooks.move_to_end(key, last=False)
 
 
-def _check_hooks_are_seen(decoder: Decoder) -> None:
-    """raises: HookError for a compiled model, in any of the three ways: its call skips later hooks"""
+def _check_hooks_are_seen(decoder: Decoder, point: HookPoint) -> None:
+    """raises: HookError where the point is in, or is, a compiled module: its call skips later hooks"""
 
     def compiled(module: nn.Module) -> bool:
-        return (
-            hasattr(module, "_orig_mod")
-            or getattr(module, "_compiled_call_impl", None) is not None
-            or hasattr(module.forward, "_torchdynamo_orig_callable")
-        )
+        return hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None
 
-    if any(map(compiled, [decoder.given, *decoder.outside_in])):
+    def compiled_inside(module: nn.Module) -> bool:
+        return compiled(module) or hasattr(module.forward, "_torchdynamo_orig_callable")
+
+    names = point.module_path.split(".")
+    around = [decoder.bare.get_submodule(".".join(names[:depth])) for depth in range(len(names))]
+    around += [decoder.given, *decoder.outside_in]
+    if any(map(compiled_inside, around)) or compiled(point.module(decoder)):
         raise HookError(
-            "expected a model before torch.compile, since a compiled one may not see later hooks: pass the "
-            "uncompiled model, and call that one inside"
+            f"{point.name!r} expected a model before torch.compile, since what is compiled may not see later "
+            "hooks: pass the uncompiled model or compile other modules, and call that one inside"
         )
 
 

@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
-from saelens_lite.lm.token_text import token_strings
+from saelens_lite.lm.token_text import id_reading, text_ids, token_strings
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..latents.compatibility import fits
@@ -125,19 +125,25 @@ def fires_on_text(
     *,
     hook_point: str | None = None,
 ) -> list[TokenFirings]:
-    """The latents that fire on each token of a text, as the model reads it; the first may be a BOS, which
-    fires oddly.
+    """The latents that fire on each token of a text, read as a harvest reads it: after one BOS, where the
+    tokenizer has one. On the BOS itself latents fire oddly.
 
     hook_point: None takes the one that the SAE was trained on
-    raises: ValueError for a text without tokens, an SAE of another model or one that does not say where it
-        belongs, or activations that are not finite
+    raises: ValueError for a text without tokens or longer than the model's positions, an SAE of another model
+        or one that does not say where it belongs, or activations that are not finite
     """
     point = fits(sae, model, hook_point)
     if not text:
         raise ValueError("expected a text, got an empty one: there is nothing to fire on")
-    ids = tokenizer(text, return_tensors="pt").input_ids
-    if ids.numel() == 0:
+    if not tokenizer(text, add_special_tokens=False).input_ids:
         raise ValueError(f"expected a text with tokens, got {text!r}")
+    ids = torch.tensor([text_ids(tokenizer, text)])
+    limit = getattr(Decoder(model).text_config, "max_position_embeddings", None)
+    if limit is not None and ids.shape[1] > limit:
+        raise ValueError(
+            f"expected a text within the model's {limit} positions, got one of {ids.shape[1]} tokens: "
+            "take parts"
+        )
     with evaluation_mode(model), torch.no_grad():
         acts = run_to(model, [point], input_ids=ids)[point][0]
         if not acts.isfinite().all():
@@ -246,9 +252,9 @@ def _one_id(index: FeatureIndex, token: str | int) -> int:
         raise ValueError(
             f"expected the text of a token, got {token!r}" if tokenizer else "no tokenizer: give a token's id"
         )
-    if (found := _id_reading(tokenizer, token)) is not None:
+    if (found := id_reading(tokenizer, token)) is not None:
         return found
-    if _id_reading(tokenizer, spaced := f" {token}") is not None:
+    if id_reading(tokenizer, spaced := f" {token}") is not None:
         raise ValueError(
             f"expected the text of one token, {token!r} is none but {spaced!r} is: search that, or by regex"
         )
@@ -257,18 +263,6 @@ def _one_id(index: FeatureIndex, token: str | int) -> int:
         f"expected the text of one token, {token!r} is {len(pieces)}: {pieces}; search one of them, or the "
         "text by regex"
     )
-
-
-def _id_reading(tokenizer: Any, token: str) -> int | None:
-    """The id of the token that reads so inside a text, or None.
-
-    What a tokenizer makes of the token alone may begin with a space of its own (Llama), so its last piece is
-    asked how it reads, and so are the vocabulary's entries by name.
-    """
-    vocabulary = tokenizer.get_vocab()
-    named = [vocabulary[name] for name in (token, token.replace(" ", "▁")) if name in vocabulary]
-    candidates: list[int] = [*tokenizer(token, add_special_tokens=False).input_ids[-1:], *named]
-    return next((i for i in candidates if token_text(tokenizer, i) == token), None)
 
 
 def _matched(index: FeatureIndex, rows: Tensor, expression: re.Pattern[str]) -> Tensor:

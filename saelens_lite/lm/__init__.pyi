@@ -6,3 +6,4 @@ from .hooks import run_to as run_to
 from .losses import kl_divergence as kl_divergence
 from .losses import token_losses as token_losses
 from .positions import span_mask as span_mask
+from .token_text import token_of as token_of

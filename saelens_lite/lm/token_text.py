@@ -45,3 +45,37 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         context, start, pending = start, end, ""
         known = decode(context, start)
     return pieces
+
+
+def text_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text as a harvest reads it: after one BOS, where the tokenizer has one."""
+    ids, bos = list(tokenizer(text, add_special_tokens=False).input_ids), tokenizer.bos_token_id
+    return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+
+def token_of(tokenizer: Any, word: str) -> int:
+    """The id of the token that reads `word`, its space included, inside a text: token_of(tokenizer, " Lily").
+
+    What a tokenizer makes of a word alone may begin with a piece of its own (SentencePiece: "▁"), so
+    `tokenizer(word).input_ids[0]` may be another token.
+    raises: ValueError for a word of no token or of several
+    """
+    if (found := id_reading(tokenizer, word)) is not None:
+        return found
+    if word and id_reading(tokenizer, spaced := f" {word}") is not None:
+        raise ValueError(f"expected the text of one token, {word!r} is none but {spaced!r} is: take that")
+    pieces = token_strings(tokenizer, tokenizer(word, add_special_tokens=False).input_ids)
+    raise ValueError(f"expected the text of one token, {word!r} is {len(pieces)}: {pieces}; take one of them")
+
+
+def id_reading(tokenizer: Any, token: str) -> int | None:
+    """The id of the token that reads so inside a text, or None.
+
+    What a tokenizer makes of the token alone may begin with a space of its own (Llama), so its last piece is
+    asked how it reads, and so are the vocabulary's entries by name.
+    """
+    vocabulary = tokenizer.get_vocab()
+    named = [vocabulary[name] for name in (token, token.replace(" ", "▁")) if name in vocabulary]
+    candidates: list[int] = [*tokenizer(token, add_special_tokens=False).input_ids[-1:], *named]
+    # twice: alone, a tokenizer may hide its leading space
+    return next((i for i in candidates if token and token_strings(tokenizer, [i, i])[1] == token), None)

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
 import saelens_lite as sl
@@ -16,6 +17,7 @@ from saelens_lite.analyze.index.search import (
 )
 from saelens_lite.analyze.latents.text_windows import Contexts
 from saelens_lite.cli.search import SearchConfig, answer
+from saelens_lite.lm.token_text import token_of
 
 from ..conftest import HOOK_POINT, make_sae
 
@@ -120,6 +122,47 @@ def test_what_fires_on_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
         assert [value for _, value in firings.latents] == pytest.approx(best.values[:2].tolist(), abs=1e-5)
     with pytest.raises(ValueError, match="got an empty one"):
         fires_on_text(sae, gpt2, byte_tokenizer, "")
+    limit = gpt2.config.max_position_embeddings
+    assert len(fires_on_text(sae, gpt2, byte_tokenizer, "a" * (limit - 1))) == limit  # with the BOS
+    with pytest.raises(
+        ValueError, match=f"within the model's {limit} positions, got one of {limit + 1} tokens"
+    ):
+        fires_on_text(sae, gpt2, byte_tokenizer, "a" * limit)
+
+
+def test_a_text_is_read_as_the_store_was(store, sae, gpt2, byte_tokenizer):
+    ids = store.tokens(0).input_ids[0].tolist()
+    assert ids[0] == byte_tokenizer.bos_token_id
+    text = byte_tokenizer.decode(ids[1:9], skip_special_tokens=False)
+
+    class WithoutBos:  # as GPT-2's: it puts none before a text
+        def __call__(self, text, add_special_tokens=True, **how):
+            return byte_tokenizer(text, add_special_tokens=False, **how)
+
+        def __getattr__(self, name):
+            return getattr(byte_tokenizer, name)
+
+    dense = sae.encode_dense(store.gather(torch.arange(8)))
+    for tokenizer in (WithoutBos(), byte_tokenizer):
+        found = fires_on_text(sae, gpt2, tokenizer, text, n=100)
+        assert found[0].latents and len(found) == 9
+        for firings, row in zip(found[1:], dense, strict=True):
+            assert {latent for latent, _ in firings.latents} == set((row > 0).nonzero().flatten().tolist())
+
+
+def test_the_token_of_a_word_is_that_of_a_text(shared_data, byte_tokenizer):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(shared_data / "models/stories3m-llama")
+    last = tokenizer("a girl named Lily", add_special_tokens=False).input_ids[-1]
+    assert token_of(tokenizer, " Lily") == last
+    assert tokenizer.convert_ids_to_tokens(last) == "▁Lily"
+    assert tokenizer(" Lily", add_special_tokens=False).input_ids[0] != last  # the idiom that takes "▁"
+    assert token_of(byte_tokenizer, "a") == byte_tokenizer("a", add_special_tokens=False).input_ids[0]
+    for word, told in {"ab": "is 2: ", "": "is 0: "}.items():
+        with pytest.raises(ValueError, match=f"expected the text of one token, '{word}' {told}"):
+            token_of(byte_tokenizer, word)
+
+
+def test_errors_of_a_text_of_ones_own(sae, gpt2, byte_tokenizer):
     with pytest.raises(ValueError, match="does not say where it was trained"):
         fires_on_text(make_sae(hook_point=""), gpt2, byte_tokenizer, "sun")
     with pytest.raises(

@@ -162,7 +162,7 @@ def test_the_token_of_a_word_is_that_of_a_text(shared_data, byte_tokenizer):
             token_of(byte_tokenizer, word)
 
 
-def test_errors_of_a_text_of_ones_own(sae, gpt2, byte_tokenizer):
+def test_errors_of_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
     with pytest.raises(ValueError, match="does not say where it was trained"):
         fires_on_text(make_sae(hook_point=""), gpt2, byte_tokenizer, "sun")
     with pytest.raises(

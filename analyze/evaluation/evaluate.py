@@ -1,8 +1,7 @@
 """How good an SAE is, beside what gives the numbers their meaning: a baseline, zero and mean ablation.
 
 Reconstruction is scored on rows of held-out documents, cross-entropy on their tokens. Only positions that
-have rows in the store are replaced: BOS, special tokens and padding stay as they are, in every row of the
-table.
+have rows in the store are replaced: BOS, special tokens and padding stay, in every row of the table.
 """
 
 from __future__ import annotations
@@ -47,18 +46,13 @@ def evaluate_sae(
 ) -> Evaluation:
     """Reconstruction, sparsity, dead share and, with a model, what the reconstruction costs in cross-entropy.
 
-    model: the one that was harvested; without it there are no CE columns. Needs no tokenizer: the store has
-        the tokens
+    model: the one that was harvested; without it there are no CE columns
     baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
-    seeds: SAEs that differ from `sae` in their seed only: they give the noise of every number, and whether
-        they agree
-    held_out: score rows and tokens of held-out documents only (saelens_lite.tokens.is_held_out)
-    held_out_fraction: the share of documents that training held out; None takes what the SAEs record, else
-        0.05
+    seeds: SAEs that differ from `sae` in their seed only, for the noise of every number
+    held_out: score held-out documents only (saelens_lite.hashing.is_held_out)
+    held_out_fraction: the share of documents that training held out; None: as the SAEs record, else 0.05
     max_tokens: stop after about this many rows, and as many predicted tokens; None for all
-    windows_tokens: for the dead share, over the last tokens of the store, whichever document they are of; the
-        longest that the store fills is encoded
-    hook_point: None takes the one that the SAE was trained on
+    windows_tokens: for the dead share, over the last tokens of the store, held out or not
     raises: ValueError when SAEs, model and store do not belong together, no document is held out, or a number
         of them is not finite
     """
@@ -82,10 +76,8 @@ def evaluate_sae(
     dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}
     losses = None
     if model is not None:
-        replacements: dict[str, dict[str, Any] | None] = {
-            "clean": None,
-            **{name: {"sae": one} for name, one in saes.items()},
-        }
+        replacements: dict[str, dict[str, Any] | None] = {"clean": None}
+        replacements |= {name: {"sae": one} for name, one in saes.items()}
         mean = {"sae": None, "mode": "mean", "mean": store.mean(point)}
         replacements |= {ZERO: {"sae": None, "mode": "zero"}, MEAN: mean}
         some = {"fraction": fraction, "max_tokens": max_tokens, "batch_size_seqs": batch_size_seqs}
@@ -146,12 +138,9 @@ def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
 
 
 def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
-    """The share of documents that no SAE was trained on, by their records: a smaller share is part of a
-    larger one."""
-    records = map(_record, saes.values())
-    return min(
-        (record["train"]["held_out_fraction"] for record in records if "train" in record), default=0.05
-    )
+    """The share that no SAE was trained on, by their records: a smaller share is part of a larger one."""
+    trained = [record["train"] for record in map(_record, saes.values()) if "train" in record]
+    return min((config["held_out_fraction"] for config in trained), default=0.05)
 
 
 def _record(sae: SparseAutoencoder) -> dict[str, Any]:
@@ -172,7 +161,6 @@ def _reconstruction(
     fraction: float | None,
     max_tokens: int | None,
 ) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums]]:
-    """Sums of every row of the table over the scored rows, and the firings of the SAEs on them."""
     sums = {name: ReconstructionSums(store.d_model(point)) for name in (*saes, ZERO, MEAN)}
     variants = {name: LibraryVariants() for name in sums}
     firing = {
@@ -205,8 +193,7 @@ def _reconstruction(
 def _scored_rows(
     store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None
 ) -> Iterator[Tensor]:
-    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last one
-    shorter.
+    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last shorter.
 
     raises: ValueError when a row holds nan or infinity, naming it
     """

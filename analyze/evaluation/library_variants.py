@@ -37,11 +37,9 @@ VARIANTS = ("legacy", "dictionary_learning", "overcomplete", "sparsify")
 
 
 class LibraryVariants:
-    """Each variant over the batches seen; one `update` is one batch of theirs, so the split into batches
-    matters.
+    """Each variant over the batches seen: one `update` is one batch of theirs.
 
-    A batch in which nothing varies has no explained variance and is left out, as is a token that lies on x̄
-    from `legacy`.
+    A batch in which nothing varies is left out, as is a token that lies on x̄ from `legacy`.
     """
 
     def __init__(self) -> None:

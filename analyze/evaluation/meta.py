@@ -1,5 +1,4 @@
-"""What a meta-SAE says of an SAE: how far its decoder directions are sums of a few directions that they
-share.
+"""What a meta-SAE says of an SAE: how far its decoder directions are sums of a few that they share.
 
 A meta-SAE is a small SAE whose rows are the unit decoder rows of another one. Its explained variance is
 
@@ -32,8 +31,7 @@ from .seed_noise import seed_noise
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class MetaScores:
-    """Of one set of directions, a number a seed: explained variance and l0 on rows held out, and on those
-    trained on."""
+    """Of one set of directions, a number a seed: explained variance and l0."""
 
     held_out: tuple[float, ...]
     trained_on: tuple[float, ...]
@@ -41,7 +39,7 @@ class MetaScores:
 
     @property
     def explained_variance(self) -> float:
-        """Of rows held out, the mean over seeds."""
+        """Of rows held out, mean over seeds."""
         return fmean(self.held_out)
 
     @property
@@ -54,11 +52,9 @@ class MetaScores:
 class Decomposition:
     """What `meta_sae` found; `print(found)`.
 
-    k, d_meta: latents a row and in all of the meta-SAE; n_rows, n_held_out: decoder rows trained on and held
-        out
-    decoder: the scores; random: those of as many random unit vectors, None where that was not asked for
-    saes: a meta-SAE of the unit decoder rows for each seed; of row i at norm 1, `saes[0].encode` gives what
-        it is made of
+    k, d_meta: latents a row and in all of the meta-SAE; n_rows: decoder rows trained on
+    random: scores of as many random unit vectors, None where that was not asked for
+    saes: a meta-SAE for each seed; of unit row i, `saes[0].encode` gives what it is made of
     """
 
     k: int
@@ -71,12 +67,12 @@ class Decomposition:
 
     @property
     def explained_variance(self) -> float:
-        """Of decoder rows held out, the mean over seeds; lower is less decomposable."""
+        """Lower is less decomposable."""
         return self.decoder.explained_variance
 
     @property
     def excess(self) -> float | None:
-        """By how much that exceeds what the same gives on random directions; None without them."""
+        """How far that exceeds random directions' number; None without them."""
         return None if self.random is None else self.explained_variance - self.random.explained_variance
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,17 +85,11 @@ class Decomposition:
         return {"decoder": self.decoder, "random": self.random}
 
     def table(self) -> str:
-        """Aligned text, with what the numbers rest on below it."""
         lines = [["explained variance", "held out", "sd of a seed", "trained on", "l0"]]
         for name, of in self._scores().items():
             if of is not None:
-                sd = "n/a" if of.sd is None else f"{of.sd:.4f}"
-                cells = [
-                    f"{of.explained_variance:.4f}",
-                    sd,
-                    f"{fmean(of.trained_on):.4f}",
-                    f"{fmean(of.held_out_l0):.1f}",
-                ]
+                cells = [f"{of.explained_variance:.4f}", "n/a" if of.sd is None else f"{of.sd:.4f}"]
+                cells += [f"{fmean(of.trained_on):.4f}", f"{fmean(of.held_out_l0):.1f}"]
                 lines.append([f"{name} rows", *cells])
         return (
             f"{aligned(lines)}\n{self.d_meta:,} directions, {self.k} a row, learnt from {self.n_rows:,} "

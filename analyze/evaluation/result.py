@@ -1,4 +1,4 @@
-"""What an evaluation found: its numbers and their definitions, as a table to read and as values for JSON."""
+"""What an evaluation found: numbers and their definitions, as a table and as values for JSON."""
 
 from __future__ import annotations
 
@@ -83,8 +83,7 @@ _CE_COLUMNS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluationRow:
-    """One line of an evaluation, its numbers as in DEFINITIONS; None where one was not asked for or does not
-    exist."""
+    """One line of an evaluation, its numbers as in DEFINITIONS; None for what does not exist."""
 
     name: str
     given: bool = True
@@ -114,8 +113,7 @@ class EvaluationRow:
     """Explained variance as other libraries define it, by the names of library_variants.py."""
 
     def numbers(self) -> dict[str, float | None]:
-        """Every number by its name in the JSON: shares of dead latents as "dead@10k", variants as
-        "ev_legacy"."""
+        """Every number by its name in the JSON, such as "dead@10k" and "ev_legacy"."""
         flat: dict[str, float | None] = {}
         for field in dataclasses.fields(self)[2:]:
             value = getattr(self, field.name)
@@ -130,8 +128,7 @@ class EvaluationRow:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Densities:
-    """Latents by the share of scored tokens on which they fire: counts by DENSITY_LOG10_EDGES, and those that
-    never did."""
+    """Latents by the share of scored tokens on which they fire: counts by DENSITY_LOG10_EDGES."""
 
     never: int
     counts: tuple[int, ...]
@@ -148,23 +145,20 @@ class Densities:
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What evaluate_sae found; `print(evaluation.table())`.
+    """What evaluate_sae found; `print(evaluation)`.
 
     rows: trained, baseline, zero ablation, mean ablation
     n_tokens: rows that fvu and l0 rest on; held_out: whether of held-out documents only
-    n_ce_tokens, n_contexts: predicted tokens that the cross-entropy rests on, and contexts that were run; 0
-        without a model
+    n_ce_tokens, n_contexts: predicted tokens and contexts of the cross-entropy; 0 without a model
     ce_clean: cross-entropy of the model as it is on these tokens, nats
-    seeds: rows of the SAEs of other seeds; seed_noise, stability: of these with the trained one, by number;
-        see seed_noise.py
+    seeds: rows of the SAEs of other seeds; seed_noise, stability: of these with the trained one
     """
 
     hook_point: str
     store: str
     held_out: bool
     same_store: bool
-    """Whether every SAE records that it was trained on this very store; else "held out" is only a sample of
-    documents."""
+    """Whether every SAE records this very store; else "held out" is only a sample of documents."""
     n_tokens: int
     n_ce_tokens: int
     n_contexts: int
@@ -177,17 +171,13 @@ class Evaluation:
     """Of the SAE and its baseline, by the name of the row."""
 
     def row(self, name: str) -> EvaluationRow:
-        """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold, with their definitions; windows as "10k", nan as None."""
         nested = ("rows", "seeds", "seed_noise", "stability", "densities")
-        facts = {
-            field.name: getattr(self, field.name)
-            for field in dataclasses.fields(self)
-            if field.name not in nested
-        }
+        names = [field.name for field in dataclasses.fields(self) if field.name not in nested]
+        facts = {name: getattr(self, name) for name in names}
         tables: dict[str, Any] = {
             "rows": [{"name": row.name, "given": row.given} | row.numbers() for row in self.rows],
             "dead_rate_bounds": {
@@ -213,10 +203,7 @@ class Evaluation:
         return frame(self.to_dict()["rows"])
 
     def table(self, every_number: bool = False) -> str:
-        """Aligned text, with what the numbers rest on below it.
-
-        every_number: one line for each number in place of a line for each SAE
-        """
+        """every_number: a line for each number in place of one for each SAE."""
         lines = self._numbers_as_lines() if every_number else self._rows_as_lines()
         return "\n".join([aligned(lines), *self._circumstances()])
 
@@ -224,10 +211,8 @@ class Evaluation:
 
     def _rows_as_lines(self) -> list[list[str]]:
         """A line for each SAE and control, of the numbers to read first."""
-        windows = list(self.rows[0].dead)
-        windows = windows[
-            : len(self._windows_that_fit()) + 1
-        ]  # the first that is too long stands for the rest
+        # the first that is too long stands for the rest
+        windows = list(self.rows[0].dead)[: len(self._windows_that_fit()) + 1]
         dead = {f"dead@{window_name(window)}": (f"dead@{window_name(window)}", 3) for window in windows}
         columns = _COLUMNS | dead | (_CE_COLUMNS if self.ce_clean is not None else {})
         lines = [["", *(head for head, _ in columns.values())]]
@@ -248,7 +233,6 @@ class Evaluation:
         return lines
 
     def _numbers_as_lines(self) -> list[list[str]]:
-        """A line for each number, a column for each SAE and control, then those of the seeds."""
         given = [row for row in self.rows if row.given]
         noise = ("sd", "detectable") if self.seed_noise else ()
         lines = [["", *(row.name for row in given), *(f"seed {what}" for what in noise)]]
@@ -259,11 +243,8 @@ class Evaluation:
             if name.startswith("dead@") and first is None:
                 cells = ["n/a" if row.dead else "" for row in given]
             if any(cells):
-                of_seeds = [
-                    f"{getattr(self.seed_noise[name], what):.2g}" if name in self.seed_noise else ""
-                    for what in noise
-                ]
-                lines.append([name, *cells, *of_seeds])
+                of = self.seed_noise.get(name)
+                lines.append([name, *cells, *(f"{getattr(of, what):.2g}" if of else "" for what in noise)])
         return lines
 
     def _circumstances(self) -> list[str]:

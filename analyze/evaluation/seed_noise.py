@@ -50,7 +50,7 @@ class SeedNoise:
 class Stability:
     """Whether the seeds found the same directions: means over all pairs of SAEs, both ways round for mmcs.
 
-    random_mmcs, random_mcc: of two sets of random directions of the same size, what no agreement gives
+    random_mmcs, random_mcc: of two sets of random directions, what no agreement gives
     """
 
     mmcs: float
@@ -76,16 +76,15 @@ def stability(saes: Sequence[SparseAutoencoder]) -> Stability:
     generator = torch.Generator().manual_seed(0)
     random = [torch.randn(decoders[0].shape, generator=generator) for _ in range(2)]
     return Stability(
-        mmcs=_mean([(mmcs(a, b) + mmcs(b, a)) / 2 for a, b in pairs]),
-        mcc=_mean([mcc(a, b) for a, b in pairs]),
+        mmcs=sum((mmcs(a, b) + mmcs(b, a)) / 2 for a, b in pairs) / len(pairs),
+        mcc=sum(mcc(a, b) for a, b in pairs) / len(pairs),
         random_mmcs=mmcs(*random),
         random_mcc=mcc(*random),
     )
 
 
 def check_seeds(saes: Mapping[str, SparseAutoencoder]) -> None:
-    """raises: ValueError naming what differs unless the SAEs, by name, can be one configuration with several
-    seeds."""
+    """raises: ValueError naming what differs unless the SAEs can be seeds of one configuration."""
     (first_name, first), *others = saes.items()
     for name, sae in others:
         ours, theirs = _facts(first), _facts(sae)
@@ -112,7 +111,3 @@ def _facts(sae: SparseAutoencoder) -> dict[str, Any]:
 
 def _same(ours: Tensor, theirs: Tensor) -> bool:
     return ours.shape == theirs.shape and torch.equal(ours.detach().cpu(), theirs.detach().cpu())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -7,12 +7,9 @@ Of every planted feature that has children, with the terms of absorption.py:
                   (splitting.py)
     others        the latents that belong to the features below it; only they can take its place
     u, t          the planted direction, and the magnitude with which the parent was planted
-    absorption    absorbed rows as a share of the rows on which a child fires, where alone a child can take
-    the place
-    missed alone  the control: how often the main latents are silent where the parent fires and no child of it
-    does
-    rate          absorbed rows as a share of all rows of the parent, what `label_absorption` measures with a
-    probe
+    absorption    absorbed rows as a share of the rows on which a child fires
+    missed alone  the control: how often the main latents are silent where the parent fires and no child does
+    rate          absorbed rows as a share of all rows of the parent, as `label_absorption` by probes
 
 Latents are matched and ranked on one half of the rows; the other half is counted, and its F1 says how many
 are main latents. A parent without latents of its own is not scored. `evaluate_recovery` has a figure of the
@@ -33,6 +30,7 @@ from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations
 from saelens_lite.text_table import aligned, plain
 
+from ..latents.store_pass import spans
 from ..probing.absorption import carried, mean
 from ..probing.labelled_items import columns, encoded
 from ..probing.splitting import F1_RISE, MAX_LATENTS, splits
@@ -43,14 +41,12 @@ _CHUNK_PAIRS = 2**22
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class PlantedAbsorptionRow:
-    """One parent; see the top of analyze/planted.py.
+    """One parent.
 
     latents: the main ones; k_f1: of probes on one of them, two, …
     n_rows: on which the parent fires; n_child_rows: those on which a child does too
-    n_silent, n_absorbed: of the rows with a child, those on which the main latents are silent, and those that
-        are absorbed
-    n_silent_alone: of the rows without a child, those on which the main latents are silent
-    fraction: as in absorption.py, the mean over the rows with a child
+    n_silent, n_silent_alone: rows with and without a child on which the main latents are silent
+    n_absorbed, fraction: of the rows with a child
     """
 
     feature: int
@@ -70,7 +66,7 @@ class PlantedAbsorptionRow:
 
     @property
     def absorption(self) -> float:
-        """Share of the rows with a child that are absorbed; nan where it is not scored."""
+        """Share of the rows with a child; nan where it is not scored."""
         return self.n_absorbed / self.n_child_rows if self.scored else math.nan
 
     @property
@@ -80,21 +76,19 @@ class PlantedAbsorptionRow:
 
     @property
     def missed_alone(self) -> float:
-        """Share of the rows without a child on which the main latents are silent; nan without such rows."""
+        """nan without rows that have no child."""
         n_alone = self.n_rows - self.n_child_rows
         return self.n_silent_alone / n_alone if self.scored and n_alone else math.nan
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlantedAbsorption:
-    """What `planted_absorption` found, parent by parent; `print(found)`. Means are over the parents that are
-    scored."""
+    """What `planted_absorption` found; `print(found)`. Means are over the parents that are scored."""
 
     rows: tuple[PlantedAbsorptionRow, ...]
 
     def mean(self, name: str) -> float:
-        """Mean of one number of the rows, such as "absorption", over those scored that have it; nan for
-        none."""
+        """Mean of one number of the rows, such as "absorption", over those that have it; nan for none."""
         values = [getattr(row, name) for row in self.rows if row.scored]
         return mean([value for value in values if not math.isnan(value)])
 
@@ -131,7 +125,7 @@ class PlantedAbsorption:
         return plain(means | {"rows": rows})
 
     def table(self) -> str:
-        """Aligned text, a line a parent, and the means below."""
+        """A line a parent, and the means below."""
         lines = [
             ["parent", "absorption", "fraction", "missed alone", "rate", "rows", "with a child", "latents"]
         ]
@@ -159,11 +153,9 @@ def planted_absorption(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> PlantedAbsorption:
-    """How often latents of planted parents are silent because those of their children have taken over the
-    direction.
+    """How often latents of planted parents are silent because those of their children took the direction.
 
-    n_rows, start_row: half of these rows match and choose latents, the other half is counted; their latents
-        are in memory
+    n_rows, start_row: half of these rows match and choose latents, the other half is counted
     max_latents, f1_rise: of the k-sparse probe, see `feature_splitting`
     raises: ValueError without a hierarchy, for an SAE of another width, settings out of range, or fewer than
         two rows; ImportError without scikit-learn
@@ -187,20 +179,10 @@ def planted_absorption(
     found = []
     for parent in parents[parents >= 0].unique().tolist():
         ones, of_test = (columns(rows, torch.tensor([parent]))[:, 0] for rows in (planted_selecting, planted))
-        split_into = splits(
-            selecting,
-            testing,
-            ones > 0,
-            of_test > 0,
-            belongs == parent,
-            max_latents=max_latents,
-            f1_rise=f1_rise,
-        )
+        fires, limits = of_test > 0, {"max_latents": max_latents, "f1_rise": f1_rise}
+        split_into = splits(selecting, testing, ones > 0, fires, belongs == parent, **limits)
         children = columns(planted, (parents == parent).nonzero().flatten()).sum(1) > 0
-        rows, alone = (
-            ((of_test > 0) & children).nonzero().flatten(),
-            ((of_test > 0) & ~children).nonzero().flatten(),
-        )
+        rows, alone = ((fires & which).nonzero().flatten() for which in (children, ~children))
         main, to_explain = torch.tensor(split_into.latents, dtype=torch.int64), of_test / scales
         descendants = below[:, parent]
         allowed = (belongs >= 0) & descendants[belongs.clamp_min(0)]
@@ -224,8 +206,7 @@ def planted_absorption(
 
 
 def belongs_to(latents: SparseLatents, features: SparseLatents, cosines: Tensor) -> Tensor:
-    """The feature that each latent matches best: by F1 of the two over the rows, times cosine. int64[d_sae];
-    -1 for none.
+    """The feature that each latent matches best, by F1 over rows times cosine: int64[d_sae], -1 for none.
 
     latents, features: of the same rows, on the CPU; cosines: float[d_sae n_features], of directions
     By firings alone, the latent of a parent that one child has absorbed would pass for the other child's, and
@@ -241,13 +222,7 @@ def belongs_to(latents: SparseLatents, features: SparseLatents, cosines: Tensor)
     starts = sizes.cumsum(0) - sizes
     for part in torch.arange(len(rows)).split(max(1, _CHUNK_PAIRS // int(sizes.max().clamp_min(1)))):
         n = sizes[rows[part]]
-        ends = n.cumsum(0)
-        places = (
-            starts[rows[part]].repeat_interleave(n)
-            + torch.arange(int(n.sum()))
-            - (ends - n).repeat_interleave(n)
-        )
-        keys = ids[part].repeat_interleave(n) * features.d_sae + feature_ids[places]
+        keys = ids[part].repeat_interleave(n) * features.d_sae + feature_ids[spans(starts[rows[part]], n)]
         together += torch.bincount(keys, minlength=together.numel()).view_as(together)
     fired, planted = (
         torch.bincount(x, minlength=n) for x, n in ((ids, latents.d_sae), (feature_ids, features.d_sae))
@@ -270,8 +245,7 @@ def _ancestors(parents: Tensor) -> Tensor:
 def _rows(
     sae: SparseAutoencoder, synthetic: SyntheticActivations, start_row: int, n_rows: int
 ) -> tuple[SparseLatents, SparseLatents, Tensor]:
-    """Latents of rows, the features planted in them, and by how much the SAE scales each row down:
-    float64[n]."""
+    """Latents of rows, their planted features, and by how much the SAE scales each down: float64[n]."""
     latents, features, scales = [], [], []
     for acts, planted in synthetic.chunks(start_row, n_rows):
         latents.append(encoded(sae, acts))

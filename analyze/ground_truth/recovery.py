@@ -45,8 +45,7 @@ ABSORBED_SHARE = 0.4
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class RecoveryRow:
-    """One SAE's line; see the top of this file for the definitions. Absorption is None without
-    hierarchy."""
+    """One SAE's line, as defined above. Absorption is None without hierarchy."""
 
     name: str
     d_sae: int
@@ -63,18 +62,14 @@ class RecoveryRow:
     norm_ratio: float
     absorption: float | None = None
     missed_alone: float | None = None
-    """The control of absorption: how often the same parents' latents are silent where no child of theirs
-    fires."""
+    """The control of absorption: how often those parents' latents are silent where no child fires."""
     scored_edges: int = 0
     """Parent-child pairs on which absorption rests, see `AbsorptionSums`."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Recovery:
-    """What `evaluate_recovery` found; `print(found)`.
-
-    rows: trained, then the baseline where one was given
-    """
+    """What `evaluate_recovery` found; `print(found)`. rows: trained, then the baseline, if any."""
 
     n_rows: int
     n_features: int
@@ -85,7 +80,6 @@ class Recovery:
     rows: tuple[RecoveryRow, ...]
 
     def row(self, name: str) -> RecoveryRow:
-        """The row of that name, "trained" or "baseline"."""
         return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,19 +91,8 @@ class Recovery:
         return frame(self.to_dict()["rows"])
 
     def table(self) -> str:
-        """Aligned text, with what the numbers rest on below it."""
-        names = [
-            "mcc",
-            "F1",
-            "precision",
-            "recall",
-            "feature F1",
-            "recovered",
-            "dead",
-            "l0",
-            "fvu",
-            "norm ratio",
-        ]
+        names = ["mcc", "F1", "precision", "recall", "feature F1"]
+        names += ["recovered", "dead", "l0", "fvu", "norm ratio"]
         names += ["absorption", "missed alone"] if self.n_edges else []
         columns = {name: name.lower().replace(" ", "_") for name in names}
         lines = [["", *columns]]
@@ -117,10 +100,8 @@ class Recovery:
             numbers = {name: plain(getattr(row, name)) for name in columns.values()}
             cells = [number(value, ".1f" if name == "l0" else ".3f") for name, value in numbers.items()]
             lines.append([row.name, *cells])
-        text = [aligned(lines)]
-        text.append(
-            f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row; over {self.n_rows:,} rows"
-        )
+        planted = f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row"
+        text = [aligned(lines), f"{planted}; over {self.n_rows:,} rows"]
         if self.n_edges:
             scored = ", ".join(f"{row.scored_edges:,} ({row.name})" for row in self.rows)
             text.append(
@@ -142,8 +123,7 @@ def evaluate_recovery(
     """Compare an SAE with the features that its training rows were made of, on rows that nobody trained on.
 
     baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
-    n_rows, start_row: the rows to score; memory holds a chunk of them, and the cosines of all latents and
-        features
+    n_rows, start_row: the rows to score; memory holds the cosines of all latents and features
     raises: ValueError when an SAE has another width than the rows
     """
     saes = {"trained": sae} | ({} if baseline is None else {"baseline": baseline})
@@ -173,17 +153,12 @@ class Pairs:
     def __init__(self, latents: SparseLatents) -> None:
         fires = latents.values != 0
         self._width = latents.d_sae
-        self.rows, self.indices, self.values = (
-            latents.row_ids()[fires],
-            latents.indices[fires],
-            latents.values[fires],
-        )
-        self._keys, order = (self.rows * self._width + self.indices).sort()
-        self.rows, self.indices, self.values = self.rows[order], self.indices[order], self.values[order]
+        pairs = (latents.row_ids()[fires], latents.indices[fires], latents.values[fires])
+        self._keys, order = (pairs[0] * self._width + pairs[1]).sort()
+        self.rows, self.indices, self.values = (part[order] for part in pairs)
 
     def find(self, rows: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Whether each (row, index) fires, bool[n], and where it stands among the pairs, int64[n]; 0 where it
-        does not."""
+        """Whether each (row, index) fires, bool[n], and its place among the pairs, int64[n], or 0."""
         keys = rows * self._width + indices
         if not len(self._keys):
             return torch.zeros_like(keys, dtype=torch.bool), torch.zeros_like(keys)

@@ -16,7 +16,7 @@ BLOCK_ROWS = 4096
 
 
 class Block(NamedTuple):
-    """first_row: row of the store that the block begins with; acts: float[n d_model] on the SAE's device."""
+    """Rows from first_row of the store on: float[n d_model] on the SAE's device."""
 
     first_row: int
     acts: Tensor
@@ -66,7 +66,7 @@ def latent_blocks(
 def shard_latents(
     sae: SparseAutoencoder, store: ActivationStore, hook_point: str, shard: int, shard_row: int
 ) -> Iterator[tuple[int, SparseLatents]]:
-    """(first row, latents) of every block of one shard, as `latent_blocks` gives them."""
+    """`latent_blocks` of one shard."""
     return _encoded(sae, shard_blocks(sae, store, hook_point, shard, shard_row))
 
 
@@ -77,9 +77,13 @@ def _encoded(sae: SparseAutoencoder, rows: Iterator[Block]) -> Iterator[tuple[in
         yield first_row, to_cpu(latents)
 
 
+def spans(starts: Tensor, sizes: Tensor) -> Tensor:
+    """int64[sizes.sum()]: sizes[i] places from starts[i] on, one span behind the other."""
+    return (starts - sizes.cumsum(0) + sizes).repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
+
+
 def to_cpu(latents: SparseLatents) -> SparseLatents:
-    """The same latents in host memory; values that are not float64 become float32, which holds them
-    exactly."""
+    """The same latents on the CPU; values become float32, which holds them exactly, unless float64."""
     if latents.values.device.type == "cpu" and latents.values.dtype == torch.float32:
         return latents
     values = latents.values if latents.values.dtype == torch.float64 else latents.values.float()

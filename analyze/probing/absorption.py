@@ -13,8 +13,7 @@ that stand for the label,
                latents
 
 `label_absorption` knows labels alone: u is the direction of a logistic probe, the main latents are those of
-k-sparse probes (splitting.py), rows counted are those with the label that the probe recognises.
-`planted_absorption` (ground_truth/absorption.py) knows the truth.
+k-sparse probes (splitting.py), rows counted those with the label that the probe recognises.
 
 source: "A is for Absorption", arXiv:2409.14507, in the form of SAEBench, which measures by projection and not
     by ablation; there, t is of x as it is, and decoder rows have norm 1. Here, probes are trained and latents
@@ -37,6 +36,7 @@ from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.text_table import aligned, plain
 
 from ..latents.compatibility import checked_latents
+from ..latents.store_pass import spans
 from ..stats.document_split import Documents, Split
 from ..stats.logistic import f1_of, fit_logistic
 from .labelled_items import encoded, testing_side
@@ -53,8 +53,7 @@ _CHUNK_VALUES = 2**22
 
 
 class Carried(NamedTuple):
-    """Of each row: silent, absorbed bool[n]; fraction float64[n]; absorber int64[n], the other latent that
-    writes most."""
+    """Of each row bool[n], bool[n], float64[n], int64[n]; absorber: the other latent that writes most."""
 
     silent: Tensor
     absorbed: Tensor
@@ -64,12 +63,11 @@ class Carried(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AbsorptionRow:
-    """One label; see the top of analyze/absorption.py.
+    """One label.
 
-    latents: the main ones; k_f1: of probes on one of them, two, …; probe_f1: of the probe on activations; on
+    latents: the main ones; k_f1: of probes on one of them, two, …; probe_f1: of that on activations; all on
         the test side
-    n_rows: rows counted; n_silent: those on which every main latent is silent; n_absorbed: those that are
-        absorbed
+    n_rows: rows counted; n_silent: those on which every main latent is silent
     absorbers: (latent, rows that it absorbs), most rows first
     """
 
@@ -90,30 +88,28 @@ class AbsorptionRow:
 
     @property
     def scored(self) -> bool:
-        """Whether it belongs to the mean: there are main latents, and the probe reads the label well."""
+        """Whether it belongs to the mean: it has main latents, and the probe reads it well."""
         return self.probe_f1 >= LEAST_PROBE_F1 and not math.isnan(self.rate)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Absorption:
-    """What `label_absorption` found, label by label; `print(found)`."""
+    """What `label_absorption` found; `print(found)`. Means are over the labels that are scored; nan for
+    none."""
 
     rows: tuple[AbsorptionRow, ...]
 
     @property
     def rate(self) -> float:
-        """Mean over the labels that are scored; nan for none."""
         return mean([row.rate for row in self.rows if row.scored])
 
     @property
     def fraction(self) -> float:
-        """Mean over the labels that are scored; nan for none."""
         return mean([row.fraction for row in self.rows if row.scored])
 
     @property
     def n_latents(self) -> float:
-        """Main latents of a label: above 1 is splitting. Mean over the labels that are scored; nan for
-        none."""
+        """Main latents of a label: above 1 is splitting."""
         return mean([float(len(row.latents)) for row in self.rows if row.scored])
 
     def to_dict(self) -> dict[str, Any]:
@@ -123,7 +119,7 @@ class Absorption:
         return plain(found)
 
     def table(self) -> str:
-        """Aligned text, a line a label, and the means below."""
+        """A line a label, and the means below."""
         lines = [["", "absorbed", "fraction", "silent", "rows", "probe F1", "latents", "absorbers"]]
         for row in self.rows:
             by = " ".join(f"{latent}×{n}" for latent, n in row.absorbers[:3])
@@ -152,32 +148,24 @@ def label_absorption(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> Absorption:
-    """How often latents that stand for a label are silent because others have taken over its direction, by
-    probes alone.
+    """How often latents that stand for a label are silent because others took its direction, by probes.
 
-        starts = {letter: torch.tensor([token.strip().lower().startswith(letter) for token in tokens]) for
-        letter in "abc"} print(sl.probing.label_absorption(sae, acts, starts, documents))
+        starts = {a: torch.tensor([token.strip().lower().startswith(a) for token in tokens]) for a in "abc"}
+        print(sl.probing.label_absorption(sae, acts, starts, documents))
 
-    acts: float[n_items d_model], in memory; labels: bool[n_items] by name, such as that a token begins with a
-        letter
+    acts: float[n_items d_model]; labels: bool[n_items] by name, such as that a token begins with a letter
     documents: of each item; the selecting side of `split`, by default Split(), trains probes and chooses
         latents, the test side is counted. None: every item is its own document
-    latents: the main latents of a label where they are known; None, or a label that is not there: found as by
-        `feature_splitting` with max_latents and f1_rise. A child's latent that raises F1 by so much counts as
-        a main one and
-        then absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with
-        max_latents=1
-    raises: ValueError and ImportError as `feature_splitting`; ValueError without labels, or for a latent out
-        of range
+    latents: the main latents of labels where they are known, else found as by `feature_splitting` with
+        max_latents and f1_rise. A child's latent that raises F1 by so much counts as a main one and then
+        absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with max_latents=1
+    raises: as `feature_splitting`; ValueError without labels, or for a latent out of range
     """
     if not labels:
         raise ValueError("label_absorption expected at least one label, got none")
     sides = {name: testing_side(acts, ones, documents, split) for name, ones in labels.items()}
     tests = next(iter(sides.values()))  # one for all: documents decide
-    selecting_acts, testing_acts = (
-        acts[~tests.to(acts.device)].cpu().float(),
-        acts[tests.to(acts.device)].cpu().float(),
-    )
+    selecting_acts, testing_acts = (acts[side.to(acts.device)].cpu().float() for side in (~tests, tests))
     selecting, testing = encoded(sae, selecting_acts), encoded(sae, testing_acts)
     W_dec, b_dec = sae.W_dec.detach().cpu().float(), sae.b_dec.detach().cpu().double()
     to_explain = sae.normalize(testing_acts.to(sae.device))[0].detach().cpu().double() - b_dec
@@ -189,9 +177,8 @@ def label_absorption(
         known = latents[name] if latents is not None and name in latents else None
         k_f1: tuple[float, ...] = ()
         if known is None:
-            split_into = splits(
-                selecting, testing, ones[~tests], ones[tests], max_latents=max_latents, f1_rise=f1_rise
-            )
+            limits = {"max_latents": max_latents, "f1_rise": f1_rise}
+            split_into = splits(selecting, testing, ones[~tests], ones[tests], **limits)
             known, k_f1 = split_into.latents, split_into.f1
         main = checked_latents(sae, known)
         counted = (said & ones[tests]).nonzero().flatten()
@@ -263,13 +250,9 @@ def carried(
 def dense_rows(latents: SparseLatents, rows: Tensor) -> Tensor:
     """Some rows of sparse latents: float64[n d_sae]."""
     sizes = latents.offsets.diff()[rows]
-    ends = sizes.cumsum(0)
-    pairs = latents.offsets[rows].repeat_interleave(sizes) + torch.arange(int(sizes.sum()))
-    pairs -= (ends - sizes).repeat_interleave(sizes)
+    pairs, row = spans(latents.offsets[rows], sizes), torch.arange(len(rows)).repeat_interleave(sizes)
     dense = torch.zeros(len(rows), latents.d_sae, dtype=torch.float64)
-    dense[torch.arange(len(rows)).repeat_interleave(sizes), latents.indices[pairs]] = latents.values[
-        pairs
-    ].double()
+    dense[row, latents.indices[pairs]] = latents.values[pairs].double()
     return dense
 
 

@@ -1,9 +1,7 @@
-"""Texts that belong together, the side of the split each of them is on, and the folds in which a probe is
-chosen.
+"""Texts that belong together, the side of the split each is on, and the folds in which a probe is chosen.
 
 Two texts belong together when they are equal but for case and white space, or share a group, also by way of
-third ones.
-They are never on two sides: a probe that has seen a text in training is not tested on its copy.
+third ones: a probe that has seen a text in training is not tested on its copy.
 """
 
 from __future__ import annotations
@@ -25,8 +23,7 @@ def clusters_of(documents: Tensor, groups: Sequence[Hashable] | None = None) -> 
     """int64[n], equal for texts that belong together: the smallest of their documents' ids.
 
     documents: int64[n], equal for equal texts
-    groups: of each text what it shares with others, such as its author, topic or entity; None where it has no
-        group
+    groups: of each text what it shares with others, such as its author or topic; None for nothing
     raises: ValueError for another number of groups than texts
     """
     names = documents.tolist()
@@ -77,7 +74,7 @@ def sides(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Places of the texts that train and of those that test: int64[n_train], int64[n_test].
 
-    raises: ValueError unless either side has at least LEAST_CLUSTERS clusters of every class
+    raises: ValueError unless either side has LEAST_CLUSTERS clusters of every class
     """
     tests = split.tests(clusters).numpy()
     for side, here in (("training", ~tests), ("test", tests)):

@@ -1,10 +1,9 @@
-"""One linear probe: what it sees of the features, chosen and scaled on the training side, and a logistic
-regression on it.
+"""One linear probe: what it sees of the features, and a logistic regression on it.
 
-Everything that is fitted (which latents, their scale, the regularisation, the weights) sees training texts
-only; inside cross-validation it is fitted anew in every fold. Unlike stats/logistic.py, a probe here takes
-sparse features without centring them, keeps its scale for later texts and begins a fit at the last one's
-weights: its numbers are others, so the two stay apart.
+All that is fitted (which latents, their scale, the regularisation, the weights) sees training texts only, and
+is fitted anew in every fold of cross-validation. Unlike stats/logistic.py, a probe here does not centre
+sparse features, keeps its scale for later texts and begins a fit at the last one's weights: its numbers are
+others, so the two stay apart.
 """
 
 from __future__ import annotations
@@ -37,8 +36,7 @@ _MOST_ITERATIONS = 1000
 class FittedProbe:
     """A probe for one class against the rest.
 
-    inverse_l2: C that cross-validation chose; converged: whether the last fit ended before its limit of
-        iterations
+    inverse_l2: C that cross-validation chose; converged: whether the fit ended before its limit of iterations
     latents: those chosen, strongest first; none where all features are used
     """
 
@@ -105,8 +103,7 @@ def _regression(seen: Any, positive: np.ndarray, inverse_l2: float, start: Any) 
 
 
 def all_columns(features: Any, positive: np.ndarray) -> tuple[Seen, tuple[int, ...]]:
-    """Every column over its standard deviation on the training texts; a CSR is not centred, and stays
-    sparse."""
+    """Every column over its standard deviation in training; a CSR is not centred, and stays sparse."""
     from scipy.sparse import diags, issparse
 
     mean, deviation = _moments(features)
@@ -117,8 +114,7 @@ def all_columns(features: Any, positive: np.ndarray) -> tuple[Seen, tuple[int, .
 
 
 def strongest_latents(k: int, by: str) -> Preparation:
-    """The k latents whose means differ most between positive and other texts, each over its standard
-    deviation.
+    """The k latents whose means differ most between positive and other texts, standardised.
 
     by: "mean_difference" |mean₁ − mean₀| in the SAE's own scale, as SAEBench has it: latents of large
         activations are favoured; "standardised" the same over the latent's standard deviation

@@ -29,10 +29,8 @@ def encoded(sae: SparseAutoencoder, acts: Tensor) -> SparseLatents:
 
 
 def testing_side(acts: Tensor, labels: Tensor, documents: Documents | None, split: Split | None) -> Tensor:
-    """Which rows test: bool[n]; documents None makes every row one.
-
-    raises: ValueError as `selecting_side`, and for a test side without both labels
-    """
+    """Which rows test: bool[n]; documents None makes every row one. raises: ValueError as `selecting_side`,
+    and for a test side without both labels"""
     documents = torch.arange(len(acts)) if documents is None else documents
     selecting_side(acts, labels, documents, split or Split())
     tests = (split or Split()).tests(documents)

@@ -1,5 +1,4 @@
-"""Labelled texts from a file or the hub, for probes: which field holds the text, which the label, which the
-group."""
+"""Labelled texts from a file or the hub, for probes."""
 
 from __future__ import annotations
 
@@ -16,8 +15,7 @@ from saelens_lite.errors import nearest
 
 @dataclass(frozen=True, slots=True)
 class LabelledTexts:
-    """texts, labels and groups of the same length; groups is None where no field was named. n_left_out: other
-    labels'."""
+    """One of each a text; groups: None where no field was named. n_left_out: texts of other labels."""
 
     texts: list[str]
     labels: list[Hashable]
@@ -40,8 +38,7 @@ def read_labelled(
 
     labels: as text, the labels to keep; none keeps all
     max_texts: a longer set is sampled at random by seed, because files often come sorted by label
-    raises: FileNotFoundError for a missing file; ValueError for a field that is not there, or a label that no
-        row has
+    raises: FileNotFoundError for a missing file; ValueError for a field or label that is not there
     """
     kept, n_left_out, wanted = [], 0, set(labels)
     seen: Counter[str] = Counter()

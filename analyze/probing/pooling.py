@@ -1,9 +1,7 @@
-"""One row of features for each text: a model's activations and the latents of SAEs on them, pooled over the
-text's tokens.
+"""One row of features for each text: activations and latents of SAEs, pooled over the text's tokens.
 
-The rows go to any scikit-learn estimator; what is probed in probes.py is one use of them. A text stands in a
-context of its own, after a BOS where the tokenizer has one, as in a harvest. BOS, other special tokens and
-padding are never pooled.
+The rows go to any scikit-learn estimator; probes.py is one use of them. A text stands in a context of its
+own, after a BOS where the tokenizer has one, as in a harvest. Special tokens and padding are never pooled.
 """
 
 from __future__ import annotations
@@ -42,11 +40,10 @@ POOLS = ("mean", "max", "last")
 class PooledLatents:
     """Features of n texts, in their order; `features["frozen"]` are the latents of the SAE of that name.
 
-    acts: np.float32[n d_model], pooled activations
-    by_name: SAE → scipy CSR float32[n d_sae], pooled latents; only what is not zero is stored
+    acts: np.float32[n d_model]
+    by_name: SAE → scipy CSR float32[n d_sae]
     documents: int64[n], equal for texts that are equal but for case and white space
     n_tokens: int64[n], tokens that were pooled; n_truncated: texts longer than max_tokens
-    pool, acts_pool: how latents and activations were pooled
     """
 
     acts: np.ndarray
@@ -78,11 +75,9 @@ class PooledLatents:
         return next(iter(self.by_name.values()))
 
     def __repr__(self) -> str:
-        widths = [
-            f"acts {list(self.acts.shape)}",
-            *(f"{name} {list(found.shape)}" for name, found in self.by_name.items()),
-        ]
-        return f"PooledLatents of {len(self):,} texts at {self.hook_point}: {', '.join(widths)}"
+        features = [("acts", self.acts), *self.by_name.items()]
+        widths = ", ".join(f"{name} {list(found.shape)}" for name, found in features)
+        return f"PooledLatents of {len(self):,} texts at {self.hook_point}: {widths}"
 
 
 def pooled_latents(
@@ -97,23 +92,20 @@ def pooled_latents(
     max_tokens: int | None = None,
     batch_size_texts: int = 32,
 ) -> PooledLatents:
-    """Pooled activations and latents of texts, from one forward pass, which ends at the hook point, for all
-    SAEs.
+    """Pooled activations and latents of texts, from one forward pass, which ends at the hook point.
 
     saes: one, called "sae" then, or several by name, all at one hook point; None for activations alone
-    hook_point: by default where the SAEs were trained, and then they must be of this model; naming one, the
-        caller vouches that they read this place, and only widths are checked
+    hook_point: by default where the SAEs were trained, which must be this model; naming one, the caller
+        vouches that they read this place, and only widths are checked
     pool: "mean" over the tokens (SAEBench), "max", or "last", the last token alone (sae-probes)
     acts_pool: of the activations; by default as the latents, and the mean where those take the maximum
-    max_tokens: tokens of a text, BOS included; what is behind them is not seen. None is the model's longest
-        context, and then a warning says how many texts are cut
-    raises: ValueError for no texts, one without tokens, other things than texts, SAEs of another model, hook
-        point or width, weights or activations that are not finite; ImportError without scipy, which comes
-        with scikit-learn
+    max_tokens: of a text, BOS included; the rest is not seen. None is the model's longest context, and then
+        a warning says how many texts are cut
+    raises: ValueError for no texts, one without tokens, SAEs of another model, hook point or width, weights
+        or activations that are not finite; ImportError without scipy
 
-    Texts of similar length share a batch. Sums in another order make features differ by about 1e-6 of their
-    size between batch sizes, and where two latents of a TopK are that close to each other either may be the
-    one kept. With batch_size_texts=1 no other text matters to any bit, on a CPU.
+    Between batch sizes features differ by about 1e-6 of their size, and of two latents of a TopK that are so
+    close either may be kept. With batch_size_texts=1 no other text matters to any bit, on a CPU.
     """
     try:
         from scipy import sparse
@@ -240,8 +232,7 @@ def _cut(ids: list[list[int]], longest: int | None, warn: bool) -> tuple[list[li
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Batch:
-    """What is pooled of some texts, text by text: rows float[n d_model], of_text int64[n], is_last
-    bool[n]."""
+    """What is pooled of some texts: float[n d_model], int64[n], bool[n]."""
 
     rows: Tensor
     of_text: Tensor
@@ -261,8 +252,7 @@ def _batch(
     places: Sequence[int],
     texts: Sequence[str],
 ) -> _Batch:
-    """One forward pass, and the rows of its tokens that are text. raises: ValueError naming a text that has
-    none, or nan"""
+    """One forward pass, and its rows that are text. raises: ValueError for a text that has none, or nan"""
     input_ids, attended = _padded(ids)
     kept = attended & ~torch.isin(input_ids, special)
     if not (filled := kept.any(1)).all():
@@ -306,8 +296,7 @@ def _pooled(batch: _Batch, pool: str, n_texts: int) -> Tensor:
 
 
 def _pooled_latents(latents: SparseLatents, of_text: Tensor, pool: str, n_texts: int) -> csr_matrix:
-    """The same of latents on the CPU, as CSR float32[n_texts d_sae]; one that is silent on a token counts as
-    0 there."""
+    """The same of latents on the CPU, as CSR float32[n_texts d_sae]; where one is silent it counts as 0."""
     from scipy.sparse import csr_matrix
 
     fires = latents.values != 0

@@ -1,10 +1,8 @@
 """Sparse probing: how well a few latents of an SAE tell labelled texts apart, beside the activations.
 
-A latent chosen as the best of thousands looks good on the texts that chose it. Here latents, scales,
-regularisation and weights see training texts alone; the test texts are scored once. The table always has the
+What is fitted (fit.py) sees training texts alone; the test texts are scored once. The table always has the
 probe of all activations and DiffMean, to which probes of latents often lose (Kantamneni et al. 2025), and a
-probe
-of the number of tokens: where one class has longer texts, anything that adds up over tokens knows it.
+probe of the number of tokens: where one class has longer texts, anything that adds up over tokens knows it.
 """
 
 from __future__ import annotations
@@ -39,8 +37,7 @@ from .report import ACTS, DIFF_MEAN, LENGTH, ProbeReport, ProbeRow
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Task:
-    """of_class: int64[n], the class of each text; clusters: int64[n], equal for texts that belong
-    together."""
+    """of_class: int64[n], of each text; clusters: int64[n], equal for texts that belong together."""
 
     of_class: np.ndarray
     classes: list[Hashable]
@@ -55,8 +52,7 @@ class _Task:
         return [1] if len(self.classes) == 2 else list(range(len(self.classes)))
 
     def aurocs(self, scores: np.ndarray, of_class: np.ndarray, weights: Tensor | None = None) -> Tensor:
-        """float64[r], the mean over classes for each row of weights float64[r n], or for 1 each; scores:
-        float64[n m]."""
+        """float64[r], means over classes by row of weights float64[r n], or 1 each; scores: float64[n m]."""
         weights = torch.ones(1, len(of_class), dtype=torch.float64) if weights is None else weights
         each = [weighted_auroc(scores[:, j], of_class == i, weights) for j, i in enumerate(self.probed)]
         return torch.stack(each).mean(0)
@@ -64,7 +60,7 @@ class _Task:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Contestant:
-    """A probe to be fitted: what it is called, which features it is given and what it makes of them."""
+    """A probe to be fitted: the features that it is given and what it makes of them."""
 
     name: str
     features: Any
@@ -96,26 +92,20 @@ def sparse_probes(
     n_resamples: int = 2000,
     confidence: float = 0.95,
 ) -> ProbeReport:
-    """Probes of k latents and of all latents of each SAE, of activations, DiffMean and text length, on texts
-    kept apart.
+    """Probes of k latents and of all latents of each SAE, of activations, DiffMean and text length.
 
-    features: as `pooled_latents` makes them
-    labels: the class of each text, str, int or bool; of two classes the last in order is the positive one, of
-        more each is probed against the rest
+    labels: the class of each text, str, int or bool; of two the last in order is the positive one, of more
+        each is probed against the rest
     groups: of each text what it shares with others (its author, entity, source); related texts, and texts
-        equal but for case and white space, are on one side of the split, in one fold, and drawn together for
-        intervals
+        equal but for case and white space, are on one side, in one fold, and drawn together for intervals
     k: numbers of latents; select_by: "mean_difference" or "standardised", see `fit.strongest_latents`
-    split: the sides, by default a test share of 0.3; n_splits: repeat with further seeds, for the noise of
-        the split
+    split: by default a test share of 0.3; n_splits: repeat with further seeds, for the noise of the split
     inverse_l2: C among which cross-validation in n_folds of the training texts chooses
-    n_shuffles: repetitions of the control with shuffled labels, at the C found with the true ones; 0 leaves
-        it out
-    n_resamples, confidence: of the intervals
+    n_shuffles: repetitions of the control with shuffled labels, at the C found with the true ones
     raises: ValueError for arguments that do not fit each other, or too few texts of a class on a side;
         ImportError without scikit-learn
     Who takes the best of several settings (pool, hook point, SAE) by these numbers has chosen on the test
-    texts: another split's seed, or other texts, say what the choice is worth.
+    texts: another seed of the split, or other texts, say what the choice is worth.
     source: Gurnee et al. 2023, arXiv:2305.01610; SAEBench, arXiv:2503.09532; Kantamneni et al. 2025,
         arXiv:2502.16681
     """
@@ -196,7 +186,6 @@ def sparse_probes(
 
 
 def _contestants(features: PooledLatents, k: Sequence[int], select_by: str) -> list[_Contestant]:
-    """The probe of all activations first, then DiffMean and the number of tokens, then those of every SAE."""
     found = [
         _Contestant(ACTS, features.acts, all_columns),
         _Contestant(DIFF_MEAN, features.acts, mean_direction),
@@ -220,10 +209,8 @@ def _fit_all(
     train, test = task.sides(split)
     of_train = task.clusters.numpy()[train]
     targets = [task.of_class[train] == i for i in task.probed]
-    folds = [
-        folds_of(of_train, positive, n_folds, split.seed) if len(inverse_l2) > 1 else []
-        for positive in targets
-    ]
+    choose = len(inverse_l2) > 1
+    folds = [folds_of(of_train, target, n_folds, split.seed) if choose else [] for target in targets]
     found = []
     for contestant in contestants:
         inside, outside = contestant.features[train], contestant.features[test]
@@ -244,9 +231,8 @@ def _intervals(
         each = torch.stack([task.aurocs(one.scores, task.of_class[test], weights) for one in fitted], dim=1)
         return torch.cat([each, each - each[:, :1]], dim=1)
 
-    return bootstrap_statistic(
-        statistic, task.clusters[test], n_resamples=n_resamples, confidence=confidence, seed=seed
-    )
+    how = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+    return bootstrap_statistic(statistic, task.clusters[test], **how)
 
 
 def _decisions(scores: np.ndarray, of_class: np.ndarray, task: _Task) -> tuple[float, float]:
@@ -270,8 +256,7 @@ def _over_splits(runs: Sequence[Sequence[_Fitted]], task: _Task, splits: Sequenc
 def _shuffled(
     contestants: Sequence[_Contestant], fitted: Sequence[_Fitted], task: _Task, split: Split, n_shuffles: int
 ) -> np.ndarray:
-    """Mean AUROC of every probe with the labels of either side shuffled, at the C that the true labels
-    gave."""
+    """Mean AUROC of every probe with the labels of either side shuffled, at the C of the true labels."""
     train, test = task.sides(split)
     found = np.zeros((n_shuffles, len(contestants)))
     for repeat in range(n_shuffles):
@@ -280,11 +265,9 @@ def _shuffled(
             drawn[side] = generator.permutation(drawn[side])
         for column, (contestant, true) in enumerate(zip(contestants, fitted)):
             inside, outside = contestant.features[train], contestant.features[test]
-            scores = [
-                fit_probe(inside, drawn[train] == i, contestant.prepare, [], [probe.inverse_l2]).scores(
-                    outside
-                )
-                for i, probe in zip(task.probed, true.probes)
-            ]
+            scores = []
+            for i, probe in zip(task.probed, true.probes):
+                again = fit_probe(inside, drawn[train] == i, contestant.prepare, [], [probe.inverse_l2])
+                scores.append(again.scores(outside))
             found[repeat, column] = float(task.aurocs(np.stack(scores, axis=1), drawn[test]))
     return found.mean(0)

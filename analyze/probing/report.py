@@ -41,8 +41,7 @@ DEFINITIONS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ProbeRow:
-    """One probe; the numbers are as in DEFINITIONS. sae, k: None for a probe of the activations, or of all
-    latents."""
+    """One probe, its numbers as in DEFINITIONS. sae, k: None for a probe of activations, of all latents."""
 
     name: str
     sae: str | None
@@ -98,7 +97,6 @@ class ProbeReport:
         raise KeyError(f"no probe {name!r}, there are {', '.join(row.name for row in self.rows)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything, for JSON."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
         return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows], "definitions": DEFINITIONS}
 
@@ -107,7 +105,6 @@ class ProbeReport:
         return frame(self.to_dict()["rows"])
 
     def table(self) -> str:
-        """Aligned text, with what the numbers rest on below it."""
         percent = f"{self.confidence:.0%} interval"
         head = ["", "AUROC", percent, f"less {ACTS}", "F1", "accuracy", "shuffled", f"{self.n_splits} splits"]
         lines = [head, *(self._cells(row) for row in self.rows)]

@@ -36,10 +36,8 @@ MAX_LATENTS = 10
 class Splitting:
     """The latents that say one thing.
 
-    latents: those that count, in the order in which they were added; none where no latent speaks for the
-        label
-    f1: of the probe on the first latent, the first two, …, on the test side; with that of the one that no
-        longer counts, if one was tried
+    latents: in the order in which they were added; none where no latent speaks for the label
+    f1: of the probe on the first latent, the first two, …, on the test side; last that of one tried in vain
     """
 
     latents: tuple[int, ...]
@@ -47,7 +45,6 @@ class Splitting:
 
     @property
     def n(self) -> int:
-        """In how many latents the feature lies."""
         return len(self.latents)
 
     def __repr__(self) -> str:
@@ -66,12 +63,11 @@ def feature_splitting(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> Splitting:
-    """In how many latents an SAE has what a label names; see the top of this file.
+    """In how many latents an SAE has what a label names.
 
     acts: float[n_items d_model]; labels: bool[n_items]
-    documents: of each item; those of the test side of `split`, by default Split(), give F1. None: every item
-        is its own
-    max_latents: at most this many are tried; f1_rise: the least by which one that counts raises F1
+    documents: of each item; those of the test side of `split`, by default Split(), give F1. None: its own
+    max_latents: to try; f1_rise: the least by which one that counts raises F1
     raises: ValueError for arguments that do not fit each other, or a side without both labels; ImportError
         without scikit-learn
     """
@@ -92,8 +88,7 @@ def splits(
     max_latents: int = MAX_LATENTS,
     f1_rise: float = F1_RISE,
 ) -> Splitting:
-    """The same of latents on the CPU; labels: bool[n] of either side; allowed: bool[d_sae], latents to choose
-    from."""
+    """The same of latents on the CPU; labels: bool[n]; allowed: bool[d_sae], latents to choose from."""
     if max_latents < 1 or not f1_rise > 0:
         raise ValueError(
             f"expected max_latents of 1 or more and f1_rise above 0, got {max_latents} and {f1_rise}"

@@ -3,10 +3,9 @@
     effect of latent i on the target = Σ_s z_i(s) · scale(s) · W_dec[i] · ∂pre_act_target/∂acts(s)
 
 over the tokens s of the target's text. A target is the pre-activation of a downstream latent at one token
-(gated: the gate's). It is smooth where TopK and JumpReLU jump; while the latent fires, it
-changes as the activation does. The effect estimates, to first order, pre-activation − pre-activation with
-latent i ablated at all tokens but BOS, EOS and padding: positive where i excites. It includes the layers in
-between, with their attention.
+(gated: the gate's), which is smooth where TopK and JumpReLU jump. The effect estimates, to first order,
+pre-activation − pre-activation with latent i ablated at all tokens but BOS, EOS and padding: positive where i
+excites. It includes the layers in between, with their attention.
 
 source: edge attribution patching, Syed, Rager and Conmy 2023, arXiv:2310.10348; between latents, with the
 SAE's error kept, Marks et al. 2024, arXiv:2403.19647
@@ -37,9 +36,8 @@ Targets = Tensor | Sequence[tuple[int, int, int]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class EdgeAttribution:
-    """First-order effects of upstream latents on targets.
+    """First-order effects of upstream latents on targets int64[n 3].
 
-    targets: int64[n 3], (example, position, downstream latent)
     pre_acts: float32[n], of the targets in the run as it is
     effects: float32[n d_sae] of the upstream latents, 0 for those that are silent in the target's text
     error, b_dec: float32[n], the effects of what the upstream SAE leaves unexplained, and of its constant
@@ -52,8 +50,7 @@ class EdgeAttribution:
     b_dec: Tensor
 
     def strongest(self, n: int) -> tuple[Tensor, Tensor]:
-        """The n edges of largest effect, either sign: int64[n 2] of (row of targets, upstream latent), and
-        float32[n]."""
+        """The n largest effects, either sign: int64[n 2] (row of targets, upstream latent), float32[n]."""
         flat = self.effects.reshape(-1)
         found = flat.abs().topk(min(n, len(flat))).indices
         d_sae = self.effects.shape[1]
@@ -83,7 +80,6 @@ def edge_attribution(
     It takes one forward, and as many backwards as the text with most targets has.
 
     targets: int64[n 3], (example, position, downstream latent)
-    upstream_point, downstream_point: by default where the SAEs were trained
     skip_ids: tokens whose upstream latents are left out; by default the model's BOS, EOS and padding
     model_inputs: what the model's forward takes: input_ids, attention_mask, …
     raises: ValueError for targets outside the text or the SAE, or hook points in the wrong order; HookError
@@ -135,7 +131,7 @@ def edge_ablation(
 ) -> Tensor:
     """The exact effects of edges: pre-activation of the target − the same with the upstream latent ablated.
 
-    One forward for every upstream latent among the edges; it ends at the downstream hook point.
+    One forward, to the downstream hook point, for every upstream latent among the edges.
 
     edges: int64[m 2], (row of targets, upstream latent), as `EdgeAttribution.strongest` gives them
     returns: float32[m]

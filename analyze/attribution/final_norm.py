@@ -33,10 +33,8 @@ def final_norm(decoder: Decoder, d_model: int) -> nn.Module:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NormParts:
-    """A norm taken apart.
+    """A norm taken apart: float64[d_model]; the weight up to a factor near 1, which belongs to the scale.
 
-    weight: float64[d_model], up to a factor near 1, which belongs to the scale
-    bias: float64[d_model]
     centers: whether the mean of the row is removed first
     """
 
@@ -45,7 +43,6 @@ class NormParts:
     centers: bool
 
     def center(self, rows: Tensor) -> Tensor:
-        """rows less their mean where the norm does that; float[... d_model]."""
         return rows - rows.mean(-1, keepdim=True) if self.centers else rows
 
     def scale(self, stream: Tensor, normed: Tensor) -> Tensor:
@@ -68,10 +65,9 @@ class NormParts:
 
 
 def norm_parts(norm: nn.Module, like: Tensor) -> NormParts:
-    """Weight, bias and centring of a norm, read off its effect on ±1: some norms multiply by 1 + weight.
+    """Weight, bias and centring, on the CPU, read off the effect on ±1: some norms multiply by 1 + weight.
 
     like: float[... d_model] of the stream, for its width, dtype and device
-    returns: on the CPU
     """
     with torch.no_grad():
         signs = torch.ones_like(like.reshape(-1, like.shape[-1])[:1])

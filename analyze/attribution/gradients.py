@@ -49,8 +49,7 @@ class GradientAttribution:
     metric: its value in this run
     latents: SparseLatents of float32 over [batch seq], contributions in place of activations
     b_dec, error: float32[batch seq]
-    stream_gradient: float[batch seq d_model], ∂metric/∂acts; times W_dec[i] it is what a silent latent would
-        do
+    stream_gradient: float[batch seq d_model], ∂metric/∂acts
     """
 
     metric: float
@@ -98,8 +97,7 @@ def gradient_attribution(
 ) -> GradientAttribution:
     """What every latent contributes to a number made of the logits, at every position, to first order.
 
-    metric: takes logits float[batch seq vocab], returns a scalar, such as lambda logits: logits[:, -1,
-        42].sum()
+    metric: a scalar of logits float[batch seq vocab], such as lambda logits: logits[:, -1, 42].sum()
     where, skip_ids: the tokens of interest, as in `ablate`; "all" leaves out BOS, EOS and padding
     model_inputs: what the model's forward takes: input_ids, attention_mask, …
     raises: ValueError for a metric that is no finite scalar of the logits, or an SAE that does not fit the
@@ -132,7 +130,7 @@ def gradient_attribution(
 
 
 class Leaf(NamedTuple):
-    """The stream at a point, as a leaf of the graph: acts float[batch seq d_model]; info of its pass."""
+    """The stream at a point, float[batch seq d_model], as a leaf of the graph."""
 
     acts: Tensor
     info: EditInfo
@@ -140,8 +138,7 @@ class Leaf(NamedTuple):
 
 @contextmanager
 def stream_leaves(model: Model, point: str) -> Iterator[list[Leaf]]:
-    """Inside, the forward continues from a leaf with the same values, kept in the list; what comes before has
-    no gradient."""
+    """Inside, the forward continues from a leaf with the same values, kept in the list."""
     leaves: list[Leaf] = []
 
     def begin(acts: Tensor, info: EditInfo) -> Tensor:

@@ -38,8 +38,7 @@ class LogitLens:
     tokenizer: Any = None
 
     def top(self, latent: int) -> list[tuple[str, float]]:
-        """(token, logit) that the direction raises most; the id in angle brackets when there is no
-        tokenizer."""
+        """(token, logit) that the direction raises most; the id in angle brackets without a tokenizer."""
         row = self._row(latent)
         return self._pairs(self.top_ids[row], self.top_logits[row])
 
@@ -112,9 +111,8 @@ def logit_lens(
             logits = head(directions).float().sub_(bias)
             logits -= logits.mean(-1, keepdim=True)
             for end, largest in enumerate((True, False)):
-                values[end, places], ids[end, places] = (
-                    part.cpu() for part in logits.topk(n_shown, largest=largest)
-                )
+                found = logits.topk(n_shown, largest=largest)
+                values[end, places], ids[end, places] = found.values.cpu(), found.indices.cpu()
     if not values.isfinite().all():
         raise ValueError(
             f"expected finite logits, got nan or infinity: the SAE or {decoder.class_name} has such weights"

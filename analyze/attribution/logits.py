@@ -65,10 +65,8 @@ class LogitAttribution:
 
     def __repr__(self) -> str:
         shares = {"latents": self.latents.to_dense().double().sum(-1), **self.parts}
-        lines = [
-            f"LogitAttribution of {len(self.logit_diff):,} examples; the first: "
-            f"{float(self.logit_diff[0]):+.4f}"
-        ]
+        first = f"{float(self.logit_diff[0]):+.4f}"
+        lines = [f"LogitAttribution of {len(self.logit_diff):,} examples; the first: {first}"]
         lines += [f"  {float(share[0]):+.4f}  {name}" for name, share in shares.items()]
         return "\n".join(lines + [f"    {share:+.4f}  latent {latent}" for latent, share in self.top(5)])
 
@@ -87,8 +85,7 @@ def direct_logit_attribution(
 
     target, against: token ids, one for all or int64[batch]; against=None: the mean logit of the vocabulary
     position: column, one for all or int64[batch]; None: the last real token
-    hook_point: by default where the SAE was trained; a canonical point of the stream or of what a block adds
-        to it
+    hook_point: a canonical point of the stream or of what a block adds to it
     model_inputs: what the model's forward takes: input_ids, attention_mask, …
     raises: ValueError for an SAE that does not fit the model; HookError where the logits are no linear
         read-out of a normed stream, or the parts do not add up to them
@@ -118,9 +115,8 @@ def direct_logit_attribution(
     normed = read["normed"][torch.arange(batch), columns.to(read["normed"].device)]
     logits = at(read["logits"])
     n_tokens = logits.shape[-1]
-    ids = [
-        None if token is None else _each(token, batch, n_tokens, "a token id") for token in (target, against)
-    ]
+    given = (target, against)
+    ids = [None if token is None else _each(token, batch, n_tokens, "a token id") for token in given]
     ends = [_picked(logits, tokens) for tokens in ids]
     logit_diff = ends[0] - ends[1]
     vectors, head_bias = _read_out(head, normed, ids)
@@ -194,8 +190,7 @@ def _alone(block: int, *kinds: str) -> list[tuple[str, list[tuple[int, str]]]]:
 
 
 def _read_out(head: nn.Module, normed: Tensor, ids: list[Tensor | None]) -> tuple[Tensor, Tensor]:
-    """∂(logit[target] − logit[against]) / ∂normed: float64[batch d]; that difference where normed is 0:
-    float64[batch]."""
+    """∂(logit[target] − logit[against]) / ∂normed float64[batch d], and the difference at 0 [batch]."""
     vectors, offsets = [], []
     for tokens in ids:
         with torch.enable_grad():

@@ -21,11 +21,8 @@ _CHUNK_VALUES = 2**22
 
 
 class Contributions(NamedTuple):
-    """What each part of acts adds to acts · vector, row by row.
-
-    latents: SparseLatents of float32, the contributions in place of activations
-    b_dec, error: float32[...]
-    """
+    """What each part of acts adds to acts · vector, row by row: float32[...], of latents in place of
+    activations."""
 
     latents: SparseLatents
     b_dec: Tensor
@@ -33,10 +30,7 @@ class Contributions(NamedTuple):
 
 
 class StreamParts:
-    """Rows of the stream, taken apart by an SAE; without gradients.
-
-    acts: float[... d_model]
-    """
+    """Rows of the stream, float[... d_model], taken apart by an SAE; without gradients."""
 
     def __init__(self, sae: SparseAutoencoder, acts: Tensor) -> None:
         with torch.no_grad():
@@ -49,10 +43,7 @@ class StreamParts:
         self._sae = sae
 
     def along(self, vectors: Tensor) -> Contributions:
-        """Contributions to (acts · vectors).sum(-1).
-
-        vectors: float[... d_model], one for each row of acts
-        """
+        """Contributions to (acts · vectors).sum(-1); vectors: float[... d_model], one for each row."""
         with torch.no_grad():
             vectors = vectors.to(self._sae.device, torch.float32)
             flat = vectors.reshape(-1, self._sae.d_model)
@@ -66,10 +57,6 @@ class StreamParts:
             values = [
                 value.float() * (self._sae.W_dec[i].float() * read[row]).sum(-1) for row, i, value in pairs
             ]
-            return Contributions(
-                latents=self.latents.with_values(
-                    torch.cat(values) if values else self.latents.values.float()
-                ),
-                b_dec=(self._constant * vectors).sum(-1),
-                error=(self._error * vectors).sum(-1),
-            )
+            of_latents = torch.cat(values) if values else self.latents.values.float()
+            b_dec, error = ((part * vectors).sum(-1) for part in (self._constant, self._error))
+            return Contributions(self.latents.with_values(of_latents), b_dec, error)

@@ -130,11 +130,7 @@ def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
     """The spread of every number that all rows have."""
     columns = [row.numbers() for row in rows]
     values = {name: [column[name] for column in columns] for name in columns[0]}
-    return {
-        name: seed_noise([v for v in some if v is not None])
-        for name, some in values.items()
-        if None not in some
-    }
+    return {name: seed_noise(some) for name, some in values.items() if None not in some}
 
 
 def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
@@ -227,7 +223,7 @@ def _finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:
 def _dead_shares(
     sae: SparseAutoencoder, store: ActivationStore, point: str, windows_tokens: Sequence[int]
 ) -> dict[int, float | None]:
-    """Dead share by window over the last rows of the store, as many as the longest window that fits."""
+    """Dead share by window over the last rows of the store: the longest window that fits."""
     windows = sorted(windows_tokens)
     n_rows = max((window for window in windows if window <= store.n_rows), default=0)
     firing = FiringSums(sae.d_sae)

@@ -176,10 +176,9 @@ class AbsorptionSums:
     """How often a child's latent takes the place of its parent's, over the rows of a planted hierarchy.
 
     A parent's latent is the one nearest to it, and is its own where it is nearer to no other feature. Scored
-    are the edges where that holds and the child's nearest latent is another one. Of the rows on which the
-    child fires, and so the parent, a row is absorbed where the parent's latent is silent and the child's
-    latent writes at least 0.4 of the parent's magnitude along the parent's direction. Absorption is the mean
-    of that share over the edges.
+    are the edges where that holds and the child's nearest latent is another one. A row on which the child
+    fires, and so the parent, is absorbed where the parent's latent is silent and the child's writes at least
+    0.4 of the parent's magnitude along the parent's direction. Absorption is the mean share over the edges.
 
     source: "A is for Absorption", arXiv:2409.14507, whose probe, absorbing latent and 0.4 of the probe's
         projection are here the planted direction, the child's latent and 0.4 of the planted magnitude.

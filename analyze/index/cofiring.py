@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saelens_lite.kernels import tally as kernel
 
+from ..latents.store_pass import spans
 from .token_sample import TokenSample
 
 MIN_TOGETHER = 5
@@ -27,8 +28,8 @@ class Cofiring:
 
     jaccard: tokens on which both fire, as a share of those on which either does: float32[d_sae m], largest
         first
-    pmi: log of P(both) / (P(one) P(other)), in nats: float32[d_sae m], largest first, of pairs that met
-    MIN_TOGETHER times At equal scores the lower latent comes first.
+    pmi: log of P(both) / (P(one) P(other)), in nats: float32[d_sae m], of pairs that met MIN_TOGETHER times
+    At equal scores the lower latent comes first.
     """
 
     jaccard_ids: Tensor
@@ -38,7 +39,6 @@ class Cofiring:
 
 
 def cofiring(sample: TokenSample, d_sae: int, m: int) -> Cofiring:
-    """The m nearest of each latent by Jaccard and by PMI, over the rows of the sample."""
     by_latent = sample.latents.argsort(stable=True)
     places = sample.row_ids()[by_latent]
     counts = sample.counts(d_sae)
@@ -57,24 +57,18 @@ def cofiring(sample: TokenSample, d_sae: int, m: int) -> Cofiring:
 def _cofiring(
     sample: TokenSample, starts: Tensor, places: Tensor, ids: list[Tensor], scores: list[Tensor]
 ) -> None:
-    """The definition of kernel.cofiring_, in plain torch; its arguments are those of the kernel."""
+    """The definition of kernel.cofiring_, in plain torch."""
     d_sae, counts, sizes = len(starts) - 1, starts.diff().double(), sample.offsets.diff()
     meetings = sizes[places].cumsum(0)  # of the pairs so far, by latent
     totals = torch.cat([meetings.new_zeros(1), meetings])[starts]
     first = 0
     while first < d_sae:
-        last = max(
-            first + 1, int(torch.searchsorted(totals, totals[first] + _BLOCK_MEETINGS, right=True)) - 1
-        )
+        full = int(torch.searchsorted(totals, totals[first] + _BLOCK_MEETINGS, right=True))
+        last = max(first + 1, full - 1)
         rows = places[starts[first] : starts[last]]
-        one = (
-            torch.arange(first, last)
-            .repeat_interleave(starts.diff()[first:last])
-            .repeat_interleave(sizes[rows])
-        )
-        ends = sizes[rows].cumsum(0)
-        within = torch.arange(len(one)) - (ends - sizes[rows]).repeat_interleave(sizes[rows])
-        other = sample.latents[sample.offsets[rows].repeat_interleave(sizes[rows]) + within].long()
+        of_row = torch.arange(first, last).repeat_interleave(starts.diff()[first:last])
+        one = of_row.repeat_interleave(sizes[rows])
+        other = sample.latents[spans(sample.offsets[rows], sizes[rows])].long()
         pairs, together = (one * d_sae + other)[one != other].unique(return_counts=True)
         one, other = pairs // d_sae, pairs % d_sae
         jaccard = together / (counts[one] + counts[other] - together)

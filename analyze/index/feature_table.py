@@ -22,7 +22,7 @@ _SHOWN_FIRINGS = 5
 
 @dataclass(frozen=True, slots=True)
 class Firing:
-    """One token on which a latent fired. value: its activation; the rest says where (see Context)."""
+    """One token on which a latent fired. value: its activation"""
 
     value: float
     context: Context
@@ -59,10 +59,7 @@ class Firing:
 
 @dataclass(frozen=True, slots=True)
 class LatentFirings:
-    """The strongest firings of one latent, strongest first, and how often it fires.
-
-    n_fired: of n_tokens
-    """
+    """The strongest firings of one latent, strongest first, and on how many of n_tokens it fires."""
 
     latent: int
     n_fired: int
@@ -90,20 +87,17 @@ class LatentFirings:
         return rendered("latent_firings.html", heading=self._heading(), firings=self.firings)
 
     def _heading(self) -> str:
-        firing = f"fires on {self.n_fired:,} of {self.n_tokens:,} tokens ({self.density:.3%})"
-        return f"latent {self.latent}: {firing}"
+        share = f"{self.n_fired:,} of {self.n_tokens:,} tokens ({self.density:.3%})"
+        return f"latent {self.latent}: fires on {share}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class FeatureTable:
     """The n strongest firings of each latent.
 
-    latents: int64[m]
-    values: float[m n], strongest first; equal values in the order of their rows; 0 where it fired fewer than
-        n times
-    rows: int64[m n], row of the store of each; -1 where it fired fewer than n times
-    n_fired: int64[m], tokens on which each latent fired, of n_tokens
-    contexts: looks up the text of a row
+    latents, n_fired: int64[m], the tokens on which each fired, of n_tokens
+    values: float[m n], strongest first, equal ones by row; 0 where it fired fewer than n times
+    rows: int64[m n], of the store; -1 where it fired fewer than n times
     """
 
     latents: Tensor
@@ -114,10 +108,7 @@ class FeatureTable:
     contexts: Contexts
 
     def latent(self, latent: int, n: int | None = None) -> LatentFirings:
-        """The strongest firings of one latent, n or all that the table has, with their text.
-
-        raises: ValueError when the table lacks the latent
-        """
+        """The n strongest firings of one latent, or all of the table. raises: ValueError if it lacks it"""
         found = (self.latents == latent).nonzero()
         if not len(found):
             raise ValueError(
@@ -143,10 +134,8 @@ class FeatureTable:
 
     def _repr_html_(self) -> str:
         """A table without script, for notebooks."""
-        rows = [
-            (latent, self.values[i, 0].item(), self.latent(latent, _SHOWN_FIRINGS))
-            for i, latent in self._shown()
-        ]
+        shown, values = self._shown(), self.values
+        rows = [(latent, values[i, 0].item(), self.latent(latent, _SHOWN_FIRINGS)) for i, latent in shown]
         return rendered("feature_table.html", heading=self._heading(), rows=rows)
 
     def to_frame(self) -> DataFrame:
@@ -161,7 +150,7 @@ class FeatureTable:
         )
 
     def _shown(self) -> list[tuple[int, int]]:
-        """(row of the table, latent) of the latents that a summary shows: those that fire strongest."""
+        """(row of the table, latent) of the latents that fire strongest."""
         if self.values.shape[1] == 0:
             return []
         order = self.values[:, 0].argsort(descending=True, stable=True)[:_SHOWN_LATENTS]

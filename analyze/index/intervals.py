@@ -19,11 +19,8 @@ N_INTERVALS = 5
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """The firings between two quantiles.
-
-    low, high: activations; low <= value < high, and in the last interval high too
-    values, rows: the sampled firings that lie inside, strongest first
-    """
+    """The sampled firings between two quantiles, low <= value < high (in the last high too), strongest
+    first."""
 
     low: float
     high: float
@@ -31,14 +28,13 @@ class Interval:
     rows: tuple[int, ...]
 
     def examples(self, n: int) -> list[tuple[float, int]]:
-        """(activation, row) of at most n of its sampled firings, spread evenly from the strongest on."""
+        """(activation, row) of at most n firings, spread evenly from the strongest on."""
         n, of = min(n, len(self.rows)), len(self.rows)
         return [(self.values[j * of // n], self.rows[j * of // n]) for j in range(n)]
 
 
 def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: float, n: int) -> list[float]:
-    """The n + 1 edges of n intervals, ascending; the first is no larger than any activation, the last is the
-    largest.
+    """The n + 1 edges of n intervals, ascending, from at most the smallest activation to the largest.
 
     histogram: int[N_BINS], exact; sample: float[m], sampled activations; n_fired: firings in all
     Quantiles are exact where the sample holds all firings: floor(j/n · n_fired) firings are below the j/n
@@ -54,7 +50,6 @@ def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: flo
     for j in range(1, n):
         wanted = j / n * n_fired
         b = int(torch.searchsorted(below, wanted))
-        # The share of the bin's firings that lie below.
         share = (wanted - float(below[b] - histogram[b])) / float(histogram[b])
         known = sample[(sample >= edges[b]) & (sample < edges[b + 1])].sort().values.tolist()
         knots = [edges[b], *known, edges[b + 1]]
@@ -84,7 +79,6 @@ def intervals(
     found = []
     for j, (low, high) in enumerate(pairwise(edges)):
         inside = [(value, row) for value, row in strongest if low <= value and (value < high or j == n - 1)]
-        found.append(
-            Interval(low, high, tuple(value for value, _ in inside), tuple(row for _, row in inside))
-        )
+        values, rows = ([firing[i] for firing in inside] for i in (0, 1))
+        found.append(Interval(low, high, tuple(values), tuple(rows)))
     return tuple(found)

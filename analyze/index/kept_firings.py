@@ -85,7 +85,7 @@ class StrongestFirings(KeptFirings):
 
 
 class SampledFirings(KeptFirings):
-    """A sample of n of every latent's firings, uniform without replacement: those with the smallest hash."""
+    """A uniform sample of n of every latent's firings, without replacement: those of smallest hash."""
 
     def __init__(self, d_sae: int, n: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> None:
         super().__init__(d_sae, n, dtype)

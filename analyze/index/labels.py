@@ -1,5 +1,4 @@
-"""What people wrote about latents: labels and notes in labels.sqlite beside an index, which a new index
-leaves alone.
+"""What people wrote about latents: labels.sqlite beside an index, which a new index leaves alone.
 
     sae      sha256 TEXT                                       one row: whose latents these are
     labels   latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER
@@ -31,8 +30,7 @@ FORMAT, VERSION = "saelens_lite labels", 1
 
 @dataclass(frozen=True, slots=True)
 class Label:
-    """label: in a few words what the latent stands for; notes: anything else; starred: whether to find it
-    again"""
+    """label: in a few words what the latent stands for; notes: anything else"""
 
     latent: int
     label: str
@@ -41,10 +39,8 @@ class Label:
 
 
 class Labels:
-    """The labels of one SAE's latents.
+    """The labels of one SAE's latents. sae: its folder.identity
 
-    path: of the sqlite file
-    sae: what the SAE is (folder.identity)
     raises, from every method: FeatureIndexError where the file is of another SAE, or no such file
     """
 
@@ -59,7 +55,7 @@ class Labels:
         self._write([Label(operator.index(latent), label, notes, starred)])
 
     def remove(self, latent: int) -> None:
-        """Forget what was written about a latent; nothing if there is nothing."""
+        """Forget what was written about a latent."""
         if self.path.exists():
             with self._open() as db:
                 db.execute("DELETE FROM labels WHERE latent = ?", (operator.index(latent),))
@@ -78,12 +74,10 @@ class Labels:
         return self._select("label LIKE ?1 ESCAPE '\\' OR notes LIKE ?1 ESCAPE '\\'", f"%{escaped}%")
 
     def import_json(self, file: str | os.PathLike[str]) -> int:
-        """Write what the HTML page exported, each latent in place of what was written; returns how many there
-        were.
+        """Write what the HTML page exported, in place of what was written; returns how many there were.
 
         A latent with neither label, notes nor star is forgotten.
-        raises: ValueError for a file of another kind, of another SAE, or with a latent out of range: nothing
-            is written
+        raises: ValueError, and writes nothing, for a file of another kind or SAE, or a latent out of range
         """
         try:
             content = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -137,9 +131,8 @@ class Labels:
                     "CREATE TABLE IF NOT EXISTS labels "
                     "(latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER NOT NULL DEFAULT 0)"
                 )
-                if "starred" not in {
-                    name for _, name, *_ in db.execute("PRAGMA table_info(labels)")
-                }:  # of a first release
+                columns = {name for _, name, *_ in db.execute("PRAGMA table_info(labels)")}
+                if "starred" not in columns:  # of a first release
                     db.execute("ALTER TABLE labels ADD COLUMN starred INTEGER NOT NULL DEFAULT 0")
                 owner = db.execute("SELECT sha256 FROM sae").fetchone()
                 if owner is None:

@@ -38,7 +38,7 @@ def output_scores(
 ) -> Tensor:
     """float32[d_sae]; nan for latents that never fired. One forward of the prompt for each latent.
 
-    largest: float[d_sae], largest activation of each latent, 0 for those that never fired
+    largest: float[d_sae], largest activation of each latent; 0: never fired
     promoted_ids: int[d_sae n], the top of the logit lens
     raises: ValueError for a prompt without tokens
     """

@@ -1,5 +1,4 @@
-"""What one pass over firings leaves of every latent: counts, histograms, first and last row, strongest and
-sampled firings.
+"""What one pass leaves of every latent: counts, histograms, first and last row, and some firings.
 
 A block's firings stay sparse (token, latent, value): no tokens × latents matrix, no loop over latents. Two
 tallies of different rows merge exactly, in any order. The torch code is the definition; float32 on a CPU goes
@@ -42,18 +41,13 @@ def activation_bins(values: Tensor) -> Tensor:
 
 
 def bin_edges() -> list[float]:
-    """The N_BINS + 1 edges, in units of activation: 0, then four equal steps an octave, from 1.25 · 2^-8 to
-    2^16."""
-    steps = [
-        2.0 ** (b // BINS_PER_OCTAVE + FIRST_OCTAVE) * (1 + b % BINS_PER_OCTAVE / 4)
-        for b in range(N_BINS + 1)
-    ]
-    return [0.0, *steps[1:]]
+    """The N_BINS + 1 edges, in activations: 0, then four equal steps an octave, from 1.25 · 2^-8 to 2^16."""
+    places = (divmod(b, BINS_PER_OCTAVE) for b in range(1, N_BINS + 1))
+    return [0.0, *(2.0 ** (octave + FIRST_OCTAVE) * (1 + step / 4) for octave, step in places)]
 
 
 def position_bins(positions: Tensor) -> Tensor:
-    """The bin of each position in a context, its number of binary digits: 0, 1, 2–3, 4–7, …, 2^14 and beyond:
-    uint8[...]."""
+    """The bin of each position in a context, its number of binary digits, at most 15: uint8[...]."""
     edges = 2 ** torch.arange(N_POSITION_BINS - 1)
     return torch.bucketize(positions, edges, right=True).to(torch.uint8)
 
@@ -61,18 +55,15 @@ def position_bins(positions: Tensor) -> Tensor:
 class Tally:
     """The counts of one pass.
 
-    n_top, n_sample: firings kept of each latent, the strongest and a uniform sample
-    seed: of the sample
+    n_top, n_sample: firings kept of each latent, the strongest and a uniform sample, drawn by seed
     dtype: of kept values, float32 or float64
 
     n_tokens: rows seen
     counts: int64[d_sae], rows on which each latent fired (was above 0)
     first_fired, last_fired: int64[d_sae], the first and the last such row of the store; -1 for never
-    histogram: int32[d_sae N_BINS], firings by activation
-    positions: int32[d_sae N_POSITION_BINS], firings by position in the context; all 0 for rows without
-        positions
+    histogram, positions: int32[d_sae N_BINS], int32[d_sae N_POSITION_BINS], firings by activation and by
+        position in the context, all 0 for rows without positions
     token_positions: int64[N_POSITION_BINS], rows by position
-    top, sample: the kept firings
     """
 
     def __init__(
@@ -91,8 +82,7 @@ class Tally:
     def update(self, latents: SparseLatents, first_row: int, row_bins: Tensor | None = None) -> None:
         """Add a block whose rows come after all rows seen so far.
 
-        latents: on the CPU; first_row: the row of the store of its first token
-        row_bins: uint8[rows], see `position_bins`; None where rows have no positions
+        latents: on the CPU; row_bins: uint8[rows], see `position_bins`; None for rows without positions
         raises: ValueError for values that are not finite
         """
         if not latents.values.isfinite().all():
@@ -155,19 +145,12 @@ class Tally:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything, by name; all but token_positions and n_tokens have one row a latent."""
-        return {
-            "counts": self.counts,
-            "first_fired": self.first_fired,
-            "last_fired": self.last_fired,
-            "histogram": self.histogram,
-            "positions": self.positions,
-            "token_positions": self.token_positions,
-            "n_tokens": torch.tensor([self.n_tokens]),
-            "top_values": self.top.values,
-            "top_rows": self.top.rows,
-            "sample_values": self.sample.values,
-            "sample_rows": self.sample.rows,
-        }
+        names = ("counts", "first_fired", "last_fired", "histogram", "positions", "token_positions")
+        tensors = {name: getattr(self, name) for name in names}
+        tensors["n_tokens"] = torch.tensor([self.n_tokens])
+        for name, kept in (("top", self.top), ("sample", self.sample)):
+            tensors |= {f"{name}_values": kept.values, f"{name}_rows": kept.rows}
+        return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], seed: int = 0) -> Tally:
@@ -193,23 +176,20 @@ def add_shard(
     first_row: int,
     sample_share: float = 0.0,
 ) -> list[TokenSample]:
-    """Encode the rows of one shard, each once, and add their firings to the tally.
+    """Encode the rows of one shard, which begins at first_row of the store, into the tally.
 
-    first_row: of the shard, in the store
-    sample_share: the share of rows to sample
     returns: the sampled rows of each block
     """
     bins = position_bins(store.row_positions(shard)[1]) if store.has_tokens else None
     samples = []
     for row, latents in shard_latents(sae, store, hook_point, shard, first_row):
-        tally.update(
-            latents, row, None if bins is None else bins[row - first_row : row - first_row + latents.batch]
-        )
+        at = row - first_row
+        tally.update(latents, row, None if bins is None else bins[at : at + latents.batch])
         if sample_share > 0:
             samples.append(TokenSample.of_block(latents, row, sample_share, tally.seed))
     return samples
 
 
 def kept_dtype(sae: SparseAutoencoder) -> torch.dtype:
-    """The type that holds the SAE's latents exactly: float32, or float64 for weights of that type."""
+    """The type that holds the SAE's latents exactly."""
     return torch.float64 if sae.dtype == torch.float64 else torch.float32

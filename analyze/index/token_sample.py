@@ -1,5 +1,4 @@
-"""A bounded sample of rows with all latents that fire on them: for what belongs to rows and not to one
-latent.
+"""A bounded sample of rows with all latents that fire on them, for what belongs to rows.
 
 A row is in the sample when its hash is below a bound, so the sample is a function of the set of rows alone,
 and the samples of disjoint rows make that of all of them. It serves co-firing, rows on which a latent does
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from saelens_lite.hashing import firing_hash
 from saelens_lite.sae.latents import SparseLatents
+
+from ..latents.store_pass import spans
 
 CONTRAST_DRAWS = 8
 """Rows drawn for each row of contrast that is wanted; those on which the latent fires are passed over."""
@@ -39,7 +40,6 @@ class TokenSample:
 
     @classmethod
     def of_block(cls, block: SparseLatents, first_row: int, share: float, seed: int = 0) -> TokenSample:
-        """The sampled rows of a block: about `share` of all rows."""
         rows = torch.arange(first_row, first_row + block.batch)
         chosen = firing_hash(seed, -1, rows) < bound(share)
         pairs = torch.repeat_interleave(chosen, block.offsets.diff()) & (block.values > 0)
@@ -56,16 +56,15 @@ class TokenSample:
         return cls(whole[0], _offsets(sizes), whole[1], whole[2])._at(whole[0].argsort())
 
     def smallest(self, n: int, seed: int = 0) -> TokenSample:
-        """At most n of the rows: those with the smallest hash."""
+        """At most n of the rows, by hash."""
         if len(self.rows) <= n:
             return self
         return self._at(firing_hash(seed, -1, self.rows).argsort()[:n].sort().values)
 
     def row_ids(self) -> Tensor:
         """int64[n_pairs]: the place among `rows` of each pair."""
-        return torch.arange(len(self.rows)).repeat_interleave(
-            self.offsets.diff(), output_size=len(self.latents)
-        )
+        sizes = self.offsets.diff()
+        return torch.arange(len(self.rows)).repeat_interleave(sizes, output_size=len(self.latents))
 
     def counts(self, d_sae: int) -> Tensor:
         """int64[d_sae], sampled rows on which each latent fires."""
@@ -74,9 +73,8 @@ class TokenSample:
     def contrast(self, d_sae: int, n: int, seed: int = 0) -> Tensor:
         """Random rows on which a latent does not fire: int64[d_sae n], -1 where fewer were found.
 
-        Drawn among the sampled rows by hash(seed, latent, draw), CONTRAST_DRAWS · n at most, no row twice. A
-        latent that fires nearly always may therefore have fewer, and one that fires on all sampled rows has
-        none.
+        Drawn among the sampled rows by hash(seed, latent, draw), CONTRAST_DRAWS · n at most, no row twice: a
+        latent that fires nearly always may have fewer.
         """
         found = torch.full((d_sae, n), -1, dtype=torch.int64)
         if not len(self.rows) or n == 0:
@@ -105,10 +103,8 @@ class TokenSample:
     def _at(self, places: Tensor) -> TokenSample:
         """The rows at these places, in this order."""
         sizes = self.offsets.diff()[places]
-        offsets = _offsets(sizes)
-        within = torch.arange(int(offsets[-1])) - offsets[:-1].repeat_interleave(sizes)
-        pairs = self.offsets[places].repeat_interleave(sizes) + within
-        return TokenSample(self.rows[places], offsets, self.latents[pairs], self.values[pairs])
+        pairs = spans(self.offsets[places], sizes)
+        return TokenSample(self.rows[places], _offsets(sizes), self.latents[pairs], self.values[pairs])
 
 
 def bound(share: float) -> int:

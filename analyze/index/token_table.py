@@ -1,5 +1,4 @@
-"""The tokens of an index's rows: what a store says of them, without its vectors, so that an index needs no
-store.
+"""The tokens of an index's rows, without vectors, so that an index needs no store.
 
 In tokens-{key}.safetensors, where the rows come from text,
 
@@ -28,8 +27,7 @@ _NAMES = ("input_ids", "attended", "kept", "doc_id")
 class TokenTable:
     """The tokens of an index, with the names that an ActivationStore gives them.
 
-    file: the open tokens-{key}.safetensors; path: of the index
-    tokenizer_name, bos_id: of the store
+    file: the open tokens-{key}.safetensors; path: of the index; the rest: of the store
     """
 
     def __init__(self, file: Any, path: Any, tokenizer_name: str, bos_id: int | None) -> None:
@@ -47,14 +45,12 @@ class TokenTable:
         return self._rows[-1]
 
     def tokens(self, shard: int) -> ShardTokens:
-        """The contexts of one shard."""
         span = slice(self._seqs[shard], self._seqs[shard + 1])
-        return ShardTokens(
-            *(self._file.get_slice(name)[span] for name in _NAMES), first_doc=self._first_docs[shard]
-        )
+        parts = (self._file.get_slice(name)[span] for name in _NAMES)
+        return ShardTokens(*parts, first_doc=self._first_docs[shard])
 
     def row_docs(self, shard: int) -> Tensor:
-        """Global index of the document that each row of one shard comes from: int64[n_rows]."""
+        """Global index of the document of each row: int64[n_rows]."""
         if not self.has_tokens:
             return self._file.get_slice("row_docs")[self._rows[shard] : self._rows[shard + 1]]
         tokens = self.tokens(shard)
@@ -78,11 +74,7 @@ def table_of(store: ActivationStore) -> dict[str, Tensor | Streamed]:
 
 
 def token_ids(source: ActivationStore | TokenTable, rows: Tensor, back: int = 0) -> Tensor:
-    """The token of each row, or the one `back` places before it in its context: int64[...]; -1 for row -1 and
-    for no token.
-
-    rows: int64[...]
-    """
+    """The token of each row int64[...], or the one `back` places before it in its context; -1 for none."""
     flat = rows.flatten()
     ascending, order = flat.sort()
     found, ends = torch.full_like(flat, -1), torch.tensor(source.shard_rows).cumsum(0)
@@ -91,12 +83,9 @@ def token_ids(source: ActivationStore | TokenTable, rows: Tensor, back: int = 0)
     for shard, stop in enumerate(edges):
         if start < stop:
             tokens = source.tokens(shard)
-            shifted = torch.nn.functional.pad(tokens.input_ids, (back, 0), value=-1)[
-                :, : tokens.input_ids.shape[1]
-            ]
+            width, first_row = tokens.input_ids.shape[1], ends[shard] - source.shard_rows[shard]
+            shifted = torch.nn.functional.pad(tokens.input_ids, (back, 0), value=-1)[:, :width]
             ids = shifted[tokens.kept.bool()]
-            found[order[start:stop]] = ids[
-                ascending[start:stop] - (ends[shard] - source.shard_rows[shard])
-            ].long()
+            found[order[start:stop]] = ids[ascending[start:stop] - first_row].long()
         start = stop
     return found.view(rows.shape)

@@ -34,7 +34,7 @@ _CHUNK_FIRINGS = 2**22
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnigramLatent:
-    """A latent that fires on one token nearly always; shares as at the top of this file."""
+    """A latent that fires on one token nearly always."""
 
     latent: int
     token: str
@@ -70,8 +70,7 @@ class UnigramShare:
 
 
 def is_unigram(n_fired: Tensor, token_share: Tensor, top_token_share: Tensor) -> Tensor:
-    """Which latents are flagged: bool[...]; nan, of rows without tokens or a latent that never fired, is
-    not."""
+    """Which latents are flagged: bool[...]; nan, of rows without tokens or a silent latent, is not."""
     return (token_share.minimum(top_token_share) >= UNIGRAM_SHARE) & (n_fired >= MIN_FIRINGS)
 
 
@@ -87,9 +86,8 @@ def token_shares(store: ActivationStore, tally: Tally) -> dict[str, Tensor]:
     if store.has_tokens:
         for latents in torch.arange(d_sae).split(max(1, _CHUNK_FIRINGS // max(sampled.shape[1], 1))):
             tokens = token_ids(store, sampled[latents])
-            pairs = torch.where(
-                tokens < 0, -1, tokens + _PAIR_BASE * (1 + token_ids(store, sampled[latents], back=1))
-            )
+            before = 1 + token_ids(store, sampled[latents], back=1)
+            pairs = torch.where(tokens < 0, -1, tokens + _PAIR_BASE * before)
             most_common, shares["token_share"][latents] = commonest(tokens)
             common[latents] = most_common.int()
             shares["pair_share"][latents] = commonest(pairs)[1]
@@ -99,10 +97,7 @@ def token_shares(store: ActivationStore, tally: Tally) -> dict[str, Tensor]:
 
 def commonest(ids: Tensor) -> tuple[Tensor, Tensor]:
     """The number that each row has most often, the lowest of several, and its share: int64[n], -1 for none;
-    float32[n], nan.
-
-    ids: int64[n m], numbers of 0 or more; -1 in empty places
-    """
+    float32[n], nan. ids: int64[n m], -1 in empty places"""
     if ids.shape[1] == 0:
         return ids.new_full((len(ids),), -1), torch.full((len(ids),), torch.nan)
     ascending = ids.sort(dim=1).values

@@ -19,11 +19,7 @@ WINDOWS_TOKENS = (10_000, 100_000, 1_000_000, 10_000_000)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LatentDensity:
-    """How often each latent fires.
-
-    counts: int64[d_sae], tokens on which it fired
-    n_tokens: tokens looked at
-    """
+    """How often each latent fires: int64[d_sae] of n_tokens."""
 
     counts: Tensor
     n_tokens: int
@@ -45,10 +41,8 @@ class LatentDensity:
 class DeadReport:
     """Latents that were silent, by the number of last tokens looked at.
 
-    masks: window in tokens → bool[d_sae], True for a latent silent during the last `window` tokens of the
-        store; None for a window longer than the data
-    n_tokens: tokens of the store
-    never_fired: bool[d_sae], silent on all of them
+    masks: window in tokens → bool[d_sae], silent during the last so many; None where the data are fewer
+    n_tokens: of the store; never_fired: bool[d_sae], silent on all of them
     """
 
     masks: dict[int, Tensor | None]
@@ -57,7 +51,7 @@ class DeadReport:
 
     @property
     def shares(self) -> dict[int, float | None]:
-        """window in tokens → share of dead latents; None for a window longer than the data."""
+        """Share of dead latents by window."""
         return {w: None if mask is None else mask.double().mean().item() for w, mask in self.masks.items()}
 
     @property
@@ -96,7 +90,7 @@ def dead_latents(
 def latent_density(
     sae: SparseAutoencoder, store: ActivationStore, *, hook_point: str | None = None
 ) -> LatentDensity:
-    """How often each latent fires on the tokens of the store, as integer counts.
+    """How often each latent fires on the tokens of the store.
 
     raises: ValueError when SAE and store do not belong together
     """

@@ -12,31 +12,26 @@ _CHUNK_VALUES = 2**24
 
 
 def abs_cosines(directions: Tensor, others: Tensor) -> Tensor:
-    """|cos| of every pair, float32[n m]; directions: float[n d], others: float[m d]. A zero row has cosine
-    0."""
-    return (_unit(directions) @ _unit(others).T).abs()
+    """|cos| of every pair of float[n d] and float[m d]: float32[n m], 0 for a zero row."""
+    return (unit(directions) @ unit(others).T).abs()
 
 
-def _unit(rows: Tensor) -> Tensor:
+def unit(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows.detach().float(), dim=1)
 
 
 def mmcs(directions: Tensor, others: Tensor) -> float:
-    """Mean over `directions` of the largest cosine with one of `others`. Not symmetric, and it grows with
-    their number.
+    """Mean over float[n d] of the largest cosine with one of float[m d]: not symmetric, and it grows with m.
 
-    directions: float[n d], others: float[m d], on one device; a zero row has cosine 0
     source: Sharkey, Braun and Millidge 2022, "Taking features out of superposition with sparse autoencoders"
     """
-    unit, other_unit = _unit(directions), _unit(others)
-    largest = [(rows @ other_unit.T).amax(1) for rows in unit.split(max(1, _CHUNK_VALUES // len(others)))]
-    return torch.cat(largest).double().mean().item()
+    chunks, other_unit = unit(directions).split(max(1, _CHUNK_VALUES // len(others))), unit(others)
+    return torch.cat([(rows @ other_unit.T).amax(1) for rows in chunks]).double().mean().item()
 
 
 def mcc(directions: Tensor, others: Tensor) -> float:
-    """Mean |cos| over the pairs of the best one-to-one pairing.
+    """Mean |cos| over the pairs of the best one-to-one pairing of float[n d] with float[m d].
 
-    directions: float[n d], others: float[m d], on one device
     Beyond PAIRED² pairs, a draw of `directions` (seed 0) is paired with all of `others`. Fewer then
     compete, so the mean is rather too large than too small.
     source: arXiv:2505.20254, of dictionaries from several seeds

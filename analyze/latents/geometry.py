@@ -8,6 +8,8 @@ from torch import Tensor
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import BIAS
 
+from .direction_pairing import unit
+
 ALL_PAIRS = 16_384
 """Up to this many latents all pairs are compared; beyond, as many pairs as this many latents have."""
 _CHUNK_VALUES, _BLOCK_ROWS = 2**24, 2**11
@@ -38,7 +40,6 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = N
 
     latents: int64[n], by default all d_sae
     returns: ids int32[n m], -1 where fewer than m others exist, and cosines float32[n m]
-    Costs one product of the decoder with itself, in blocks; nothing for m = 0.
     """
     W_dec = sae.W_dec.detach()
     chosen = torch.arange(len(W_dec)) if latents is None else latents
@@ -49,7 +50,7 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = N
         values = torch.full((len(rows), m), -torch.inf, device=W_dec.device)
         found = torch.full((len(rows), m), -1, device=W_dec.device)
         for start in range(0, len(W_dec), _CHUNK_VALUES // _BLOCK_ROWS):
-            products = _unit(W_dec[rows]) @ _unit(W_dec[start : start + _CHUNK_VALUES // _BLOCK_ROWS]).T
+            products = unit(W_dec[rows]) @ unit(W_dec[start : start + _CHUNK_VALUES // _BLOCK_ROWS]).T
             itself = (rows >= start) & (rows < start + products.shape[1])
             products[itself, rows[itself] - start] = -torch.inf
             rise = (products.amax(1) > values[:, -1]).nonzero()[:, 0]  # later blocks seldom have a nearer one
@@ -64,18 +65,14 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = N
     return ids, cosines
 
 
-def _unit(rows: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(rows.float(), dim=1)
-
-
 def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
     """The largest cosine of a latent's decoder row with another's; near 1 for near copies.
 
     returns: float32[n], of all latents up to ALL_PAIRS of them, else of ALL_PAIRS² / d_sae latents drawn at
         random (seed 0), each compared with all others; a zero row has cosine 0
     """
-    unit = torch.nn.functional.normalize(sae.W_dec.detach().float(), dim=1)
-    d_sae = len(unit)
+    directions = unit(sae.W_dec)
+    d_sae = len(directions)
     if d_sae < 2:
         return torch.empty(0)
     chosen = torch.arange(d_sae)
@@ -84,7 +81,7 @@ def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
         chosen = drawn[: max(1, ALL_PAIRS**2 // d_sae)]
     largest = []
     for rows in chosen.split(max(1, _CHUNK_VALUES // d_sae)):
-        cosines = unit[rows] @ unit.T
+        cosines = directions[rows] @ directions.T
         cosines[torch.arange(len(rows)), rows] = -torch.inf
         largest.append(cosines.amax(1))
     return torch.cat(largest)

@@ -29,12 +29,9 @@ class LatentStats(NamedTuple):
 def latent_stats(
     sae: SparseAutoencoder, batches: ActivationStore | Iterable[Tensor], *, hook_point: str | None = None
 ) -> LatentStats:
-    """Mean, largest activation and firing rate of every latent over a store or batches of activations.
+    """Mean, largest activation and firing rate of every latent over a store or batches float[... d_model].
 
-    batches: float[... d_model] each
-    hook_point: of a store; by default where the SAE was trained
-    raises: ValueError when there are no tokens, or one whose activations are not finite; for a store that is
-        not the SAE's
+    raises: ValueError for no tokens, activations that are not finite, or a store that is not the SAE's
     """
     if isinstance(batches, ActivationStore):
         store, point = batches, fits(sae, batches, hook_point)
@@ -57,6 +54,5 @@ def latent_stats(
             n_tokens += latents.batch
     if not n_tokens:
         raise ValueError("latent_stats expected activations, got no tokens")
-    return LatentStats(
-        (total / n_tokens).float().to(sae.device), largest, n_tokens, fired.double() / n_tokens
-    )
+    mean = (total / n_tokens).float().to(sae.device)
+    return LatentStats(mean, largest, n_tokens, fired.double() / n_tokens)

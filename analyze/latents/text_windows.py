@@ -26,8 +26,7 @@ _INVISIBLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e"
     r"\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
 )
-"""Control and direction characters, lone surrogates; not the joiners U+200C and U+200D, which scripts and
-emoji need."""
+"""Control and direction characters, lone surrogates; not the joiners, which scripts and emoji need."""
 _SIGNS = {"\n": "↵", "\r": "⇤", "\t": "⇥"}
 
 
@@ -49,13 +48,11 @@ class HasTokens(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """A row and the tokens around it.
+    """A row of the store and the tokens around it.
 
-    row: of the store; document: global index, -1 when the store has no tokens
-    shard, sequence, position: where the token stands
-    tokens: text of each token of the window; empty when the store has no tokens
+    document: global index
+    tokens: text of each token of the window, and `positions` in its context; empty for a store without tokens
     at: the place of the row's own token among them
-    positions: place of each token of the window in its context
     """
 
     row: int
@@ -83,8 +80,7 @@ class Context:
 class Contexts:
     """Looks up the contexts of rows, of a store or an index. It reads a shard when it first needs it.
 
-    tokenizer: None loads the store's own when text is first asked for; when that fails, tokens are shown as
-        <id>
+    tokenizer: None loads the store's own when first needed; when that fails, tokens are shown as <id>
     before_tokens, after_tokens: size of the window, which never leaves the row's context
     """
 
@@ -118,7 +114,6 @@ class Contexts:
         return self.store.has_tokens
 
     def at(self, row: int) -> Context:
-        """The context of one row of the store."""
         if not 0 <= row < self._first_rows[-1]:
             raise ValueError(f"{self.store.path} has rows 0 to {self._first_rows[-1] - 1}, got {row}")
         shard = int(torch.searchsorted(torch.tensor(self._first_rows), row, right=True)) - 1
@@ -199,6 +194,5 @@ def token_text(tokenizer: Any, token_id: int) -> str:
 
 
 def visible(text: str) -> str:
-    """`text` on one line with nothing hidden: line ends and tabs as signs, control and direction characters
-    by number."""
+    """`text` on one line with nothing hidden: line ends and tabs as signs, other characters by number."""
     return _INVISIBLE.sub(lambda found: _SIGNS.get(found[0]) or f"⟨U+{ord(found[0]):04X}⟩", text)

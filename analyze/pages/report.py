@@ -1,8 +1,8 @@
 """One HTML file about training runs or SAEs, side by side: tables, curves, weights. It runs nothing.
 
-Everything comes from the folders of the runs (run_folders.py) and from what evaluations left there
-(report_evaluations.py). It needs no store, model or network, and a run may still be training. Each plot has
-its definition above it and its numbers in the table below, which is its legend too.
+Everything comes from the folders of the runs (run_folders.py), with what evaluations left there
+(report_evaluations.py): no store, model or network, and a run may still be training. Each plot has its
+definition above it and its numbers in the table below, its legend.
 """
 
 from __future__ import annotations
@@ -74,8 +74,7 @@ _COLUMNS = {
     ),
     "left_out_share": ("Rows left out", "Share of the training rows left out for their norm.", False),
 }
-"""Title, definition and whether the axis is logarithmic, of columns of metrics.jsonl; others are drawn as
-they are named."""
+"""Title, definition and whether the axis is logarithmic, of columns of metrics.jsonl."""
 
 _WITHOUT_INTEREST = ("output", "overwrite", "progress")
 
@@ -85,7 +84,7 @@ def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "rep
 
     runs: folders of runs, finished, stopped or still going; SAE folders of SAELens; folders that hold such
         folders; or JSON that `saelens-lite evaluate --output` wrote, which is also found in the folders
-    path: of the HTML file, replaced when it exists
+    path: replaced when it exists
     raises: ValueError for a folder that holds no run, or a metrics.jsonl with a broken line before its last
     """
     found = find_runs([runs] if isinstance(runs, str | Path) else runs)
@@ -111,10 +110,8 @@ def _overview(runs: Sequence[Run]) -> Section:
     table = Table(["run", *names], lines, [swatch(i) for i in range(len(runs))])
     stores = {str(run.facts["store"]) for run in runs if "store" in run.facts}
     notes = []
-    if len(stores) > 1:
-        notes.append(
-            f"These runs are of {len(stores)} different stores: their losses and fvu do not compare."
-        )
+    if (n := len(stores)) > 1:
+        notes.append(f"These runs are of {n} different stores: their losses and fvu do not compare.")
     if len(runs) > (n := N_COLOURS * N_LINES):
         notes.append(f"Colours and line styles repeat after {n} runs.")
     return Section("Runs", [*map(Paragraph, notes), table, _definitions(names)])
@@ -136,11 +133,9 @@ _DEFINITIONS = {
 
 
 def _facts_of(run: Run) -> dict[str, Any]:
-    """Name and value of what the first table says of a run; None for what its folder does not say."""
-    facts, config = run.facts, run.config
-    speed, dead = run.last("tokens_per_s"), {}
-    for column in filter(_is_dead, run.columns):
-        dead[f"dead@{_window(column)}"] = run.last(column)
+    """What the first table says of a run; None for what its folder does not say."""
+    facts, config, speed = run.facts, run.config, run.last("tokens_per_s")
+    dead = {f"dead@{_window(column)}": run.last(column) for column in filter(_is_dead, run.columns)}
     frozen = " with frozen decoder" if run.settings.get("freeze_decoder") else ""
     rates = [value for _, value in run.points("lr", over_tokens=False) if value is not None]
     return {
@@ -246,7 +241,7 @@ def _training(runs: Sequence[Run]) -> Section | None:
 
 
 def _course(series: Sequence[Series]) -> Table:
-    """The legend of curves, with where each begins, how far it goes, and where it ends."""
+    """The legend of curves, with their ends and extremes."""
     rows = []
     for one in series:
         values = [value for _, value in one.points if value is not None]
@@ -257,10 +252,8 @@ def _course(series: Sequence[Series]) -> Table:
 
 def _trade_off(runs: Sequence[Run]) -> Section | None:
     """Held-out fvu against l0, where there are at least two runs to compare."""
-    scores = [
-        (run.name, _final(run, "held_out_l0"), _final(run, "held_out_fvu"), i) for i, run in enumerate(runs)
-    ]
-    known = [(name, l0, fvu, i) for name, l0, fvu, i in scores if l0 is not None and fvu is not None]
+    ends = (_final(run, "held_out_l0") for run in runs), (_final(run, "held_out_fvu") for run in runs)
+    known = [(run.name, *both, i) for i, (run, *both) in enumerate(zip(runs, *ends)) if None not in both]
     definition = (
         "Fraction of variance unexplained against latents a token; further down and to the left is better."
     )
@@ -325,9 +318,8 @@ def _weights(runs: Sequence[Run], problems: list[str]) -> list[Section]:
             f"Never fired: {silent}."
         )
         label = "log10 of the firing rate"
-        sections.append(
-            Section("Density", [_histogram("density", "Firing rates", definition, label, runs, fired)])
-        )
+        figure = _histogram("density", "Firing rates", definition, label, runs, fired)
+        sections.append(Section("Density", [figure]))
     return sections
 
 

@@ -1,6 +1,5 @@
 """The part of a report that compares SAEs by what `saelens-lite evaluate --output` measured of them.
 
-One table holds the SAEs, their baselines, the ablations and the noise of seeds; plots show what it cannot.
 The values come from files, so anything may be missing or of another type: what is no number is a dash in the
 table and stays out of the plots.
 """
@@ -18,14 +17,13 @@ from ..render.report_blocks import Block, Figure, Figures, Folded, Paragraph, Se
 from .run_folders import Run, is_number
 
 _LEFT_TO_THE_JSON = ("ev_", "density_", "dense_")
-"""Beginnings of the names of numbers that the table leaves out for its width."""
+"""Prefixes of numbers that the table leaves out for its width."""
 _WINDOW_UNITS = {"k": 10**3, "M": 10**6, "B": 10**9}
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One evaluation. name: of its SAE; run: number of its run, which gives the colour; values:
-    Evaluation.to_dict()"""
+    """One evaluation, Evaluation.to_dict(). name: of its SAE; run: its number, which gives the colour"""
 
     name: str
     run: int
@@ -33,9 +31,8 @@ class Evaluated:
 
     def row(self, name: str) -> Mapping[str, Any] | None:
         """The row of that name, unless it says that it was not given."""
-        return next(
-            (row for row in self.values["rows"] if row.get("name") == name and row.get("given", True)), None
-        )
+        rows = (row for row in self.values["rows"] if row.get("name") == name)
+        return next((row for row in rows if row.get("given", True)), None)
 
     def style(self, name: str) -> int:
         """A baseline has the colour of its SAE, and another line or mark."""
@@ -44,9 +41,8 @@ class Evaluated:
     @property
     def text(self) -> str:
         """What must agree between evaluations for their numbers to compare."""
-        return repr(
-            [self.values.get(key) for key in ("store", "hook_point", "held_out", "n_tokens", "n_ce_tokens")]
-        )
+        keys = ("store", "hook_point", "held_out", "n_tokens", "n_ce_tokens")
+        return repr([self.values.get(key) for key in keys])
 
 
 def comparison(runs: Sequence[Run], told: Callable[[Any], str]) -> list[Section]:
@@ -121,17 +117,15 @@ def _stability(found: Sequence[Evaluated]) -> list[Block]:
 
 def _sources(found: Sequence[Evaluated], told: Callable[[Any], str]) -> list[Block]:
     """What each evaluation rests on; once where all rest on the same."""
-    said = {}
+    said: dict[str, list[str]] = {}
     for one in found:
-        facts = [
-            f"{key} {told(value)}" for key, value in one.values.items() if not isinstance(value, list | dict)
-        ]
-        said.setdefault(", ".join(facts), []).append(one.name)
-    lines: list[Block] = []
-    for facts, names in said.items():
-        who = "All" if len(names) == len(found) > 1 else ", ".join(names)
-        lines.append(Paragraph(f"{who}: {facts}"))
-    return lines
+        plain = {key: value for key, value in one.values.items() if not isinstance(value, list | dict)}
+        facts = ", ".join(f"{key} {told(value)}" for key, value in plain.items())
+        said.setdefault(facts, []).append(one.name)
+    who = {
+        facts: "All" if len(names) == len(found) > 1 else ", ".join(names) for facts, names in said.items()
+    }
+    return [Paragraph(f"{names}: {facts}") for facts, names in who.items()]
 
 
 def _definitions(found: Sequence[Evaluated]) -> Folded:
@@ -193,8 +187,7 @@ def against(
 
 
 def _dead(found: Sequence[Evaluated]) -> Figure | None:
-    """Share of latents that were silent, by how many last tokens one looks at; none where one window is
-    known."""
+    """Share of latents that were silent, by window; None where fewer than two are known."""
     series, rows, legend = [], [], []
     columns = {key for one in found for of in (TRAINED, BASELINE) for key in one.row(of) or {}}
     windows = sorted(filter(_tokens, columns), key=_tokens)
@@ -250,8 +243,7 @@ def _densities(found: Sequence[Evaluated]) -> Figure | None:
 
 
 def _counted(one: Evaluated, of: str) -> tuple[list[float], list[int], int] | None:
-    """log10 edges, latents between them, and those that never fired; None where the file has them not, or not
-    whole."""
+    """log10 edges, latents between them, and those that never fired; None where the file lacks them."""
     densities = one.values.get("densities")
     counted = densities.get(of) if isinstance(densities, Mapping) else None
     if not isinstance(counted, Mapping):

@@ -25,8 +25,7 @@ NOT_NUMBERS = ("step", "tokens")
 class Run:
     """What a folder holds of one run.
 
-    name: the folder's, with as much of its path as tells it from the others; of an evaluation alone, its
-        file's
+    name: the folder's, with as much of its path as tells it from others; of an evaluation alone, its file's
     lines: of metrics.jsonl, those with a step
     settings: of train_config.json; empty before the first checkpoint, or from elsewhere
     config: of cfg.json; None before the first checkpoint
@@ -89,8 +88,7 @@ class Run:
         return [name for name in named if any(is_number(line.get(name)) for line in self.lines)]
 
     def points(self, column: str, over_tokens: bool) -> list[tuple[float, float | None]]:
-        """(tokens or steps, value) of the lines that have the column, in order; None where the value is no
-        number."""
+        """(tokens or steps, value) of the lines with the column, in order; None for what is no number."""
         per_step = self.tokens_per_step if over_tokens else 1
         points = [(line["step"] * per_step, line[column]) for line in self.lines if column in line]
         return sorted(((x, y if is_number(y) else None) for x, y in points), key=lambda point: point[0])
@@ -102,10 +100,9 @@ class Run:
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     """The runs in these folders, in order; a folder of runs stands for its members, by name, and the JSON of
-    an evaluation for an SAE of which nothing else is known, by the name of the file.
+    an evaluation for an SAE of which nothing else is known.
 
-    raises: ValueError for no folder, one that holds no run, or metrics.jsonl with a broken line before its
-        last
+    raises: ValueError for no folder, one without a run, or metrics.jsonl with a broken line before its last
     """
     if not folders:
         raise ValueError("expected at least one folder of a run, got none")
@@ -116,11 +113,8 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
             continue
         members = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*/")))
         if not members:
-            what = (
-                "a folder without them"
-                if folder.is_dir()
-                else ("a file" if folder.exists() else "nothing there")
-            )
+            other = "a file" if folder.exists() else "nothing there"
+            what = "a folder without them" if folder.is_dir() else other
             raise ValueError(
                 f"{folder} expected a run ({METRICS} or {CFG}) or a folder of runs, got {what}; a run is the "
                 "--output of `saelens-lite train` or an SAE folder of SAELens, an evaluation that of "
@@ -151,11 +145,8 @@ def _names(folders: list[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     problems: list[str] = []
     if folder.is_file():
-        return Run(
-            name=name.removesuffix(".json"),
-            folder=folder,
-            evaluations={folder.name: _evaluation(folder) or {}},
-        )
+        evaluations = {folder.name: _evaluation(folder) or {}}
+        return Run(name=name.removesuffix(".json"), folder=folder, evaluations=evaluations)
     metrics = folder / METRICS
     lines = read_metrics(metrics) if metrics.is_file() else []
     return Run(

@@ -160,7 +160,7 @@ def pooled_latents(
 def _common_hook_point(
     decoder: Decoder, saes: Mapping[str, SparseAutoencoder], hook_point: str | None
 ) -> str:
-    """Where all of them read this model. raises: ValueError naming both sides where they do not"""
+    """Where all of them read this model. raises: ValueError where they do not"""
     if not saes and hook_point is None:
         raise ValueError("pooled_latents expected hook_point=, or an SAE that says where it was trained")
     points = {name: fits(sae, decoder, hook_point, name=f"the SAE {name!r}") for name, sae in saes.items()}

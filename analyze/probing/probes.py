@@ -142,17 +142,16 @@ def sparse_probes(
     rows = []
     for i, (contestant, one) in enumerate(zip(contestants, fitted)):
         f1, accuracy = _decisions(one.scores, of_class[test], task)
+        numbers: dict[str, Any] = {}
+        for name, place in (("auroc", i), ("less_acts", n + i)):
+            numbers[name] = float(interval.estimate[place])
+            numbers |= {f"{name}_{end}": float(getattr(interval, end)[place]) for end in ("low", "high")}
         rows.append(
             ProbeRow(
                 name=contestant.name,
                 sae=contestant.sae,
                 k=contestant.k,
-                auroc=float(interval.estimate[i]),
-                auroc_low=float(interval.low[i]),
-                auroc_high=float(interval.high[i]),
-                less_acts=float(interval.estimate[n + i]),
-                less_acts_low=float(interval.low[n + i]),
-                less_acts_high=float(interval.high[n + i]),
+                **numbers,
                 f1=f1,
                 accuracy=accuracy,
                 shuffled=None if shuffled is None else float(shuffled[i]),
@@ -163,6 +162,7 @@ def sparse_probes(
                 splits_sd=None if over_splits is None else float(over_splits[:, i].std(ddof=1)),
             )
         )
+    names = ("n_truncated", "max_tokens", "pool", "acts_pool", "hook_point", "model_name")
     return ProbeReport(
         rows=tuple(rows),
         classes=tuple(classes),
@@ -170,13 +170,8 @@ def sparse_probes(
         n_test=tuple(np.bincount(of_class[test], minlength=len(classes)).tolist()),
         n_clusters=(len(task.clusters[train].unique()), len(task.clusters[test].unique())),
         n_copies=len(features) - len(features.documents.unique()),
-        n_truncated=features.n_truncated,
-        max_tokens=features.max_tokens,
         selection=select_by,
-        pool=features.pool,
-        acts_pool=features.acts_pool,
-        hook_point=features.hook_point,
-        model_name=features.model_name,
+        **{name: getattr(features, name) for name in names},
         seed=split.seed,
         n_splits=n_splits,
         n_shuffles=n_shuffles,
@@ -205,7 +200,6 @@ def _contestants(features: PooledLatents, k: Sequence[int], select_by: str) -> l
 def _fit_all(
     contestants: Sequence[_Contestant], task: _Task, split: Split, n_folds: int, inverse_l2: Sequence[float]
 ) -> list[_Fitted]:
-    """Every probe, fitted on the training side and scored on the other."""
     train, test = task.sides(split)
     of_train = task.clusters.numpy()[train]
     targets = [task.of_class[train] == i for i in task.probed]
@@ -225,7 +219,7 @@ def _fit_all(
 def _intervals(
     fitted: Sequence[_Fitted], task: _Task, test: np.ndarray, n_resamples: int, confidence: float, seed: int
 ) -> Interval:
-    """AUROC of each probe, then its distance from that of the first, all from the same draws of clusters."""
+    """AUROC of each probe, then its distance from that of the first, from the same draws of clusters."""
 
     def statistic(weights: Tensor) -> Tensor:
         each = torch.stack([task.aurocs(one.scores, task.of_class[test], weights) for one in fitted], dim=1)

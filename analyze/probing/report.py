@@ -66,9 +66,8 @@ class ProbeRow:
 class ProbeReport:
     """What `sparse_probes` found; `print(report)`. `report["sae k=1"]` is the row of that name.
 
-    classes: in order; of two the last is the positive one. n_train, n_test: texts of each class by side
-    n_clusters: unrelated texts, or groups of related ones, on the two sides
-    n_copies: texts that repeat another one, each beyond the first
+    classes: in order; of two the last is the positive one. n_train, n_test: texts of each by side
+    n_clusters: unrelated texts, or groups of related ones, by side; n_copies: texts that repeat another one
     """
 
     rows: tuple[ProbeRow, ...]

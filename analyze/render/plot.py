@@ -1,7 +1,6 @@
-"""Plots as plain SVG: curves, points and histograms with axes, a title and a description for who cannot see
-them.
+"""Plots as plain SVG: curves and points with axes, a title and a description for who cannot see them.
 
-Nothing runs and nothing is loaded. Colours, line styles and the page's dark form are in report.css, by class:
+Colours, line styles and the page's dark form are in report.css, by class:
 series i has class `s<i>`, one of 30 pairs of 6 colours that the colour-blind tell apart and 5 line styles (or
 marks).
 """
@@ -36,12 +35,7 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line, or the points of one colour and mark.
-
-    name: as the legend has it
-    points: (x, y) in order of x; y None leaves a gap
-    style: which colour and line style
-    """
+    """One line, or the points of one mark. points: (x, y) in order of x; y None leaves a gap"""
 
     name: str
     points: Sequence[Point]
@@ -50,8 +44,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """What stands along an edge of a plot, and whether in powers of ten. log: for positive numbers; others
-    are left out"""
+    """What stands along an edge of a plot. log: in powers of ten; only positive numbers are drawn"""
 
     label: str
     log: bool = False
@@ -75,7 +68,7 @@ def scatter(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -
 
 
 def swatch(style: int, mark: bool = False) -> Markup:
-    """The line or mark of a series, for a legend; no word, so that readers for the blind pass over it."""
+    """The line or mark of a series, for a legend; hidden from readers for the blind."""
     drawn = _mark(style, 18, 6) if mark else '<path class="line" d="M2 6H34"/>'
     return Markup(
         f'<svg class="swatch" viewBox="0 0 36 12" aria-hidden="true">'
@@ -84,11 +77,9 @@ def swatch(style: int, mark: bool = False) -> Markup:
 
 
 def thinned(points: Sequence[Point], limit: int) -> list[Point]:
-    """At most `limit` of the points: the first, last, lowest and highest of each of limit / 4 equal
-    stretches.
+    """At most `limit` of the points: the first, last, lowest and highest of each of limit / 4 stretches.
 
-    So the extremes of a curve stay where they are. A gap between two that stay is one point more, whose y is
-    None.
+    A gap between two that stay is one point more, whose y is None.
     """
     finite = [i for i, (_, y) in enumerate(points) if y is not None]
     kept = finite
@@ -123,19 +114,15 @@ def log_ticks(low: float, high: float) -> list[float]:
     for factors in ((1,), (1, 2, 5)):
         every = max(1, len(decades) // 8) if factors == (1,) else 1
         places = [(decade + math.log10(factor), decade, factor) for decade in decades for factor in factors]
-        ticks = [
-            factor * 10.0**decade
-            for at, decade, factor in places
-            if decade % every == 0 and low <= at <= high
-        ]
+        kept = [place for place in places if place[1] % every == 0 and low <= place[0] <= high]
+        ticks = [factor * 10.0**decade for _, decade, factor in kept]
         if len(ticks) >= 3:
             return ticks
     return linear_ticks(10.0**low, 10.0**high)
 
 
 class _Frame:
-    """Where numbers stand in the picture. points: all that will be drawn, for the ranges of the axes, in
-    powers of ten on logarithmic ones"""
+    """Where numbers stand in the picture. points: all that will be drawn, for the ranges of the axes"""
 
     def __init__(self, x: Axis, y: Axis, points: Sequence[Point]) -> None:
         self.x, self.y = x, y
@@ -148,10 +135,8 @@ class _Frame:
         return self._place(_share(_scaled(x, self.x), self.x_range), _share(_scaled(y, self.y), self.y_range))
 
     def _place(self, right: float, up: float) -> tuple[str, str]:
-        return (
-            f"{LEFT + right * (WIDTH - LEFT - RIGHT):.1f}",
-            f"{HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM):.1f}",
-        )
+        x, y = LEFT + right * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
+        return f"{x:.1f}", f"{y:.1f}"
 
     def line(self, one: Series) -> str:
         segments: list[list[tuple[str, str]]] = [[]]
@@ -194,8 +179,7 @@ class _Frame:
 
 
 def _on_axis(points: Sequence[Point], y: Axis) -> list[Point]:
-    """The points with a gap for each that has no place: not finite (or beyond 1e±300), or not positive where
-    y is log."""
+    """The points, with a gap for each not finite (or beyond 1e±300), or not positive where y is log."""
 
     def has_place(value: float | None) -> bool:
         return value is not None and abs(value) <= 1e300 and (value >= 1e-300 or not y.log)

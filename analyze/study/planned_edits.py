@@ -41,13 +41,12 @@ class Planned(NamedTuple):
     """An edit of a study.
 
     sae: "trained", "baseline", or "" for edits without latents
-    dose: of clamps, in units of what is typical of the trained SAE's latents; others at this dose move the
-        stream as far
+    dose: of clamps, in typical values of the trained SAE's latents; others of this dose move as far
     measure: what it should raise; None for what is only shown
-    latents: those that are edited; own_dose: of a baseline's clamp, in units of its own latents
-    controls: outcomes of random sets matched to them; rate_ratio: the largest factor between the firing rates
-        of a latent and of one drawn for it
-    side_effects: of the same edit on every token of neutral text, where there is some
+    own_dose: of a baseline's clamp, in typical values of its own latents
+    controls: outcomes of matched random sets; rate_ratio: the largest factor between the firing rates of a
+        latent and of one drawn for it
+    side_effects: on every token of neutral text
     """
 
     name: str

@@ -32,10 +32,9 @@ MEASURES = {
     "entities",
 }
 OF_RATE = {"hallucination": "answer_margin", "refusal": "refusal_margin"}
-"""What rises with each of the two tested rates, in logits: where a rate is 0 or 1 whatever is done, it may
-still tell."""
+"""What rises with the tested rates, in logits: where a rate is 0 or 1 whatever is done, it may still tell."""
 _OF_UNKNOWN = ("hallucination", "answer_margin")
-"""Measures of questions about unknown entities; the others are of those about known ones."""
+"""Measures of questions about unknown entities."""
 
 
 class Detection(NamedTuple):
@@ -57,9 +56,9 @@ class Detection(NamedTuple):
 class StudyRow:
     """One edit.
 
-    measures: by name (see MEASURES), with intervals over entities
+    measures: of MEASURES, with intervals over entities
     controls: float64[n_controls], the tested measure under each matched set; control_push: their median push
-    p: rank of the edit among them; p_adjusted: by Benjamini and Hochberg for all edits that were tested
+    p: rank of the edit among them; p_adjusted: by Benjamini and Hochberg for all tested edits
     less_baseline: the tested measure less that of the same edit of the baseline, question by question
     """
 
@@ -130,9 +129,8 @@ class StudyResult:
 
     def summary(self) -> list[str]:
         """What the clamps at the dose nearest to 1 show, and what they do not: a few sentences."""
-        doses = [
-            row.edit.dose for row in self.rows if row.edit.sae == "trained" and row.edit.dose is not None
-        ]
+        edits = [row.edit for row in self.rows if row.edit.sae == "trained"]
+        doses = [edit.dose for edit in edits if edit.dose is not None]
         dose = min(doses, key=lambda d: abs(d - 1), default=None)
         said = [
             sentence
@@ -196,8 +194,8 @@ class StudyResult:
         return (
             f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and wrong "
             f"answers\n{self._table(answering, ('accuracy', 'wrong'))}\n\n"
-            f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about unknown "
-            f"ones\n{self._table(refusing, ('wrong', 'hallucination'))}\n\n{self._detection_line()}"
+            f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about "
+            f"unknown ones\n{self._table(refusing, ('wrong', 'hallucination'))}\n\n{self._detection_line()}"
         )
 
     @property

@@ -92,8 +92,8 @@ class HallucinationStudy:
     def label(self, n_right: int = 2) -> list[bool | None]:
         """Whether the model knows each record's entity: as the records say, or by what it answers.
 
-        By its answers an entity is known with n_right right ones, or all where it has fewer questions, and
-        unknown with none; those between are left out (None), as in Ferrando et al. 2024.
+        By its answers an entity is known with n_right right ones, or all of fewer questions, and unknown with
+        none; those between are left out (None), as in Ferrando et al. 2024.
         raises: ValueError unless both sides of the split then have two known and two unknown entities, or if
             some records say whether they are known and others do not
         """
@@ -112,8 +112,8 @@ class HallucinationStudy:
                     of_model = ", labelled by what the model answers" if missing else ""
                     raise ValueError(
                         f"a study expected at least 2 {'known' if known else 'unknown'} entities on the "
-                        f"{name} side of the split, got {len(found)} of {len(self.records)} records{of_model}: "
-                        "give records of more entities"
+                        f"{name} side of the split, got {len(found)} of {len(self.records)} records{of_model}"
+                        ": give records of more entities"
                     )
         self._labels, self._sides = list(labels), {}
         return self._labels
@@ -139,7 +139,6 @@ class HallucinationStudy:
             latents, on known ones)
         base_rates: float[d_sae], firing rates on text at large (`latent_density(sae, store).density`);
             latents above max_base_rate are left out. None leaves out none
-        sae: the study's own, by default, or its baseline
         raises: ValueError when fewer than n latents have a positive statistic, for a type without known or
             unknown entities on that side, or for another SAE
         """
@@ -185,15 +184,14 @@ class HallucinationStudy:
     ) -> StudyResult:
         """Every edit on the testing side, beside its controls.
 
-        The baseline's clamps, DiffMean and the probe move the stream as far as the clamp at the same dose
-        does, so that none wins by its length alone; ablations move it as far as they do, which stands beside.
-        Those lengths are measured on the stream of the testing side, without its answers. The model runs
-        about edits · (1 + n_controls) times over that side.
+        The baseline's clamps, DiffMean and the probe move the stream of that side as far as the clamp at the
+        same dose does, so that none wins by its length alone; ablations move it as far as they do, which
+        stands beside. The model runs about edits · (1 + n_controls) times over that side.
 
         chosen, baseline: latents of the study's SAE and of its baseline, by default as `select` gives them
         doses: of clamps, in 95 % quantiles of a latent's positive activations on the selecting side
-        n_controls: matched random sets for each edit: the same changes along latents that fire as often,
-            scaled together to move the stream as far
+        n_controls: random sets for each edit: the same changes along latents that fire as often, scaled
+            to move the stream as far
         score: what is tested: "rates" of answers and refusals, or how far the "logits" of the two are apart
         rivals: further edits by name, each made from the tokens to edit, bool[batch width]
         neutral: texts for side effects of the edits of latents, which then act on all their tokens

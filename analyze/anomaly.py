@@ -38,11 +38,8 @@ _LEAST_SCALE = 1e-6
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AnomalyScores:
-    """Scores of rows, larger for odder ones.
-
-    error, surprise: float64[n], ‖acts − recons‖ in units of the rows, and nats
-    error_z, surprise_z: float64[n], robust z against the normal rows
-    """
+    """Scores of rows float64[n], larger for odder ones: ‖acts − recons‖ in units of the rows, nats, and the
+    robust z of both against the normal rows."""
 
     error: Tensor
     surprise: Tensor
@@ -64,8 +61,8 @@ class AnomalyScores:
 class AnomalyDetector:
     """What the normal rows were like; `fit_anomaly` makes it.
 
-    rates: float64[d_sae], p_i; log_mean, log_std: float64[d_sae], of log activations
-    error_center, error_scale, surprise_center, surprise_scale: median and 1.4826 · MAD of the normal rows
+    rates, log_mean, log_std: float64[d_sae], p_i and the moments of log activations
+    error_center, error_scale, …: median and 1.4826 · MAD of the normal rows
     """
 
     sae: SparseAutoencoder
@@ -88,7 +85,6 @@ class AnomalyDetector:
     def scores(self, rows: Rows, *, hook_point: str | None = None) -> AnomalyScores:
         """Error and surprise of every row.
 
-        hook_point: of a store; by default the SAE's
         raises: ValueError for rows of another width or hook point, none at all, or nan and infinity in them
         """
         parts = [(error, self._surprise(latents)) for error, latents in _encoded(self.sae, rows, hook_point)]

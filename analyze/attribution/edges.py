@@ -38,9 +38,9 @@ Targets = Tensor | Sequence[tuple[int, int, int]]
 class EdgeAttribution:
     """First-order effects of upstream latents on targets int64[n 3].
 
-    pre_acts: float32[n], of the targets in the run as it is
+    pre_acts: float32[n], without an edit
     effects: float32[n d_sae] of the upstream latents, 0 for those that are silent in the target's text
-    error, b_dec: float32[n], the effects of what the upstream SAE leaves unexplained, and of its constant
+    error, b_dec: float32[n], effects of what the upstream SAE leaves unexplained, and of its constant
     """
 
     targets: Tensor
@@ -79,9 +79,7 @@ def edge_attribution(
 
     It takes one forward, and as many backwards as the text with most targets has.
 
-    targets: int64[n 3], (example, position, downstream latent)
     skip_ids: tokens whose upstream latents are left out; by default the model's BOS, EOS and padding
-    model_inputs: what the model's forward takes: input_ids, attention_mask, …
     raises: ValueError for targets outside the text or the SAE, or hook points in the wrong order; HookError
         as `hooks.edit`
     """

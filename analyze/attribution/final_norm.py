@@ -46,9 +46,8 @@ class NormParts:
         return rows - rows.mean(-1, keepdim=True) if self.centers else rows
 
     def scale(self, stream: Tensor, normed: Tensor) -> Tensor:
-        """The number that the norm divided each row by: float64[n 1].
+        """The number that the norm divided each row by: float64[n 1], from float[n d_model] before and after.
 
-        stream, normed: float[n d_model], before and after the norm
         raises: HookError where no number makes weight ∘ center(stream) / scale + bias of the one the other
         """
         linear = self.weight * self.center(stream.double())

@@ -34,8 +34,6 @@ from .stream_parts import StreamParts
 
 
 class LatentShare(NamedTuple):
-    """One latent at one token."""
-
     contribution: float
     latent: int
     example: int
@@ -69,7 +67,6 @@ class GradientAttribution:
         return total.index_add_(0, self.latents.row_ids(), self.latents.values).view(self.latents.batch_shape)
 
     def top(self, n: int = 10) -> list[LatentShare]:
-        """The n contributions of largest size, either sign."""
         values, seq = self.latents.values, self.latents.batch_shape[-1]
         found = values.abs().topk(min(n, len(values))).indices
         rows = self.latents.row_ids()[found].tolist()
@@ -99,7 +96,6 @@ def gradient_attribution(
 
     metric: a scalar of logits float[batch seq vocab], such as lambda logits: logits[:, -1, 42].sum()
     where, skip_ids: the tokens of interest, as in `ablate`; "all" leaves out BOS, EOS and padding
-    model_inputs: what the model's forward takes: input_ids, attention_mask, …
     raises: ValueError for a metric that is no finite scalar of the logits, or an SAE that does not fit the
         model; HookError as `hooks.edit`
     """

@@ -43,7 +43,6 @@ class LogitLens:
         return self._pairs(self.top_ids[row], self.top_logits[row])
 
     def bottom(self, latent: int) -> list[tuple[str, float]]:
-        """(token, logit) that the direction lowers most."""
         row = self._row(latent)
         return self._pairs(self.bottom_ids[row], self.bottom_logits[row])
 

@@ -57,7 +57,6 @@ class LogitAttribution:
         return self.latents.to_dense().double().sum(-1) + torch.stack(list(self.parts.values())).sum(0)
 
     def top(self, n: int = 10, example: int = 0) -> list[tuple[int, float]]:
-        """(latent, share) of the n largest in size, either sign."""
         start, stop = self.latents.offsets[example : example + 2].tolist()
         values, latents = self.latents.values[start:stop], self.latents.indices[start:stop]
         found = values.abs().topk(min(n, len(values))).indices
@@ -86,7 +85,6 @@ def direct_logit_attribution(
     target, against: token ids, one for all or int64[batch]; against=None: the mean logit of the vocabulary
     position: column, one for all or int64[batch]; None: the last real token
     hook_point: a canonical point of the stream or of what a block adds to it
-    model_inputs: what the model's forward takes: input_ids, attention_mask, …
     raises: ValueError for an SAE that does not fit the model; HookError where the logits are no linear
         read-out of a normed stream, or the parts do not add up to them
     """

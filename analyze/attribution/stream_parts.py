@@ -3,8 +3,7 @@
     acts = Σ_i latent_acts_i · scale · W_dec[i] + constant + error
 
 scale is the row's own where the SAE normalises at run time, else 1; constant is b_dec in the scale of acts,
-with the mean that a layer_norm took away. Anything that is linear in acts, such as a gradient times acts,
-divides among these parts.
+with the mean that a layer_norm took away. What is linear in acts divides among these parts.
 """
 
 from __future__ import annotations

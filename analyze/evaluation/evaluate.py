@@ -117,7 +117,6 @@ def evaluate_sae(
 
 
 def _of_latents(sae: SparseAutoencoder, firing: FiringSums, dead: dict[int, float | None]) -> dict[str, Any]:
-    """The numbers of a row that only an SAE has."""
     quantiles = firing.density.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
     density = dict(zip(("density_q05", "density_q50", "density_q95"), quantiles, strict=True))
     density |= {name: (firing.density > over).double().mean().item() for name, over in _DENSE.items()}
@@ -127,7 +126,6 @@ def _of_latents(sae: SparseAutoencoder, firing: FiringSums, dead: dict[int, floa
 
 
 def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
-    """The spread of every number that all rows have."""
     columns = [row.numbers() for row in rows]
     values = {name: [column[name] for column in columns] for name in columns[0]}
     return {name: seed_noise(some) for name, some in values.items() if None not in some}

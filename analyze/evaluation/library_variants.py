@@ -10,9 +10,9 @@ x̄ is the mean of each dimension over the batch. `legacy` is what SAEBench's ta
 SAELens' evals call `explained_variance_legacy`; SAELens' `explained_variance` is ours (sae/metrics.py).
 sparsify prints 1 minus the number above, as fvu.
 
-Deliberately not here is that of SAEBench 0.6.0, which is a mistake: E‖x‖² less the square of the mean of x²
-over tokens and dimensions stands for the variance, so predicting x̄ explains 0.96 of activations with mean 5
-and deviation 1 in each of 512 dimensions. tests/analyze/evaluation/test_library_variants.py shows it.
+Not here is that of SAEBench 0.6.0, a mistake: E‖x‖² less the square of the mean of x² over tokens and
+dimensions stands for the variance, so predicting x̄ explains 0.96 of activations with mean 5 and deviation 1
+in each of 512 dimensions (tests/analyze/evaluation/test_library_variants.py).
 
 Where other numbers of `evaluate_sae` differ from those of the same name in SAELens' evals, with their
 defaults and ours (tests/peer/test_evals.py, which finds the rest equal to 1e-3):

@@ -6,8 +6,7 @@ A meta-SAE is a small SAE whose rows are the unit decoder rows of another one. I
 
 and less of it means directions that decompose less. What it explains of rows that it was trained on is mostly
 memory: four of a quarter as many directions as there are rows explain half of random rows in 192 dimensions.
-So both numbers stand beside those of as many random directions, trained on in the same way, and a decoder is
-decomposable only as far as it exceeds them.
+So a decoder is decomposable only as far as it exceeds as many random directions, trained on in the same way.
 
 source: meta-SAEs of Bussmann et al. 2024 and Leask et al. 2025, arXiv:2502.04878, a metric of SAEBench, all
     without held-out rows; training is `saelens_lite.recipes.of_decoders.meta_sae`
@@ -76,7 +75,6 @@ class Decomposition:
         return None if self.random is None else self.explained_variance - self.random.explained_variance
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold."""
         facts = {name: getattr(self, name) for name in ("k", "d_meta", "n_rows", "n_held_out", "excess")}
         scores = {name: None if of is None else dataclasses.asdict(of) for name, of in self._scores().items()}
         return plain(facts | {"explained_variance": self.explained_variance} | scores)

@@ -210,7 +210,6 @@ class Evaluation:
     __str__ = table
 
     def _rows_as_lines(self) -> list[list[str]]:
-        """A line for each SAE and control, of the numbers to read first."""
         # the first that is too long stands for the rest
         windows = list(self.rows[0].dead)[: len(self._windows_that_fit()) + 1]
         dead = {f"dead@{window_name(window)}": (f"dead@{window_name(window)}", 3) for window in windows}

@@ -1,7 +1,6 @@
 """How much of a difference is the seed's: spread and agreement of runs that differ in their seed only.
 
-A number of one SAE is one draw. Its standard deviation over seeds says how far away another seed would have
-landed. Two SAEs that differ by less than the smallest detectable difference may differ in their seed alone.
+Two SAEs that differ by less than the smallest detectable difference may differ in their seed alone.
 source: Chanin 2026, arXiv:2605.18229, which asks for both beside every comparison
 """
 
@@ -101,7 +100,6 @@ def check_seeds(saes: Mapping[str, SparseAutoencoder]) -> None:
 
 
 def _facts(sae: SparseAutoencoder) -> dict[str, Any]:
-    """What must agree between seeds, as far as it is recorded."""
     record = sae.config.metadata.get("saelens_lite", {})
     fields = {key: value for key, value in record.get("train", {}).items() if key not in MAY_DIFFER}
     stores = [of["store"] for of in record.get("stores", [record]) if "store" in of]

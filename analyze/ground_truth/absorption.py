@@ -11,9 +11,8 @@ Of every planted feature that has children, with the terms of absorption.py:
     missed alone  the control: how often the main latents are silent where the parent fires and no child does
     rate          absorbed rows as a share of all rows of the parent, as `label_absorption` by probes
 
-Latents are matched and ranked on one half of the rows; the other half is counted, and its F1 says how many
-are main latents. A parent without latents of its own is not scored. `evaluate_recovery` has a figure of the
-same idea by edge, with one latent each, the nearest by direction.
+Latents are matched and ranked on one half of the rows; the other is counted, and its F1 says how many are
+main latents. `evaluate_recovery` has a figure of the same idea by edge, with the one nearest latent each.
 """
 
 from __future__ import annotations
@@ -71,7 +70,6 @@ class PlantedAbsorptionRow:
 
     @property
     def rate(self) -> float:
-        """The same as a share of all rows of the parent."""
         return self.n_absorbed / self.n_rows if self.scored else math.nan
 
     @property
@@ -114,7 +112,6 @@ class PlantedAbsorption:
         return mean([float(len(row.latents)) for row in self.rows if row.scored])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; nan as None."""
         names = ("absorption", "rate", "fraction", "missed_alone")
         means = {name: self.mean(name) for name in names} | {"n_latents": self.n_latents}
         rows = [
@@ -125,7 +122,6 @@ class PlantedAbsorption:
         return plain(means | {"rows": rows})
 
     def table(self) -> str:
-        """A line a parent, and the means below."""
         lines = [
             ["parent", "absorption", "fraction", "missed alone", "rate", "rows", "with a child", "latents"]
         ]
@@ -210,7 +206,7 @@ def belongs_to(latents: SparseLatents, features: SparseLatents, cosines: Tensor)
 
     latents, features: of the same rows, on the CPU; cosines: float[d_sae n_features], of directions
     By firings alone, the latent of a parent that one child has absorbed would pass for the other child's, and
-    by directions alone the absorbing one for the parent's. Of equal ones the lower feature is taken.
+    by directions alone the absorbing one for the parent's.
     """
     together = torch.zeros(latents.d_sae, features.d_sae, dtype=torch.int64)
     counts = []

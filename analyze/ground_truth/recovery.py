@@ -83,11 +83,9 @@ class Recovery:
         return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; nan as None."""
         return plain(dataclasses.asdict(self))
 
     def to_frame(self) -> DataFrame:
-        """A line for each SAE, with its numbers as in `RecoveryRow`."""
         return frame(self.to_dict()["rows"])
 
     def table(self) -> str:
@@ -145,10 +143,7 @@ def evaluate_recovery(
 
 
 class Pairs:
-    """The firings of a chunk of rows, to be looked up by (row, index).
-
-    rows, indices: int64[nnz]; values: float[nnz], none of them 0
-    """
+    """The firings of a chunk of rows, to look up by (row, index): int64[nnz] each, values float[nnz]."""
 
     def __init__(self, latents: SparseLatents) -> None:
         fires = latents.values != 0
@@ -200,7 +195,6 @@ class AbsorptionSums:
         )
 
     def update(self, latents: Pairs, features: Pairs) -> None:
-        """Add a chunk of rows."""
         scored = self.scored[features.indices]
         rows, child = features.rows[scored], features.indices[scored]
         parent = self._parents[child]
@@ -301,6 +295,5 @@ def _share(part: Tensor, whole: Tensor) -> Tensor:
 
 
 def _mean_share(part: Tensor, whole: Tensor) -> float:
-    """Mean of part / whole over those with a whole; nan where there is none."""
     seen = whole > 0
     return (part[seen].double() / whole[seen]).mean().item()

@@ -1,7 +1,7 @@
 """Which latents fire together, over a sample of rows: for each latent the nearest by Jaccard and by PMI.
 
-The memory is that of the sample and of a block of neighbours: no table latents × latents. The torch code is
-the definition; on a CPU tally.c does the same.
+The memory is that of the sample and of a block of neighbours. The torch code is the definition; on a CPU
+tally.c does the same.
 """
 
 from __future__ import annotations

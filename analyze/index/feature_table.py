@@ -83,7 +83,6 @@ class LatentFirings:
         return "\n".join([self._heading(), *(repr(firing) for firing in self.firings)])
 
     def _repr_html_(self) -> str:
-        """A table without script, for notebooks."""
         return rendered("latent_firings.html", heading=self._heading(), firings=self.firings)
 
     def _heading(self) -> str:
@@ -133,13 +132,11 @@ class FeatureTable:
         return "\n".join(lines + ["  … .latent(i) for one with its text"] * (len(self) > _SHOWN_LATENTS))
 
     def _repr_html_(self) -> str:
-        """A table without script, for notebooks."""
         shown, values = self._shown(), self.values
         rows = [(latent, values[i, 0].item(), self.latent(latent, _SHOWN_FIRINGS)) for i, latent in shown]
         return rendered("feature_table.html", heading=self._heading(), rows=rows)
 
     def to_frame(self) -> DataFrame:
-        """A line for each firing."""
         names = ("row", "document", "position", "before", "token", "after")
         return frame(
             [

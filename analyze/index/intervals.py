@@ -1,7 +1,6 @@
 """How strongly a latent fires when it fires: intervals that each hold the same share of its firings.
 
-The shares are of the *positive* activations: zero is in no interval. Equal widths would leave most intervals
-nearly empty.
+The shares are of the *positive* activations. Equal widths would leave most intervals nearly empty.
 """
 
 from __future__ import annotations
@@ -38,8 +37,8 @@ def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: flo
 
     histogram: int[N_BINS], exact; sample: float[m], sampled activations; n_fired: firings in all
     Quantiles are exact where the sample holds all firings: floor(j/n · n_fired) firings are below the j/n
-    quantile. Otherwise the exact histogram gives the bin, a quarter of an octave, and the sampled activations
-    in it are interpolated: the error is at most the bin, and smaller where more of the sample lies there.
+    quantile. Otherwise the exact histogram gives the bin, a quarter of an octave, the largest error, and the
+    sampled activations in it are interpolated.
     """
     if len(sample) == n_fired:
         ascending = sample.sort().values.tolist()

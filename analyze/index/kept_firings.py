@@ -19,10 +19,9 @@ _MERGE_LATENTS = 65_536
 
 
 class KeptFirings(ABC):
-    """The n firings of every latent with the smallest key, kept block by block.
+    """The n firings of every latent with the smallest key, by key, then row.
 
-    values: float[d_sae n], by key, at equal keys by row; 0 in empty places
-    rows: int64[d_sae n]; -1 in empty places
+    values, rows: float[d_sae n], int64[d_sae n]; 0 and -1 in empty places
     """
 
     def __init__(self, d_sae: int, n: int, dtype: torch.dtype = torch.float32) -> None:

@@ -3,9 +3,8 @@
     sae      sha256 TEXT                                       one row: whose latents these are
     labels   latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER
 
-The file appears with the first label. Labels belong to the SAE's weights, not to a store, so they hold for
-any index of it. What a reader of the HTML page writes there, the page gives as JSON to import (see
-`Labels.import_json`):
+The file appears with the first label. Labels belong to the SAE's weights, so they hold for any index of it.
+What a reader of the HTML page writes there, the page gives as JSON for `Labels.import_json`:
 
     {"format": "saelens_lite labels", "version": 1, "sae": sha256,
      "labels": [{"latent": 7, "label": "…", "notes": "…", "starred": true}, …]}
@@ -55,17 +54,14 @@ class Labels:
         self._write([Label(operator.index(latent), label, notes, starred)])
 
     def remove(self, latent: int) -> None:
-        """Forget what was written about a latent."""
         if self.path.exists():
             with self._open() as db:
                 db.execute("DELETE FROM labels WHERE latent = ?", (operator.index(latent),))
 
     def get(self, latent: int) -> Label | None:
-        """What was written about a latent, or None."""
         return next(iter(self._select("latent = ?", operator.index(latent))), None)
 
     def all(self) -> list[Label]:
-        """Everything, by latent."""
         return self._select("1")
 
     def search(self, text: str) -> list[Label]:

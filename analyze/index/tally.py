@@ -29,8 +29,8 @@ _NEVER = torch.iinfo(torch.int64).max
 def activation_bins(values: Tensor) -> Tensor:
     """The histogram bin of each activation: int64[...], 0 to N_BINS - 1.
 
-    Bin b holds edge b <= value < edge b + 1 of `bin_edges`, the last what lies beyond too. Bins are read off
-    the bits of a float, so no rounding can put a value beside its bin.
+    Bin b holds edge b <= value < edge b + 1 of `bin_edges`, the last what lies beyond too, read off the bits
+    of a float, so that no rounding can put a value beside its bin.
     values: float32 or float64[...] above 0
     """
     if values.dtype == torch.float64:
@@ -140,7 +140,6 @@ class Tally:
 
     @property
     def l0(self) -> float:
-        """Mean number of latents that fire on a row."""
         return int(self.counts.sum()) / max(self.n_tokens, 1)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -191,5 +190,4 @@ def add_shard(
 
 
 def kept_dtype(sae: SparseAutoencoder) -> torch.dtype:
-    """The type that holds the SAE's latents exactly."""
     return torch.float64 if sae.dtype == torch.float64 else torch.float32

@@ -1,8 +1,7 @@
 """A bounded sample of rows with all latents that fire on them, for what belongs to rows.
 
-A row is in the sample when its hash is below a bound, so the sample is a function of the set of rows alone,
-and the samples of disjoint rows make that of all of them. It serves co-firing, rows on which a latent does
-not fire, and search by token.
+A row is in the sample when its hash is below a bound, so the samples of disjoint rows make that of all of
+them. It serves co-firing, rows on which a latent does not fire, and search by token.
 """
 
 from __future__ import annotations
@@ -18,16 +17,13 @@ from saelens_lite.sae.latents import SparseLatents
 from ..latents.store_pass import spans
 
 CONTRAST_DRAWS = 8
-"""Rows drawn for each row of contrast that is wanted; those on which the latent fires are passed over."""
+"""Rows drawn for each row of contrast; those on which the latent fires are passed over."""
 
 
 class TokenSample:
-    """Rows and their firings.
+    """Rows int64[n] and their firings.
 
-    rows: int64[n], ascending
-    offsets: int64[n + 1], the span of each row in the two below
-    latents: int32[n_pairs], those that fire on it, ascending
-    values: float32[n_pairs], their activations
+    offsets: int64[n + 1], the span of each row in latents int32[n_pairs], ascending, and values float32
     """
 
     def __init__(self, rows: Tensor, offsets: Tensor, latents: Tensor, values: Tensor) -> None:

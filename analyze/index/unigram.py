@@ -34,8 +34,6 @@ _CHUNK_FIRINGS = 2**22
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class UnigramLatent:
-    """A latent that fires on one token nearly always."""
-
     latent: int
     token: str
     n_fired: int

@@ -26,7 +26,6 @@ class LatentDensity:
 
     @property
     def density(self) -> Tensor:
-        """Share of tokens on which each latent fires: float64[d_sae]."""
         return self.counts.double() / self.n_tokens
 
     def __repr__(self) -> str:
@@ -51,7 +50,6 @@ class DeadReport:
 
     @property
     def shares(self) -> dict[int, float | None]:
-        """Share of dead latents by window."""
         return {w: None if mask is None else mask.double().mean().item() for w, mask in self.masks.items()}
 
     @property
@@ -101,7 +99,6 @@ def latent_density(
 def firing_sums(
     sae: SparseAutoencoder, store: ActivationStore, *, hook_point: str | None = None
 ) -> FiringSums:
-    """Firing counts over the whole store."""
     sums = FiringSums(sae.d_sae)
     for _, latents in latent_blocks(sae, store, fits(sae, store, hook_point)):
         sums.update(latents)

@@ -68,8 +68,8 @@ def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = N
 def max_decoder_cosines(sae: SparseAutoencoder) -> Tensor:
     """The largest cosine of a latent's decoder row with another's; near 1 for near copies.
 
-    returns: float32[n], of all latents up to ALL_PAIRS of them, else of ALL_PAIRS² / d_sae latents drawn at
-        random (seed 0), each compared with all others; a zero row has cosine 0
+    returns: float32[n], of all latents up to ALL_PAIRS of them, else of ALL_PAIRS² / d_sae drawn at random
+        (seed 0), each compared with all others; a zero row has cosine 0
     """
     directions = unit(sae.W_dec)
     d_sae = len(directions)

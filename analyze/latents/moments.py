@@ -15,8 +15,6 @@ from .compatibility import fits
 
 
 class LatentStats(NamedTuple):
-    """What `ablate` to the mean and `steer` in units of the maximum are measured in."""
-
     mean: Tensor
     """float32[d_sae], over all tokens, silent ones included"""
     max: Tensor

@@ -19,8 +19,7 @@ from saelens_lite.store.reader import ShardTokens
 logger = logging.getLogger(__name__)
 
 LEAD_TOKENS = 4
-"""Tokens decoded before a window and behind it, and dropped: how its first and last piece read can depend on
-their bytes."""
+"""Tokens decoded before and behind a window and dropped: its ends may read by their bytes."""
 
 _INVISIBLE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e"
@@ -169,7 +168,6 @@ class Contexts:
         return [-1 if row < 0 else row + self._first_rows[context.shard] for row in rows.tolist()]
 
     def ids_of(self, context: Context) -> list[int]:
-        """The id of each token of a window."""
         if not context.positions:
             return []
         tokens = self._shard(context.shard)[0]
@@ -184,7 +182,6 @@ class Contexts:
         return tokens, sequences, positions, row_at
 
     def strings(self, ids: Sequence[int]) -> list[str]:
-        """The text of consecutive tokens, token by token."""
         return [f"<{i}>" for i in ids] if self.tokenizer is None else token_strings(self.tokenizer, ids)
 
 

@@ -103,7 +103,6 @@ def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "rep
 
 
 def _overview(runs: Sequence[Run]) -> Section:
-    """What each run is and what came of it."""
     rows = [_facts_of(run) for run in runs]
     names = list(dict.fromkeys(name for row in rows for name, value in row.items() if value is not None))
     lines = [[run.name, *map(row.get, names)] for run, row in zip(runs, rows)]
@@ -160,7 +159,6 @@ def _facts_of(run: Run) -> dict[str, Any]:
 
 
 def _state(run: Run) -> str | None:
-    """Whether the numbers and the SAE are those of the end."""
     of_sae, planned = run.facts.get("steps"), run.settings.get("n_steps")
     if not run.lines:
         return None if of_sae is None else f"SAE of step {cell(of_sae)}, no numbers"
@@ -241,7 +239,6 @@ def _training(runs: Sequence[Run]) -> Section | None:
 
 
 def _course(series: Sequence[Series]) -> Table:
-    """The legend of curves, with their ends and extremes."""
     rows = []
     for one in series:
         values = [value for _, value in one.points if value is not None]
@@ -251,7 +248,6 @@ def _course(series: Sequence[Series]) -> Table:
 
 
 def _trade_off(runs: Sequence[Run]) -> Section | None:
-    """Held-out fvu against l0, where there are at least two runs to compare."""
     ends = (_final(run, "held_out_l0") for run in runs), (_final(run, "held_out_fvu") for run in runs)
     known = [(run.name, *both, i) for i, (run, *both) in enumerate(zip(runs, *ends)) if None not in both]
     definition = (

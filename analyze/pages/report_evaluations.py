@@ -30,7 +30,6 @@ class Evaluated:
     values: Mapping[str, Any]
 
     def row(self, name: str) -> Mapping[str, Any] | None:
-        """The row of that name, unless it says that it was not given."""
         rows = (row for row in self.values["rows"] if row.get("name") == name)
         return next((row for row in rows if row.get("given", True)), None)
 
@@ -105,7 +104,6 @@ def _table(found: Sequence[Evaluated]) -> list[Block]:
 
 
 def _stability(found: Sequence[Evaluated]) -> list[Block]:
-    """Whether several seeds found the same directions."""
     known = [one for one in found if isinstance(one.values.get("stability"), Mapping)]
     if not known:
         return []
@@ -129,7 +127,6 @@ def _sources(found: Sequence[Evaluated], told: Callable[[Any], str]) -> list[Blo
 
 
 def _definitions(found: Sequence[Evaluated]) -> Folded:
-    """What the files say of their numbers."""
     defined: dict[str, str] = {}
     for one in found:
         if isinstance(one.values.get("definitions"), Mapping):
@@ -156,7 +153,6 @@ def _cost(found: Sequence[Evaluated]) -> Figure | None:
 def _against_l0(
     found: Sequence[Evaluated], name: str, title: str, definition: str, key: str, label: str = ""
 ) -> Figure | None:
-    """A mark for each SAE and baseline whose l0 and number are known."""
     known = []
     for one, of in itertools.product(found, (TRAINED, BASELINE)):
         row = one.row(of) or {}
@@ -213,7 +209,6 @@ def _dead(found: Sequence[Evaluated]) -> Figure | None:
 
 
 def _densities(found: Sequence[Evaluated]) -> Figure | None:
-    """Outlines of the latents' densities."""
     series, rows, legend = [], [], []
     for one, of in itertools.product(found, (TRAINED, BASELINE)):
         counted = _counted(one, of)

@@ -27,8 +27,7 @@ class Run:
 
     name: the folder's, with as much of its path as tells it from others; of an evaluation alone, its file's
     lines: of metrics.jsonl, those with a step
-    settings: of train_config.json; empty before the first checkpoint, or from elsewhere
-    config: of cfg.json; None before the first checkpoint
+    settings, config: of train_config.json and cfg.json; empty and None before the first checkpoint
     evaluations: what `saelens-lite evaluate --output` wrote into the folder, by file name
     unfinished: whether training left a checkpoint to resume from
     problems: sentences on what could not be read
@@ -76,14 +75,12 @@ class Run:
 
     @property
     def tokens(self) -> int | None:
-        """Training tokens up to `steps`."""
         if self.steps is None or self.tokens_per_step is None:
             return self.facts.get("tokens")
         return round(self.steps * self.tokens_per_step)
 
     @property
     def columns(self) -> list[str]:
-        """Names of the numbers in its lines, in order of appearance."""
         named = dict.fromkeys(name for line in self.lines for name in line if name not in NOT_NUMBERS)
         return [name for name in named if any(is_number(line.get(name)) for line in self.lines)]
 
@@ -94,7 +91,6 @@ class Run:
         return sorted(((x, y if is_number(y) else None) for x, y in points), key=lambda point: point[0])
 
     def last(self, column: str) -> float | None:
-        """The last number of a column, None where there is none."""
         return next((line[column] for line in reversed(self.lines) if is_number(line.get(column))), None)
 
 
@@ -186,7 +182,6 @@ def _object(file: Path, problems: list[str]) -> dict[str, Any]:
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """The JSON files in a folder that hold an evaluation, by name."""
     found = {file.name: _evaluation(file) for file in sorted(folder.glob("*.json"))}
     return {name: values for name, values in found.items() if values is not None}
 

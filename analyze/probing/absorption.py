@@ -83,7 +83,6 @@ class AbsorptionRow:
 
     @property
     def rate(self) -> float:
-        """Share of the rows counted that are absorbed; nan without rows or main latents."""
         return self.n_absorbed / self.n_rows if self.n_rows and self.latents else math.nan
 
     @property
@@ -113,13 +112,11 @@ class Absorption:
         return mean([float(len(row.latents)) for row in self.rows if row.scored])
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that JSON can hold; nan as None."""
         rows = [dataclasses.asdict(row) | {"rate": row.rate, "scored": row.scored} for row in self.rows]
         found = {"rate": self.rate, "fraction": self.fraction, "n_latents": self.n_latents, "rows": rows}
         return plain(found)
 
     def table(self) -> str:
-        """A line a label, and the means below."""
         lines = [["", "absorbed", "fraction", "silent", "rows", "probe F1", "latents", "absorbers"]]
         for row in self.rows:
             by = " ".join(f"{latent}×{n}" for latent, n in row.absorbers[:3])

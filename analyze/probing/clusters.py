@@ -20,9 +20,8 @@ LEAST_CLUSTERS = 4
 
 
 def clusters_of(documents: Tensor, groups: Sequence[Hashable] | None = None) -> Tensor:
-    """int64[n], equal for texts that belong together: the smallest of their documents' ids.
+    """int64[n], equal for texts that belong together: the smallest of their ids `documents`, int64[n].
 
-    documents: int64[n], equal for equal texts
     groups: of each text what it shares with others, such as its author or topic; None for nothing
     raises: ValueError for another number of groups than texts
     """
@@ -52,8 +51,7 @@ def clusters_of(documents: Tensor, groups: Sequence[Hashable] | None = None) -> 
 def classes_of(labels: Sequence[Hashable], n_texts: int) -> tuple[list[Hashable], np.ndarray]:
     """The classes in order, and int64[n] of each text's class.
 
-    raises: ValueError for another number of labels than texts, one that is missing (None, nan) or no plain
-        value, or a single class
+    raises: ValueError for another number of labels than texts, one that is no plain value, or one class
     """
     found = [label.item() if isinstance(label, np.generic | Tensor) else label for label in labels]
     if len(found) != n_texts:

@@ -60,11 +60,10 @@ def fit_probe(
 ) -> FittedProbe:
     """A logistic regression with an L2 penalty, C by the log loss on the folds' held-out texts.
 
-    The log loss, unlike AUROC, also tells penalties apart that leave the order of scores as it is, and
-    decides well whether log odds are above 0.
+    The log loss, unlike AUROC, also tells penalties apart that leave the order of scores as it is.
 
     features: CSR or array [n d] of training texts; positive: bool[n]
-    folds: of these texts; unused where inverse_l2 has one value
+    folds: unused where inverse_l2 has one value
     """
     strengths = sorted(inverse_l2)
     if len(strengths) > 1:

@@ -240,7 +240,6 @@ class _Batch:
 
     @property
     def last(self) -> _Batch:
-        """The last row of each text."""
         return _Batch(self.rows[self.is_last], self.of_text[self.is_last], self.is_last[self.is_last])
 
 

@@ -60,8 +60,6 @@ class _Task:
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class _Contestant:
-    """A probe to be fitted: the features that it is given and what it makes of them."""
-
     name: str
     features: Any
     prepare: Preparation

@@ -100,7 +100,6 @@ class ProbeReport:
         return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows], "definitions": DEFINITIONS}
 
     def to_frame(self) -> DataFrame:
-        """A line for each probe, with its numbers as in DEFINITIONS."""
         return frame(self.to_dict()["rows"])
 
     def table(self) -> str:

@@ -1,8 +1,8 @@
 """Feature splitting: how many latents it takes to say one thing, by probes on few latents of an SAE.
 
 A probe on k latents is a logistic regression on their activations. Latents are added one by one, and each
-that raises the probe's F1 by F1_RISE or more counts as a part of what the label names; the first that does
-not ends the search. One latent is a feature in one piece, several are one that the SAE has split.
+that raises its F1 by F1_RISE or more counts as a part of what the label names; the first that does not ends
+the search. Several latents are a feature that the SAE has split.
 
 The next latent is the one whose activations point most along what the probe so far leaves unexplained, the
 label less its probability: Σ_i (label_i − p_i) · z_i / ‖z‖, the gradient by its weight in units of its length

@@ -51,10 +51,7 @@ class Axis:
 
 
 def curves(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
-    """An <svg> of lines, each thinned to MAX_POINTS; what stands alone between gaps is a dot.
-
-    name: unique in the page, for ids
-    """
+    """An <svg> of lines, each thinned to MAX_POINTS; single points are dots. name: unique in the page"""
     drawn = [Series(one.name, thinned(_on_axis(one.points, y), MAX_POINTS), one.style) for one in series]
     frame = _Frame(x, y, [point for one in drawn for point in one.points])
     return _svg(name, title, _described(x, y, series), [frame.axes(), *(frame.line(one) for one in drawn)])
@@ -160,7 +157,6 @@ class _Frame:
         return f'<g class="{_class(one.style)}">{marks}</g>'
 
     def axes(self) -> str:
-        """Grid, numbers and labels."""
         bottom, right, middle = HEIGHT - BOTTOM, WIDTH - RIGHT, TOP + (HEIGHT - TOP - BOTTOM) / 2
         parts = []
         for tick in _ticks(self.y_range, self.y.log):
@@ -232,7 +228,6 @@ def _svg(name: str, title: str, description: str, parts: Sequence[str]) -> Marku
 
 
 def _described(x: Axis, y: Axis, series: Sequence[Series]) -> str:
-    """The plot in words: where each series begins and ends."""
     words = [f"{y.label} against {x.label}."]
     for one in series:
         finite = [(at, value) for at, value in one.points if value is not None and math.isfinite(value)]

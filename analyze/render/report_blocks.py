@@ -13,8 +13,6 @@ from .html import policy, rendered, style
 
 @dataclass(frozen=True, slots=True)
 class Paragraph:
-    """A sentence or several."""
-
     kind: ClassVar = "paragraph"
     text: str
 
@@ -35,14 +33,11 @@ class Table:
 
     @property
     def has_words(self) -> list[bool]:
-        """Whether each column holds text."""
         return [any(isinstance(row[i], str) for row in self.rows) for i in range(len(self.head))]
 
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A plot under its title and definition, and its numbers, which are its legend too."""
-
     kind: ClassVar = "figure"
     title: str
     definition: str
@@ -72,8 +67,6 @@ Block = Paragraph | Table | Figure | Figures | Folded
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """Blocks under a heading."""
-
     title: str
     blocks: Sequence[Block]
 

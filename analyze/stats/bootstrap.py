@@ -126,9 +126,8 @@ def bootstrap_statistic(
 def rank_p(observed: Tensor | float, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
     """The rank of what was observed among controls as a p value: (1 + #≥) / (n + 1).
 
-    If the observation is exchangeable with the controls, p ≤ α happens with probability at most α; it is
-    uniform on 1/(n+1), …, 1 where there are no ties. With n controls no p is below 1/(n+1): 100 are needed
-    for 0.01.
+    If the observation is exchangeable with the controls, p ≤ α happens with probability at most α. With n
+    controls no p is below 1/(n+1): 100 are needed for 0.01.
 
     observed: float[...]; controls: float[n ...], one row a draw
     alternative: "greater", "less", or "two-sided", which compares distances from the median of all n + 1
@@ -147,12 +146,11 @@ def spread(draws: Tensor) -> list[float]:
 def westfall_young_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
     """Rank p values of many statistics, corrected for their number: each against the controls' maximum.
 
-    The chance that any p ≤ α comes out though none of the statistics differs from the controls is at most α,
-    however they are correlated. Statistics are standardised first, by mean and standard deviation over all n
-    + 1 rows, so that one with a wide spread does not decide alone.
+    Where no statistic differs from the controls, any p ≤ α comes out with a chance of at most α, however they
+    are correlated. Statistics are standardised first, over all n + 1 rows, so that one with a wide spread
+    does not decide alone.
 
-    observed: float[m]; controls: float[n m], each row all m statistics of one draw (one permutation, one
-        random latent)
+    observed: float[m]; controls: float[n m], each row all m statistics of one draw
     returns: float64[m]
     raises: as `rank_p`
     source: Westfall and Young 1993, "Resampling-Based Multiple Testing", single step

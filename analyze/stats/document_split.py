@@ -1,8 +1,7 @@
 """Documents that choose latents, and other documents that test them.
 
 A latent chosen as the best of thousands looks good on the data that chose it. `select_latents` sees one side
-of the split only, and what it returns knows the split, so that a measurement on the other side can refuse
-documents that had a say.
+of the split only, and its Selection refuses documents that had a say.
 """
 
 from __future__ import annotations

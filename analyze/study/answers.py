@@ -28,8 +28,8 @@ class Answers(NamedTuple):
 
 
 Judge = Callable[[nn.Module, dict[str, Tensor], Sequence[Question]], Answers]
-"""From the model, as it is or edited, input_ids and attention_mask (padded on the left, on the model's
-device) and their records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
+"""From the model, perhaps edited, input_ids and attention_mask (padded on the left, on its device) and their
+records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,8 +37,8 @@ class NextToken:
     """The model's answer is its next token: a refusal if in `refusal`, right if it begins a right answer.
 
     refusal: words (of which the first token counts) or token ids that mean "I do not know"
-    options: words or ids of answers. With them refusal and options alone are compared, as in "Do you know …?"
-        with refusal=["No"], options=["Yes"]; without them all tokens are
+    options: words or ids of answers that alone are compared with refusal, as in "Do you know …?" with
+        refusal=["No"], options=["Yes"]; without them all tokens are
     separator: what stands between a prompt and its answer
     """
 
@@ -51,8 +51,8 @@ class NextToken:
     ) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:
         """The judge of these records.
 
-        raises: ValueError for no refusal at all, one that is an option too, or one that a right answer begins
-            with; the judge, for logits that are not finite
+        raises: ValueError for no refusal, one that is an option or begins a right answer; the judge, for
+            logits that are not finite
         """
         prompt = records[0].prompt
         refusals = self._ids(tokenizer, prompt, self.refusal)

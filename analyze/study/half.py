@@ -32,7 +32,6 @@ class Outcome(NamedTuple):
     push: float
 
     def measures(self, known: Tensor) -> dict[str, Tensor]:
-        """The items of each measure (result.MEASURES): float64[n_unknown] or float64[n_known]."""
         found = {
             "hallucination": 1 - self.refused[~known],
             "refusal": self.refused[known],
@@ -57,10 +56,9 @@ class Entities(NamedTuple):
 
 
 class Side:
-    """Questions, with whether each is about a known entity.
+    """Questions about known: bool[n] and other entities.
 
-    known: bool[n]; clusters: the entity or group of each; acts: float32[n d_model] at the entity's last token
-    entities: one row for each of them
+    clusters: the entity or group of each; acts: float32[n d_model] at the entity's last token
     """
 
     def __init__(
@@ -111,7 +109,7 @@ class Side:
         return Outcome(refused, correct, margin, self._push(torch.cat(seen)))
 
     def push(self, make: Edit) -> float:
-        """How far an edit moves the stream, without asking what the model answers."""
+        """How far an edit moves the stream, without answers."""
         return self._push(self._clean_acts(make))
 
     def _push(self, acts: Tensor) -> float:

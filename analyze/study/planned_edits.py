@@ -76,7 +76,6 @@ class EditsOf:
         return partial(held, self.model, sae, latents, typical(sae, latents, self._acts), self.hook_point)
 
     def clamped(self, known: bool) -> Tensor:
-        """int64[n]"""
         return self._of(known).latents[: self.chosen.n]
 
     def ablations(self, known: bool) -> list[tuple[Tensor, Edit]]:
@@ -88,7 +87,6 @@ class EditsOf:
         ]
 
     def splice(self, where: Tensor) -> Any:
-        """The reconstruction in place of the stream."""
         return replace_with_reconstruction(
             self.model, self.chosen.sae, where=where, hook_point=self.hook_point
         )
@@ -114,7 +112,6 @@ def held(
     where: Tensor,
     **how: Any,
 ) -> Any:
-    """Latents clamped to dose times what is typical of them."""
     unit = {"unit": "max_act", "max_act": typical_acts}
     return clamp(model, sae, latents, dose, where=where, hook_point=hook_point, **unit, **how)
 

@@ -98,7 +98,6 @@ class StudyResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, for JSON."""
         rows = []
         for row in self.rows:
             edit = row.edit
@@ -185,7 +184,6 @@ class StudyResult:
         )
 
     def save(self, path: str | Path) -> None:
-        """The numbers as a JSON file."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
     def __repr__(self) -> str:
@@ -205,7 +203,6 @@ class StudyResult:
         return answering, refusing
 
     def _table(self, measure: str, beside: Sequence[str]) -> str:
-        """The edits that should raise one measure, and those that should raise none."""
         heads = ["edit", "SAE", "dose", "push", measure, f"{self.confidence:.0%} interval"]
         heads += ["controls 5–95 %", "p", "p BH", "less baseline", *beside, "ΔCE", "KL"]
         table = [heads]

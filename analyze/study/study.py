@@ -44,12 +44,11 @@ class HallucinationStudy:
 
     model, tokenizer: of Hugging Face, the tokenizer a fast one; neither is altered
     records: questions; at least two known and two unknown entities on each side of the split
-    judge: `NextToken`, or a function (answers.Judge) that says which of the model's answers are refused and
-        which right
+    judge: `NextToken`, or a function (answers.Judge) that says which answers are refused and which right
     baseline: an SAE of the same training with a frozen random decoder (`train --baseline`)
-    hook_point: by default where the SAE was trained; naming one, the caller vouches that the SAEs fit there
+    hook_point: naming one, the caller vouches that the SAEs fit there
     split: one side chooses latents, the other is measured; by entity, or group
-    position: tokens that are edited, the entity's "last" or "all" of them
+    position: the entity's tokens that are edited
     raises: ValueError for no records, or SAEs that do not fit the model
     """
 

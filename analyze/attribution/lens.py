@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.lm.decoder import Decoder
+from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..latents.compatibility import checked_latents
@@ -86,6 +87,12 @@ def logit_lens(
     """
     chosen, decoder = checked_latents(sae, latents), Decoder(model)
     head = decoder.head
+    point = sae.config.trained_at
+    if point and not enters_stream(decoder, point):
+        raise ValueError(
+            f"logit_lens expected an SAE of the stream or of what a block adds to it, got one of {point}, "
+            "which the unembedding does not read: these latents have no logit lens"
+        )
     width = getattr(head, "in_features", sae.d_model)
     if width != sae.d_model:
         raise ValueError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from saelens_lite.claims import Processes
 from saelens_lite.config import AtLeast, check_fields
+from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.lm.store_losses import check_model, scored_contexts
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
@@ -106,6 +107,7 @@ def index_features(
     """
     config, folder = config or IndexConfig(), index_folder(path)
     point = fits(sae, store, hook_point)
+    check_is_harvested(model, store, point)
     if output_score and model is None:
         raise ValueError(
             "output_score expected a model, got None: the score is an effect on a model's next token"
@@ -118,20 +120,14 @@ def index_features(
         "rows": store.n_rows,
         "settings": dataclasses.asdict(config),
     }
-    asked = {"lens": model is not None, "output_score": output_score}
+    # what never enters the stream has no lens
+    asked = {"lens": model is not None and enters_stream(model, point), "output_score": output_score}
     processes = Processes(f"index {folder}")
     found = processes.agreed("found", lambda: read_index(folder))
     if found is not None:
         check_same_sae(folder, found["plan"]["sae"], plan["sae"], "choose another folder, or remove that one")
         if found["plan"] == plan and all(found["has"][name] for name in asked if asked[name]):
             return FeatureIndex.open(folder.root, tokenizer)
-    if model is not None and store.has_tokens:
-        check_model(
-            model,
-            store,
-            point,
-            next(scored_contexts(store, fraction=None, max_tokens=None, batch_size_seqs=4)),
-        )
     with only_writer(folder, processes.rank):
         if found is not None and found["plan"] == plan:
             there = FeatureIndex.open(folder.root)
@@ -142,6 +138,13 @@ def index_features(
             _write(sae, store, point, folder, plan, asked, tallied, model, tokenizer)
         processes.agreed("written", lambda: True)
     return FeatureIndex.open(folder.root, tokenizer)
+
+
+def check_is_harvested(model: nn.Module | None, store: ActivationStore, point: str) -> None:
+    """raises: ValueError for a model that does not give the rows of the store, as far as its tokens tell"""
+    if model is not None and store.has_tokens:
+        batches = scored_contexts(store, fraction=None, max_tokens=None, batch_size_seqs=4)
+        check_model(model, store, point, next(batches))
 
 
 def _write(
@@ -160,7 +163,7 @@ def _write(
     positions = tensors.pop("token_positions").tolist()
     del tensors["n_tokens"]
     tensors |= derived(sae, store, tally, sample, IndexConfig(**plan["settings"]))
-    if model is not None:
+    if model is not None and (has["lens"] or has["output_score"]):
         tokenizer = Contexts(store, tokenizer).tokenizer if has["output_score"] else None
         tensors |= of_model(
             sae, model, tally, hook_point, plan["settings"]["n_logits"], has["output_score"], tokenizer

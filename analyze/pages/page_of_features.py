@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from saelens_lite.atomic import write_file
 from saelens_lite.errors import with_option
+from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
 from ..attribution.lens import logit_lens
 from ..evaluation.result import Evaluation
-from ..index.build import IndexConfig, index_features
+from ..index.build import IndexConfig, check_is_harvested, index_features
 from ..index.feature_index import FeatureIndex
 from ..index.labels import FORMAT, VERSION
 from ..index.tally import Tally, bin_edges
@@ -74,6 +75,7 @@ def feature_page(
     raises: ValueError when SAE, store, index and model do not belong together, or for a latent out of range
     """
     point = fits(sae, store, hook_point)
+    check_is_harvested(model, store, point)
     if latents is not None:
         latents = checked_latents(sae, latents)
     if n_examples < 1:
@@ -128,7 +130,7 @@ def _data(
         chosen, rule = latents, "Selected by: the latents asked for."
     contexts = Contexts(store, tokenizer, BEFORE_TOKENS, AFTER_TOKENS)
     lens = index.lens(chosen, contexts.tokenizer)
-    if model is not None:
+    if model is not None and enters_stream(model, point):
         lens = logit_lens(sae, model, chosen, n=10, tokenizer=contexts.tokenizer)
     vocabulary = Vocabulary()
     shown = features(sae, store, point, index, chosen, contexts, vocabulary, n_examples, lens)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError, nearest
-from saelens_lite.lm.decoder import Decoder, Model, device_of, main_tensor, stream_into
+from saelens_lite.lm.decoder import Decoder, Model, device_of, evaluation_mode, main_tensor, stream_into
 from saelens_lite.lm.forward_state import EditInfo, Watch, placed_inputs, watch
 
 
@@ -81,6 +81,30 @@ def resolve(model: Model, name: str) -> HookPoint:
         )
     part = parts.attn if kind == "attn_out" else parts.mlp
     return HookPoint(name, f"{path}.{part}", block, "output", kind)
+
+
+def enters_stream(model: Model, name: str) -> bool:
+    """Whether what the point gives is the stream or is added to it, so that the unembedding reads it.
+
+    A module path is a place of the stream where three tokens give the very values of a canonical point there,
+    or of the token embedding; a part of a block whose parts do not add up is none.
+    """
+    decoder, point = Decoder.of(model), resolve(model, name)
+    if point.kind != "module":
+        return True
+    if point.module(decoder) is decoder.embedding:
+        return True
+    if point.block is None:
+        return False
+    prefix = f"blocks.{point.block}."
+    there = [other for other in hook_points(decoder) if other.startswith(prefix)]
+    ids = torch.arange(3, device=decoder.device)[None] % decoder.embedding.weight.shape[0]
+    with evaluation_mode(decoder), torch.no_grad():
+        found = run_to(decoder, [name, *there], input_ids=ids)
+    own = found.pop(name)
+    return any(
+        own.numel() == other.numel() and torch.equal(own.view_as(other), other) for other in found.values()
+    )
 
 
 def hook_points(model: Model) -> list[str]:

@@ -142,15 +142,15 @@ def scored_contexts(
 def check_model(model: Model, store: ActivationStore, point: str, batch: ContextBatch) -> None:
     """raises: ValueError when the model's activations on these contexts are not the rows of the store"""
     decoder, width = Decoder.of(model), store.d_model(point)
-    if decoder.width != width:
-        raise ValueError(
-            f"{decoder.class_name} has width {decoder.width}, but {store.path} holds rows of width {width} "
-            f"from {store.model_name}; pass the model that was harvested"
-        )
     sequences, _ = store.row_positions(batch.shard)
     places = torch.isin(sequences, batch.sequences).nonzero().flatten() + sum(store.shard_rows[: batch.shard])
     rows = store.gather(places, point)
     found = run_to(decoder, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point]
+    if found.shape[-1] != width:
+        raise ValueError(
+            f"{decoder.class_name} has width {found.shape[-1]} at {point}, but {store.path} holds rows of width "
+            f"{width} from {store.model_name}; pass the model that was harvested"
+        )
     difference = ((found.float().cpu()[batch.kept] - rows).norm() / rows.norm()).item()
     if not difference < _SAME_MODEL_TOLERANCE:
         raise ValueError(

@@ -268,7 +268,7 @@ def test_what_does_not_belong_together_is_refused(store, gpt2, sae):
     from transformers import GPT2LMHeadModel
 
     other = GPT2LMHeadModel(type(gpt2.config)(**gpt2.config.to_dict() | {"n_embd": 16}))
-    with pytest.raises(ValueError, match="GPT2LMHeadModel has width 16, but .* width 32"):
+    with pytest.raises(ValueError, match="GPT2LMHeadModel has width 16 at .*, but .* width 32"):
         evaluate_sae(sae, store, other, **SPLIT)
     torch.manual_seed(5)
     other = GPT2LMHeadModel(gpt2.config).eval()

@@ -24,11 +24,13 @@ from ..latents.text_windows import Contexts
 from .cofiring import cofiring
 from .feature_index import FeatureIndex
 from .folder import (
+    check_ours,
     check_same_sae,
     identity,
     index_folder,
     key_of,
     only_writer,
+    outdated,
     read_index,
     write_index,
     write_tensors,
@@ -122,6 +124,7 @@ def index_features(
     }
     # what never enters the stream has no lens
     asked = {"lens": model is not None and enters_stream(model, point), "output_score": output_score}
+    check_ours(folder)
     processes = Processes(f"index {folder}")
     found = processes.agreed("found", lambda: read_index(folder))
     if found is not None:
@@ -177,9 +180,8 @@ def _write(
     }
     facts = {"plan": plan, "has": has, "files": described, "token_positions": positions}
     write_index(folder, facts | {"bos_id": store.plan.get("bos_id")})
-    for name in folder.sizes():
-        if name.startswith(("latents-", "tokens-")) and name not in files.values():
-            folder.remove(name)
+    for name in outdated(folder, files.values()):
+        folder.remove(name)
     remove_parts(folder)
 
 

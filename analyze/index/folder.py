@@ -38,7 +38,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,9 @@ from saelens_lite.store.writer import safetensors_head
 
 FORMAT, VERSION = "saelens_lite feature index", 2
 INDEX, PARTS = "index.json", "parts"
+_DATA = re.compile(r"(latents|tokens)-[0-9a-f]{12}\.safetensors")
+_SIGN = {"latents": "top_rows", "tokens": "shard_rows"}
+"""A tensor that only such a file of an index has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +92,44 @@ def only_writer(folder: LocalFolder, rank: int) -> Iterator[None]:
                 f"another process is making the index in {folder}: wait for it, or choose another folder"
             )
         yield
+
+
+def check_ours(folder: LocalFolder) -> None:
+    """raises: ValueError where the folder of parts, which a pass replaces, holds anything else"""
+    parts = folder.root / PARTS
+    whole = parts.is_dir() and not parts.is_symlink()
+    if not whole and not parts.is_symlink() and not parts.exists():
+        return
+    foreign = [name for name in os.listdir(parts) if not _is_part(parts / name)] if whole else [""]
+    if foreign:
+        raise ValueError(
+            f"{parts / foreign[0]} is not of an index, and an index in {folder} would replace it: choose another "
+            "folder for the index"
+        )
+
+
+def outdated(folder: LocalFolder, files: Collection[str]) -> list[str]:
+    """Data files of earlier indexes; what only has such a name is left out. files: which count"""
+    found = {name: _DATA.fullmatch(name) for name in os.listdir(folder.root) if name not in files}
+    return [name for name, of in found.items() if of and _has_tensor(folder.root / name, _SIGN[of[1]])]
+
+
+def _is_part(path: Path) -> bool:
+    """Whether a pass wrote this file, whole or not."""
+    if path.is_symlink() or not path.is_file():
+        return False
+    if path.name == "plan.json":
+        with contextlib.suppress(ValueError, TypeError):
+            return {"sae", "store", "settings"} <= {*json.loads(path.read_bytes())}
+        return False
+    return path.suffix == ".tmp" or (path.stem.isdecimal() and _has_tensor(path, "shards"))
+
+
+def _has_tensor(path: Path, name: str) -> bool:
+    if path.is_file() and not path.is_symlink():
+        with contextlib.suppress(SafetensorError), safe_open(path, framework="pt") as tensors:
+            return name in tensors.keys()  # noqa: SIM118 (no dict)
+    return False
 
 
 def write_tensors(folder: LocalFolder, name: str, tensors: Mapping[str, Tensor | Streamed]) -> int:

@@ -43,7 +43,7 @@ def run(argv: Sequence[str]) -> int:
             "trust that code, add --trust-remote-code"
         )
     moved = repair_store(folder, problems)
-    print(f"moved to {folder}/damaged: {', '.join(moved) or 'nothing, all of it is missing'}")
+    print(f"moved to {folder}/damaged: {', '.join(moved) or 'nothing'}")
     if before is None:
         print(f"the store is unfinished: {HARVEST_AGAIN}")
         return 0

@@ -34,8 +34,10 @@ from saelens_lite.store.layout import (
 )
 
 _LOG = re.compile(r"log(\.\d+)?\.jsonl")
+_OF_SHARD = re.compile(r"shards/\d{5,}/[^/]+\.(safetensors|json)")
 _IN_SHARD = re.compile(r"shards/(\d{5,})/([^/]+)")
 _ASIDE = "damaged"
+_FOREIGN = "does not belong to the store"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -74,7 +76,7 @@ def repair_store(
 
     The same harvest then makes it anew. Of a shard these are the rows and the commit of a damaged hook point,
     or everything if its tokens are damaged; and the manifest. Undamaged lines of a log stay. Nothing is
-    deleted, other shards are not touched.
+    deleted; other shards, and files of other names than a store's, are not touched.
 
     problems: those that `verify_store` just found; None looks
     returns: names of the files that were moved
@@ -129,11 +131,25 @@ class _Examined:
         for name in self.sizes:
             if found := _IN_SHARD.fullmatch(name):
                 self._in_shards.setdefault(int(found[1]), set()).add(found[2])
-        if not self._in_shards and PLAN not in self.sizes and MANIFEST not in self.sizes:
+        if not self._is_store():
             raise ShardError(
-                f"{folder} expected an activation store, there is no {PLAN}, no {MANIFEST} and no shard"
+                f"{folder} expected an activation store, there is no {PLAN}, no {MANIFEST} and no shard of one"
             )
         self._examine()
+
+    def _is_store(self) -> bool:
+        """Whether a file here can only be a store's: a folder of others may have a manifest.json too."""
+        for name in {PLAN, MANIFEST, MANIFEST_BEFORE} & self.sizes.keys():
+            if str((_object_in(self._read(name) or b"") or {}).get("format", "")).startswith("saelens_lite"):
+                return True
+        if any("plan_sha256" in event for event in events(self.folder, "start")):
+            return True
+        for index, names in self._in_shards.items():
+            for point in (name.removesuffix(".json") for name in names if name.endswith(".json")):
+                record = _object_in(self._read(commit_name(index, point)) or b"")
+                if record is not None and _is_commit(record, index, point):
+                    return True
+        return False
 
     def _examine(self) -> None:
         for name in self.sizes:
@@ -161,7 +177,7 @@ class _Examined:
                 and not _LOG.fullmatch(name)
             )
             if (beyond or outside) and not name.endswith(".tmp"):
-                self._note(name, "does not belong to the store")
+                self._note(name, _FOREIGN)
 
     def _examine_log(self, name: str) -> None:
         content = self._read(name)
@@ -235,7 +251,7 @@ class _Examined:
         )
         for name in there - belonging:
             if not name.endswith(".tmp"):
-                self._note(f"{shard_name(index)}/{name}", "does not belong to the store")
+                self._note(f"{shard_name(index)}/{name}", _FOREIGN)
 
     def _commit(self, index: int, hook_point: str, sha256: str | None) -> dict[str, Any] | None:
         """What a commit records of its files, if it is intact. sha256: None if nothing records it"""
@@ -299,6 +315,8 @@ def _with_dependents(folder: Folder, problems: Iterable[Problem], there: Iterabl
     names, manifests = set(), intact_manifests(folder)
     covered = set(manifests[0]["shards"][0]["hook_points"]) if manifests and manifests[0]["shards"] else set()
     for problem in problems:
+        if problem.what == _FOREIGN and not _OF_SHARD.fullmatch(problem.file):
+            continue
         names.add(problem.file)
         if problem.shard is None:
             continue

@@ -8,5 +8,6 @@ finite        stopping where numbers are no longer finite
 identity      whether a folder holds this run
 checkpoints   the state of training on disk
 baseline      the frozen decoder beside a run
+output        what a run writes there, and whether it did
 process       which device and which process
 """

@@ -7,8 +7,6 @@ metrics.jsonl can quote the baseline's score of the same step, however often bot
 from __future__ import annotations
 
 import dataclasses
-import json
-import shutil
 from pathlib import Path
 
 from saelens_lite.run_log import read_metrics
@@ -24,14 +22,6 @@ def baseline_of(config: TrainConfig) -> TrainConfig:
         "output": str(Path(config.output) / "frozen"),
     }
     return dataclasses.replace(config, baseline=False, **fields)
-
-
-def remove_baseline(output: Path) -> None:
-    """Remove the baseline that an earlier run left in `output`, if there is one."""
-    folder = output / "frozen"
-    settings = folder / "train_config.json"
-    if settings.exists() and json.loads(settings.read_text(encoding="utf-8")).get("freeze_decoder"):
-        shutil.rmtree(folder)
 
 
 def baseline_fvu(config: TrainConfig, step: int) -> float | None:

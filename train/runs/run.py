@@ -25,10 +25,11 @@ from ..kinds.kind import StepStats
 from ..latent_shards import communication
 from ..optimise.trainer import Trainer
 from ..rows.protocol import Rows, n_steps
-from .baseline import baseline_fvu, remove_baseline
+from .baseline import baseline_fvu, baseline_of
 from .checkpoints import circumstances, remove_checkpoints, save_checkpoint
 from .finite import Finite
 from .identity import identity, unfinished
+from .output import check_ours, remove_run
 from .process import device_of, writes
 from .sae import sae_config, saved_sae, starting_sae
 from .scores import HeldOutScores
@@ -49,6 +50,7 @@ class Run:
     def __init__(self, rows: Rows, config: TrainConfig, model: nn.Module | None = None) -> None:
         self.rows, self.config, self.output = rows, config, Path(config.output)
         self.device, self.comm = device_of(config), communication()
+        check_ours(self.output)
         checkpoint = unfinished(self.output, rows, config)
         self.n_steps = n_steps(config, rows.steps_per_epoch)
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
@@ -94,8 +96,8 @@ class Run:
         with _alone(self.output), self._opened_tracker() as self._tracker:
             if self._position is None and writes():
                 remove_checkpoints(self.output)
-                if not self.config.baseline:
-                    remove_baseline(self.output)
+                if self.config.overwrite and not self.config.baseline:
+                    remove_run(Path(baseline_of(self.config).output))
             self._started = time.perf_counter()
             try:
                 yield

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from saelens_lite.config import takes_fields, to_mapping
+from saelens_lite.config import takes_fields, to_record
 from saelens_lite.distributed import rank
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.reader import ActivationStore
@@ -114,7 +114,7 @@ def _harvest(request: Request) -> ActivationStore:
             drop_unused(prepared.model, prepared.points)
             if prepared.config.compile:
                 compile_blocks(prepared.model, prepared.points)
-        settings = to_mapping(request.config) if request.by_names else None
+        settings = to_record(request.config) if request.by_names else None
         progress = prepared.config.progress and rank() == 0
         make_shards(
             prepared.model,

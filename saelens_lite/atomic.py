@@ -7,24 +7,37 @@ the folder that holds its name is synced.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
 
 @contextlib.contextmanager
-def appearing_file(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
+def appearing_file(
+    path: Path, *, sync_name: bool = True, temporary: Path | None = None
+) -> Iterator[IO[bytes]]:
     """A binary file to write, which appears at `path` when the block ends without an error.
 
-    It replaces an older file; missing folders are made.
+    It replaces an older file; missing folders are made. A device or pipe, such as /dev/null, is written to.
     sync_name: False where the caller syncs the folder once for several files
+    temporary: a name that must be free; None takes `path` with .tmp, which a killed call may have left
     """
-    temporary = path.with_name(path.name + ".tmp")
+    mode = "wb" if temporary is None else "xb"
+    if is_special(path):
+        with open(path, "wb") as file:
+            yield file
+        return
+    temporary = path.with_name(path.name + ".tmp") if temporary is None else temporary
     make_folder(path.parent)
+    if temporary.is_symlink():
+        raise FileExistsError(errno.EEXIST, "a symbolic link has a name that is needed", str(temporary))
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, mode) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -37,10 +50,14 @@ def appearing_file(path: Path, *, sync_name: bool = True) -> Iterator[IO[bytes]]
         sync(path.parent)
 
 
-def write_file(path: str | Path, content: str | bytes) -> Path:
-    """Write a whole file as `appearing_file` does, text as UTF-8; returns its path."""
+def write_file(path: str | Path, content: str | bytes, *, shared: bool = True) -> Path:
+    """Write a whole file as `appearing_file` does, text as UTF-8; returns its path.
+
+    shared: whether its folder may hold files of others, which no temporary name then hits
+    """
     path = Path(path)
-    with appearing_file(path) as file:
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp") if shared else None
+    with appearing_file(path, temporary=temporary) as file:
         file.write(content.encode() if isinstance(content, str) else content)
     return path
 
@@ -65,6 +82,14 @@ def appearing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     sync(path.parent)
+
+
+def is_special(path: Path) -> bool:
+    """Whether a device, pipe or socket stands at a path, which no file may replace; links are followed."""
+    try:
+        return not any(kind(path.stat().st_mode) for kind in (stat.S_ISREG, stat.S_ISDIR))
+    except OSError:
+        return False
 
 
 def make_folder(folder: Path) -> None:

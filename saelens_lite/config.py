@@ -14,6 +14,7 @@ import json
 import numbers
 import operator
 import os
+import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import (
@@ -165,6 +166,21 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configu
 def to_mapping(config: Any) -> dict[str, Any]:
     """The fields of a configuration dataclass as a plain dictionary, in field order."""
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
+
+def to_record(config: Any, *, published: bool = False) -> dict[str, Any]:
+    """As `to_mapping`, for a file: URLs without credentials, and if `published` the last name of each path."""
+
+    def recorded(value: Any) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(map(recorded, value))
+        if not isinstance(value, str):
+            return value
+        url = re.sub(r"([A-Za-z][\w+.-]*://)[^/\s]*@", r"\1", value)
+        url = re.sub(r"(://[^?#\s]*)[?#].*", r"\1", url) if "://" in url else url
+        return os.path.basename(url.rstrip("/")) if published and os.path.isabs(url) else url
+
+    return {name: recorded(value) for name, value in to_mapping(config).items()}
 
 
 def takes_fields(*configs: type, but: Collection[str] = ()) -> Callable[[F], F]:

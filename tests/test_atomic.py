@@ -26,7 +26,8 @@ def calls(monkeypatch, tmp_path):
 
 
 def test_a_file_is_synced_then_named_then_its_folder_is_synced(tmp_path, calls):
-    assert atomic.write_file(tmp_path / "a/b.html", "é") == tmp_path / "a/b.html"
+    with atomic.appearing_file(tmp_path / "a/b.html") as file:
+        file.write("é".encode())
     assert (tmp_path / "a/b.html").read_bytes() == b"\xc3\xa9"
     assert calls == [
         ("fsync", "."),  # the folder a has its name

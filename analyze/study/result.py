@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saelens_lite.atomic import write_file
 from saelens_lite.text_table import aligned, filled_columns, frame, span
 
 from ..stats.bootstrap import Interval, benjamini_hochberg, cluster_bootstrap, rank_p, spread
@@ -184,7 +185,7 @@ class StudyResult:
         )
 
     def save(self, path: str | Path) -> None:
-        Path(path).write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __repr__(self) -> str:
         answering, refusing = self.tested

@@ -9,7 +9,16 @@ from typing import Any
 from saelens_lite.config import differing_fields
 from saelens_lite.errors import ShardError
 from saelens_lite.store.folder import Folder
-from saelens_lite.store.layout import FORMAT, MANIFEST, PLAN, VERSION, check_version, encode_json, read_json
+from saelens_lite.store.layout import (
+    FORMAT,
+    MANIFEST,
+    PLAN,
+    VERSION,
+    check_names,
+    check_version,
+    encode_json,
+    read_json,
+)
 from saelens_lite.store.verify import recorded_plans
 
 PACKING_RULE = "continuous"
@@ -34,6 +43,7 @@ def documents_per_shard(mean_tokens: float, max_tokens: int, batch_tokens: int) 
 
 
 def make_plan(facts: Mapping[str, Any]) -> dict[str, Any]:
+    check_names(facts["hook_points"])
     return {"format": FORMAT, "version": VERSION, "packing": PACKING_RULE, **facts}
 
 

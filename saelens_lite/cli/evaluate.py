@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+from saelens_lite.atomic import write_file
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_for, model_of, print_next, with_short_names
 from saelens_lite.config import AtLeast, Below
@@ -40,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
     )
     print(with_short_names(result.table(config.all)))
     if config.output is not None:
-        Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_file(config.output, json.dumps(result.to_dict(), indent=1) + "\n")
         print(f"numbers: {config.output}")
     model = config.model or model_of(config.store)
     if config.model is None and model.isprintable():

@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Literal
 
+from saelens_lite.atomic import write_file
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, with_short_names
 from saelens_lite.config import Above, AtLeast, Below
@@ -58,7 +58,7 @@ def run(argv: Sequence[str]) -> None:
     )
     print(with_short_names(str(result)))
     if config.output is not None:
-        Path(config.output).write_text(json.dumps(result.to_dict(), indent=1) + "\n", encoding="utf-8")
+        write_file(config.output, json.dumps(result.to_dict(), indent=1) + "\n")
         print(f"numbers: {config.output}")
     if config.baseline is None:
         print("for what a dictionary of random directions reaches: --baseline, the run with --freeze-decoder")

@@ -169,6 +169,7 @@ class LocalFolder(Folder):
 
     @contextlib.contextmanager
     def appearing(self, name: str, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
+        self._check_inside(Path(name).parent)
         with self._refusals_named(name), appearing_file(self.root / name, sync_name=sync_name) as file:
             yield file
 
@@ -177,6 +178,7 @@ class LocalFolder(Folder):
             sync(self.root / under)
 
     def append_line(self, name: str, line: bytes) -> None:
+        self._check_inside(Path(name))
         with self._refusals_named(name), open(self.root / name, "a+b") as file:
             if file.tell():
                 file.seek(-1, os.SEEK_END)
@@ -184,6 +186,8 @@ class LocalFolder(Folder):
             file.write(line)
 
     def move(self, name: str, to: str) -> None:
+        for path in (name, to):
+            self._check_inside(Path(path).parent)
         with self._refusals_named(name):
             make_folder((self.root / to).parent)
             os.replace(self.root / name, self.root / to)
@@ -191,6 +195,7 @@ class LocalFolder(Folder):
             sync((self.root / name).parent)
 
     def remove(self, name: str) -> None:
+        self._check_inside(Path(name).parent)
         with self._refusals_named(name):
             (self.root / name).unlink(missing_ok=True)
             sync((self.root / name).parent)
@@ -203,6 +208,9 @@ class LocalFolder(Folder):
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[bool]:
+        self._check_inside(Path(LOCK))
+        if self.size(LOCK):  # ours are empty
+            raise ShardError(f"{self.describe(LOCK)} is not a lock of ours: choose another folder")
         lock, ours = FileLock(self.root / LOCK, blocking=False, fallback_to_soft=False), True
         with self._refusals_named(LOCK):
             try:
@@ -220,6 +228,15 @@ class LocalFolder(Folder):
                 with contextlib.suppress(OSError):
                     os.unlink(self.root / LOCK)
                 lock.release()
+
+    def _check_inside(self, name: Path) -> None:
+        """raises: ShardError for a name behind a symbolic link inside the folder, which may lead out of it"""
+        for path in (name, *name.parents):
+            if path.name and (self.root / path).is_symlink():
+                raise ShardError(
+                    f"{self.describe(str(path))} is a symbolic link, and nothing is written through one inside a "
+                    "folder: replace it by what it stands for"
+                )
 
     @contextlib.contextmanager
     def _refusals_named(self, name: str) -> Iterator[None]:
@@ -282,6 +299,7 @@ class RemoteFolder(Folder):
 
     def local(self, name: str, cache_key: str) -> Path:
         cached = cache_folder() / "stores" / cache_key / name
+        assert ".." not in cached.parts and not name.startswith("/"), f"{name} leads out of the cache"
         if not cached.exists():
             cached.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=cached.parent, prefix=cached.name)

@@ -13,7 +13,7 @@ from torch import Tensor
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.folder import Folder
-from saelens_lite.store.layout import FORMAT, MANIFEST, PLAN, VERSION, encode_json
+from saelens_lite.store.layout import FORMAT, MANIFEST, PLAN, VERSION, check_names, encode_json
 from saelens_lite.store.writer import write_manifest, writing_vectors
 
 Rows = np.ndarray | Tensor | Iterable[np.ndarray | Tensor]
@@ -74,13 +74,15 @@ def begin_store(folder: Folder, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write the plan of a store whose rows are at hand, into a new folder or that of an interrupted attempt.
 
     facts: what it states besides its format
-    raises: ShardError if the folder holds anything else; ValueError for an unknown dtype
+    raises: ShardError if the folder holds anything else; ValueError for an unknown dtype or a name that leads
+        out of the store
     """
     dtype = facts["dtype"]
     if dtype not in STORE_DTYPES:
         raise ValueError(
             f"dtype expected one of {', '.join(STORE_DTYPES)}{nearest(dtype, STORE_DTYPES)}, got {dtype!r}"
         )
+    check_names(facts["hook_points"])
     plan = {"format": FORMAT, "version": VERSION, **facts}
     if folder.size(MANIFEST) is not None:
         raise ShardError(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from saelens_lite.errors import ShardError
@@ -36,6 +37,23 @@ def data_name(shard: int, hook_point: str) -> str:
 
 def commit_name(shard: int, hook_point: str) -> str:
     return f"{shard_name(shard)}/{hook_point}.json"
+
+
+def check_names(hook_points: Iterable[str], new: bool = True) -> None:
+    """Refuse hook points whose names cannot be file names in a shard: data must not lead out of its folder.
+
+    new: False for a store that is there, whose names may be odd as long as they stay inside
+    raises: ValueError with the name
+    """
+    for name in hook_points:
+        parts = re.split(r"[/\\\\]", name)
+        leads_out = "\0" in name or ":" in name or any(part in ("", ".", "..") for part in parts)
+        odd = len(parts) > 1 or not name.isprintable() or name != name.strip() or len(name.encode()) > 200
+        if leads_out or (new and (odd or name.lower() in ("tokens", "documents"))):
+            raise ValueError(
+                f"a hook point expected a name such as blocks.3.hook_resid_post, without slashes, colons and "
+                f"control characters, and not tokens or documents, got {name[:80]!r}: rename it"
+            )
 
 
 def finished_shards(store: Folder, hook_points: Collection[str]) -> dict[int, int]:

@@ -53,6 +53,7 @@ from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
     MANIFEST,
     PLAN,
+    check_names,
     check_size,
     check_version,
     commit_name,
@@ -116,6 +117,10 @@ class ActivationStore:
             )
         if folder.sha256(PLAN) != self._manifest["plan_sha256"]:
             raise ShardError(f"{folder}/{PLAN} was altered: it has another sha256 than the manifest records")
+        try:
+            check_names(self.plan["hook_points"], new=False)
+        except ValueError as error:
+            raise ShardError(f"{folder.describe(PLAN)} leads out of the store: {error}") from error
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
         self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
         sizes = folder.sizes("shards")

@@ -236,8 +236,8 @@ def test_a_repaired_log_keeps_its_undamaged_lines(folder):
 
 def test_several_repairs_have_folders_of_their_own(folder):
     for _ in range(2):
-        (folder / "notes.txt").write_text("mine")
-        assert repair_store(folder) == ["notes.txt"]
+        (folder / "shards/00000/other.safetensors").write_text("of another hook point")
+        assert repair_store(folder) == ["shards/00000/other.safetensors"]
     assert {path.name for path in (folder / "damaged").iterdir()} == {"1", "2"}
     assert repair_store(folder) == []
 
@@ -299,7 +299,7 @@ def test_without_names_it_says_which_call_to_give_again(gpt2, byte_tokenizer, tm
     whole = content(Path(harvest().path))
     flip(tmp_path / "store" / DATA, 999)
     assert main(["verify", str(tmp_path / "store"), "--repair"]) == 1
-    assert "next: give the harvest call of this store again" in capsys.readouterr().out
+    assert "give the harvest call of this store again" in capsys.readouterr().out
     assert main(["verify", str(tmp_path / "store")]) == 0
     assert "the store is unfinished" in capsys.readouterr().out
     harvest()

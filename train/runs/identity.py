@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from saelens_lite.config import differing_fields, marked, to_mapping
+from saelens_lite.config import differing_fields, marked, to_mapping, to_record
 from saelens_lite.errors import with_option
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
@@ -29,7 +29,12 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
         return None
     sae = SparseAutoencoder.load(output, device="cpu" if config.latent_shards > 1 else device_of(config))
     facts = sae.config.metadata.get("saelens_lite", {})
-    recorded = {name: value for name, value in facts.get("train", {}).items() if name not in _FREE}
+    published = to_record(config, published=True)  # in cfg.json, a path is its last name
+    recorded = {
+        name: getattr(config, name) if value == published.get(name) else value
+        for name, value in facts.get("train", {}).items()
+        if name not in _FREE
+    }
     stores = [f"content {of.get('store')}" for of in facts.get("stores", [facts])]
     earlier = {
         **recorded,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from saelens_lite import distributed
 from saelens_lite.atomic import write_file
-from saelens_lite.config import to_mapping
+from saelens_lite.config import to_record
 from saelens_lite.run_log import SilentTracker, Tracker
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
@@ -200,7 +200,7 @@ class Run:
         sae = saved_sae(self.trainer, rows)
         facts = {
             **sae.config.metadata["saelens_lite"],
-            "train": to_mapping(self.config),
+            "train": to_record(self.config, published=True),
             "lr": self.trainer.lr,
             "steps": self.steps_done,
             "tokens": self.steps_done * self.config.batch_size_rows,
@@ -214,13 +214,16 @@ class Run:
         if writes():
             density = self.scores.density
             sae.save(self.output, None if density is None else (density + 1e-10).log10())
-            write_file(self.output / "train_config.json", json.dumps(to_mapping(self.config), indent=1))
+            settings = json.dumps(to_record(self.config), indent=1)
+            write_file(self.output / "train_config.json", settings, shared=False)
         return sae
 
     def _opened_tracker(self) -> Tracker:
         if not writes():
             return SilentTracker()
-        return Tracker(self.output, to_mapping(self.config), self.config.wandb_project, self._position)
+        return Tracker(
+            self.output, to_record(self.config, published=True), self.config.wandb_project, self._position
+        )
 
     def _begin_together(self) -> None:
         """Give all processes the bits of the first, once each has looked for a checkpoint.

@@ -87,7 +87,7 @@ class Question:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """The records of a file; see above.
+    """The questions of a study, read from a file of records; its format stands above.
 
     raises: ValueError with the line for what is no JSON object of the fields, or has the wrong values
     """

@@ -169,7 +169,8 @@ def to_mapping(config: Any) -> dict[str, Any]:
 
 
 def to_record(config: Any, *, published: bool = False) -> dict[str, Any]:
-    """As `to_mapping`, for a file: URLs without credentials, and if `published` the last name of each path."""
+    """As `to_mapping`, for a file: URLs without credentials, and if `published` the last name of each
+    path."""
 
     def recorded(value: Any) -> Any:
         if isinstance(value, tuple | list):

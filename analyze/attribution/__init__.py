@@ -1,4 +1,4 @@
-"""Which latents and which parts of the model a prediction comes from.
+"""Which latents and parts a prediction comes from, and which tokens a latent's direction promotes.
 
 lens          the tokens that a latent promotes
 logits        direct logit attribution

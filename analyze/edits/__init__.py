@@ -1,4 +1,4 @@
-"""Interventions on the live model: latents and directions changed, with controls and doses.
+"""Interventions on the live model: latents and directions changed, directions to compare with, and doses.
 
 latents       ablate, clamp, scale, steer, and the reconstruction in the stream's place
 directions    a direction ablated or added

@@ -138,9 +138,10 @@ def probe_direction(
     *,
     inverse_l2: float = 1.0,
 ) -> Tensor:
-    """The weights of a logistic regression on standardised rows, in units of the activations: float[d_model].
+    """A direction to compare an edit with: the weights of a logistic regression, in units of the activations.
 
     inverse_l2: C of scikit-learn: larger values shrink the weights less. The rest is as for `diff_mean`
+    returns: float[d_model]; the rows are standardised for the fit
     raises: ImportError without scikit-learn; ValueError as `select_latents`
     """
     rows, ones = selecting_side(acts, labels, documents, split or Split())

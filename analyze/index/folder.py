@@ -103,7 +103,8 @@ def check_ours(folder: LocalFolder) -> None:
     foreign = [name for name in os.listdir(parts) if not _is_part(parts / name)] if whole else [""]
     if foreign:
         raise ValueError(
-            f"{parts / foreign[0]} is not of an index, and an index in {folder} would replace it: choose another "
+            f"{parts / foreign[0]} is not of an index, and an index in {folder} would replace it: choose "
+            "another "
             "folder for the index"
         )
 

@@ -1,4 +1,4 @@
-"""Ground: a store through an SAE, whether the two fit, and plain facts of latents.
+"""Ground: a store through an SAE, whether the two fit, plain facts of latents, and two SAEs' latents paired.
 
 store_pass         blocks of a store through an SAE
 compatibility      whether an SAE fits a model, a store and a place

@@ -52,7 +52,8 @@ def configured(
             if mapping[name] != defaults[name]:
                 flag = name.replace("_", "-")
                 raise ValueError(
-                    f"{file} sets {name}, which only the command line can: type --{'no-' * defaults[name]}{flag}"
+                    f"{file} sets {name}, which only the command line can: type "
+                    f"--{'no-' * defaults[name]}{flag}"
                 )
     if with_preset is not None:
         args, preset = _without(args, "--preset", "its name")

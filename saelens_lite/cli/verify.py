@@ -39,7 +39,8 @@ def run(argv: Sequence[str]) -> int:
     settings = None if before is None else _settings(folder)
     if settings and settings.get("trust_remote_code") and not config.trust_remote_code:
         raise ValueError(
-            f"{folder} says that its model {settings.get('model')!r} runs Python code of its repository: if you "
+            f"{folder} says that its model {settings.get('model')!r} runs Python code of its repository: if "
+            "you "
             "trust that code, add --trust-remote-code"
         )
     moved = repair_store(folder, problems)

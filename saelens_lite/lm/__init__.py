@@ -1,4 +1,4 @@
-"""The live language model: its parts, hooks on them, and what its predictions lose.
+"""The live language model: its parts, hooks, which tokens a hook touches, and what its predictions lose.
 
 decoder        the blocks, width and head of any causal language model
 hooks          read a hook point, stop early, edit

@@ -109,7 +109,7 @@ def span_mask(
     spans: Sequence[tuple[int, int] | Sequence[tuple[int, int]]],
     which: Literal["all", "last"] = "all",
 ) -> Tensor:
-    """The tokens of a part of each text, such as an entity's name, as a mask for `where`.
+    """Which tokens of each text a part of it holds, such as an entity's name, as a mask for `where`.
 
     encoded: what `tokenizer(texts, padding=True, return_tensors="pt", return_offsets_mapping=True)` gave;
         take "offset_mapping" out of it before the model gets it

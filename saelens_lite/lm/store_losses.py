@@ -148,7 +148,8 @@ def check_model(model: Model, store: ActivationStore, point: str, batch: Context
     found = run_to(decoder, [point], input_ids=batch.input_ids, attention_mask=batch.attended)[point]
     if found.shape[-1] != width:
         raise ValueError(
-            f"{decoder.class_name} has width {found.shape[-1]} at {point}, but {store.path} holds rows of width "
+            f"{decoder.class_name} has width {found.shape[-1]} at {point}, but {store.path} holds rows of "
+            "width "
             f"{width} from {store.model_name}; pass the model that was harvested"
         )
     difference = ((found.float().cpu()[batch.kept] - rows).norm() / rows.norm()).item()

@@ -1,4 +1,4 @@
-"""The activation store: a folder of shards with their tokens, written once and read by memory map.
+"""The activation store: documents packed into contexts, and their activations in shards on disk.
 
 layout               names of the files, JSON, versions, sizes
 reader               the store as its readers see it

@@ -234,7 +234,8 @@ class LocalFolder(Folder):
         for path in (name, *name.parents):
             if path.name and (self.root / path).is_symlink():
                 raise ShardError(
-                    f"{self.describe(str(path))} is a symbolic link, and nothing is written through one inside a "
+                    f"{self.describe(str(path))} is a symbolic link, and nothing is written through one "
+                    "inside a "
                     "folder: replace it by what it stands for"
                 )
 

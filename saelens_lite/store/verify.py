@@ -133,7 +133,8 @@ class _Examined:
                 self._in_shards.setdefault(int(found[1]), set()).add(found[2])
         if not self._is_store():
             raise ShardError(
-                f"{folder} expected an activation store, there is no {PLAN}, no {MANIFEST} and no shard of one"
+                f"{folder} expected an activation store, there is no {PLAN}, no {MANIFEST} and no shard of "
+                "one"
             )
         self._examine()
 

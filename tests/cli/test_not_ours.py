@@ -61,8 +61,8 @@ def test_a_new_index_removes_the_one_before_and_nothing_like_it(made, tmp_path):
         before = written(tmp_path, name)
     assert analyze(made, tmp_path) == 0
     first = {*tmp_path.glob("latents-*.safetensors")}
-    main(["analyze", str(made / "store"), str(made / "sae"), "--index", str(tmp_path), "--n-top", "3", "--output",
-          str(made / "page.html")])  # fmt: skip
+    again = ["--index", str(tmp_path), "--n-top", "3", "--output", str(made / "page.html")]
+    main(["analyze", str(made / "store"), str(made / "sae"), *again])
     second = {*tmp_path.glob("latents-*.safetensors")}
     assert len(first) == len(second) == 2 and first != second and kept(before, tmp_path)
 

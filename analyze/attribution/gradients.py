@@ -67,6 +67,7 @@ class GradientAttribution:
         return total.index_add_(0, self.latents.row_ids(), self.latents.values).view(self.latents.batch_shape)
 
     def top(self, n: int = 10) -> list[LatentShare]:
+        """The n largest, strongest first."""
         values, seq = self.latents.values, self.latents.batch_shape[-1]
         found = values.abs().topk(min(n, len(values))).indices
         rows = self.latents.row_ids()[found].tolist()

@@ -44,6 +44,7 @@ class LogitLens:
         return self._pairs(self.top_ids[row], self.top_logits[row])
 
     def bottom(self, latent: int) -> list[tuple[str, float]]:
+        """The tokens that a latent lowers most, lowest first."""
         row = self._row(latent)
         return self._pairs(self.bottom_ids[row], self.bottom_logits[row])
 

@@ -57,6 +57,7 @@ class LogitAttribution:
         return self.latents.to_dense().double().sum(-1) + torch.stack(list(self.parts.values())).sum(0)
 
     def top(self, n: int = 10, example: int = 0) -> list[tuple[int, float]]:
+        """The n largest, strongest first."""
         start, stop = self.latents.offsets[example : example + 2].tolist()
         values, latents = self.latents.values[start:stop], self.latents.indices[start:stop]
         found = values.abs().topk(min(n, len(values))).indices

@@ -75,6 +75,7 @@ class Decomposition:
         return None if self.random is None else self.explained_variance - self.random.explained_variance
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
         facts = {name: getattr(self, name) for name in ("k", "d_meta", "n_rows", "n_held_out", "excess")}
         scores = {name: None if of is None else dataclasses.asdict(of) for name, of in self._scores().items()}
         return plain(facts | {"explained_variance": self.explained_variance} | scores)
@@ -83,6 +84,7 @@ class Decomposition:
         return {"decoder": self.decoder, "random": self.random}
 
     def table(self) -> str:
+        """The scores as aligned text."""
         lines = [["explained variance", "held out", "sd of a seed", "trained on", "l0"]]
         for name, of in self._scores().items():
             if of is not None:

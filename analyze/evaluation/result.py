@@ -171,6 +171,7 @@ class Evaluation:
     """Of the SAE and its baseline, by the name of the row."""
 
     def row(self, name: str) -> EvaluationRow:
+        """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:

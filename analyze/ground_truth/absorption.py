@@ -112,6 +112,7 @@ class PlantedAbsorption:
         return mean([float(len(row.latents)) for row in self.rows if row.scored])
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
         names = ("absorption", "rate", "fraction", "missed_alone")
         means = {name: self.mean(name) for name in names} | {"n_latents": self.n_latents}
         rows = [
@@ -122,6 +123,7 @@ class PlantedAbsorption:
         return plain(means | {"rows": rows})
 
     def table(self) -> str:
+        """The rows as aligned text."""
         lines = [
             ["parent", "absorption", "fraction", "missed alone", "rate", "rows", "with a child", "latents"]
         ]

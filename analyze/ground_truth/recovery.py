@@ -80,15 +80,19 @@ class Recovery:
     rows: tuple[RecoveryRow, ...]
 
     def row(self, name: str) -> RecoveryRow:
+        """The row of that name."""
         return next(row for row in self.rows if row.name == name)
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
         return plain(dataclasses.asdict(self))
 
     def to_frame(self) -> DataFrame:
+        """The rows as a pandas DataFrame."""
         return frame(self.to_dict()["rows"])
 
     def table(self) -> str:
+        """The rows as aligned text."""
         names = ["mcc", "F1", "precision", "recall", "feature F1"]
         names += ["recovered", "dead", "l0", "fvu", "norm ratio"]
         names += ["absorption", "missed alone"] if self.n_edges else []

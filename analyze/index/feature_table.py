@@ -137,6 +137,7 @@ class FeatureTable:
         return rendered("feature_table.html", heading=self._heading(), rows=rows)
 
     def to_frame(self) -> DataFrame:
+        """The firings as a pandas DataFrame, a row each."""
         names = ("row", "document", "position", "before", "token", "after")
         return frame(
             [

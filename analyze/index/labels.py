@@ -54,14 +54,17 @@ class Labels:
         self._write([Label(operator.index(latent), label, notes, starred)])
 
     def remove(self, latent: int) -> None:
+        """Remove the label of a latent, if it has one."""
         if self.path.exists():
             with self._open() as db:
                 db.execute("DELETE FROM labels WHERE latent = ?", (operator.index(latent),))
 
     def get(self, latent: int) -> Label | None:
+        """The label of a latent, or None."""
         return next(iter(self._select("latent = ?", operator.index(latent))), None)
 
     def all(self) -> list[Label]:
+        """All labels, by latent."""
         return self._select("1")
 
     def search(self, text: str) -> list[Label]:

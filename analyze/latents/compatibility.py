@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from saelens_lite.errors import with_option
 from saelens_lite.lm.decoder import Decoder, Model
@@ -37,7 +37,7 @@ def fits(
         lacks
     """
     vouched = hook_point is not None if vouched is None else vouched
-    if isinstance(source, ActivationStore):
+    if not isinstance(source, (nn.Module, Decoder)):
         return _fits_store(sae, source, hook_point, vouched, name)
     decoder, point = Decoder.of(source), hook_point or sae.config.trained_at
     if not point:

@@ -112,11 +112,13 @@ class Absorption:
         return mean([float(len(row.latents)) for row in self.rows if row.scored])
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
         rows = [dataclasses.asdict(row) | {"rate": row.rate, "scored": row.scored} for row in self.rows]
         found = {"rate": self.rate, "fraction": self.fraction, "n_latents": self.n_latents, "rows": rows}
         return plain(found)
 
     def table(self) -> str:
+        """The rows as aligned text."""
         lines = [["", "absorbed", "fraction", "silent", "rows", "probe F1", "latents", "absorbers"]]
         for row in self.rows:
             by = " ".join(f"{latent}×{n}" for latent, n in row.absorbers[:3])

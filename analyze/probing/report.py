@@ -96,13 +96,16 @@ class ProbeReport:
         raise KeyError(f"no probe {name!r}, there are {', '.join(row.name for row in self.rows)}")
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
         return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows], "definitions": DEFINITIONS}
 
     def to_frame(self) -> DataFrame:
+        """The rows as a pandas DataFrame."""
         return frame(self.to_dict()["rows"])
 
     def table(self) -> str:
+        """The rows as aligned text."""
         percent = f"{self.confidence:.0%} interval"
         head = ["", "AUROC", percent, f"less {ACTS}", "F1", "accuracy", "shuffled", f"{self.n_splits} splits"]
         lines = [head, *(self._cells(row) for row in self.rows)]

@@ -99,6 +99,7 @@ class StudyResult:
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, for JSON."""
         rows = []
         for row in self.rows:
             edit = row.edit
@@ -185,6 +186,7 @@ class StudyResult:
         )
 
     def save(self, path: str | Path) -> None:
+        """Write the numbers as a JSON file, whole or not at all."""
         write_file(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def __repr__(self) -> str:

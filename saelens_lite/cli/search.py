@@ -24,7 +24,7 @@ from saelens_lite.analyze.index.search import (
 )
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_for, print_next
-from saelens_lite.config import AtLeast
+from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 KINDS = (
@@ -108,6 +108,7 @@ class SearchConfig:
     """Latents to show."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
         if len(given) != 1:
             flags, asked = ([f"--{kind.replace('_', '-')}" for kind in kinds] for kinds in (KINDS, given))

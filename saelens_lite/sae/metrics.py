@@ -6,7 +6,7 @@
     explained variance  1 − fvu
     mse                 mean ‖x − x̂‖² of a token, summed over dimensions
     cosine, norm ratio  mean cos(x, x̂) and mean ‖x̂‖ / ‖x‖ over tokens with ‖x‖ > 0
-    relative bias       Σ‖x̂‖² / Σ x·x̂: 1 if no common factor would bring x̂ nearer to x, below 1 for shrinkage
+    relative bias       Σ‖x̂‖² / Σ x·x̂: 1 if no common factor would bring x̂ nearer to x, less if shrunk
     l0, l1              latents that fire on a token, and the sum of their absolute values; means over tokens
     l1 weighted         l1 with each latent times the norm of its decoder row, so that moving length from the
                         latents into the decoder does not change it

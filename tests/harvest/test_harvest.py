@@ -18,7 +18,7 @@ import torch
 
 from saelens_lite.errors import HookError, SaelensLiteError, ShardError
 from saelens_lite.harvest import HarvestConfig, add_hook_points, harvest_activations, run_harvest
-from saelens_lite.harvest.shards import forward, write
+from saelens_lite.harvest.shards import write
 from saelens_lite.lm import hooks
 from saelens_lite.store import writer
 from saelens_lite.store.reader import ActivationStore
@@ -182,7 +182,7 @@ def test_stopped_and_run_again_gives_the_same_bytes(harvest, monkeypatch, after_
         return run_to(model, names, **inputs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(forward, "run_to", stop)
+        patch.setattr(hooks, "run_to", stop)
         with pytest.raises(KeyboardInterrupt):
             harvest(store="stopped")
     assert content(harvest(store="stopped").path) == whole

@@ -49,7 +49,7 @@ def test_equals_the_gradient_of_an_explicit_splice(kind, normalize):
             metric(model(input_ids=IDS, attention_mask=MASK).logits), leaves["z"]
         )
     found = gradient_attribution(
-        model, sae, metric, lambda info: info.attention_mask, input_ids=IDS, attention_mask=MASK
+        model, sae, metric, where=lambda info: info.attention_mask, input_ids=IDS, attention_mask=MASK
     )
     expected = gradient * leaves["z"].detach()
     real = MASK.bool()

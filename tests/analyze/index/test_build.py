@@ -215,9 +215,9 @@ def test_an_index_that_is_there_costs_no_pass_and_another_sae_or_store_is_notice
 
 
 def test_an_sae_of_another_model_or_hook_point_is_refused_with_both_named(store, tmp_path, gpt2, monkeypatch):
-    with pytest.raises(ValueError, match=r"blocks\.1\.hook_resid_post.*blocks\.0\.hook_resid_post"):
+    with pytest.raises(ValueError, match=r"blocks\.0\.hook_resid_post.*blocks\.1\.hook_resid_post"):
         index_features(make_sae(hook_point="blocks.1.hook_resid_post"), store, tmp_path / "index")
-    with pytest.raises(ValueError, match=r"pythia-70m.*GPT2LMHeadModel"):
+    with pytest.raises(ValueError, match=r"GPT2LMHeadModel.*pythia-70m"):
         index_features(make_sae(model_name="pythia-70m"), store, tmp_path / "index")
     torch.manual_seed(1)
     other = type(gpt2)(gpt2.config).eval()

@@ -245,7 +245,7 @@ def test_questions_of_the_command_line(index):
         ({"direction": "file"}, "needs --sae too"),
         ({"text": "a", "model": "demo"}, "needs --sae too"),
         ({"text": "a", "sae": "folder"}, "needs --model too"),
-        ({"by": "max", "n": 0}, "--n of 1 or more"),
+        ({"by": "max", "n": 0}, "n expected at least 1, got 0"),
         ({"latent": 7, "notes": "the moon"}, "--notes expected --label too"),
     ):
         with pytest.raises(ValueError, match=message):

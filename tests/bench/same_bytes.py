@@ -47,7 +47,6 @@ import resource
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -602,22 +601,18 @@ def calls() -> Iterator[tuple[str, Callable[[], Any]]]:
     last = torch.zeros(inputs["input_ids"].shape, dtype=torch.bool)
     last[:, -1] = True
     edits = {
-        "ablate": ("ablate", sae, chosen),
-        "ablate_mean": ("ablate", sae, chosen, "all", "mean", stats.mean),
-        "ablate_resample": ("ablate", sae, chosen, "all", "resample", None, acts[:200]),
-        "clamp": ("clamp", sae, chosen, 3.0),
-        "scale": ("scale", sae, chosen, 2.0),
-        "steer": ("steer", sae, chosen[:1], 4.0, "raw", last),
-        "splice_sae": ("splice_sae", sae),
-        "ablate_direction": ("ablate_direction", direction),
-        "steer_direction": ("steer_direction", direction, 5.0),
+        "ablate": ("ablate", [sae, chosen], {}),
+        "ablate_mean": ("ablate", [sae, chosen], {"value": "mean", "mean": stats.mean}),
+        "ablate_resample": ("ablate", [sae, chosen], {"value": "resample", "reference": acts[:200]}),
+        "clamp": ("clamp", [sae, chosen, 3.0], {}),
+        "scale": ("scale", [sae, chosen, 2.0], {}),
+        "steer": ("steer", [sae, chosen[:1], 4.0], {"unit": "raw", "where": last}),
+        "splice_sae": ("splice_sae", [sae], {}),
+        "ablate_direction": ("ablate_direction", [direction], {"hook_point": POINT}),
+        "steer_direction": ("steer_direction", [direction, 5.0], {"hook_point": POINT}),
     }
-    for name, (edit, *args) in edits.items():
-        place = {"hook_point": POINT} if edit.endswith("_direction") else {}
-        yield (
-            f"edit_{name}",
-            lambda edit=edit, args=args, place=place: under(model, inputs, edit, *args, **place),
-        )
+    for name, (edit, args, how) in edits.items():
+        yield f"edit_{name}", lambda edit=edit, args=args, how=how: under(model, inputs, edit, *args, **how)
     yield "edit_when", lambda: under(model, inputs, "ablate", sae, chosen, when=use("Fires", chosen[0], 0.1))
 
     names = [f"name{i}" for i in range(24)]
@@ -711,33 +706,31 @@ CALLS: dict[str, Callable[[Any], None]] = {
 }
 
 
-def worker() -> None:
-    """Tasks of a job on stdin, one after another, their words in files; a line of exit codes at the end."""
-    job, codes = json.load(sys.stdin), {}
-    results = sys.stdout
-    module, _, name = job["entry"].partition(":")
+def worker(path: Path) -> None:
+    """The tasks of a job one after another, their words in files, and their exit codes in one at the end."""
+    job, codes = json.loads(path.read_text()), {}
+    suffix = f".{os.environ['RANK']}" if "RANK" in os.environ else ""
     for task in job["tasks"]:
-        said, log = (
-            Path(job["part"], kind, f"{task['name']}{job['suffix']}.txt") for kind in ("said", "log")
-        )
-        for path in (said, log):
-            path.parent.mkdir(parents=True, exist_ok=True)
+        said, log = (Path(job["part"], kind, f"{task['name']}{suffix}.txt") for kind in ("said", "log"))
+        for file in (said, log):
+            file.parent.mkdir(parents=True, exist_ok=True)
         with (
             said.open("w") as out,
             log.open("w") as err,
             contextlib.redirect_stdout(out),
             contextlib.redirect_stderr(err),
         ):
-            code = _outcome(task, module, name)
+            code = _outcome(task, *job["entry"].split(":"))
         if code:
             last = [line for line in log.read_text().splitlines() if re.search(r"\w", line)][-1:]
             with said.open("a") as out:
                 print(f"exit code {code}:", *last, file=out)
         codes[task["name"]] = code
-    print(json.dumps(codes), file=results)
+    path.with_suffix(f".codes{suffix}").write_text(json.dumps(codes))
 
 
 def _outcome(task: dict[str, Any], module: str, name: str) -> int:
+    """The exit code of a task: that of the command line, 70 for an exception."""
     try:
         main = getattr(importlib.import_module(module), name)
         if task["call"]:
@@ -805,40 +798,28 @@ class Side:
         with ThreadPoolExecutor(self.jobs) as pool:
             for found in pool.map(lambda lane: self._run(folder, part, lane), lanes):
                 codes |= found
-        if together := [task for task in tasks if task.processes > 1]:
-            codes |= self._together(folder, part, together)
-        return codes
+        together = [task for task in tasks if task.processes > 1]
+        return codes | self._run(folder, part, together)
 
     def _run(self, folder: Path, part: str, tasks: Sequence[Task]) -> dict[str, int]:
+        """The tasks in one process, or in as many as they ask for; the worst exit code of each by name."""
         if not tasks:
             return {}
-        process = self._started(folder, part, tasks)
-        return _codes(process, tasks)
-
-    def _together(self, folder: Path, part: str, tasks: Sequence[Task]) -> dict[str, int]:
-        """Tasks by several processes, as torchrun starts them; the worst of their exit codes by name."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": str(tasks[0].processes), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        started = [
-            self._started(
-                folder, part, tasks, shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, f".{rank}"
-            )
-            for rank in range(tasks[0].processes)
-        ]
-        found = [_codes(process, tasks) for process in started]
+        job, process = self._started(folder, part, tasks)
+        try:
+            process.wait(TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        found = [json.loads(path.read_text()) for path in job.parent.glob(f"{job.stem}.codes*")]
+        if len(found) < tasks[0].processes:
+            return {task.name: process.returncode or 70 for task in tasks}
         return {task.name: max(codes[task.name] for codes in found) for task in tasks}
 
     def _started(
-        self,
-        folder: Path,
-        part: str,
-        tasks: Sequence[Task],
-        more: dict[str, str] | None = None,
-        suffix: str = "",
-    ) -> subprocess.Popen[str]:
-        """A process of the checkout at these tasks. Without site (-S) it sees no installation of ours."""
+        self, folder: Path, part: str, tasks: Sequence[Task]
+    ) -> tuple[Path, subprocess.Popen[bytes]]:
+        """The job and a process of the checkout at it. Without site (-S) it sees no installation of ours."""
         libraries = dict.fromkeys(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
         env = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(self.work / "checkout"), *libraries]),
@@ -851,29 +832,20 @@ class Side:
             "TOKENIZERS_PARALLELISM": "false",
         }
         project = tomllib.loads((self.code / "pyproject.toml").read_text())["project"]
-        job = {
-            "entry": project["scripts"]["saelens-lite"],
-            "part": part,
-            "suffix": suffix,
-            "tasks": [dataclasses.asdict(task) for task in tasks],
-        }
-        errors = folder / part / "log" / f"{tasks[0].name}{suffix}.process.txt"
-        errors.parent.mkdir(parents=True, exist_ok=True)
-        with errors.open("w") as log:
+        job = folder / part / "log" / f"{tasks[0].name}.job"
+        job.parent.mkdir(parents=True, exist_ok=True)
+        content = {"entry": project["scripts"]["saelens-lite"], "part": part}
+        job.write_text(json.dumps(content | {"tasks": [dataclasses.asdict(task) for task in tasks]}))
+        python = [sys.executable, "-P", "-S"]
+        argv = [*python, str(Path(__file__).resolve()), "--worker", str(job)]
+        if (n := tasks[0].processes) > 1:
+            run = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "--no-python")
+            argv = [*python, *run, *argv]
+        with job.with_suffix(".process.txt").open("w") as log:
             process = subprocess.Popen(
-                [sys.executable, "-P", "-S", str(Path(__file__).resolve()), "--worker"],
-                cwd=folder,
-                env=env | (more or {}),
-                text=True,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
+                argv, cwd=folder, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
-        assert process.stdin is not None
-        process.stdin.write(json.dumps(job))
-        process.stdin.close()
-        process.stdin = None
-        return process
+        return job, process
 
     def _resume(self) -> dict[str, int]:
         """Whole runs of all cases, and either what is left of killed ones, or the same, finished."""
@@ -902,14 +874,14 @@ class Side:
         if case.prepared:
             shutil.copytree(target, kept)
         for _ in range(5):
-            process = self._started(folder, "words", [case.task])
+            _, process = self._started(folder, "words", [case.task])
             while process.poll() is None and not case.is_midway(folder):
                 time.sleep(0.001)
             time.sleep(
                 0 if case.task.call else 0.05
             )  # into the work after it, where that takes longer than this
             process.send_signal(signal.SIGKILL)
-            process.communicate()
+            process.wait()
             if case.is_midway(folder):
                 shutil.rmtree(kept, ignore_errors=True)
                 return
@@ -923,17 +895,6 @@ def _cpu_s() -> float:
     """CPU time of all processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
-
-
-def _codes(process: subprocess.Popen[str], tasks: Sequence[Task]) -> dict[str, int]:
-    """Exit codes by name; of a process that died, its own for what it leaves."""
-    try:
-        out, _ = process.communicate(timeout=TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        out, _ = process.communicate()
-    found = json.loads(out.splitlines()[-1]) if process.returncode == 0 and out.strip() else {}
-    return {task.name: found.get(task.name, process.returncode or 70) for task in tasks}
 
 
 def _fingerprint(part: str, threads: int) -> str:
@@ -1334,7 +1295,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--worker"]:
-        worker()
+    if sys.argv[1:2] == ["--worker"]:
+        worker(Path(sys.argv[2]))
     else:
         sys.exit(main())

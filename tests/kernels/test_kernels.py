@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.kernels import cpu, cpu_build, reference, torch_ops
+from saelens_lite.kernels import cpu, reference, torch_ops
 from saelens_lite.kernels.cpu_build import library
 
 PATHS = [torch_ops, pytest.param(cpu, marks=pytest.mark.skipif(library() is None, reason="no C compiler"))]
@@ -341,12 +341,3 @@ def test_decode_equals_reference_for_bags_of_any_length():
         torch_ops.decode(values, indices, offsets, table), reference.decode(values, indices, offsets, table)
     )
     assert_close(reference.decode(values, indices, offsets, table)[0], table[3] - 2 * table[1])
-
-
-def test_without_a_home_folder_the_bags_do_the_work(monkeypatch):
-    def no_home():
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(cpu_build.Path, "home", staticmethod(no_home))
-    assert library.__wrapped__() is None

@@ -30,7 +30,7 @@ class TrainConfig:
     """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
     overwrite: Annotated[bool, FREE] = False
     """Start anew in `output` and replace what an earlier run left there. Without it, an unfinished run of the
-    same settings resumes, and a finished or another one is refused."""
+    same settings resumes, a finished one is returned, and another one is refused."""
     hook_point: Annotated[str | None, OF_ROWS] = None
     """Hook point of the store; may be left out if it holds one."""
     preset: Annotated[PresetName | None, FREE] = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -20,9 +21,11 @@ from .presets import with_preset
 from .rows.protocol import Rows
 from .runs.baseline import baseline_of
 from .runs.identity import finished
-from .runs.process import device_of
+from .runs.process import device_of, writes
 from .runs.run import Run
 from .runs.side_by_side import rows_for, train_runs
+
+log = logging.getLogger(__name__)
 
 Store = ActivationStore | str | Path
 
@@ -40,8 +43,8 @@ def train_sae(
         sae = train_sae("store/", kind="topk", k=32, expansion=16, output="runs/topk")
 
     After a stop or a kill, make the same call again: it resumes at the last checkpoint and ends with the same
-    SAE, bit for bit on a CPU with as many threads. Where it reads, reports and computes may change. Under
-    torchrun all processes make the call: each computes the gradients of its share of every batch, and of its
+    SAE, bit for bit on a CPU with as many threads; after the end, it returns that SAE. Where it reads, reports
+    and computes may change. Under torchrun all processes make the call: each computes the gradients of its share of every batch, and of its
     shard of the latents where `latent_shards` divides them; the first writes.
 
     store: an open store or its folder; or several, of which each batch has the shares that `store_weights`
@@ -54,7 +57,7 @@ def train_sae(
         saved to config.output. Where latents are divided, it is on the CPU of the first process and has no
         weights ("meta") in the others
     raises: ValueError for a wrong field, stores that do not go together, too few rows, a batch that the
-        processes cannot share equally, or an output that holds a finished run, another or one that is
+        processes cannot share equally, or an output that holds another run or one that is
         running; CheckpointError if all its checkpoints are damaged or one cannot be written;
         FloatingPointError for a row that is not finite, with its shard,
         or a loss that is not, with the step: what was saved is kept then;
@@ -66,26 +69,39 @@ def train_sae(
     stores = opened(stores)
     with distributed.joined(device_of(config), config.latent_shards):
         rows = rows_for(stores, config)
-        runs = [Run(rows, config, model)]
+        sae = _finished(rows, config)
+        runs = [] if sae is not None else [Run(rows, config, model)]
         if config.baseline and finished(rows, baseline_of(config)) is None:
             runs.insert(0, Run(rows, baseline_of(config), model))
-        outcomes = train_runs(runs)
+        outcomes = train_runs(runs) if runs else []
     for run, outcome in zip(reversed(runs), reversed(outcomes), strict=True):
         if isinstance(outcome, FloatingPointError):
             raise (
-                outcome if run is runs[-1] else FloatingPointError(f"the baseline {run.output}: {outcome}")
+                outcome
+                if run.config is config
+                else FloatingPointError(f"the baseline {run.output}: {outcome}")
             ) from outcome
-    return outcomes[-1]
+    return outcomes[-1] if sae is None else sae
 
 
 def train_on(rows: Rows, config: TrainConfig) -> SparseAutoencoder:
     """`train_sae` on rows that need not be a store's, in one process; they are closed at the end."""
     check_kind(config)
     with closing(rows), distributed.joined(device_of(config), config.latent_shards):
+        if (sae := _finished(rows, config)) is not None:
+            return sae
         [outcome] = train_runs([Run(rows, config)])
     if isinstance(outcome, FloatingPointError):
         raise outcome
     return outcome
+
+
+def _finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
+    """As `finished`, with a line that says so."""
+    sae = finished(rows, config)
+    if sae is not None and writes():
+        log.info("finished already: %s", config.output)
+    return sae
 
 
 def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Sequence[Store]) -> TrainConfig:

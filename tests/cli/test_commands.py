@@ -497,7 +497,7 @@ def test_help_ends_a_flag_with_its_bounds_and_a_wrong_one_is_one_line(made, caps
 
 def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
     argv = ["train", "--store", made / "store", "--n-steps", "2", "--output", made / "topk"]
-    assert "holds an SAE already: choose another output, or --overwrite to" in fails(capsys, *argv)
+    assert "choose another output, or --overwrite to replace it" in fails(capsys, *argv)
     assert main(["evaluate", "--sae", str(made / "topk"), "--store", str(made / "store")]) == 0
 
 

@@ -202,6 +202,14 @@ def test_the_sae_is_trained_saved_and_recorded(train, tmp_path):
     assert not list(tmp_path.rglob("plan.json"))
 
 
+def test_a_finished_run_is_returned_and_of_other_text_refused(train, monkeypatch):
+    first = train()
+    monkeypatch.setattr(Trainer, "update", lambda *_: pytest.fail("it trains again"))
+    assert torch.equal(train().W_dec, first.W_dec)
+    with pytest.raises(ValueError, match="holds another run, finished: stream expected 'content "):
+        train(dataset=TEXTS[1:])
+
+
 class Killed(BaseException):
     """Ends a run as a kill would: nothing catches it."""
 

@@ -29,17 +29,20 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
         return None
     sae = SparseAutoencoder.load(output, device="cpu" if config.latent_shards > 1 else device_of(config))
     facts = sae.config.metadata.get("saelens_lite", {})
+    if "train" not in facts:  # no run's, but an SAE that was put there
+        return None
     published = to_record(config, published=True)  # in cfg.json, a path is its last name
     recorded = {
         name: getattr(config, name) if value == published.get(name) else value
-        for name, value in facts.get("train", {}).items()
+        for name, value in facts["train"].items()
         if name not in _FREE
     }
-    stores = [f"content {of.get('store')}" for of in facts.get("stores", [facts])]
+    name = "stream" if "stream" in facts else "store"
+    contents = [f"content {of.get(name)}" for of in facts.get("stores", [facts])]
     earlier = {
         **recorded,
         "hook_point": sae.config.hook_point,
-        "store": stores[0] if len(stores) == 1 else stores,
+        name: contents[0] if len(contents) == 1 else contents,
     }
     if differing := differing_fields(earlier, identity(rows, config), to_mapping(TrainConfig())):
         raise with_option(

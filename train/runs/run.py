@@ -42,7 +42,7 @@ class Run:
 
     `open` it, then call `step` and `after_step` in turn, and `finish` after the last or `stop` before it.
     model: the language model that the rows are of; scores then include what the reconstruction costs it
-    raises: ValueError if the output holds a finished run or another one; CheckpointError if all its
+    raises: ValueError if the output holds an SAE or another run; CheckpointError if all its
         checkpoints are damaged; FloatingPointError for a row that is not finite among those that it starts
         from or is scored on
     """

@@ -179,8 +179,9 @@ def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_p
         train(store, tmp_path / "3")
     assert f"resuming the run in {tmp_path / '3'} at step 20" in caplog.text
     assert not (tmp_path / "3" / "state").exists()
-    with pytest.raises(ValueError, match="holds an SAE already: choose another output, or overwrite=True"):
+    with caplog.at_level("INFO", logger="saelens_lite.train"):
         train(store, tmp_path / "3")
+    assert f"finished already: {tmp_path / '3'}" in caplog.text
 
 
 def test_the_format(store, tmp_path, killed_before):

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 import saelens_lite as sl
 from saelens_lite.sae.folder import load_log_sparsity
 from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.optimise.trainer import Trainer
 from saelens_lite.train.rows.joined_stores import JoinedStores
 from saelens_lite.train.rows.protocol import spread
 from saelens_lite.train.rows.row_buffer import RowBuffer
@@ -143,10 +144,33 @@ def test_epochs_give_the_number_of_steps(store, tmp_path):
 
 def test_an_earlier_sae_is_not_replaced_unasked(store, tmp_path):
     first = train(store, tmp_path).W_dec
-    with pytest.raises(ValueError, match="holds an SAE already: choose another output, or overwrite=True"):
+    with pytest.raises(ValueError, match="holds another run, finished: seed expected 0, got 1. Set these"):
         train(store, tmp_path, seed=1)
     assert torch.equal(sl.SparseAutoencoder.load(tmp_path).W_dec, first)
     assert not torch.equal(train(store, tmp_path, seed=1, overwrite=True).W_dec, first)
+
+
+def test_a_finished_run_is_returned_and_nothing_is_written(store, tmp_path, monkeypatch, caplog):
+    first = train(store, tmp_path, baseline=True)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Trainer, "update", lambda *_: pytest.fail("it trains again"))
+    with caplog.at_level("INFO", logger="saelens_lite.train"):
+        again = train(store, tmp_path, baseline=True, log_every_steps=3)
+    assert f"finished already: {tmp_path}" in caplog.text
+    assert all(torch.equal(now, then) for now, then in zip(again.parameters(), first.parameters(), strict=True))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_baseline_that_is_asked_for_later_is_trained_beside_the_finished_run(store, tmp_path):
+    first = train(store, tmp_path)
+    assert torch.equal(train(store, tmp_path, baseline=True).W_dec, first.W_dec)
+    assert sl.SparseAutoencoder.load(tmp_path / "frozen").config.metadata["saelens_lite"]["steps"] == 30
+
+
+def test_an_sae_that_no_run_made_is_not_replaced_unasked(store, tmp_path):
+    sl.SparseAutoencoder(sl.SAEConfig(d_model=32, d_sae=64, k=4)).save(tmp_path)
+    with pytest.raises(ValueError, match="holds an SAE already: choose another output, or overwrite=True"):
+        train(store, tmp_path)
 
 
 def test_a_failure_on_the_way_leaves_the_sae_as_it_stands(store, tmp_path, monkeypatch):

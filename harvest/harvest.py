@@ -13,6 +13,7 @@ from torch import nn
 from saelens_lite.config import takes_fields, to_record
 from saelens_lite.distributed import rank
 from saelens_lite.store.folder import open_folder
+from saelens_lite.store.layout import is_finished
 from saelens_lite.store.reader import ActivationStore
 
 from .config import HarvestConfig
@@ -104,7 +105,7 @@ def _harvest(request: Request) -> ActivationStore:
     with prepare(request) as prepared:
         if rank() == 0:
             adopt_plan(prepared.plan, store)
-        if store.size("manifest.json") is not None:
+        if is_finished(store):
             finished = ActivationStore(store)
             logger.info("%s is finished (%s rows): nothing to do", store, f"{finished.n_rows:,}")
             return finished

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from saelens_lite.claims import Processes
 from saelens_lite.config import differing_fields
-from saelens_lite.distributed import rank
 from saelens_lite.errors import ShardError
 from saelens_lite.lm import hooks
 from saelens_lite.lm.decoder import evaluation_mode
@@ -22,7 +22,6 @@ from saelens_lite.store.layout import (
     PLAN,
     commit_name,
     encode_json,
-    finished_shards,
     read_json,
 )
 from saelens_lite.store.reader import ActivationStore
@@ -63,7 +62,7 @@ def add_hook_points(
     raises: ShardError for another model, or a store without tokens; HookError for an unknown hook point
     """
     folder = store.folder if isinstance(store, ActivationStore) else open_folder(store)
-    _finish_interrupted(folder)
+    Processes(f"resume {folder}").agreed("resumed", lambda: _undo_interrupted(folder))
     store = ActivationStore(folder)
     asked = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
     new = [name for name in dict.fromkeys(asked) if name not in store.hook_points]
@@ -125,6 +124,8 @@ def _add(
             )
 
     with only_writer(folder):
+        if folder.read(PLAN) != encode_json(store.plan):
+            raise ShardError(f"{folder} was given hook points meanwhile: run the same command again")
         claims = claims_of(folder, plan, new)
         log_start(folder, model, claims, plan, added=new)
         packed = _stored_shards(store, claims)
@@ -136,24 +137,24 @@ def _add(
 
 
 def _adopt(folder: Folder, plan: dict[str, Any], claims: Claims) -> None:
-    """Give the store its new plan and manifest; the old one stays until then, for `_finish_interrupted`."""
+    """Give the store its new plan and manifest; the old one stays until then and is read meanwhile."""
     folder.move(MANIFEST, MANIFEST_BEFORE)
     folder.write(PLAN, encode_json(plan))
     seal(folder, plan, claims)
     folder.remove(MANIFEST_BEFORE)
 
 
-def _finish_interrupted(folder: Folder) -> None:
-    """Finish an `_adopt` that was interrupted between its steps, so that the store has a manifest."""
-    if folder.size(MANIFEST_BEFORE) is None or rank() > 0:
+def _undo_interrupted(folder: Folder) -> None:
+    """Undo an `_adopt` that was interrupted between its steps; the new shards stay, so it is soon made again."""
+    if folder.size(MANIFEST_BEFORE) is None:
         return
-    plan = read_json(folder, PLAN)
-    if folder.size(MANIFEST) is None:
-        if folder.sha256(PLAN) == read_json(folder, MANIFEST_BEFORE)["plan_sha256"]:
+    with only_writer(folder):
+        if folder.size(MANIFEST) is not None:
+            folder.remove(MANIFEST_BEFORE)
+        elif folder.size(MANIFEST_BEFORE) is not None:
+            plan = ActivationStore(folder).plan
+            folder.write(PLAN, encode_json(plan))
             folder.move(MANIFEST_BEFORE, MANIFEST)
-            return
-        seal(folder, plan, Claims(finished_shards(folder, list(plan["hook_points"])), plan["max_tokens"]))
-    folder.remove(MANIFEST_BEFORE)
 
 
 def _stored_shards(store: ActivationStore, claims: Claims) -> Iterator[PackedShard]:

@@ -11,12 +11,12 @@ from saelens_lite.errors import ShardError
 from saelens_lite.store.folder import Folder
 from saelens_lite.store.layout import (
     FORMAT,
-    MANIFEST,
     PLAN,
     VERSION,
     check_names,
     check_version,
     encode_json,
+    is_finished,
     read_json,
 )
 from saelens_lite.store.verify import recorded_plans
@@ -93,7 +93,7 @@ def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
         )
     found = read_json(store, PLAN)
     check_version(found, store.describe(PLAN))
-    if store.size(MANIFEST) is not None:  # hook points that were added later are no difference
+    if is_finished(store):  # hook points that were added later are no difference
         plan = {**plan, "hook_points": {**found["hook_points"], **plan["hook_points"]}}
     differing = differing_fields(found, plan, may_differ=NAMES_ONLY)
     if differing:

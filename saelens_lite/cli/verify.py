@@ -20,48 +20,56 @@ def run(argv: Sequence[str]) -> int:
     """Whether every bit of a store is as it was written; mends what is not"""
     config = configured(VerifyConfig, "verify", argv, positional=True)
     from saelens_lite.store.folder import open_folder
-    from saelens_lite.store.verify import repair_store, verify_store
+    from saelens_lite.store.layout import MANIFEST, PLAN, is_finished
+    from saelens_lite.store.verify import repair_begun, repair_store, verify_store
 
     folder = open_folder(config.store)
-    before = folder.read("manifest.json") if folder.size("manifest.json") is not None else None
+    before = folder.read(MANIFEST) if folder.size(MANIFEST) is not None else None
+    finished, begun = is_finished(folder), repair_begun(folder)
     problems = verify_store(folder)
     for problem in problems:
         print(problem)
-    if not problems:
-        print(f"{folder}: every file is as it was written")
-        if before is None:
-            print(f"the store is unfinished: {HARVEST_AGAIN}")
-        return 0
-    print(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    if problems:
+        print(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''}")
+    elif begun:
+        print(f"{folder}: a repair did not end, what it moved aside is not made anew yet")
+    else:
+        return _all_is_well(folder)
     if not config.repair:
         print_next("verify", config.store, repair=True)
         return 1
-    settings = None if before is None else _settings(folder)
+    settings = _settings(folder) if finished or begun else None
     if settings and settings.get("trust_remote_code") and not config.trust_remote_code:
         raise ValueError(
             f"{folder} says that its model {settings.get('model')!r} runs Python code of its repository: if "
-            "you "
-            "trust that code, add --trust-remote-code"
+            "you trust that code, add --trust-remote-code"
         )
     moved = repair_store(folder, problems)
     print(f"moved to {folder}/damaged: {', '.join(moved) or 'nothing'}")
-    if before is None:
+    if not (finished or begun):
         print(f"the store is unfinished: {HARVEST_AGAIN}")
         return 0
-    if folder.size("plan.json") is None or folder.size("manifest.json") is None:
+    if folder.size(PLAN) is None or not is_finished(folder):
         if not _harvest_again(config, settings):
             return 1
-        if (
-            "manifest.json" not in {problem.file for problem in problems}
-            and folder.read("manifest.json") != before
-        ):
+        whole = before is not None and MANIFEST not in {problem.file for problem in problems}
+        if whole and folder.read(MANIFEST) != before:
             print("rows made anew differ from those before: another machine, number of threads, or version")
     problems = verify_store(folder)
     for problem in problems:
         print(f"still: {problem}")
-    if not problems:
-        print(f"{folder}: every file is as it was written")
-    return 1 if problems else 0
+    return 1 if problems else _all_is_well(folder)
+
+
+def _all_is_well(folder: Folder) -> int:
+    from saelens_lite.store.layout import MANIFEST, is_finished
+
+    print(f"{folder}: every file is as it was written")
+    if not is_finished(folder):
+        print(f"the store is unfinished: {HARVEST_AGAIN}")
+    elif folder.size(MANIFEST) is None:
+        print("hook points were being added to it: give the same add-hook-points command again")
+    return 0
 
 
 def _settings(folder: Folder) -> dict[str, Any] | None:

@@ -165,4 +165,6 @@ def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     if done.returncode:
         said = done.stderr.strip().splitlines()
-        raise OSError(f"{shlex.join(command)} ended with {done.returncode}: {said[-1] if said else 'no word'}")
+        raise OSError(
+            f"{shlex.join(command)} ended with {done.returncode}: {said[-1] if said else 'no word'}"
+        )

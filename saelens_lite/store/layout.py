@@ -16,7 +16,18 @@ FORMAT, VERSION = "saelens_lite activation store", 1
 
 PLAN, MANIFEST = "plan.json", "manifest.json"
 MANIFEST_BEFORE = "manifest.json.before"
-"""The manifest of a store that is being given further hook points."""
+"""The manifest of a store while it is given further hook points: without MANIFEST, this one counts."""
+
+
+def is_finished(store: Folder) -> bool:
+    """Whether a manifest says what the store holds."""
+    return any(store.size(name) is not None for name in (MANIFEST, MANIFEST_BEFORE))
+
+
+def plan_of(plan: dict[str, Any], manifest: dict[str, Any]) -> dict[str, Any]:
+    """The plan that a manifest was written for: without hook points that were added since."""
+    known = {name for shard in manifest["shards"] for name in shard["hook_points"]}
+    return {**plan, "hook_points": {name: of for name, of in plan["hook_points"].items() if name in known}}
 
 
 def shard_name(shard: int) -> str:

@@ -36,6 +36,7 @@ Readers map files into memory and never unpickle. writer.py writes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ from saelens_lite.store.codecs import decode
 from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
     MANIFEST,
+    MANIFEST_BEFORE,
     PLAN,
     check_names,
     check_size,
@@ -60,7 +62,9 @@ from saelens_lite.store.layout import (
     data_name,
     documents_name,
     encode_json,
+    is_finished,
     manifest_sha256,
+    plan_of,
     read_json,
     tokens_name,
 )
@@ -108,14 +112,17 @@ class ActivationStore:
         self.plan: dict[str, Any] = read_json(folder, PLAN, missing=f"this folder is {what} activation store")
         check_version(self.plan, folder.describe(PLAN))
         unfinished = "the harvest is unfinished; run the same command again and it resumes"
-        self._manifest = read_json(folder, MANIFEST, missing=unfinished)
-        if encode_json(self._manifest) != folder.read(MANIFEST) or (
+        added_to = folder.size(MANIFEST) is None and is_finished(folder)
+        name = MANIFEST_BEFORE if added_to else MANIFEST
+        self._manifest = read_json(folder, name, missing=unfinished)
+        if encode_json(self._manifest) != folder.read(name) or (
             manifest_sha256(self._manifest) != self._manifest.get("sha256")
         ):
-            raise ShardError(
-                f"{folder}/{MANIFEST} was altered: its content does not have the sha256 it states"
-            )
-        if folder.sha256(PLAN) != self._manifest["plan_sha256"]:
+            raise ShardError(f"{folder}/{name} was altered: its content does not have the sha256 it states")
+        if added_to:
+            self.plan = plan_of(self.plan, self._manifest)
+        digest = hashlib.sha256(encode_json(self.plan)).hexdigest() if added_to else folder.sha256(PLAN)
+        if digest != self._manifest["plan_sha256"]:
             raise ShardError(f"{folder}/{PLAN} was altered: it has another sha256 than the manifest records")
         try:
             check_names(self.plan["hook_points"], new=False)

@@ -28,7 +28,9 @@ from saelens_lite.store.layout import (
     data_name,
     documents_name,
     encode_json,
+    is_finished,
     manifest_sha256,
+    plan_of,
     shard_name,
     tokens_name,
 )
@@ -109,11 +111,19 @@ def recorded_plans(folder: Folder) -> set[str]:
 
 
 def intact_manifests(folder: Folder) -> list[dict[str, Any]]:
-    """The store's manifest, then those that repairs moved aside, latest first; intact ones only."""
+    """The store's manifest, that before it, then those that repairs moved aside, latest first; intact ones
+    only."""
     asides = {int(name.split("/")[1]) for name in folder.sizes(_ASIDE) if name.endswith(f"/{MANIFEST}")}
-    names = [MANIFEST, *(f"{_ASIDE}/{number}/{MANIFEST}" for number in sorted(asides, reverse=True))]
+    names = [MANIFEST, MANIFEST_BEFORE]
+    names += [f"{_ASIDE}/{number}/{MANIFEST}" for number in sorted(asides, reverse=True)]
     found = (_manifest_in(folder.read(name)) for name in names if folder.size(name) is not None)
     return [manifest for manifest in found if manifest is not None]
+
+
+def repair_begun(folder: Folder) -> bool:
+    """Whether a repair moved the store's manifest aside and what is to be made anew is still missing."""
+    aside = (name.rsplit("/", 1)[1] for name in folder.sizes(_ASIDE))
+    return not is_finished(folder) and any(name in (MANIFEST, MANIFEST_BEFORE) for name in aside)
 
 
 class _Examined:
@@ -207,12 +217,15 @@ class _Examined:
         if (content := self._read(PLAN)) is None:
             return None
         plan, digest = _object_in(content), hashlib.sha256(content).hexdigest()
-        vouched = (
-            _plans_of(intact_manifests(self.folder), self._starts)
-            if manifest is None
-            else {manifest["plan_sha256"]}
-        )
-        if vouched and digest not in vouched:
+        digests = {digest}
+        if manifest is not None:
+            vouched = {manifest["plan_sha256"]}
+        else:
+            intact = intact_manifests(self.folder)
+            vouched = _plans_of(intact, self._starts)
+            if plan is not None and isinstance(plan.get("hook_points"), dict):
+                digests |= {hashlib.sha256(encode_json(plan_of(plan, of))).hexdigest() for of in intact}
+        if vouched and not digests & vouched:
             self._note(
                 PLAN, f"has another sha256 than the {'log' if manifest is None else 'manifest'} records"
             )
@@ -310,11 +323,11 @@ def _plans_of(manifests: Iterable[dict[str, Any]], starts: Iterable[dict[str, An
 def _with_dependents(folder: Folder, problems: Iterable[Problem], there: Iterable[str]) -> list[str]:
     """The damaged files and those that must be made anew with them, in the order of moving.
 
-    Commits go before the rows they vouch for, the manifest last. If a repair is killed, the manifest misses
+    Commits go before the rows they vouch for, manifests last. If a repair is killed, the manifest misses
     what was moved, and the next repair finds it.
     """
-    names, manifests = set(), intact_manifests(folder)
-    covered = set(manifests[0]["shards"][0]["hook_points"]) if manifests and manifests[0]["shards"] else set()
+    names, intact = set(), intact_manifests(folder)
+    covered = set(intact[0]["shards"][0]["hook_points"]) if intact and intact[0]["shards"] else set()
     for problem in problems:
         if problem.what == _FOREIGN and not _OF_SHARD.fullmatch(problem.file):
             continue
@@ -325,13 +338,14 @@ def _with_dependents(folder: Folder, problems: Iterable[Problem], there: Iterabl
         if file in ("tokens.safetensors", "documents.safetensors"):
             prefix = f"{shard_name(problem.shard)}/"
             names |= {name for name in there if name.startswith(prefix)}
-            names.add(MANIFEST)
+            names |= {MANIFEST, MANIFEST_BEFORE}
         else:
             hook_point = file.removesuffix(".json").removesuffix(".safetensors")
             names |= {commit_name(problem.shard, hook_point), data_name(problem.shard, hook_point)}
             if hook_point in covered:
-                names.add(MANIFEST)
-    return sorted(names, key=lambda name: (name == MANIFEST, not name.endswith(".json"), name))
+                names |= {MANIFEST, MANIFEST_BEFORE}
+    manifests = (MANIFEST, MANIFEST_BEFORE)
+    return sorted(names, key=lambda name: (name in manifests, not name.endswith(".json"), name))
 
 
 def _undamaged_lines(content: bytes) -> Iterator[bytes]:

@@ -10,6 +10,7 @@ from saelens_lite.harvest.shards.write import _last_cursor, write_shards
 from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.layout import encode_json
 from saelens_lite.store.reader import ActivationStore
+from saelens_lite.store.verify import repair_store
 from saelens_lite.store.writer import write_manifest
 
 from .conftest import BOTH
@@ -73,7 +74,7 @@ def test_interrupted_it_goes_on_and_the_store_stays_readable(stores, gpt2, monke
 
 
 @pytest.mark.parametrize("crash_at", range(5))
-def test_killed_between_the_last_steps_it_goes_on(stores, gpt2, monkeypatch, crash_at):
+def test_killed_between_the_last_steps_it_goes_on(stores, harvest, gpt2, monkeypatch, crash_at):
     """The steps are: manifest moved, plan written, manifest written, end logged, old manifest removed."""
     first, joint = stores
     steps = iter(range(100))
@@ -98,7 +99,50 @@ def test_killed_between_the_last_steps_it_goes_on(stores, gpt2, monkeypatch, cra
         patch.setattr(more_hook_points, "_adopt", crashing)
         with pytest.raises(KeyboardInterrupt):
             add_hook_points(first, BOTH[1], model=gpt2, progress=False)
+    there = ActivationStore(first.path)
+    assert there.hook_points == (BOTH[:1] if crash_at < 3 else BOTH) and there.verify() == []
+    assert harvest(TEXTS, BOTH[:1], "first").hook_points == there.hook_points
+    assert there.acts(0, BOTH[0]).shape == (there.shard_rows[0], 32)
     assert content(add_hook_points(first.path, BOTH[1], model=gpt2, progress=False).path) == joint
+
+
+def test_damage_to_a_store_that_was_being_added_to_is_repaired_by_its_harvest(
+    harvest, gpt2, monkeypatch, tmp_path
+):
+    first, joint = harvest(TEXTS, BOTH[:1], "first"), content(harvest(TEXTS, store="joint").path)
+    with monkeypatch.context() as patch:
+        patch.setattr(more_hook_points, "seal", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            add_hook_points(first, BOTH[1], model=gpt2, progress=False)
+    (tmp_path / "first/log.jsonl").unlink()  # the manifest before is what vouches for the plan
+    assert first.verify() == []
+    data = tmp_path / f"first/shards/00001/{BOTH[1]}.safetensors"
+    data.write_bytes(data.read_bytes()[:-1])
+    assert repair_store(first.path) == [f"shards/00001/{BOTH[1]}.json", f"shards/00001/{data.name}"]
+    data = tmp_path / f"first/shards/00001/{BOTH[0]}.safetensors"
+    data.write_bytes(data.read_bytes()[:-1])
+    assert "manifest.json.before" in repair_store(first.path)
+    harvest(TEXTS, BOTH, "first")
+    assert {name: of for name, of in content(first.path).items() if not name.startswith("damaged")} == joint
+
+
+def test_of_two_additions_at_once_none_loses_the_other(stores, gpt2, monkeypatch):
+    first, joint = stores
+    inner = more_hook_points.hook_point_facts
+
+    def meanwhile(model, points):
+        monkeypatch.setattr(more_hook_points, "hook_point_facts", inner)
+        add_hook_points(first.path, BOTH[1], model=gpt2, progress=False)
+        return inner(model, points)
+
+    monkeypatch.setattr(more_hook_points, "hook_point_facts", meanwhile)
+    with pytest.raises(ShardError, match="was given hook points meanwhile: run the same command again"):
+        add_hook_points(first.path, "blocks.0.hook_mlp_out", model=gpt2, progress=False)
+    assert content(first.path) == joint
+
+
+def stopped(*_):
+    raise KeyboardInterrupt
 
 
 def test_another_model_is_refused(stores, gpt2):

@@ -16,7 +16,9 @@ from saelens_lite.kernels import cpu_build
 NAMES = ("select_topk", "collect", "keep_largest", "screened_topk", "screened_places")
 SMALL = "".join(f"long long {name}(void) {{ return 7; }}\n" for name in NAMES)
 SMALL += "float nth_largest(void) { return 0.5f; }\n"
-PLANTED = '#include <stdio.h>\n__attribute__((constructor)) static void f(void) {{ fclose(fopen("{}", "w")); }}\n'
+PLANTED = (
+    '#include <stdio.h>\n__attribute__((constructor)) static void f(void) {{ fclose(fopen("{}", "w")); }}\n'
+)
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None or os.name != "posix", reason="no C compiler")
 

@@ -283,6 +283,25 @@ def test_a_repair_that_stops_after_any_file_can_be_given_again(folder, monkeypat
         assert content(folder) == whole
 
 
+@pytest.mark.parametrize("damaged", [[DATA], ["manifest.json", DATA]])
+def test_a_repair_that_stops_while_shards_are_made_anew_goes_on(folder, damaged, monkeypatch, capsys):
+    whole = content(folder)
+    for name in damaged:
+        flip(folder / name, 4000 if name == DATA else 20)
+
+    def stopping(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("saelens_lite.harvest.shards.write._write_shard", stopping)
+        assert main(["verify", str(folder), "--repair"]) != 0
+    assert main(["verify", str(folder)]) == 1
+    assert "a repair did not end" in capsys.readouterr().out
+    assert main(["verify", str(folder), "--repair"]) == 0
+    assert "every file is as it was written" in capsys.readouterr().out
+    assert content(folder) == whole and main(["verify", str(folder)]) == 0
+
+
 def _settings_of(folder: Path) -> HarvestConfig:
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_bytes().splitlines()]
     return HarvestConfig(**next(line["settings"] for line in lines if line.get("settings")))
@@ -300,8 +319,10 @@ def test_without_names_it_says_which_call_to_give_again(gpt2, byte_tokenizer, tm
     flip(tmp_path / "store" / DATA, 999)
     assert main(["verify", str(tmp_path / "store"), "--repair"]) == 1
     assert "give the harvest call of this store again" in capsys.readouterr().out
-    assert main(["verify", str(tmp_path / "store")]) == 0
-    assert "the store is unfinished" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "store")]) == 1
+    assert "a repair did not end" in capsys.readouterr().out
+    assert main(["verify", str(tmp_path / "store"), "--repair"]) == 1
+    assert "give the harvest call of this store again" in capsys.readouterr().out
     harvest()
     assert content(tmp_path / "store") == whole
 

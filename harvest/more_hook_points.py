@@ -29,15 +29,14 @@ from saelens_lite.store.reader import ActivationStore
 from .prepare import hook_point_facts
 from .shards.forward import Batch
 from .shards.model import compile_blocks, drop_unused, load_model, model_facts
-from .shards.plan import NAMES_ONLY
+from .shards.model_state import state_facts
+from .shards.plan import NAMES_ONLY, STATE
+from .shards.resuming import difference, tolerance
 from .shards.shard_claims import Claims
 from .shards.write import claims_of, log_start, only_writer, seal, write_shards
 from .text.tokenized import PackedShard
 
 logger = logging.getLogger(__name__)
-
-_TOLERANCE = 0.02
-"""Of the relative difference between recomputed and stored rows: above what bfloat16 rounds (2^-9)."""
 
 
 def add_hook_points(
@@ -88,8 +87,10 @@ def add_hook_points(
         raise ValueError(
             f"{store.path} was harvested with compile: leave model out, so that it is compiled here"
         )
-    facts = {"model": model_facts(model) | compiled}
-    differing = differing_fields({"model": store.plan["model"]}, facts, may_differ=NAMES_ONLY)
+    facts: dict[str, Any] = {"model": model_facts(model) | compiled}
+    if state := store.plan.get(STATE):
+        facts[STATE] = state | state_facts(model)
+    differing = differing_fields({key: store.plan[key] for key in facts}, facts, may_differ=NAMES_ONLY)
     if differing:
         raise ShardError(f"{store.path} holds activations of another model: {'; '.join(differing)}")
     points = [hooks.resolve(model, name) for name in new]
@@ -116,11 +117,11 @@ def _add(
         checked.add(batch.shard.index)
         there = store.acts(batch.shard.index, known)[: batch.n_rows].float()
         again = batch.rows[known].wait()[: len(there)].float()
-        difference = float((again - there).norm() / there.norm())
-        if not difference < _TOLERANCE:
+        off = difference(again, there)
+        if not off < tolerance(plan):
             raise ShardError(
                 f"{folder}: {known} of shard {batch.shard.index}, computed again, differs from its stored "
-                f"rows by {difference:.1%}: expected the harvested model, with the same weights and positions"
+                f"rows by {off:.1%}: expected the harvested model, with the same weights and positions"
             )
 
     with only_writer(folder):

@@ -21,8 +21,16 @@ from saelens_lite.store.layout import finished_shards
 
 from .config import HarvestConfig
 from .estimate import Estimate, estimate
-from .shards.model import load_model, load_tokenizer, model_facts, positions_limit, tokenizer_facts
-from .shards.plan import documents_per_shard, make_plan
+from .shards.model import (
+    load_model,
+    load_tokenizer,
+    model_facts,
+    positions_limit,
+    tokenizer_facts,
+    tokenizer_settings,
+)
+from .shards.model_state import state_facts
+from .shards.plan import STATE, documents_per_shard, make_plan
 from .text.chat import chat_facts
 from .text.documents import Source
 from .text.mixture import open_mixture
@@ -215,6 +223,7 @@ def _plan(
     return make_plan(
         {
             "model": model_facts(model) | ({"compiled": True} if config.compile else {}),
+            STATE: state_facts(model) | tokenizer_settings(tokenizer),
             "tokenizer": tokenizer_facts(tokenizer) | chat_facts(tokenizer, source.first),
             "hook_points": hook_point_facts(model, points),
             "dataset": source.facts,

@@ -60,7 +60,7 @@ class ActivationStream:
 
     @property
     def fingerprint(self) -> str:
-        """sha256 that names the rows."""
+        """sha256 that names the rows, as older versions did."""
         return identity_sha256(self.plan)
 
     def shards(self, start: int = 0, cursor: Cursor | None = None) -> Iterator[StreamedShard]:
@@ -74,13 +74,10 @@ class ActivationStream:
         packed = packed_shards(
             self._source, self._tokenizer, plan, itertools.count(start), n_embeddings, start, cursor
         )
-        settings = {"one_shape": plan["model"].get("compiled", False)}
         with contextlib.ExitStack() as stack:
             if overlaps(model):
                 packed = stack.enter_context(ahead(packed, _PACKED_AHEAD))
-            forward = forward_batches(
-                model, packed, [self.hook_point], plan["batch_size_seqs"], plan["dtype"], **settings
-            )
+            forward = forward_batches(model, packed, [self.hook_point], plan)
             batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD)) if overlaps(model) else forward
             for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):
                 yield self._shard(of_shard)

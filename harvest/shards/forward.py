@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.packing import PADDING_ID
 
 from ..text.tokenized import PackedShard
+from .model_state import autocast_of
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,20 +62,18 @@ def forward_batches(
     model: nn.Module,
     shards: Iterable[PackedShard],
     hook_points: Sequence[str],
-    batch_size_seqs: int,
-    dtype: str,
-    *,
-    one_shape: bool = False,
+    plan: Mapping[str, Any],
 ) -> Iterator[Batch]:
     """Run packed shards through the model. Batches hold contexts of one shard, in order.
 
     No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
 
-    dtype: of the stored rows; they are converted before the transfer unless that widens them
-    one_shape: pad a shard's last batch. torch.compile gives up after a few shapes, and rows would depend on
-        the shards before
+    plan: its batch_size_seqs; its dtype, to which rows are converted before the transfer unless that widens
+        them; and what it says of the model. A compiled one gets a shard's last batch padded: torch.compile
+        gives up after a few shapes, and rows would depend on the shards before
     """
-    decoder, stored = Decoder(model), STORE_DTYPES[dtype]
+    decoder, stored, batch_size_seqs = Decoder(model), STORE_DTYPES[plan["dtype"]], plan["batch_size_seqs"]
+    one_shape = plan.get("model", {}).get("compiled", False)
     host = _Host(decoder.device)
     for shard in shards:
         contexts = shard.contexts
@@ -83,7 +83,7 @@ def forward_batches(
             kept = np.flatnonzero(contexts.kept[seqs])
             rows, before, after = {}, host.mark(), None
             if len(kept):
-                with torch.inference_mode():
+                with torch.inference_mode(), autocast_of(plan, decoder.device):
                     input_ids = torch.from_numpy(contexts.input_ids[seqs].astype(np.int64))
                     if one_shape:
                         missing = batch_size_seqs - len(input_ids)

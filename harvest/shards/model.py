@@ -105,7 +105,10 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
 
 
 def weights_fingerprint(model: nn.Module) -> str:
-    """sha256 over the name, shape, dtype and first 256 values of every parameter: a cheap fingerprint."""
+    """sha256 over the name, shape, dtype and first 256 values of every parameter.
+
+    It is what older plans hold; model_state.py sees more.
+    """
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
@@ -126,6 +129,11 @@ def tokenizer_facts(tokenizer: Any) -> dict[str, Any]:
         "name": getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__,
         "sha256": _sha256(json.dumps(rules, sort_keys=True)),
     }
+
+
+def tokenizer_settings(tokenizer: Any) -> dict[str, Any]:
+    """How its calls read text, beside its rules."""
+    return {"split_special_tokens": bool(getattr(tokenizer, "split_special_tokens", False))}
 
 
 def _sha256(text: str) -> str:

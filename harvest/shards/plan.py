@@ -27,6 +27,10 @@ PACKING_RULE = "continuous"
 MOST_ROWS_PER_SHARD = 262_144
 SHARDS_PER_RUN = 32
 
+STATE = "state"
+"""What the model and tokenizer are in beside their numbers. Older stores do not record it: they resume by the
+comparison of rows alone."""
+
 NAMES_ONLY = {"model.name", "model.revision", "tokenizer.name"}
 """Fields that say where something came from. Hashes say what it is, so a moved folder is no new plan."""
 
@@ -53,12 +57,20 @@ def plan_sha256(plan: dict[str, Any]) -> str:
 
 
 def identity_sha256(plan: dict[str, Any]) -> str:
-    """sha256 of what the plan says of its rows, without the names, which may change."""
-    plan = {key: dict(value) if isinstance(value, Mapping) else value for key, value in plan.items()}
+    """sha256 of what the plan says of its rows, without the names, which may change, and the state."""
+    plan = {
+        key: dict(value) if isinstance(value, Mapping) else value
+        for key, value in without_state(plan).items()
+    }
     for field in NAMES_ONLY:
         part, _, name = field.partition(".")
         plan[part].pop(name, None)
     return plan_sha256(plan)
+
+
+def without_state(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """The plan as older versions wrote it."""
+    return {key: value for key, value in plan.items() if key != STATE}
 
 
 def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
@@ -67,22 +79,24 @@ def adopt_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
     raises: ShardError as `check_plan`
     """
     found = check_plan(plan, store)
-    if found is None:
-        store.write(PLAN, encode_json(plan))
-    return found or plan
+    if store.size(PLAN) is None:
+        store.write(PLAN, encode_json(found))
+    return found
 
 
-def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
-    """The store's plan, which is the same but for names; None for a store that has none and may get this one.
+def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any]:
+    """The store's plan, which is the same but for names; this one for a store that has none.
 
     A store that lost its plan.json gets it again if its manifest or its log records this plan's hash.
     raises: ShardError if the store has another plan (names the differing fields), or holds something else
     """
     if store.size(PLAN) is None:
-        if store.is_empty(but_for=(f"{PLAN}.tmp",)) or plan_sha256(plan) in (
-            recorded := recorded_plans(store)
-        ):
-            return None
+        if store.is_empty(but_for=(f"{PLAN}.tmp",)):
+            return plan
+        recorded = recorded_plans(store)
+        for candidate in (plan, without_state(plan)):
+            if plan_sha256(candidate) in recorded:
+                return candidate
         if recorded:
             raise ShardError(
                 f"{store} lost its plan.json, and this harvest's plan is not the one it was begun with: "
@@ -95,6 +109,7 @@ def check_plan(plan: dict[str, Any], store: Folder) -> dict[str, Any] | None:
     check_version(found, store.describe(PLAN))
     if is_finished(store):  # hook points that were added later are no difference
         plan = {**plan, "hook_points": {**found["hook_points"], **plan["hook_points"]}}
+    plan = plan if STATE in found else without_state(plan)
     differing = differing_fields(found, plan, may_differ=NAMES_ONLY)
     if differing:
         raise ShardError(

@@ -11,11 +11,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import nn
 
 from saelens_lite.distributed import rank, several_processes
@@ -33,6 +31,7 @@ from ..text.tokenized import PackedShard, packed_shards
 from .forward import Batch, forward_batches
 from .plan import adopt_plan, plan_sha256
 from .progress import Progress
+from .resuming import changed_circumstances, check_same_rows, circumstances
 from .shard_claims import Claims, SharedClaims
 
 logger = logging.getLogger(__name__)
@@ -56,6 +55,7 @@ def make_shards(
         if rank() == 0:
             plan = adopt_plan(plan, store)  # again, under the lock: two may have begun at once
         claims = claims_of(store, plan, list(plan["hook_points"]))
+        check_same_rows(model, tokenizer, source, plan, store, claims.finished)
         log_start(store, model, claims, plan, settings=settings)
         start, cursor = _last_cursor(store, claims)
         n_embeddings = model.get_input_embeddings().num_embeddings
@@ -92,14 +92,7 @@ def write_shards(
             needed = claims.needed(bar.timed_items("pack", packed))
             beside = overlaps(model)
             shards = stack.enter_context(ahead(needed, _SHARDS_AHEAD)) if beside else needed
-            forward = forward_batches(
-                model,
-                shards,
-                [*hook_points, *also],
-                plan["batch_size_seqs"],
-                plan["dtype"],
-                one_shape=plan["model"].get("compiled", False),
-            )
+            forward = forward_batches(model, shards, [*hook_points, *also], plan)
             batches = stack.enter_context(ahead(forward, _BATCHES_AHEAD)) if beside else forward
             stack.callback(claims.stop)
             for _, of_shard in itertools.groupby(batches, key=lambda batch: batch.shard.index):
@@ -198,21 +191,10 @@ def log_start(store: Folder, model: nn.Module, claims: Claims, plan: dict[str, A
 
     plan: of the finished store; by its hash in the log, a damaged plan.json is noticed and made anew
     """
-    from transformers import __version__ as transformers_version
-
-    now = {
-        "device": Decoder(model).device.type,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "transformers": transformers_version,
-        "machine": platform.machine(),
-    }
+    now = circumstances(model)
     if claims.finished:
-        *_, before = {}, *(event["environment"] for event in events(store, "start"))
-        differing = [key for key in now if before.get(key, now[key]) != now[key]]
-        changed = [f"{key} {before[key]} then, {now[key]} now" for key in differing]
         logger.info("%s has %d finished shards: resuming", store, len(claims.finished))
-        if changed:
+        if changed := changed_circumstances(store, now):
             logger.warning(
                 "circumstances changed, so rows may differ in their last bits: %s", "; ".join(changed)
             )

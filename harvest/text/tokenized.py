@@ -56,15 +56,7 @@ def packed_shards(
         if not span:
             return
         at, first_doc = index + 1, index * per_shard
-        contexts = pack(
-            _tokenized(span, first_doc, tokenizer, n_embeddings),
-            plan["context_length"],
-            plan["bos_id"],
-            separator_id=plan["separator_id"],
-            special_ids=plan["special_ids"],
-            max_rows=plan["max_tokens"],
-            first_doc=first_doc,
-        )
+        contexts = _packed(_tokenized(span, first_doc, tokenizer, n_embeddings), plan, first_doc)
         largest = int(contexts.input_ids.max(initial=0))
         if largest >= n_embeddings:
             raise ValueError(
@@ -72,6 +64,26 @@ def packed_shards(
                 "they do not belong together"
             )
         yield PackedShard(index, contexts, len(span), position)
+
+
+def first_contexts(source: Source, tokenizer: Any, plan: dict[str, Any]) -> PackedContexts:
+    """The contexts of shard 0 as far as the source's first documents tell them."""
+    documents = source.first[: plan["documents_per_shard"]]
+    return _packed(enumerate(token_ids(tokenizer, documents)), plan, 0)
+
+
+def _packed(
+    documents: Iterable[tuple[int, list[int]]], plan: dict[str, Any], first_doc: int
+) -> PackedContexts:
+    return pack(
+        documents,
+        plan["context_length"],
+        plan["bos_id"],
+        separator_id=plan["separator_id"],
+        special_ids=plan["special_ids"],
+        max_rows=plan["max_tokens"],
+        first_doc=first_doc,
+    )
 
 
 def _tokenized(

@@ -43,8 +43,11 @@ class PackedContexts:
     def up_to(self, n_rows: int) -> PackedContexts:
         """Only the contexts that the first `n_rows` rows stand in."""
         rows_before = np.cumsum(self.kept.sum(axis=1)) - self.kept.sum(axis=1)
-        used = int((rows_before < n_rows).sum())
-        arrays = (array[:used] for array in (self.input_ids, self.attended, self.kept, self.doc_id))
+        return self.first(int((rows_before < n_rows).sum()))
+
+    def first(self, n_seqs: int) -> PackedContexts:
+        """Only the first contexts."""
+        arrays = (array[:n_seqs] for array in (self.input_ids, self.attended, self.kept, self.doc_id))
         return PackedContexts(*arrays, self.first_doc)
 
 

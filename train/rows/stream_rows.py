@@ -117,7 +117,8 @@ class StreamRows:
 
     @property
     def identity(self) -> dict[str, Any]:
-        return {"hook_point": self.hook_point, "stream": f"content {self._stream.fingerprint}"}
+        content = {"stream": f"content {self._stream.fingerprint}", "state": self._stream.plan.get("state")}
+        return {"hook_point": self.hook_point, **content}
 
     @property
     def record(self) -> dict[str, Any]:

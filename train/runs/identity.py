@@ -73,7 +73,9 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
                 "overwrite",
             )
         return None
-    if differing := differing_fields(found.run, identity(rows, config), to_mapping(TrainConfig())):
+    now = identity(rows, config)
+    # older checkpoints of a stream do not record its state
+    if differing := differing_fields(found.run, now, to_mapping(TrainConfig()) | {"state": now.get("state")}):
         raise with_option(
             ValueError(
                 f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set "
@@ -83,10 +85,14 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
             "overwrite",
         )
     log.info("resuming the run in %s at step %d", output, found.step)
-    now = circumstances(device_of(config))
-    if found.made_by != now:
+    made_by = circumstances(device_of(config))
+    if found.made_by != made_by:
         then = found.made_by
-        changed = [f"{name} {then.get(name)} → {now[name]}" for name in now if then.get(name) != now[name]]
+        changed = [
+            f"{name} {then.get(name)} → {made_by[name]}"
+            for name in made_by
+            if then.get(name) != made_by[name]
+        ]
         log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
     return found
 

@@ -19,6 +19,7 @@ from saelens_lite.store.writer import writing_shard
 from ..test_harvest import content
 
 HOOK = "blocks.0.hook_resid_post"
+PLAN = {"batch_size_seqs": 2, "dtype": "float32"}
 
 
 def shard(index, *documents):
@@ -30,7 +31,7 @@ def test_batches_hold_contexts_of_one_shard(gpt2):
     """5 and 2 contexts of 3 rows in batches of 2: 2 2 1 | 2; a shard without contexts has one batch without
     rows."""
     shards = [shard(0, list(range(3, 18))), shard(1), shard(2, list(range(20, 26)))]
-    batches = list(forward_batches(gpt2, shards, [HOOK], 2, "float32"))
+    batches = list(forward_batches(gpt2, shards, [HOOK], PLAN))
     assert [(batch.shard.index, batch.n_rows) for batch in batches] == [
         (0, 6),
         (0, 6),
@@ -49,7 +50,7 @@ def test_batches_hold_contexts_of_one_shard(gpt2):
     ("stored", "travels"), [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("int8", torch.float32)]
 )
 def test_rows_travel_in_the_narrower_type(gpt2, stored, travels):
-    (batch,) = forward_batches(gpt2, [shard(0, [3, 4])], [HOOK], 2, stored)
+    (batch,) = forward_batches(gpt2, [shard(0, [3, 4])], [HOOK], PLAN | {"dtype": stored})
     assert batch.rows[HOOK].wait().dtype == travels
 
 
@@ -94,11 +95,11 @@ def test_a_compiled_model_sees_one_shape(gpt2):
     handle = gpt2.transformer.h[0].register_forward_pre_hook(
         lambda module, args: seen.append(tuple(args[0].shape[:2]))
     )
-    filled = list(forward_batches(gpt2, shards, [HOOK], 2, "float32", one_shape=True))
+    filled = list(forward_batches(gpt2, shards, [HOOK], PLAN | {"model": {"compiled": True}}))
     handle.remove()
     assert seen == [(2, 4)] * 4
     assert [batch.n_rows for batch in filled] == [6, 6, 3, 6]
-    for batch, plain in zip(filled, forward_batches(gpt2, shards, [HOOK], 2, "float32"), strict=True):
+    for batch, plain in zip(filled, forward_batches(gpt2, shards, [HOOK], PLAN), strict=True):
         torch.testing.assert_close(batch.rows[HOOK].wait(), plain.rows[HOOK].wait())
 
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import numbers
 import operator
 import os
@@ -95,12 +96,17 @@ def _complaint(value: Any, hint: Any) -> str | None:
     choices = [choice for type_ in types_ if get_origin(type_) is Literal for choice in get_args(type_)]
     if choices and value not in choices:
         return f"one of {', '.join(choices)}{or_none}, got {value!r}{nearest(str(value), choices)}"
-    bounds = _bounds(hint)
-    if bounds and not _fits(value, hint):
+    value = _plain(value)
+    if not _fits(value, hint):
         return f"{_type_name(hint)}, got {type(value).__name__} {value!r}"
     values = value if isinstance(value, tuple | list) else [value]
+    if any(isinstance(number, int) and not -(2**63) <= number < 2**63 for number in values):
+        return f"a number of at most 64 bits{or_none}, got {value!r}"
+    bounds = _bounds(hint)
     if all(bound.holds(number, bound.limit) for bound in bounds for number in values):
-        return None
+        if not bounds or all(map(math.isfinite, values)):
+            return None
+        return f"a finite number{or_none}, got {value!r}"
     return f"{bounds_in_words(hint)}{or_none}, got {value!r}"
 
 
@@ -257,6 +263,9 @@ def _fits(value: Any, hint: Any) -> bool:
         if type_ in (int, float):
             number = numbers.Integral if type_ is int else numbers.Real
             if isinstance(value, number) and not isinstance(value, bool):
+                return True
+        elif get_origin(type_) is tuple:
+            if isinstance(value, tuple | list) and all(_fits(part, get_args(type_)[0]) for part in value):
                 return True
         elif not isinstance(type_, type) or isinstance(value, type_):
             return True

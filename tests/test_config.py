@@ -70,12 +70,19 @@ class Bounded:
     weights: Annotated[tuple[float, ...] | None, Above(0)] = None
     precision: Literal["high", "medium"] | None = None
     output: str = ""
+    seed: int = 0
+    names: tuple[str, ...] = ()
+    low: float = float("-inf")
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"k": 1},
+        {"low": float("-inf")},
+        {"seed": -(2**63)},
+        {"names": ["a", "b"]},
+        {"output": Path("x")},
         {"lr": 1e-9},
         {"share": 0},
         {"share": 1},
@@ -93,6 +100,14 @@ def test_what_keeps_its_bounds_passes(fields):
     [
         ({"k": 0}, "Bounded.k expected at least 1, got 0"),
         ({"k": 1.5}, "Bounded.k expected int, got float 1.5"),
+        ({"lr": float("inf")}, "Bounded.lr expected a finite number or None, got inf"),
+        ({"weights": (1.0, float("inf"))}, r"Bounded.weights expected a finite number or None, got"),
+        ({"weights": ("1", 2.0)}, r"Bounded.weights expected tuple\[float, \.\.\.\] \| None, got tuple"),
+        ({"seed": 2**63}, "Bounded.seed expected a number of at most 64 bits, got 9223372036854775808"),
+        ({"k": 10**400}, "Bounded.k expected a number of at most 64 bits, got 1000"),
+        ({"seed": 0.5}, "Bounded.seed expected int, got float 0.5"),
+        ({"output": 3}, "Bounded.output expected str, got int 3"),
+        ({"names": (3,)}, r"Bounded.names expected tuple\[str, \.\.\.\], got tuple \(3,\)"),
         ({"lr": 0}, "Bounded.lr expected above 0 or None, got 0"),
         ({"lr": float("nan")}, "Bounded.lr expected above 0 or None, got nan"),
         ({"share": 1.1}, "Bounded.share expected at least 0 and at most 1, got 1.1"),

@@ -1,6 +1,7 @@
 """The command line: one file a command with its configuration, and what the commands share.
 
 commands         the list of commands, and `main`, which runs one
+error_line       what went wrong, in one line
 flags            a command's configuration from what was typed
 shared           models by name, and what to type next
 demo             the whole way on the embedded model

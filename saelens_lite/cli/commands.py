@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
+from typing import Any, TextIO, cast
 
-from saelens_lite.errors import SaelensLiteError, nearest
+from saelens_lite.cli.error_line import error_line, is_ours
+from saelens_lite.errors import nearest
 
 COMMANDS = {
     "demo": "The whole way on a small embedded model, in three minutes",
@@ -36,7 +37,54 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for a store with problems or without room, 2 for what the
-    user can put right, 130 after Ctrl-C."""
+    user can put right, 130 after Ctrl-C.
+
+    Characters that the output cannot show become escapes. Where the reader of stdout stops early, such as
+    head, the command ends quietly at its next line; where that of stderr does, the work goes on.
+    """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    results, words = _Output(sys.stdout, ends=True), _Output(sys.stderr, ends=False)
+    try:
+        with redirect_stdout(cast(TextIO, results)), redirect_stderr(cast(TextIO, words)):
+            try:
+                return _run(argv)
+            finally:
+                results.flush()
+    except _Unread:
+        # what Python flushes as it exits must not fail once more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+class _Unread(BaseException):
+    """Nobody reads the results any more."""
+
+
+class _Output:
+    """stdout or stderr. ends: whether the command ends where nobody reads it; else the work goes on"""
+
+    def __init__(self, stream: TextIO, ends: bool) -> None:
+        self._stream, self._ends = stream, ends
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        return self._to_reader(self._stream.write, text) or len(text)
+
+    def flush(self) -> None:
+        self._to_reader(self._stream.flush)
+
+    def _to_reader(self, send: Callable[..., Any], *text: str) -> Any:
+        try:
+            return send(*text)
+        except BrokenPipeError:
+            if self._ends:
+                raise _Unread from None
+
+
+def _run(argv: Sequence[str] | None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     traceback = "--traceback" in args or os.environ.get("SAELENS_LITE_TRACEBACK", "0") not in ("", "0")
     args = [arg for arg in args if arg != "--traceback"]
@@ -49,35 +97,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"saelens-lite {__version__}")
         return 0
     _share_the_cores()
+    module = None
     try:
         if args[0] not in COMMANDS:
             raise ValueError(
                 f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}"
             )
         with _logging():
-            command = import_module(f"saelens_lite.cli.{args[0].replace('-', '_')}")
-            return command.run(args[1:]) or 0
+            module = import_module(f"saelens_lite.cli.{args[0].replace('-', '_')}")
+            return module.run(args[1:]) or 0
     except KeyboardInterrupt:
         print("saelens-lite: interrupted", file=sys.stderr)
         if traceback:
             raise
         return 130
-    except (SaelensLiteError, ValueError, OSError, FloatingPointError, ImportError) as error:
-        if traceback:
+    except Exception as error:
+        if traceback or is_ours(error):
             raise
-        print(f"saelens-lite: {_as_typed(error)}", file=sys.stderr)
+        print(f"saelens-lite: {error_line(error, args[0], module)}", file=sys.stderr)
         return 2
-
-
-def _as_typed(error: BaseException) -> str:
-    """What went wrong, in one line; the argument that an error offers (errors.with_option) becomes a flag."""
-    line = " ".join(str(error).split()) or type(error).__name__
-    option = getattr(error, "option", None)
-    if option is None:
-        return line
-    flag = f"--{option.replace('_', '-')}"
-    said = re.compile(rf"\b{option}=(?:True\b|'([^']*)')?")
-    return said.sub(lambda found: f"{flag} {found[1]}" if found[1] else flag, line)
 
 
 def _share_the_cores() -> None:

@@ -39,9 +39,10 @@ def run(argv: Sequence[str]) -> None:
         windows_tokens=config.windows_tokens,
         hook_point=config.hook_point,
     )
-    print(with_short_names(result.table(config.all)))
     if config.output is not None:
         write_file(config.output, json.dumps(result.to_dict(), indent=1) + "\n")
+    print(with_short_names(result.table(config.all)))
+    if config.output is not None:
         print(f"numbers: {config.output}")
     model = config.model or model_of(config.store)
     if config.model is None and model.isprintable():

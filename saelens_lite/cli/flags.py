@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import re
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from saelens_lite.config import PERMISSION, bounds_in_words, check_fields, from_mapping, marked
+from saelens_lite.errors import nearest
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
@@ -66,10 +70,38 @@ def configured(
     where = file or f"saelens-lite {command}"
     default = {"default": from_mapping(cls, mapping, where)} if mapping or file is not None else {}
     by_place = (tyro.conf.PositionalRequiredArgs,) if positional else ()
-    with _bounds_shown():
-        config = tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=by_place, **default)
+    told = io.StringIO()
+    try:
+        with _bounds_shown(), redirect_stderr(told):
+            config = tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=by_place, **default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise ValueError(_mistake(told.getvalue(), command, cls, args, positional)) from None
     check_fields(config)
     return config
+
+
+def _mistake(box: str, command: str, cls: Any, args: Sequence[str], positional: bool) -> str:
+    """What tyro says in a box of many lines, in one; a hint for a flag that is none."""
+    lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
+    parts = re.split(r"^[─-]{8,}$", "\n".join(lines[1:]), flags=re.MULTILINE)
+    said = " ".join(next(filter(str.strip, parts), "").split())
+    help_ = f"; saelens-lite {command} --help lists its flags"
+    flags = {f"--{field.name.replace('_', '-')}": field for field in dataclasses.fields(cls)}
+    for arg in args:
+        typed = arg.partition("=")[0]
+        if typed.startswith("--") and typed.replace("_", "-").replace("--no-", "--", 1) not in flags:
+            return f"{command} has no flag {typed}{nearest(typed, flags)}{help_}"
+    if "Missing from" in said:
+        needed = re.findall(r"--[\w-]+", said)
+        if positional:
+            no_default = [field for field in flags.values() if field.default is dataclasses.MISSING]
+            needed = [field.name.upper() for field in no_default]
+        return f"{command} needs {' and '.join(needed)}{help_}"
+    said = re.sub(r"^Error parsing (\w+: )?", "", said)
+    said = re.sub(r": (invalid literal|could not convert string).*?: ", " expected a number, got ", said)
+    return said[:1].lower() + said[1:].rstrip(".") + help_
 
 
 def _bounds_shown() -> ConstructorRegistry:
@@ -101,7 +133,9 @@ def _bounds_shown() -> ConstructorRegistry:
 def _with_leading_named(argv: Sequence[str], fields: Sequence[str]) -> list[str]:
     """STORE SAE --flag … as --store STORE --sae SAE --flag …"""
     words = list(takewhile(lambda arg: not arg.startswith("-"), argv))
-    if len(words) > len(fields):
+    if fields and len(words) > len(fields):
+        raise ValueError(f"expected {' '.join(fields).upper()} before the flags, got {' '.join(words)}")
+    if not fields:
         return list(argv)
     names = fields[len(fields) - len(words) :]
     return [*(f"--{name}={word}" for name, word in zip(names, words, strict=True)), *argv[len(words) :]]

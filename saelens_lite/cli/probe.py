@@ -56,9 +56,10 @@ def run(argv: Sequence[str]) -> None:
         split=Split(test_fraction=config.test_fraction, seed=config.seed),
         n_splits=config.n_splits,
     )
-    print(with_short_names(str(result)))
     if config.output is not None:
         write_file(config.output, json.dumps(result.to_dict(), indent=1) + "\n")
+    print(with_short_names(str(result)))
+    if config.output is not None:
         print(f"numbers: {config.output}")
     if config.baseline is None:
         print("for what a dictionary of random directions reaches: --baseline, the run with --freeze-decoder")

@@ -86,9 +86,11 @@ def is_first_process() -> bool:
 
 
 def device_named(name: str | None) -> str:
+    """The device of this process: under torchrun each has a GPU of its own."""
     from saelens_lite.device import chosen_device
+    from saelens_lite.distributed import own_device
 
-    return chosen_device(name)
+    return own_device(chosen_device(name))
 
 
 def model_of(store: str) -> str:

@@ -70,10 +70,10 @@ def run(argv: Sequence[str]) -> None:
         score=config.score,
         seed=config.seed,
     )
+    found.save(folder / "study.json")
     print(found)
     print()
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
-    found.save(folder / "study.json")
     print(f"numbers: {folder / 'study.json'}")
     by = next(way for way in ("causal", "separation") if way != config.by)
     print_next("study", model=config.model, sae=config.sae, records=config.records, by=by)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 
+from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.errors import nearest
 
 NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
@@ -61,8 +62,8 @@ KEEP_K = ("topk", "batchtopk", "matryoshka")
 class SAEConfig:
     """What an SAE is, apart from its weights."""
 
-    d_model: int
-    d_sae: int
+    d_model: Annotated[int, AtLeast(1)]
+    d_sae: Annotated[int, AtLeast(1)]
     kind: str = "topk"
     """Nonlinearity: relu, topk, jumprelu or gated."""
     k: int | None = None
@@ -85,10 +86,7 @@ class SAEConfig:
     """Other facts kept with the SAE; SAELens' metadata object."""
 
     def __post_init__(self) -> None:
-        if self.d_model < 1 or self.d_sae < 1:
-            raise ValueError(
-                f"SAEConfig expected positive widths, got d_model={self.d_model}, d_sae={self.d_sae}"
-            )
+        check_fields(self)
         if self.kind not in KINDS:
             raise ValueError(
                 f"SAEConfig.kind expected one of {KINDS}, got {self.kind!r}{nearest(self.kind, KINDS)}"
@@ -104,8 +102,11 @@ class SAEConfig:
                 f"SAEConfig.normalize_activations expected one of {NORMALIZATIONS}, got "
                 f"{self.normalize_activations!r}"
             )
-        if not isinstance(getattr(torch, self.dtype, None), torch.dtype):
-            raise ValueError(f"SAEConfig.dtype expected a torch dtype such as 'float32', got {self.dtype!r}")
+        dtype = getattr(torch, self.dtype, None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(
+                f"SAEConfig.dtype expected a float dtype of torch such as 'float32', got {self.dtype!r}"
+            )
 
     @property
     def trained_at(self) -> str:

@@ -323,9 +323,8 @@ def test_store_and_sae_may_stand_first_without_flags(made, tmp_path, capsys):
     assert main(["evaluate", str(store), str(sae), "--windows-tokens", "1000", "--max-tokens", "500"]) == 0
     assert "trained" in capsys.readouterr().out
     assert "needs --store, or --model and --dataset" in fails(capsys, "analyze", sae)
-    with pytest.raises(SystemExit):
-        main(["analyze", str(store), str(sae), "third"])
-    assert "third" in capsys.readouterr().err
+    line = fails(capsys, "analyze", store, sae, "third")
+    assert line == f"saelens-lite: expected STORE SAE before the flags, got {store} {sae} third"
     assert "the folder is an activation store, no SAE" in fails(capsys, "analyze", sae, store)
     assert "this folder is an SAE, no activation store" in fails(capsys, "train", "--store", sae)
 
@@ -386,9 +385,7 @@ def test_search_in_the_index(made, capsys):
     assert "expected a latent from 0 to 63, got 64" in fails(capsys, "search", index, "--latent", "64")
     assert "got an empty one" in fails(capsys, "search", index, "--text", "", *own[2:])
     assert "not of the topk SAE" in fails(capsys, "search", index, *own[:3], made / "frozen", *own[4:])
-    with pytest.raises(SystemExit) as stop:
-        main(["search", index])
-    assert stop.value.code == 2 and "expected one of --latent" in " ".join(capsys.readouterr().err.split())
+    assert "search expected one of --latent" in fails(capsys, "search", index)
     line = fails(capsys, "search", made / "store", "--by", "max")
     assert f"does not exist; `saelens-lite analyze STORE SAE --index {made / 'store'}` makes it" in line
     assert main(["search", index, "--regex", "no such text"]) == 0
@@ -492,7 +489,7 @@ def test_help_ends_a_flag_with_its_bounds_and_a_wrong_one_is_one_line(made, caps
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert "predicted tokens; None for all. At least 1. (default: 100000)" in told
     line = fails(capsys, "evaluate", made / "store", made / "topk", "--max-tokens", "0")
-    assert line == "saelens-lite: EvaluateConfig.max_tokens expected at least 1 or None, got 0"
+    assert line == "saelens-lite: --max-tokens expected at least 1 or None, got 0"
 
 
 def test_an_earlier_sae_is_not_replaced_unasked(made, capsys):
@@ -607,10 +604,8 @@ def test_missing_things_are_named(made, tmp_path, capsys):
 
 def test_an_unknown_command_or_flag_suggests_the_nearest(capsys):
     assert "did you mean 'harvest'" in fails(capsys, "harvst")
-    with pytest.raises(SystemExit) as stop:
-        main(["train", "--expantion", "8"])
-    assert stop.value.code == 2
-    assert "--expansion" in capsys.readouterr().err
+    line = fails(capsys, "train", "--expantion", "8")
+    assert line.startswith("saelens-lite: train has no flag --expantion (did you mean '--expansion'?); ")
 
 
 def test_traceback_on_request(tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, even if the power fails.
+"""Files and folders that appear whole or not at all, even if the power fails; folders that go again.
 
 What appears is written under a temporary name beside its place and synced to the disk, then renamed, and then
 the folder that holds its name is synced.
@@ -11,10 +11,20 @@ import errno
 import os
 import secrets
 import shutil
+import signal
 import stat
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+_TEMPORARY, _IN_USE = "saelens_lite-folder-", ".in-use"
+_BEGINNING_S = 60.0
+"""A temporary folder is not yet locked when it is made; after this time, one without lock is left over."""
 
 
 @contextlib.contextmanager
@@ -84,6 +94,43 @@ def appearing_folder(path: Path) -> Iterator[Path]:
     sync(path.parent)
 
 
+@contextlib.contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is removed at the end, also after SIGTERM; those that killed processes left go first."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError, NotImplementedError, Timeout):
+            facts = left.lstat()
+            mine = stat.S_ISDIR(facts.st_mode) and (os.name != "posix" or facts.st_uid == os.geteuid())
+            if mine and time.time() - facts.st_mtime > _BEGINNING_S:
+                with FileLock(left / _IN_USE, blocking=False, fallback_to_soft=False):
+                    shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_TEMPORARY, ignore_cleanup_errors=True) as folder:
+        with contextlib.ExitStack() as held:
+            with contextlib.suppress(OSError, NotImplementedError):  # without locks, nobody removes it
+                held.enter_context(FileLock(Path(folder, _IN_USE), fallback_to_soft=False))
+            held.enter_context(_sigterm_as_exit())
+            yield Path(folder)
+
+
+@contextlib.contextmanager
+def _sigterm_as_exit() -> Iterator[None]:
+    """Let SIGTERM end the block as an error does; a second one ends the process."""
+    alone = threading.current_thread() is threading.main_thread()
+    if not alone or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def is_special(path: Path) -> bool:
     """Whether a device, pipe or socket stands at a path, which no file may replace; links are followed."""
     try:
@@ -118,4 +165,4 @@ def discard(folder: Path) -> None:
     shutil.rmtree(hidden, ignore_errors=True)
     os.replace(folder, hidden)
     sync(folder.parent)
-    shutil.rmtree(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)  # where it cannot go, or another process removes it too

@@ -1,10 +1,17 @@
 """Files and folders appear whole or not at all, each step on the disk before the next."""
 
 import os
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
 from saelens_lite import atomic
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -80,3 +87,36 @@ def test_where_folders_are_no_files_only_files_are_synced(tmp_path, calls, monke
     atomic.sync(folder)
     atomic.sync(file)
     assert calls == [("fsync", "a")]
+
+
+SIGNALLED = """
+import os, signal, sys, tempfile
+tempfile.tempdir = sys.argv[1]
+from saelens_lite.atomic import temporary_folder
+with temporary_folder() as folder:
+    (folder / "rows").write_text("x")
+    os.kill(os.getpid(), int(sys.argv[2]))
+    import time; time.sleep(30)
+"""
+
+
+def test_a_temporary_folder_goes_after_sigterm_and_after_a_kill_with_the_next_one(tmp_path, monkeypatch):
+    def run(number):
+        command = [sys.executable, "-c", SIGNALLED, str(tmp_path), str(int(number))]
+        return subprocess.run(command, cwd=ROOT, timeout=60).returncode
+
+    assert run(signal.SIGTERM) == 128 + signal.SIGTERM and os.listdir(tmp_path) == []
+    assert run(signal.SIGKILL) == -signal.SIGKILL
+    [left] = tmp_path.iterdir()
+    (tmp_path / "saelens_lite-folder-of-mine").write_text("no folder")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with atomic.temporary_folder():
+        assert left.exists()  # one as new may not be locked yet
+    os.utime(left, (0, 0))
+    with atomic.temporary_folder() as one:
+        os.utime(one, (0, 0))
+        assert not left.exists()
+        with atomic.temporary_folder() as other:
+            assert one.exists() and one != other
+    assert os.listdir(tmp_path) == ["saelens_lite-folder-of-mine"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

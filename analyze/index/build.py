@@ -24,6 +24,7 @@ from ..latents.text_windows import Contexts
 from .cofiring import cofiring
 from .feature_index import FeatureIndex
 from .folder import (
+    PARTS,
     check_ours,
     check_same_sae,
     identity,
@@ -130,6 +131,10 @@ def index_features(
     if found is not None:
         check_same_sae(folder, found["plan"]["sae"], plan["sae"], "choose another folder, or remove that one")
         if found["plan"] == plan and all(found["has"][name] for name in asked if asked[name]):
+            if processes.rank == 0 and (folder.root / PARTS).exists():
+                with folder.locked() as ours:
+                    if ours:  # left by a kill after the index was written
+                        remove_parts(folder)
             return FeatureIndex.open(folder.root, tokenizer)
     with only_writer(folder, processes.rank):
         if found is not None and found["plan"] == plan:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from saelens_lite.claims import Processes
+from saelens_lite.errors import FeatureIndexError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.layout import encode_json
@@ -72,7 +73,11 @@ def tally_store(
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
             tally.merge(Tally.from_tensors(tensors, settings["seed"]))
             samples.append(TokenSample.from_tensors(tensors))
-    assert tally.n_tokens == store.n_rows, f"{tally.n_tokens} rows were tallied of {store.n_rows}"
+    if tally.n_tokens != store.n_rows:
+        raise FeatureIndexError(
+            f"{folder} expected a tally of {store.n_rows:,} rows, got one of {tally.n_tokens:,}: another process "
+            "works here too; wait for it, then run the same command again"
+        )
     return tally, TokenSample.cat(samples).smallest(settings["sample_tokens"], settings["seed"])
 
 
@@ -90,8 +95,18 @@ def _parts(folder: LocalFolder, plan: dict[str, Any]) -> dict[str, list[int]]:
     if folder.size(name) is None or folder.read(name) != encode_json(plan):
         remove_parts(folder)
         folder.write(name, encode_json(plan))
-    parts = sorted(part for part in folder.sizes(PARTS) if part.endswith(".safetensors"))
-    return {part: open_tensors(folder, part).get_tensor("shards").tolist() for part in parts}
+    parts, taken = {}, set()
+    for part in sorted(part for part in folder.sizes(PARTS) if part.endswith(".safetensors")):
+        shards = open_tensors(folder, part).get_tensor("shards").tolist()
+        if taken & {*shards}:  # where there are no locks, two processes may have tallied the same shards
+            logger.warning(
+                "%s tallies shards that another part has: they are tallied again", folder.describe(part)
+            )
+            folder.remove(part)
+        else:
+            parts[part] = shards
+            taken |= {*shards}
+    return parts
 
 
 def _write_part(folder: LocalFolder, name: str, tally: Tally, sample: TokenSample, shards: list[int]) -> None:

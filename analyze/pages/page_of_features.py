@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor, nn
 
-from saelens_lite.atomic import write_file
+from saelens_lite.atomic import temporary_folder, write_file
 from saelens_lite.errors import with_option
 from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -82,7 +81,7 @@ def feature_page(
         raise ValueError(f"expected n_examples >= 1 firings a latent, got {n_examples}")
     with contextlib.ExitStack() as stack:
         if index is None:
-            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            folder = stack.enter_context(temporary_folder())
             config = IndexConfig(n_top=max(n_examples, IndexConfig().n_top))
             index = index_features(sae, store, folder, None, config, hook_point=point, tokenizer=tokenizer)
         index.check(sae, store)

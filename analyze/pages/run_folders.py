@@ -107,7 +107,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
         if folder.is_file() and _evaluation(folder) is not None:
             found[folder.resolve()] = None
             continue
-        members = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("*/")))
+        members = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("[!.]*/")))
         if not members:
             other = "a file" if folder.exists() else "nothing there"
             what = "a folder without them" if folder.is_dir() else other

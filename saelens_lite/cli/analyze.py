@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from saelens_lite.atomic import temporary_folder
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import carry_out, device_named, is_first_process, model_for, print_next
 from saelens_lite.config import AtLeast
@@ -34,7 +34,7 @@ def run(argv: Sequence[str]) -> None:
     if config.store is not None:
         _analyze(config, sae, ActivationStore(config.store))
         return
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         _analyze(config, sae, _harvest_for(sae, config, folder))
 
 
@@ -65,7 +65,7 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
     print_next("search", folder, by="max")
 
 
-def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: str) -> ActivationStore:
+def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: Path) -> ActivationStore:
     """A store of what the SAE reads, of the text that the command names."""
     from saelens_lite.harvest.config import HarvestConfig
 

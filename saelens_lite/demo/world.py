@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import json
 import random
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.atomic import temporary_folder
 from saelens_lite.config import Above, AtLeast, check_fields
 from saelens_lite.lm.hooks import run_to
 
@@ -195,7 +195,7 @@ def train_saes(world: World, model: nn.Module, tokenizer: Any, split: Split, fol
     with torch.no_grad():
         acts = run_to(model, [HOOK_POINT], input_ids=asked)[HOOK_POINT][:, 1:]
     documents = torch.arange(len(people)).repeat_interleave(len(RELATIONS) * acts.shape[1])
-    with tempfile.TemporaryDirectory() as temporary:
+    with temporary_folder() as temporary:
         store = sl.ActivationStore.from_arrays(
             f"{temporary}/store", {HOOK_POINT: acts.flatten(0, 1)}, documents=documents, dtype="float32"
         )

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from saelens_lite.atomic import temporary_folder
 from saelens_lite.config import takes_fields
 from saelens_lite.train.config import TrainConfig
 
@@ -88,7 +88,7 @@ def _meta_scores(
 
     saes, held_out, trained_on = [], [], []
     for rows, seed in zip(directions, seeds, strict=True):
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             store = ActivationStore.from_arrays(f"{folder}/store", rows, hook_point="W_dec")
             saes.append(train_sae(store, seed=seed, output=f"{folder}/sae", **options))
         held = _held_out_rows(rows, options["held_out_fraction"])

@@ -1,8 +1,12 @@
 """The SAE folder: written so that it is whole or absent, read from disk or a Hugging Face repository.
 
-<folder>/cfg.json                 what the SAE is; written last, so a folder that has one is complete
+<folder>/cfg.json                 what the SAE is, and the sha256 of the other two
 <folder>/sae_weights.safetensors  its parameters, contiguous, no header metadata
 <folder>/sparsity.safetensors     optional: `sparsity` float32[d_sae], log10(firing rate + 1e-10)
+<folder>/.saving-XXXXXXXX/        during a save: the files that are on their way
+
+The rename of cfg.json decides which SAE the folder holds. After a kill, what belongs to that cfg.json is read
+from where it is, and the next save puts it into its place.
 
 This is the SAELens 6 inference folder (formats/saelens.py holds its words), so what is saved here opens
 there, and back. Nothing is pickled or unpickled.
@@ -10,14 +14,18 @@ there, and back. Nothing is pickled or unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import glob
+import hashlib
 import json
+import logging
 import os
 import re
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
@@ -29,7 +37,11 @@ from saelens_lite.errors import CheckpointError
 from saelens_lite.formats import saelens
 from saelens_lite.sae.config import SAEConfig
 
+log = logging.getLogger(__name__)
+
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+_BEFORE = f"before.{WEIGHTS}"
+_SAVING, _SHA256 = ".saving-", "sha256"
 
 
 class SAEFolder:
@@ -40,8 +52,7 @@ class SAEFolder:
     def save(self, folder: str | Path, log_sparsity: Tensor | None = None) -> Path:
         """Write the SAE folder; an SAE in it is replaced, other files stay.
 
-        All files are complete in a hidden folder beside it before the first one moves. A full disk leaves the
-        old SAE; a kill leaves the old one, the new one, or (between two moves) a folder that is refused.
+        A full disk leaves the old SAE, and a kill the old one or the new one.
         log_sparsity: float[d_sae], log10(firing rate + 1e-10); None writes no sparsity file
         returns: the folder
         raises: CheckpointError when it cannot be written; ValueError when log_sparsity has another width
@@ -54,19 +65,27 @@ class SAEFolder:
         cfg = saelens.to_cfg(dataclasses.replace(self.config, dtype=dtype))
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            hidden = {"prefix": f".{folder.name}.", "suffix": ".tmp", "dir": folder.parent}
-            with tempfile.TemporaryDirectory(**hidden) as scratch:
-                staged = Path(scratch)
+            settle(folder)
+            try:
+                staged = Path(tempfile.mkdtemp(prefix=_SAVING, dir=folder))
                 save_file(tensors, staged / WEIGHTS)
                 if log_sparsity is not None:
                     rates = log_sparsity.detach().cpu().float().contiguous()
                     save_file({"sparsity": rates}, staged / SPARSITY)
-                (staged / CFG).write_text(json.dumps(cfg), encoding="utf-8")
+                digests = {file.name: _sha256(file) for file in sorted(staged.iterdir())}
+                (staged / CFG).write_text(json.dumps(_with_digests(cfg, digests)), encoding="utf-8")
                 for file in staged.glob("*.safetensors"):  # safetensors lets only their owner read them
                     shutil.copymode(staged / CFG, file)
-                for file in staged.iterdir():
-                    sync(file)
-                _move_in(staged, folder, cfg)
+                for written in (*staged.iterdir(), staged, folder):
+                    sync(written)
+                if _meaning(_cfg_in(folder)) not in (None, _meaning(cfg)) and (folder / WEIGHTS).exists():
+                    os.replace(folder / WEIGHTS, staged / _BEFORE)  # others must not read it as the new one
+                os.replace(staged / CFG, folder / CFG)
+                if log_sparsity is None:
+                    (folder / SPARSITY).unlink(missing_ok=True)
+            finally:
+                settle(folder)
+            sync(folder)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"cannot write an SAE to {folder}: {error}; free space or choose another folder, the SAE in "
@@ -99,43 +118,109 @@ class SAEFolder:
             ) from error
         wanted = None if dtype is None else saelens.dtype_name(str(dtype), "load")
         config = saelens.from_cfg(cfg, str(source / CFG), wanted)
+        config = dataclasses.replace(config, metadata=_without_digests(config.metadata))
         try:
-            tensors = load_file(source / WEIGHTS)
+            weights = _place(source, WEIGHTS, cfg)
+            tensors = load_file(weights)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 f"{source / WEIGHTS}: expected a complete safetensors file, got {error}; it is damaged or "
                 "short, copy it again"
             ) from error
-        sae = cls(config)
         rescaled = config.kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
-        sae.load_state_dict(saelens.from_tensors(tensors, config, str(source / WEIGHTS), rescaled))
+        state = saelens.from_tensors(tensors, config, str(source / WEIGHTS), rescaled)
+        if (wanted := _digests(cfg).get(WEIGHTS)) not in (None, _sha256(weights)):
+            if _cfg_in(source) not in (None, cfg):  # another process saved meanwhile
+                return cls.load(source, device=device, dtype=dtype)
+            log.warning(
+                "%s has another sha256 than %s records (%s): another program wrote it, or it is damaged",
+                weights, CFG, wanted,
+            )  # fmt: skip
+        sae = cls(config)
+        sae.load_state_dict(state)
         return sae.to(device=device)
 
 
 def load_log_sparsity(path: str | Path) -> Tensor | None:
     """The log10(firing rate + 1e-10) recorded beside the weights, float32[d_sae]; None if there is none."""
-    file = Path(path) / SPARSITY
-    return load_file(file)["sparsity"] if file.exists() else None
+    cfg = _cfg_in(Path(path)) or {}
+    file = _place(Path(path), SPARSITY, cfg)
+    expected = SPARSITY in (_digests(cfg) or [SPARSITY])
+    return load_file(file)["sparsity"] if expected and file.exists() else None
 
 
-def _move_in(staged: Path, folder: Path, cfg: dict) -> None:
-    """Move the staged files over, cfg.json last.
+def settle(folder: Path) -> None:
+    """Put into place what belongs to the folder's cfg.json, and remove what else a killed save left."""
+    if (cfg := _cfg_in(folder)) is not None:
+        for name in (WEIGHTS, SPARSITY):
+            if (found := _place(folder, name, cfg)) != folder / name:
+                os.replace(found, folder / name)
+                sync(folder)
+    beside = folder.parent.glob(f".{glob.escape(folder.name)}.????????.tmp")  # of a version before
+    for left in (*folder.glob(f"{_SAVING}????????"), *beside):
+        if is_left_over(left):
+            shutil.rmtree(left, ignore_errors=True)
 
-    New weights beside an old cfg.json of other meaning (another k, say) would load and be wrong, so that goes
-    first: a kill in that instant leaves a folder that is refused, and the new SAE whole in the hidden one.
-    """
-    try:
-        old = json.loads((folder / CFG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        old = None
-    if old is not None and {**old, "metadata": None} != {**cfg, "metadata": None}:
-        (folder / CFG).unlink()
-    if not (staged / SPARSITY).exists():
-        (folder / SPARSITY).unlink(missing_ok=True)
-    for name in (SPARSITY, WEIGHTS, CFG):
-        if (staged / name).exists():
-            os.replace(staged / name, folder / name)
-    sync(folder)
+
+def is_left_over(path: Path) -> bool:
+    """Whether a save made this folder."""
+    ours = {CFG, WEIGHTS, SPARSITY, _BEFORE}
+    return path.is_dir() and not path.is_symlink() and {*os.listdir(path)} <= ours
+
+
+def _place(folder: Path, name: str, cfg: dict[str, Any]) -> Path:
+    """Where the file is that a cfg.json was written with: in its place, unless a save was killed."""
+    if not (aside := _aside(folder, name)):
+        return folder / name
+    if (wanted := _digests(cfg).get(name)) is None:  # of a version before, or without this file
+        before = [path for path in aside if path.name == _BEFORE and not (folder / name).exists()]
+        return (*before, folder / name)[0]
+    right = (path for path in (folder / name, *aside) if path.is_file() and _sha256(path) == wanted)
+    return next(right, folder / name)
+
+
+def _aside(folder: Path, name: str) -> list[Path]:
+    names = (name, _BEFORE) if name == WEIGHTS else (name,)
+    return [path for of in names for path in folder.glob(f"{_SAVING}????????/{of}")]
+
+
+def _cfg_in(folder: Path) -> dict[str, Any] | None:
+    """The folder's cfg.json, if it has one that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        cfg = json.loads((folder / CFG).read_text(encoding="utf-8"))
+        return cfg if isinstance(cfg, dict) else None
+    return None
+
+
+def _meaning(cfg: dict[str, Any] | None) -> dict[str, Any] | None:
+    return None if cfg is None else {**cfg, "metadata": None}
+
+
+def _with_digests(cfg: dict[str, Any], digests: dict[str, str]) -> dict[str, Any]:
+    ours = cfg["metadata"].get("saelens_lite") or {}
+    return {**cfg, "metadata": {**cfg["metadata"], "saelens_lite": {**ours, _SHA256: digests}}}
+
+
+def _without_digests(metadata: dict[str, Any]) -> dict[str, Any]:
+    """They are of the folder, not of the SAE."""
+    ours = metadata.get("saelens_lite")
+    if not isinstance(ours, dict) or _SHA256 not in ours:
+        return metadata
+    ours = {key: value for key, value in ours.items() if key != _SHA256}
+    others = {key: value for key, value in metadata.items() if key != "saelens_lite"}
+    return others | ({"saelens_lite": ours} if ours else {})
+
+
+def _digests(cfg: dict[str, Any]) -> dict[str, str]:
+    """The sha256 of each file that a cfg.json records; empty if another program or version wrote it."""
+    with contextlib.suppress(KeyError, TypeError, AttributeError):
+        return dict(cfg["metadata"]["saelens_lite"][_SHA256])
+    return {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _locate(path: str | Path, folder: str | None) -> Path:
@@ -150,8 +235,9 @@ def _locate(path: str | Path, folder: str | None) -> Path:
             f"no SAE at {path}: expected a folder with {CFG} and {WEIGHTS}, or a repository as owner/name"
         )
     for name in (CFG, WEIGHTS):
-        if not (source / name).is_file():
-            inside = sorted(str(p.parent.relative_to(local)) for p in local.rglob(CFG))
+        if not (source / name).is_file() and not _aside(source, name):
+            found = (path.parent.relative_to(local) for path in local.rglob(CFG))
+            inside = sorted(str(path) for path in found if not any(p.startswith(".") for p in path.parts))
             if inside:
                 hint = f"SAEs in it: {', '.join(inside[:10])} (pass one as folder=)"
             elif (source / "plan.json").is_file():

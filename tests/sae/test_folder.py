@@ -2,6 +2,7 @@
 folders say how."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -87,6 +88,8 @@ def test_saved_and_loaded_is_the_same_sae(kind, dtype, tmp_path):
 def test_cfg_json_is_the_saelens_inference_form(tmp_path):
     sae = random_sae(metadata={"saelens_lite": {"fvu": float("nan")}})
     sae.save(tmp_path / "sae", log_sparsity=torch.linspace(-10, 0, 16))
+    files = [tmp_path / "sae" / name for name in ("sae_weights.safetensors", "sparsity.safetensors")]
+    digests = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     assert json.loads((tmp_path / "sae" / "cfg.json").read_text()) == {
         "d_in": 8,
         "d_sae": 16,
@@ -96,7 +99,7 @@ def test_cfg_json_is_the_saelens_inference_form(tmp_path):
         "normalize_activations": "none",
         "reshape_activations": "none",
         "metadata": {
-            "saelens_lite": {"fvu": None},
+            "saelens_lite": {"fvu": None, "sha256": digests},
             "sae_lens_version": "6.54.12",
             "sae_lens_training_version": None,
             "hook_name": "blocks.1.hook_mlp_out",
@@ -154,26 +157,96 @@ def test_a_failure_while_writing_leaves_the_old_sae(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["sae"]
 
 
-@pytest.mark.parametrize("killed_at", range(3))
-def test_killed_between_two_moves_the_folder_is_right_or_refused(tmp_path, monkeypatch, killed_at):
-    old, new = random_sae("relu"), random_sae("topk")
-    old.save(tmp_path / "sae", log_sparsity=torch.zeros(16))
-    moves, replace = [], os.replace
+class Killed(BaseException):
+    pass
 
-    class Killed(BaseException):
-        pass
+
+def save_killed_at(sae, folder, rename, monkeypatch, **options):
+    """Save until the rename of this number, from which on nothing works any more."""
+    done, replace = [], os.replace
 
     def dying_replace(source, target):
-        if len(moves) == killed_at:
+        if len(done) >= rename:
             raise Killed
-        moves.append(target)
+        done.append(target)
         replace(source, target)
 
-    monkeypatch.setattr(os, "replace", dying_replace)
-    with pytest.raises(Killed):
-        new.save(tmp_path / "sae", log_sparsity=torch.ones(16))
-    with pytest.raises(CheckpointError, match="cfg.json is missing"):
-        SparseAutoencoder.load(tmp_path / "sae")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", dying_replace)
+        try:
+            sae.save(folder, **options)
+        except Killed:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("rename", range(4))
+@pytest.mark.parametrize("of_older_version", [False, True])
+def test_killed_between_two_renames_the_folder_holds_the_old_sae_or_the_new_one(
+    tmp_path, monkeypatch, rename, of_older_version
+):
+    old, new, place = random_sae("relu"), random_sae("topk"), tmp_path / "sae"
+    old.save(place, log_sparsity=torch.zeros(16))
+    if of_older_version:
+        cfg = json.loads((place / "cfg.json").read_text())
+        del cfg["metadata"]["saelens_lite"]
+        (place / "cfg.json").write_text(json.dumps(cfg))
+    assert save_killed_at(new, place, rename, monkeypatch, log_sparsity=torch.ones(16))
+    expected, rates = (old, torch.zeros(16)) if rename < 2 else (new, torch.ones(16))
+    for _ in range(2):  # reading changes nothing
+        loaded = SparseAutoencoder.load(place)
+        assert loaded.kind == expected.kind and torch.equal(loaded.W_dec, expected.W_dec)
+        assert torch.equal(load_log_sparsity(place), rates)
+    assert (place / "sae_weights.safetensors").exists() == (rename in (0, 3))  # never one beside another's
+    folder.settle(place)
+    assert torch.equal(SparseAutoencoder.load(place).W_dec, expected.W_dec)
+    assert torch.equal(load_log_sparsity(place), rates)
+    assert sorted(os.listdir(place)) == ["cfg.json", "sae_weights.safetensors", "sparsity.safetensors"]
+
+
+@pytest.mark.parametrize("rename", range(2))
+def test_a_step_that_is_half_saved_has_its_own_weights_beside_its_numbers(tmp_path, monkeypatch, rename):
+    steps = [random_sae(metadata={"saelens_lite": {"steps": step}}) for step in range(3)]
+    for step, sae in enumerate(steps):
+        sae.W_dec.data.fill_(step)
+    steps[0].save(tmp_path / "sae")
+    for sae in steps[1:]:  # the second kill finds what the first one left
+        assert save_killed_at(sae, tmp_path / "sae", rename, monkeypatch)
+        loaded = SparseAutoencoder.load(tmp_path / "sae")
+        assert loaded.W_dec.unique().tolist() == [loaded.config.metadata["saelens_lite"]["steps"]]
+    steps[2].save(tmp_path / "sae")
+    assert SparseAutoencoder.load(tmp_path / "sae").W_dec.unique().tolist() == [2]
+    assert sorted(os.listdir(tmp_path / "sae")) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_what_killed_saves_left_goes_with_the_next_one_and_nothing_like_it(tmp_path):
+    for name in (".sae.ab12_9zx.tmp", "sae/.saving-ab12_9zx"):
+        random_sae().save(tmp_path / "other").rename(tmp_path / "staged")
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "staged").rename(tmp_path / name)
+    (tmp_path / ".sae.notes123.tmp").mkdir()
+    (tmp_path / ".sae.notes123.tmp/thesis.tex").touch()
+    (tmp_path / "sae/.saving-my_notes").symlink_to(tmp_path / "other")
+    random_sae().save(tmp_path / "sae")
+    assert sorted(os.listdir(tmp_path)) == [".sae.notes123.tmp", "sae"]
+    assert sorted(os.listdir(tmp_path / "sae"))[:2] == [".saving-my_notes", "cfg.json"]
+
+
+def test_weights_that_another_program_wrote_are_said(tmp_path, caplog):
+    place = random_sae().save(tmp_path / "sae")
+    assert SparseAutoencoder.load(place) and not caplog.records
+    weights = place / "sae_weights.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    SparseAutoencoder.load(place)
+    assert "sae_weights.safetensors has another sha256 than cfg.json records" in caplog.text
+
+
+@pytest.mark.parametrize("changes", [{"d_in": 8192, "d_sae": 65536}, {"d_in": 10**6, "d_sae": 10**8}])
+def test_shapes_are_compared_before_memory_is_taken(golden_copy, changes, monkeypatch):
+    monkeypatch.setattr(SparseAutoencoder, "__init__", None)
+    with pytest.raises(CheckpointError, match=rf"expected W_enc \[{changes['d_in']}, .*got \[8, 16\]"):
+        SparseAutoencoder.load(golden_copy("topk", **changes))
 
 
 def test_written_before_saelens_6_is_read(golden_copy):

@@ -105,7 +105,8 @@ def save_checkpoint(
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"cannot write the checkpoint of step {step} to {target}: {error}; make room or mend the cause, "
-            "then run the same command again: it resumes at the checkpoint before"
+            "then run the same command again: it "
+            + ("resumes at the checkpoint before" if _checkpoints(output) else "begins anew")
         ) from error
 
 

@@ -13,7 +13,8 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from ..config import FREE, TrainConfig
 from ..rows.protocol import Rows, n_steps
 from .checkpoints import Checkpoint, circumstances, load_checkpoint
-from .process import device_of
+from .output import remove_leftovers
+from .process import device_of, writes
 
 log = logging.getLogger(__name__)
 _FREE = marked(TrainConfig, FREE)
@@ -27,6 +28,19 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
     output = Path(config.output)
     if config.overwrite or (output / "state").exists() or not (output / "cfg.json").exists():
         return None
+    sae = _sae_of(output, rows, config)
+    if sae is None or _steps(sae) != n_steps(config, rows.steps_per_epoch):
+        return None
+    if writes():
+        remove_leftovers(output)
+    return sae
+
+
+def _sae_of(output: Path, rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
+    """The SAE in `output`, if this run saved it; None for one that no run made.
+
+    raises: ValueError if another run did
+    """
     sae = SparseAutoencoder.load(output, device="cpu" if config.latent_shards > 1 else device_of(config))
     facts = sae.config.metadata.get("saelens_lite", {})
     if "train" not in facts:  # no run's, but an SAE that was put there
@@ -53,25 +67,32 @@ def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
             ),
             "overwrite",
         )
-    return sae if facts["steps"] == n_steps(config, rows.steps_per_epoch) else None
+    return sae
+
+
+def _steps(sae: SparseAutoencoder) -> int:
+    return sae.config.metadata["saelens_lite"]["steps"]
 
 
 def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | None:
     """The checkpoint from which this run resumes; None if it begins.
 
-    raises: ValueError if `output` holds another run, or an SAE without checkpoints
+    raises: ValueError if `output` holds another run, or an SAE that no run made
     """
     if config.overwrite:
         return None
     found = load_checkpoint(output)
     if found is None:
         if (output / "cfg.json").exists():
-            raise with_option(
-                ValueError(
-                    f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
-                ),
-                "overwrite",
-            )
+            sae = _sae_of(output, rows, config)
+            if sae is None or _steps(sae) >= n_steps(config, rows.steps_per_epoch):
+                raise with_option(
+                    ValueError(
+                        f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
+                    ),
+                    "overwrite",
+                )
+            log.info("the run in %s ended before its first checkpoint: it begins anew", output)
         return None
     now = identity(rows, config)
     # older checkpoints of a stream do not record its state

@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from saelens_lite.sae.folder import CFG, SPARSITY, WEIGHTS
+from saelens_lite.sae.folder import CFG, SPARSITY, WEIGHTS, settle
 
 from .checkpoints import remove_checkpoints
 
@@ -30,6 +31,14 @@ def check_ours(output: Path) -> None:
             )
 
 
+def seen(output: Path) -> object:
+    """Differs after another process began, resumed or finished a run there."""
+    cfg, state = output / CFG, output / "state"
+    return cfg.stat().st_mtime_ns if cfg.exists() else None, sorted(
+        state.iterdir()
+    ) if state.is_dir() else None
+
+
 def remove_run(output: Path) -> None:
     """Remove a run, finished or not; files of other names stay, and the folder with them."""
     check_ours(output)
@@ -38,6 +47,14 @@ def remove_run(output: Path) -> None:
     remove_checkpoints(output)
     with contextlib.suppress(OSError):
         output.rmdir()
+
+
+def remove_leftovers(output: Path) -> None:
+    """Remove what a kill left while an SAE was saved, or while a finished run removed its checkpoints."""
+    settle(output)
+    old = output / ".state.old"
+    if not old.is_symlink() and old.is_dir() and _checkpoints(old):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _has(*fields: str) -> Callable[[Path], bool]:

@@ -29,7 +29,7 @@ from .baseline import baseline_fvu, baseline_of
 from .checkpoints import circumstances, remove_checkpoints, save_checkpoint
 from .finite import Finite
 from .identity import identity, unfinished
-from .output import check_ours, remove_run
+from .output import check_ours, remove_leftovers, remove_run, seen
 from .process import device_of, writes
 from .sae import sae_config, saved_sae, starting_sae
 from .scores import HeldOutScores
@@ -51,6 +51,7 @@ class Run:
         self.rows, self.config, self.output = rows, config, Path(config.output)
         self.device, self.comm = device_of(config), communication()
         check_ours(self.output)
+        self._found = seen(self.output)
         checkpoint = unfinished(self.output, rows, config)
         self.n_steps = n_steps(config, rows.steps_per_epoch)
         self.eval_every_steps = config.eval_every_steps or max(1, self.n_steps // 10)
@@ -93,7 +94,9 @@ class Run:
         If something fails within, the SAE as it stands is saved, unless its numbers broke.
         """
         self.output.mkdir(parents=True, exist_ok=True)
-        with _alone(self.output), self._opened_tracker() as self._tracker:
+        with _alone(self.output, self._found), self._opened_tracker() as self._tracker:
+            if writes():
+                remove_leftovers(self.output)
             if self._position is None and writes():
                 remove_checkpoints(self.output)
                 if self.config.overwrite and not self.config.baseline:
@@ -256,11 +259,13 @@ class Run:
 
 
 @contextmanager
-def _alone(output: Path) -> Iterator[None]:
-    """Keep other trainings out of `output` while this one runs."""
+def _alone(output: Path, found: object) -> Iterator[None]:
+    """Keep other trainings out of `output` while this one runs. found: what was `seen` there before"""
     with LocalFolder(output).locked() if writes() else nullcontext(True) as ours:
         if distributed.largest(int(not ours)):
             raise ValueError(
                 f"another process is training into {output}: wait for it, or choose another output"
             )
+        if distributed.largest(int(writes() and seen(output) != found)):
+            raise ValueError(f"another process trained into {output} meanwhile: run the same command again")
         yield

@@ -125,6 +125,32 @@ def test_a_killed_pass_goes_on_and_ends_with_the_same_index(store, sae, tmp_path
     assert not (tmp_path / "killed" / "parts").exists()
 
 
+def test_parts_that_a_kill_left_beside_a_whole_index_go_with_the_next_call(store, sae, tmp_path, monkeypatch):
+    index_features(sae, store, tmp_path / "whole", config=CONFIG)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, "remove_parts", lambda _: (_ for _ in ()).throw(Killed))
+        with pytest.raises(Killed):
+            index_features(sae, store, tmp_path / "killed", config=CONFIG, commit_every_s=0)
+    assert (tmp_path / "killed/parts/00000.safetensors").exists()
+    index_features(sae, store, tmp_path / "killed", config=CONFIG)
+    assert not (tmp_path / "killed/parts").exists()
+    assert_same(tmp_path / "whole", tmp_path / "killed")
+
+
+def test_shards_that_two_parts_tally_count_once(store, sae, tmp_path, monkeypatch, caplog):
+    """As where a file system has no locks, and two calls were made at once."""
+    index_features(sae, store, tmp_path / "whole", config=CONFIG)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 2)
+        with pytest.raises(Killed):
+            index_features(sae, store, tmp_path / "index", config=CONFIG, commit_every_s=0)
+    parts = tmp_path / "index/parts"
+    (parts / "00001.safetensors").write_bytes((parts / "00000.safetensors").read_bytes())
+    index_features(sae, store, tmp_path / "index", config=CONFIG, commit_every_s=0)
+    assert "00001.safetensors tallies shards that another part has" in caplog.text
+    assert_same(tmp_path / "whole", tmp_path / "index")
+
+
 def test_a_pass_that_ended_is_not_repeated_for_what_follows(store, sae, tmp_path, monkeypatch):
     index_features(sae, store, tmp_path / "whole", config=CONFIG)
     with monkeypatch.context() as patch:

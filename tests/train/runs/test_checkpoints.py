@@ -18,6 +18,8 @@ import torch
 import saelens_lite as sl
 from saelens_lite.errors import CheckpointError
 from saelens_lite.run_log import Tracker
+from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import KindName, TrainConfig
 from saelens_lite.train.optimise.trainer import Trainer
 from saelens_lite.train.rows.store_rows import StoreRows
@@ -182,6 +184,27 @@ def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_p
     with caplog.at_level("INFO", logger="saelens_lite.train"):
         train(store, tmp_path / "3")
     assert f"finished already: {tmp_path / '3'}" in caplog.text
+
+
+def test_what_kills_left_goes_when_the_run_goes_on_or_has_ended(store, tmp_path, monkeypatch):
+    def dying(*_, **__):
+        raise KeyboardInterrupt
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr("saelens_lite.sae.folder.settle", lambda _: None)  # a kill in a save
+        patch.setattr("saelens_lite.sae.folder.save_file", dying)
+        with pytest.raises(KeyboardInterrupt):
+            train(store, output)
+    SparseAutoencoder(SAEConfig(d_model=4, d_sae=8, k=1)).save(tmp_path / "left")
+    (tmp_path / "left").rename(tmp_path / ".run.abcd_123.tmp")  # the same, in a version before
+    (output / ".saving-abcd_123").mkdir(parents=True)
+    with monkeypatch.context() as patch:
+        patch.setattr("saelens_lite.atomic.shutil.rmtree", lambda *_, **__: None)  # killed as it ends
+        train(store, output)
+    assert (output / ".state.old").exists()
+    train(store, output)
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".")]
 
 
 def test_the_format(store, tmp_path, killed_before):

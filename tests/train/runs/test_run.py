@@ -157,7 +157,9 @@ def test_a_finished_run_is_returned_and_nothing_is_written(store, tmp_path, monk
     with caplog.at_level("INFO", logger="saelens_lite.train"):
         again = train(store, tmp_path, baseline=True, log_every_steps=3)
     assert f"finished already: {tmp_path}" in caplog.text
-    assert all(torch.equal(now, then) for now, then in zip(again.parameters(), first.parameters(), strict=True))
+    assert all(
+        torch.equal(now, then) for now, then in zip(again.parameters(), first.parameters(), strict=True)
+    )
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
@@ -182,6 +184,43 @@ def test_a_failure_on_the_way_leaves_the_sae_as_it_stands(store, tmp_path, monke
     with pytest.raises(OSError, match="No space left"):
         train(store, tmp_path)
     assert sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]["steps"] == 20
+
+
+@pytest.mark.parametrize("broken", ["checkpoints.save_file", "run.save_checkpoint"])
+def test_an_error_before_the_first_checkpoint_does_not_hold_up_the_same_call(
+    store, tmp_path, monkeypatch, broken
+):
+    def full_disk(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"saelens_lite.train.runs.{broken}", full_disk)
+        with pytest.raises((OSError, sl.CheckpointError), match="No space left"):
+            train(store, tmp_path / "run")
+    assert sl.SparseAutoencoder.load(tmp_path / "run").config.metadata["saelens_lite"]["steps"] == 3
+    with pytest.raises(ValueError, match="holds another run"):
+        train(store, tmp_path / "run", seed=1)
+    assert torch.equal(train(store, tmp_path / "run").W_dec, train(store, tmp_path / "whole").W_dec)
+    steps = [line["step"] for line in lines(tmp_path / "run")]
+    assert steps == [line["step"] for line in lines(tmp_path / "whole")] and steps[-1] == 30
+
+
+def test_of_two_calls_at_once_the_later_one_looks_again(store, tmp_path, monkeypatch):
+    from saelens_lite.train.runs import run as training
+
+    inner = training.starting_sae
+
+    def meanwhile(*args):
+        monkeypatch.setattr(training, "starting_sae", inner)
+        train(store, tmp_path)
+        return inner(*args)
+
+    monkeypatch.setattr(training, "starting_sae", meanwhile)
+    with pytest.raises(
+        ValueError, match="another process trained into .* meanwhile: run the same command again"
+    ):
+        train(store, tmp_path)
+    assert sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]["steps"] == 30
 
 
 def test_rows_spread_over_very_large_stores_stay_inside():

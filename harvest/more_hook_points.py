@@ -95,7 +95,8 @@ def add_hook_points(
         raise ShardError(f"{store.path} holds activations of another model: {'; '.join(differing)}")
     points = [hooks.resolve(model, name) for name in new]
     with evaluation_mode(model), torch.inference_mode():
-        plan = store.plan | {"hook_points": store.plan["hook_points"] | hook_point_facts(model, points)}
+        added = hook_point_facts(model, points)
+        plan = store.plan | added | {"hook_points": store.plan["hook_points"] | added["hook_points"]}
         known = _shallowest(model, store.hook_points)
         if ours:
             needed = [*points, hooks.resolve(model, known)]
@@ -146,7 +147,7 @@ def _adopt(folder: Folder, plan: dict[str, Any], claims: Claims) -> None:
 
 
 def _undo_interrupted(folder: Folder) -> None:
-    """Undo an `_adopt` that was interrupted between its steps; the new shards stay, so it is soon made again."""
+    """Undo an `_adopt` that was interrupted between its steps; the new shards stay for the next try."""
     if folder.size(MANIFEST_BEFORE) is None:
         return
     with only_writer(folder):

@@ -31,6 +31,7 @@ from .shards.model import (
 )
 from .shards.model_state import state_facts
 from .shards.plan import STATE, documents_per_shard, make_plan
+from .shards.resuming import difference
 from .text.chat import chat_facts
 from .text.documents import Source
 from .text.mixture import open_mixture
@@ -42,12 +43,15 @@ _DEFAULTS = {field.name: field.default for field in dataclasses.fields(HarvestCo
 
 
 def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dict[str, Any]:
-    """What a plan says of hook points; their widths come from a pass over a few tokens.
+    """What a plan says of hook points and how to run the model; found by a pass over a few tokens.
 
-    raises: HookError for a module whose output is not one vector a token
+    returns: "hook_points" and, where a token sees those after it, "attention_mask": True, without which the
+        real tokens of a padded context would see its padding
+    raises: HookError for a module whose output is not one vector a token, or where no mask hides padding
     """
-    input_ids = torch.zeros(2, 3, dtype=torch.int64, device=Decoder(model).device)
-    acts = hooks.run_to(model, [point.name for point in points], input_ids=input_ids)
+    decoder, names = Decoder(model), [point.name for point in points]
+    input_ids = _two_endings(decoder)
+    acts = hooks.run_to(decoder, names, input_ids=input_ids)
     for name, found in acts.items():
         if found.ndim != 3 or found.shape[:2] != input_ids.shape:
             raise HookError(
@@ -55,14 +59,47 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
                 f"{list(input_ids.shape)} tokens: choose another module or a hook point such as "
                 "blocks.0.hook_resid_post"
             )
-    return {
-        point.name: {
-            "module_path": point.module_path,
-            "side": point.side,
-            "d_model": acts[point.name].shape[-1],
+    facts: dict[str, Any] = {
+        "hook_points": {
+            point.name: {
+                "module_path": point.module_path,
+                "side": point.side,
+                "d_model": acts[point.name].shape[-1],
+            }
+            for point in points
         }
-        for point in points
     }
+    seeing = [name for name, (one, other) in acts.items() if _differ(one[:-1], other[:-1])]
+    if seeing:
+        _check_mask_hides_padding(decoder, names, input_ids)
+        facts["attention_mask"] = True
+    return facts
+
+
+def _two_endings(decoder: Decoder) -> torch.Tensor:
+    """int64[2 3]: two texts of plain tokens that differ in their last one."""
+    n_embeddings, special = decoder.embedding.weight.shape[0], decoder.special_ids
+    a, b, c, d, *_ = [*(i for i in range(n_embeddings) if i not in special), 0, 0, 0, 0]
+    return torch.tensor([[a, b, c], [a, b, d]], device=decoder.device)
+
+
+def _check_mask_hides_padding(decoder: Decoder, names: Sequence[str], input_ids: torch.Tensor) -> None:
+    alone = hooks.run_to(decoder, names, input_ids=input_ids[:, :-1])
+    masked = {}
+    if decoder.accepts("attention_mask"):
+        mask = torch.ones_like(input_ids).index_fill(1, torch.tensor(2, device=input_ids.device), 0)
+        masked = hooks.run_to(decoder, names, input_ids=input_ids, attention_mask=mask)
+    for name in names:
+        if name not in masked or _differ(masked[name][:, :-1], alone[name]):
+            raise HookError(
+                f"{name} expected tokens that do not see padding after them, and {decoder.class_name} sees "
+                "it, also with an attention_mask: choose a causal model"
+            )
+
+
+def _differ(rows: torch.Tensor, others: torch.Tensor) -> bool:
+    """By more than rounding: experts of other batches round otherwise."""
+    return difference(rows.flatten(0, -2), others.flatten(0, -2)) > max(1e-5, 4 * torch.finfo(rows.dtype).eps)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -225,7 +262,7 @@ def _plan(
             "model": model_facts(model) | ({"compiled": True} if config.compile else {}),
             STATE: state_facts(model) | tokenizer_settings(tokenizer),
             "tokenizer": tokenizer_facts(tokenizer) | chat_facts(tokenizer, source.first),
-            "hook_points": hook_point_facts(model, points),
+            **hook_point_facts(model, points),
             "dataset": source.facts,
             "context_length": config.context_length,
             "bos_id": bos_id,

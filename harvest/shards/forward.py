@@ -66,7 +66,7 @@ def forward_batches(
 ) -> Iterator[Batch]:
     """Run packed shards through the model. Batches hold contexts of one shard, in order.
 
-    No attention mask is needed: padding comes last, where causal attention does not let real tokens see it.
+    Padding comes last, where causal attention does not let real tokens see it; other models need a mask.
 
     plan: its batch_size_seqs; its dtype, to which rows are converted before the transfer unless that widens
         them; and what it says of the model. A compiled one gets a shard's last batch padded: torch.compile
@@ -88,7 +88,14 @@ def forward_batches(
                     if one_shape:
                         missing = batch_size_seqs - len(input_ids)
                         input_ids = nn.functional.pad(input_ids, (0, 0, 0, missing), value=PADDING_ID)
-                    acts = hooks.run_to(decoder, hook_points, input_ids=host.upload(input_ids))
+                    inputs = {"input_ids": input_ids}
+                    if plan.get("attention_mask"):
+                        inputs["attention_mask"] = torch.ones_like(input_ids)
+                        inputs["attention_mask"][: len(contexts.attended[seqs])] = torch.from_numpy(
+                            contexts.attended[seqs]
+                        )
+                    uploaded = {name: host.upload(tensor) for name, tensor in inputs.items()}
+                    acts = hooks.run_to(decoder, hook_points, **uploaded)
                     after = host.mark()
                     for name in hook_points:
                         rows[name] = host.download(acts.pop(name), kept, stored)

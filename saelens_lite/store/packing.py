@@ -13,7 +13,7 @@ import numpy as np
 
 PADDING_ID = 0
 """Token id at unattended positions. Any valid id serves: padding comes last, so causal attention never reads
-it."""
+it, and other models get a mask."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -514,3 +514,73 @@ def test_a_finished_store_with_further_hook_points_is_still_this_harvests(harves
     assert content(first.path) == before
     with pytest.raises(ShardError, match="max_tokens expected 300, got 200"):
         harvest(**(PLAIN | {"max_tokens": 200}))
+
+
+# models that see to the right
+
+
+def bidirectional_models():
+    from transformers import (
+        BertConfig,
+        BertForMaskedLM,
+        LlamaConfig,
+        LlamaForCausalLM,
+        ModernBertConfig,
+        ModernBertForMaskedLM,
+        T5Config,
+        T5EncoderModel,
+    )
+
+    shape = {
+        "vocab_size": 259,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    t5 = {"vocab_size": 259, "d_model": 32, "d_ff": 48, "num_layers": 3, "num_heads": 4, "d_kv": 8}
+    marks = {"cls_token_id": 1, "sep_token_id": 2}
+    return {
+        "bert": (BertForMaskedLM(BertConfig(**shape)), "bert.encoder.layer.1"),
+        "llama": (LlamaForCausalLM(LlamaConfig(**shape, is_causal=False)), "blocks.1.hook_resid_post"),
+        "t5": (T5EncoderModel(T5Config(**t5)), "encoder.block.1"),
+        "modernbert": (
+            ModernBertForMaskedLM(ModernBertConfig(**shape, **marks, local_attention=8)),
+            "model.layers.1",
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "t5", "modernbert"])
+def test_padding_changes_no_row_of_a_model_that_sees_to_the_right(harvest, name):
+    torch.manual_seed(0)
+    model, point = bidirectional_models()[name]
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.eval()
+    store = harvest(hook_points=[point], model=model, max_tokens=400)
+    assert store.plan["attention_mask"] is True
+    module = point if name != "llama" else "model.layers.1"
+    for shard in range(store.n_shards):
+        tokens, rows = store.tokens(shard), store.acts(shard)
+        n = int(tokens.attended[-1].sum())
+        assert shard == store.n_shards - 1 or n < 32  # the last context is padded
+        alone = hooks.run_to(model, [module], input_ids=tokens.input_ids[-1:, :n].long())[module]
+        kept = tokens.kept[-1, :n].bool()
+        torch.testing.assert_close(rows[len(rows) - int(kept.sum()) :], alone[0][kept], rtol=1e-4, atol=1e-4)
+
+
+def test_causal_models_get_no_mask(harvest):
+    assert "attention_mask" not in harvest().plan
+
+
+def test_padding_that_no_mask_hides_is_refused(harvest, gpt2):
+    """A block that mixes in the mean of all positions, whatever the mask says."""
+    gpt2.transformer.h[0].register_forward_hook(lambda module, args, out: out + out.mean(1, keepdim=True))
+    with pytest.raises(HookError, match="expected tokens that do not see padding after them, and GPT2LMHead"):
+        harvest(hook_points=["blocks.1.hook_resid_post"])

@@ -250,3 +250,33 @@ def test_another_text_is_another_run(train, monkeypatch):
         train(checkpoint_every_steps=4)
     with pytest.raises(ValueError, match="holds another run, stopped at step 12: stream expected 'content"):
         train(dataset=TEXTS[1:])
+
+
+def test_another_state_of_the_model_is_another_run(train, gpt2, monkeypatch):
+    update = Trainer.update
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Trainer, "update", lambda self, acts: 1 / 0 if self.steps_done == 13 else update(self, acts)
+        )
+        with pytest.raises(ZeroDivisionError):
+            train(checkpoint_every_steps=4)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match="state.autocast expected None, got 'bfloat16'"):
+            train(checkpoint_every_steps=4)
+
+
+def test_a_run_of_a_version_that_recorded_no_state_resumes(train, monkeypatch):
+    update, identity = Trainer.update, StreamRows.identity.fget
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            StreamRows,
+            "identity",
+            property(lambda rows: {name: part for name, part in identity(rows).items() if name != "state"}),
+        )
+        patch.setattr(
+            Trainer, "update", lambda self, acts: 1 / 0 if self.steps_done == 13 else update(self, acts)
+        )
+        with pytest.raises(ZeroDivisionError):
+            train(checkpoint_every_steps=4)
+    first = train(checkpoint_every_steps=4)
+    assert torch.equal(first.W_dec, train("whole").W_dec)

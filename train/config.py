@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from saelens_lite.config import Above, AtLeast, AtMost, Below, check_fields
 
@@ -15,6 +16,14 @@ KindName = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu
 FREE = "may change when a run resumes: where it reads (the store's content counts), writes and computes"
 OF_SEED = "may differ between the seeds of one configuration, as what is free may"
 OF_ROWS = "decides which rows a run reads: runs that agree in these share them"
+
+
+LEFT_OPEN: Mapping[str, Any] = {
+    "kind": "topk",
+    "k": 32,
+    "matryoshka_fractions": (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0),
+}
+"""What stands for fields that are None, unless `init_from` says otherwise."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,23 +45,24 @@ class TrainConfig:
     preset: Annotated[PresetName | None, FREE] = None
     """Published recipe of presets.py for all fields that are not given. train_sae and the command line fill
     them in."""
-    kind: KindName = "topk"
+    kind: KindName | None = None
     """topk (Gao et al. 2024), batchtopk (Bussmann et al. 2024), matryoshka (batchtopk with nested prefixes,
     Bussmann et al. 2025), relu with an L1 penalty (Bricken et al. 2023), gated or jumprelu (both
-    Rajamanoharan et al. 2024). batchtopk and matryoshka save jumprelu SAEs."""
-    k: Annotated[int, AtLeast(1)] = 32
+    Rajamanoharan et al. 2024). batchtopk and matryoshka save jumprelu SAEs. None: that of `init_from`, else
+    topk. A field that the kind does not use is refused."""
+    k: Annotated[int | None, AtLeast(1)] = None
     """Latents kept a token, by batchtopk and matryoshka on average over a batch; of topk and these two only.
-    More explain more and say less."""
+    More explain more and say less. None: that of `init_from`, else 32."""
     k_anneal_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """Share of the run over which k falls linearly from `k_anneal_start` times itself; of the kinds that keep
     k; 0 keeps k throughout. More latents learn early on, and less of the run is left for the k that is saved,
     which costs short runs. Of the recipe that leads SynthSAEBench (arXiv:2602.14687), from 60 to 25."""
     k_anneal_start: Annotated[float, AtLeast(1)] = 4.0
     """k at the first step as a multiple of k, at most d_sae; with `k_anneal_fraction`."""
-    matryoshka_fractions: tuple[float, ...] = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+    matryoshka_fractions: tuple[float, ...] | None = None
     """Prefixes of the dictionary that reconstruct alone, as shares of d_sae, ascending to 1; matryoshka only.
-    Smaller ones keep general features together and cost some reconstruction. Bussmann et al. 2025 have widths
-    that double."""
+    Smaller ones keep general features together and cost some reconstruction. None: those of `init_from`, else
+    1/16, 1/8, 1/4, 1/2, 1; Bussmann et al. 2025 have widths that double."""
     expansion: Annotated[int, AtLeast(1)] = 16
     """d_sae as a multiple of d_model; not used when d_sae is given."""
     d_sae: Annotated[int | None, AtLeast(1)] = None
@@ -79,9 +89,9 @@ class TrainConfig:
     """jumprelu only: width around the threshold in which its gradient is estimated. None: 0.5 for step, wider
     than Gemma Scope's 0.001 · sqrt(d_model), which needs longer runs; 2 for tanh, its source's."""
     initial_threshold: Annotated[float | None, Above(0)] = None
-    """jumprelu only. None: 0.3 for step, a standard deviation of pre-activations at the start; 0.1 for tanh,
-    its source's. A threshold changes by about a factor 1 + lr a step: one far too small stays so in a short
-    run."""
+    """jumprelu only. None: those of `init_from`, else 0.3 for step, a standard deviation of pre-activations
+    at the start; 0.1 for tanh, its source's. A threshold changes by about a factor 1 + lr a step: one far too
+    small stays so in a short run."""
     pre_act_coeff: Annotated[float, AtLeast(0)] = 3e-6
     """With the penalty tanh: weight of what draws latents that are off towards their thresholds."""
     input_noise: Annotated[float, AtLeast(0)] = 0.0
@@ -147,7 +157,8 @@ class TrainConfig:
     Where metrics.jsonl has held_out_fvu, it then has the baseline's as baseline_fvu."""
     init_from: str | None = None
     """Folder of an SAE, ours or SAELens', from whose weights training starts: fine-tuning. d_sae is its own
-    then, and lr by default that of the end of a long run. None: a fresh one."""
+    then, kind, k and thresholds too unless they are given, and lr by default that of the end of a long run.
+    Latents with a decoder row of zero stay silent. None: a fresh one."""
     end_to_end: Annotated[Literal["kl", "ce"] | None, OF_ROWS] = None
     """Fine-tune `init_from` through the language model: half of the loss is the KL divergence of its
     predictions from the clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is
@@ -200,7 +211,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.preset is not None:
-            defaults = {field.name: field.default for field in fields(self)}
+            defaults = {field.name: field.default for field in fields(self)} | LEFT_OPEN
             own = {name: value for name, value in PRESETS[self.preset].items() if value != defaults[name]}
             taken = not own or any(getattr(self, name) == value for name, value in own.items())
             way = "at least one field as the preset has it (train_sae(store, preset=…) fills them in)"

@@ -12,6 +12,7 @@ folder it is the same, bit for bit on a CPU, and so are its checkpoints.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import itertools
 import logging
 import re
@@ -29,6 +30,7 @@ from saelens_lite.store.reader import ActivationStore
 from saelens_lite.text_table import aligned
 
 from .config import TrainConfig
+from .kinds.choice import filled, settled, unused
 from .rows.protocol import ROW_FIELDS
 from .runs.baseline import baseline_of
 from .runs.identity import finished
@@ -69,13 +71,16 @@ def train_grid(
         for all. Members that differ in what decides the rows cost a pass each
     config, model, fields: what the members have in common, as for train_sae; `output` is the folder above
         theirs
+        A field in common that only some of the kinds use is left out of the others, which a line says
     returns: the SAEs by the names of their folders, as train_sae returns them
     raises: as train_sae, and ValueError for a grid without members, with two of one name, or over a field
         that all share. FloatingPointError once the others are trained, with the names of the members that
         broke
     """
     stores = opened([store] if isinstance(store, Store) else store)
-    members = grid_members(stores, grid, config, **fields)
+    members, left_out = _members(stores, grid, config, fields)
+    for name, kinds in left_out.items() if writes() else ():
+        log.warning("%s is left out where the kind does not use it: %s", name, ", ".join(kinds))
     common = next(iter(members.values()))
     with distributed.joined(device_of(common), common.latent_shards):
         saes, broken = _train(stores, members, model)
@@ -92,6 +97,13 @@ def grid_members(
     store: Store | Sequence[Store], grid: Grid, config: TrainConfig | None = None, **fields: Any
 ) -> dict[str, TrainConfig]:
     """The configurations of a grid's members by name, with arguments and errors as of train_grid."""
+    return _members(store, grid, config, fields)[0]
+
+
+def _members(
+    store: Store | Sequence[Store], grid: Grid, config: TrainConfig | None, fields: Mapping[str, Any]
+) -> tuple[dict[str, TrainConfig], dict[str, list[str]]]:
+    """The configurations by name, and the fields left out of some kinds, each with these kinds."""
     stores = [store] if isinstance(store, Store) else store
     if isinstance(grid, Mapping):
         grid = [
@@ -113,8 +125,33 @@ def grid_members(
         if name in members:
             raise ValueError(f"grid expected members that differ, got {name} twice")
         own = {**fields, "order_seed": order_seed, **member, "output": str(output / name)}
-        members[name] = configured(config, own, stores)
-    return members
+        members[name] = filled(configured(config, own, stores))
+    left_out = _leave_out_unused_(members)
+    return {name: settled(member) for name, member in members.items()}, left_out
+
+
+def _leave_out_unused_(members: dict[str, TrainConfig]) -> dict[str, list[str]]:
+    """Give fields that a member does not use, though others do, their defaults.
+
+    returns: the fields that had another value, each with the kinds that do not use it
+    raises: ValueError for two members that are one without them
+    """
+    unused_by = {name: unused(member) for name, member in members.items()}
+    of_none = set.intersection(*map(set, unused_by.values()))
+    defaults, left_out, found = to_mapping(filled(TrainConfig())), {}, {}
+    for name, member in members.items():
+        given = to_mapping(member)
+        dropped = {f for f in unused_by[name].keys() - of_none if given[f] != defaults[f]}
+        for field in sorted(dropped):
+            left_out.setdefault(field, dict[str, None]())[str(member.kind)] = None
+        members[name] = dataclasses.replace(member, **{field: defaults[field] for field in dropped})
+        other = found.setdefault(repr(dataclasses.replace(members[name], output="-")), name)
+        if other != name:
+            raise ValueError(
+                f"grid expected members that differ, got {other} and {name}: the kind {member.kind} does not "
+                f"use {', '.join(sorted(dropped))}. Give a grid of its own to that kind"
+            )
+    return {field: list(kinds) for field, kinds in left_out.items()}
 
 
 def grid_table(members: Mapping[str, TrainConfig]) -> str:

@@ -16,7 +16,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
 from .config import TrainConfig
-from .kinds.choice import check_kind
+from .kinds.choice import settled
 from .presets import with_preset
 from .rows.protocol import Rows
 from .runs.baseline import baseline_of
@@ -43,9 +43,10 @@ def train_sae(
         sae = train_sae("store/", kind="topk", k=32, expansion=16, output="runs/topk")
 
     After a stop or a kill, make the same call again: it resumes at the last checkpoint and ends with the same
-    SAE, bit for bit on a CPU with as many threads; after the end, it returns that SAE. Where it reads, reports
-    and computes may change. Under torchrun all processes make the call: each computes the gradients of its share of every batch, and of its
-    shard of the latents where `latent_shards` divides them; the first writes.
+    SAE, bit for bit on a CPU with as many threads. After the end, it returns that SAE. Where it reads,
+    reports and computes may change. Under torchrun all processes make the call: each computes the gradients
+    of its share of every batch, and of its shard of the latents where `latent_shards` divides them; the first
+    writes.
 
     store: an open store or its folder; or several, of which each batch has the shares that `store_weights`
         say
@@ -65,7 +66,7 @@ def train_sae(
         saved
     """
     stores = [store] if isinstance(store, Store) else list(store)
-    config = configured(config, fields, stores)
+    config = settled(configured(config, fields, stores))
     stores = opened(stores)
     with distributed.joined(device_of(config), config.latent_shards):
         rows = rows_for(stores, config)
@@ -86,7 +87,7 @@ def train_sae(
 
 def train_on(rows: Rows, config: TrainConfig) -> SparseAutoencoder:
     """`train_sae` on rows that need not be a store's, in one process; they are closed at the end."""
-    check_kind(config)
+    config = settled(config)
     with closing(rows), distributed.joined(device_of(config), config.latent_shards):
         if (sae := _finished(rows, config)) is not None:
             return sae
@@ -118,9 +119,7 @@ def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Se
     base = to_mapping(config) if config else {}
     paths = tuple(str(store.path if isinstance(store, ActivationStore) else store) for store in stores)
     store = paths[0] if len(paths) == 1 else paths
-    config = from_mapping(TrainConfig, with_preset({**base, **fields, "store": store}), "train_sae")
-    check_kind(config)
-    return config
+    return from_mapping(TrainConfig, with_preset({**base, **fields, "store": store}), "train_sae")
 
 
 def opened(stores: Sequence[Store]) -> list[ActivationStore]:

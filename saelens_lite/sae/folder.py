@@ -110,12 +110,7 @@ class SAEFolder:
             no counterpart here (an architecture, a normalisation), each with the way out
         """
         source = _locate(path_or_repo, folder)
-        try:
-            cfg = json.loads((source / CFG).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise CheckpointError(
-                f"{source / CFG}: expected JSON, got {error}; the file is damaged, copy the folder again"
-            ) from error
+        cfg = _read_cfg(source)
         wanted = None if dtype is None else saelens.dtype_name(str(dtype), "load")
         config = saelens.from_cfg(cfg, str(source / CFG), wanted)
         config = dataclasses.replace(config, metadata=_without_digests(config.metadata))
@@ -139,6 +134,21 @@ class SAEFolder:
         sae = cls(config)
         sae.load_state_dict(state)
         return sae.to(device=device)
+
+    @staticmethod
+    def read_config(path_or_repo: str | Path) -> SAEConfig:
+        """What the SAE of a folder is, without its weights. raises: as `load`"""
+        source = _locate(path_or_repo, None)
+        return saelens.from_cfg(_read_cfg(source), str(source / CFG), None)
+
+
+def _read_cfg(source: Path) -> Any:
+    try:
+        return json.loads((source / CFG).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(
+            f"{source / CFG}: expected JSON, got {error}; the file is damaged, copy the folder again"
+        ) from error
 
 
 def load_log_sparsity(path: str | Path) -> Tensor | None:

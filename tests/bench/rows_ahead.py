@@ -70,6 +70,7 @@ def main() -> None:
 def one_run(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(options.threads)
     config = TrainConfig(
+        kind="topk",
         k=32,
         d_sae=options.d_sae or 8 * options.d_model,
         batch_size_rows=BATCH,

@@ -32,7 +32,8 @@ def step_memory(args: argparse.Namespace) -> dict[str, float]:
     from saelens_lite.train.optimise.initial import initial_sae
     from saelens_lite.train.optimise.trainer import Trainer
 
-    config = sl.TrainConfig(k=args.k, d_sae=args.d_sae, batch_size_rows=args.batch, clip_norm=1.0)
+    size = {"k": args.k, "d_sae": args.d_sae, "batch_size_rows": args.batch}
+    config = sl.TrainConfig(kind="topk", clip_norm=1.0, **size)
     acts = torch.randn(args.batch, args.d)
     before_gib = peak_gib()
     sae = initial_sae(sl.SAEConfig(d_model=args.d, d_sae=args.d_sae, k=args.k), acts[:1024], 0)

@@ -22,16 +22,16 @@ BASE = {
     "progress": False,
     "device": "cpu",
 }
-RELU, JUMPRELU = {"kind": "relu"}, {"kind": "jumprelu"}
-TANH = {"kind": "jumprelu", "jumprelu_penalty": "tanh"}
-RESAMPLED = {"kind": "relu", "dead_after_tokens": 128, "l1_coeff": 50.0, "l1_warm_up_steps": 0, "lr": 0.1}
+RELU, JUMPRELU = {"kind": "relu", "k": None}, {"kind": "jumprelu", "k": None}
+TANH = {**JUMPRELU, "jumprelu_penalty": "tanh"}
+RESAMPLED = {**RELU, "dead_after_tokens": 128, "l1_coeff": 50.0, "l1_warm_up_steps": 0, "lr": 0.1}
 DEAD = {"k": 1, "dead_after_tokens": 128}
 
 CHANGES_THE_SAE = {
     "store": ({}, "store of other rows"),
     "store_weights": ({"store": "both"}, (0.9, 0.1)),
     "hook_point": ({}, "b"),
-    "kind": ({}, "relu"),
+    "kind": ({"k": None}, "relu"),
     "k": ({}, 4),
     "k_anneal_fraction": ({}, 0.5),
     "k_anneal_start": ({"k_anneal_fraction": 0.5}, 2.0),

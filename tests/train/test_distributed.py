@@ -36,15 +36,15 @@ CASES = {
     "topk, several k": {"kind": "topk", "multi_topk_coeff": 0.125},
     "topk, clipped": {"kind": "topk", "clip_norm": 0.1},
     "topk, frozen decoder": {"kind": "topk", "freeze_decoder": True},
-    "relu": {"kind": "relu", "l1_coeff": 0.1},
-    "relu, free norms": {"kind": "relu", "l1_coeff": 0.1, "unit_decoder": False},
-    "gated": {"kind": "gated", "l1_coeff": 0.1},
-    "jumprelu, target": {"kind": "jumprelu", "target_l0": 6.0},
-    "jumprelu, tanh": {"kind": "jumprelu", "jumprelu_penalty": "tanh"},
+    "relu": {"kind": "relu", "k": None, "l1_coeff": 0.1},
+    "relu, free norms": {"kind": "relu", "k": None, "l1_coeff": 0.1, "unit_decoder": False},
+    "gated": {"kind": "gated", "k": None, "l1_coeff": 0.1},
+    "jumprelu, target": {"kind": "jumprelu", "k": None, "target_l0": 6.0},
+    "jumprelu, tanh": {"kind": "jumprelu", "k": None, "jumprelu_penalty": "tanh"},
     "batchtopk": {"kind": "batchtopk"},
     "matryoshka": {"kind": "matryoshka"},
-    "relu, resampled": {"kind": "relu", "l1_coeff": 0.1, "resample_every_steps": 5},
-    "gated, resampled": {"kind": "gated", "l1_coeff": 0.1, "resample_every_steps": 5},
+    "relu, resampled": {"kind": "relu", "k": None, "l1_coeff": 0.1, "resample_every_steps": 5},
+    "gated, resampled": {"kind": "gated", "k": None, "l1_coeff": 0.1, "resample_every_steps": 5},
     "topk, noise, contraction": {"kind": "topk", "input_noise": 0.3, "contractive_coeff": 0.1},
     "batchtopk, k annealed": {"kind": "batchtopk", "k_anneal_fraction": 0.7},
     # more latents kept or used by AuxK than a shard has, and fewer
@@ -54,9 +54,9 @@ CASES = {
     # the dead all in the first shard; gradients by products in the first shard, by the kernels in the second
     "topk, uneven": {"kind": "topk"},
     "matryoshka, uneven": {"kind": "matryoshka"},
-    "relu, uneven": {"kind": "relu", "l1_coeff": 0.1, "clip_norm": 0.1},
-    "gated, uneven": {"kind": "gated", "l1_coeff": 0.1, "contractive_coeff": 0.1},
-    "jumprelu, uneven": {"kind": "jumprelu", "target_l0": 6.0},
+    "relu, uneven": {"kind": "relu", "k": None, "l1_coeff": 0.1, "clip_norm": 0.1},
+    "gated, uneven": {"kind": "gated", "k": None, "l1_coeff": 0.1, "contractive_coeff": 0.1},
+    "jumprelu, uneven": {"kind": "jumprelu", "k": None, "target_l0": 6.0},
 }
 
 

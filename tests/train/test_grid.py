@@ -33,7 +33,6 @@ N_STEPS = 24
 OPTIONS = {
     "k": 3,
     "d_sae": 32,
-    "l1_coeff": 0.5,
     "n_steps": N_STEPS,
     "batch_size_rows": 256,
     "buffer_rows": 2048,
@@ -111,7 +110,7 @@ def test_members_are_named_by_what_tells_them_apart_and_have_one_row_order(store
                                                                              "got 'topk'"),
         ({"k": [2, 2]}, "members that differ, got k=2 twice"),
         ({"output": ["x"]}, "tell members apart.*got output, which all members share"),
-        ({"kk": [2]}, "unknown key 'kk'"), ({"k": ["2"]}, "k expected int, got str"),
+        ({"kk": [2]}, "unknown key 'kk'"), ({"k": ["2"]}, r"k expected int \| None, got str"),
     ],
 )  # fmt: skip
 def test_a_grid_that_is_none_is_refused(store, tmp_path, grid, message):
@@ -295,6 +294,36 @@ def test_killed_again_and_again_and_stopped(forked, whole, tmp_path):
 # what is there
 
 
+def test_over_kinds_a_field_is_left_out_where_it_is_not_used_and_named_once(store, tmp_path, caplog):
+    options = {**OPTIONS, "n_steps": 2, "k": 3, "l1_coeff": 0.7, "baseline": False}
+    with caplog.at_level("WARNING", logger="saelens_lite.train"):
+        saes = sl.train_grid(store, {"kind": ["topk", "relu", "gated"]}, output=tmp_path, **options)
+    assert caplog.text.count("k is left out where the kind does not use it: relu, gated") == 1
+    assert caplog.text.count("l1_coeff is left out where the kind does not use it: topk") == 1
+    trained = {name: sae.config.metadata["saelens_lite"]["train"] for name, sae in saes.items()}
+    assert [facts["k"] for facts in trained.values()] == [3, 32, 32]
+    assert [facts["l1_coeff"] for facts in trained.values()] == [5.0, 0.7, 0.7]
+    with pytest.raises(ValueError, match="target_l0 expected None for the kind topk .* got 8"):
+        sl.train_grid(store, {"kind": ["topk", "relu"]}, output=tmp_path / "b", target_l0=8, **OPTIONS)
+    with pytest.raises(ValueError, match="kind=relu,k=2 and kind=relu,k=3: the kind relu does not use k"):
+        sl.train_grid(store, {"kind": ["topk", "relu"], "k": [2, 3]}, output=tmp_path / "c")
+
+
+def test_members_of_a_release_that_let_unused_fields_be_set_are_known_again(store, tmp_path, monkeypatch):
+    grid = {"kind": ["topk", "relu"]}
+    first = train(store, tmp_path, grid)
+    for name in first:  # as they were recorded then
+        for file, entries in (("cfg.json", ("metadata", "saelens_lite", "train")), ("train_config.json", ())):
+            content = json.loads((tmp_path / name / file).read_text())
+            record = content
+            for entry in entries:
+                record = record[entry]
+            record |= {"k": 3, "l1_coeff": 0.25 if name == "kind=topk" else 5.0, "bandwidth": 0.125}
+            (tmp_path / name / file).write_text(json.dumps(content))
+    monkeypatch.setattr(Trainer, "update", lambda *_: pytest.fail("it trains again"))
+    assert train(store, tmp_path, grid).keys() == first.keys()
+
+
 def test_what_is_finished_stays_and_what_is_new_is_trained(store, tmp_path, monkeypatch, caplog):
     first = train(store, tmp_path, {"k": [2, 3]})
     before = outcomes(tmp_path)
@@ -390,7 +419,7 @@ def test_the_baseline_stands_beside_the_run(store, tmp_path, kind):
 
 def test_the_baseline_of_a_run_that_resamples_does_not(store, tmp_path):
     fields = {"kind": "relu", "dead_after_tokens": 128, "l1_coeff": 50.0, "lr": 0.1, "l1_warm_up_steps": 0}
-    options = {**OPTIONS, **fields}
+    options = {**OPTIONS, "k": None, **fields}
     sae = sl.train_sae(store, output=tmp_path / "both", baseline=True, resample_every_steps=5, **options)
     sl.train_sae(store, output=tmp_path / "plain", freeze_decoder=True, **options)
     assert outcome(tmp_path / "both" / "frozen") == outcome(tmp_path / "plain")
@@ -464,7 +493,7 @@ def test_the_command_says_which_member_broke(store, tmp_path, capsys):
         "train",
         "--store",
         str(store.path),
-        *flags(output=tmp_path, kind="relu"),
+        *flags(output=tmp_path, kind="relu", k=None),
         "--grid",
         "lr=1e-3,1e38",
     ]

@@ -9,10 +9,10 @@ import torch
 
 import saelens_lite as sl
 from saelens_lite.cli.commands import main
-from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.config import LEFT_OPEN, TrainConfig
 from saelens_lite.train.presets import PRESETS, PresetName, with_preset
 
-DEFAULTS = {field.name: field.default for field in fields(TrainConfig)}
+DEFAULTS = {field.name: field.default for field in fields(TrainConfig)} | LEFT_OPEN
 SMALL = {"k": 4, "d_sae": 64, "n_steps": 3, "batch_size_rows": 256, "device": "cpu", "progress": False}
 
 
@@ -42,14 +42,16 @@ def test_the_names_are_those_of_the_type_and_each_but_the_default_sets_something
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_trains_saves_and_loads(store, tmp_path, name):
-    sae = sl.train_sae(store, preset=name, output=tmp_path, **SMALL)
+    small = SMALL | {"k": 4 if "k" in PRESETS[name] or name == "default" else None}
+    sae = sl.train_sae(store, preset=name, output=tmp_path, **small)
     loaded = sl.SparseAutoencoder.load(tmp_path)
     acts = store.gather(torch.arange(100))
     assert torch.equal(loaded(acts).recons, sae(acts).recons)
     expected = (
         DEFAULTS
         | dict(PRESETS[name])
-        | SMALL
+        | small
+        | {"k": small["k"] or 32}
         | {"preset": name, "store": str(store.path), "output": str(tmp_path)}
     )
     assert recorded(tmp_path) == json.loads(json.dumps(expected))
@@ -156,7 +158,7 @@ def test_help_shows_the_presets_and_the_values_of_one(capsys):
 def test_a_stopped_run_of_a_preset_goes_on_by_the_same_call_or_by_the_fields_it_meant(
     store, tmp_path, killed_before, caplog
 ):
-    options = SMALL | {"n_steps": 10}
+    options = SMALL | {"n_steps": 10, "k": None}
     whole = sl.train_sae(store, preset="anthropic-jumprelu", output=tmp_path / "whole", **options)
     meant = dict(PRESETS["anthropic-jumprelu"])
     for name, again in (("preset", {"preset": "anthropic-jumprelu"}), ("fields", meant)):

@@ -30,7 +30,7 @@ class BatchTopK(TopK):
     """TopK's step, with any number of pairs a token."""
 
     sae_kind = "jumprelu"
-    fields = frozenset({"k_anneal_fraction"})
+    fields = TopK.fields - {"multi_topk_coeff"}
     calibrates = True
     encoder_scale = 0.1
     """A small encoder turns faster under Adam, and what it learns is not random directions with corrections:

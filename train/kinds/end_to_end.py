@@ -24,7 +24,7 @@ from saelens_lite.sae.latents import SparseLatents
 from ..comm import ALONE
 from ..config import TrainConfig
 from ..rows.store_contexts import Contexts
-from .kind import Kind, StepStats
+from .kind import L1_FIELDS, Kind, StepStats
 
 
 class EndToEnd(Kind):
@@ -46,12 +46,16 @@ class EndToEnd(Kind):
         config.expect(
             config.init_from is not None, "init_from", "the folder of a trained SAE with end_to_end"
         )
-        step = config.jumprelu_penalty == "step"
-        config.expect(step, "jumprelu_penalty", "step with end_to_end, which leaves thresholds alone")
-        for name in ("k_anneal_fraction", "multi_topk_coeff", "input_noise", "contractive_coeff"):
+        for name in ("input_noise", "contractive_coeff"):
             config.expect(not getattr(config, name), name, "0 with end_to_end")
-        for name in ("l0_coeff", "target_l0", "resample_every_steps", "store_weights", "max_norm_ratio"):
+        for name in ("store_weights", "max_norm_ratio"):
             config.expect(getattr(config, name) is None, name, "None with end_to_end")
+
+    @classmethod
+    def fields_of(cls, kind: type[Kind]) -> frozenset[str]:
+        """Fields of a kind that count here: of penalties L1 alone."""
+        l1 = L1_FIELDS if kind.fields >= L1_FIELDS else frozenset()
+        return kind.fields & {"k", "unit_decoder", "initial_threshold"} | l1
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         return {name: p for name, p in self.kind.parameters().items() if "threshold" not in name}

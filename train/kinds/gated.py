@@ -13,14 +13,14 @@ from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.kernels.reference import TokenPass
 
 from .few_pairs import PairPlaces, few_pairs
-from .kind import L1_ENCODER_SCALE, Kind, StepStats
+from .kind import L1_ENCODER_SCALE, L1_FIELDS, RESAMPLING_FIELDS, Kind, StepStats
 
 
 class Gated(Kind):
     """Dense products at first; the kernels once few gates are open."""
 
     sae_kind = "gated"
-    fields = frozenset({"resample_every_steps"})
+    fields = L1_FIELDS | RESAMPLING_FIELDS
     not_end_to_end = "another one with end_to_end, which has no gradient for gates"
     sparsity_name = "l1"
     encoder_scale = L1_ENCODER_SCALE

@@ -21,7 +21,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from ..comm import ALONE, Alone
 from ..config import TrainConfig
 from .few_pairs import PairPlaces, few_pairs
-from .kind import Kind, StepStats
+from .kind import RESAMPLING_FIELDS, Kind, StepStats
 
 _TANH_SCALE = 4.0
 
@@ -30,7 +30,10 @@ class JumpReLU(Kind):
     """Dense products at first; with the penalty step, the kernels once few latents are on."""
 
     sae_kind = "jumprelu"
-    fields = frozenset({"unit_decoder", "resample_every_steps"})
+    fields = RESAMPLING_FIELDS | {
+        "unit_decoder", "jumprelu_penalty", "l0_coeff", "target_l0", "bandwidth", "initial_threshold",
+        "pre_act_coeff", "l1_warm_up_steps",
+    }  # fmt: skip
     sparsity_name = "penalty"
     # At 1, with thresholds of 1, a target l0 is met before latents have found a direction: fvu 0.23 for 0.13
     # (600 steps).
@@ -43,14 +46,15 @@ class JumpReLU(Kind):
         self.bandwidth = config.bandwidth or (0.5 if step else 2.0)
         self.initial_threshold = config.initial_threshold or (0.3 if step else 0.1)
         self.l0_coeff = config.l0_coeff or (1.0 if config.target_l0 is None else float(sae.d_model))
-        with torch.no_grad():
-            sae.threshold.copy_(torch.where(sae.threshold > 0, sae.threshold, self.initial_threshold))
+        if config.init_from is None or config.initial_threshold is not None:
+            torch.nn.init.constant_(sae.threshold, self.initial_threshold)
+        # Of a threshold of 0 it is −∞, which stays: its gradient is 0.
         self.log_threshold = torch.nn.Parameter(sae.threshold.detach().log())
 
     @classmethod
-    def check(cls, config: TrainConfig) -> None:
-        step = config.jumprelu_penalty == "step"
-        config.expect(step or config.target_l0 is None, "target_l0", "None with the penalty tanh")
+    def idle(cls, config: TrainConfig) -> dict[str, str]:
+        name = "pre_act_coeff" if config.jumprelu_penalty == "step" else "target_l0"
+        return {name: f"with the penalty {config.jumprelu_penalty}"}
 
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         parameters = super().parameters()

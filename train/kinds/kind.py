@@ -30,6 +30,10 @@ class StepStats(NamedTuple):
     l0: Tensor
 
 
+L1_FIELDS = frozenset({"l1_coeff", "l1_warm_up_steps"})
+RESAMPLING_FIELDS = frozenset({"resample_every_steps", "resample_fraction"})
+
+
 class Kind:
     """How an SAE of one kind is trained: its gradients, and what it needs around the optimiser's step.
 
@@ -43,7 +47,7 @@ class Kind:
     encoder_scale: ClassVar[float] = 1.0
     """Of W_enc at the start, see init.initial_sae."""
     fields: ClassVar[frozenset[str]] = frozenset()
-    """Fields of TrainConfig that some kinds refuse and this one takes."""
+    """Fields of TrainConfig that some kinds do not use and this one does; others refuse them."""
     keeps_k: ClassVar[bool] = False
     """Whether a token has k latents, on average at least."""
     not_end_to_end: ClassVar[str] = ""
@@ -62,6 +66,11 @@ class Kind:
     @classmethod
     def check(cls, config: TrainConfig) -> None:
         """What this kind asks of its fields beyond their bounds. raises: ValueError"""
+
+    @classmethod
+    def idle(cls, config: TrainConfig) -> dict[str, str]:
+        """Its own fields that change nothing beside the others, and what stands against each."""
+        return {}
 
     @property
     def d_sae(self) -> int:
@@ -143,7 +152,7 @@ class Kind:
     def decoder_norms(self) -> Tensor:
         """Norms of the decoder's rows, float[d_sae], which weigh latents in penalties; for unit rows 1."""
         unit = self.sae.W_dec.new_ones(())
-        return unit if self.config.unit_decoder else torch.linalg.vector_norm(self.sae.W_dec, dim=1)
+        return unit if self.config.unit_decoder else row_norms(self.sae.W_dec)
 
     def after_update(self) -> None:
         """After an optimiser step: bring decoder rows back to norm 1, unless they are free."""
@@ -172,7 +181,12 @@ class Kind:
 
 @torch.no_grad()
 def unit_rows_(W_dec: Tensor) -> None:
-    W_dec.div_(torch.linalg.vector_norm(W_dec, dim=1, keepdim=True))
+    W_dec.div_(row_norms(W_dec)[:, None])
+
+
+def row_norms(W_dec: Tensor) -> Tensor:
+    """Norms to divide by, float[d_sae]: a row of zeros, which a pruned latent has, stays one."""
+    return torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(torch.finfo(W_dec.dtype).tiny)
 
 
 L1_ENCODER_SCALE = 0.1

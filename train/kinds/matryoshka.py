@@ -25,6 +25,7 @@ from .workspace import Pairs
 class Matryoshka(BatchTopK):
     """BatchTopK's selection, in which each token has a bag of pairs for the latents that a prefix adds."""
 
+    fields = BatchTopK.fields | {"matryoshka_fractions"}
     not_end_to_end = "batchtopk with end_to_end, for which prefixes do not count"
     encoder_scale = 1.0
     """Bussmann et al. 2025; a smaller one, as for batchtopk, was not measured."""

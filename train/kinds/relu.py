@@ -8,14 +8,14 @@ from torch import Tensor
 from saelens_lite.kernels import dispatch as kernels
 
 from .few_pairs import PairPlaces, few_pairs
-from .kind import L1_ENCODER_SCALE, Kind, StepStats
+from .kind import L1_ENCODER_SCALE, L1_FIELDS, RESAMPLING_FIELDS, Kind, StepStats
 
 
 class ReLU(Kind):
     """Dense products at first, five a step; the kernels once few latents are on."""
 
     sae_kind = "relu"
-    fields = frozenset({"unit_decoder", "resample_every_steps"})
+    fields = L1_FIELDS | RESAMPLING_FIELDS | {"unit_decoder"}
     sparsity_name = "l1"
     encoder_scale = L1_ENCODER_SCALE
 

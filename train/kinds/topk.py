@@ -27,7 +27,7 @@ class TopK(Kind):
     """Selection, decoding and both weight gradients by the kernels, over k pairs a token."""
 
     sae_kind = "topk"
-    fields = frozenset({"k_anneal_fraction", "multi_topk_coeff"})
+    fields = frozenset({"k", "k_anneal_fraction", "k_anneal_start", "multi_topk_coeff", "aux_coeff", "k_aux"})
     keeps_k = True
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:

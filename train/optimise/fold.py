@@ -31,12 +31,14 @@ def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
     """Bring decoder rows to norm 1 and let the latents carry the norms, in place; reconstructions stay.
 
     A latent is on where its pre-activation is above 0 or its threshold, whatever scales both. TopK compares
-    latents with each other, so its rows must have one norm, by which all are divided.
+    latents with each other, so its rows must have one norm, by which all are divided. A latent whose row is
+    zero writes nothing; it is silent afterwards.
     raises: ValueError for a TopK SAE whose rows have different norms, before anything is changed
     """
-    norms = torch.linalg.vector_norm(sae.W_dec, dim=1).clamp_min(torch.finfo(sae.dtype).tiny)
-    if sae.kind == "topk":
-        least, most = float(norms.min()), float(norms.max())
+    norms = torch.linalg.vector_norm(sae.W_dec, dim=1)
+    written = norms > 0
+    if sae.kind == "topk" and written.any():
+        least, most = float(norms[written].min()), float(norms.max())
         if least < (1 - _SAME_NORM) * most:
             raise ValueError(
                 f"expected decoder rows of one norm in a TopK SAE, got norms from {least:.3g} to {most:.3g}: "
@@ -44,8 +46,8 @@ def fold_decoder_norms_(sae: SparseAutoencoder) -> SparseAutoencoder:
                 "where it was trained, or train a fresh SAE (init_from=None)"
             )
         if least < (1 - _FLOAT32_ROUNDING) * most:
-            norms = norms.mean().expand_as(norms)
-    sae.W_dec.div_(norms[:, None])
+            norms = norms[written].mean() * written
+    sae.W_dec.div_(torch.where(written, norms, 1)[:, None])
     sae.W_enc.mul_(norms)
     for name, of in sae.config.parameters.items():
         if of.of_latents and of.in_units_of_acts:

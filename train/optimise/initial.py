@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,8 @@ from saelens_lite.sae.nonlinearity import geometric_median
 
 from ..comm import ALONE, Alone
 from .fold import fold_decoder_norms_, fold_scale
+
+log = logging.getLogger(__name__)
 
 _PIECE_ROWS = 4096
 
@@ -73,6 +76,8 @@ def sae_to_finetune(
     sae.config = dataclasses.replace(config, d_sae=sae.d_sae)
     sae = fold_scale(sae, 1 / scale)
     if unit_decoder:
+        if n_silent := int((sae.W_dec == 0).all(1).sum()):
+            log.info("init_from=%s: %d latents have a decoder row of zero and stay silent", folder, n_silent)
         try:
             fold_decoder_norms_(sae)
         except ValueError as error:

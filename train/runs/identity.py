@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from saelens_lite.config import differing_fields, marked, to_mapping, to_record
 from saelens_lite.errors import with_option
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from ..config import FREE, TrainConfig
+from ..config import FREE, LEFT_OPEN, TrainConfig
+from ..kinds.choice import unused
 from ..rows.protocol import Rows, n_steps
 from .checkpoints import Checkpoint, circumstances, load_checkpoint
 from .output import remove_leftovers
@@ -58,7 +60,7 @@ def _sae_of(output: Path, rows: Rows, config: TrainConfig) -> SparseAutoencoder 
         "hook_point": sae.config.hook_point,
         name: contents[0] if len(contents) == 1 else contents,
     }
-    if differing := differing_fields(earlier, identity(rows, config), to_mapping(TrainConfig())):
+    if differing := _differing(earlier, rows, config):
         raise with_option(
             ValueError(
                 f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to "
@@ -94,9 +96,7 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
                 )
             log.info("the run in %s ended before its first checkpoint: it begins anew", output)
         return None
-    now = identity(rows, config)
-    # older checkpoints of a stream do not record its state
-    if differing := differing_fields(found.run, now, to_mapping(TrainConfig()) | {"state": now.get("state")}):
+    if differing := _differing(found.run, rows, config):
         raise with_option(
             ValueError(
                 f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set "
@@ -116,6 +116,14 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
         ]
         log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
     return found
+
+
+def _differing(earlier: Mapping[str, Any], rows: Rows, config: TrainConfig) -> list[str]:
+    """Where an earlier run is another one; older releases let fields be set that change nothing."""
+    now = identity(rows, config)
+    # older checkpoints of a stream do not record its state
+    defaults = to_mapping(TrainConfig()) | LEFT_OPEN | {"state": now.get("state")}
+    return differing_fields(earlier, now, defaults, unused(config))
 
 
 def identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:

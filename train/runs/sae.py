@@ -18,11 +18,19 @@ _INIT_ROWS = 32_768
 
 
 def sae_config(config: TrainConfig, rows: Rows, d_sae: int | None = None) -> SAEConfig:
-    """The configuration of the whole SAE; d_sae: None for what `config` says."""
-    kind = kind_class(config.kind).sae_kind
+    """The configuration of the whole SAE; d_sae: None for what `config` says.
+
+    raises: ValueError for a k above it
+    """
+    kind = kind_class(str(config.kind)).sae_kind
+    if d_sae is None:
+        source = config.init_from and SparseAutoencoder.read_config(config.init_from)
+        d_sae = source.d_sae if source else config.d_sae or config.expansion * rows.d_model
+        if kind_class(str(config.kind)).keeps_k:
+            config.expect(int(config.k or 0) <= d_sae, "k", f"at most d_sae={d_sae}")
     return SAEConfig(
         d_model=rows.d_model,
-        d_sae=d_sae or config.d_sae or config.expansion * rows.d_model,
+        d_sae=d_sae,
         kind=kind,
         k=config.k if kind == "topk" else None,
         hook_point=rows.hook_point,
@@ -37,7 +45,7 @@ def starting_sae(config: TrainConfig, rows: Rows, comm: Alone) -> SparseAutoenco
     sample, whole = rows.sample(_INIT_ROWS) * rows.scale, sae_config(config, rows)
     if config.init_from is not None:
         return sae_to_finetune(whole, config.init_from, rows.scale, config.unit_decoder, comm)
-    return initial_sae(whole, sample, config.seed, kind_class(config.kind).encoder_scale, comm)
+    return initial_sae(whole, sample, config.seed, kind_class(str(config.kind)).encoder_scale, comm)
 
 
 def saved_sae(trainer: Trainer, rows: Rows) -> SparseAutoencoder:

@@ -419,7 +419,7 @@ def trained(store, tmp_path):
 
 def test_runs_of_training_are_shown_whole(store, trained, report):
     topk = trained("topk", dead_after_tokens=256)
-    trained("relu", kind="relu", l1_coeff=0.5)
+    trained("relu", kind="relu", k=None, l1_coeff=0.5)
     page = report(topk.parent)
     runs = page.table("Runs")
     facts = sl.SparseAutoencoder.load(topk).config.metadata["saelens_lite"]

@@ -16,7 +16,7 @@ from saelens_lite.train.kinds.end_to_end import EndToEnd
 from saelens_lite.train.rows.store_contexts import StoreContexts
 
 POINT = "blocks.0.hook_resid_post"
-OPTIONS = {"batch_size_rows": 128, "k": 4, "device": "cpu", "progress": False}
+OPTIONS = {"batch_size_rows": 128, "device": "cpu", "progress": False}
 KINDS = ["topk", "batchtopk", "relu", "jumprelu"]
 
 
@@ -51,7 +51,7 @@ def source(store, tmp_path_factory):
 
     def train(kind):
         if not (folder / kind).exists():
-            own = {"l1_coeff": 0.5} if kind == "relu" else {}
+            own = {"relu": {"l1_coeff": 0.5}, "jumprelu": {}}.get(kind, {"k": 4})
             sl.train_sae(store, output=folder / kind, kind=kind, d_sae=96, n_steps=60, **OPTIONS, **own)
         return str(folder / kind)
 
@@ -222,14 +222,14 @@ def test_what_cannot_be_is_refused(model, store, source, tmp_path, planted):
     ):
         sl.train_sae(store, model=model, end_to_end="kl", **options)
     with pytest.raises(ValueError, match="kind expected another one with end_to_end"):
-        sl.train_sae(store, model=model, end_to_end="kl", kind="gated", init_from="there", **options)
+        sl.train_sae(store, model=model, end_to_end="kl", kind="gated", init_from=source("topk"), **options)
     for fields in (
-        {"kind": "matryoshka"}, {"jumprelu_penalty": "tanh"}, {"multi_topk_coeff": 0.1},
-        {"k_anneal_fraction": 0.1},
-        {"l0_coeff": 1.0}, {"target_l0": 8.0}, {"store_weights": (1.0,)}, {"max_norm_ratio": 9.0},
+        {"kind": "matryoshka"}, {"multi_topk_coeff": 0.1}, {"k_anneal_fraction": 0.1},
+        {"store_weights": (1.0,)}, {"max_norm_ratio": 9.0}, {"jumprelu_penalty": "tanh", "kind": "jumprelu"},
+        {"l0_coeff": 1.0, "kind": "jumprelu"}, {"target_l0": 8.0, "kind": "jumprelu"},
     ):  # fmt: skip
         with pytest.raises(ValueError, match=f"{next(iter(fields))} expected .* with end_to_end"):
-            sl.train_sae(store, model=model, end_to_end="kl", init_from="there", **options, **fields)
+            sl.train_sae(store, model=model, end_to_end="kl", init_from=source("topk"), **options, **fields)
     with pytest.raises(ValueError, match="end_to_end expected model="):
         sl.train_sae(store, end_to_end="kl", init_from=source("topk"), **options)
     with pytest.raises(ValueError, match="does not give the activations"):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.kinds.choice import check_kind
+from saelens_lite.train.kinds.choice import settled
 from saelens_lite.train.kinds.jumprelu import JumpReLU
 from saelens_lite.train.optimise.trainer import Trainer
 
@@ -24,7 +24,9 @@ def sae_of(threshold=0.0):
 
 def test_thresholds_start_as_configured_and_keep_what_a_trained_sae_has():
     cases = [(0.0, {}, 0.3), (0.0, {"jumprelu_penalty": "tanh"}, 0.1), (0.0, {"initial_threshold": 0.3}, 0.3)]
-    for found, fields, want in [*cases, (0.7, {"initial_threshold": 0.3}, 0.7)]:
+    source = {"init_from": "there"}
+    kept = [(0.7, source, 0.7), (0.0, source, 0.0), (0.7, source | {"initial_threshold": 0.3}, 0.3)]
+    for found, fields, want in [*cases, *kept]:
         kind = JumpReLU(sae_of(found), TrainConfig(kind="jumprelu", **fields))
         assert kind.sae.threshold.item() == pytest.approx(want)
 
@@ -82,4 +84,4 @@ def test_thresholds_stay_positive_and_are_part_of_a_checkpoint():
 
 def test_fields_of_other_penalties_are_refused():
     with pytest.raises(ValueError, match="target_l0 expected None with the penalty tanh, got 32"):
-        check_kind(TrainConfig(kind="jumprelu", jumprelu_penalty="tanh", target_l0=32))
+        settled(TrainConfig(kind="jumprelu", jumprelu_penalty="tanh", target_l0=32))

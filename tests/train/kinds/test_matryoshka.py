@@ -8,7 +8,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.kinds.batchtopk import BatchTopK
-from saelens_lite.train.kinds.choice import check_kind
+from saelens_lite.train.kinds.choice import settled
 from saelens_lite.train.kinds.matryoshka import Matryoshka
 
 
@@ -62,4 +62,4 @@ def test_prefixes_that_hold_nothing_new_are_refused():
     with pytest.raises(
         ValueError, match="matryoshka_fractions expected shares that ascend from above 0 to 1"
     ):
-        check_kind(TrainConfig(kind="matryoshka", matryoshka_fractions=(0.5, 0.25, 1)))
+        settled(TrainConfig(kind="matryoshka", matryoshka_fractions=(0.5, 0.25, 1)))

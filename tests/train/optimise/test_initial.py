@@ -36,10 +36,9 @@ def test_training_goes_on_where_the_folder_stands(store, tmp_path, kind):
     fresh = sl.train_sae(
         store, output=tmp_path / "fresh", kind=kind, d_sae=64, **{**OPTIONS, "n_steps": 1}, **own, **k
     )
-    on = {**OPTIONS, "n_steps": 1, "lr": 1e-6, "l1_warm_up_steps": 0}
-    after = sl.train_sae(
-        store, output=tmp_path / "after", kind=kind, init_from=str(tmp_path / "first"), **on, **own, **k
-    )
+    on = {**OPTIONS, "n_steps": 1, "lr": 1e-6}
+    after = sl.train_sae(store, output=tmp_path / "after", init_from=str(tmp_path / "first"), **on, **own)
+    assert (facts(after)["train"]["kind"], facts(after)["train"]["k"]) == (kind, k.get("k", 32))
     assert facts(after)["held_out_fvu"] == pytest.approx(facts(first)["held_out_fvu"], rel=0.02)
     assert facts(after)["held_out_fvu"] < 0.8 * facts(fresh)["held_out_fvu"]
     assert_close(after.W_dec, first.W_dec, atol=1e-4, rtol=0)
@@ -169,3 +168,84 @@ def test_evaluations_tell_what_the_reconstruction_costs_the_model(gpt2, byte_tok
     assert facts(sae)["held_out_delta_ce"] == told[-1]
     plain = sl.train_sae(store, output=tmp_path / "plain", **options)
     assert_close(plain.W_dec, sae.W_dec, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka", "jumprelu", "gated", "relu"])
+def test_kind_k_and_prefixes_are_the_folders_unless_they_are_given(store, tmp_path, kind):
+    k = {"k": 3} if kind in ("topk", "batchtopk", "matryoshka") else {}
+    prefixes = {"matryoshka_fractions": (0.25, 1.0)} if kind == "matryoshka" else {}
+    few = {**OPTIONS, "n_steps": 2}
+    first = sl.train_sae(store, output=tmp_path / "first", kind=kind, d_sae=48, **few, **k, **prefixes)
+    options = {**few, "init_from": str(tmp_path / "first")}
+    after = sl.train_sae(store, output=tmp_path / "after", **options)
+    train = facts(after)["train"]
+    assert (after.kind, after.config.k, train["kind"], train["k"]) == (
+        first.kind,
+        first.config.k,
+        kind,
+        k.get("k", 32),
+    )
+    assert next(iter(train["matryoshka_fractions"])) == (0.25 if prefixes else 1 / 16)
+    if k:
+        told = sl.train_sae(store, output=tmp_path / "told", k=5, **options)
+        assert facts(told)["train"]["k"] == 5 and facts(told)["train"]["kind"] == kind
+    if kind == "matryoshka":
+        other = sl.train_sae(store, output=tmp_path / "other", kind="batchtopk", **options)
+        assert (facts(other)["train"]["kind"], facts(other)["train"]["k"]) == ("batchtopk", 3)
+
+
+def test_thresholds_are_the_folders_zero_ones_too_unless_they_are_given(store, tmp_path):
+    torch.manual_seed(0)
+    source = sl.SparseAutoencoder(sl.SAEConfig(d_model=16, d_sae=32, kind="jumprelu"))
+    with torch.no_grad():
+        source.W_dec.copy_(torch.nn.functional.normalize(torch.randn(32, 16), dim=1))
+        source.W_enc.copy_(source.W_dec.T)
+        source.threshold.copy_(torch.linspace(0, 1, 32))
+    source.save(tmp_path / "source")
+    options = {**OPTIONS, "n_steps": 2, "lr": 1e-6, "init_from": str(tmp_path / "source")}
+    kept = sl.train_sae(store, output=tmp_path / "kept", **options)
+    assert_close(kept.threshold, source.threshold, atol=1e-5, rtol=0)
+    assert kept.threshold[0] == 0
+    told = sl.train_sae(store, output=tmp_path / "told", initial_threshold=0.5, **options)
+    assert_close(told.threshold, told.threshold[:1].expand(32), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu", "gated", "relu"])
+def test_a_latent_whose_row_is_zero_stays_silent(store, tmp_path, kind, caplog):
+    k = {"k": 3} if kind in ("topk", "batchtopk") else {}
+    options = {**OPTIONS, "n_steps": 5}
+    source = sl.train_sae(store, output=tmp_path / "first", kind=kind, d_sae=48, **options, **k)
+    with torch.no_grad():
+        source.W_dec[3] = 0  # the encoder's column lives on: it would fire and write nothing
+    source.save(tmp_path / "pruned")
+    with caplog.at_level("INFO", logger="saelens_lite.train"):
+        after = sl.train_sae(
+            store, output=tmp_path / "after", init_from=str(tmp_path / "pruned"), kind=kind, **options
+        )
+    assert "1 latents have a decoder row of zero and stay silent" in caplog.text
+    assert all(bool(parameter.isfinite().all()) for parameter in after.parameters())
+    assert not after.encode_dense(store.gather(torch.arange(2000)))[:, 3].any()
+    assert not after.W_dec[3].any()
+    assert_close(after.W_dec.norm(dim=1), torch.ones(48).index_fill(0, torch.tensor([3]), 0.0))
+
+
+def test_free_rows_of_zero_break_no_number(store, tmp_path):
+    options = {**OPTIONS, "n_steps": 5, "kind": "relu", "unit_decoder": False}
+    source = sl.train_sae(store, output=tmp_path / "first", d_sae=48, **options)
+    with torch.no_grad():
+        source.W_dec[3] = 0
+    source.save(tmp_path / "pruned")
+    after = sl.train_sae(store, output=tmp_path / "after", init_from=str(tmp_path / "pruned"), **options)
+    assert all(bool(parameter.isfinite().all()) for parameter in after.parameters())
+
+
+@pytest.mark.parametrize("kind", ["topk", "batchtopk"])
+@pytest.mark.parametrize("width", [{"expansion": 2}, {"init_from": "first"}])
+def test_k_is_at_most_the_width_wherever_that_comes_from(store, tmp_path, kind, width):
+    few = {**OPTIONS, "n_steps": 1}
+    sl.train_sae(store, output=tmp_path / "first", kind=kind, d_sae=32, k=3, **few)
+    fields = {name: str(tmp_path / value) if value == "first" else value for name, value in width.items()}
+    with pytest.raises(ValueError, match="TrainConfig.k expected at most d_sae=32, got 33"):
+        sl.train_sae(store, output=tmp_path / "sae", kind=kind, k=33, **fields, **few)
+    assert not (tmp_path / "sae").exists()
+    sl.train_sae(store, output=tmp_path / "sae", kind=kind, k=32, **fields, **few)

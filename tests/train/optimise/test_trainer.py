@@ -8,7 +8,7 @@ import torch
 from pytest import approx
 
 from saelens_lite.sae.config import SAEConfig
-from saelens_lite.train.config import KindName, TrainConfig
+from saelens_lite.train.config import LEFT_OPEN, KindName, TrainConfig
 from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.kinds.kind import unit_rows_
 from saelens_lite.train.kinds.topk import TopK, annealed_k
@@ -22,7 +22,7 @@ D, N = 8, 32
 
 
 def trainer_of(n_steps=40, d_sae=N, **fields):
-    config = TrainConfig(store="", k=4, **{"lr": 1e-3, "batch_size_rows": 64, **fields})
+    config = TrainConfig(**LEFT_OPEN | {"k": 4, "lr": 1e-3, "batch_size_rows": 64} | fields)
     rows = planted()
     kind = kind_class(config.kind).sae_kind
     sae_config = SAEConfig(d_model=D, d_sae=d_sae, kind=kind, k=4 if kind == "topk" else None)

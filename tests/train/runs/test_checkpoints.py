@@ -31,7 +31,6 @@ N_STEPS = 40
 OPTIONS = {
     "k": 4,
     "d_sae": 64,
-    "l1_coeff": 0.5,
     "n_steps": N_STEPS,
     "batch_size_rows": 256,
     "buffer_rows": 2048,
@@ -40,6 +39,9 @@ OPTIONS = {
     "device": "cpu",
     "progress": False,
 }
+RESAMPLED = {"k": None, "resample_every_steps": 5, "l1_warm_up_steps": 0, "lr": 0.05}
+OWN = {"relu": {"l1_coeff": 0.5, "k": None}, "gated": {"l1_coeff": 0.5, "k": None}, "jumprelu": {"k": None}}
+"""Beside OPTIONS, by kind."""
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +93,7 @@ def whole(forked, tmp_path_factory):
     def run(kind):
         if kind not in found:
             output = tmp_path_factory.mktemp(kind)
-            assert forked(output, kind=kind) == 0
+            assert forked(output, kind=kind, **OWN.get(kind, {})) == 0
             found[kind] = outcome(output)
         return found[kind]
 
@@ -111,9 +113,10 @@ def test_killed_at_ten_random_steps_it_ends_with_the_same_bits(forked, whole, tm
 @pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole, tmp_path, kind):
+    own = OWN.get(kind, {})
     for nth in (7, 11, 5, 14):  # in the process that goes on at the last checkpoint
-        assert forked(tmp_path, (UPDATE, signal.SIGKILL, nth), kind=kind) == -signal.SIGKILL
-    assert forked(tmp_path, kind=kind) == 0
+        assert forked(tmp_path, (UPDATE, signal.SIGKILL, nth), kind=kind, **own) == -signal.SIGKILL
+    assert forked(tmp_path, kind=kind, **own) == 0
     assert outcome(tmp_path) == whole(kind)
 
 
@@ -125,9 +128,9 @@ def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole,
         {"scale_input": False},
         {"max_norm_ratio": 1.2},
         {"k_anneal_fraction": 0.8, "input_noise": 0.1},
-        {"kind": "relu", "resample_every_steps": 5, "l1_coeff": 10.0, "l1_warm_up_steps": 0, "lr": 0.05},
-        {"kind": "gated", "resample_every_steps": 5, "l1_coeff": 10.0, "l1_warm_up_steps": 0, "lr": 0.05},
-        {"kind": "jumprelu", "resample_every_steps": 5, "l1_warm_up_steps": 0, "lr": 0.05},
+        {"kind": "relu", "l1_coeff": 10.0, **RESAMPLED},
+        {"kind": "gated", "l1_coeff": 10.0, **RESAMPLED},
+        {"kind": "jumprelu", **RESAMPLED},
     ],
 )
 def test_with_other_settings_too(forked, tmp_path, fields):
@@ -209,7 +212,7 @@ def test_what_kills_left_goes_when_the_run_goes_on_or_has_ended(store, tmp_path,
 
 def test_the_format(store, tmp_path, killed_before):
     with killed_before(9):
-        train(store, tmp_path, kind="relu")
+        train(store, tmp_path, kind="relu", k=None)
     folder = tmp_path / "state" / "step_00000008"
     assert sorted(path.name for path in folder.iterdir()) == ["state.json", "state.safetensors"]
     facts = json.loads((folder / "state.json").read_text())

@@ -59,13 +59,13 @@ def lines(output):
     "fields",
     [
         {},
-        {"kind": "relu", "l1_coeff": 0.5},
+        {"kind": "relu", "k": None, "l1_coeff": 0.5},
         {"freeze_decoder": True},
         {"kind": "batchtopk"},
         {"kind": "matryoshka"},
-        {"kind": "gated", "l1_coeff": 0.5},
-        {"kind": "jumprelu", "target_l0": 8},
-        {"kind": "relu", "l1_coeff": 0.5, "unit_decoder": False},
+        {"kind": "gated", "k": None, "l1_coeff": 0.5},
+        {"kind": "jumprelu", "k": None, "target_l0": 8},
+        {"kind": "relu", "k": None, "l1_coeff": 0.5, "unit_decoder": False},
     ],
 )
 def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_path, fields):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,9 +21,8 @@ from saelens_lite.store.layout import (
     MANIFEST,
     MANIFEST_BEFORE,
     PLAN,
-    commit_name,
     encode_json,
-    read_json,
+    tokens_name,
 )
 from saelens_lite.store.reader import ActivationStore
 
@@ -164,8 +164,13 @@ def _stored_shards(store: ActivationStore, claims: Claims) -> Iterator[PackedSha
     for index in claims:
         if index >= store.n_shards:
             return
-        documents = read_json(store.folder, commit_name(index, store.hook_points[0]))["documents"]
-        yield PackedShard(index, store.contexts(index), documents, None)
+        commit, tokens = store.commit(index, store.hook_points[0]), tokens_name(index)
+        if store.folder.sha256(tokens) != commit["files"]["tokens.safetensors"]["sha256"]:
+            raise ShardError(
+                f"{store.folder.describe(tokens)} was altered: it has another sha256 than its commit records; "
+                f"restore it, or let `saelens-lite verify {shlex.quote(str(store.path))} --repair` make it anew"
+            )
+        yield PackedShard(index, store.contexts(index), commit["documents"], None)
 
 
 def _shallowest(model: nn.Module, names: Sequence[str]) -> str:

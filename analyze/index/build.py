@@ -180,8 +180,7 @@ def _write(
     files = {"latents": f"latents-{key}.safetensors", "tokens": f"tokens-{key}.safetensors"}
     contents = {"latents": tensors, "tokens": table_of(store) | sample.tensors()}
     described = {
-        name: {"file": file, "bytes": write_tensors(folder, file, contents[name])}
-        for name, file in files.items()
+        name: {"file": file, **write_tensors(folder, file, contents[name])} for name, file in files.items()
     }
     facts = {"plan": plan, "has": has, "files": described, "token_positions": positions}
     write_index(folder, facts | {"bos_id": store.plan.get("bos_id")})

@@ -22,7 +22,7 @@ from ..attribution.lens import LogitLens
 from ..latents.density import LatentDensity
 from ..latents.text_windows import Contexts
 from ..render.html import rendered
-from .folder import PARTS, check_same_sae, identity, index_folder, open_tensors, read_index
+from .folder import INDEX, PARTS, check_same_sae, identity, index_folder, open_tensors, read_index
 from .intervals import intervals, quantile_edges
 from .labels import Labels
 from .latent_facts import N_QUANTILES, LatentFacts
@@ -251,3 +251,26 @@ class FeatureIndex:
 
 def _pairs(ids: Tensor, scores: Tensor) -> tuple[tuple[int, float], ...]:
     return tuple((i, score) for i, score in zip(ids.tolist(), scores.tolist()) if i >= 0)
+
+
+def verify_index(path: str | os.PathLike[str]) -> list[str]:
+    """Read every byte of an index. Returns the problems, each naming its file; empty if all is well."""
+    folder, problems = index_folder(path), []
+    try:
+        facts = read_index(folder)
+    except FeatureIndexError as error:
+        return [str(error)]
+    if facts is None:
+        return [f"{folder.describe(INDEX)} is missing"]
+    for of in facts["files"].values():
+        try:
+            open_tensors(folder, of["file"], of["bytes"])
+            if of.get("sha256") not in (None, folder.sha256(of["file"])):
+                problems.append(f"{folder.describe(of['file'])} has another sha256 than {INDEX} records")
+        except FeatureIndexError as error:
+            problems.append(str(error))
+    try:
+        Labels(folder.root / "labels.sqlite", facts["plan"]["sae"]).check()
+    except FeatureIndexError as error:
+        problems.append(str(error))
+    return problems

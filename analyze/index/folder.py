@@ -2,8 +2,8 @@
 
     index.json                 written last: format, version; plan (what determines the index: SAE, store,
                                hook point, settings); has (what was asked for: lens, output_score); rows by
-                               position; names and bytes of the two files below; sha256 of this file without
-                               that entry
+                               position; names, bytes and sha256 of the two files below; sha256 of this file
+                               without that entry
     latents-{key}.safetensors  one row a latent, first dimension d_sae:
         counts, first_fired, last_fired     I64[d_sae], rows on which it fires, first and last; -1 for none
         top_values, top_rows                {F32|F64}, I64[d_sae n_top], strongest first; row -1 if empty
@@ -28,7 +28,7 @@
     .lock                      there while a process makes the index
 
 {key} names plan and what was asked for, so a new index appears beside the old one, and index.json decides
-which counts. JSON is UTF-8 with sorted keys. Every file appears by fsync and rename, so it is whole. Readers
+which counts. An index of a version before records no sha256 of its files. JSON is UTF-8 with sorted keys. Every file appears by fsync and rename, so it is whole. Readers
 map files into memory and never unpickle.
 """
 
@@ -133,18 +133,22 @@ def _has_tensor(path: Path, name: str) -> bool:
     return False
 
 
-def write_tensors(folder: LocalFolder, name: str, tensors: Mapping[str, Tensor | Streamed]) -> int:
-    """Write a safetensors file without a second copy of any tensor; returns its bytes."""
+def write_tensors(
+    folder: LocalFolder, name: str, tensors: Mapping[str, Tensor | Streamed]
+) -> dict[str, int | str]:
+    """Write a safetensors file without a second copy of any tensor; returns its bytes and sha256."""
     # Widest first, so that each is aligned.
     widest_first = sorted(tensors.items(), key=lambda item: -item[1].dtype.itemsize)
     with folder.appearing(name) as file:
-        file.write(
-            safetensors_head([(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in widest_first])
-        )
+        head = safetensors_head([(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in widest_first])
+        file.write(head)
+        digest = hashlib.sha256(head)
         for _, tensor in widest_first:
             for piece in tensor.pieces if isinstance(tensor, Streamed) else (tensor,):
-                file.write(_bytes(piece.to(tensor.dtype)))
-        return file.tell()
+                content = _bytes(piece.to(tensor.dtype))
+                file.write(content)
+                digest.update(content)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def open_tensors(folder: LocalFolder, name: str, size_bytes: int | None = None) -> Any:

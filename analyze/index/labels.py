@@ -67,6 +67,14 @@ class Labels:
         """All labels, by latent."""
         return self._select("1")
 
+    def check(self) -> None:
+        """raises: FeatureIndexError if the file is damaged"""
+        if self.path.exists():
+            with self._open() as db:
+                found = [line for (line,) in db.execute("PRAGMA integrity_check")]
+            if found != ["ok"]:
+                raise FeatureIndexError(f"{self.path} is damaged: {'; '.join(found[:3])}")
+
     def search(self, text: str) -> list[Label]:
         """Labels that hold the text in label or notes, whatever the case of ASCII letters, by latent."""
         escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")

@@ -1,9 +1,10 @@
-"""`saelens-lite verify`: a store checked byte by byte, and mended."""
+"""`saelens-lite verify`: a store checked byte by byte, and mended; an index or an SAE checked."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelens_lite.cli.flags import configured
@@ -24,6 +25,9 @@ def run(argv: Sequence[str]) -> int:
     from saelens_lite.store.verify import repair_begun, repair_store, verify_store
 
     folder = open_folder(config.store)
+    for name, verify in (("index.json", _verify_index), ("cfg.json", _verify_sae)):
+        if folder.size(name) is not None:
+            return _report(folder, verify(config.store), config.repair)
     before = folder.read(MANIFEST) if folder.size(MANIFEST) is not None else None
     finished, begun = is_finished(folder), repair_begun(folder)
     problems = verify_store(folder)
@@ -59,6 +63,29 @@ def run(argv: Sequence[str]) -> int:
     for problem in problems:
         print(f"still: {problem}")
     return 1 if problems else _all_is_well(folder)
+
+
+def _verify_index(path: str) -> list[str]:
+    from saelens_lite.analyze.index.feature_index import verify_index
+
+    return verify_index(path)
+
+
+def _verify_sae(path: str) -> list[str]:
+    from saelens_lite.sae.folder import verify_sae
+
+    return verify_sae(Path(path))
+
+
+def _report(folder: Folder, problems: list[str], repair: bool) -> int:
+    """Of an index or an SAE, which are made anew as a whole."""
+    for problem in problems:
+        print(problem)
+    if not problems:
+        print(f"{folder}: every file is as it was written")
+    elif repair:
+        print("--repair is for stores: restore the files, or make the folder anew by analyze or train")
+    return 1 if problems else 0
 
 
 def _all_is_well(folder: Folder) -> int:
@@ -118,11 +145,11 @@ def _harvest_again(config: VerifyConfig, settings: dict[str, Any] | None) -> boo
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class VerifyConfig:
-    """Read every byte of a store, finished or not, and list what is altered, short or missing (exit code
-    1)."""
+    """Read every byte of a store, finished or not, of an index or of an SAE, and list what is altered, short
+    or missing (exit code 1)."""
 
     store: str
-    """Folder or URL of the activation store."""
+    """Folder or URL of the activation store; or the folder of an index or of an SAE, which is only read."""
 
     repair: bool = False
     """Move damaged files to damaged/ inside the store, and make exactly those shards anew."""

@@ -159,6 +159,23 @@ def load_log_sparsity(path: str | Path) -> Tensor | None:
     return load_file(file)["sparsity"] if expected and file.exists() else None
 
 
+def verify_sae(folder: Path) -> list[str]:
+    """The files of an SAE folder that are not as they were written; empty if all is well."""
+    try:
+        cfg = json.loads((folder / CFG).read_text(encoding="utf-8"))
+        saelens.from_cfg(cfg, str(folder / CFG), None)
+    except (OSError, ValueError, CheckpointError) as error:
+        return [f"{folder / CFG} cannot be read: {error}"]
+    problems = []
+    for name in (WEIGHTS, SPARSITY):
+        place, wanted = _place(folder, name, cfg), _digests(cfg).get(name)
+        if not place.is_file():
+            problems += [f"{folder / name} is missing"] * (name == WEIGHTS or wanted is not None)
+        elif wanted not in (None, _sha256(place)):
+            problems.append(f"{place} has another sha256 than {CFG} records")
+    return problems
+
+
 def settle(folder: Path) -> None:
     """Put into place what belongs to the folder's cfg.json, and remove what else a killed save left."""
     if (cfg := _cfg_in(folder)) is not None:

@@ -38,6 +38,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -349,6 +350,17 @@ class ActivationStore:
 
         return [f"{self.folder}/{problem}" for problem in verify_store(self.folder)]
 
+    def commit(self, shard: int, hook_point: str) -> dict[str, Any]:
+        """The commit of a shard and hook point, as it was written. raises: ShardError if it was altered"""
+        name, promised = commit_name(shard, hook_point), self._shards[shard]["hook_points"][hook_point]
+        record = read_json(self.folder, name)
+        if self.folder.sha256(name) != promised["commit_sha256"]:
+            raise ShardError(
+                f"{self.folder.describe(name)} was altered: it has another sha256 than {MANIFEST} records; "
+                f"restore it, or let `saelens-lite verify {shlex.quote(str(self.folder))} --repair` make it anew"
+            )
+        return record
+
     def _index(self, shard: int) -> int:
         if not 0 <= shard < self.n_shards:
             raise IndexError(f"{self.path} has shards 0 to {self.n_shards - 1}, got {shard}")
@@ -398,5 +410,5 @@ class ActivationStore:
                 acts, norms = self.acts(index, hook_point), self.norms(index, hook_point)
                 yield acts.sum(0, dtype=torch.float64).numpy(), float(norms.double().square().sum())
             else:
-                record = read_json(self.folder, commit_name(index, hook_point))
+                record = self.commit(index, hook_point)
                 yield np.array(record["sum"]), record["sum_sq_norm"]

@@ -168,6 +168,18 @@ def test_what_no_fingerprint_sees_is_noticed(stores, gpt2):
     }
 
 
+def test_a_flipped_token_is_not_harvested_from(stores, gpt2):
+    first, _ = stores
+    tokens = first.path / "shards/00001/tokens.safetensors"
+    content = bytearray(tokens.read_bytes())
+    content[-first.contexts(1).input_ids.size] ^= 1
+    tokens.write_bytes(content)
+    with pytest.raises(
+        ShardError, match="shards/00001/tokens.safetensors was altered: it has another sha256"
+    ):
+        add_hook_points(ActivationStore(first.path), BOTH[1], model=gpt2, progress=False)
+
+
 def test_unknown_hook_points_are_refused(stores, gpt2):
     with pytest.raises(HookError, match=r"blocks\.7\.hook_resid_post"):
         add_hook_points(stores[0], "blocks.7.hook_resid_post", model=gpt2)

@@ -406,3 +406,18 @@ def test_metadata_is_not_altered_by_saving(tmp_path):
     before = dataclasses.asdict(sae.config)
     sae.save(tmp_path / "sae")
     assert dataclasses.asdict(sae.config) == before
+
+
+@pytest.mark.parametrize("name", ["sae_weights.safetensors", "sparsity.safetensors", "cfg.json"])
+def test_what_is_not_as_it_was_saved_is_verified_by_name(tmp_path, name, capsys):
+    from saelens_lite.cli.commands import main
+
+    place = random_sae().save(tmp_path / "sae", log_sparsity=torch.zeros(16))
+    assert main(["verify", str(place)]) == 0
+    content = (place / name).read_bytes()
+    (place / name).write_bytes(b"x" + content[1:])
+    assert main(["verify", str(place)]) == 1
+    assert str(place / name) in capsys.readouterr().out
+    (place / name).write_bytes(content)
+    assert folder.verify_sae(place) == []
+    assert folder.verify_sae(GOLDEN / "saelens_topk") == []

@@ -303,3 +303,15 @@ def test_shards_are_numbered_from_zero(tmp_path):
     for shard in (-1, 3):
         with pytest.raises(IndexError, match=f"has shards 0 to 2, got {shard}"):
             store.acts(shard)
+
+
+@pytest.mark.parametrize("read", ["mean", "mean_sq_norm"])
+def test_sums_whose_record_was_altered_are_not_used(tmp_path, read):
+    """One digit of a sum would move the scale of all training."""
+    write_store(tmp_path, {HOOK: 4})
+    commit = tmp_path / f"shards/00001/{HOOK}.json"
+    record = json.loads(commit.read_bytes())
+    commit.write_bytes(encode_json(record | {"sum_sq_norm": record["sum_sq_norm"] + 100}))
+    store = ActivationStore(tmp_path)
+    with pytest.raises(ShardError, match=rf"shards/00001/{HOOK}.json was altered: .* manifest.json records"):
+        getattr(store, read)(HOOK)

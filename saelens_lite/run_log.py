@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from saelens_lite.json_data import loads
+
 log = logging.getLogger(__name__)
 
 
@@ -89,7 +91,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             continue
         wanted = f"{path} expected a JSON object in line {number}"
         try:
-            values = json.loads(line)
+            values = loads(line)
         except ValueError as error:  # of JSON or of UTF-8
             if number == len(lines):
                 break

@@ -133,8 +133,8 @@ def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
 
 def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
     """The share that no SAE was trained on, by their records: a smaller share is part of a larger one."""
-    trained = [record["train"] for record in map(_record, saes.values()) if "train" in record]
-    return min((config["held_out_fraction"] for config in trained), default=0.05)
+    trained = [_record(sae).get("train", {}).get("held_out_fraction") for sae in saes.values()]
+    return min((fraction for fraction in trained if fraction is not None), default=0.05)
 
 
 def _record(sae: SparseAutoencoder) -> dict[str, Any]:

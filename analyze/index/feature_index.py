@@ -58,7 +58,8 @@ class FeatureIndex:
         self._latents = open_tensors(folder, files["latents"]["file"], files["latents"]["bytes"])
         self._tokens = open_tensors(folder, files["tokens"]["file"], files["tokens"]["bytes"])
         self._names = set(self._latents.keys())
-        self.tokens = TokenTable(self._tokens, self.path, self.plan["store"]["tokenizer"], facts["bos_id"])
+        tokenizer_name, bos_id = self.plan["store"]["tokenizer"], facts.get("bos_id")
+        self.tokens = TokenTable(self._tokens, self.path, tokenizer_name, bos_id)
         self.contexts = Contexts(self.tokens, tokenizer, context_tokens, context_tokens // 2)
         self.labels = Labels(folder.root / "labels.sqlite", self.sae)
 

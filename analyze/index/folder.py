@@ -50,6 +50,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saelens_lite.errors import FeatureIndexError
+from saelens_lite.json_data import loads, misfit
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.layout import encode_json
@@ -121,7 +122,7 @@ def _is_part(path: Path) -> bool:
         return False
     if path.name == "plan.json":
         with contextlib.suppress(ValueError, TypeError):
-            return {"sae", "store", "settings"} <= {*json.loads(path.read_bytes())}
+            return {"sae", "store", "settings"} <= {*loads(path.read_bytes())}
         return False
     return path.suffix == ".tmp" or (path.stem.isdecimal() and _has_tensor(path, "shards"))
 
@@ -176,6 +177,21 @@ def write_index(folder: LocalFolder, facts: dict[str, Any]) -> None:
     folder.write(INDEX, encode_json(content | {"sha256": _sha256(content)}))
 
 
+_FORM = {
+    "plan": {
+        "sae": {"sha256": str, "d_sae": int, "d_model": int, "kind": str, "model": str, "hook_point": str},
+        "hook_point": str,
+        "rows": int,
+        "settings": {"n_top": int, "n_sample": int, "seed": int, "n_logits": int},
+        "store": {"sha256": str, "tokenizer": str},
+    },
+    "files": {name: {"file": str, "bytes": int} for name in ("latents", "tokens")},
+    "has": {"lens": bool, "output_score": bool},
+    "bos_id?": int,
+}
+"""What is relied on of index.json, whoever wrote its checksum."""
+
+
 def read_index(folder: LocalFolder) -> dict[str, Any] | None:
     """The content of index.json; None where there is none.
 
@@ -184,7 +200,7 @@ def read_index(folder: LocalFolder) -> dict[str, Any] | None:
     if folder.size(INDEX) is None:
         return None
     try:
-        content = json.loads(folder.read(INDEX).decode())
+        content = loads(folder.read(INDEX).decode())
         stated = content.pop("sha256")
     except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
         raise FeatureIndexError(
@@ -200,6 +216,8 @@ def read_index(folder: LocalFolder) -> dict[str, Any] | None:
         raise FeatureIndexError(
             f"{folder.describe(INDEX)} was altered: it does not have the sha256 it states"
         )
+    if found := misfit(content, _FORM):
+        raise FeatureIndexError(f"{folder.describe(INDEX)} is not the JSON of an index: {found}")
     return content
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from saelens_lite.errors import FeatureIndexError
+from saelens_lite.json_data import loads
 
 FORMAT, VERSION = "saelens_lite labels", 1
 
@@ -87,7 +88,7 @@ class Labels:
         raises: ValueError, and writes nothing, for a file of another kind or SAE, or a latent out of range
         """
         try:
-            content = json.loads(Path(file).read_text(encoding="utf-8"))
+            content = loads(Path(file).read_text(encoding="utf-8"))
             kind, version, sae = content["format"], content["version"], content["sae"]
             found = [
                 Label(one["latent"], str(one["label"]), str(one["notes"]), bool(one["starred"]))

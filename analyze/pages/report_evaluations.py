@@ -11,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from saelens_lite.json_data import is_number
+
 from ..evaluation.result import BASELINE, TRAINED
 from ..render.plot import N_COLOURS, Axis, Series, curves, scatter, swatch
 from ..render.report_blocks import Block, Figure, Figures, Folded, Paragraph, Section, Table
-from .run_folders import Run, is_number
+from .run_folders import Run
 
 _LEFT_TO_THE_JSON = ("ev_", "density_", "dense_")
 """Prefixes of numbers that the table leaves out for its width."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from typing import Any
 
 from saelens_lite.errors import SaelensLiteError
 from saelens_lite.formats import saelens
+from saelens_lite.json_data import is_number, loads, misfit
 from saelens_lite.run_log import read_metrics
 from saelens_lite.sae.config import KEEP_K, SAEConfig
 from saelens_lite.sae.folder import CFG
@@ -19,6 +18,18 @@ from saelens_lite.sae.folder import CFG
 METRICS, SETTINGS = "metrics.jsonl", "train_config.json"
 NOT_NUMBERS = ("step", "tokens")
 """Columns of metrics.jsonl that say when, not what."""
+
+
+_SETTINGS = {
+    "kind?": str, "k?": int, "d_sae?": int, "batch_size_rows?": int, "n_steps?": int, "lr?": float,
+    "hook_point?": str, "freeze_decoder?": bool,
+}  # fmt: skip
+_FACTS = {
+    "store?": str, "version?": str, "steps?": int, "tokens?": int, "lr?": float,
+    "held_out_fvu?": float, "held_out_l0?": float, "held_out_delta_ce?": float,
+}  # fmt: skip
+_EVALUATION = {"hook_point": str, "rows": [{"name": str}]}
+"""What a report relies on of train_config.json, of our facts in cfg.json, and of an evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -46,7 +57,7 @@ class Run:
     def facts(self) -> dict[str, Any]:
         """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
         facts = self.config.metadata.get("saelens_lite") if self.config else None
-        return facts if isinstance(facts, dict) else {}
+        return {} if facts is None or misfit(facts, _FACTS) else facts
 
     @property
     def kind(self) -> str | None:
@@ -120,11 +131,6 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
     return [_read(folder, name) for folder, name in zip(found, _names(list(found)))]
 
 
-def is_number(value: Any) -> bool:
-    """Whether a value of metrics.jsonl is a number to draw: NaN, infinity, true and false are none."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _is_run(folder: Path) -> bool:
     return (folder / METRICS).is_file() or (folder / CFG).is_file()
 
@@ -149,7 +155,7 @@ def _read(folder: Path, name: str) -> Run:
         name=name,
         folder=folder,
         lines=[line for line in lines if is_number(line.get("step"))],
-        settings=_object(folder / SETTINGS, problems),
+        settings=_object(folder / SETTINGS, problems, _SETTINGS),
         config=_config(folder, problems),
         evaluations=_evaluations(folder),
         unfinished=(folder / "state").is_dir(),
@@ -166,17 +172,17 @@ def _config(folder: Path, problems: list[str]) -> SAEConfig | None:
         return None
 
 
-def _object(file: Path, problems: list[str]) -> dict[str, Any]:
-    """A JSON object, empty where there is no file; what else the file holds is a problem."""
+def _object(file: Path, problems: list[str], form: dict[str, Any] = {}) -> dict[str, Any]:  # noqa: B006
+    """A JSON object of a form, empty where there is no file; what else the file holds is a problem."""
     if not file.is_file():
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         problems.append(f"{file.name} expected JSON: {error}")
         return {}
-    if not isinstance(values, dict):
-        problems.append(f"{file.name} expected a JSON object, got {type(values).__name__}")
+    if found := misfit(values, form):
+        problems.append(f"{file.name}: {found}")
         return {}
     return values
 
@@ -189,6 +195,4 @@ def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
 def _evaluation(file: Path) -> dict[str, Any] | None:
     """What a file holds that looks like Evaluation.to_dict(), else None."""
     values = _object(file, [])
-    rows = values.get("rows")
-    is_one = "hook_point" in values and isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
-    return values if is_one else None
+    return None if misfit(values, _EVALUATION) else values

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.config import from_mapping
+from saelens_lite.json_data import loads
 from saelens_lite.lm.positions import span_mask
 
 
@@ -97,7 +98,7 @@ def read_questions(path: str | Path) -> list[Question]:
             continue
         where = f"{path}, line {number}"
         try:
-            fields = json.loads(line)
+            fields = loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{where} expected a JSON object, got {line[:60]!r}: {error}") from error
         if not isinstance(fields, dict):

@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from saelens_lite.json_data import loads
+
 from .documents import Cursor, Document, DocumentStream, as_document
 
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
@@ -92,7 +94,7 @@ class JsonLines(_FileStream):
     def row(self, piece: bytes) -> dict[str, Any]:
         try:
             with self._text_of(piece):
-                row = json.loads(piece)
+                row = loads(piece)
         except json.JSONDecodeError as error:
             raise ValueError(
                 f"{self.path}, line {self.line}: expected one JSON object a line, got {piece[:60]!r}: {error}"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from saelens_lite.config import PERMISSION, bounds_in_words, check_fields, from_mapping, marked
 from saelens_lite.errors import nearest
+from saelens_lite.json_data import loads
 
 if TYPE_CHECKING:
     from tyro.constructors import ConstructorRegistry
@@ -143,7 +144,7 @@ def _with_leading_named(argv: Sequence[str], fields: Sequence[str]) -> list[str]
 
 def _read_json(file: str) -> Any:
     try:
-        return json.loads(Path(file).read_text(encoding="utf-8"))
+        return loads(Path(file).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{file} expected JSON: {error}") from error
 

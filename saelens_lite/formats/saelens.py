@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError, nearest
+from saelens_lite.json_data import misfit
 from saelens_lite.sae.config import NORMALIZATIONS, SAEConfig
 
 SAELENS_VERSION = "6.54.12"
@@ -56,6 +57,16 @@ _OLD_METADATA = (
     "exclude_special_tokens neuronpedia_id context_size seqpos_slice dataset_path sae_lens_version "
     "sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out"
 ).split()
+
+
+_OUR_FACTS = {
+    "saelens_lite?": {
+        "store?": str,
+        "stores?": [{"store?": str}],
+        "train?": {"held_out_fraction?": float},
+    }
+}
+"""What is relied on of metadata's own part."""
 
 
 def to_cfg(config: SAEConfig) -> dict[str, Any]:
@@ -131,6 +142,9 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
             f"{', '.join(NORMALIZATIONS)}): {way_out}"
         )
     kind = KIND_OF_ARCHITECTURE[architecture]
+    if found := misfit(dict(metadata), _OUR_FACTS, "metadata"):
+        raise CheckpointError(f"{where}: {found}")
+    metadata = {key: value for key, value in metadata.items() if (key, value) != ("saelens_lite", None)}
     place = {field: metadata[key] for key, field in _PLACE.items() if metadata.get(key) is not None}
     return SAEConfig(
         d_model=_required(cfg, "d_in", int, where),

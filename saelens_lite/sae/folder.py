@@ -35,6 +35,7 @@ from torch import Tensor
 from saelens_lite.atomic import sync
 from saelens_lite.errors import CheckpointError
 from saelens_lite.formats import saelens
+from saelens_lite.json_data import loads
 from saelens_lite.sae.config import SAEConfig
 
 log = logging.getLogger(__name__)
@@ -144,7 +145,7 @@ class SAEFolder:
 
 def _read_cfg(source: Path) -> Any:
     try:
-        return json.loads((source / CFG).read_text(encoding="utf-8"))
+        return loads((source / CFG).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(
             f"{source / CFG}: expected JSON, got {error}; the file is damaged, copy the folder again"
@@ -214,7 +215,7 @@ def _aside(folder: Path, name: str) -> list[Path]:
 def _cfg_in(folder: Path) -> dict[str, Any] | None:
     """The folder's cfg.json, if it has one that can be read."""
     with contextlib.suppress(OSError, ValueError):
-        cfg = json.loads((folder / CFG).read_text(encoding="utf-8"))
+        cfg = loads((folder / CFG).read_text(encoding="utf-8"))
         return cfg if isinstance(cfg, dict) else None
     return None
 
@@ -240,7 +241,7 @@ def _without_digests(metadata: dict[str, Any]) -> dict[str, Any]:
 
 def _digests(cfg: dict[str, Any]) -> dict[str, str]:
     """The sha256 of each file that a cfg.json records; empty if another program or version wrote it."""
-    with contextlib.suppress(KeyError, TypeError, AttributeError):
+    with contextlib.suppress(KeyError, TypeError, AttributeError, ValueError):
         return dict(cfg["metadata"]["saelens_lite"][_SHA256])
     return {}
 

@@ -31,6 +31,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from saelens_lite.errors import ShardError
+
 STORE_DTYPES = {name: getattr(torch, name) for name in ("bfloat16", "float16", "float32", "int8")}
 """Codecs by name; the dtype of the tensor that holds most of the rows stands for the codec."""
 
@@ -93,6 +95,18 @@ def decode(tensors: Mapping[str, Tensor], rows: slice | Tensor, dtype: torch.dty
     columns = tensors["center"], tensors["column_scale"], tensors["outlier_cols"].long()
     decoded = _decode_int8(q, *columns, scale, outliers)
     return decoded if dtype is None else decoded.to(dtype)
+
+
+def check_shapes(tensors: Mapping[str, Tensor], n_rows: int, d_model: int, path: str) -> None:
+    """raises: ShardError unless a file has the tensors of a shard of n_rows rows of that width"""
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    of_ints = {"center": (d_model,), "scale": (n_rows,)} if "q" in shapes else {"acts": (n_rows, d_model)}
+    for name, shape in {**of_ints, "norm": (n_rows,)}.items():
+        if shapes.get(name) != shape:
+            raise ShardError(
+                f"{path} expected {name} {list(shape)} as plan and manifest say, got "
+                f"{list(shapes[name]) if name in shapes else 'none'}"
+            )
 
 
 def row_bytes(dtype: torch.dtype, d_model: int) -> int:

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from saelens_lite.errors import ShardError
+from saelens_lite.json_data import loads, misfit
+from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.folder import Folder
 
 FORMAT, VERSION = "saelens_lite activation store", 1
@@ -99,7 +101,7 @@ def read_json(store: Folder, name: str, missing: str = "it belongs to the store"
     """A JSON file of a store. raises: ShardError if it is missing or not a JSON object."""
     path = store.describe(name)
     try:
-        content = json.loads(store.read(name).decode())
+        content = loads(store.read(name).decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ShardError(f"{path} does not exist: {missing}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -108,6 +110,58 @@ def read_json(store: Folder, name: str, missing: str = "it belongs to the store"
         got = type(content).__name__
         raise ShardError(f"{path} expected a JSON object, got a {got}: the file was altered")
     return content
+
+
+_MANIFEST_FORM = {
+    "plan_sha256": str,
+    "rows_used": int,
+    "shards": [
+        {
+            "rows": int,
+            "hook_points": {"*": {"bytes": int, "commit_sha256": str}},
+            "tokens?": {"bytes": int},
+            "documents?": {"bytes": int},
+        }
+    ],
+}
+_PLAN_FORM = {
+    "hook_points": {"*": {"d_model": int, "module_path?": str}},
+    "dtype?": str,
+    "model?": {"name?": str, "revision?": str},
+    "tokenizer?": {"name?": str},
+    "context_length?": int,
+    "bos_id?": int,
+}
+
+
+def check_manifest(manifest: dict[str, Any], path: str) -> None:
+    """raises: ShardError unless the manifest says what a reader relies on, whoever wrote its checksum"""
+    found = misfit(manifest, _MANIFEST_FORM)
+    shards = [] if found else manifest["shards"]
+    origins = {"tokens" if "tokens" in shard else "documents" for shard in shards}
+    if not found and not shards:
+        found = "shards expected at least one"
+    elif not found and not (len(origins) == 1 and all(origins <= shard.keys() for shard in shards)):
+        found = "shards expected tokens in all, or documents in all"
+    elif not found and manifest["rows_used"] > shards[-1]["rows"]:
+        found = f"rows_used expected at most the {shards[-1]['rows']} rows of the last shard"
+    if found:
+        raise ShardError(f"{path} is no manifest of a store: {found}")
+
+
+def check_plan(plan: dict[str, Any], path: str, shards: Iterable[dict[str, Any]] = ()) -> None:
+    """raises: ShardError unless the plan says what a reader relies on, of the hook points that shards have"""
+    found = misfit(plan, _PLAN_FORM)
+    if not found and plan.get("dtype", "int8") not in STORE_DTYPES:
+        found = f"dtype expected one of {', '.join(STORE_DTYPES)}, got {plan['dtype']!r}"
+    if not found and not all(0 < point["d_model"] < 2**31 for point in plan["hook_points"].values()):
+        found = "d_model expected at least 1 at every hook point"
+    if not found:
+        needed = plan["hook_points"].keys()
+        name = next((name for shard in shards for name in needed - shard["hook_points"].keys()), None)
+        found = None if name is None else f"the manifest has no hook point {name!r} in every shard"
+    if found:
+        raise ShardError(f"{path} is no plan of a store: {found}")
 
 
 def check_version(plan: dict[str, Any], path: str) -> None:

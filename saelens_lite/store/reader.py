@@ -50,13 +50,15 @@ from torch import Tensor
 
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.hashing import is_held_out
-from saelens_lite.store.codecs import decode
+from saelens_lite.store.codecs import check_shapes, decode
 from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
     MANIFEST,
     MANIFEST_BEFORE,
     PLAN,
+    check_manifest,
     check_names,
+    check_plan,
     check_size,
     check_version,
     commit_name,
@@ -120,11 +122,14 @@ class ActivationStore:
             manifest_sha256(self._manifest) != self._manifest.get("sha256")
         ):
             raise ShardError(f"{folder}/{name} was altered: its content does not have the sha256 it states")
+        check_manifest(self._manifest, folder.describe(name))
+        check_plan(self.plan, folder.describe(PLAN))
         if added_to:
             self.plan = plan_of(self.plan, self._manifest)
         digest = hashlib.sha256(encode_json(self.plan)).hexdigest() if added_to else folder.sha256(PLAN)
         if digest != self._manifest["plan_sha256"]:
             raise ShardError(f"{folder}/{PLAN} was altered: it has another sha256 than the manifest records")
+        check_plan(self.plan, folder.describe(PLAN), self._manifest["shards"])
         try:
             check_names(self.plan["hook_points"], new=False)
         except ValueError as error:
@@ -397,9 +402,13 @@ class ActivationStore:
         """One shard's data file, memory-mapped, unused rows included."""
         key = (self._index(shard), self.hook_point(hook_point))
         if key not in self._mapped:
-            with self._open(data_name(*key), self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
+            name = data_name(*key)
+            with self._open(name, self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
                 names = file.keys()
-                self._mapped[key] = {name: file.get_tensor(name) for name in names}
+                tensors = {tensor: file.get_tensor(tensor) for tensor in names}
+            n_rows, d_model = self._shards[shard]["rows"], self.d_model(key[1])
+            check_shapes(tensors, n_rows, d_model, self.folder.describe(name))
+            self._mapped[key] = tensors
         return self._mapped[key]
 
     def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:

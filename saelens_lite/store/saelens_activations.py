@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.atomic import make_folder, sync, write_file
+from saelens_lite.json_data import loads
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.from_arrays import CHUNK_ROWS, begin_store, regrouped, write_arrays
@@ -233,4 +234,4 @@ def _row_tokens(store: ActivationStore) -> Iterator[Tensor]:
 def _runner_config(source: str | os.PathLike[str]) -> dict[str, Any]:
     """The settings that SAELens puts beside a dataset on the hub; empty if they are not there."""
     path = Path(source) / _RUNNER_CONFIG
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return loads(path.read_text(encoding="utf-8")) if path.exists() else {}

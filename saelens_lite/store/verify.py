@@ -23,6 +23,8 @@ from saelens_lite.store.layout import (
     MANIFEST,
     MANIFEST_BEFORE,
     PLAN,
+    VERSION,
+    check_manifest,
     check_version,
     commit_name,
     data_name,
@@ -204,7 +206,7 @@ class _Examined:
             return None
         manifest = _manifest_in(content)
         if manifest is None:
-            self._note(name, "was altered: its content does not have the sha256 it states")
+            self._note(name, "was altered: it is no manifest that has the sha256 it states")
         else:
             check_version(manifest, self.folder.describe(name))
         return manifest
@@ -373,9 +375,16 @@ def _object_in(content: bytes) -> dict[str, Any] | None:
 
 
 def _manifest_in(content: bytes) -> dict[str, Any] | None:
-    """The manifest in these bytes, if it has the sha256 it states."""
+    """The manifest in these bytes, if it has the sha256 it states and the form of one."""
     manifest = _object_in(content)
-    return manifest if manifest is not None and manifest.get("sha256") == manifest_sha256(manifest) else None
+    if manifest is None or manifest.get("sha256") != manifest_sha256(manifest):
+        return None
+    if manifest.get("version") == VERSION:
+        try:
+            check_manifest(manifest, MANIFEST)
+        except ShardError:
+            return None
+    return manifest
 
 
 def _is_commit(record: dict[str, Any], index: int, hook_point: str) -> bool:

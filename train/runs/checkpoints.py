@@ -36,6 +36,7 @@ import saelens_lite
 from saelens_lite import distributed
 from saelens_lite.atomic import appearing_folder, discard
 from saelens_lite.errors import CheckpointError, with_option
+from saelens_lite.json_data import loads
 
 log = logging.getLogger(__name__)
 
@@ -155,7 +156,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
 def _read(folder: Path, step: int) -> Checkpoint:
     """Read one checkpoint. raises: CheckpointError if it is not as it was written"""
     try:
-        facts = json.loads((folder / _FACTS).read_bytes())
+        facts = loads((folder / _FACTS).read_bytes())
         if facts.pop("sha256") != _sha256(facts):
             raise ValueError(f"{_FACTS} does not match its sha256")
         if (facts["format"], facts["version"]) != (_FORMAT, _VERSION):

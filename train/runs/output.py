@@ -6,13 +6,13 @@ A run replaces and removes files of these names alone, and only where a run wrot
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from saelens_lite.json_data import loads
 from saelens_lite.sae.folder import CFG, SPARSITY, WEIGHTS, settle
 
 from .checkpoints import remove_checkpoints
@@ -68,7 +68,7 @@ def _has(*fields: str) -> Callable[[Path], bool]:
             rest = file.read(1 << 20)
         for text in (line, line + rest):
             with contextlib.suppress(ValueError):
-                found: Any = json.loads(text)
+                found: Any = loads(text)
                 return isinstance(found, dict) and {*fields} <= {*found}
         return not line.strip() or (not rest and line.startswith(b'{"step": '))  # cut short
 

@@ -26,9 +26,10 @@ def loads(text: str | bytes) -> Any:
 
 def misfit(value: Any, form: Form, at: str = "") -> str | None:
     """Where and how a value is not of the form, such as "shards[3].rows expected int, got 'many'"."""
+    said = f"{at} expected" if at else "expected"
     if isinstance(form, dict):
         if not isinstance(value, dict):
-            return f"{at or 'the whole'} expected an object, got {reprlib.repr(value)}"
+            return f"{said} a JSON object, got {reprlib.repr(value)}"
         for key, of in form.items():
             name = key.removesuffix("?")
             if name == key != "*" and name not in value:
@@ -39,7 +40,7 @@ def misfit(value: Any, form: Form, at: str = "") -> str | None:
         return None
     if isinstance(form, list):
         if not isinstance(value, list):
-            return f"{at or 'the whole'} expected a list, got {reprlib.repr(value)}"
+            return f"{said} a list, got {reprlib.repr(value)}"
         return next(filter(None, (misfit(v, form[0], f"{at}[{i}]") for i, v in enumerate(value))), None)
     if form is float:
         fits = is_number(value)
@@ -47,7 +48,7 @@ def misfit(value: Any, form: Form, at: str = "") -> str | None:
         fits = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63
     else:
         fits = isinstance(value, form)
-    return None if fits else f"{at or 'the whole'} expected {form.__name__}, got {reprlib.repr(value)}"
+    return None if fits else f"{said} {form.__name__}, got {reprlib.repr(value)}"
 
 
 def is_number(value: Any) -> bool:

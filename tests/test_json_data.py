@@ -27,9 +27,9 @@ def test_what_is_of_the_form_fits_with_keys_that_it_does_not_name():
         ({"lr": 10**400}, "lr expected float, got 1000"),
         ({"lr": float("nan")}, "lr expected float, got nan"),
         ({"shards": None}, "shards expected a list, got None"),
-        ({"shards": [{"bytes": 1}, "x"]}, "shards[1] expected an object, got 'x'"),
+        ({"shards": [{"bytes": 1}, "x"]}, "shards[1] expected a JSON object, got 'x'"),
         ({"shards": [{}]}, "shards[0].bytes is missing"),
-        ({"points": ["a"]}, "points expected an object, got ['a']"),
+        ({"points": ["a"]}, "points expected a JSON object, got ['a']"),
         ({"points": {"a.b": {"width": None}}}, "points.a.b.width expected int, got None"),
     ],
 )
@@ -39,7 +39,7 @@ def test_what_is_not_is_named_with_its_place(change, said):
 
 def test_a_missing_key_and_another_whole_are_named():
     assert misfit({}, FORM) == "rows is missing"
-    assert misfit([], FORM) == "the whole expected an object, got []"
+    assert misfit([], FORM) == "expected a JSON object, got []"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000 + "]" * 100_000, "1" * 5000, "{", '{"a": }'])

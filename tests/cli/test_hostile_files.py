@@ -74,7 +74,7 @@ def with_(value, *path):
         (without("shards"), "shards is missing"),
         (with_(None, "shards"), "shards expected a list, got None"),
         (with_([], "shards"), "shards expected at least one"),
-        (with_(["x"], "shards"), "shards[0] expected an object, got 'x'"),
+        (with_(["x"], "shards"), "shards[0] expected a JSON object, got 'x'"),
         (without("shards", 0, "hook_points"), "shards[0].hook_points is missing"),
         (with_("many", "shards", 0, "rows"), "shards[0].rows expected int, got 'many'"),
         (with_(-3, "shards", 0, "rows"), "shards[0].rows expected int, got -3"),
@@ -100,13 +100,13 @@ def test_a_manifest_of_another_form_is_named(change, said, made, copy, capsys):
     ("change", "said"),
     [
         (without("hook_points"), "plan.json is no plan of a store: hook_points is missing"),
-        (with_(["acts"], "hook_points"), "plan.json is no plan of a store: hook_points expected an object"),
+        (with_(["acts"], "hook_points"), "plan.json is no plan of a store: hook_points expected a JSON object"),
         (with_({"other": {"d_model": 16}}, "hook_points"), "the manifest has no hook point 'other'"),
         (without("hook_points", "acts", "d_model"), "hook_points.acts.d_model is missing"),
         (with_("16", "hook_points", "acts", "d_model"), "hook_points.acts.d_model expected int, got '16'"),
         (with_(0, "hook_points", "acts", "d_model"), "d_model expected at least 1"),
         (with_("float8", "dtype"), "dtype expected one of bfloat16"),
-        (with_("gpt2", "model"), "model expected an object, got 'gpt2'"),
+        (with_("gpt2", "model"), "model expected a JSON object, got 'gpt2'"),
         (with_({"name": 3}, "tokenizer"), "tokenizer.name expected str, got 3"),
         (with_(17, "hook_points", "acts", "d_model"), "acts.safetensors expected acts [500, 17] as plan and"),
     ],
@@ -148,7 +148,7 @@ def test_brackets_in_brackets_of_settings_labels_and_an_index_are_named(made, co
     [
         (with_("x", "plan", "sae", "d_sae"), "plan.sae.d_sae expected int, got 'x'"),
         (without("plan", "store"), "plan.store is missing"),
-        (with_([], "files"), "files expected an object, got []"),
+        (with_([], "files"), "files expected a JSON object, got []"),
     ],
 )
 def test_an_index_of_another_form_is_named(change, said, copy, capsys):
@@ -161,12 +161,12 @@ def test_an_index_of_another_form_is_named(change, said, copy, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (with_(2**62, "d_sae"), "not enough memory"),
+        (with_(2**62, "d_sae"), "the weights are not those of the cfg.json beside them"),
         (with_(10**30, "d_sae"), "SAEConfig.d_sae expected a number of at most 64 bits"),
         (with_(7, "metadata", "hook_name"), "SAEConfig.hook_point expected str, got int 7"),
         (with_({}, "metadata", "model_name"), "SAEConfig.model_name expected str, got dict"),
-        (with_([], "metadata", "saelens_lite"), "metadata.saelens_lite expected an object, got []"),
-        (with_({"train": 3}, "metadata", "saelens_lite"), "metadata.saelens_lite.train expected an object"),
+        (with_([], "metadata", "saelens_lite"), "metadata.saelens_lite expected a JSON object, got []"),
+        (with_({"train": 3}, "metadata", "saelens_lite"), "metadata.saelens_lite.train expected a JSON object"),
         (with_(["none"], "normalize_activations"), "normalize_activations ['none'] is not supported"),
     ],
 )

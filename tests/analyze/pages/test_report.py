@@ -232,7 +232,7 @@ def test_what_cannot_be_read_is_said_and_the_rest_is_shown(tmp_path, report, cap
     (folder / "train_config.json").write_text("[1]")
     page = report(folder)
     told = [record.getMessage() for record in caplog.records]
-    assert len(told) == 2 and told[0] == "run: train_config.json expected a JSON object, got list"
+    assert len(told) == 2 and told[0] == "run: train_config.json: expected a JSON object, got [1]"
     assert "run: cfg.json expected JSON" in told[1]
     assert page.text.count('class="problem"') == 2
     assert page.table("Runs")["run"]["steps"] == "4"

@@ -131,6 +131,31 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
+def check_output(path: str | Path, *, folder: bool = False) -> None:
+    """Refuse what could not be written at a path, before the work is done whose result shall stand there.
+
+    raises: ValueError where something else has the name, or the folder above cannot be written
+    """
+    path, wanted = Path(path), "a folder" if folder else "a file"
+    if not folder and is_special(path):
+        return
+    if path.exists() and path.is_dir() != folder:
+        there = "a folder" if path.is_dir() else "a file"
+        raise ValueError(
+            f"{path} expected {wanted} to write, there is {there} of this name: choose another name"
+        )
+    above = path.absolute()
+    while not above.exists():
+        above = above.parent
+        if above.exists() and not above.is_dir():
+            raise ValueError(f"{path} expected {wanted} in a folder, {above} is a file: choose another place")
+    above = above if above.is_dir() else above.parent
+    if not os.access(above, os.W_OK):
+        raise ValueError(
+            f"{path} expected a folder that can be written, {above} cannot: choose another place"
+        )
+
+
 def is_special(path: Path) -> bool:
     """Whether a device, pipe or socket stands at a path, which no file may replace; links are followed."""
     try:

@@ -17,7 +17,7 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor, nn
 
-from saelens_lite.atomic import temporary_folder, write_file
+from saelens_lite.atomic import check_output, temporary_folder, write_file
 from saelens_lite.errors import with_option
 from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -73,6 +73,7 @@ def feature_page(
         call, by a pass over the store
     raises: ValueError when SAE, store, index and model do not belong together, or for a latent out of range
     """
+    check_output(path)
     point = fits(sae, store, hook_point)
     check_is_harvested(model, store, point)
     if latents is not None:

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelens_lite.atomic import write_file
+from saelens_lite.atomic import check_output, write_file
 from saelens_lite.errors import SaelensLiteError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.folder import load_log_sparsity
@@ -87,6 +87,7 @@ def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "rep
     path: replaced when it exists
     raises: ValueError for a folder that holds no run, or a metrics.jsonl with a broken line before its last
     """
+    check_output(path)
     found = find_runs([runs] if isinstance(runs, str | Path) else runs)
     problems = [f"{run.name}: {problem}" for run in found for problem in run.problems]
     weights = _weights(found, problems)

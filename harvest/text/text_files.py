@@ -17,7 +17,7 @@ import json
 import lzma
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 """By suffix, the compressions that are read here."""
 
 _BUFFER_BYTES = 1 << 18
+MOST_BYTES = 1 << 28
+"""Of a line or a document: a small compressed file may hold one that no memory does."""
 _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
 
 
@@ -74,6 +76,26 @@ class _FileStream(DocumentStream):
                     f"{self.path} is damaged, it cannot be read beyond line {self.line}: {error}"
                 ) from error
 
+    def _upto_newlines(self, file: io.BufferedReader) -> Iterator[bytes]:
+        while line := file.readline(MOST_BYTES + 1):
+            self._check_size(len(line))
+            yield line
+
+    def _held(self, lines: Iterable[bytes]) -> Iterator[bytes]:
+        """The lines of one document."""
+        total = 0
+        for line in lines:
+            total += len(line)
+            self._check_size(total)
+            yield line
+
+    def _check_size(self, n_bytes: int) -> None:
+        if n_bytes > MOST_BYTES:
+            raise ValueError(
+                f"{self.path}, line {self.line + 1}: expected lines and documents of at most "
+                f"{MOST_BYTES >> 20} MiB, got a longer one: cut it into several"
+            )
+
     def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
         raise NotImplementedError
 
@@ -111,7 +133,7 @@ class JsonLines(_FileStream):
         return as_document(self.row(piece).get(self.text_column), f"{self.path}, line {self.line}")
 
     def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
-        for line in file:
+        for line in self._upto_newlines(file):
             self.byte += len(line)
             self.line += 1
             if not line.isspace():
@@ -139,7 +161,7 @@ class TextFile(_FileStream):
     def _pieces(self, file: io.BufferedReader) -> Iterator[bytes]:
         if self.unit == "document":
             if self.line == 0:
-                whole = b"".join(self._lines(file))
+                whole = b"".join(self._held(self._lines(file)))
                 self.line = max(1, self.line)  # after an empty file is another place than before it, too
                 yield whole
             return
@@ -147,10 +169,14 @@ class TextFile(_FileStream):
             yield from (line.removesuffix(b"\n") for line in self._lines(file))
             return
         paragraph: list[bytes] = []
+        n_bytes = 0
         for line in self._lines(file):
             if line != b"\n" or not paragraph:
                 paragraph.append(line)
+                n_bytes += len(line)
+                self._check_size(n_bytes)
                 continue
+            n_bytes = 0
             if ended := b"".join(paragraph)[:-1]:
                 yield ended
             paragraph = []
@@ -159,7 +185,7 @@ class TextFile(_FileStream):
 
     def _lines(self, file: io.BufferedReader) -> Iterator[bytes]:
         """Each line with its end as \\n; the position is after it."""
-        for upto_newline in file:
+        for upto_newline in self._upto_newlines(file):
             for line in _LINE.findall(upto_newline) if b"\r" in upto_newline else [upto_newline]:
                 self.byte += len(line)
                 self.line += 1

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from saelens_lite.atomic import temporary_folder
+from saelens_lite.atomic import check_output, temporary_folder
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import carry_out, device_named, is_first_process, model_for, print_next
 from saelens_lite.config import AtLeast
@@ -30,6 +30,7 @@ def run(argv: Sequence[str]) -> None:
         )
     if config.store is None and several_processes():
         raise ValueError("analyze under torchrun needs --store: harvest one first, under torchrun as well")
+    _check_output(config)
     sae = SparseAutoencoder.load(config.sae, device=device_named(config.device))
     if config.store is not None:
         _analyze(config, sae, ActivationStore(config.store))
@@ -38,11 +39,26 @@ def run(argv: Sequence[str]) -> None:
         _analyze(config, sae, _harvest_for(sae, config, folder))
 
 
+def _check_output(config: AnalyzeConfig) -> None:
+    """raises: ValueError where page and index cannot both be written"""
+    check_output(config.output)
+    check_output(_index(config), folder=True)
+    if Path(config.output).absolute() == Path(_index(config)).absolute():
+        raise ValueError(
+            f"--output and --index expected two names, got {config.output} for both: the page is a file, the "
+            "index a folder"
+        )
+
+
+def _index(config: AnalyzeConfig) -> str:
+    return config.index or str(Path(config.output).with_suffix(".index"))
+
+
 def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationStore) -> None:
     from saelens_lite.analyze.index.build import IndexConfig, index_features
     from saelens_lite.analyze.pages.page_of_features import feature_page
 
-    folder = config.index or str(Path(config.output).with_suffix(".index"))
+    folder = _index(config)
     index = index_features(
         sae,
         store,

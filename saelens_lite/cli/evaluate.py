@@ -6,10 +6,9 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated
 
-from saelens_lite.atomic import write_file
+from saelens_lite.atomic import check_output, write_file
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_for, model_of, print_next, with_short_names
 from saelens_lite.config import AtLeast, Below
@@ -22,17 +21,17 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.store.reader import ActivationStore
 
-    if config.output is not None and (
-        Path(config.output).is_dir() or not Path(config.output).parent.is_dir()
-    ):
-        raise ValueError(f"--output expected a file in an existing folder, got {config.output}")
+    if config.output is not None:
+        check_output(config.output)
     store, device = ActivationStore(config.store), device_named(config.device)
+    sae, *seeds = (SparseAutoencoder.load(of, device=device) for of in (config.sae, *config.seeds))
+    baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
     result = evaluate_sae(
-        SparseAutoencoder.load(config.sae, device=device),
+        sae,
         store,
         model_for(config.model, device, store),
-        SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
-        [SparseAutoencoder.load(seed, device=device) for seed in config.seeds],
+        baseline,
+        seeds,
         held_out=config.held_out,
         held_out_fraction=config.held_out_fraction,
         max_tokens=config.max_tokens,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from saelens_lite.atomic import write_file
+from saelens_lite.atomic import check_output, write_file
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, with_short_names
 from saelens_lite.config import Above, AtLeast, Below
@@ -22,6 +22,8 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.sae.autoencoder import SparseAutoencoder
 
+    if config.output is not None:
+        check_output(config.output)
     data = read_labelled(
         config.texts,
         text_field=config.text_field,

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
+from saelens_lite.atomic import check_output
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, print_next
 from saelens_lite.config import Above, AtLeast, AtMost
@@ -33,22 +34,25 @@ def run(argv: Sequence[str]) -> None:
             "study --model needs --sae and --records too; without all three it makes a small world of its own"
         )
     folder, split = Path(config.output), Split(seed=config.seed)
+    check_output(folder, folder=True)
     folder.mkdir(parents=True, exist_ok=True)
     if config.model is None:
         config = _in_a_small_world(config, split)
-    device = device_named(config.device)
+    device, records = device_named(config.device), read_questions(config.records)
+    store = None if config.store is None else ActivationStore(config.store)
+    sae = SparseAutoencoder.load(config.sae, device=device)
+    baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
     of_model = HallucinationStudy(
         *model_and_tokenizer(config.model, device),
-        SparseAutoencoder.load(config.sae, device=device),
-        read_questions(config.records),
+        sae,
+        records,
         NextToken(config.refusal, config.options or None),
-        baseline=SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None,
+        baseline=baseline,
         hook_point=config.hook_point,
         split=split,
         position=config.position,
         batch_size_seqs=config.batch_size_seqs,
     )
-    store = None if config.store is None else ActivationStore(config.store)
     chosen, baseline = (
         None
         if of is None

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from saelens_lite.atomic import check_output
 from saelens_lite.json_data import loads
 from saelens_lite.sae.folder import CFG, SPARSITY, WEIGHTS, settle
 
@@ -21,7 +22,8 @@ _CHECKPOINT = re.compile(r"step_\d+|\.step_.*\.(tmp|old)")
 
 
 def check_ours(output: Path) -> None:
-    """raises: ValueError if a name that a run writes is taken by something else"""
+    """raises: ValueError if a name that a run writes is taken by something else, or nothing can be written"""
+    check_output(output, folder=True)
     for name, is_ours in _WRITTEN.items():
         path = output / name
         if path.is_symlink() or (path.exists() and not is_ours(path)):

@@ -4,6 +4,7 @@ named."""
 import gzip
 import json
 import sys
+import tracemalloc
 
 import datasets
 import pytest
@@ -128,3 +129,25 @@ def test_bytes_that_are_no_text_are_named_in_the_first_rows_too(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
     with pytest.raises(ValueError, match=r"a\.jsonl, line 2: expected UTF-8 text, got byte 0xff"):
         open_named([str(tmp_path / "a.jsonl")])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options"),
+    [
+        ("a.jsonl.gz", b'{"text": "' + b" " * 50_000_000 + b'"}\n', {}),
+        ("a.txt.gz", b" " * 50_000_000, {}),
+        ("a.txt.gz", b"a word\n" * 5_000_000, {"text_unit": "paragraph"}),
+        ("a.txt.gz", b"a word\n" * 5_000_000, {"text_unit": "document"}),
+    ],
+)
+def test_a_line_is_not_read_before_its_length_is_known(tmp_path, monkeypatch, name, content, options):
+    """A small archive may hold a line that no memory does."""
+    monkeypatch.setattr("saelens_lite.harvest.text.text_files.MOST_BYTES", 1 << 20)
+    path = tmp_path / name
+    path.write_bytes(gzip.compress(content, 1))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"{name}, line .*: expected lines and documents of at most 1 MiB"):
+        open_named([str(path)], **options)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000

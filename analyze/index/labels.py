@@ -23,9 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from saelens_lite.errors import FeatureIndexError
-from saelens_lite.json_data import loads
+from saelens_lite.json_data import loads, misfit
 
 FORMAT, VERSION = "saelens_lite labels", 1
+_FORM = {
+    "format": str,
+    "version": int,
+    "sae": str,
+    "labels": [{"latent": int, "label": str, "notes": str, "starred": bool}],
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,13 +95,11 @@ class Labels:
         """
         try:
             content = loads(Path(file).read_text(encoding="utf-8"))
-            kind, version, sae = content["format"], content["version"], content["sae"]
-            found = [
-                Label(one["latent"], str(one["label"]), str(one["notes"]), bool(one["starred"]))
-                for one in content["labels"]
-            ]
-        except (UnicodeDecodeError, json.JSONDecodeError, TypeError, KeyError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} expected labels that a page of features exported: {error!r}") from error
+        if wrong := misfit(content, _FORM):
+            raise ValueError(f"{file} expected labels that a page of features exported: {wrong}")
+        kind, version, sae = content["format"], content["version"], content["sae"]
         if (kind, version) != (FORMAT, VERSION):
             raise ValueError(
                 f"{file} expected {FORMAT!r} version {VERSION}, it states {kind!r} version {version}"
@@ -104,14 +108,22 @@ class Labels:
             raise ValueError(
                 f"{file} holds labels of the SAE {str(sae)[:8]}, this index is of {self._sae['sha256'][:8]}"
             )
-        self._write(found)
-        return len(found)
+        keys = ("latent", "label", "notes", "starred")
+        self._write([Label(*map(one.get, keys)) for one in content["labels"]])
+        return len(content["labels"])
 
     def _write(self, labels: list[Label]) -> None:
         """All of them or none."""
         for one in labels:
             if not isinstance(one.latent, int) or not 0 <= one.latent < self._sae["d_sae"]:
                 raise ValueError(f"expected a latent from 0 to {self._sae['d_sae'] - 1}, got {one.latent}")
+            for text in (one.label, one.notes):
+                if not isinstance(text, str):
+                    raise TypeError(f"expected label and notes as text, got {type(text).__name__} {text!r}")
+                if any("\ud800" <= character <= "\udfff" for character in text):
+                    raise ValueError(
+                        f"latent {one.latent} expected text, got half of a character's surrogates: {text!r:.80}"
+                    )
         with self._open() as db:
             for one in labels:
                 if one.label or one.notes or one.starred:

@@ -28,7 +28,7 @@ _FACTS = {
     "store?": str, "version?": str, "steps?": int, "tokens?": int, "lr?": float,
     "held_out_fvu?": float, "held_out_l0?": float, "held_out_delta_ce?": float,
 }  # fmt: skip
-_EVALUATION = {"hook_point": str, "rows": [{"name": str}]}
+_EVALUATION = {"hook_point": str, "rows": [{"name?": str}]}
 """What a report relies on of train_config.json, of our facts in cfg.json, and of an evaluation."""
 
 

@@ -100,7 +100,7 @@ def test_a_manifest_of_another_form_is_named(change, said, made, copy, capsys):
     ("change", "said"),
     [
         (without("hook_points"), "plan.json is no plan of a store: hook_points is missing"),
-        (with_(["acts"], "hook_points"), "plan.json is no plan of a store: hook_points expected a JSON object"),
+        (with_(["acts"], "hook_points"), "no plan of a store: hook_points expected a JSON object"),
         (with_({"other": {"d_model": 16}}, "hook_points"), "the manifest has no hook point 'other'"),
         (without("hook_points", "acts", "d_model"), "hook_points.acts.d_model is missing"),
         (with_("16", "hook_points", "acts", "d_model"), "hook_points.acts.d_model expected int, got '16'"),
@@ -166,7 +166,7 @@ def test_an_index_of_another_form_is_named(change, said, copy, capsys):
         (with_(7, "metadata", "hook_name"), "SAEConfig.hook_point expected str, got int 7"),
         (with_({}, "metadata", "model_name"), "SAEConfig.model_name expected str, got dict"),
         (with_([], "metadata", "saelens_lite"), "metadata.saelens_lite expected a JSON object, got []"),
-        (with_({"train": 3}, "metadata", "saelens_lite"), "metadata.saelens_lite.train expected a JSON object"),
+        (with_({"train": 3}, "metadata", "saelens_lite"), "saelens_lite.train expected a JSON object"),
         (with_(["none"], "normalize_activations"), "normalize_activations ['none'] is not supported"),
     ],
 )

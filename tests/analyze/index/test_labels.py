@@ -29,6 +29,11 @@ def test_labels_are_kept_and_found(tmp_path):
     assert labels.get(3) is None
     with pytest.raises(ValueError, match="from 0 to 9, got 10"):
         labels.set(10, "none")
+    with pytest.raises(ValueError, match="half of a character"):
+        labels.set(1, "\ud800")
+    with pytest.raises(TypeError, match="expected label and notes as text, got list"):
+        labels.set(1, ["x"])
+    assert labels.all() == [Label(1, "Sun", "</script>")]
 
 
 def test_a_latent_that_is_no_integer_is_no_latent(tmp_path):
@@ -90,8 +95,16 @@ def test_what_the_page_exported_is_imported_in_place_of_what_was_there(tmp_path)
             "expected 'saelens_lite labels' version 1, it states 'saelens_lite labels' version 2",
         ),
         (entry(10), {}, "from 0 to 9, got 10"),
-        (entry("1"), {}, "from 0 to 9, got 1"),
-        ({"latent": 1}, {}, "expected labels that a page of features exported: KeyError"),
+        (entry("1"), {}, r"labels\[1\].latent expected int, got '1'"),
+        (entry(True), {}, r"labels\[1\].latent expected int, got True"),
+        (entry(1.0), {}, r"labels\[1\].latent expected int, got 1.0"),
+        (entry(1, ["x"]), {}, r"labels\[1\].label expected str, got \['x'\]"),
+        (entry(1, "x", None), {}, r"labels\[1\].notes expected str, got None"),
+        (entry(1, "x", "", "false"), {}, r"labels\[1\].starred expected bool, got 'false'"),
+        (entry(1, "\ud83d"), {}, "latent 1 expected text, got half of a character's surrogates"),
+        (entry(1, "x", "a\udc00"), {}, "latent 1 expected text, got half of a character's surrogates"),
+        ({"latent": 1}, {}, r"that a page of features exported: labels\[1\].label is missing"),
+        (entry(1), {"labels": {"1": "x"}}, "labels expected a list"),
     ],
 )
 def test_a_file_that_does_not_fit_changes_nothing(tmp_path, label, facts, told):

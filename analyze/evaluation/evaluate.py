@@ -6,6 +6,7 @@ have rows in the store are replaced: BOS, special tokens and padding stay, in ev
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -26,8 +27,13 @@ from .library_variants import LibraryVariants
 from .result import BASELINE, MEAN, TRAINED, ZERO, Densities, Evaluation, EvaluationRow
 from .seed_noise import SeedNoise, check_seeds, seed_noise, stability
 
+log = logging.getLogger(__name__)
+
+_NORM_SHARDS = 64
+"""The median norm is taken over this many shards at most, evenly spread over the store."""
 _DENSE = {"dense_1pct": 0.01, "dense_10pct": 0.1}
-_FROM_SUMS = ("fvu", "explained_variance", "mse", "cosine", "norm_ratio", "relative_bias")
+_WITHIN = ("fvu_within_10x", "share_within_10x")
+_FROM_SUMS = ("fvu", *_WITHIN, "explained_variance", "mse", "cosine", "norm_ratio", "relative_bias")
 
 
 def evaluate_sae(
@@ -155,7 +161,9 @@ def _reconstruction(
     fraction: float | None,
     max_tokens: int | None,
 ) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums]]:
-    sums = {name: ReconstructionSums(store.d_model(point)) for name in (*saes, ZERO, MEAN)}
+    some = range(0, store.n_shards, -(-store.n_shards // _NORM_SHARDS))
+    median_norm = float(torch.cat([store.norms(shard, point) for shard in some]).median())
+    sums = {name: ReconstructionSums(store.d_model(point), median_norm) for name in (*saes, ZERO, MEAN)}
     variants = {name: LibraryVariants() for name in sums}
     firing = {
         name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()
@@ -181,6 +189,8 @@ def _reconstruction(
             f"{store.path} has no rows of held-out documents (share {fraction}); "
             "harvest more documents, or pass held_out=False to score rows that training has seen"
         )
+    if (told := sums[TRAINED].massive_rows_in_words) is not None:
+        log.warning(told)
     return sums, variants, firing
 
 

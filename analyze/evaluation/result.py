@@ -20,6 +20,8 @@ TRAINED, BASELINE, ZERO, MEAN = "trained", "baseline", "zero ablation", "mean ab
 
 DEFINITIONS = {
     "fvu": "fraction of variance unexplained: the sum of ‖x − x̂‖² over that of ‖x − mean‖²",
+    "fvu_within_10x": "fvu of the rows whose norm is at most 10 times the median norm of the store",
+    "share_within_10x": "share of the scored rows that these are",
     "explained_variance": "1 − fvu",
     "mse": "mean ‖x − x̂‖² of a token, summed over dimensions",
     "cosine": "mean cosine of x with x̂",
@@ -89,6 +91,8 @@ class EvaluationRow:
     given: bool = True
     """False for a baseline that was not given."""
     fvu: float | None = None
+    fvu_within_10x: float | None = None
+    share_within_10x: float | None = None
     explained_variance: float | None = None
     mse: float | None = None
     cosine: float | None = None
@@ -253,6 +257,12 @@ class Evaluation:
         dead = "dead over the last tokens of the store"
         if fitting := self._windows_that_fit():
             dead += f", dead@{window_name(fitting[-1])}: a rate < {rate_bound(fitting[-1]):.0e} (95 %)"
+        trained = self.rows[0]
+        if (share := trained.share_within_10x) is not None and share < 1:
+            text.append(
+                f"fvu of the {share:.2%} of rows within 10 times the median norm: "
+                f"{trained.fvu_within_10x:.4f}"
+            )
         text.append(f"fvu, l0 over {self.n_tokens:,} tokens of {rows_of}; {dead}")
         if self.ce_clean is not None:
             text.append(

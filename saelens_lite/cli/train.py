@@ -142,6 +142,9 @@ def print_trained(sae: SparseAutoencoder, config: TrainConfig) -> None:
     print(f"  {facts['steps']:,} steps, {facts['tokens']:,} rows, peak lr {facts['lr']:.2g}")
     if facts["held_out_fvu"] is not None:
         scores = f"fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}"
+        if (share := facts.get("held_out_share_within_10x") or 1.0) < 1:
+            within = facts["held_out_fvu_within_10x"]
+            scores += f"; fvu of the {share:.2%} of rows within 10 times the median norm {within:.4f}"
         if "held_out_delta_ce" in facts:
             scores += f", ΔCE {facts['held_out_delta_ce']:.4f} nats"
         if facts.get("baseline_fvu") is not None:

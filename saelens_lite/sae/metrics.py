@@ -3,6 +3,8 @@
 `update` adds a batch; `merge` joins two that saw consecutive spans of tokens.
 
     fvu                 Σ‖x − x̂‖² / Σ‖x − x̄‖², x̄ the mean of each dimension over all tokens
+    fvu within 10x      the same of the rows whose norm is at most 10 times the median, x̄ their mean; squares
+                        let a few massive rows stand for all others. share within 10x: of all rows
     explained variance  1 − fvu
     mse                 mean ‖x − x̂‖² of a token, summed over dimensions
     cosine, norm ratio  mean cos(x, x̂) and mean ‖x̂‖ / ‖x‖ over tokens with ‖x‖ > 0
@@ -27,6 +29,9 @@ from torch import Tensor
 
 from saelens_lite.sae.latents import SparseLatents
 
+MASSIVE = 10.0
+"""A row is massive whose norm exceeds this multiple of the median norm."""
+
 _PLAIN_SUMS = "squared_error _squared_norm_hat _product _directed_tokens _cosine_sum _norm_ratio_sum".split()
 
 
@@ -38,7 +43,11 @@ class ReconstructionSums:
     source: Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance"
     """
 
-    def __init__(self, d_model: int) -> None:
+    def __init__(self, d_model: int, median_norm: float | None = None) -> None:
+        """median_norm: L2 norm of a row in the middle, for `within`; None leaves that out"""
+        self.within = None if median_norm is None else ReconstructionSums(d_model)
+        """The rows whose norm is at most MASSIVE · median_norm"""
+        self._largest_norm = math.inf if median_norm is None else MASSIVE * median_norm
         self.n_tokens = 0
         self.mean = torch.zeros(d_model, dtype=torch.float64)
         """x̄ so far: float64[d_model]"""
@@ -57,6 +66,15 @@ class ReconstructionSums:
                 f"got {list(acts.shape)} and {list(recons.shape)}"
             )
         x, x_hat = (rows.detach().reshape(-1, len(self.mean)).double() for rows in (acts, recons))
+        norms = x.norm(dim=1)
+        massive = norms > self._largest_norm
+        if not massive.any():
+            self._add(x, x_hat, norms, self.within)
+            return
+        self._add(x[~massive], x_hat[~massive], norms[~massive], self.within)
+        self._add(x[massive], x_hat[massive], norms[massive])
+
+    def _add(self, x: Tensor, x_hat: Tensor, norms: Tensor, within: ReconstructionSums | None = None) -> None:
         batch = ReconstructionSums(len(self.mean))
         if len(x):
             batch.n_tokens, mean = len(x), x.mean(0)
@@ -65,13 +83,13 @@ class ReconstructionSums:
             batch.squared_error = (x - x_hat).square().sum().item()
             batch._squared_norm_hat = x_hat.square().sum().item()
             batch._product = (x * x_hat).sum().item()
-            norms = x.norm(dim=1)
             x, x_hat, norms = x[norms > 0], x_hat[norms > 0], norms[norms > 0]
             norms_hat = x_hat.norm(dim=1)
             batch._directed_tokens = len(x)
             batch._norm_ratio_sum = (norms_hat / norms).sum().item()
             batch._cosine_sum = ((x * x_hat).sum(1) / (norms * norms_hat).clamp_min(1e-300)).sum().item()
-            self.merge(batch)
+            for sums in (self, *([within] if within is not None else [])):
+                sums.merge(batch)
 
     def merge(self, other: ReconstructionSums) -> None:
         """Add the tokens that another one saw."""
@@ -85,11 +103,35 @@ class ReconstructionSums:
         self.n_tokens = n_tokens
         for name in _PLAIN_SUMS:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        if self.within is not None and other.within is not None:
+            self.within.merge(other.within)
 
     @property
     def fvu(self) -> float:
         """Fraction of variance unexplained; nan when nothing varies."""
         return _ratio(self.squared_error, self.squared_deviation)
+
+    @property
+    def fvu_within_10x(self) -> float:
+        """nan without a median norm."""
+        return math.nan if self.within is None else self.within.fvu
+
+    @property
+    def share_within_10x(self) -> float:
+        """nan without a median norm."""
+        return math.nan if self.within is None else _ratio(self.within.n_tokens, self.n_tokens)
+
+    @property
+    def massive_rows_in_words(self) -> str | None:
+        """Where massive rows hold most of the variance: what that makes of fvu, and what to do."""
+        if self.within is None or not self.within.squared_deviation < self.squared_deviation / 2:
+            return None
+        return (
+            f"{1 - self.share_within_10x:.2%} of the scored rows have more than {MASSIVE:g} times the median "
+            f"norm and most of the variance: fvu {self.fvu:.4f} is theirs, and {self.fvu_within_10x:.4f} "
+            f"that of all other rows. --max-norm-ratio {MASSIVE:g} (max_norm_ratio={MASSIVE:g}) trains "
+            "without them"
+        )
 
     @property
     def explained_variance(self) -> float:

@@ -223,3 +223,29 @@ def test_window_names():
         "1M",
         "2B",
     ]
+
+
+def test_fvu_of_rows_within_ten_times_the_median_norm_is_that_of_these_alone():
+    generator = torch.Generator().manual_seed(0)
+    acts = torch.randn(1000, 8, generator=generator)
+    acts[::100] *= 1000
+    recons = acts + 0.3 * torch.randn(1000, 8, generator=generator)
+    norms = acts.norm(dim=1)
+    few = norms <= 10 * norms.median()
+    assert int(few.sum()) == 990
+    found, parts = ReconstructionSums(8, float(norms.median())), ReconstructionSums(8, float(norms.median()))
+    found.update(acts, recons)
+    for rows in range(0, 1000, 137):
+        part = ReconstructionSums(8, float(norms.median()))
+        part.update(acts[rows : rows + 137], recons[rows : rows + 137])
+        parts.merge(part)
+    for one in (found, parts):
+        assert one.fvu == pytest.approx(sums(acts, recons).fvu, rel=1e-9)
+        assert one.fvu_within_10x == pytest.approx(sums(acts[few], recons[few]).fvu, rel=1e-9)
+        assert one.share_within_10x == 0.99
+        assert one.fvu < 1e-5 < 0.05 < one.fvu_within_10x
+        assert one.massive_rows_in_words.startswith("1.00% of the scored rows have more than 10 times the")
+    plain = ReconstructionSums(8, 1e9)
+    plain.update(acts, recons)
+    assert (plain.fvu_within_10x, plain.massive_rows_in_words) == (plain.fvu, None)
+    assert math.isnan(sums(acts, recons).fvu_within_10x)

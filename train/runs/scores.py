@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -15,6 +16,10 @@ from ..rows.protocol import Rows
 from .finite import Finite
 from .process import writes
 from .sae import saved_sae
+
+log = logging.getLogger(__name__)
+
+_NAMES = ("held_out_fvu", "held_out_l0", "held_out_fvu_within_10x", "held_out_share_within_10x")
 
 
 class HeldOutScores:
@@ -30,6 +35,7 @@ class HeldOutScores:
         self.metrics: dict[str, float | None] = {}
         self.density: Tensor | None = None
         self._finite, self._step, self._ce_clean = finite, -1, math.nan
+        self._told = False
 
     def update(self) -> dict[str, float | None]:
         """The scores of the SAE as it stands."""
@@ -43,12 +49,16 @@ class HeldOutScores:
 
     @torch.no_grad()
     def _reconstruction(self) -> dict[str, float | None]:
-        """fvu and l0. raises: FloatingPointError if the error is not finite"""
+        """fvu, l0, and fvu and share of the rows that are not massive.
+
+        raises: FloatingPointError if the error is not finite
+        """
         held_out, (sae, comm) = self.rows.held_out(), (self.trainer.sae, self.trainer.comm)
         if not len(held_out):
-            return {"held_out_fvu": None, "held_out_l0": None}
+            return dict.fromkeys(_NAMES)
         scale, config = self.rows.scale, self.trainer.config
-        sums, firing = ReconstructionSums(sae.d_model), FiringSums(sae.d_sae, sae.device)
+        median_norm = float(torch.linalg.vector_norm(held_out, dim=1).median())
+        sums, firing = ReconstructionSums(sae.d_model, median_norm), FiringSums(sae.d_sae, sae.device)
         for rows in held_out.split(config.batch_size_rows):
             k = config.k if sae.kind == "topk" else None
             recons, latents = comm.forward(sae, (rows * scale).to(sae.device), k)
@@ -57,8 +67,17 @@ class HeldOutScores:
         self._finite.check(sums.squared_error, "the error on held-out rows is not finite")
         density = comm.whole(firing.density, 0)
         self.density = None if density is None else density.cpu()
-        fvu = sums.fvu if sums.squared_deviation else None
-        return {"held_out_fvu": fvu, "held_out_l0": distributed.total(firing.l0, "latents")}
+        told = sums.massive_rows_in_words if config.max_norm_ratio is None else None
+        if told is not None and not self._told and writes():
+            log.warning("%s at step %d: %s", config.output, self.trainer.steps_done, told)
+        self._told = self._told or told is not None
+        found = (
+            sums.fvu,
+            distributed.total(firing.l0, "latents"),
+            sums.fvu_within_10x,
+            sums.share_within_10x,
+        )
+        return {name: None if math.isnan(n) else n for name, n in zip(_NAMES, found, strict=True)}
 
     def _downstream(self) -> dict[str, float | None]:
         """ΔCE in nats per token, by the first process; the others bring their latents."""

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+import saelens_lite as sl
 from saelens_lite.analyze.evaluation import evaluate
 from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
 from saelens_lite.analyze.evaluation.result import Densities
@@ -389,3 +390,21 @@ def test_the_json_defines_each_of_its_numbers(store, sae, gpt2):
     assert numbers | tables == found["definitions"].keys()
     assert tables == {"dead_rate_bounds", "seed_noise", "stability", "densities"}
     assert "seed_noise" not in evaluate_sae(sae, store, **SPLIT).to_dict()["definitions"]
+
+
+def test_rows_of_massive_norm_are_told_from_the_others(tmp_path, caplog):
+    rows = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
+    rows[::100] *= 300
+    store = sl.ActivationStore.from_arrays(tmp_path / "store", rows, rows_per_shard=25)  # 80 shards
+    sae = make_sae("relu", d_sae=64)
+    with caplog.at_level("WARNING", logger="saelens_lite.analyze"):
+        found = evaluate_sae(sae, store, held_out=False, max_tokens=None, hook_point="acts")
+    few = rows.norm(dim=1) <= 10 * rows.norm(dim=1).median()
+    expected = ReconstructionSums(32)
+    with torch.no_grad():
+        expected.update(rows[few], sae(rows[few]).recons)
+    trained = found.row("trained")
+    assert trained.fvu_within_10x == pytest.approx(expected.fvu, rel=1e-6)
+    assert trained.share_within_10x == 0.99
+    assert "--max-norm-ratio 10" in caplog.text
+    assert f"fvu of the 99.00% of rows within 10 times the median norm: {expected.fvu:.4f}" in str(found)

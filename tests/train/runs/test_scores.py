@@ -1,6 +1,8 @@
 """Scores on held-out rows, against rows worked by hand and against the evaluation of the saved SAE."""
 
+import dataclasses
 import math
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -35,7 +37,12 @@ def scores():
 def test_fvu_and_l0_of_rows_worked_by_hand(scores):
     """Reconstructions (10, 0), (12, 4), (11, 0), (11, 5): errors 1, 1, 1 + 1 and 1 in squares, 5 of 28."""
     metrics = scores.update()
-    assert metrics == {"held_out_fvu": pytest.approx(5 / 28, rel=1e-9), "held_out_l0": 5 / 4}
+    assert metrics == {
+        "held_out_fvu": pytest.approx(5 / 28, rel=1e-9),
+        "held_out_l0": 5 / 4,
+        "held_out_fvu_within_10x": metrics["held_out_fvu"],
+        "held_out_share_within_10x": 1.0,
+    }
     assert scores.density.tolist() == [3 / 4, 2 / 4]
 
 
@@ -53,7 +60,27 @@ def test_rows_that_do_not_vary_and_absent_rows_have_no_fvu(scores):
     assert scores.update()["held_out_fvu"] is None
     scores.rows.held_out = lambda: ROWS[:0]
     scores.outdated()
-    assert scores.update() == {"held_out_fvu": None, "held_out_l0": None}
+    assert set(scores.update().values()) == {None}
+
+
+def test_rows_of_massive_norm_are_told_from_the_others(scores, caplog):
+    """A fifth row (400, 0) becomes (399, 0): 1 of about 1.2e5 beside the 5 of 28 of the others."""
+    scores.rows.held_out = lambda: torch.cat([ROWS, torch.tensor([[400.0, 0.0]])]) / 4
+    with caplog.at_level("WARNING", logger="saelens_lite.train"):
+        metrics = scores.update()
+        scores.outdated()
+        scores.update()
+    assert metrics["held_out_fvu"] < 1e-4
+    assert metrics["held_out_fvu_within_10x"] == pytest.approx(5 / 28, rel=1e-6)
+    assert metrics["held_out_share_within_10x"] == 4 / 5
+    told = r"at step 0: 20.00% of the scored rows .* and 0.1786 that of all other rows. --max-norm-ratio 10"
+    assert len(re.findall(told, caplog.text)) == 1
+    scores.trainer.config = dataclasses.replace(scores.trainer.config, max_norm_ratio=10.0)
+    scores._told = False
+    caplog.clear()
+    scores.outdated()
+    scores.update()
+    assert not caplog.text  # as it was trained without them
 
 
 def test_an_error_that_is_not_finite_stops_the_run(scores):

@@ -1,11 +1,13 @@
 """Work shared among processes: two that meet in one key-value store, and one alone."""
 
 import itertools
+import threading
 
 import pytest
 from torch.distributed import HashStore
 
 from saelens_lite import claims
+from saelens_lite.errors import SaelensLiteError
 
 
 @pytest.fixture
@@ -43,3 +45,40 @@ def test_a_single_process_takes_all_and_waits_for_nobody(monkeypatch):
     assert (alone.rank, alone.world_size, list(alone.claimed([4, 2]))) == (0, 1, [4, 2])
     assert alone.agreed("found", lambda: (1, 2)) == (1, 2)
     alone.wait_for_all()
+
+
+def test_a_process_that_ended_is_not_waited_for(two, monkeypatch):
+    monkeypatch.setattr(claims, "_BEAT_S", 0.05)
+    monkeypatch.setattr(claims, "_SILENCE_S", 0.5)
+    first, second = two
+    for process in two:  # the beats of before are slower
+        process._ended.set()
+    for process in two:
+        process._ended = threading.Event()
+        threading.Thread(target=claims._beat, args=(process._kv, process.rank, process._ended)).start()
+    waited = threading.Thread(target=first.wait_for_all)
+    waited.start()
+    waited.join(1.0)
+    assert waited.is_alive()  # the other lives, however long it takes
+    second.wait_for_all()
+    waited.join(5.0)
+    assert not waited.is_alive()
+    second._ended.set()
+    with pytest.raises(SaelensLiteError, match="process 1 of 2 ended or hangs, .* start all processes again"):
+        first._wait(["never"])
+    first._ended.set()
+
+
+def test_the_process_that_keeps_the_store_may_end(two, monkeypatch):
+    first, _ = two
+
+    def gone(*_):
+        raise RuntimeError("Connection reset by peer")
+
+    class Gone:
+        wait = add = gone
+
+    monkeypatch.setattr(claims, "_BEAT_S", 0.0)
+    monkeypatch.setattr(first, "_kv", Gone())
+    with pytest.raises(SaelensLiteError, match="the first process of 2 ended: what is finished is kept"):
+        first._wait(["never"])

@@ -122,5 +122,6 @@ class SharedClaims(Claims):
         while (rows := self._processes.posted(f"rows/{index}")) is None:
             if self._stopped:
                 raise InterruptedError(f"stopped while another process packed shard {index}")
+            self._processes.check_others()
             time.sleep(_LOOK_S)
         return rows

@@ -1,17 +1,19 @@
 """A Hugging Face decoder, resolved once: its blocks, width, head, and what each block adds to the stream.
 
 Everything is found by structure, not from a table of model families. The blocks are the ModuleList beside the
-token embedding. Three tokens run through a block show which two of its parts sum to the stream's change.
+token embedding. Three tokens that run through the model show which two parts of each block sum to the
+stream's change, and which modules run more than once.
 """
 
 from __future__ import annotations
 
 import inspect
 import math
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -167,15 +169,32 @@ class Decoder:
     def parts(self, block: int) -> BlockParts | None:
         """The two parts that a block adds to the stream; None where no two do (scaled or normalised streams).
 
-        Blocks of one make share an answer: the model runs three tokens up to the first of them, in evaluation
-        mode and unedited.
+        Three tokens run through the model once, in evaluation mode and unedited; every block is looked at.
+        raises: HookError if they do not reach the block
         """
-        make = _make(self.layers[block])
-        known = _parts_by_make.setdefault(self.layers, {})
-        if make not in known:
-            first = next(layer for layer in self.layers if _make(layer) == make)
-            known[make] = _adding_parts(_observe(self, first), dict(first.named_children()))
-        return known[make]
+        layer = self.layers[block]
+        if layer not in _parts:
+            error = None
+            try:
+                _observe(self)
+            except Exception as raised:
+                error = raised
+            if layer not in _parts and error is None:
+                _parts[layer] = None  # a forward that leaves this block out
+            elif layer not in _parts:
+                raise HookError(
+                    f"what the blocks of {self.class_name} add to the stream is unknown, since three tokens "
+                    f"would not run through it ({type(error).__name__}: {error}). Name a module by its path "
+                    "instead"
+                ) from error
+        return _parts[layer]
+
+    def runs(self, module: nn.Module) -> int:
+        """How often a forward pass runs the module; 0 where three tokens do not reach it."""
+        if module not in _runs:
+            with suppress(Exception):  # a model that needs more than tokens
+                _observe(self)
+        return _runs.get(module, 0)
 
     @property
     def being_observed(self) -> bool:
@@ -242,7 +261,11 @@ def main_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 
-_parts_by_make: Any = weakref.WeakKeyDictionary()  # by list of blocks, dict[make, BlockParts | None]
+_parts: weakref.WeakKeyDictionary[nn.Module, BlockParts | None] = weakref.WeakKeyDictionary()
+"""Of blocks whose pass was observed."""
+
+_runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""How often modules ran in an observed pass."""
 
 
 class _Observing(threading.local):
@@ -253,10 +276,6 @@ class _Observing(threading.local):
 
 
 _observed = _Observing()
-
-
-class _Observed(Exception):
-    """Ends an observation."""
 
 
 @dataclass(slots=True)
@@ -271,21 +290,57 @@ class _Observation:
     """part → the part whose output it was called on"""
 
 
-def _make(layer: nn.Module) -> str:
-    parts = (f"{key}:{type(child).__name__}" for key, child in layer.named_children())
-    return ",".join([type(layer).__name__, *parts])
+def _observe(decoder: Decoder) -> None:
+    """Run three tokens through the model and note the parts of every block, and how often each module runs.
+
+    raises: whatever the model raises; what ran until then is noted
+    """
+    try:
+        blocks = set(decoder.layers)
+    except HookError:  # module paths alone
+        blocks = set()
+    counts = dict.fromkeys(decoder.bare.modules(), 0)
+
+    def count(module: nn.Module, _args: tuple) -> None:
+        counts[module] += 1
+
+    handles = [module.register_forward_pre_hook(count) for module in counts]
+    for block in blocks:
+        handles += _observing(block)
+    weight = decoder.embedding.weight
+    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
+    ids = (torch.arange(3, device=device) % weight.shape[0])[None]
+    inputs: dict[str, Any] = (
+        {"attention_mask": torch.ones_like(ids)} if decoder.accepts("attention_mask") else {}
+    )
+    if decoder.accepts("use_cache"):
+        inputs["use_cache"] = False
+    _observed.models.add(decoder.bare)
+    try:
+        with evaluation_mode(decoder.bare), torch.no_grad(), _uncompiled():
+            decoder.bare(input_ids=ids, **inputs)
+    finally:
+        _observed.models.discard(decoder.bare)
+        for handle in handles:
+            handle.remove()
+        _runs.update(counts)
 
 
-def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
+def _observing(block: nn.Module) -> list[Any]:
+    """Hooks that note the block's parts when it has run."""
     seen = _Observation()
     live: list[tuple[str, Tensor]] = []
 
     def on_entry(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.__init__()
+        live.clear()
         seen.stream.append(stream_into(args, kwargs).clone())
 
     def on_exit(_module: nn.Module, _args: tuple, output: Any) -> None:
         seen.stream.append(main_tensor(output).clone())
-        raise _Observed
+        _parts[block] = _adding_parts(seen, dict(block.named_children()))
+        seen.__init__()
+        live.clear()
 
     def on_part(name: str) -> Any:
         def hook(_module: nn.Module, args: tuple, output: Any) -> None:
@@ -300,37 +355,22 @@ def _observe(decoder: Decoder, layer: nn.Module) -> _Observation:
 
         return hook
 
-    handles = [part.register_forward_hook(on_part(name)) for name, part in layer.named_children()]
-    handles += [
-        layer.register_forward_pre_hook(on_entry, with_kwargs=True),
-        layer.register_forward_hook(on_exit),
+    handles = [part.register_forward_hook(on_part(name)) for name, part in block.named_children()]
+    return [
+        *handles,
+        block.register_forward_pre_hook(on_entry, with_kwargs=True),
+        block.register_forward_hook(on_exit),
     ]
-    weight = decoder.embedding.weight
-    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
-    ids = (torch.arange(3, device=device) % weight.shape[0])[None]
-    masked = {"attention_mask": torch.ones_like(ids)} if decoder.accepts("attention_mask") else {}
-    _observed.models.add(decoder.bare)
-    try:
-        with evaluation_mode(decoder.bare), torch.no_grad():
-            decoder.bare(input_ids=ids, **masked)
-    except _Observed:
-        pass
-    except Exception as error:
-        raise HookError(
-            f"what the blocks of {decoder.class_name} add to the stream is unknown, since three tokens would "
-            f"not run through it ({type(error).__name__}: {error}). Name a module by its path instead"
-        ) from error
-    finally:
-        _observed.models.discard(decoder.bare)
-        for handle in handles:
-            handle.remove()
-    return seen
+
+
+def _uncompiled() -> AbstractContextManager:
+    """Inside, compiled modules run as they were written: what is compiled now would keep our hooks."""
+    dynamo = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if dynamo else nullcontext()
 
 
 def _adding_parts(seen: _Observation, parts: dict[str, nn.Module]) -> BlockParts | None:
     """The attention, or the norm right after it, and the part that with it makes up the stream's change."""
-    if len(seen.stream) != 2:  # a forward that leaves this block out
-        return None
     before, after = seen.stream
     once = {
         name: outputs[0]

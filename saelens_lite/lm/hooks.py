@@ -55,9 +55,20 @@ class HookPoint:
 def resolve(model: Model, name: str) -> HookPoint:
     """The hook point of that name.
 
-    raises: HookError naming the points there are, and the nearest
+    raises: HookError naming the points there are, and the nearest; or for a module that runs several times a
+        forward, so that no one could tell which run is meant
     """
     decoder = Decoder.of(model)
+    point = _named(decoder, name)
+    if (n_runs := decoder.runs(point.module(decoder))) > 1:
+        raise HookError(
+            f"{name!r} expected a module that runs once a forward, got {point.module_path} of "
+            f"{decoder.class_name}, which runs {n_runs} times: name a module around it or beside it"
+        )
+    return point
+
+
+def _named(decoder: Decoder, name: str) -> HookPoint:
     canonical = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)", name)
     paths = [] if canonical else [path for path, _ in decoder.bare.named_modules() if path]
     if name in paths:

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 
+from saelens_lite.errors import HookError
 from saelens_lite.lm.decoder import Decoder
-from saelens_lite.lm.hooks import edit, hook_points, resolve, run_to
+from saelens_lite.lm.hooks import capture, edit, hook_points, resolve, run_to
 
 IDS = torch.tensor([[1, 80, 90, 70]])
 POINT = "blocks.1.hook_mlp_out"
@@ -48,3 +50,82 @@ def test_a_model_without_an_output_embedding_has_no_head(gpt2):
         _ = Decoder(gpt2.transformer).head
     with pytest.raises(ValueError, match="got Linear"):
         _ = Decoder(nn.Linear(2, 2)).head
+
+
+def test_every_block_is_looked_at_not_one_of_its_class(gpt2):
+    """Two blocks of one class; the stream after the second is halved, so no two of its parts add up."""
+    gpt2.transformer.h[1].register_forward_hook(lambda module, args, output: output / 2)
+    decoder = Decoder(gpt2)
+    assert decoder.parts(0).mlp == "mlp" and decoder.parts(1) is None
+    assert [name for name in hook_points(gpt2) if name.startswith("blocks.1")] == [
+        "blocks.1.hook_resid_pre",
+        "blocks.1.hook_resid_post",
+    ]
+    with pytest.raises(HookError, match="no two parts of block 1 .* add up to the change of the stream"):
+        resolve(gpt2, "blocks.1.hook_attn_out")
+
+
+def test_blocks_are_looked_at_in_one_pass(gpt2):
+    passes = []
+    gpt2.register_forward_pre_hook(lambda *_: passes.append(1))
+    hook_points(gpt2)
+    resolve(gpt2, "transformer.h.0.mlp.act")
+    assert len(passes) == 1
+    gpt2.transformer.h[1] = type(gpt2.transformer.h[1])(gpt2.config, 1).eval()  # a new block is looked at
+    assert Decoder(gpt2).parts(1).attn == "attn" and len(passes) == 2
+
+
+def albert():
+    config = transformers.AlbertConfig(
+        vocab_size=40,
+        embedding_size=16,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+    )
+    return transformers.AlbertForMaskedLM(config).eval(), "albert.encoder.albert_layer_groups.0", 4
+
+
+def one_activation():
+    """The same SiLU in every MLP, and so under three names."""
+    config = transformers.LlamaConfig(
+        vocab_size=40,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+    )
+    model = transformers.LlamaForCausalLM(config).eval()
+    for layer in model.model.layers:
+        layer.mlp.act_fn = model.model.layers[0].mlp.act_fn
+    return model, "model.layers.0.mlp.act_fn", 3
+
+
+def blocks_in_cycles():
+    """Each block twice, as in HRM."""
+    model = transformers.GPT2LMHeadModel(
+        transformers.GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=2, n_head=2)
+    ).eval()
+    block = model.transformer.h[0]
+    forward, model.transformer.h[1].forward = model.transformer.h[1].forward, None
+
+    def twice(stream, *args, **kwargs):
+        return forward(block(stream, *args, **kwargs), *args, **kwargs)
+
+    model.transformer.h[1].forward = twice
+    return model, "blocks.0.hook_resid_post", 2
+
+
+@pytest.mark.parametrize("make", [albert, one_activation, blocks_in_cycles])
+def test_a_module_that_runs_several_times_is_no_single_place(make):
+    model, name, n_runs = make()
+    for read in (
+        lambda: run_to(model, [name], input_ids=IDS % 40),
+        lambda: capture(model, [name]).__enter__(),
+        lambda: edit(model, name, lambda acts, info: acts).__enter__(),
+    ):
+        with pytest.raises(HookError, match=f"a module that runs once .*, which runs {n_runs} times"):
+            read()
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())

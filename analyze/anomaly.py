@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.reader import ActivationStore
@@ -103,6 +104,7 @@ class AnomalyDetector:
         return silent.repeat(latents.batch).index_add_(0, row, torch.log1p(-p) - p.log() - tail)
 
 
+@takes_folders
 def fit_anomaly(sae: SparseAutoencoder, normal: Rows, *, hook_point: str | None = None) -> AnomalyDetector:
     """Learn what is normal, in two passes: rates and magnitudes of latents, then the spread of both scores.
 

@@ -250,8 +250,8 @@ def _name(member: Mapping[str, Any]) -> str:
 
 
 def _literal(word: str) -> Any:
-    """A number, True, False or None where the word is one, else the word."""
+    """A number, true, false or none where the word is one, in whatever case, else the word."""
     try:
-        return ast.literal_eval(word)
+        return ast.literal_eval(word.title() if word.lower() in ("true", "false", "none") else word)
     except (ValueError, SyntaxError):
         return word

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.positions import Positions
@@ -64,6 +65,7 @@ class EdgeAttribution:
         return "\n".join(lines)
 
 
+@takes_folders
 def edge_attribution(
     model: nn.Module,
     upstream: SparseAutoencoder,
@@ -115,6 +117,7 @@ def edge_attribution(
     return EdgeAttribution(targets, pre_acts.detach().float().cpu(), effects.cpu(), error.cpu(), b_dec.cpu())
 
 
+@takes_folders
 def edge_ablation(
     model: nn.Module,
     upstream: SparseAutoencoder,

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.errors import HookError
 from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo, placed_inputs
@@ -83,6 +84,7 @@ class GradientAttribution:
         return "\n".join(lines)
 
 
+@takes_folders
 def gradient_attribution(
     model: nn.Module,
     sae: SparseAutoencoder,

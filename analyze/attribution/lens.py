@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -67,6 +68,7 @@ class LogitLens:
         return [(token_text(self.tokenizer, i), logit) for i, logit in zip(ids.tolist(), logits.tolist())]
 
 
+@takes_folders
 def logit_lens(
     sae: SparseAutoencoder,
     model: nn.Module,

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.errors import HookError, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
@@ -71,6 +72,7 @@ class LogitAttribution:
         return "\n".join(lines + [f"    {share:+.4f}  latent {latent}" for latent, share in self.top(5)])
 
 
+@takes_folders
 def direct_logit_attribution(
     model: nn.Module,
     sae: SparseAutoencoder,
@@ -105,7 +107,7 @@ def direct_logit_attribution(
         model(**inputs)
     batch, seq = stream[place.captured[0]].shape[:2]
     last_tokens = _last_tokens(inputs.get("attention_mask"), batch, seq)
-    columns = last_tokens if position is None else _each(position, batch, seq, "position")
+    columns = last_tokens if position is None else _each(position, batch, seq, "position", -seq)
 
     def at(acts: Tensor) -> Tensor:
         """float64[batch d] of the chosen columns, on the CPU."""
@@ -208,15 +210,18 @@ def _picked(logits: Tensor, tokens: Tensor | None) -> Tensor:
     return logits.gather(1, tokens.to(logits.device)[:, None])[:, 0]
 
 
-def _each(value: int | Tensor, batch: int, end: int, name: str) -> Tensor:
-    """int64[batch] from one number or one for each example; −1 is the last, as in Python."""
+def _each(value: int | Tensor, batch: int, end: int, name: str, first: int = 0) -> Tensor:
+    """int64[batch] from one number or one for each example. first: the least; −1 is the last, as in Python"""
     if isinstance(value, str):
         raise ValueError(f"expected {name}, got the text {value!r}: the tokenizer gives its ids")
-    given = torch.as_tensor(value, dtype=torch.int64).cpu().reshape(-1)
+    given = torch.as_tensor(value).cpu().reshape(-1)
+    if given.is_floating_point() or given.is_complex() or given.dtype == torch.bool:
+        raise ValueError(f"expected {name} as a whole number, got {given.tolist()[:8]}")
+    given = given.long()
     if len(given) not in (1, batch):
         raise ValueError(f"expected {name}, or one for each of {batch} examples, got {len(given)}")
-    if int(given.min()) < -end or int(given.max()) >= end:
-        raise ValueError(f"expected {name} from 0 to {end - 1}, got {given.tolist()[:8]}")
+    if int(given.min()) < first or int(given.max()) >= end:
+        raise ValueError(f"expected {name} from {first} to {end - 1}, got {given.tolist()[:8]}")
     return (given % end).expand(batch)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..stats.document_split import Documents, Split, selecting_side
@@ -42,6 +43,7 @@ class Controls:
         return len(self.directions)
 
 
+@takes_folders
 def matched_latents(
     sae: SparseAutoencoder,
     latents: Latents,
@@ -94,6 +96,7 @@ def matched_latents(
     )
 
 
+@takes_folders
 def random_directions(
     sae: SparseAutoencoder, latents: Latents, *, n_draws: int = 100, seed: int = 0
 ) -> Controls:
@@ -104,6 +107,7 @@ def random_directions(
     return Controls("random directions", _as_long(sae, chosen, drawn.to(sae.W_dec)))
 
 
+@takes_folders
 def direction_control(
     sae: SparseAutoencoder, latents: Latents, direction: Tensor, name: str = "direction"
 ) -> Controls:
@@ -114,6 +118,7 @@ def direction_control(
     return Controls(name, _as_long(sae, chosen, direction.detach().to(sae.W_dec).expand(1, len(chosen), -1)))
 
 
+@takes_folders
 def diff_mean(
     acts: Tensor, labels: Tensor, documents: Documents | None = None, split: Split | None = None
 ) -> Tensor:
@@ -130,6 +135,7 @@ def diff_mean(
     return rows[ones].float().mean(0) - rows[~ones].float().mean(0)
 
 
+@takes_folders
 def probe_direction(
     acts: Tensor,
     labels: Tensor,

@@ -14,6 +14,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.errors import nearest
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
@@ -25,6 +26,7 @@ from .stream_edit import Place, edited, hook_point_names
 _UNITS = ("raw", "resid_norm")
 
 
+@takes_folders
 @contextmanager
 def steer_direction(
     model: Model,
@@ -65,6 +67,7 @@ def steer_direction(
         yield
 
 
+@takes_folders
 @contextmanager
 def ablate_direction(
     model: Model, direction: Tensor, *, where: Where = "all", **place: Unpack[Place]

@@ -17,10 +17,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.text_table import aligned, frame, plain, span
 
-from ..stats.bootstrap import Alternative, Interval, cluster_bootstrap, rank_p, spread, westfall_young_p
+from ..stats.bootstrap import (
+    ALTERNATIVES,
+    Alternative,
+    Interval,
+    cluster_bootstrap,
+    rank_p,
+    spread,
+    westfall_young_p,
+)
 from ..stats.document_split import Documents, Selection, document_ids
 from ..stats.ranks import spearman
 from .controls import Controls
@@ -193,6 +202,7 @@ class DoseResponse:
         )
 
 
+@takes_folders
 def dose_response(
     model: nn.Module,
     sae: SparseAutoencoder,
@@ -238,6 +248,8 @@ def dose_response(
                 "latents chosen on a split expected documents=, one an item, to check that none of them chose"
             )
         latents.check_unseen(documents)
+    if alternative not in ALTERNATIVES:
+        raise ValueError(f"alternative expected one of {ALTERNATIVES}, got {alternative!r}")
     if not len(doses):
         raise ValueError("dose_response expected at least one dose, got none")
     n_latents = torch.as_tensor(chosen).numel()

@@ -28,6 +28,7 @@ from typing import Literal, Unpack
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.errors import nearest
 from saelens_lite.hashing import hashed_uniform
 from saelens_lite.lm.decoder import Model
@@ -53,6 +54,7 @@ from .stream_edit import (
 BOUNDS = ("both", "min", "max")
 
 
+@takes_folders
 @contextmanager
 def ablate(
     model: Model,
@@ -105,6 +107,7 @@ def ablate(
         yield
 
 
+@takes_folders
 @contextmanager
 def clamp(
     model: Model,
@@ -139,6 +142,7 @@ def clamp(
         yield
 
 
+@takes_folders
 @contextmanager
 def scale(
     model: Model,
@@ -160,6 +164,7 @@ def scale(
         yield
 
 
+@takes_folders
 @contextmanager
 def steer(
     model: Model,
@@ -190,6 +195,7 @@ def steer(
         yield
 
 
+@takes_folders
 @contextmanager
 def replace_with_reconstruction(
     model: Model, sae: SparseAutoencoder, *, where: Where = "all", **place: Unpack[Place]

@@ -226,7 +226,7 @@ def latent_acts_of(sae: SparseAutoencoder, acts: Tensor, latents: Tensor) -> Ten
     """float[... n]: activations of these latents; only TopK has to compute the others."""
     if sae.kind != "topk":
         return sae.latent_acts(sae.normalize(acts)[0], latents)
-    encoded, n = sae.encode(acts), len(latents)
+    encoded, n = sae.encode_normalized(sae.normalize(acts)[0]), len(latents)
     # the others share a column that is cut off again
     column = torch.full((sae.d_sae,), n, device=latents.device)
     column[latents] = torch.arange(n, device=latents.device)
@@ -288,7 +288,10 @@ def checked_latents_of(sae: SparseAutoencoder, latents: Latents) -> Tensor:
 
 def amounts_for(value: PerLatent, chosen: Tensor, name: str) -> Tensor:
     """float[n] on the CPU, from one number or one a latent."""
-    amounts = torch.as_tensor(value).cpu()
+    try:
+        amounts = torch.as_tensor(value).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} expected a number or one for each latent, got {value!r}") from error
     amounts = amounts if amounts.is_floating_point() else amounts.float()
     if not amounts.isfinite().all():
         raise ValueError(f"{name} expected finite numbers, got {amounts[~amounts.isfinite()][0].item()}")

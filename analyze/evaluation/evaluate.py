@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.hashing import is_held_out
 from saelens_lite.lm.store_losses import cross_entropies
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -36,6 +37,7 @@ _WITHIN = ("fvu_within_10x", "share_within_10x")
 _FROM_SUMS = ("fvu", *_WITHIN, "explained_variance", "mse", "cosine", "norm_ratio", "relative_bias")
 
 
+@takes_folders
 def evaluate_sae(
     sae: SparseAutoencoder,
     store: ActivationStore,

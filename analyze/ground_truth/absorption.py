@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations
@@ -142,6 +143,7 @@ class PlantedAbsorption:
     __str__ = table
 
 
+@takes_folders
 def planted_absorption(
     sae: SparseAutoencoder,
     synthetic: SyntheticActivations,

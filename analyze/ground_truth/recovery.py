@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
@@ -114,6 +115,7 @@ class Recovery:
     __str__ = table
 
 
+@takes_folders
 def evaluate_recovery(
     sae: SparseAutoencoder,
     synthetic: SyntheticActivations,

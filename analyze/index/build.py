@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.claims import Processes
 from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.lm.hooks import enters_stream
@@ -78,6 +79,7 @@ class IndexConfig:
         check_fields(self)
 
 
+@takes_folders
 def index_features(
     sae: SparseAutoencoder,
     store: ActivationStore,

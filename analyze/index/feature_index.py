@@ -140,16 +140,25 @@ class FeatureIndex:
 
         raises: ValueError for a name that this index lacks
         """
+        self._known(name)
+        return self._latents.get_tensor(name)
+
+    def _known(self, name: str) -> None:
+        """raises: ValueError for a column that this index lacks"""
         if name not in self._names:
             if name in _OF_MODEL:
                 raise ValueError(
                     f"{self.path} has no {name!r}: {_OF_MODEL[name]} adds it, without another pass"
                 )
-            raise ValueError(f"{self.path} has no {name!r}; it has {', '.join(sorted(self._names))}")
-        return self._latents.get_tensor(name)
+            raise ValueError(f"{self.path} has no {name!r}: expected one of {', '.join(sorted(self._names))}")
 
     def row(self, name: str, latent: int) -> Tensor:
-        """What a column holds of one latent, read without the others: [...]."""
+        """What a column holds of one latent, read without the others: [...].
+
+        raises: ValueError for a name that this index lacks, or a latent out of range
+        """
+        self._known(name)
+        latent = self._checked(latent)
         return self._latents.get_slice(name)[latent : latent + 1][0]
 
     def has(self, what: str) -> bool:
@@ -206,12 +215,16 @@ class FeatureIndex:
             is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts
         )
 
-    def __getitem__(self, latent: int) -> LatentFacts:
-        """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
+    def _checked(self, latent: int) -> int:
         if not hasattr(latent, "__index__") or not 0 <= latent < len(self):
             raise ValueError(
                 f"expected a latent from 0 to {len(self) - 1}, got {latent}: {self.path} has {len(self):,}"
             )
+        return latent
+
+    def __getitem__(self, latent: int) -> LatentFacts:
+        """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
+        latent = self._checked(latent)
 
         def of(name: str) -> Tensor:
             return self.row(name, latent)

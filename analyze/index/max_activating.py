@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -37,6 +38,7 @@ def index_latents(
     return tally
 
 
+@takes_folders
 def max_activating_tokens(
     sae: SparseAutoencoder,
     store: ActivationStore,

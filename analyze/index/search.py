@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.token_text import id_reading, text_ids, token_strings
@@ -116,6 +117,7 @@ def fires_on_regex(index: FeatureIndex, pattern: str, n: int = 10) -> list[Match
     return fires_on_rows(index, _matched(index, rows, expression), n)
 
 
+@takes_folders
 def fires_on_text(
     sae: SparseAutoencoder,
     model: nn.Module,
@@ -158,6 +160,7 @@ def fires_on_text(
     return found
 
 
+@takes_folders
 def nearest_to(sae: SparseAutoencoder, direction: Tensor, n: int = 10) -> list[tuple[int, float]]:
     """(latent, cosine) of the decoder rows that point most nearly along a direction float[d_model].
 

@@ -119,7 +119,10 @@ def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tenso
     index."""
     if latents is None:
         return torch.arange(sae.d_sae)
-    given = torch.as_tensor(latents).reshape(-1).cpu()
+    try:
+        given = torch.as_tensor(latents).reshape(-1).cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"latents expected indices, got {latents!r}") from error
     if len(given) and (given.is_floating_point() or given.dtype == torch.bool):
         raise ValueError(f"latents expected indices, got {given.dtype}; of a mask, mask.nonzero() gives them")
     chosen = given.long()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, rate_bound, window_name
 from saelens_lite.store.reader import ActivationStore
@@ -70,6 +71,7 @@ class DeadReport:
         return "\n".join([f"DeadReport over {self.n_tokens:,} tokens", *rows])
 
 
+@takes_folders
 def dead_latents(
     sae: SparseAutoencoder,
     store: ActivationStore,
@@ -85,6 +87,7 @@ def dead_latents(
     return DeadReport({w: sums.dead(w) for w in sorted(windows_tokens)}, sums.n_tokens, sums.counts == 0)
 
 
+@takes_folders
 def latent_density(
     sae: SparseAutoencoder, store: ActivationStore, *, hook_point: str | None = None
 ) -> LatentDensity:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import BIAS
 
@@ -15,6 +16,7 @@ ALL_PAIRS = 16_384
 _CHUNK_VALUES, _BLOCK_ROWS = 2**24, 2**11
 
 
+@takes_folders
 def encoder_decoder_cosine(sae: SparseAutoencoder) -> Tensor:
     """Cosine of each latent's encoder column with its decoder row, float32[d_sae]; 0 if either is zero."""
     with torch.no_grad():
@@ -35,6 +37,7 @@ def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
     }
 
 
+@takes_folders
 def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The m other latents whose decoder rows have the largest cosine with each latent's, largest first.
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -24,6 +25,7 @@ class LatentStats(NamedTuple):
     """float64[d_sae], share of tokens on which each latent fires"""
 
 
+@takes_folders
 def latent_stats(
     sae: SparseAutoencoder, batches: ActivationStore | Iterable[Tensor], *, hook_point: str | None = None
 ) -> LatentStats:

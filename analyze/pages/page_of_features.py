@@ -17,6 +17,7 @@ from typing import Any
 from markupsafe import Markup
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.atomic import check_output, temporary_folder, write_file
 from saelens_lite.errors import with_option
 from saelens_lite.lm.hooks import enters_stream
@@ -40,6 +41,7 @@ SCRIPTS = ("feature.js", "page.js")
 _HERE = Path(__file__).parent
 
 
+@takes_folders
 def feature_page(
     sae: SparseAutoencoder,
     store: ActivationStore,

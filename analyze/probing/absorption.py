@@ -31,6 +31,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.text_table import aligned, plain
@@ -136,6 +137,7 @@ class Absorption:
     __str__ = table
 
 
+@takes_folders
 def label_absorption(
     sae: SparseAutoencoder,
     acts: Tensor,

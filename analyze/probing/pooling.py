@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.errors import nearest, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import resolve, run_to
@@ -80,6 +81,7 @@ class PooledLatents:
         return f"PooledLatents of {len(self):,} texts at {self.hook_point}: {widths}"
 
 
+@takes_folders
 def pooled_latents(
     model: nn.Module,
     tokenizer: Any,

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
@@ -53,6 +54,7 @@ class Splitting:
         return f"Splitting({self.n} latents: {latents}; F1 of 1, 2, …: {curve})"
 
 
+@takes_folders
 def feature_splitting(
     sae: SparseAutoencoder,
     acts: Tensor,

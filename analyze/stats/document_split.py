@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import takes_folders
 from saelens_lite.errors import nearest
 from saelens_lite.hashing import is_held_out
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -72,6 +73,7 @@ class Selection:
             )
 
 
+@takes_folders
 def select_latents(
     sae: SparseAutoencoder,
     acts: Tensor,

@@ -46,6 +46,12 @@ class Decoder:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        if not isinstance(model, nn.Module):
+            what = f"its name {model!r}" if isinstance(model, str) else type(model).__name__
+            raise TypeError(
+                f"expected a language model, got {what}: load it first, as with "
+                "AutoModelForCausalLM.from_pretrained(name)"
+            )
         self.given = model
         self.called = _undistributed(model)
         self.bare = self.called

@@ -78,8 +78,13 @@ class SparseAutoencoder(SAEFolder, nn.Module):
         return f"d_model={self.d_model}, d_sae={self.d_sae}, kind={self.kind!r}{k}, at={at!r}"
 
     def check_acts(self, acts: Tensor) -> None:
-        """raises: ValueError unless the last dimension of `acts` is d_model."""
-        if acts.shape[-1] != self.d_model:
+        """raises: ValueError unless the last dimension of `acts` is d_model; TypeError for no tensor"""
+        if not isinstance(acts, Tensor):
+            raise TypeError(
+                f"encode expected a tensor acts[..., d_model={self.d_model}], got {type(acts).__name__}: "
+                "torch.as_tensor makes one of numbers"
+            )
+        if acts.ndim == 0 or acts.shape[-1] != self.d_model:
             trained = f"{self.config.model_name or 'another model'} {self.config.hook_point}".strip()
             raise ValueError(
                 f"encode expected acts[..., d_model={self.d_model}], got {list(acts.shape)}: "
@@ -150,11 +155,18 @@ class SparseAutoencoder(SAEFolder, nn.Module):
     def encode(self, acts: Tensor) -> SparseLatents:
         """Latents of activations float[... d_model]; pre-activations exist for some rows at a time.
 
-        raises: ValueError unless the last dimension is d_model
+        raises: ValueError unless the last dimension is d_model, or where an activation is NaN or infinite
         """
-        return self._encode_normalized(self.normalize(acts)[0])
+        latents = self.encode_normalized(self.normalize(acts)[0])
+        if not bool(latents.values.isfinite().all()):
+            raise ValueError(
+                "encode expected finite activations, got NaN or infinity in "
+                f"{int((~acts.isfinite()).any(-1).sum())} of {acts[..., 0].numel()} rows"
+            )
+        return latents
 
-    def _encode_normalized(self, normalized: Tensor) -> SparseLatents:
+    def encode_normalized(self, normalized: Tensor) -> SparseLatents:
+        """Latents of rows from `normalize`, whatever their values."""
         flat = normalized.reshape(-1, self.d_model)
         chunks = flat.split(max(1, _PRE_ACT_BUDGET_BYTES // (self.d_sae * flat.element_size())))
         return SparseLatents.cat([self._encode_rows(chunk) for chunk in chunks], tuple(normalized.shape[:-1]))
@@ -176,7 +188,7 @@ class SparseAutoencoder(SAEFolder, nn.Module):
     def forward(self, acts: Tensor) -> SAEOutput:
         """The reconstruction, in the scale of `acts`, and the latents; acts: float[... d_model]."""
         normalized, scale, shift = self.normalize(acts)
-        latents = self._encode_normalized(normalized)
+        latents = self.encode_normalized(normalized)
         recons = self.decode(latents)
         if scale is not None:
             recons = recons * scale

@@ -36,6 +36,11 @@ class SparseLatents:
         cls, values: Tensor, indices: Tensor, d_sae: int, batch_shape: tuple[int, ...] | None = None
     ) -> SparseLatents:
         """From float[batch k] and int64[batch k]; no copy when they are contiguous."""
+        if values.ndim != 2 or values.shape != indices.shape:
+            raise ValueError(
+                f"from_topk expected values and indices [batch k] of one shape, got {list(values.shape)} and "
+                f"{list(indices.shape)}"
+            )
         batch, k = values.shape
         offsets = torch.arange(batch + 1, device=values.device) * k
         return cls(values.reshape(-1), indices.reshape(-1), offsets, d_sae, batch_shape or (batch,), k)

@@ -246,6 +246,8 @@ class ActivationStore:
                     f"{self.path} holds several hook points, name one of: {', '.join(self.hook_points)}"
                 )
             return self.hook_points[0]
+        if not isinstance(name, str):
+            raise TypeError(f"expected the name of one hook point, got {type(name).__name__} {name!r}")
         if name not in self.plan["hook_points"]:
             hint = nearest(name, self.hook_points)
             raise ValueError(
@@ -317,7 +319,10 @@ class ActivationStore:
         self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
         """Rows int64[n] by their index in the whole store, in the given order: dtype[n d_model]."""
-        rows = torch.as_tensor(rows, dtype=torch.int64)
+        rows = torch.as_tensor(rows)
+        if rows.is_floating_point() and len(rows):
+            raise TypeError(f"gather expected rows as whole numbers, got {rows.dtype}")
+        rows = rows.long()
         out = torch.empty(len(rows), self.d_model(hook_point), dtype=dtype)
         self.gather_into(out, torch.arange(len(rows)), rows, hook_point)
         return out

@@ -246,3 +246,88 @@ def test_latents_out_of_range_are_refused_by_an_index(store, tmp_path, latent):
     index = sl.index_features(make_sae(), store, tmp_path / "index")
     with pytest.raises(ValueError, match=f"a latent from 0 to 47, got {latent}"):
         index[latent]
+
+
+# Plausible mistakes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folders(store, tmp_path):
+    """(store, SAE, their folders)."""
+    sae = make_sae()
+    sae.save(tmp_path / "sae")
+    return store, sae, tmp_path / "store", str(tmp_path / "sae")
+
+
+def test_a_folder_of_a_store_or_sae_is_opened(folders, gpt2, tmp_path):
+    store, sae, of_store, of_sae = folders
+    expected = sl.evaluate_sae(sae, store, held_out=False, max_tokens=200).row("trained").fvu
+    found = sl.evaluate_sae(of_sae, str(of_store), held_out=False, max_tokens=200, seeds=[], baseline=of_sae)
+    assert found.row("trained").fvu == found.row("baseline").fvu == expected
+    same = sl.latents.latent_density(of_sae, of_store).counts, sl.latents.latent_density(sae, store).counts
+    torch.testing.assert_close(*same)
+    torch.testing.assert_close(sl.latent_stats(of_sae, of_store).max, sl.latent_stats(sae, store).max)
+    with sl.ablate(gpt2, of_sae, [3]):
+        edited = score(gpt2)
+    with sl.ablate(gpt2, sae, [3]):
+        torch.testing.assert_close(edited, score(gpt2))
+    assert len(sl.index_features(of_sae, of_store, tmp_path / "index")) == sae.d_sae
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda m, s, st: sl.evaluate_sae(s, 3), "evaluate_sae expected store as an ActivationStore or its"),
+        (lambda m, s, st: sl.evaluate_sae(7, st), "evaluate_sae expected sae as a SparseAutoencoder or its"),
+        (lambda m, s, st: sl.evaluate_sae(s, st, seeds=[None]), "seeds as a SparseAutoencoder.*got NoneType"),
+        (lambda m, s, st: entered(sl.ablate("demo", s, [1])), "expected a language model, got its name 'demo'"),
+        (lambda m, s, st: sl.hook_points("gpt2"), "expected a language model, got its name 'gpt2'"),
+        (lambda m, s, st: sl.hook_points(None), "expected a language model, got NoneType"),
+        (lambda m, s, st: s.encode(ROWS.numpy()), "encode expected a tensor acts.*got ndarray"),
+        (lambda m, s, st: s([[0.0] * 32]), "encode expected a tensor acts.*got list"),
+        (lambda m, s, st: s.encode(torch.tensor(3.0)), r"got \[\]"),
+        (lambda m, s, st: s.encode(broken_rows()), "finite activations, got NaN or infinity in 1 of 60 rows"),
+        (lambda m, s, st: sl.edits.diff_mean(ROWS.numpy(), LABELS), "diff_mean expected acts as a tensor"),
+        (lambda m, s, st: sl.edits.matched_latents(s, [1], [0.1] * 48), "expected rates as a tensor, got list"),
+        (lambda m, s, st: entered(sl.ablate(m, s, ["7"])), r"latents expected indices, got \['7'\]"),
+        (lambda m, s, st: entered(sl.steer(m, s, [1], "2")), "strength expected a number.*got '2'"),
+        (lambda m, s, st: st.gather([0.9]), "gather expected rows as whole numbers, got torch.float32"),
+        (lambda m, s, st: st.mean([HOOK_POINT]), "expected the name of one hook point, got list"),
+        (
+            lambda m, s, st: sl.edits.dose_response(m, s, [1], [1.0], score, alternative="bigger"),
+            "alternative expected one of .*got 'bigger'",
+        ),
+        (
+            lambda m, s, st: sl.SparseLatents.from_topk(torch.rand(3, 2), torch.tensor([[0, 1]]), 5),
+            r"of one shape, got \[3, 2\] and \[1, 2\]",
+        ),
+    ]
+    + [
+        (
+            lambda m, s, st, ids=ids: sl.attribution.direct_logit_attribution(m, s, *ids, input_ids=IDS),
+            "expected a token id",
+        )
+        for ids in ((-1,), (5.9,), (5, 6.5), (5, True))
+    ],
+)
+def test_a_plausible_mistake_says_what_was_expected(call, said, gpt2, store):
+    with pytest.raises((ValueError, TypeError), match=said):
+        call(gpt2, make_sae(), store)
+
+
+@pytest.mark.parametrize("kind", ["topk", "relu", "jumprelu", "gated"])
+def test_no_kind_encodes_a_row_that_is_no_number(kind):
+    with pytest.raises(ValueError, match="in 1 of 60 rows"):
+        make_sae(kind).encode(broken_rows())
+
+
+def test_one_latent_of_an_index_is_named_rightly(store, tmp_path):
+    index = sl.index_features(make_sae(), store, tmp_path / "index")
+    assert int(index.row("counts", 3)) == int(index.column("counts")[3])
+    for latent in (-3, 48, 1.5, "3"):
+        with pytest.raises(ValueError, match=f"expected a latent from 0 to 47, got {latent}"):
+            index.row("counts", latent)
+    with pytest.raises(ValueError, match="has no 'nope': expected one of"):
+        index.row("nope", 3)
+    with pytest.raises(ValueError, match="IndexConfig.seed expected int, got float 0.5"):
+        sl.IndexConfig(seed=0.5)

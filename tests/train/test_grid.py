@@ -120,7 +120,7 @@ def test_a_grid_that_is_none_is_refused(store, tmp_path, grid, message):
 
 
 def test_the_grid_of_a_command_line():
-    words = ["k=16,32", "l1-coeff=0.5,1e-3", "kind=topk", "d_sae=None", "scale_input=True,False"]
+    words = ["k=16,32", "l1-coeff=0.5,1e-3", "kind=topk", "d_sae=None", "scale_input=True,false"]
     assert parsed_grid(words) == {
         "k": [16, 32], "l1_coeff": [0.5, 1e-3], "kind": ["topk"], "d_sae": [None],
         "scale_input": [True, False],

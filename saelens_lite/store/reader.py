@@ -35,6 +35,7 @@ Readers map files into memory and never unpickle. writer.py writes.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
@@ -404,7 +405,10 @@ class ActivationStore:
             )
 
     def _tensors(self, shard: int, hook_point: str | None) -> dict[str, Tensor]:
-        """One shard's data file, memory-mapped, unused rows included."""
+        """One shard's data file, memory-mapped, unused rows included.
+
+        Its size is looked at each time: reading what was cut off since would end the process by a signal.
+        """
         key = (self._index(shard), self.hook_point(hook_point))
         if key not in self._mapped:
             name = data_name(*key)
@@ -414,6 +418,11 @@ class ActivationStore:
             n_rows, d_model = self._shards[shard]["rows"], self.d_model(key[1])
             check_shapes(tensors, n_rows, d_model, self.folder.describe(name))
             self._mapped[key] = tensors
+        elif isinstance(self.folder, LocalFolder):
+            name = data_name(*key)
+            with contextlib.suppress(FileNotFoundError):  # what was removed stays mapped
+                found = os.stat(f"{self.folder.root}/{name}").st_size
+                check_size(self.folder, name, found, self._shards[shard]["hook_points"][key[1]]["bytes"])
         return self._mapped[key]
 
     def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import resource
 import struct
 from pathlib import Path
@@ -315,3 +316,22 @@ def test_sums_whose_record_was_altered_are_not_used(tmp_path, read):
     store = ActivationStore(tmp_path)
     with pytest.raises(ShardError, match=rf"shards/00001/{HOOK}.json was altered: .* manifest.json records"):
         getattr(store, read)(HOOK)
+
+
+@pytest.mark.parametrize("read", ["gather", "acts", "norms"])
+def test_a_shard_that_is_cut_short_while_it_is_read_is_named(tmp_path, read):
+    """Without a look at its size, the process ends by SIGBUS: here the rows reach far behind the cut."""
+    documents = [[(0, [5] * 30_000)]]
+    written = write_store(tmp_path, {HOOK: 64}, documents=documents, max_tokens=10**6)
+    store = ActivationStore(tmp_path)
+    rows = torch.tensor([0, 29_999])
+    assert torch.equal(store.gather(rows, HOOK), written[HOOK][0][rows])
+    data = tmp_path / f"shards/00000/{HOOK}.safetensors"
+    os.truncate(data, 8192)
+    calls = {
+        "gather": lambda: store.gather(rows, HOOK),
+        "acts": lambda: store.acts(0),
+        "norms": lambda: store.norms(0),
+    }
+    with pytest.raises(ShardError, match=rf"{HOOK}.safetensors has 8192 bytes, the store records"):
+        calls[read]()

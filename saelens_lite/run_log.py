@@ -18,8 +18,8 @@ class Tracker:
     """Appends JSON lines to `<folder>/metrics.jsonl`; a context manager that closes what it opened.
 
     wandb_project: log there too (`WANDB_MODE=offline` is respected); only then is wandb imported
-    position: from `position` in an earlier process: later lines are cut, and wandb's run resumes. None starts
-        anew
+    position: from `position` in an earlier process: later lines are cut, and wandb's run resumes, which is
+        given the lines it lacks. None starts anew
     """
 
     def __init__(
@@ -46,6 +46,9 @@ class Tracker:
                 resume="allow" if earlier else None,
                 reinit="create_new",  # other runs of this process stay open
             )
+            for line in read_metrics(self.path):  # what a killed process could not send
+                if (step := line.pop("step")) >= self._run.step:
+                    self._send(step, line)
 
     def _cut(self, length_bytes: int) -> None:
         found = self.path.stat().st_size
@@ -67,7 +70,10 @@ class Tracker:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         if self._run is not None:
-            self._run.log({k: v for k, v in metrics.items() if v is not None}, step=step)
+            self._send(step, metrics)
+
+    def _send(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
+        self._run.log({k: v for k, v in metrics.items() if v is not None}, step=step)
 
     def __enter__(self) -> Tracker:
         return self

@@ -1,6 +1,9 @@
 """metrics.jsonl as it is read back: of finished, running and killed runs."""
 
+import json
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -37,3 +40,17 @@ def test_a_broken_line_before_the_last_is_named(tmp_path, line, told):
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(ValueError, match=f"metrics.jsonl expected a JSON object in {told}.*remove the line"):
         read_metrics(path)
+
+
+def test_after_a_kill_wandb_is_given_what_it_lost(tmp_path, monkeypatch):
+    """Three lines stand in the file up to the checkpoint, and the last two were never sent."""
+    sent = []
+    run = SimpleNamespace(id="one", step=2, log=lambda values, step: sent.append((step, values)))
+    run.finish = lambda exit_code: None
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda **_: run))
+    lines = [{"step": 1, "loss": 4.0}, {"step": 2, "loss": 3.0}, {"step": 3, "loss": 2.0, "dead": None}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 4, "loss": 1.5}\n')
+    with Tracker(tmp_path, {}, "project", {"metrics_bytes": len(text), "wandb_run": "one"}) as tracker:
+        tracker.log(4, {"loss": 1.0})
+    assert sent == [(2, {"loss": 3.0}), (3, {"loss": 2.0}), (4, {"loss": 1.0})]

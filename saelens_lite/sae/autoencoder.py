@@ -194,4 +194,9 @@ class SparseAutoencoder(SAEFolder, nn.Module):
             recons = recons * scale
         if shift is not None:
             recons = recons + shift
+        if recons.dtype is torch.float16 and not recons.isfinite().all() and acts.isfinite().all():
+            raise FloatingPointError(
+                "the reconstruction overflows float16, whose largest number is 65,504: load the SAE in "
+                "float32 or bfloat16, SparseAutoencoder.load(…, dtype='float32')"
+            )
         return SAEOutput(recons, latents)

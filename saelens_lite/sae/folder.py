@@ -264,14 +264,20 @@ def _locate(path: str | Path, folder: str | None) -> Path:
         )
     for name in (CFG, WEIGHTS):
         if not (source / name).is_file() and not _aside(source, name):
-            found = (path.parent.relative_to(local) for path in local.rglob(CFG))
+            found = (
+                path.parent.relative_to(local)
+                for path in local.rglob(CFG)
+                if (path.parent / WEIGHTS).is_file() or _aside(path.parent, WEIGHTS)
+            )
             inside = sorted(str(path) for path in found if not any(p.startswith(".") for p in path.parts))
             if inside:
                 hint = f"SAEs in it: {', '.join(inside[:10])} (pass one as folder=)"
             elif (source / "plan.json").is_file():
                 hint = "the folder is an activation store, no SAE"
             else:
-                hint = "the folder is no complete SAE"
+                there = sorted(path.name for path in source.iterdir()) if source.is_dir() else []
+                holds = ", ".join(there[:10]) or "nothing"
+                hint = f"the folder is no complete SAE of this format, it holds {holds}"
             raise CheckpointError(f"{source}: expected {CFG} and {WEIGHTS}, {name} is missing; {hint}")
     return source
 

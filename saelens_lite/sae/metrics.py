@@ -47,7 +47,7 @@ class ReconstructionSums:
         """median_norm: L2 norm of a row in the middle, for `within`; None leaves that out"""
         self.within = None if median_norm is None else ReconstructionSums(d_model)
         """The rows whose norm is at most MASSIVE · median_norm"""
-        self._largest_norm = math.inf if median_norm is None else MASSIVE * median_norm
+        self._largest_norm = MASSIVE * median_norm if median_norm else math.inf
         self.n_tokens = 0
         self.mean = torch.zeros(d_model, dtype=torch.float64)
         """x̄ so far: float64[d_model]"""

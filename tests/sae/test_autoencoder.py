@@ -158,3 +158,14 @@ def test_the_topk_view_shares_memory():
     values, indices = torch.rand(4, 3), torch.randint(0, 9, (4, 3))
     latents = SparseLatents.from_topk(values, indices, 9)
     assert latents.topk_view()[0].data_ptr() == values.data_ptr()
+
+
+def test_a_reconstruction_that_overflows_float16_says_so():
+    sae = SparseAutoencoder(SAEConfig(d_model=2, d_sae=2, kind="relu", dtype="float16"))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.eye(2))
+        sae.W_dec.copy_(4 * torch.eye(2))
+    assert sae(torch.tensor([[16000.0, 1.0]])).recons.tolist() == [[64000.0, 4.0]]
+    with pytest.raises(FloatingPointError, match="overflows float16, whose largest number is 65,504: load"):
+        sae(torch.tensor([[1.0, 1.0], [20000.0, 1.0]]))
+    assert sae.float()(torch.tensor([[20000.0, 1.0]])).recons.tolist() == [[80000.0, 4.0]]

@@ -421,3 +421,12 @@ def test_what_is_not_as_it_was_saved_is_verified_by_name(tmp_path, name, capsys)
     (place / name).write_bytes(content)
     assert folder.verify_sae(place) == []
     assert folder.verify_sae(GOLDEN / "saelens_topk") == []
+
+
+def test_a_folder_of_another_format_leads_to_none_that_is_refused_next(tmp_path):
+    (tmp_path / "layers.10").mkdir()
+    (tmp_path / "layers.10" / "cfg.json").write_text('{"num_latents": 16, "k": 4, "d_in": 8}')
+    (tmp_path / "layers.10" / "sae.safetensors").touch()
+    for path, holds in ((tmp_path / "layers.10", "cfg.json, sae.safetensors"), (tmp_path, "layers.10")):
+        with pytest.raises(CheckpointError, match=f"no complete SAE of this format, it holds {holds}"):
+            SparseAutoencoder.load(path)

@@ -42,7 +42,9 @@ def settled(config: TrainConfig) -> TrainConfig:
     defaults = {field.name: field.default for field in fields(config)}
     for name, why in unused(config).items():
         default, as_filled = defaults[name], LEFT_OPEN.get(name, defaults[name])
-        config.expect(getattr(config, name) in (default, as_filled), name, f"{default} {why}")
+        value = getattr(config, name)
+        value = tuple(value) if isinstance(value, list) else value  # of JSON
+        config.expect(value in (default, as_filled), name, f"{default} {why}")
     kind = kind_class(str(config.kind))
     kind.check(config)
     if config.end_to_end is not None:

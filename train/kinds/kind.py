@@ -168,7 +168,7 @@ class Kind:
     def calibrate(self, acts: Tensor) -> None:
         """Before the SAE is saved, if `calibrates`: fit what is fitted to held-out rows, until the next step.
 
-        acts: float[n d_model], in the scale of training
+        acts: float[n d_model], in the scale of training; rows trained on where none are held out
         """
 
     def state(self) -> dict[str, Tensor]:

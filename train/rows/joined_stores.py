@@ -100,7 +100,7 @@ class JoinedStores:
 
         raises: FloatingPointError: `what`, then shard and row of the first whose norm, scaled, is not finite
         """
-        broken = rows[~(torch.linalg.vecdot(acts, acts) * scale**2).isfinite()]
+        broken = rows[~torch.linalg.vector_norm(acts * scale, dim=1).square().isfinite()]
         if not len(broken):
             return
         first = int(broken.min())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fractions import Fraction
 from typing import Any, Protocol
 
 import torch
@@ -64,6 +65,9 @@ class Rows(Protocol):
     def held_out(self) -> Tensor:
         """float32[m d_model] on the CPU: at most eval_rows of held-out documents; m may be 0."""
 
+    def seen(self, step: int) -> Tensor:
+        """float32[m d_model]: rows trained on, at a step above 0; the same in all processes."""
+
     def cross_entropies(
         self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int
     ) -> dict[str, float]:
@@ -83,7 +87,8 @@ class Rows(Protocol):
 
 
 def n_steps(config: TrainConfig, steps_per_epoch: int) -> int:
-    return config.n_steps or max(1, int(config.n_epochs * steps_per_epoch))
+    # As a decimal number: 0.29 · 100 is 28.999999999999996 in binary ones.
+    return config.n_steps or max(1, int(Fraction(str(config.n_epochs)) * steps_per_epoch))
 
 
 def ahead(config: TrainConfig, device: torch.device | str) -> bool:

@@ -22,6 +22,8 @@ from .row_order import MixedOrder, Order, RowOrder, shares
 
 log = logging.getLogger(__name__)
 
+_SEEN_ROWS = 16_384
+
 
 class StoreRows:
     """The rows of one hook point of an activation store, or of several that are mixed; see `Rows`.
@@ -116,6 +118,9 @@ class StoreRows:
         if "held out" not in self._at_hand:
             self._at_hand["held out"] = self._joined.gather(self._held_out_rows)
         return self._at_hand["held out"]
+
+    def seen(self, step: int) -> Tensor:
+        return self.sample(_SEEN_ROWS)
 
     def cross_entropies(
         self, model: nn.Module, replacements: Mapping[str, Mapping[str, Any] | None], max_tokens: int

@@ -162,6 +162,9 @@ class StreamRows:
     def held_out(self) -> Tensor:
         return self._held_out.clone()
 
+    def seen(self, step: int) -> Tensor:
+        return self.batch(max(0, step - 1))
+
     def check_held_out(self) -> None:
         self._check(self._held_out, None, "a held-out row is not finite")
 
@@ -236,7 +239,7 @@ class StreamRows:
 
     def _check(self, acts: Tensor, doc_ids: Tensor | None, what: str) -> None:
         """raises: FloatingPointError if a row of float32[n d_model] is not finite, nor its scaled norm"""
-        broken = ~(torch.linalg.vecdot(acts, acts) * self.scale**2).isfinite()
+        broken = ~torch.linalg.vector_norm(acts * self.scale, dim=1).square().isfinite()
         if broken.any():
             where = "" if doc_ids is None else f" of document {int(doc_ids[broken].min())} (from 0)"
             raise FloatingPointError(

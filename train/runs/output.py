@@ -24,6 +24,8 @@ _CHECKPOINT = re.compile(r"step_\d+|\.step_.*\.(tmp|old)")
 def check_ours(output: Path) -> None:
     """raises: ValueError if a name that a run writes is taken by something else, or nothing can be written"""
     check_output(output, folder=True)
+    if (output / "plan.json").exists() and not (output / "train_config.json").exists():
+        raise ValueError(f"{output} is the folder of an activation store: choose another output")
     for name, is_ours in _WRITTEN.items():
         path = output / name
         if path.is_symlink() or (path.exists() and not is_ours(path)):

@@ -73,6 +73,10 @@ class Run:
         self.scores = HeldOutScores(self.trainer, rows, self.finite, model)
         self._tracker: Tracker = SilentTracker()
         self._position = checkpoint.progress if checkpoint else None
+        self.tokens = self.steps_done * config.batch_size_rows
+        """Rows learned from, including those before an interruption."""
+        if checkpoint is not None:  # of an older release it does not say
+            self.tokens = checkpoint.progress.get("tokens", self.tokens)
         self._seconds_before = checkpoint.progress["seconds"] if checkpoint else 0.0
         self._started = time.perf_counter()
         self._begin_together()
@@ -112,6 +116,7 @@ class Run:
 
     def step(self, batch: Tensor) -> StepStats:
         """One optimiser step on a batch of `rows`: float32[n d_model] in the store's units, or contexts."""
+        self.tokens += len(batch) * self.comm.n_parts
         return self.trainer.update(self.trainer.kind.scaled(batch, self.rows.scale))
 
     def after_step(self, stats: StepStats) -> None:
@@ -148,7 +153,7 @@ class Run:
         """A training line of metrics.jsonl. raises: FloatingPointError when the loss is not finite"""
         loss, trainer = float(stats.reconstruction), self.trainer
         self.finite.check_loss(loss)
-        tokens, window = self.steps_done * self.config.batch_size_rows, trainer.dead_tracker.dead_after_tokens
+        tokens, window = self.tokens, trainer.dead_tracker.dead_after_tokens
         n_dead = distributed.total(len(trainer.dead_tracker.dead()), "latents")
         dead = n_dead / trainer.kind.d_sae if tokens >= window else None
         return {
@@ -182,6 +187,7 @@ class Run:
                     "scale": self.rows.scale,
                     "rows": self.rows.position(self.steps_done),
                     "seconds": self.seconds,
+                    "tokens": self.tokens,
                     **position,
                 },
                 made_by=circumstances(self.device),
@@ -197,16 +203,18 @@ class Run:
         """
         self.finite.check_weights()
         kind, rows = self.trainer.kind, self.rows
-        if kind.calibrates and len(held_out := rows.held_out()):
+        if kind.calibrates:
             self.scores.outdated()
-            kind.calibrate((held_out * rows.scale).to(self.device))
+            held_out = rows.held_out()
+            acts = held_out if len(held_out) else rows.seen(self.steps_done)
+            kind.calibrate((acts * rows.scale).to(self.device))
         sae = saved_sae(self.trainer, rows)
         facts = {
             **sae.config.metadata["saelens_lite"],
             "train": to_record(self.config, published=True),
             "lr": self.trainer.lr,
             "steps": self.steps_done,
-            "tokens": self.steps_done * self.config.batch_size_rows,
+            "tokens": self.tokens,
             **self._left_out(),
             **self.held_out_metrics(),
         }

@@ -57,7 +57,8 @@ class HeldOutScores:
         if not len(held_out):
             return dict.fromkeys(_NAMES)
         scale, config = self.rows.scale, self.trainer.config
-        median_norm = float(torch.linalg.vector_norm(held_out, dim=1).median())
+        norms = torch.linalg.vector_norm(held_out, dim=1, dtype=torch.float64)
+        median_norm = float(norms.median())
         sums, firing = ReconstructionSums(sae.d_model, median_norm), FiringSums(sae.d_sae, sae.device)
         for rows in held_out.split(config.batch_size_rows):
             k = config.k if sae.kind == "topk" else None

@@ -1,5 +1,6 @@
 """Which kinds there are, which fields each takes, and what is told where one does not take it."""
 
+import json
 import re
 from importlib import import_module
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import get_args
 import pytest
 
 import saelens_lite.train.kinds
+from saelens_lite.config import to_mapping
 from saelens_lite.train.config import LEFT_OPEN, KindName, TrainConfig
 from saelens_lite.train.kinds.choice import kind_class, settled
 
@@ -86,7 +88,9 @@ def test_what_is_left_open_is_as_by_default_and_the_default_is_taken_by_every_ki
     for kind in get_args(KindName):
         config = settled(TrainConfig(kind=kind))
         assert (config.kind, config.k, config.matryoshka_fractions[-2:]) == (kind, 32, (1 / 2, 1.0))
-        assert settled(config) == config  # as it stands in train_config.json
+        assert settled(config) == config
+        of_json = TrainConfig(**json.loads(json.dumps(to_mapping(config))))  # as of train_config.json
+        assert settled(of_json).k == 32
     assert settled(TrainConfig()).kind == "topk"
 
 

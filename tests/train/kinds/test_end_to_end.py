@@ -1,5 +1,8 @@
 """Fine-tuning through the model: what it minimises, what it leaves alone, and that it helps."""
 
+import itertools
+import json
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -239,3 +242,16 @@ def test_what_cannot_be_is_refused(model, store, source, tmp_path, planted):
     with pytest.raises(sl.errors.ShardError, match="holds rows without text"):
         sl.train_sae(bare, model=model, end_to_end="kl", init_from=source("topk"), **options)
     assert not (tmp_path / "sae").exists()
+
+
+def test_tokens_are_the_rows_that_were_learned_from(model, store, source, tmp_path, killed_before):
+    options = {**OPTIONS, "init_from": source("topk"), "end_to_end": "kl", "n_steps": 5}
+    options |= {"checkpoint_every_steps": 2, "log_every_steps": 1, "held_out_fraction": 0.2}
+    with killed_before(3):
+        sl.train_sae(store, output=tmp_path, model=model, **options)
+    sae = sl.train_sae(store, output=tmp_path, model=model, **options)
+    rows = StoreContexts(store, TrainConfig(end_to_end="kl", batch_size_rows=128, held_out_fraction=0.2))
+    learned = [int(rows.batch(step).kept.sum()) for step in range(5)]
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in lines if "tokens" in line] == list(itertools.accumulate(learned))
+    assert sae.config.metadata["saelens_lite"]["tokens"] == sum(learned) != 5 * 128

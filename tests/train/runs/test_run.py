@@ -15,7 +15,9 @@ import saelens_lite as sl
 from saelens_lite.sae.folder import load_log_sparsity
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.rows.input_scale import input_scale
 from saelens_lite.train.rows.joined_stores import JoinedStores
+from saelens_lite.train.rows.protocol import n_steps as steps_of
 from saelens_lite.train.rows.protocol import spread
 from saelens_lite.train.rows.row_buffer import RowBuffer
 from saelens_lite.train.rows.row_order import RowOrder
@@ -383,3 +385,38 @@ def test_the_scale_is_that_of_the_rows_trained_on(planted, tmp_path):
 def test_a_wrong_norm_ratio_is_refused():
     with pytest.raises(ValueError, match="max_norm_ratio expected above 0 or None, got 0"):
         TrainConfig(max_norm_ratio=0)
+
+
+@pytest.mark.parametrize(("n_epochs", "n_steps"), [(0.29, 29), (0.57, 57), (1.15, 115), (2, 200), (1e-9, 1)])
+def test_a_decimal_number_of_epochs_is_taken_as_it_is_written(n_epochs, n_steps):
+    assert steps_of(TrainConfig(n_epochs=n_epochs), 100) == n_steps
+
+
+@pytest.mark.parametrize("size", [1e-20, 1e18])
+def test_rows_of_any_size_that_float32_holds_are_trained_on(planted, tmp_path, size):
+    numbers = []
+    for scale in (1.0, size):
+        store = sl.ActivationStore.from_arrays(tmp_path / f"{scale}", planted.acts * scale)
+        sae = train(store, tmp_path / f"sae {scale}")
+        numbers.append(sae.config.metadata["saelens_lite"]["held_out_fvu"])
+        assert bool(sae(planted.acts * scale).recons.isfinite().all())
+    assert numbers[0] == pytest.approx(numbers[1], rel=0.02)
+
+
+def test_rows_below_the_numbers_of_float32_are_refused_as_too_small():
+    with pytest.raises(ValueError, match="nor below 1e-21, .* got mean squared norm 1e-76: multiply the"):
+        input_scale(1e-76, 16)
+
+
+@pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
+def test_without_held_out_rows_the_threshold_lets_k_through_on_rows_trained_on(store, tmp_path, kind):
+    sae = train(store, tmp_path, kind=kind, n_steps=60, held_out_fraction=0.0)
+    rows = store.gather(torch.arange(store.n_rows))
+    assert float(sae.encode(rows).l0().mean()) == pytest.approx(4, rel=0.01)
+
+
+def test_a_store_is_not_trained_into(planted, tmp_path):
+    store = sl.ActivationStore.from_arrays(tmp_path / "store", planted.acts)
+    with pytest.raises(ValueError, match="store is the folder of an activation store: choose another output"):
+        train(store, tmp_path / "store")
+    assert store.verify() == []

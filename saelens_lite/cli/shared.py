@@ -6,6 +6,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from saelens_lite.config import to_mapping
+from saelens_lite.errors import SaelensLiteError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -94,11 +95,14 @@ def device_named(name: str | None) -> str:
 
 
 def model_of(store: str) -> str:
-    """What to type as --model for the model of a store."""
+    """What to type as --model for the model of a store; "" where the store is gone, as it is for a hint."""
     from saelens_lite.demo.embedded import MODEL_DIR
     from saelens_lite.store.reader import ActivationStore
 
-    name = ActivationStore(store).model_name
+    try:
+        name = ActivationStore(store).model_name
+    except (SaelensLiteError, ValueError, OSError):
+        return ""
     return EMBEDDED if name == str(MODEL_DIR) else name
 
 

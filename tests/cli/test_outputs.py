@@ -1,11 +1,13 @@
 """An output that cannot be written is refused before the work, and nothing is left behind."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 import saelens_lite as sl
+from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
 from saelens_lite.atomic import check_output
 from saelens_lite.cli.commands import main
 
@@ -81,3 +83,17 @@ def test_records_are_read_before_the_model_is_loaded(made, tmp_path, monkeypatch
     argv = ["study", "--model", "demo", "--sae", made / "sae", "--records", tmp_path / "records.jsonl"]
     assert main([*map(str, argv), "--output", str(tmp_path / "study")]) == 2
     assert "records.jsonl, line 1" in capsys.readouterr().err
+
+
+def test_a_finished_command_ends_with_0_though_its_store_is_gone(made, tmp_path, monkeypatch, capsys):
+    shutil.copytree(made / "store", tmp_path / "store")
+    real = evaluate_sae
+
+    def last_look(*args, **options):
+        result = real(*args, **options)
+        shutil.rmtree(tmp_path / "store")
+        return result
+
+    monkeypatch.setattr("saelens_lite.analyze.evaluation.evaluate.evaluate_sae", last_look)
+    assert main(["evaluate", "--store", str(tmp_path / "store"), "--sae", str(made / "sae")]) == 0
+    assert "next: saelens-lite analyze" in capsys.readouterr().out

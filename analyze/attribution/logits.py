@@ -221,7 +221,7 @@ def _each(value: int | Tensor, batch: int, end: int, name: str, first: int = 0) 
     if len(given) not in (1, batch):
         raise ValueError(f"expected {name}, or one for each of {batch} examples, got {len(given)}")
     if int(given.min()) < first or int(given.max()) >= end:
-        raise ValueError(f"expected {name} from {first} to {end - 1}, got {given.tolist()[:8]}")
+        raise ValueError(f"expected {name} from 0 to {end - 1}, got {given.tolist()[:8]}")
     return (given % end).expand(batch)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
-from saelens_lite.lm.token_text import id_reading, text_ids, token_strings
+from saelens_lite.lm.token_text import id_reading, spelled, text_ids, token_strings
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..latents.compatibility import fits
@@ -156,6 +156,7 @@ def fires_on_text(
         span = slice(int(latents.offsets[place]), int(latents.offsets[place + 1]))
         pairs = zip(latents.indices[span].tolist(), latents.values[span].tolist())
         strongest = sorted((pair for pair in pairs if pair[1] > 0), key=lambda pair: (-pair[1], pair[0]))
+        token = spelled(tokenizer, int(ids[0, place]), token)
         found.append(TokenFirings(token, tuple(strongest[:n])))
     return found
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from saelens_lite.lm.token_text import token_strings
+from saelens_lite.lm.token_text import spelled, token_strings
 from saelens_lite.store.reader import ShardTokens
 
 logger = logging.getLogger(__name__)
@@ -22,10 +22,12 @@ LEAD_TOKENS = 4
 """Tokens decoded before and behind a window and dropped: its ends may read by their bytes."""
 
 _INVISIBLE = re.compile(
-    r"[\x00-\x1f\x7f-\x9f\u00ad\u200b\u200e\u200f\u2028-\u202e"
-    r"\u2060-\u2069\ufeff\ud800-\udfff\U000e0000-\U000e007f]"
+    r"[\x00-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b\u200e\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ud800-\udfff\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb"
+    r"\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
-"""Control and direction characters, lone surrogates; not the joiners, which scripts and emoji need."""
+"""Control and direction characters, what Unicode says to draw as nothing (fillers, variation selectors,
+tags), lone surrogates; not the joiners, which scripts and emoji need."""
 _SIGNS = {"\n": "↵", "\r": "⇤", "\t": "⇥"}
 
 
@@ -126,6 +128,7 @@ class Contexts:
         document = int(tokens.doc_id[sequence, position]) + tokens.first_doc
         lead, end = max(0, start - LEAD_TOKENS), min(attended, stop + LEAD_TOKENS)
         pieces, window = self._pieces(tokens, sequence, lead, end), tuple(range(start, stop))
+        pieces[position] = self.spelled(int(tokens.input_ids[sequence, position]), pieces[position])
         shown = tuple(pieces[place] for place in window)
         return Context(row, document, shard, sequence, position, shown, position - start, window)
 
@@ -181,13 +184,24 @@ class Contexts:
         row_at[sequences, positions] = torch.arange(len(sequences))
         return tokens, sequences, positions, row_at
 
+    def spelled(self, token_id: int, piece: str) -> str:
+        """A token's text by itself: its bytes where the window shows it as part of an earlier token's."""
+        return piece if self.tokenizer is None else spelled(self.tokenizer, token_id, piece)
+
     def strings(self, ids: Sequence[int]) -> list[str]:
         return [f"<{i}>" for i in ids] if self.tokenizer is None else token_strings(self.tokenizer, ids)
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
     """The text of one token inside a text: alone, a tokenizer may hide its leading space."""
-    return f"<{token_id}>" if tokenizer is None else token_strings(tokenizer, [token_id, token_id])[1]
+    if tokenizer is None:
+        return f"<{token_id}>"
+    return spelled(tokenizer, token_id, token_strings(tokenizer, [token_id, token_id])[1])
+
+
+def invisible_in_js() -> str:
+    """The characters that `visible` shows, as a regular expression of JavaScript (with the flag u)."""
+    return re.sub(r"\\U0*([0-9a-f]+)", r"\\u{\1}", _INVISIBLE.pattern)
 
 
 def visible(text: str) -> str:

@@ -43,6 +43,11 @@ function token(place) {
   return made;
 }
 
+// Text of people on one line with nothing hidden, as `visible` of textwindows shows it.
+const invisible = new RegExp(data.invisible, "gu");
+const signs = { "\n": "↵", "\r": "⇤", "\t": "⇥" };
+const visible = (text) => text.replace(invisible, (one) => signs[one] ?? `⟨U+${one.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`);
+
 function section(title, note, ...content) {
   const made = element("section", "", element("h3", "", title));
   if (note) made.append(element("p", "note", note));
@@ -145,7 +150,7 @@ function neighbours(name, pairs, digits) {
 // A latent in a few words: what somebody called it, or the distinct tokens of its strongest firings.
 function gist(feature, n) {
   const label = marks.get(feature.id)?.label;
-  if (label) return [element("span", "label", label)];
+  if (label) return [element("span", "label", visible(label))];
   const seen = [...new Set(feature.examples.filter((one) => one[5].length).map((one) => one[5][one[4]]))].slice(0, n);
   return seen.flatMap((place, i) => (i ? ["  ", token(place)] : [token(place)]));
 }
@@ -189,7 +194,8 @@ function markings(feature) {
     field.addEventListener("input", () => setMark(feature.id, { [name]: field.value }));
     return field;
   });
-  return element("div", "markings", element("h2", "", `Latent ${feature.id}`), star, ...fields);
+  const hidden = [mark.label, mark.notes].filter((text) => visible(text) !== text).map((text) => element("p", "note", visible(text)));
+  return element("div", "markings", element("h2", "", `Latent ${feature.id}`), star, ...fields, ...hidden);
 }
 
 function facts(feature) {

@@ -104,8 +104,17 @@ class Examples:
             without_row = set(example[6][::2])
             known = [at for at in range(len(example[5])) if at not in without_row]
             for at in window.nonzero().flatten().tolist():
+                example[5] = self._seen(example[5], known[at])
                 example[6] += [known[at], rounded(float(window[at]))]
             start += n_known
+
+    def _seen(self, window: list[int], at: int) -> list[int]:
+        """The window with the bytes of a token that is part of a character shown, where it fires."""
+        texts, ids = self._vocabulary.texts, self._vocabulary.ids
+        if texts[window[at]]:
+            return window
+        text = self._contexts[False].spelled(ids[window[at]], "")
+        return [*window[:at], self._vocabulary.place(text, ids[window[at]]), *window[at + 1 :]]
 
 
 def features(

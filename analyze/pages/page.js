@@ -149,14 +149,16 @@ function setMark(latent, change) {
 // A file for `saelens-lite search INDEX --import-labels FILE`.
 function exportMarks() {
   const labels = [...edited].sort((a, b) => a - b).map((latent) => ({ latent, ...marks.get(latent) }));
-  const url = URL.createObjectURL(new Blob([JSON.stringify({ ...data.labels, labels }, null, 1)], { type: "application/json" }));
+  const text = JSON.stringify({ ...data.labels, labels }, null, 1);
+  const url = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   const link = element("a");
   link.href = url;
   link.download = "labels.json";
   link.click();
   setTimeout(() => URL.revokeObjectURL(url), 1000);
-  edited.clear();
-  find("export").hidden = true;
+  // A page cannot see whether the file arrived (Jupyter's sandbox drops it), so the changes stay on offer, as text too.
+  find("exported").value = text;
+  find("exported").parentElement.hidden = false;
 }
 
 // The latent that the address ends with.
@@ -165,7 +167,7 @@ function asked() {
 }
 
 function typing() {
-  return ["INPUT", "SELECT"].includes(document.activeElement?.tagName);
+  return ["INPUT", "SELECT", "TEXTAREA"].includes(document.activeElement?.tagName);
 }
 
 find("title").textContent = data.title;

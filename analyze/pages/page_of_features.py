@@ -31,7 +31,7 @@ from ..index.feature_index import FeatureIndex
 from ..index.labels import FORMAT, VERSION
 from ..index.tally import Tally, bin_edges
 from ..latents.compatibility import checked_latents, fits
-from ..latents.text_windows import Contexts, visible
+from ..latents.text_windows import Contexts, invisible_in_js, visible
 from ..render.html import inert_json, policy, rendered, style
 from .feature_page_data import AFTER_TOKENS, BEFORE_TOKENS, Vocabulary, features
 
@@ -147,6 +147,7 @@ def _data(
         "positions": tally.token_positions.tolist(),
         "bos": store.plan.get("bos_id") is not None,
         "edges": bin_edges(),
+        "invisible": invisible_in_js(),
         "labels": {"format": FORMAT, "version": VERSION, "sae": index.sae["sha256"]},
         "vocabulary": vocabulary.texts,
         "ids": vocabulary.ids,

@@ -22,6 +22,7 @@ from saelens_lite.analyze.index.search import (
     promotes_token,
     unigram_latents,
 )
+from saelens_lite.analyze.latents.text_windows import visible
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_for, print_next
 from saelens_lite.config import AtLeast, check_fields
@@ -165,7 +166,7 @@ def answer(
         n_labels = index.labels.import_json(config.import_labels)
         return [f"labels of {n_labels} latents from {config.import_labels}"]
     if config.labelled is not None:
-        return [repr(label) for label in index.labels.search(config.labelled)]
+        return [visible(repr(label)) for label in index.labels.search(config.labelled)]
     if config.unigram is not None:
         return [repr(index.unigram), *map(repr, unigram_latents(index, config.unigram, n))]
     if config.by is not None:

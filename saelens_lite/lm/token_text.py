@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -45,6 +46,39 @@ def token_strings(tokenizer: Any, ids: Sequence[int]) -> list[str]:
         context, start, pending = start, end, ""
         known = decode(context, start)
     return pieces
+
+
+def spelled(tokenizer: Any, token_id: int, piece: str) -> str:
+    """A piece of `token_strings`, or where it shows nothing of its token, which is part of a character, the
+    token's bytes: "⟨0xE2⟩"."""
+    if piece and "�" not in piece:
+        return piece
+    if (bytes_ := _bytes_of(tokenizer, token_id)) is None:
+        return f"⟨token {token_id}⟩"
+    text = bytes_.decode("utf-8", "surrogateescape")
+    return re.sub(r"[\udc80-\udcff]", lambda found: f"⟨0x{ord(found[0]) - 0xDC00:02X}⟩", text)
+
+
+def _bytes_of(tokenizer: Any, token_id: int) -> bytes | None:
+    """The bytes of a token as vocabularies name them: <0xE2> (SentencePiece), or GPT-2's letters for bytes."""
+    name = getattr(tokenizer, "convert_ids_to_tokens", lambda _: None)(token_id)
+    if not isinstance(name, str) or not name:
+        return None
+    if found := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", name):
+        return bytes.fromhex(found[1])
+    letters = [_BYTES.get(letter) for letter in name]
+    return None if None in letters else bytes(letters)  # type: ignore[arg-type]
+
+
+def _byte_letters() -> dict[str, int]:
+    """The byte that each letter of a byte-level vocabulary stands for (GPT-2): itself where it can be seen,
+    else the next letters from U+0100."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in seen]
+    return {chr(byte): byte for byte in seen} | {chr(0x100 + i): byte for i, byte in enumerate(hidden)}
+
+
+_BYTES = _byte_letters()
 
 
 def text_ids(tokenizer: Any, text: str) -> list[int]:

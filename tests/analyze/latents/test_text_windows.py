@@ -43,9 +43,12 @@ def test_characters_of_several_tokens_stay_whole_at_a_windows_end(gpt2, byte_tok
     store = harvest_activations(gpt2, [text], "blocks.0.hook_resid_post", tmp_path, **options)
     contexts = Contexts(store, byte_tokenizer, before_tokens=1, after_tokens=1)
     found = [contexts.at(row) for row in range(store.n_rows)]
-    assert [context.token for context in found] == ["a", "🌳", "", "", "", "木", "", "", "é", "", "."]
+    pieces = ["a", "🌳", "", "", "", "木", "", "", "é", "", "."]
+    bytes_ = ["⟨0x9F⟩", "⟨0x8C⟩", "⟨0xB3⟩", "⟨0x9C⟩", "⟨0xA8⟩", "⟨0xA9⟩"]
+    spelled = iter(bytes_)
+    assert [context.token for context in found] == [piece or next(spelled) for piece in pieces]
     assert [context.position for context in found] == list(range(1, 12))
-    assert [context.after for context in found] == [context.token for context in found[1:]] + [""]
+    assert [context.after for context in found] == [*pieces[1:], ""]
 
 
 @pytest.mark.property_check(8)
@@ -63,9 +66,9 @@ def test_characters_that_a_contexts_edge_cuts_stay_whole(gpt2, byte_tokenizer, t
     for width in (0, 1, 3):
         contexts = Contexts(store, byte_tokenizer, before_tokens=width, after_tokens=width)
         found = [contexts.at(row) for row in range(store.n_rows)]
-        assert [context.token for context in found] == [
-            "a", "🌳", "", "", "", "木", "", "", "é", "", "木", "", "", "b", "🌳", "", "", "",
-        ]  # fmt: skip
+        tree, wood = ["🌳", "⟨0x9F⟩", "⟨0x8C⟩", "⟨0xB3⟩"], ["木", "⟨0x9C⟩", "⟨0xA8⟩"]
+        expected = ["a", *tree, *wood, "é", "⟨0xA9⟩", *wood, "b", *tree]
+        assert [context.token for context in found] == expected
 
 
 def test_rows_of_a_window(store, byte_tokenizer):
@@ -96,6 +99,9 @@ def test_without_tokens_there_is_no_text(store, sae, byte_tokenizer, monkeypatch
 def test_visible():
     assert visible("a b\n\tc\r") == "a b↵⇥c⇤"
     assert visible("\u202eabc\x00\u2028\ud800") == "⟨U+202E⟩abc⟨U+0000⟩⟨U+2028⟩⟨U+D800⟩"
+    hidden = "\u034f\u061c\u115f\u1160\u180b\u180e\u2060\u206f\u3164\ufe0f\uffa0\ufff9\U000e0101\U0001d173"
+    assert visible(hidden) == "".join(f"⟨U+{ord(one):04X}⟩" for one in hidden)
+    assert visible("a é 木 ٣ e\u0301 🌳\u3000") == "a é 木 ٣ e\u0301 🌳\u3000", "what can be seen stays"
     assert visible("می\u200cخواهم 👩\u200d🚀") == "می\u200cخواهم 👩\u200d🚀", "joiners belong to the text"
 
 

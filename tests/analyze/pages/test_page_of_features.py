@@ -14,7 +14,7 @@ from saelens_lite.analyze.index.feature_index import FeatureIndex
 from saelens_lite.analyze.index.labels import FORMAT
 from saelens_lite.analyze.index.max_activating import max_activating_tokens
 from saelens_lite.analyze.index.tally import activation_bins, bin_edges
-from saelens_lite.analyze.latents.text_windows import visible
+from saelens_lite.analyze.latents.text_windows import invisible_in_js, visible
 from saelens_lite.analyze.pages.page_of_features import feature_page, render
 from saelens_lite.analyze.render.html import inert_json
 
@@ -94,6 +94,7 @@ def nasty_data(tokens=NASTY):
         "positions": [100, 100, 700],
         "bos": True,
         "edges": bin_edges(),
+        "invisible": invisible_in_js(),
         "labels": {"format": FORMAT, "version": 1, "sae": tokens[0]},
         "vocabulary": tokens,
         "ids": [*range(len(tokens) - 1), -1],
@@ -430,7 +431,14 @@ def test_what_a_reader_writes_is_downloaded_and_imported(tab, store, sae, gpt2, 
     page.press("Escape", "j", "s")
     assert page.js("document.getElementById('export').textContent") == "Download 2 changes"
     page.click("#export")
-    page.wait("document.getElementById('export').hidden")
+    assert "⟨U+202E⟩ said" in page.js("document.getElementById('rows').textContent")
+    page.press("k")
+    assert "⟨U+202E⟩ said" in page.js("document.querySelector('.markings').textContent")
+    # Jupyter's sandbox drops the file, which no page can see: the changes stay on offer, as text too
+    assert page.js("document.getElementById('export').textContent") == "Download 2 changes"
+    text = json.loads(page.js("document.getElementById('exported').value"))
+    assert [one["latent"] for one in text["labels"]] == sorted(latents[:2])
+    assert page.js("document.getElementById('exported').checkVisibility()")
     file = tmp_path / "down" / "labels.json"
     for _ in range(200):
         if file.exists():

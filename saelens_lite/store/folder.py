@@ -21,7 +21,7 @@ from urllib.parse import unquote
 
 from filelock import FileLock, Timeout
 
-from saelens_lite.atomic import appearing_file, make_folder, sync
+from saelens_lite.atomic import appearing_file, make_folder, sync, temporary_folder
 from saelens_lite.errors import ShardError
 
 logger = logging.getLogger(__name__)
@@ -315,10 +315,10 @@ class RemoteFolder(Folder):
 
     @contextlib.contextmanager
     def appearing(self, name: str, *, sync_name: bool = True) -> Iterator[IO[bytes]]:
-        descriptor, temporary = tempfile.mkstemp(prefix="saelens_lite-")
-        try:
+        with temporary_folder() as folder:
+            temporary = folder / "upload"
             try:
-                with open(descriptor, "wb") as file:
+                with open(temporary, "xb") as file:
                     yield file
             except OSError as error:
                 raise ShardError(
@@ -327,9 +327,7 @@ class RemoteFolder(Folder):
                     "then run the same command again"
                 ) from error
             with self._writing(name):
-                self.fs.put_file(temporary, self._path(name))
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+                self.fs.put_file(str(temporary), self._path(name))
 
     def sync_names(self, under: str) -> None:
         """Nothing: an object store knows no folders."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from saelens_lite.sae.config import KEEP_K, SAEConfig
 from saelens_lite.sae.folder import CFG
 
 METRICS, SETTINGS = "metrics.jsonl", "train_config.json"
+_NO_RUNS = ("state", "wandb", "damaged", "shards")
+"""Folders of runs and stores in which there is none: checkpoints hold SAEs too."""
 NOT_NUMBERS = ("step", "tokens")
 """Columns of metrics.jsonl that say when, not what."""
 
@@ -106,7 +108,7 @@ class Run:
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs in these folders, in order; a folder of runs stands for its members, by name, and the JSON of
+    """The runs in these folders, in order; a folder stands for every run at or below it, by name, and the JSON of
     an evaluation for an SAE of which nothing else is known.
 
     raises: ValueError for no folder, one without a run, or metrics.jsonl with a broken line before its last
@@ -118,7 +120,7 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
         if folder.is_file() and _evaluation(folder) is not None:
             found[folder.resolve()] = None
             continue
-        members = [folder] if _is_run(folder) else sorted(filter(_is_run, folder.glob("[!.]*/")))
+        members = list(_runs_below(folder))
         if not members:
             other = "a file" if folder.exists() else "nothing there"
             what = "a folder without them" if folder.is_dir() else other
@@ -129,6 +131,17 @@ def find_runs(folders: Sequence[str | Path]) -> list[Run]:
             )
         found |= dict.fromkeys(member.resolve() for member in members)
     return [_read(folder, name) for folder, name in zip(found, _names(list(found)))]
+
+
+def _runs_below(folder: Path) -> Iterator[Path]:
+    """The folder if it is a run, and every run below it: of a grid, its members; of a run, its baseline."""
+    if _is_run(folder):
+        yield folder
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if path.is_symlink():  # of itself, not of what it leads to further down
+            yield from [path] if _is_run(path) else []
+        elif path.is_dir() and not path.name.startswith(".") and path.name not in _NO_RUNS:
+            yield from _runs_below(path)
 
 
 def _is_run(folder: Path) -> bool:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.config import from_mapping
+from saelens_lite.data_files import text_lines
 from saelens_lite.json_data import loads
 from saelens_lite.lm.positions import span_mask
 
@@ -88,12 +89,12 @@ class Question:
 
 
 def read_questions(path: str | Path) -> list[Question]:
-    """The questions of a study, read from a file of records; its format stands above.
+    """The questions of a study, read from a file of records, compressed or not; its format stands above.
 
     raises: ValueError with the line for what is no JSON object of the fields, or has the wrong values
     """
     records = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+    for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"

@@ -470,3 +470,16 @@ def test_a_browser_draws_it(browser, trained, report, tmp_path):
     assert dom.count("<figure>") == page.text.count("<figure>") > 10
     assert dom.count("<path") == page.text.count("<path"), "each line as it was written"
     assert "<b>" not in dom and "&lt;b&gt;bold" in dom
+
+
+def test_a_folder_stands_for_every_run_below_it_and_no_checkpoint(tmp_path, report):
+    """Runs three levels down, a baseline in its run, a link to a run; no checkpoint's SAE, no hidden folder."""
+    for name in ("runs/alone", "runs/alone/frozen", "runs/grid/k=4", "runs/grid/deeper/k=8", "elsewhere"):
+        write_run(tmp_path / name, lines())
+    for name in ("runs/alone/state/step_3", "runs/.saving-12345678", "runs/wandb/run"):
+        make_sae().save(tmp_path / name)
+    (tmp_path / "runs/linked").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "runs/grid/round").symlink_to(tmp_path / "runs")
+    page = report(tmp_path / "runs")
+    assert list(page.table("Runs")) == ["alone", "frozen", "k=8", "k=4", "elsewhere"]
+    assert list(report(tmp_path / "runs/alone").table("Runs")) == ["alone", "frozen"]

@@ -1,7 +1,10 @@
 """Records of a study: their file, where the entity stands, their tokens, and the token that an answer begins
 with."""
 
+import bz2
+import gzip
 import json
+import lzma
 from types import SimpleNamespace
 
 import pytest
@@ -146,3 +149,22 @@ def test_refusal_and_options_must_differ(byte_tokenizer):
     for judge in (NextToken([]), NextToken(["a"], ["a"]), NextToken(["a"], [])):
         with pytest.raises(ValueError, match="expected tokens that refuse, and others as options if any"):
             judge.bound(byte_tokenizer, records)
+
+
+@pytest.mark.parametrize(("suffix", "module"), [(".gz", gzip), (".bz2", bz2), (".xz", lzma)])
+def test_records_may_be_compressed_and_what_is_not_as_its_name_says_is_named(suffix, module, tmp_path):
+    lines = b'{"prompt": "a b", "entity": "b"}\r\n\n{"prompt": "b a\xc3\xa9", "entity": "b"}'
+    file = tmp_path / f"records.jsonl{suffix}"
+    file.write_bytes(module.compress(lines))
+    assert [question.prompt for question in read_questions(file)] == ["a b", "b aé"]
+    for content in (lines, module.compress(lines)[:-9], module.compress(b"\xff")):
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"records.jsonl{suffix} expected UTF-8 text"):
+            read_questions(file)
+
+
+def test_a_line_that_no_memory_holds_is_refused_before_it_is_read(tmp_path):
+    file = tmp_path / "records.jsonl.gz"
+    file.write_bytes(gzip.compress(b"x" * 40_000_000))
+    with pytest.raises(ValueError, match="records.jsonl.gz expected lines below 16,777,216 characters"):
+        read_questions(file)

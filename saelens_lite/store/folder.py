@@ -145,10 +145,11 @@ class LocalFolder(Folder):
     def sizes(self, under: str = "") -> dict[str, int]:
         found = {}
         for folder, _, names in os.walk(self.root / under):
+            inside = Path(folder).relative_to(self.root).as_posix()
+            prefix = "" if inside == "." else f"{inside}/"
             for name in names:
-                path = Path(folder, name)
                 with contextlib.suppress(FileNotFoundError):  # another process may move its temporary file
-                    found[path.relative_to(self.root).as_posix()] = path.stat().st_size
+                    found[prefix + name] = os.stat(os.path.join(folder, name)).st_size
         return found
 
     def is_empty(self, but_for: Collection[str] = ()) -> bool:

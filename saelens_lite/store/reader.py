@@ -40,6 +40,7 @@ import dataclasses
 import hashlib
 import os
 import shlex
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -51,7 +52,7 @@ from torch import Tensor
 
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.hashing import is_held_out
-from saelens_lite.store.codecs import check_shapes, decode
+from saelens_lite.store.codecs import check_shapes, decode, mapped
 from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
     MANIFEST,
@@ -99,6 +100,16 @@ class _Renamed:
         raise AttributeError(f"{self._name} is now {self._today}")
 
 
+try:
+    _MAPPED_FILES = int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
+except (OSError, ValueError):  # not Linux
+    _MAPPED_FILES = 16_384
+"""Data files that stay mapped, by all stores together: beyond its limit the system maps no more."""
+_HELD_OUT_ROWS = 1_000_000
+"""Rows whose documents are hashed at a time."""
+_OPEN: weakref.WeakSet[ActivationStore] = weakref.WeakSet()
+
+
 class ActivationStore:
     """A finished activation store, open for reading; all data is memory-mapped.
 
@@ -137,6 +148,11 @@ class ActivationStore:
             raise ShardError(f"{folder.describe(PLAN)} leads out of the store: {error}") from error
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
         self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
+        rows = [shard["rows"] for shard in self._shards]
+        self._shard_rows = [*rows[:-1], self._manifest["rows_used"]]
+        self._ends = torch.tensor(self._shard_rows).cumsum(0)
+        self._firsts = (self._ends - torch.tensor(self._shard_rows)).tolist()
+        _OPEN.add(self)
         sizes = folder.sizes("shards")
         for name, size_bytes in self._files():
             check_size(folder, name, sizes.get(name), size_bytes)
@@ -210,13 +226,12 @@ class ActivationStore:
 
     @property
     def shard_rows(self) -> list[int]:
-        """Rows of each shard; of the last one those in use."""
-        rows = [shard["rows"] for shard in self._shards]
-        return [*rows[:-1], self._manifest["rows_used"]]
+        """Rows of each shard, not to be altered; of the last one those in use."""
+        return self._shard_rows
 
     @property
     def n_rows(self) -> int:
-        return sum(self.shard_rows)
+        return int(self._ends[-1])
 
     @property
     def model_name(self) -> str:
@@ -266,15 +281,19 @@ class ActivationStore:
         A float store gives them memory-mapped, in its dtype; an int8 store decodes them to float32.
         """
         tensors = self._tensors(shard, hook_point)
-        return decode(tensors, slice(*rows.indices(self.shard_rows[shard])))
+        return decode(tensors, slice(*rows.indices(self._shard_rows[shard])))
 
     def norms(self, shard: int, hook_point: str | None = None) -> Tensor:
         """The L2 norm of each row of one shard: float32[n_rows]."""
-        return self._tensors(shard, hook_point)["norm"][: self.shard_rows[shard]]
+        return self._tensors(shard, hook_point)["norm"][: self._shard_rows[shard]]
 
     def median_norm(self, hook_point: str | None = None) -> float:
         """Median L2 norm of a row over the store; of two in the middle the lower."""
-        return float(torch.cat([self.norms(shard, hook_point) for shard in range(self.n_shards)]).median())
+        return float(self.all_norms(hook_point).median())
+
+    def all_norms(self, hook_point: str | None = None) -> Tensor:
+        """The L2 norm of each row of the store: float32[n_rows]."""
+        return torch.cat([self.norms(shard, hook_point).clone() for shard in range(self.n_shards)])
 
     def tokens(self, shard: int) -> ShardTokens:
         """The contexts of one shard. raises: ShardError if the store has no tokens"""
@@ -282,7 +301,7 @@ class ActivationStore:
         arrays = {
             f.name: torch.from_numpy(getattr(contexts, f.name)) for f in dataclasses.fields(contexts)[:4]
         }
-        used = self.shard_rows[shard]
+        used = self._shard_rows[shard]
         if used < self._shards[shard]["rows"]:
             kept = arrays["kept"].flatten()
             arrays["kept"] = (kept * (kept.cumsum(0) <= used)).view_as(arrays["kept"])
@@ -306,15 +325,20 @@ class ActivationStore:
         if not self.has_tokens:
             name = documents_name(self._index(shard))
             with self._open(name, self._shards[shard]["documents"]["bytes"]) as file:
-                return file.get_tensor("doc_id")[: self.shard_rows[shard]]
+                return file.get_tensor("doc_id")[: self._shard_rows[shard]]
         tokens = self.tokens(shard)
         return tokens.doc_id[tokens.kept.bool()].long() + tokens.first_doc
 
     def held_out_rows(self, fraction: float = 0.05, seed: int = 0) -> Tensor:
         """Which rows belong to held-out documents (see `is_held_out`): bool[n_rows]."""
-        return torch.cat(
-            [is_held_out(self.row_docs(shard), fraction, seed) for shard in range(self.n_shards)]
-        )
+        found, docs, n_docs = [], [], 0
+        for shard in range(self.n_shards):
+            docs.append(self.row_docs(shard).clone())
+            n_docs += len(docs[-1])
+            if n_docs >= _HELD_OUT_ROWS or shard == self.n_shards - 1:
+                found.append(is_held_out(torch.cat(docs), fraction, seed))
+                docs, n_docs = [], 0
+        return torch.cat(found)
 
     def gather(
         self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
@@ -337,14 +361,13 @@ class ActivationStore:
             raise ValueError(
                 f"rows go from 0 to {self.n_rows - 1}, got {int(rows.min())} to {int(rows.max())}"
             )
-        ends = torch.tensor(self.shard_rows).cumsum(0)
+        hook_point = self.hook_point(hook_point)
         ascending, order = rows.sort()
         places = places[order]
-        edges = torch.searchsorted(ascending, ends).tolist()
+        edges = torch.searchsorted(ascending, self._ends).tolist()
         for shard, (start, stop) in enumerate(zip([0, *edges[:-1]], edges, strict=True)):
             if start < stop:
-                first_row = int(ends[shard]) - self.shard_rows[shard]
-                local = ascending[start:stop] - first_row
+                local = ascending[start:stop] - self._firsts[shard]
                 out[places[start:stop]] = decode(self._tensors(shard, hook_point), local, out.dtype)
 
     def mean(self, hook_point: str | None = None) -> Tensor:
@@ -386,10 +409,19 @@ class ActivationStore:
             for hook_point in self.hook_points:
                 yield data_name(index, hook_point), shard["hook_points"][hook_point]["bytes"]
 
+    def _local(self, name: str, size_bytes: int) -> Path:
+        """Where a file is read from. raises: ShardError unless it has that size"""
+        path = self.folder.local(name, cache_key=self.fingerprint)
+        try:
+            found = os.stat(path).st_size
+        except FileNotFoundError:
+            found = None
+        check_size(self.folder, name, found, size_bytes)
+        return path
+
     def _open(self, name: str, size_bytes: int) -> Any:
         """A safetensors file, mapped into memory."""
-        path = self.folder.local(name, cache_key=self.fingerprint)
-        check_size(self.folder, name, path.stat().st_size if path.exists() else None, size_bytes)
+        path = self._local(name, size_bytes)
         try:
             return safe_open(path, framework="pt")
         except SafetensorError as error:
@@ -410,11 +442,17 @@ class ActivationStore:
         Its size is looked at each time: reading what was cut off since would end the process by a signal.
         """
         key = (self._index(shard), self.hook_point(hook_point))
+        if key in self._mapped:
+            self._mapped[key] = self._mapped.pop(key)  # the last one used is the last one to go
         if key not in self._mapped:
+            while len(self._mapped) >= max(1, _MAPPED_FILES // len(_OPEN)):
+                del self._mapped[next(iter(self._mapped))]
             name = data_name(*key)
-            with self._open(name, self._shards[shard]["hook_points"][key[1]]["bytes"]) as file:
-                names = file.keys()
-                tensors = {tensor: file.get_tensor(tensor) for tensor in names}
+            size_bytes = self._shards[shard]["hook_points"][key[1]]["bytes"]
+            tensors = mapped(self._local(name, size_bytes), size_bytes)
+            if tensors is None:
+                with self._open(name, size_bytes) as file:
+                    tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
             n_rows, d_model = self._shards[shard]["rows"], self.d_model(key[1])
             check_shapes(tensors, n_rows, d_model, self.folder.describe(name))
             self._mapped[key] = tensors
@@ -429,7 +467,7 @@ class ActivationStore:
         """(float64[d_model] sum of rows, sum of squared norms) of each shard's used rows."""
         hook_point = self.hook_point(hook_point)
         for index, shard in enumerate(self._shards):
-            if self.shard_rows[index] < shard["rows"]:
+            if self._shard_rows[index] < shard["rows"]:
                 acts, norms = self.acts(index, hook_point), self.norms(index, hook_point)
                 yield acts.sum(0, dtype=torch.float64).numpy(), float(norms.double().square().sum())
             else:

@@ -5,15 +5,18 @@ import json
 import os
 import resource
 import struct
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from saelens_lite.errors import ShardError
 from saelens_lite.hashing import is_held_out
-from saelens_lite.store.codecs import STORE_DTYPES
+from saelens_lite.store import reader
+from saelens_lite.store.codecs import STORE_DTYPES, mapped
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.layout import FORMAT, encode_json
 from saelens_lite.store.packing import PackedContexts, pack
@@ -335,3 +338,83 @@ def test_a_shard_that_is_cut_short_while_it_is_read_is_named(tmp_path, read):
     }
     with pytest.raises(ShardError, match=rf"{HOOK}.safetensors has 8192 bytes, the store records"):
         calls[read]()
+
+
+# many shards
+
+
+@pytest.fixture
+def many(tmp_path):
+    """many(n): a store of n shards of 4 rows at two hook points; row r is (r, r + 0.5)."""
+
+    def make(n):
+        rows = torch.arange(4.0 * n)[:, None] + torch.tensor([0.0, 0.5])
+        points = {"a": rows, "b": -rows}
+        return ActivationStore.from_arrays(tmp_path / f"of{n}", points, rows_per_shard=4)
+
+    return make
+
+
+def test_few_files_stay_mapped_and_all_are_read(many, monkeypatch):
+    store, other = many(40), many(30)
+    monkeypatch.setattr(reader, "_OPEN", weakref.WeakSet([store, other]))
+    monkeypatch.setattr(reader, "_MAPPED_FILES", 16)
+    for _ in range(2):
+        rows = torch.randperm(160)
+        for point, sign in (("a", 1), ("b", -1)):
+            assert store.gather(rows, point)[:, 0].tolist() == (sign * rows).tolist()
+        assert len(store._mapped) == 8
+        assert other.gather(torch.arange(120), "b")[:, 1].tolist() == [-(r + 0.5) for r in range(120)]
+        assert len(other._mapped) == 8
+    assert len(store.all_norms("b")) == 160
+    kept = store.acts(3, "a")
+    store.gather(torch.arange(160), "a")
+    assert kept[:, 0].tolist() == [12, 13, 14, 15]  # a view outlives what is forgotten
+
+
+def test_the_last_file_used_is_the_last_to_go(many, monkeypatch):
+    store = many(6)
+    monkeypatch.setattr(reader, "_OPEN", weakref.WeakSet([store]))
+    monkeypatch.setattr(reader, "_MAPPED_FILES", 2)
+    for shard in (0, 1, 0, 2):
+        store.acts(shard, "a")
+    assert list(store._mapped) == [(0, "a"), (2, "a")]
+
+
+def test_of_more_shards_each_costs_the_same(many, monkeypatch):
+    """No list of all shards is made for one of them: what is made of n shards is made once."""
+    store = many(50)
+    made = []
+
+    class Shards(list):
+        def __iter__(self):
+            made.append(0)
+            return super().__iter__()
+
+    store._shards = Shards(store._shards)
+    store.gather(torch.arange(200), "a")
+    store.held_out_rows()
+    store.median_norm("b")
+    store.mean_sq_norm("a")
+    assert len(made) <= 1  # of the sums
+    assert store.shard_rows is store.shard_rows
+
+
+def test_files_that_are_not_plain_are_left_to_safetensors(tmp_path):
+    save_file({"acts": torch.arange(6.0).view(3, 2), "norm": torch.ones(3)}, tmp_path / "good")
+    good = (tmp_path / "good").read_bytes()
+    tensors = mapped(tmp_path / "good", len(good))
+    assert tensors["acts"].tolist() == [[0, 1], [2, 3], [4, 5]] and tensors["norm"].tolist() == [1, 1, 1]
+    size = int.from_bytes(good[:8], "little")
+    header = json.loads(good[8 : 8 + size])
+    for name, value in (
+        ("shape", [3, 3]), ("shape", [-3, -2]), ("shape", [True, 6]), ("shape", 6), ("dtype", "F33"),
+        ("data_offsets", [0, 24000]), ("data_offsets", [-24, 0]), ("data_offsets", [0]),
+        ("data_offsets", None), ("data_offsets", [1, 25]),
+    ):  # fmt: skip
+        bad = json.dumps({**header, "acts": {**header["acts"], name: value}}).encode()
+        (tmp_path / "bad").write_bytes(len(bad).to_bytes(8, "little") + bad + good[8 + size :])
+        assert mapped(tmp_path / "bad", (tmp_path / "bad").stat().st_size) is None
+    for content in (b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"[]", b"\x04" + b"\0" * 7 + b"null"):
+        (tmp_path / "bad").write_bytes(content)
+        assert mapped(tmp_path / "bad", len(content)) is None

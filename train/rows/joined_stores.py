@@ -88,8 +88,7 @@ class JoinedStores:
 
     def norms(self, number: int) -> Tensor:
         """float32[n_rows]: of each row of one store."""
-        store = self.stores[number]
-        return torch.cat([store.norms(shard, self.hook_point) for shard in range(store.n_shards)])
+        return self.stores[number].all_norms(self.hook_point)
 
     def first_row(self, number: int) -> int:
         """The number that a store's first row has here."""
@@ -106,9 +105,10 @@ class JoinedStores:
         first = int(broken.min())
         number = int(torch.searchsorted(self._ends, first, right=True))
         store, first = self.stores[number], first - self._starts[number]
-        ends = torch.tensor(store.shard_rows).cumsum(0)
+        sizes = store.shard_rows
+        ends = torch.tensor(sizes).cumsum(0)
         shard = int(torch.searchsorted(ends, first, right=True))
-        row = first - int(ends[shard]) + store.shard_rows[shard]
+        row = first - int(ends[shard]) + sizes[shard]
         path = store.folder.describe(data_name(shard, self.hook_point))
         raise FloatingPointError(
             f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -18,10 +19,12 @@ from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.token_text import special_token_ids
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.layout import finished_shards
+from saelens_lite.store.packing import APART
 
 from .config import HarvestConfig
 from .estimate import Estimate, estimate
 from .shards.model import (
+    NoTokenizer,
     load_model,
     load_tokenizer,
     model_facts,
@@ -33,10 +36,12 @@ from .shards.model_state import state_facts
 from .shards.plan import STATE, documents_per_shard, make_plan
 from .shards.resuming import difference
 from .text.chat import chat_facts
-from .text.documents import Source
+from .text.documents import Source, is_token_ids
 from .text.mixture import open_mixture
 from .text.sources import as_names, open_given, open_named
 from .text.tokenized import token_ids
+
+logger = logging.getLogger(__name__)
 
 _OF_NAMED_DATASETS = ("split", "text_unit", "dataset_config", "dataset_revision")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(HarvestConfig)}
@@ -50,6 +55,11 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
     raises: HookError for a module whose output is not one vector a token, or where no mask hides padding
     """
     decoder, names = Decoder(model), [point.name for point in points]
+    if decoder.n_codebooks > 1:
+        raise HookError(
+            f"a harvest expected one token a position, got {decoder.class_name}, which reads "
+            f"{decoder.n_codebooks}: collect its activations with run_to and ActivationStore.from_arrays"
+        )
     input_ids = _two_endings(decoder)
     acts = hooks.run_to(decoder, names, input_ids=input_ids)
     for name, found in acts.items():
@@ -223,7 +233,13 @@ def prepare(request: Request) -> Iterator[Prepared]:
     if tokenizer is None:
         name = config.tokenizer or (config.model if request.model is None else model.config.name_or_path)
         revision = config.model_revision if config.tokenizer is None else None
-        tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        try:
+            tokenizer = load_tokenizer(name, revision=revision, trust_remote_code=config.trust_remote_code)
+        except ValueError as error:
+            if config.tokenizer is not None or not all(map(is_token_ids, request.source.first)):
+                raise
+            logger.warning("token ids are harvested as they are, without BOS and separators, since %s", error)
+            tokenizer = NoTokenizer()
     limit = positions_limit(model)
     if limit is not None and config.context_length > limit:
         raise ValueError(
@@ -264,6 +280,7 @@ def _plan(
             "tokenizer": tokenizer_facts(tokenizer) | chat_facts(tokenizer, source.first),
             **hook_point_facts(model, points),
             "dataset": source.facts,
+            **({"packing": APART} if config.documents_apart else {}),
             "context_length": config.context_length,
             "bos_id": bos_id,
             "separator_id": separator_id,

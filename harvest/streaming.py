@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.prefetch import ahead
 from saelens_lite.store.codecs import STORE_DTYPES, encoder
 
@@ -70,7 +70,7 @@ class ActivationStream:
         raises: ValueError if the dataset is a one-time iterator that was read before
         """
         plan, model = self.plan, self._model
-        n_embeddings = model.get_input_embeddings().num_embeddings
+        n_embeddings = Decoder(model).embedding.num_embeddings
         packed = packed_shards(
             self._source, self._tokenizer, plan, itertools.count(start), n_embeddings, start, cursor
         )

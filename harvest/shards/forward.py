@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saelens_lite.lm import hooks
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.store.codecs import STORE_DTYPES
-from saelens_lite.store.packing import PADDING_ID
+from saelens_lite.store.packing import APART, PADDING_ID
 
 from ..text.tokenized import PackedShard
 from .model_state import autocast_of
@@ -80,20 +80,22 @@ def forward_batches(
         for start in range(0, max(1, contexts.n_seqs), batch_size_seqs):
             began = time.perf_counter()
             seqs = slice(start, start + batch_size_seqs)
-            kept = np.flatnonzero(contexts.kept[seqs])
+            # documents apart may be short; elsewhere the width is the context's
+            short = plan.get("packing") == APART and not one_shape
+            width = max(1, contexts.attended[seqs].sum(1).max(initial=0)) if short else None
+            kept = np.flatnonzero(contexts.kept[seqs, :width])
             rows, before, after = {}, host.mark(), None
             if len(kept):
                 with torch.inference_mode(), autocast_of(plan, decoder.device):
-                    input_ids = torch.from_numpy(contexts.input_ids[seqs].astype(np.int64))
+                    input_ids = torch.from_numpy(contexts.input_ids[seqs, :width].astype(np.int64))
                     if one_shape:
                         missing = batch_size_seqs - len(input_ids)
                         input_ids = nn.functional.pad(input_ids, (0, 0, 0, missing), value=PADDING_ID)
                     inputs = {"input_ids": input_ids}
                     if plan.get("attention_mask"):
                         inputs["attention_mask"] = torch.ones_like(input_ids)
-                        inputs["attention_mask"][: len(contexts.attended[seqs])] = torch.from_numpy(
-                            contexts.attended[seqs]
-                        )
+                        attended = torch.from_numpy(contexts.attended[seqs, :width])
+                        inputs["attention_mask"][: len(attended)] = attended
                     uploaded = {name: host.upload(tensor) for name, tensor in inputs.items()}
                     acts = hooks.run_to(decoder, hook_points, **uploaded)
                     after = host.mark()

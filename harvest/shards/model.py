@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -65,6 +65,22 @@ def load_tokenizer(name: str, *, revision: str | None = None, trust_remote_code:
     return tokenizer
 
 
+class NoTokenizer:
+    """In the place of a tokenizer where documents are token ids: no BOS, no separators, no special tokens."""
+
+    bos_token_id = eos_token_id = None
+    all_special_ids: tuple[int, ...] = ()
+
+    def get_vocab(self) -> dict[str, int]:
+        return {}
+
+    def __call__(self, texts: Sequence[str], **_options: Any) -> NoReturn:
+        raise ValueError(
+            f"documents expected token ids, as there is no tokenizer, got text, {texts[0][:40]!r}: pass "
+            "tokenizer="
+        )
+
+
 def drop_unused(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
     """Free the layers above the deepest hook point and the head, of a model that nobody else uses."""
     if any(point.block is None for point in points):
@@ -87,9 +103,23 @@ def compile_blocks(model: nn.Module, points: Sequence[hooks.HookPoint]) -> None:
 
 
 def positions_limit(model: nn.Module) -> int | None:
-    """Longest context the model has positions for, in tokens; None if its config states none."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return limit if limit and limit > 0 else None
+    """Longest context the model has positions for, in tokens; None if nothing states it.
+
+    A table of positions stands beside the token embedding. Some begin behind an offset (OPT), or after the
+    padding's number (RoBERTa).
+    """
+    decoder = Decoder(model)
+    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    limits = [stated] if stated and stated > 0 else []
+    for owner in decoder.bare.modules():
+        children = dict(owner.named_children())
+        if not any(child is decoder.embedding for child in children.values()):
+            continue
+        for name, child in children.items():
+            if isinstance(child, nn.Embedding) and ("pos" in name or name == "wpe"):
+                before = 0 if child.padding_idx is None else child.padding_idx + 1
+                limits.append(child.num_embeddings - before - getattr(child, "offset", 0))
+    return min(limits, default=None)
 
 
 def model_facts(model: nn.Module) -> dict[str, Any]:
@@ -100,7 +130,7 @@ def model_facts(model: nn.Module) -> dict[str, Any]:
         "config_sha256": _sha256(json.dumps(config, sort_keys=True, default=str)),
         "weights_sha256": weights_fingerprint(model),
         "attention": getattr(model.config, "_attn_implementation", None),
-        "compute_dtype": str(model.get_input_embeddings().weight.dtype).removeprefix("torch."),
+        "compute_dtype": str(Decoder(model).embedding.weight.dtype).removeprefix("torch."),
     }
 
 

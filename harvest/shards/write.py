@@ -58,7 +58,7 @@ def make_shards(
         check_same_rows(model, tokenizer, source, plan, store, claims.finished)
         log_start(store, model, claims, plan, settings=settings)
         start, cursor = _last_cursor(store, claims)
-        n_embeddings = model.get_input_embeddings().num_embeddings
+        n_embeddings = Decoder(model).embedding.num_embeddings
         packed = _readable(packed_shards(source, tokenizer, plan, iter(claims), n_embeddings, start, cursor))
         write_shards(model, packed, plan, list(plan["hook_points"]), store, claims, progress)
         claims.wait_for_all()

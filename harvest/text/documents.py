@@ -94,6 +94,10 @@ def as_document(value: Any, described: str) -> Document:
     raise ValueError(f"{described} expected text, a chat or token ids, got {got}: name another text_column")
 
 
+def is_token_ids(document: Document) -> bool:
+    return isinstance(document, list) and all(isinstance(item, int) for item in document)
+
+
 def no_column(described: str, text_column: str, columns: Iterable[Any]) -> NoReturn:
     """raises: ValueError that says which column to name instead"""
     columns = [str(column) for column in columns]

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from saelens_lite.store.packing import PackedContexts, pack
+from saelens_lite.store.packing import APART, PackedContexts, pack
 
 from .chat import chat_text, is_chat
 from .documents import Cursor, Document, Source
@@ -83,6 +83,7 @@ def _packed(
         special_ids=plan["special_ids"],
         max_rows=plan["max_tokens"],
         first_doc=first_doc,
+        apart=plan.get("packing") == APART,
     )
 
 

@@ -100,7 +100,11 @@ class Decoder:
         found = []
         for path, owner in self.bare.named_modules():
             children = dict(owner.named_children())
-            lists = {key: m for key, m in children.items() if isinstance(m, nn.ModuleList) and len(m)}
+            lists = {
+                key: m
+                for key, m in children.items()
+                if isinstance(m, nn.ModuleList) and len(m) and not self._holds_embedding([m])
+            }
             beside = [child for key, child in children.items() if key not in lists]
             if lists and self._holds_embedding(beside):
                 key = max(lists, key=lambda key: len(lists[key]))
@@ -130,8 +134,20 @@ class Decoder:
     @cached_property
     def embedding(self) -> Any:
         """The module that embeds tokens, or None."""
-        found = self.bare.get_input_embeddings() if hasattr(self.bare, "get_input_embeddings") else None
+        found = self._given_embedding
+        if isinstance(found, nn.ModuleList):
+            found = found[0]
         return found or next((m for m in self.bare.modules() if isinstance(m, nn.Embedding)), None)
+
+    @property
+    def _given_embedding(self) -> Any:
+        return self.bare.get_input_embeddings() if hasattr(self.bare, "get_input_embeddings") else None
+
+    @property
+    def n_codebooks(self) -> int:
+        """How many tokens a position has, each with an embedding of its own, given as rows of input_ids."""
+        found = self._given_embedding
+        return len(found) if isinstance(found, nn.ModuleList) else 1
 
     @property
     def head(self) -> nn.Module:
@@ -315,7 +331,7 @@ def _observe(decoder: Decoder) -> None:
         handles += _observing(block)
     weight = decoder.embedding.weight
     device = weight.device if weight.device.type != "meta" else torch.device("cpu")
-    ids = (torch.arange(3, device=device) % weight.shape[0])[None]
+    ids = (torch.arange(3, device=device) % weight.shape[0]).expand(decoder.n_codebooks, -1)
     inputs: dict[str, Any] = (
         {"attention_mask": torch.ones_like(ids)} if decoder.accepts("attention_mask") else {}
     )

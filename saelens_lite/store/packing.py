@@ -16,12 +16,16 @@ PADDING_ID = 0
 it, and other models get a mask."""
 
 
+APART = "documents apart"
+"""Name, in a plan, of packing that gives every document contexts of its own."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class PackedContexts:
     """The contexts of a span of documents, position by position.
 
     input_ids: int32[n_seqs context]
-    attended:  uint8[n_seqs context], 0 at the padding after the last token
+    attended:  uint8[n_seqs context], 0 at the padding after a context's last token
     kept:      uint8[n_seqs context], 1 where the token has a row; rows follow in (sequence, position) order
     doc_id:    int32[n_seqs context], relative to first_doc, the span's first document; -1 at padding
     """
@@ -60,8 +64,11 @@ def pack(
     special_ids: Collection[int] = (),
     max_rows: int | None = None,
     first_doc: int = 0,
+    apart: bool = False,
 ) -> PackedContexts:
     """Lay documents end to end into contexts of equal length; only the last one is padded.
+
+    In a context, a document sees those before it; with `apart` each begins a context, and its last is padded.
 
     Every context starts with `bos_id`, if given. A document that starts inside a context is preceded by
     `separator_id`, if given, which counts as that document's. Tokens in `special_ids`, among them the BOS if
@@ -90,6 +97,8 @@ def pack(
         tokens = np.asarray(ids, dtype=np.int32)
         if not len(tokens):
             continue
+        if apart and length % context_length:
+            lay(np.full(-length % context_length, PADDING_ID, dtype=np.int32), first_doc - 1)
         if separator is not None and length % context_length:
             lay(separator, document)
         start = 0
@@ -109,7 +118,7 @@ def pack(
     if length:
         input_ids[:length] = np.concatenate(pieces)
         doc_id[:length] = np.repeat(*np.array(owners, dtype=np.int64).T)
-    attended = np.arange(n_seqs * context_length) < length
+    attended = doc_id >= 0
     kept = attended & ~np.isin(input_ids, special)
 
     flat = (input_ids, attended.astype(np.uint8), kept.astype(np.uint8), doc_id)

@@ -584,3 +584,93 @@ def test_padding_that_no_mask_hides_is_refused(harvest, gpt2):
     gpt2.transformer.h[0].register_forward_hook(lambda module, args, out: out + out.mean(1, keepdim=True))
     with pytest.raises(HookError, match="expected tokens that do not see padding after them, and GPT2LMHead"):
         harvest(hook_points=["blocks.1.hook_resid_post"])
+
+
+# documents apart, token ids, positions
+
+
+def test_rows_of_documents_apart_are_those_of_each_document_alone(harvest, gpt2, byte_tokenizer):
+    """Joined, a document's rows depend on the one before it."""
+    first, second = "the sun", "the moon and the stars"
+    ids = torch.tensor([[1, *byte_tokenizer(second, add_special_tokens=False).input_ids]])
+    alone = hooks.run_to(gpt2, ["blocks.1.hook_mlp_out"], input_ids=ids)["blocks.1.hook_mlp_out"][0, 1:]
+    for apart in (True, False):
+        store = harvest(
+            [first, second], ["blocks.1.hook_mlp_out"], store=f"apart {apart}", documents_apart=apart
+        )
+        rows = store.acts(0)[store.row_docs(0) == 1]
+        assert torch.allclose(rows, alone, atol=1e-5) == apart
+        assert store.plan["packing"] == ("documents apart" if apart else "continuous")
+
+
+def test_documents_apart_run_no_wider_than_they_are(harvest, gpt2):
+    widths = []
+    gpt2.transformer.h[0].register_forward_pre_hook(lambda module, args: widths.append(args[0].shape[1]))
+    harvest(["abc", "abcdefg"], ["blocks.1.hook_resid_post"], documents_apart=True)
+    assert widths[-1] == 8  # BOS and 7 bytes
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_token_ids_need_no_tokenizer(harvest, gpt2, tmp_path, named, caplog):
+    """Ten games of 31 moves, as Othello's: 310 rows, the ids as they are."""
+    games = [[(7 * i + 3 * j) % 61 for j in range(31)] for i in range(10)]
+    model = gpt2
+    if named:
+        gpt2.save_pretrained(tmp_path / "model")
+        model = str(tmp_path / "model")
+    store = harvest(games, model=model, tokenizer=None, context_length=31)
+    assert store.n_rows == 310 and store.tokens(0).input_ids[3].tolist() == games[3]
+    assert "token ids are harvested as they are, without BOS and separators" in caplog.text
+    assert (store.tokenizer_name, store.plan["bos_id"]) == ("NoTokenizer", None)
+
+
+def test_text_needs_a_tokenizer_wherever_it_stands(harvest):
+    with pytest.raises(ValueError, match="no tokenizer could be loaded from '': pass one as tokenizer="):
+        harvest(["text"], tokenizer=None)
+    games = [[1, 2, 3]] * 70 + ["text"]
+    with pytest.raises(
+        ValueError, match="documents expected token ids, as there is no tokenizer, got text, 't"
+    ):
+        harvest(games, tokenizer=None)
+
+
+@pytest.mark.parametrize("name", ["whisper", "roberta", "opt", "bert"])
+def test_a_context_beyond_the_usable_positions_is_refused(harvest, name):
+    """32 positions in each: RoBERTa's 34 rows begin behind the padding's number 1, OPT's 34 behind two."""
+    import transformers
+
+    shape = {"vocab_size": 259, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    bert = shape | {"intermediate_size": 24}
+    whisper = {"vocab_size": 259, "d_model": 16, "pad_token_id": 0, "decoder_start_token_id": 1}
+    for side in ("decoder", "encoder"):
+        whisper |= {f"{side}_layers": 2, f"{side}_attention_heads": 2, f"{side}_ffn_dim": 24}
+    model, point = {
+        "whisper": lambda: (
+            transformers.WhisperForCausalLM(transformers.WhisperConfig(**whisper, max_target_positions=32)),
+            "blocks.1.hook_resid_post",
+        ),
+        "roberta": lambda: (
+            transformers.RobertaForMaskedLM(
+                transformers.RobertaConfig(**bert, max_position_embeddings=34, pad_token_id=1)
+            ),
+            "roberta.encoder.layer.1",
+        ),
+        "opt": lambda: (
+            transformers.OPTForCausalLM(
+                transformers.OPTConfig(
+                    **shape, ffn_dim=24, word_embed_proj_dim=16, max_position_embeddings=32, pad_token_id=0
+                )
+            ),
+            "blocks.1.hook_resid_post",
+        ),
+        "bert": lambda: (
+            transformers.BertForMaskedLM(transformers.BertConfig(**bert, max_position_embeddings=32)),
+            "bert.encoder.layer.1",
+        ),
+    }[name]()
+    options = {"hook_points": [point], "model": model.eval(), "max_tokens": 100}
+    with pytest.raises(
+        ValueError, match="is beyond the model.s 32 positions: choose at most 32"
+    ):
+        harvest(context_length=33, **options)
+    assert harvest(context_length=32, **options).n_rows == 100

@@ -129,3 +129,24 @@ def test_a_module_that_runs_several_times_is_no_single_place(make):
         with pytest.raises(HookError, match=f"a module that runs once .*, which runs {n_runs} times"):
             read()
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("n_codebooks", [1, 4])
+def test_a_model_with_an_embedding_for_each_codebook(n_codebooks):
+    """MusicGen: four tokens a position, as four rows of input_ids."""
+    config = transformers.MusicgenDecoderConfig(
+        vocab_size=40,
+        num_hidden_layers=2,
+        hidden_size=16,
+        num_attention_heads=2,
+        ffn_dim=24,
+        num_codebooks=n_codebooks,
+        max_position_embeddings=32,
+        pad_token_id=0,
+    )
+    model = transformers.MusicgenForCausalLM(config).eval()
+    decoder = Decoder(model)
+    assert (decoder.path, decoder.width, decoder.n_codebooks) == ("model.decoder.layers", 16, n_codebooks)
+    ids = (torch.arange(20) % 40).view(4, 5)
+    name = "blocks.1.hook_resid_pre"
+    assert run_to(model, [name], input_ids=ids)[name].shape == (4 // n_codebooks, 5, 16)

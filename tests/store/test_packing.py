@@ -42,6 +42,18 @@ def test_a_document_inside_a_context_follows_a_separator():
     np.testing.assert_array_equal(packed.kept, [[0, 1, 0, 1, 1]])
 
 
+def test_documents_apart_share_no_context():
+    """Documents 5 6 7 8 | empty | 9 | 3 4 in contexts of 4: each begins with BOS, none with a separator."""
+    documents = [(0, [5, 6, 7, 8]), (1, []), (2, [9]), (3, [3, 4])]
+    packed = pack(documents, 4, BOS, separator_id=SEP, special_ids=[1, 2], apart=True)
+    np.testing.assert_array_equal(packed.input_ids, [[1, 5, 6, 7], [1, 8, 0, 0], [1, 9, 0, 0], [1, 3, 4, 0]])
+    np.testing.assert_array_equal(packed.attended.sum(1), [4, 2, 2, 3])
+    np.testing.assert_array_equal(packed.kept, [[0, 1, 1, 1], [0, 1, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]])
+    np.testing.assert_array_equal(
+        packed.doc_id, [[0, 0, 0, 0], [0, 0, -1, -1], [2, 2, -1, -1], [3, 3, 3, -1]]
+    )
+
+
 def test_a_separator_may_take_the_last_position():
     packed = pack([(0, [5, 6]), (1, [7])], 4, BOS, separator_id=SEP)
     np.testing.assert_array_equal(packed.input_ids, [[1, 5, 6, 2], [1, 7, 0, 0]])

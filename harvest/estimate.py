@@ -30,6 +30,7 @@ class Estimate:
     size_bytes, free_bytes: room that the rows take in the store, and on its disk; None if unknown
     seconds: of the forward passes; None if not measured
     of_dataset: whether the dataset's length, guessed from its first documents, limits the rows
+    at_most: whether there may be fewer, since nothing says how many documents there are
     """
 
     rows: int
@@ -37,6 +38,7 @@ class Estimate:
     free_bytes: int | None
     seconds: float | None = None
     of_dataset: bool = False
+    at_most: bool = False
 
     @property
     def fits(self) -> bool:
@@ -46,7 +48,8 @@ class Estimate:
         guess = " (the dataset's length, guessed from its first documents)" if self.of_dataset else ""
         free = "" if self.free_bytes is None else f"; {_size(self.free_bytes)} are free"
         eta = "" if self.seconds is None else f"; about {_duration(self.seconds)} of forward passes"
-        return f"{self.rows:,} rows{guess}, {_size(self.size_bytes)}{free}{eta}"
+        most = "at most " if self.at_most else ""
+        return f"{most}{self.rows:,} rows{guess}, {_size(self.size_bytes)}{free}{eta}"
 
 
 def estimate(
@@ -68,7 +71,7 @@ def estimate(
     rows = max(0, (int(n_documents * mean_tokens) if of_dataset else plan["max_tokens"]) - rows_there)
     widths, dtype = (point["d_model"] for point in plan["hook_points"].values()), STORE_DTYPES[plan["dtype"]]
     size = rows * (_BYTES_PER_POSITION + sum(row_bytes(dtype, width) for width in widths))
-    return Estimate(rows, size, store.free_bytes(), of_dataset=of_dataset)
+    return Estimate(rows, size, store.free_bytes(), of_dataset=of_dataset, at_most=source.n_documents is None)
 
 
 def check_fits(found: Estimate, store: Folder) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence, Sized
 from pathlib import Path
@@ -17,6 +18,8 @@ from .dataset_rows import row_streams
 from .documents import FIRST_DOCUMENTS, Source, no_column, probed, sha256_of
 from .mixture import chained
 from .text_files import OPENERS, JsonLines, TextFile, columns
+
+logger = logging.getLogger(__name__)
 
 _PROBE_BYTES = 1 << 20
 _MOST_COMPRESSED = 8
@@ -136,7 +139,37 @@ def _named(
         # The commit, not its name: if the dataset changes, a harvest resumes with the old revision.
         commit = re.search("@([0-9a-f]{40})", str(builder.config.data_files))
         facts["revision"] = commit[1] if commit else revision
-    return probed(facts, row_streams(stream, text_column, name), approximate_bytes=_text_bytes(path))
+    size = _text_bytes(path)
+    if path.is_dir():
+        size = sum(_text_bytes(file) or 0 for file in _files_of_split(path, builder.config.data_files, split))
+    return probed(facts, row_streams(stream, text_column, name), approximate_bytes=size)
+
+
+def _files_of_split(folder: Path, by_split: Any, split: str) -> list[Path]:
+    """The files that `datasets` reads; the others are named in a warning, since it takes splits from names of
+    files (validation_v1.jsonl) and reads one type of file alone.
+    """
+    found = {
+        path: name
+        for name, files in (by_split or {}).items()
+        for path in map(Path, files)
+        if path.is_relative_to(folder.resolve())
+    }
+    read = [path for path, name in found.items() if name == split.partition("[")[0]]
+    all_files = (path for path in folder.resolve().rglob("*") if path.is_file() and loader_of(path.name))
+    left_out = sorted(
+        f"{path.relative_to(folder.resolve())} ({found.get(path, 'no split')})"
+        for path in all_files
+        if path not in read
+        and not any(part.startswith(".") for part in path.relative_to(folder.resolve()).parts)
+    )
+    if read and left_out:
+        shown = ", ".join(left_out[:8]) + (", …" if len(left_out) > 8 else "")
+        logger.warning(
+            "dataset %s: split %s is %d of its %d files. Left out: %s. To read these too, name the files one "
+            "by one, or another split", folder, split, len(read), len(read) + len(left_out), shown,
+        )  # fmt: skip
+    return read or [folder]
 
 
 def _read_here(path: Path) -> str | None:

@@ -35,7 +35,8 @@ def test_a_short_dataset_limits_the_rows(tmp_path):
     by_size = estimate(
         PLAN, source(approximate_bytes=400), 10.0, 40.0, folder, 0
     )  # ten documents of 40 bytes
-    assert (by_size.rows, by_size.of_dataset) == (100, True)
+    assert (by_size.rows, by_size.of_dataset, by_size.at_most) == (100, True, True)
+    assert not estimate(PLAN, source(n_documents=20), 10.0, 40.0, folder, 0).at_most
 
 
 def test_what_cannot_fit_is_refused_with_the_way_out(tmp_path):
@@ -46,9 +47,9 @@ def test_what_cannot_fit_is_refused_with_the_way_out(tmp_path):
 
 
 def test_it_reads_as_a_sentence():
-    found = Estimate(1_000_000, 388_000_000, 5_000_000_000, seconds=240.0, of_dataset=True)
+    found = Estimate(1_000_000, 388_000_000, 5_000_000_000, seconds=240.0, of_dataset=True, at_most=True)
     assert str(found) == (
-        "1,000,000 rows (the dataset's length, guessed from its first documents), 388 MB; 5 GB are free; "
+        "at most 1,000,000 rows (the dataset's length, guessed from its first documents), 388 MB; 5 GB are free; "
         "about 4 min of "
         "forward passes"
     )

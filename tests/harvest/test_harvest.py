@@ -669,8 +669,6 @@ def test_a_context_beyond_the_usable_positions_is_refused(harvest, name):
         ),
     }[name]()
     options = {"hook_points": [point], "model": model.eval(), "max_tokens": 100}
-    with pytest.raises(
-        ValueError, match="is beyond the model.s 32 positions: choose at most 32"
-    ):
+    with pytest.raises(ValueError, match="is beyond the model.s 32 positions: choose at most 32"):
         harvest(context_length=33, **options)
     assert harvest(context_length=32, **options).n_rows == 100

@@ -425,3 +425,29 @@ def test_a_hub_dataset_is_known_by_its_commit(monkeypatch):
     moving, fixed = (open_named(["owner/name"], revision=revision).facts for revision in (None, "0a" * 20))
     assert moving == fixed
     assert moving["sources"][0] == {"hub": "owner/name", "config": None, "revision": "0a" * 20}
+
+
+def test_what_a_folder_leaves_out_is_said(tmp_path, caplog):
+    """`datasets` takes the split from a file's name, and one type of file; the size is of what is read."""
+    folder = tmp_path / "texts"
+    (folder / ".cache").mkdir(parents=True)
+    for name, text in (
+        ("train_v1", "one"),
+        ("more", "two"),
+        ("validation_v1", "three"),
+        (".cache/x", "four"),
+    ):
+        (folder / f"{name}.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    (folder / "notes.txt").write_text("five\n")
+    source = open_named([str(folder)])
+    assert documents(source) == ["one"] and source.approximate_bytes == len('{"text": "one"}\n')
+    assert (
+        "split train is 1 of its 4 files. Left out: more.jsonl (no split), notes.txt (no split), "
+        "validation_v1.jsonl (validation). To read these too, name the files one by one"
+    ) in caplog.text
+    caplog.clear()
+    assert documents(open_named([str(folder)], split="validation")) == ["three"]
+    for name in ("validation_v1.jsonl", "notes.txt", "train_v1.jsonl"):
+        (folder / name).unlink()
+    caplog.clear()
+    assert documents(open_named([str(folder)])) == ["two"] and not caplog.text

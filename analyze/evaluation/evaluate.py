@@ -14,16 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.arguments import takes_folders
-from saelens_lite.hashing import is_held_out
-from saelens_lite.lm.store_losses import cross_entropies
+from saelens_lite.lm.store_losses import ByDocument, DocumentSums, Losses, cross_entropies
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums, ce_score, kl_score
+from saelens_lite.store.document_sample import sampled_rows
 from saelens_lite.store.reader import ActivationStore
 
 from ..latents.compatibility import fits
 from ..latents.density import WINDOWS_TOKENS
 from ..latents.geometry import decoder_norms, encoder_decoder_cosine
 from ..latents.store_pass import BLOCK_ROWS, latent_blocks, to_cpu
+from ..stats.bootstrap import Interval, bootstrap_statistic
 from .library_variants import LibraryVariants
 from .result import BASELINE, MEAN, TRAINED, ZERO, Densities, Evaluation, EvaluationRow
 from .seed_noise import SeedNoise, check_seeds, seed_noise, stability
@@ -59,7 +60,7 @@ def evaluate_sae(
     seeds: SAEs that differ from `sae` in their seed only, for the noise of every number
     held_out: score held-out documents only (saelens_lite.hashing.is_held_out)
     held_out_fraction: the share of documents that training held out; None: as the SAEs record, else 0.05
-    max_tokens: stop after about this many rows, and as many predicted tokens; None for all
+    max_tokens: score this many rows, and their tokens, of documents drawn by hash; None for all
     windows_tokens: for the dead share, over the last tokens of the store, held out or not
     raises: ValueError when SAEs, model and store do not belong together, no document is held out, or a number
         of them is not finite
@@ -80,7 +81,7 @@ def evaluate_sae(
         held_out_fraction = _recorded_fraction(saes)
     fraction = held_out_fraction if held_out else None
 
-    sums, variants, firing = _reconstruction(saes, store, point, fraction, max_tokens)
+    sums, variants, firing, documents = _reconstruction(saes, store, point, fraction, max_tokens)
     dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}
     losses = None
     if model is not None:
@@ -111,6 +112,9 @@ def evaluate_sae(
         held_out=held_out,
         same_store=all(store.fingerprint in _stores(one) for one in saes.values()),
         n_tokens=sums[TRAINED].n_tokens,
+        n_documents=len(documents.n_tokens),
+        sampled=max_tokens is not None and sums[TRAINED].n_tokens >= max_tokens,
+        intervals=_intervals(sums, documents, losses),
         n_ce_tokens=losses.n_tokens if losses is not None else 0,
         n_contexts=losses.n_contexts if losses is not None else 0,
         ce_clean=losses.ce["clean"] if losses is not None else None,
@@ -162,7 +166,8 @@ def _reconstruction(
     point: str,
     fraction: float | None,
     max_tokens: int | None,
-) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums]]:
+) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums], DocumentSums]:
+    """The last: by document Σ‖x − mean‖² over the store's mean as "", and Σ‖x − x̂‖² of each SAE."""
     some = range(0, store.n_shards, -(-store.n_shards // _NORM_SHARDS))
     median_norm = float(torch.cat([store.norms(shard, point) for shard in some]).median())
     sums = {name: ReconstructionSums(store.d_model(point), median_norm) for name in (*saes, ZERO, MEAN)}
@@ -170,8 +175,9 @@ def _reconstruction(
     firing = {
         name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()
     }
-    mean = store.mean(point)
-    for acts in _scored_rows(store, point, fraction, max_tokens):
+    mean, documents = store.mean(point), ByDocument()
+    for acts, docs in _scored_rows(store, point, fraction, max_tokens):
+        of_rows = [torch.ones(len(acts), dtype=torch.float64), (acts - mean).square().sum(1)]
         recons = {ZERO: torch.zeros_like(acts), MEAN: mean.expand_as(acts)}
         for name, one in saes.items():
             with torch.no_grad():
@@ -183,6 +189,8 @@ def _reconstruction(
                     f"the {name} SAE reconstructs finite rows as nan or infinity: load a whole copy, in "
                     "float32"
                 )
+            of_rows.append((acts - recons[name]).double().square().sum(1))
+        documents.add(docs, torch.stack(of_rows, dim=1))
         for name in sums:
             sums[name].update(acts, recons[name])
             variants[name].update(acts, recons[name])
@@ -193,33 +201,63 @@ def _reconstruction(
         )
     if (told := sums[TRAINED].massive_rows_in_words) is not None:
         log.warning(told)
-    return sums, variants, firing
+    tokens, *of_documents = documents.total().unbind(1)
+    return sums, variants, firing, DocumentSums(tokens, dict(zip(["", *saes], of_documents, strict=True)))
+
+
+def _intervals(
+    sums: dict[str, ReconstructionSums], rows: DocumentSums, losses: Losses | None
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """95 % intervals of fvu, CE and ΔCE of each SAE, from drawing documents again; empty for fewer than 2."""
+    if len(rows.n_tokens) < 2:
+        return {}
+    names = [name for name in rows.sums if name]
+    total = rows.sums[""].sum() / torch.tensor([sums[name].squared_deviation for name in names])
+    ratios = {"fvu": _ratios([rows.sums[name] for name in names], rows.sums[""], total)}
+    if losses is not None and len(losses.by_document.n_tokens) > 1:
+        tokens, ce = losses.by_document.n_tokens, losses.by_document.sums
+        ratios["ce"] = _ratios([ce[name] for name in names], tokens)
+        ratios["delta_ce"] = _ratios([ce[name] - ce["clean"] for name in names], tokens)
+    return {
+        name: {key: (float(found.low[i]), float(found.high[i])) for key, found in ratios.items() if found}
+        for i, name in enumerate(names)
+    }
+
+
+def _ratios(
+    numerators: list[Tensor], denominator: Tensor, factors: Tensor | float = 1.0
+) -> Interval | None:
+    """None for ratios without a value, as of rows that do not vary."""
+    table = torch.stack(numerators, dim=1)
+
+    def ratios(weights: Tensor) -> Tensor:
+        return weights @ table / (weights @ denominator)[:, None] * factors
+
+    try:
+        return bootstrap_statistic(ratios, torch.arange(len(table)))
+    except ValueError:
+        return None
 
 
 def _scored_rows(
     store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None
-) -> Iterator[Tensor]:
-    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last shorter.
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last shorter,
+    and the document of each row.
 
     raises: ValueError when a row holds nan or infinity, naming it
     """
-    left = store.n_rows if max_tokens is None else max_tokens
-    first_row, waiting = 0, torch.empty(0, dtype=torch.int64)
-    for shard, n_rows in enumerate(store.shard_rows):
-        rows = torch.arange(first_row, first_row + n_rows)
-        if fraction is not None:
-            rows = rows[is_held_out(store.row_docs(shard), fraction)]
-        first_row += n_rows
-        rows = rows[:left]
-        left -= len(rows)
-        waiting = torch.cat([waiting, rows])
-        while len(waiting) >= BLOCK_ROWS:
-            yield _finite_rows(store, point, waiting[:BLOCK_ROWS])
-            waiting = waiting[BLOCK_ROWS:]
-        if left == 0:
-            break
-    if len(waiting):
-        yield _finite_rows(store, point, waiting)
+    first_row, waiting = 0, torch.empty(2, 0, dtype=torch.int64)
+    for shard, scored in enumerate(sampled_rows(store, fraction, max_tokens)):
+        rows = first_row + scored.nonzero().flatten()
+        first_row += len(scored)
+        if len(rows):
+            waiting = torch.cat([waiting, torch.stack([rows, store.row_docs(shard)[scored]])], dim=1)
+        while waiting.shape[1] >= BLOCK_ROWS:
+            yield _finite_rows(store, point, waiting[0, :BLOCK_ROWS]), waiting[1, :BLOCK_ROWS]
+            waiting = waiting[:, BLOCK_ROWS:]
+    if waiting.shape[1]:
+        yield _finite_rows(store, point, waiting[0]), waiting[1]
 
 
 def _finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:

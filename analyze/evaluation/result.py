@@ -60,6 +60,7 @@ library_variants.py."""
 BESIDE_ROWS = {
     "densities": "latents by their density on scored tokens: counts, those from 10^a up to 10^b for "
     "neighbours a, b of log10_edges, the first with what lies below; never, those that did not fire",
+    "intervals": "95 % intervals, by SAE and number, from drawing whole documents again (cluster bootstrap)",
     "dead_rate_bounds": "a latent dead@N fires on less than this share of tokens, 95 % confidence: rule of "
     "three, 3 / N",
     "seed_noise": "of each number over the SAEs of several seeds: mean; sd, standard deviation of one; "
@@ -81,6 +82,8 @@ _CE_COLUMNS = {
     "ce_score_mean": ("score(mean)", 3),
     "ce_score_zero": ("score(zero)", 3),
 }
+
+_HEADS = {"fvu": "fvu", "ce": "CE", "delta_ce": "ΔCE"}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,6 +171,12 @@ class Evaluation:
     n_contexts: int
     ce_clean: float | None
     rows: tuple[EvaluationRow, ...]
+    n_documents: int = 0
+    """Documents that the rows are of."""
+    sampled: bool = False
+    """Whether max_tokens left documents out, which a hash chose."""
+    intervals: dict[str, dict[str, tuple[float, float]]] = dataclasses.field(default_factory=dict)
+    """By SAE and number (fvu, ce, delta_ce) the 95 % interval over documents."""
     seeds: tuple[EvaluationRow, ...] = ()
     seed_noise: dict[str, SeedNoise] = dataclasses.field(default_factory=dict)
     stability: Stability | None = None
@@ -180,7 +189,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold, with their definitions; windows as "10k", nan as None."""
-        nested = ("rows", "seeds", "seed_noise", "stability", "densities")
+        nested = ("rows", "seeds", "seed_noise", "stability", "densities", "intervals")
         names = [field.name for field in dataclasses.fields(self) if field.name not in nested]
         facts = {name: getattr(self, name) for name in names}
         tables: dict[str, Any] = {
@@ -189,6 +198,11 @@ class Evaluation:
                 f"dead@{window_name(window)}": rate_bound(window) for window in self._windows_that_fit()
             },
         }
+        if self.intervals:
+            tables["intervals"] = {
+                name: {number: list(ends) for number, ends in of.items()}
+                for name, of in self.intervals.items()
+            }
         if self.densities:
             counted = {
                 name: {"never": one.never, "counts": list(one.counts)} for name, one in self.densities.items()
@@ -253,6 +267,8 @@ class Evaluation:
 
     def _circumstances(self) -> list[str]:
         rows_of = "held-out documents" if self.held_out else "all documents"
+        if self.sampled:
+            rows_of = f"{self.n_documents:,} {'held-out ' * self.held_out}documents drawn by hash"
         text = [f"{self.hook_point} of {self.store}"]
         dead = "dead over the last tokens of the store"
         if fitting := self._windows_that_fit():
@@ -269,6 +285,10 @@ class Evaluation:
                 f"CE in nats over {self.n_ce_tokens:,} predicted tokens of {rows_of} in {self.n_contexts:,} "
                 f"contexts; clean {self.ce_clean:.4f}"
             )
+        for name, of in self.intervals.items():
+            said = [f"{_HEADS[number]} {low:.4f} to {high:.4f}" for number, (low, high) in of.items()]
+            if name in (TRAINED, BASELINE):
+                text.append(f"{name}, 95 % over {self.n_documents:,} documents: {', '.join(said)}")
         if self.seed_noise:
             text.append(
                 f"seed noise over {len(self.seeds) + 1} SAEs: sd of one, and the smallest difference "

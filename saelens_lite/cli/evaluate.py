@@ -81,7 +81,7 @@ class EvaluateConfig:
     """Share of documents that training held out; None takes what the SAE records."""
 
     max_tokens: Annotated[int | None, AtLeast(1)] = 100_000
-    """Rows to score, and as many predicted tokens; None for all."""
+    """Rows to score, and their tokens, of documents drawn by a hash; None for all."""
 
     windows_tokens: Annotated[tuple[int, ...], AtLeast(1)] = (10_000, 100_000, 1_000_000, 10_000_000)
     """A latent is dead if it was silent in the last tokens of the store: a column for each number of tokens,

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelens_lite.hashing import is_held_out
 from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.lm.replacement import splice
+from saelens_lite.store.document_sample import sampled_rows
 from saelens_lite.store.reader import ActivationStore
 
 _SAME_MODEL_TOLERANCE = 0.1
@@ -30,6 +30,7 @@ class ContextBatch:
 
     input_ids: int64[batch context]; attended, kept: bool[batch context]
     targets: bool[batch context-1], True where the token after the position counts
+    documents: int64[batch context], global index of each token's document; None where it is not known
     """
 
     input_ids: Tensor
@@ -38,12 +39,42 @@ class ContextBatch:
     targets: Tensor
     shard: int
     sequences: Tensor
+    documents: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DocumentSums:
+    """Sums over the tokens of each document, for intervals: n_tokens and each of sums float64[n_documents]."""
+
+    n_tokens: Tensor
+    sums: dict[str, Tensor]
+
+
+class ByDocument:
+    """Adds up values by document, a batch at a time."""
+
+    def __init__(self) -> None:
+        self._docs: list[Tensor] = []
+        self._sums: list[Tensor] = []
+
+    def add(self, docs: Tensor, values: Tensor) -> None:
+        """docs: int64[n]; values: float64[n m]"""
+        docs, inverse = docs.unique(return_inverse=True)
+        self._docs.append(docs)
+        self._sums.append(values.new_zeros(len(docs), values.shape[1]).index_add_(0, inverse, values))
+
+    def total(self) -> Tensor:
+        """float64[n_documents m]"""
+        docs, inverse = torch.cat(self._docs).unique(return_inverse=True)
+        sums = torch.cat(self._sums)
+        return sums.new_zeros(len(docs), sums.shape[1]).index_add_(0, inverse, sums)
 
 
 @dataclass(frozen=True, slots=True)
 class Losses:
     """What `cross_entropies` found, in nats a predicted token, by replacement.
 
+    by_document: cross-entropies of each document, by replacement
     kl: KL(p_clean ‖ p) at the positions that ce rests on; empty where it was not asked for
     n_tokens, n_contexts: predicted tokens scored; contexts run
     """
@@ -52,6 +83,7 @@ class Losses:
     kl: dict[str, float]
     n_tokens: int
     n_contexts: int
+    by_document: DocumentSums
 
 
 def cross_entropies(
@@ -72,26 +104,32 @@ def cross_entropies(
     replacements: by name, the arguments of `splice` beside the hook point and the positions; None for the
         model as it is
     fraction: score only the documents held out (hashing.is_held_out); None for all
-    max_tokens: stop after about this many predicted tokens; None for all
+    max_tokens: of documents drawn by hash that have this many rows (store/document_sample.py); None for all
     raises: ValueError for another model than the store's, losses that are not finite, or nothing to score
     """
     decoder = Decoder.of(model)
     ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)
-    n_tokens, n_contexts = 0, 0
+    n_tokens, n_contexts, documents = 0, 0, ByDocument()
     with evaluation_mode(decoder), torch.no_grad():
         for batch in scored_contexts(store, fraction, max_tokens, batch_size_seqs):
             if n_contexts == 0:
                 check_model(decoder, store, point, batch)
             clean = _scored_logits(decoder, batch) if kl or None in replacements.values() else []
+            of_tokens: list[Tensor] = []
             for name, how in replacements.items():
-                logits = clean
+                logits, nats = clean, []
                 if how is not None:
                     with splice(decoder, hook_point=point, positions=batch.kept, **how):
                         logits = _scored_logits(decoder, batch)
                 for i, next_ids in enumerate(_next_ids(batch)):
-                    ce[name] += cross_entropy(logits[i], next_ids).double().sum().item()
+                    nats.append(cross_entropy(logits[i], next_ids).double().cpu())
                     if kl and how is not None:
                         divergence[name] += kl_divergence(clean[i], logits[i]).double().sum().item()
+                of_tokens.append(torch.cat(nats))
+                ce[name] += sum(part.sum().item() for part in nats)
+            assert batch.documents is not None
+            values = torch.stack([torch.ones_like(of_tokens[0]), *of_tokens], dim=1)
+            documents.add(batch.documents[:, 1:][batch.targets], values)
             n_tokens += int(batch.targets.sum())
             n_contexts += len(batch.input_ids)
     if n_tokens == 0:
@@ -106,7 +144,8 @@ def cross_entropies(
                 "bfloat16"
             )
     per_token = [{name: sum_ / n_tokens for name, sum_ in sums.items()} for sums in (ce, divergence)]
-    return Losses(*per_token, n_tokens, n_contexts)
+    tokens, *sums = documents.total().unbind(1)
+    return Losses(*per_token, n_tokens, n_contexts, DocumentSums(tokens, dict(zip(replacements, sums))))
 
 
 def _scored_logits(decoder: Decoder, batch: ContextBatch) -> list[Tensor]:
@@ -123,20 +162,19 @@ def _next_ids(batch: ContextBatch) -> list[Tensor]:
 def scored_contexts(
     store: ActivationStore, fraction: float | None, max_tokens: int | None, batch_size_seqs: int
 ) -> Iterator[ContextBatch]:
-    """Batches of the contexts that hold a token to predict, until max_tokens of those are reached."""
-    left = math.inf if max_tokens is None else max_tokens
-    for shard in range(store.n_shards):
+    """Batches of the contexts that hold a token to predict, of the rows that are scored."""
+    for shard, scored in enumerate(sampled_rows(store, fraction, max_tokens)):
+        if not scored.any():
+            continue
         tokens = store.tokens(shard)
         kept = tokens.kept.bool()
         doc_ids = tokens.doc_id.long() + tokens.first_doc
-        targets = (kept if fraction is None else kept & is_held_out(doc_ids, fraction))[:, 1:]
+        targets = torch.zeros_like(kept).masked_scatter_(kept, scored)[:, 1:]
         with_targets = targets.any(1).nonzero().flatten()
         for sequences in with_targets.split(batch_size_seqs) if len(with_targets) else ():
-            if left <= 0:
-                return
             ids, attended = tokens.input_ids[sequences].long(), tokens.attended[sequences].bool()
-            yield ContextBatch(ids, attended, kept[sequences], targets[sequences], shard, sequences)
-            left -= int(targets[sequences].sum())
+            there = kept[sequences], targets[sequences]
+            yield ContextBatch(ids, attended, *there, shard, sequences, doc_ids[sequences])
 
 
 def check_model(model: Model, store: ActivationStore, point: str, batch: ContextBatch) -> None:

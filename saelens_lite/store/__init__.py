@@ -5,6 +5,7 @@ reader               the store as its readers see it
 writer               rows into shards, commits, the manifest
 codecs               how a row is stored: f32, f16, bf16, int8
 folder               a local folder or a URL
+document_sample      which rows are scored: documents drawn by hash
 packing              documents into contexts
 event_log            a line an event, each with its checksum
 verify               every byte looked at, and what is damaged moved aside

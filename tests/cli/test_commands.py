@@ -487,7 +487,7 @@ def test_help_ends_a_flag_with_its_bounds_and_a_wrong_one_is_one_line(made, caps
     with pytest.raises(SystemExit):
         main(["evaluate", "--help"])
     told = " ".join(capsys.readouterr().out.replace("│", " ").split())
-    assert "predicted tokens; None for all. At least 1. (default: 100000)" in told
+    assert "documents drawn by a hash; None for all. At least 1. (default: 100000)" in told
     line = fails(capsys, "evaluate", made / "store", made / "topk", "--max-tokens", "0")
     assert line == "saelens-lite: --max-tokens expected at least 1 or None, got 0"
 

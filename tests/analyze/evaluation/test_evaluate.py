@@ -222,7 +222,9 @@ def test_table_and_dictionary(store, gpt2, sae):
     assert len(lines[0]) == len(lines[1]), "aligned"
     assert f"over {found.n_tokens:,} tokens of held-out documents" in lines[6]
     assert f"CE in nats over {found.n_ce_tokens:,} predicted tokens" in lines[7]
-    assert "an SAE here records another store" in lines[8] and not found.same_store
+    n = found.n_documents
+    assert lines[8].startswith(f"trained, 95 % over {n} documents: fvu ") and "ΔCE" in lines[8]
+    assert "an SAE here records another store" in lines[9] and not found.same_store
     plain = found.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert plain["rows"][0]["fvu"] == found.row("trained").fvu
@@ -388,7 +390,7 @@ def test_the_json_defines_each_of_its_numbers(store, sae, gpt2):
     numbers = {name.partition("@")[0] for row in rows for name in row} - {"name", "given"}
     tables = {name for name, value in found.items() if isinstance(value, dict)} - {"definitions"}
     assert numbers | tables == found["definitions"].keys()
-    assert tables == {"dead_rate_bounds", "seed_noise", "stability", "densities"}
+    assert tables == {"dead_rate_bounds", "seed_noise", "stability", "densities", "intervals"}
     assert "seed_noise" not in evaluate_sae(sae, store, **SPLIT).to_dict()["definitions"]
 
 
@@ -408,3 +410,35 @@ def test_rows_of_massive_norm_are_told_from_the_others(tmp_path, caplog):
     assert trained.share_within_10x == 0.99
     assert "--max-norm-ratio 10" in caplog.text
     assert f"fvu of the 99.00% of rows within 10 times the median norm: {expected.fvu:.4f}" in str(found)
+
+
+def test_a_sample_of_two_corpora_is_of_both_and_its_intervals_hold_the_whole(tmp_path):
+    """100 documents of 10 rows of a length near 1, then 100 of a length near 10: 400 rows are of both, and the
+    interval of their fvu holds that of all rows. By hand: predicting 0 for every row, with W and b of 0,
+    Σ‖x‖² / Σ‖x − mean‖² of the rows is the fvu."""
+    generator = torch.Generator().manual_seed(0)
+    length = torch.tensor([1.0, 10.0]).repeat_interleave(1000)[:, None]
+    rows = (1 + torch.randn(2000, 8, generator=generator)) * length
+    documents = torch.arange(200).repeat_interleave(10)
+    store = sl.ActivationStore.from_arrays(tmp_path, rows, documents=documents, rows_per_shard=300)
+    sae = sl.SparseAutoencoder(sl.SAEConfig(d_model=8, d_sae=4, kind="relu", hook_point="acts"))
+    some = evaluate_sae(sae, store, held_out=False, max_tokens=400)
+    whole = evaluate_sae(sae, store, held_out=False, max_tokens=None)
+    by_hand = float(rows.square().sum() / (rows - rows.mean(0)).square().sum())
+    assert whole.row("trained").fvu == pytest.approx(by_hand, rel=1e-6)
+    assert (some.n_tokens, some.n_documents, some.sampled) == (400, 40, True)
+    assert (whole.n_tokens, whole.n_documents, whole.sampled) == (2000, 200, False)
+    low, high = some.intervals["trained"]["fvu"]
+    assert low < by_hand < high and high - low < 0.4
+    narrow = whole.intervals["trained"]["fvu"]
+    assert narrow[0] < by_hand < narrow[1] and narrow[1] - narrow[0] < high - low
+    assert "400 tokens of 40 documents drawn by hash" in str(some)
+
+
+def test_intervals_of_the_cost_hold_it_and_are_those_of_its_documents(store, gpt2, sae):
+    found = evaluate_sae(sae, store, gpt2, held_out=False, max_tokens=None)
+    of, row = found.intervals["trained"], found.row("trained")
+    for name in ("fvu", "ce", "delta_ce"):
+        low, high = of[name]
+        assert low < getattr(row, name) < high
+    assert found.n_documents == len({doc for s in range(store.n_shards) for doc in store.row_docs(s).tolist()})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from saelens_lite.store.layout import (
     MANIFEST,
     MANIFEST_BEFORE,
     PLAN,
+    altered,
     encode_json,
     tokens_name,
 )
@@ -166,10 +166,7 @@ def _stored_shards(store: ActivationStore, claims: Claims) -> Iterator[PackedSha
             return
         commit, tokens = store.commit(index, store.hook_points[0]), tokens_name(index)
         if store.folder.sha256(tokens) != commit["files"]["tokens.safetensors"]["sha256"]:
-            raise ShardError(
-                f"{store.folder.describe(tokens)} was altered: it has another sha256 than its commit records; "
-                f"restore it, or let `saelens-lite verify {shlex.quote(str(store.path))} --repair` make it anew"
-            )
+            raise altered(store.folder, tokens, "its commit")
         yield PackedShard(index, store.contexts(index), commit["documents"], None)
 
 

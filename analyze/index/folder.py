@@ -28,8 +28,8 @@
     .lock                      there while a process makes the index
 
 {key} names plan and what was asked for, so a new index appears beside the old one, and index.json decides
-which counts. An index of a version before records no sha256 of its files. JSON is UTF-8 with sorted keys. Every file appears by fsync and rename, so it is whole. Readers
-map files into memory and never unpickle.
+which counts. An index of a version before records no sha256 of its files. JSON is UTF-8 with sorted keys.
+Every file appears by fsync and rename, so it is whole. Readers map files into memory and never unpickle.
 """
 
 from __future__ import annotations

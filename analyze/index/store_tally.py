@@ -75,8 +75,8 @@ def tally_store(
             samples.append(TokenSample.from_tensors(tensors))
     if tally.n_tokens != store.n_rows:
         raise FeatureIndexError(
-            f"{folder} expected a tally of {store.n_rows:,} rows, got one of {tally.n_tokens:,}: another process "
-            "works here too; wait for it, then run the same command again"
+            f"{folder} expected a tally of {store.n_rows:,} rows, got one of {tally.n_tokens:,}: another "
+            "process works here too; wait for it, then run the same command again"
         )
     return tally, TokenSample.cat(samples).smallest(settings["sample_tokens"], settings["seed"])
 

@@ -175,6 +175,14 @@ def check_version(plan: dict[str, Any], path: str) -> None:
         )
 
 
+def altered(store: Folder, name: str, by: str) -> ShardError:
+    """The error for a file that has another sha256 than is recorded. by: where"""
+    return ShardError(
+        f"{store.describe(name)} was altered: it has another sha256 than {by} records: restore the file, or "
+        f"let `saelens-lite verify {shlex.quote(str(store))} --repair` recompute the shard"
+    )
+
+
 def check_size(store: Folder, name: str, found: int | None, recorded: int) -> None:
     """raises: ShardError unless a file has the bytes recorded for it"""
     if found != recorded:

@@ -39,7 +39,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import shlex
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,6 +57,7 @@ from saelens_lite.store.layout import (
     MANIFEST,
     MANIFEST_BEFORE,
     PLAN,
+    altered,
     check_manifest,
     check_names,
     check_plan,
@@ -389,10 +389,7 @@ class ActivationStore:
         name, promised = commit_name(shard, hook_point), self._shards[shard]["hook_points"][hook_point]
         record = read_json(self.folder, name)
         if self.folder.sha256(name) != promised["commit_sha256"]:
-            raise ShardError(
-                f"{self.folder.describe(name)} was altered: it has another sha256 than {MANIFEST} records; "
-                f"restore it, or let `saelens-lite verify {shlex.quote(str(self.folder))} --repair` make it anew"
-            )
+            raise altered(self.folder, name, MANIFEST)
         return record
 
     def _index(self, shard: int) -> int:

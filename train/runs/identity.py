@@ -15,7 +15,7 @@ from ..config import FREE, LEFT_OPEN, TrainConfig
 from ..kinds.choice import unused
 from ..rows.protocol import Rows, n_steps
 from .checkpoints import Checkpoint, circumstances, load_checkpoint
-from .output import remove_leftovers
+from .output import check_ours, remove_leftovers
 from .process import device_of, writes
 
 log = logging.getLogger(__name__)
@@ -25,9 +25,10 @@ _FREE = marked(TrainConfig, FREE)
 def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
     """The SAE of this run, if it has ended in its output; else None, also if overwrite replaces it.
 
-    raises: ValueError if another run ended there
+    raises: ValueError if another run ended there, or something else has a name that a run needs
     """
     output = Path(config.output)
+    check_ours(output)
     if config.overwrite or (output / "state").exists() or not (output / "cfg.json").exists():
         return None
     sae = _sae_of(output, rows, config)
@@ -90,7 +91,8 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
             if sae is None or _steps(sae) >= n_steps(config, rows.steps_per_epoch):
                 raise with_option(
                     ValueError(
-                        f"{output} holds an SAE already: choose another output, or overwrite=True to replace it"
+                        f"{output} holds an SAE already: choose another output, or overwrite=True to "
+                        "replace it"
                     ),
                     "overwrite",
                 )

@@ -135,7 +135,7 @@ def test_another_width_is_refused_with_the_way_out():
         ({"kind": "topk", "k": 21}, "1 <= k <= d_sae=20"),
         ({"kind": "tokp", "k": 3}, "did you mean 'topk'"),
         ({"kind": "relu", "normalize_activations": "layernorm"}, "expected one of"),
-        ({"kind": "relu", "dtype": "float33"}, "expected a torch dtype"),
+        ({"kind": "relu", "dtype": "float33"}, "expected a float dtype of torch"),
     ],
 )
 def test_wrong_configs_are_refused(fields, message):

@@ -25,6 +25,7 @@ from saelens_lite.train.optimise.trainer import Trainer
 from saelens_lite.train.rows.store_rows import StoreRows
 from saelens_lite.train.runs import run as training
 from saelens_lite.train.runs.checkpoints import load_checkpoint
+from saelens_lite.train.runs.output import seen
 
 KINDS = get_args(KindName)
 N_STEPS = 40
@@ -344,7 +345,7 @@ def test_a_failure_leaves_the_sae_and_says_where_the_run_goes_on(store, tmp_path
 
 def test_a_second_process_is_kept_out(store, tmp_path):
     with (
-        training._alone(tmp_path),
+        training._alone(tmp_path, seen(tmp_path)),
         pytest.raises(ValueError, match="another process is training into"),
     ):
         train(store, tmp_path)

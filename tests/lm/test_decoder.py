@@ -9,6 +9,8 @@ from saelens_lite.errors import HookError
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.lm.hooks import capture, edit, hook_points, resolve, run_to
 
+from ..bench.architectures import child
+
 IDS = torch.tensor([[1, 80, 90, 70]])
 POINT = "blocks.1.hook_mlp_out"
 
@@ -150,3 +152,28 @@ def test_a_model_with_an_embedding_for_each_codebook(n_codebooks):
     ids = (torch.arange(20) % 40).view(4, 5)
     name = "blocks.1.hook_resid_pre"
     assert run_to(model, [name], input_ids=ids)[name].shape == (4 // n_codebooks, 5, 16)
+
+
+# classes of transformers
+
+VERDICTS = {
+    "llama": "ok",
+    "gpt2": "ok",
+    "gpt_neox": "ok",
+    "falcon": "ok",
+    "gemma3_text": "ok",
+    "mixtral": "ok",
+    "deepseek_v3": "ok",
+    "bloom": "partial",  # the residual is added inside its parts
+    "mamba": "partial",  # one part a block
+    "gemma3n_text": "refusal",  # four streams
+}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", VERDICTS)
+def test_ten_classes_of_different_layouts(kind):
+    """Every point gives what references outside the package give (all classes: bench/architectures.py)."""
+    found = child(kind)
+    assert (found["verdict"], found["wrong"], found["crash"]) == (VERDICTS[kind], [], [])

@@ -782,8 +782,9 @@ def harvest(model, points, wrong, notes, report):
     import tempfile
 
     import saelens_lite as sl
+    from saelens_lite.lm.decoder import Decoder
 
-    vocab = min(VOCAB, model.get_input_embeddings().num_embeddings)
+    vocab = min(VOCAB, Decoder(model).embedding.num_embeddings)
     tok = tokenizer_of(min(vocab, 88))
     rng = random.Random(0)
     docs = [

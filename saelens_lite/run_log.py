@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from saelens_lite.json_data import loads
 
 log = logging.getLogger(__name__)
+
+CHUNK_BYTES = 1 << 18
 
 
 class Tracker:
@@ -90,16 +92,37 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     A last line that is cut short is left out. NaN and infinity stay, as Python's json writes them.
     raises: ValueError with the number of a line that is no JSON object
     """
-    lines = path.read_bytes().split(b"\n")
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    return [line for chunk in metric_chunks(path) for line in chunk]
+
+
+def metric_chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
+    """As read_metrics, a stretch of lines at a time, so that a long file is never held whole."""
+    number = 0
+    with path.open("rb") as file:
+        while lines := file.readlines(CHUNK_BYTES):
+            try:  # at once: half the time of a line each
+                found = loads(b"[" + b",".join(line for line in lines if line.strip()) + b"]")
+            except ValueError:
+                found = []
+            as_many = len(found) == sum(not line.isspace() for line in lines)
+            if as_many and all(isinstance(values, dict) for values in found):
+                yield found
+            else:
+                yield _each(path, lines, number)
+            number += len(lines)
+
+
+def _each(path: Path, lines: list[bytes], before: int) -> list[dict[str, Any]]:
+    """Lines one by one, for the number of the one that is broken. before: lines of the file before these"""
+    found = []
+    for number, line in enumerate(lines, before + 1):
+        if line.isspace():
             continue
         wanted = f"{path} expected a JSON object in line {number}"
         try:
             values = loads(line)
         except ValueError as error:  # of JSON or of UTF-8
-            if number == len(lines):
+            if not line.endswith(b"\n"):
                 break
             raise ValueError(f"{wanted}: {error}; remove the line") from error
         if not isinstance(values, dict):

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from saelens_lite.run_log import Tracker, read_metrics
+from saelens_lite.run_log import CHUNK_BYTES, Tracker, metric_chunks, read_metrics
 
 
 def test_what_was_logged_comes_back(tmp_path):
@@ -39,6 +39,28 @@ def test_a_broken_line_before_the_last_is_named(tmp_path, line, told):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
     with pytest.raises(ValueError, match=f"metrics.jsonl expected a JSON object in {told}.*remove the line"):
+        read_metrics(path)
+
+
+@pytest.mark.parametrize(
+    "broken, told",
+    [
+        (b'{"a": 1},{"b": 2}', "line 5001: Extra data"),
+        (b'{"step": 1\n"l0": 2}', "line 5001: "),
+        (b"3", "line 5001, got int"),
+        (b"\xef\xbb\xbf", "line 5001: "),
+    ],
+)
+def test_a_long_file_is_read_in_stretches_and_its_broken_line_has_its_number(tmp_path, broken, told):
+    path = tmp_path / "metrics.jsonl"
+    whole = [{"step": i, "loss": i / 7, "dead@100": None} for i in range(20_000)]
+    lines = [json.dumps(line).encode() for line in whole]
+    assert sum(map(len, lines)) > 2 * CHUNK_BYTES
+    path.write_bytes(b"\n\n".join(lines) + b"\n  \n" + lines[0][:9])
+    assert [len(chunk) > 1_000 for chunk in metric_chunks(path)].count(True) > 2
+    assert read_metrics(path) == whole
+    path.write_bytes(b"\n".join([*lines[:5_000], broken, *lines[5_000:]]))
+    with pytest.raises(ValueError, match=told):
         read_metrics(path)
 
 

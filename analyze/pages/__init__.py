@@ -2,6 +2,7 @@
 
 page_of_features    the feature page
 feature_page_data   what the feature page holds
+metric_columns      the numbers of a run, by column
 report              the report of training runs
 report_evaluations  evaluations in the report
 run_folders         the folders of runs, read for the report

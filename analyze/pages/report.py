@@ -14,7 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from saelens_lite.atomic import check_output, write_file
@@ -95,7 +97,7 @@ def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "rep
     sections = [*filter(None, of_runs), *comparison(found, _told), *weights]
     for problem in problems:
         log.warning("%s", problem)
-    what = "runs" if any(run.lines for run in found) else "SAEs"
+    what = "runs" if any(run.metrics.n_lines for run in found) else "SAEs"
     title = f"{found[0].name}: report" if len(found) == 1 else f"{len(found)} {what} compared"
     return write_file(path, document(title, sections, problems))
 
@@ -134,10 +136,10 @@ _DEFINITIONS = {
 
 def _facts_of(run: Run) -> dict[str, Any]:
     """What the first table says of a run; None for what its folder does not say."""
-    facts, config, speed = run.facts, run.config, run.last("tokens_per_s")
-    dead = {f"dead@{_window(column)}": run.last(column) for column in filter(_is_dead, run.columns)}
+    facts, config, speed = run.facts, run.config, run.metrics.of("tokens_per_s").last
+    windows = filter(_is_dead, run.metrics.names)
+    dead = {f"dead@{_window(name)}": run.metrics.of(name).last for name in windows}
     frozen = " with frozen decoder" if run.settings.get("freeze_decoder") else ""
-    rates = [value for _, value in run.points("lr", over_tokens=False) if value is not None]
     return {
         "kind": f"{run.kind}{frozen}" if run.kind else None,
         "k": run.k,
@@ -148,7 +150,7 @@ def _facts_of(run: Run) -> dict[str, Any]:
         **dead,
         "steps": run.steps,
         "tokens": run.tokens,
-        "peak lr": facts.get("lr") or run.settings.get("lr") or max(rates, default=None),
+        "peak lr": facts.get("lr") or run.settings.get("lr") or run.metrics.of("lr").highest,
         "seconds": round(run.tokens / speed, 1) if speed and run.tokens is not None else None,
         "tokens/s": round(speed) if speed else None,
         "hook point": config.hook_point or None if config else run.settings.get("hook_point"),
@@ -161,7 +163,7 @@ def _facts_of(run: Run) -> dict[str, Any]:
 
 def _state(run: Run) -> str | None:
     of_sae, planned = run.facts.get("steps"), run.settings.get("n_steps")
-    if not run.lines:
+    if not run.metrics.n_lines:
         return None if of_sae is None else f"SAE of step {cell(of_sae)}, no numbers"
     if of_sae is None:
         return "no SAE yet" if run.config is None else None
@@ -172,7 +174,7 @@ def _state(run: Run) -> str | None:
 
 def _final(run: Run, column: str) -> float | None:
     """The last number of the log, or what the SAE records."""
-    last = run.last(column)
+    last = run.metrics.of(column).last
     return last if last is not None else run.facts.get(column)
 
 
@@ -214,38 +216,39 @@ def _setting(run: Run, name: str) -> str:
 
 def _training(runs: Sequence[Run]) -> Section | None:
     """A plot for each column of the logs; the dead shares of all windows share one."""
-    logged = [run for run in runs if run.columns]
+    logged = [run for run in runs if run.metrics.names]
     if not logged:
         return None
     over_tokens = all(run.tokens_per_step is not None for run in logged)
     x = Axis("tokens" if over_tokens else "steps")
-    found = dict.fromkeys("dead" if _is_dead(column) else column for run in logged for column in run.columns)
-    windows = dict.fromkeys(_window(column) for run in logged for column in filter(_is_dead, run.columns))
+    names = dict.fromkeys(name for run in logged for name in run.metrics.names)
+    found = dict.fromkeys("dead" if _is_dead(name) else name for name in names)
+    windows = dict.fromkeys(_window(name) for name in filter(_is_dead, names))
     figures = []
     for number, column in enumerate(sorted(found, key=lambda c: [*_COLUMNS, c].index(c))):
         title, definition, is_log = _COLUMNS.get(column, (column, f"{column}, as the run logged it.", False))
         label = f"dead@{next(iter(windows))}" if column == "dead" and len(windows) == 1 else column
-        series = []
+        series, rows = [], []
         for run in logged:
-            for name in run.columns:
+            for name in run.metrics.names:
                 if name == column or (column == "dead" and _is_dead(name)):
                     of_window = f", dead@{_window(name)}" if column == "dead" and len(windows) > 1 else ""
                     points = run.points(name, over_tokens)
                     series.append(Series(run.name + of_window, points, runs.index(run)))
+                    rows.append([series[-1].name, *_course(points[:, 1], run.metrics.of(name).told)])
         plot = curves(f"curve{number}", title, x, Axis(label, is_log), series)
-        figures.append(Figure(title, definition, plot, _course(series)))
+        head = ["run", "points", "first", "lowest", "highest", "last"]
+        table = Table(head, rows, [swatch(one.style) for one in series])
+        figures.append(Figure(title, definition, plot, table))
     rule = f"Curves keep at most {MAX_POINTS:,} points: first, last, lowest and highest of each stretch."
-    thinned = any(len(run.lines) > MAX_POINTS for run in logged)
+    thinned = any(run.metrics.n_lines > MAX_POINTS for run in logged)
     return Section("Training", [*[Paragraph(rule)] * thinned, Figures(figures)])
 
 
-def _course(series: Sequence[Series]) -> Table:
-    rows = []
-    for one in series:
-        values = [value for _, value in one.points if value is not None]
-        rows.append([one.name, len(values), values[0], min(values), max(values), values[-1]])
-    head = ["run", "points", "first", "lowest", "highest", "last"]
-    return Table(head, rows, [swatch(one.style) for one in series])
+def _course(values: NDArray[np.float64], told: Callable[[np.float64], float]) -> list[float]:
+    """How many numbers there are, the first, lowest, highest and last."""
+    found = values[~np.isnan(values)]
+    return [len(found), *map(told, (found[0], found.min(), found.max(), found[-1]))]
 
 
 def _trade_off(runs: Sequence[Run]) -> Section | None:

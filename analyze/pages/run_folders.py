@@ -8,19 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from saelens_lite.errors import SaelensLiteError
 from saelens_lite.formats import saelens
-from saelens_lite.json_data import is_number, loads, misfit
-from saelens_lite.run_log import read_metrics
+from saelens_lite.json_data import loads, misfit
+from saelens_lite.run_log import metric_chunks
 from saelens_lite.sae.config import KEEP_K, SAEConfig
 from saelens_lite.sae.folder import CFG
+
+from .metric_columns import MetricColumns, metric_columns
 
 METRICS, SETTINGS = "metrics.jsonl", "train_config.json"
 _NO_RUNS = ("state", "wandb", "damaged", "shards")
 """Folders of runs and stores in which there is none: checkpoints hold SAEs too."""
-NOT_NUMBERS = ("step", "tokens")
-"""Columns of metrics.jsonl that say when, not what."""
-
 
 _SETTINGS = {
     "kind?": str, "k?": int, "d_sae?": int, "batch_size_rows?": int, "n_steps?": int, "lr?": float,
@@ -39,7 +41,7 @@ class Run:
     """What a folder holds of one run.
 
     name: the folder's, with as much of its path as tells it from others; of an evaluation alone, its file's
-    lines: of metrics.jsonl, those with a step
+    metrics: the lines of metrics.jsonl
     settings, config: of train_config.json and cfg.json; empty and None before the first checkpoint
     evaluations: what `saelens-lite evaluate --output` wrote into the folder, by file name
     unfinished: whether training left a checkpoint to resume from
@@ -48,7 +50,7 @@ class Run:
 
     name: str
     folder: Path
-    lines: Sequence[dict[str, Any]] = ()
+    metrics: MetricColumns = field(default_factory=MetricColumns)
     settings: dict[str, Any] = field(default_factory=dict)
     config: SAEConfig | None = None
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -76,14 +78,16 @@ class Run:
     @property
     def steps(self) -> int | None:
         """Optimiser steps up to the last number, or those of the SAE where there are no numbers."""
-        return self.lines[-1]["step"] if self.lines else self.facts.get("steps")
+        return self.metrics.of("step").last if self.metrics.n_lines else self.facts.get("steps")
 
     @property
     def tokens_per_step(self) -> float | None:
         """From a line that has both, else the batch size of the settings; None where neither is known."""
-        for line in reversed(self.lines):
-            if is_number(line.get("tokens")) and line["step"] > 0:
-                return line["tokens"] / line["step"]
+        tokens = self.metrics.of("tokens")
+        steps = self.metrics.steps(tokens)
+        (both,) = np.nonzero(~np.isnan(tokens.values) & (steps > 0))
+        if len(both):
+            return float(tokens.values[both[-1]] / steps[both[-1]])
         return self.settings.get("batch_size_rows")
 
     @property
@@ -92,19 +96,11 @@ class Run:
             return self.facts.get("tokens")
         return round(self.steps * self.tokens_per_step)
 
-    @property
-    def columns(self) -> list[str]:
-        named = dict.fromkeys(name for line in self.lines for name in line if name not in NOT_NUMBERS)
-        return [name for name in named if any(is_number(line.get(name)) for line in self.lines)]
-
-    def points(self, column: str, over_tokens: bool) -> list[tuple[float, float | None]]:
-        """(tokens or steps, value) of the lines with the column, in order; None for what is no number."""
-        per_step = self.tokens_per_step if over_tokens else 1
-        points = [(line["step"] * per_step, line[column]) for line in self.lines if column in line]
-        return sorted(((x, y if is_number(y) else None) for x, y in points), key=lambda point: point[0])
-
-    def last(self, column: str) -> float | None:
-        return next((line[column] for line in reversed(self.lines) if is_number(line.get(column))), None)
+    def points(self, name: str, over_tokens: bool) -> NDArray[np.float64]:
+        """float64[n 2]: tokens or steps, and the value there or NaN, of the lines with the name, in order."""
+        column = self.metrics.of(name)
+        x = self.metrics.steps(column) * (self.tokens_per_step if over_tokens else 1)
+        return np.stack([x, column.values], axis=1)[np.argsort(x, kind="stable")]
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -163,11 +159,10 @@ def _read(folder: Path, name: str) -> Run:
         evaluations = {folder.name: _evaluation(folder) or {}}
         return Run(name=name.removesuffix(".json"), folder=folder, evaluations=evaluations)
     metrics = folder / METRICS
-    lines = read_metrics(metrics) if metrics.is_file() else []
     return Run(
         name=name,
         folder=folder,
-        lines=[line for line in lines if is_number(line.get("step"))],
+        metrics=metric_columns(metric_chunks(metrics) if metrics.is_file() else ()),
         settings=_object(folder / SETTINGS, problems, _SETTINGS),
         config=_config(folder, problems),
         evaluations=_evaluations(folder),

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import numpy as np
 from markupsafe import Markup
+from numpy.typing import ArrayLike, NDArray
 
 from saelens_lite.text_table import short
 
@@ -35,10 +37,10 @@ Point = tuple[float, float | None]
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """One line, or the points of one mark. points: (x, y) in order of x; y None leaves a gap"""
+    """One line, or the points of one mark. points: (x, y) in order of x; y None or NaN leaves a gap"""
 
     name: str
-    points: Sequence[Point]
+    points: ArrayLike
     style: int = 0
 
 
@@ -59,7 +61,7 @@ def curves(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) ->
 
 def scatter(name: str, title: str, x: Axis, y: Axis, series: Sequence[Series]) -> Markup:
     """An <svg> of marks; x is positive where its axis is logarithmic."""
-    drawn = [Series(one.name, _on_axis(one.points, y), one.style) for one in series]
+    drawn = [Series(one.name, _listed(_on_axis(one.points, y)), one.style) for one in series]
     frame = _Frame(x, y, [point for one in drawn for point in one.points])
     return _svg(name, title, _described(x, y, series), [frame.axes(), *(frame.marks(one) for one in drawn)])
 
@@ -73,27 +75,26 @@ def swatch(style: int, mark: bool = False) -> Markup:
     )
 
 
-def thinned(points: Sequence[Point], limit: int) -> list[Point]:
+def thinned(points: ArrayLike, limit: int) -> list[Point]:
     """At most `limit` of the points: the first, last, lowest and highest of each of limit / 4 stretches.
 
     A gap between two that stay is one point more, whose y is None.
     """
-    finite = [i for i, (_, y) in enumerate(points) if y is not None]
-    kept = finite
-    if len(finite) > limit:
+    points = _array(points)
+    (at,) = np.nonzero(~np.isnan(points[:, 1]))
+    kept = list(range(len(at)))  # of the points that are no gaps
+    if len(at) > limit:
         n = max(1, limit // 4)
-        kept = []
+        kept, values = [], points[at, 1]
         for j in range(n):
-            stretch = finite[j * len(finite) // n : (j + 1) * len(finite) // n]
-            values = [points[i][1] for i in stretch]
-            extremes = (stretch[values.index(min(values))], stretch[values.index(max(values))])
-            kept += sorted({stretch[0], *extremes, stretch[-1]})
-    position = {i: n for n, i in enumerate(finite)}
-    result: list[Point] = [points[kept[0]]] if kept else []
-    for before, after in pairwise(kept):
-        if after - before != position[after] - position[before]:
-            result.append((points[after][0], None))
-        result.append(points[after])
+            low, high = j * len(at) // n, (j + 1) * len(at) // n
+            stretch = values[low:high]
+            kept += sorted({low, low + int(stretch.argmin()), low + int(stretch.argmax()), high - 1})
+    result = _listed(points[at[kept[:1]]])
+    for (before, after), point in zip(pairwise(kept), _listed(points[at[kept[1:]]])):
+        if at[after] - at[before] != after - before:
+            result.append((point[0], None))
+        result.append(point)
     return result
 
 
@@ -174,13 +175,21 @@ class _Frame:
         return "".join(parts)
 
 
-def _on_axis(points: Sequence[Point], y: Axis) -> list[Point]:
+def _array(points: ArrayLike) -> NDArray[np.float64]:
+    """float64[n 2], NaN for None."""
+    return np.asarray(points, dtype=np.float64).reshape(-1, 2)
+
+
+def _listed(points: NDArray[np.float64]) -> list[Point]:
+    return [(x, None if math.isnan(y) else y) for x, y in points.tolist()]
+
+
+def _on_axis(points: ArrayLike, y: Axis) -> NDArray[np.float64]:
     """The points, with a gap for each not finite (or beyond 1e±300), or not positive where y is log."""
-
-    def has_place(value: float | None) -> bool:
-        return value is not None and abs(value) <= 1e300 and (value >= 1e-300 or not y.log)
-
-    return [(at, value if has_place(value) else None) for at, value in points]
+    points = _array(points).copy()
+    values = points[:, 1]
+    values[~((np.abs(values) <= 1e300) & ((values >= 1e-300) | (not y.log)))] = np.nan
+    return points
 
 
 def _scaled(value: float, axis: Axis) -> float:
@@ -230,8 +239,9 @@ def _svg(name: str, title: str, description: str, parts: Sequence[str]) -> Marku
 def _described(x: Axis, y: Axis, series: Sequence[Series]) -> str:
     words = [f"{y.label} against {x.label}."]
     for one in series:
-        finite = [(at, value) for at, value in one.points if value is not None and math.isfinite(value)]
-        if not finite:
+        points = _array(one.points)
+        finite = points[np.isfinite(points[:, 1])]
+        if not len(finite):
             words.append(f"{one.name}: nothing to draw.")
         elif len(finite) == 1:
             words.append(f"{one.name}: {short(finite[0][1])} at {short(finite[0][0])}.")

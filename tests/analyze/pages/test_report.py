@@ -172,8 +172,30 @@ def test_without_tokens_curves_are_over_steps(tmp_path, report):
 
 def test_held_out_points_stand_at_the_tokens_of_their_step(tmp_path):
     (run,) = find_runs([write_run(tmp_path / "run", lines())])
-    assert run.points("held_out_fvu", over_tokens=True) == [(400, 0.25)]
-    assert run.points("held_out_fvu", over_tokens=False) == [(4, 0.25)]
+    assert run.points("held_out_fvu", over_tokens=True).tolist() == [[400, 0.25]]
+    assert run.points("held_out_fvu", over_tokens=False).tolist() == [[4, 0.25]]
+
+
+def test_a_column_holds_the_numbers_of_its_lines_in_order(tmp_path):
+    """Lines without a step are left out, whatever stretch of the file they are in; ints stay ints."""
+    rows = [{"step": s, "loss": 0.5 * s, "n": 3 * s} for s in range(1, 30_001)]
+    rows[2] = {"step": 3, "loss": None, "n": True, "extra": "text"}
+    rows[5] = {"loss": 99.0}
+    rows[6] = {"step": "7", "loss": 98.0}
+    rows[29_000] = {"step": 29_001, "late": 10**400, "n": 1}
+    rows.append({"step": 2, "late": 12_000, "big": 2**60})
+    (run,) = find_runs([write_run(tmp_path / "run", rows)])
+    metrics = run.metrics
+    assert (metrics.n_lines, run.steps, metrics.names) == (29_999, 2, ["loss", "n", "late", "big"])
+    loss = run.points("loss", over_tokens=False)
+    assert loss[:2].tolist() == [[1, 0.5], [2, 1.0]] and math.isnan(loss[2, 1])
+    assert loss[3:5].tolist() == [[4, 2.0], [5, 2.5]]
+    assert (loss[5:, 1] == 0.5 * loss[5:, 0]).all() and len(loss) == 30_000 - 3
+    assert metrics.of("loss").last == metrics.of("loss").highest == 15_000.0
+    assert repr(metrics.of("n").last) == "90000" and repr(metrics.of("big").last) == str(2**60)
+    assert repr(metrics.of("late").highest) == "12000" and metrics.of("late").lines.tolist() == [29_000, 30_000]
+    assert run.points("late", over_tokens=False)[0].tolist() == [2, 12_000]
+    assert metrics.of("nothing").last is None
 
 
 @pytest.mark.property_check(9)

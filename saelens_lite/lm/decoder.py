@@ -1,8 +1,9 @@
 """A Hugging Face decoder, resolved once: its blocks, width, head, and what each block adds to the stream.
 
 Everything is found by structure, not from a table of model families. The blocks are the ModuleList beside the
-token embedding. Three tokens that run through the model show which two parts of each block sum to the
-stream's change, and which modules run more than once.
+token embedding or near it (BERT). Three tokens that run through the model show that each block takes what the
+one before gave, which two parts of each block sum to the stream's change, and which modules run more than
+once.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class Decoder:
     def layers(self) -> nn.ModuleList:
         """The blocks.
 
-        raises: HookError for an encoder-decoder, or where no list of blocks is beside the token embedding
+        raises: HookError for an encoder-decoder, or where no list is that of the blocks
         """
         return self._blocks[1]
 
@@ -97,25 +98,50 @@ class Decoder:
                 f"{self.class_name} is an encoder-decoder, in which blocks.{{i}} would be ambiguous: "
                 "name the module by its path, such as 'decoder.block.3'"
             )
-        found = []
-        for path, owner in self.bare.named_modules():
-            children = dict(owner.named_children())
-            lists = {
-                key: m
-                for key, m in children.items()
-                if isinstance(m, nn.ModuleList) and len(m) and not self._holds_embedding([m])
-            }
-            beside = [child for key, child in children.items() if key not in lists]
-            if lists and self._holds_embedding(beside):
-                key = max(lists, key=lambda key: len(lists[key]))
-                found.append((f"{path}.{key}" if path else key, lists[key]))
-        if not found:
+        lists, beside = self._lists
+        if any(block not in _runs for _, blocks in lists for block in blocks):
+            with suppress(Exception):  # a model that needs more than tokens
+                _observe(self)
+        apart = [why for _, blocks in lists for block in blocks if (why := _unfed.get(block))]
+        if not beside:  # only what was seen to be a chain
+            lists = [item for item in lists if all(_runs.get(b) == 1 and not _unfed.get(b) for b in item[1])]
+        if apart and (beside or not lists):
+            raise HookError(f"the blocks of {self.class_name} do not feed each other: {apart[0]}. {_BY_PATH}")
+        if not lists:
             modules = [path for path, _ in self.bare.named_modules() if path]
             raise HookError(
                 f"no decoder found in {self.class_name}: expected a ModuleList of blocks beside the token "
-                f"embedding. Name a module by its path; the first are {modules[:8]}"
+                f"embedding, or near it a list whose members run once and feed each other. {_BY_PATH}; the "
+                f"first are {modules[:8]}"
             )
-        return max(found, key=lambda item: item[0].count("."))
+        return max(lists, key=lambda item: len(item[1]))
+
+    @cached_property
+    def _lists(self) -> tuple[list[tuple[str, nn.ModuleList]], bool]:
+        """The lists that may be the blocks, each with its path; and whether it is the one beside the
+        embedding.
+
+        Without one there, those of the innermost module around the embedding that has some elsewhere.
+        """
+        beside, near = [], []
+        for path, owner in self.bare.named_modules():
+            inside: dict[str, nn.ModuleList] = {}
+            holds = False
+            for key, child in owner.named_children():
+                if self._holds_embedding([child]):
+                    holds = True
+                else:
+                    inside |= _outermost_lists(child, f"{path}.{key}" if path else key)
+            if not holds:
+                continue
+            here = {name: blocks for name, blocks in inside.items() if name.rpartition(".")[0] == path}
+            if here:
+                beside.append(max(here.items(), key=lambda item: len(item[1])))
+            elif inside:
+                near.append(list(inside.items()))
+        if beside:
+            return [max(beside, key=lambda item: item[0].count("."))], True
+        return (near[-1] if near else []), False
 
     def _holds_embedding(self, modules: list[nn.Module]) -> bool:
         return self.embedding is not None and any(
@@ -206,8 +232,7 @@ class Decoder:
             elif layer not in _parts:
                 raise HookError(
                     f"what the blocks of {self.class_name} add to the stream is unknown, since three tokens "
-                    f"would not run through it ({type(error).__name__}: {error}). Name a module by its path "
-                    "instead"
+                    f"would not run through it ({type(error).__name__}: {error}). {_BY_PATH}"
                 ) from error
         return _parts[layer]
 
@@ -283,11 +308,28 @@ def main_tensor(output: Any) -> Any:
     return output[0] if isinstance(output, tuple | list) and len(output) else output
 
 
+_BY_PATH = "Name a module by its path"
+
+
+def _outermost_lists(module: nn.Module, path: str) -> dict[str, nn.ModuleList]:
+    """The lists in a module that are in no other list, by their paths; itself if it is one."""
+    if isinstance(module, nn.ModuleList):
+        return {path: module} if len(module) else {}
+    found: dict[str, nn.ModuleList] = {}
+    for key, child in module.named_children():
+        found |= _outermost_lists(child, f"{path}.{key}")
+    return found
+
+
 _parts: weakref.WeakKeyDictionary[nn.Module, BlockParts | None] = weakref.WeakKeyDictionary()
 """Of blocks whose pass was observed."""
 
 _runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 """How often modules ran in an observed pass."""
+
+
+_unfed: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+"""Why an observed pass did not call a block on what the block before gave; "" if it did."""
 
 
 class _Observing(threading.local):
@@ -317,18 +359,16 @@ def _observe(decoder: Decoder) -> None:
 
     raises: whatever the model raises; what ran until then is noted
     """
-    try:
-        blocks = set(decoder.layers)
-    except HookError:  # module paths alone
-        blocks = set()
     counts = dict.fromkeys(decoder.bare.modules(), 0)
 
     def count(module: nn.Module, _args: tuple) -> None:
         counts[module] += 1
 
     handles = [module.register_forward_pre_hook(count) for module in counts]
-    for block in blocks:
-        handles += _observing(block)
+    for path, blocks in decoder._lists[0]:
+        chain = _Chain(path)
+        for index, block in enumerate(blocks):
+            handles += _observing(block, index, chain)
     weight = decoder.embedding.weight
     device = weight.device if weight.device.type != "meta" else torch.device("cpu")
     ids = (torch.arange(3, device=device) % weight.shape[0]).expand(decoder.n_codebooks, -1)
@@ -348,19 +388,69 @@ def _observe(decoder: Decoder) -> None:
         _runs.update(counts)
 
 
-def _observing(block: nn.Module) -> list[Any]:
-    """Hooks that note the block's parts when it has run."""
+@dataclass(slots=True)
+class _Chain:
+    """What the blocks of a list hand on in one forward."""
+
+    path: str
+    last: int | None = None
+    """the block that ran last"""
+    gave: Tensor | None = None
+    """its output, cloned"""
+    beside: list[Tensor] = field(default_factory=list)
+    """what it returned with it"""
+
+    def enter(self, index: int, args: tuple, kwargs: dict) -> str:
+        """Why the block is not called on what the one before gave, "" if it is."""
+        try:
+            given = stream_into(args, kwargs)
+        except HookError as error:
+            return f"{self.path}.{index} is no block, since {error}"
+        if self.last is None:
+            return ""
+        block, before = f"{self.path}.{index}", f"{self.path}.{self.last}"
+        if not _same_values(given, self.gave):
+            return f"{block} is not called on what {before} gave"
+        second = [other for other in self.beside if other.shape == given.shape and other is not given]
+        if any(value is other for value in (*args, *kwargs.values()) for other in second):  # Reformer
+            return f"{block} is called on two streams that {before} gave, and the blocks' is one"
+        return ""
+
+    def leave(self, index: int, output: Any) -> None:
+        stream = main_tensor(output)
+        self.last, self.gave = index, stream.clone() if isinstance(stream, Tensor) else None
+        others = output[1:] if isinstance(output, tuple | list) else ()
+        self.beside = [other for other in others if isinstance(other, Tensor)]
+
+
+def _same_values(given: Tensor, gave: Tensor | None) -> bool:
+    """Equal number for number, whatever the shape; NaN equals NaN."""
+    if gave is None or given.numel() != gave.numel():
+        return False
+    given, gave = given.detach().to(gave.device, gave.dtype).flatten(), gave.flatten()
+    return torch.allclose(given, gave, rtol=0, atol=0, equal_nan=True)
+
+
+def _observing(block: nn.Module, index: int, chain: _Chain) -> list[Any]:
+    """Hooks that note the block's parts when it has run, and whether the block before fed it."""
     seen = _Observation()
     live: list[tuple[str, Tensor]] = []
+
+    def on_call(_module: nn.Module, args: tuple, kwargs: dict) -> None:
+        _unfed[block] = chain.enter(index, args, kwargs)
 
     def on_entry(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.__init__()
         live.clear()
-        seen.stream.append(stream_into(args, kwargs).clone())
+        if not _unfed[block]:
+            seen.stream.append(stream_into(args, kwargs).clone())
 
     def on_exit(_module: nn.Module, _args: tuple, output: Any) -> None:
-        seen.stream.append(main_tensor(output).clone())
-        _parts[block] = _adding_parts(seen, dict(block.named_children()))
+        chain.leave(index, output)
+        _parts[block] = None
+        if seen.stream and chain.gave is not None:
+            seen.stream.append(chain.gave)
+            _parts[block] = _adding_parts(seen, dict(block.named_children()))
         seen.__init__()
         live.clear()
 
@@ -380,6 +470,8 @@ def _observing(block: nn.Module) -> list[Any]:
     handles = [part.register_forward_hook(on_part(name)) for name, part in block.named_children()]
     return [
         *handles,
+        # first, since hooks that someone put there may change what the block takes
+        block.register_forward_pre_hook(on_call, with_kwargs=True, prepend=True),
         block.register_forward_pre_hook(on_entry, with_kwargs=True),
         block.register_forward_hook(on_exit),
     ]

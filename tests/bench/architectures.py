@@ -1,7 +1,8 @@
 """Sweep: every causal-LM class of transformers that can be built tiny, at four points of a middle block.
 
 What `hook_points`, `run_to`, `capture`, `edit` and `harvest_activations` give is compared with references
-outside the package: transformers' hidden states, a plain hook, the model on one unpadded text.
+outside the package: transformers' hidden states, a plain hook, the model on one unpadded text. Each class has
+a process of its own, forked from one that has loaded the libraries.
 
     .venv/bin/python tests/bench/architectures.py --json sweep.jsonl       resumes where it was stopped
     .venv/bin/python tests/bench/architectures.py --only llama,gpt2
@@ -15,8 +16,8 @@ configuration found). It exits 0 when no class is wrong or crashes.
 import argparse
 import contextlib
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import time
 import traceback
@@ -27,6 +28,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+context = multiprocessing.get_context("fork")
 
 LAYERS, WIDTH, HEADS, KV, FF, VOCAB = 4, 32, 4, 2, 48, 96
 
@@ -670,9 +673,8 @@ def child(kind):
                         where = [
                             j for j, h in enumerate(hs) if h.shape == value.shape and torch.equal(h, value)
                         ]
-                        notes.append(
-                            f"{label} is not hidden_states[{middle + (label == 'resid_post')}] ({d}), but {where}"
-                        )
+                        place = middle + (label == "resid_post")
+                        notes.append(f"{label} is not hidden_states[{place}] ({d}), but {where}")
         if post is not None and middle + 1 < len(layers):
             nxt = tried(
                 "next resid_pre",
@@ -830,19 +832,41 @@ def harvest(model, points, wrong, notes, report):
     report["harvested"] = True
 
 
+def apart(kind, limit_s=180):
+    """The report of a class, from a process of its own: one that dies takes no other with it."""
+    ours, theirs = context.Pipe(duplex=False)
+
+    def tell():
+        theirs.send(child(kind))
+
+    process = context.Process(target=tell)
+    process.start()
+    theirs.close()
+    try:
+        if not ours.poll(limit_s):
+            return {"kind": kind, "verdict": "timeout"}
+        return ours.recv()
+    except EOFError:
+        process.join()
+        return {"kind": kind, "verdict": "died", "why": f"exit code {process.exitcode}"}
+    finally:
+        process.kill()
+        process.join()
+
+
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--child")
     parser.add_argument("--only", default="")
     parser.add_argument(
         "--json", default="sweep.jsonl", help="a line for each class; those there are not run again"
     )
     args = parser.parse_args()
-    if args.child:
-        print("\n@@" + json.dumps(child(args.child)))
-        return 0
+    # once, for the processes that are forked from this one
+    import torch
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as NAMES
 
+    torch.set_num_threads(1)
+    child("gpt2")  # loads what every class needs
     file = Path(args.json)
     lines = file.read_text().splitlines() if file.exists() else []
     results = {found["kind"]: found for found in map(json.loads, lines)}
@@ -851,14 +875,7 @@ def main():
         if kind in results:
             continue
         began = time.time()
-        try:
-            command = [sys.executable, __file__, "--child", kind]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-            told = [line for line in done.stdout.splitlines() if line.startswith("@@")]
-            lost = {"kind": kind, "verdict": "died", "why": (done.stderr or done.stdout)[-400:]}
-            found = json.loads(told[-1][2:]) if told else lost
-        except subprocess.TimeoutExpired:
-            found = {"kind": kind, "verdict": "timeout"}
+        found = apart(kind)
         results[kind] = found | {"seconds": round(time.time() - began, 1)}
         with file.open("a") as out:
             out.write(json.dumps(results[kind]) + "\n")

@@ -154,6 +154,111 @@ def test_a_model_with_an_embedding_for_each_codebook(n_codebooks):
     assert run_to(model, [name], input_ids=ids)[name].shape == (4 // n_codebooks, 5, 16)
 
 
+# blocks feed each other
+
+
+def bert(n_layers=3):
+    config = transformers.BertConfig(
+        vocab_size=100,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=n_layers,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        is_decoder=True,
+    )
+    return transformers.BertLMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize("n_layers", [1, 3])
+def test_blocks_that_stand_in_an_encoder_away_from_the_embedding(n_layers):
+    model = bert(n_layers)
+    assert Decoder(model).path == "bert.encoder.layer"
+    points = hook_points(model)
+    assert points == [f"blocks.{i}.hook_resid_{side}" for i in range(n_layers) for side in ("pre", "post")]
+    found = run_to(model, points, input_ids=IDS)
+    states = model(input_ids=IDS, output_hidden_states=True).hidden_states
+    for i in range(n_layers):
+        assert torch.equal(found[f"blocks.{i}.hook_resid_pre"], states[i])
+        assert torch.equal(found[f"blocks.{i}.hook_resid_post"], states[i + 1])
+
+
+def test_a_list_whose_members_do_not_feed_each_other_is_not_the_blocks():
+    """XLM keeps attentions, norms and MLPs in lists beside the embedding."""
+    config = transformers.XLMConfig(vocab_size=100, emb_dim=16, n_layers=3, n_heads=2, n_langs=1, causal=True)
+    model = transformers.XLMWithLMHeadModel(config).eval()
+    assert hook_points(model) == []
+    for point in ("blocks.1.hook_resid_pre", "blocks.1.hook_attn_out"):
+        with pytest.raises(
+            HookError,
+            match=r"XLMWithLMHeadModel do not feed each other: transformer\.attentions\.1 is not called on "
+            r"what transformer\.attentions\.0 gave. Name a module by its path",
+        ):
+            run_to(model, [point], input_ids=IDS)
+    name = "transformer.attentions.1"
+    assert run_to(model, [name], input_ids=IDS)[name].shape == (1, 4, 16)
+
+
+class Doubling(nn.Linear):
+    def forward(self, stream, second=None):
+        return super().forward(stream), stream
+
+
+class Chain(nn.Module):
+    """Two blocks, and what happens to the stream between them."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.embed, self.layers = nn.Embedding(100, 4), nn.ModuleList(Doubling(4, 4) for _ in range(2))
+        self.between = between
+
+    def forward(self, input_ids):
+        stream, second = self.layers[0](self.embed(input_ids))
+        return self.layers[1](*self.between(stream, second))
+
+
+@pytest.mark.parametrize(
+    "between", [lambda a, b: (a,), lambda a, b: (a.clone(),), lambda a, b: (a.flatten(0, 1),)]
+)
+def test_blocks_may_copy_and_reshape_what_the_one_before_gave(between):
+    model = Chain(between)
+    assert len(hook_points(model)) == 4
+    point = "blocks.1.hook_resid_pre"
+    (got,) = run_to(model, [point], input_ids=IDS).values()
+    torch.testing.assert_close(got.flatten(), model.layers[0](model.embed(IDS))[0].flatten())
+
+
+@pytest.mark.parametrize(
+    ("between", "why"),
+    [
+        (lambda a, b: (a / 2,), r"layers\.1 is not called on what layers\.0 gave"),
+        (lambda a, b: (b,), r"layers\.1 is not called on what layers\.0 gave"),
+        (lambda a, b: (a[:, :2],), r"layers\.1 is not called on what layers\.0 gave"),
+        (lambda a, b: (a, b), r"layers\.1 is called on two streams that layers\.0 gave"),
+    ],
+)
+def test_blocks_between_which_the_stream_changes_are_refused(between, why):
+    model = Chain(between)
+    assert hook_points(model) == []
+    for point in ("blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"):
+        with pytest.raises(HookError, match=why), edit(model, point, lambda acts, info: acts):
+            pass
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_callers_own_hook_on_a_block_does_not_part_the_blocks(gpt2):
+    gpt2.transformer.h[1].register_forward_pre_hook(lambda _module, args: (args[0] + 1, *args[1:]))
+    assert len(hook_points(gpt2)) == 8
+
+
+def test_a_longer_list_that_text_does_not_run_is_not_the_blocks():
+    """GIT: an image encoder with more layers stands beside the text's."""
+    model = bert(2)
+    model.bert.image_encoder = nn.Module()
+    model.bert.image_encoder.layers = nn.ModuleList(nn.Linear(16, 16) for _ in range(5))
+    assert Decoder(model).path == "bert.encoder.layer"
+
+
 # classes of transformers
 
 VERDICTS = {

@@ -95,13 +95,12 @@ def ablate_direction(
 
 
 def _checked(decoder: Decoder, direction: Tensor, place: Place, n: int | None) -> Tensor:
-    """float[n d_model], float32 or wider, none of them zero; as wide as the model at its own hook points."""
+    """float[n d_model], float32 or wider, none of them zero; as wide as what passes at the hook points."""
     rows = direction[None] if direction.ndim == 1 else direction
     points = [resolve(decoder, name) for name in hook_point_names(place.get("hook_point"))]
-    of_model = any(point.kind != "module" for point in points)
-    width = decoder.width if of_model else rows.shape[-1]
-    if rows.ndim != 2 or rows.shape[1] != width or (n is not None and len(rows) != n):
-        raise ValueError(f"direction expected float[d_model={width}], got {list(direction.shape)}")
+    for width in (point.width(decoder) or rows.shape[-1] for point in points):
+        if rows.ndim != 2 or rows.shape[1] != width or (n is not None and len(rows) != n):
+            raise ValueError(f"direction expected float[d_model={width}], got {list(direction.shape)}")
     if not rows.isfinite().all() or not rows.any(1).all():
         raise ValueError("direction expected finite numbers that are not all zero")
     return rows.to(torch.promote_types(rows.dtype, torch.float32))

@@ -44,8 +44,8 @@ def fits(
         raise with_option(
             ValueError(f"{name} does not say where it was trained: pass hook_point="), "hook_point"
         )
-    of_model = resolve(decoder, point).kind != "module"
-    _check(sae, point, decoder.class_name, decoder.name, decoder.width if of_model else None, vouched, name)
+    width = resolve(decoder, point).width(decoder)
+    _check(sae, point, decoder.class_name, decoder.name, width, vouched, name)
     return point
 
 

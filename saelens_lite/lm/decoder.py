@@ -243,6 +243,10 @@ class Decoder:
                 _observe(self)
         return _runs.get(module, 0)
 
+    def width_of(self, module: nn.Module) -> int | None:
+        """Width of the vectors that the module gives a token; None where three tokens do not show it."""
+        return _widths.get(module) if self.runs(module) else None
+
     @property
     def being_observed(self) -> bool:
         """Is the forward in progress ours, to find a block's parts? Edits and captures keep out of it."""
@@ -327,6 +331,8 @@ _parts: weakref.WeakKeyDictionary[nn.Module, BlockParts | None] = weakref.WeakKe
 _runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 """How often modules ran in an observed pass."""
 
+_widths: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Of the vectors that modules gave in it."""
 
 _unfed: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 """Why an observed pass did not call a block on what the block before gave; "" if it did."""
@@ -364,7 +370,13 @@ def _observe(decoder: Decoder) -> None:
     def count(module: nn.Module, _args: tuple) -> None:
         counts[module] += 1
 
+    def measure(module: nn.Module, _args: tuple, output: Any) -> None:
+        value = main_tensor(output)
+        if isinstance(value, Tensor) and value.ndim == 3:
+            _widths[module] = value.shape[-1]
+
     handles = [module.register_forward_pre_hook(count) for module in counts]
+    handles += [module.register_forward_hook(measure) for module in counts]
     for path, blocks in decoder._lists[0]:
         chain = _Chain(path)
         for index, block in enumerate(blocks):

@@ -47,6 +47,13 @@ class HookPoint:
         """The module in this model."""
         return Decoder.of(model).bare.get_submodule(self.module_path)
 
+    def width(self, model: Model) -> int | None:
+        """Of its activations, which need not be the model's; None for a module that three tokens do not
+        reach."""
+        decoder = Decoder.of(model)
+        found = decoder.width_of(self.module(decoder))
+        return decoder.width if found is None and self.kind != "module" else found
+
     def device(self, model: Model) -> torch.device:
         """Where its activations appear."""
         return device_of(self.module(model))

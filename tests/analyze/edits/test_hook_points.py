@@ -333,3 +333,48 @@ def test_dose_response_over_several_places_and_under_an_earlier_condition():
     assert none.effect.estimate == 0 and none.side_effects.push == 0 and some.side_effects.push > 0
     with steer(model, sae, LATENTS, 2.0, **how):
         torch.testing.assert_close(some.score.estimate.float(), score(model).mean())
+
+
+class TwoStreams(nn.Module):
+    """A block whose stream is twice as wide as the model; it adds to the first half."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.block = block
+
+    def forward(self, stream, *args, **kwargs):
+        first, second = stream.chunk(2, dim=-1)
+        return torch.cat([self.block(first, *args, **kwargs), second + first], dim=-1)
+
+
+def test_the_width_of_a_place_is_that_of_what_passes_there(gpt2):
+    blocks, final = gpt2.transformer.h, gpt2.transformer.ln_f
+    for i in range(2):
+        blocks[i] = TwoStreams(blocks[i])
+    blocks[0].register_forward_pre_hook(lambda module, args: (torch.cat([args[0]] * 2, dim=-1), *args[1:]))
+    final.register_forward_pre_hook(lambda module, args: (args[0].chunk(2, dim=-1)[0] + args[0][..., 32:],))
+    vector, point = torch.linspace(-1, 2, 64), "blocks.0.hook_resid_post"
+    sae = SparseAutoencoder(SAEConfig(d_model=64, d_sae=8, kind="relu", hook_point=point))
+    sae.W_enc.data.normal_(generator=torch.Generator().manual_seed(0))
+    sae.W_dec.data[3] = vector
+    by_hand = blocks[0].register_forward_hook(lambda module, args, stream: stream + 2 * vector)
+    expected = gpt2(IDS).logits
+    by_hand.remove()
+    clean = gpt2(IDS).logits
+    for context in (
+        steer_direction(gpt2, vector, 2.0, hook_point=point, skip_ids=()),
+        steer(gpt2, sae, [3], 2.0, skip_ids=()),
+        steer_direction(gpt2, vector, 2.0, hook_point="transformer.h.0", skip_ids=()),
+    ):
+        with context:
+            torch.testing.assert_close(gpt2(IDS).logits, expected)
+    assert not torch.allclose(clean, expected)
+    for place, width in ((point, 64), ("blocks.1.hook_resid_pre", 64), ("transformer.h.1.block.mlp", 32)):
+        with (
+            pytest.raises(ValueError, match=rf"expected float\[d_model={width}\], got \[48\]"),
+            steer_direction(gpt2, torch.ones(48), 1.0, hook_point=place),
+        ):
+            pass
+    narrow = SparseAutoencoder(SAEConfig(d_model=32, d_sae=8, k=2))
+    with pytest.raises(ValueError, match="expected one of d_model=64, got one of d_model=32"):
+        ablate(gpt2, narrow, [1], hook_point=point).__enter__()

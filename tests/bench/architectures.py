@@ -5,6 +5,7 @@ outside the package: transformers' hidden states, a plain hook, the model on one
 a process of its own, forked from one that has loaded the libraries.
 
     .venv/bin/python tests/bench/architectures.py --json sweep.jsonl       resumes where it was stopped
+    .venv/bin/python tests/bench/architectures.py --json sweep.jsonl --table     writes harvest's README
     .venv/bin/python tests/bench/architectures.py --only llama,gpt2
 
 Verdicts: ok (all four points), partial (the residual points right, the inner two refused by reason), refusal
@@ -18,6 +19,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import sys
 import time
 import traceback
@@ -559,6 +561,10 @@ def run(model, ids, **more):
     return out.logits if hasattr(out, "logits") else out[0]
 
 
+def main_tensor(output):
+    return output[0] if isinstance(output, (tuple, list)) else output
+
+
 def same(a, b, tol=0.0):
     import torch
 
@@ -628,13 +634,10 @@ def child(kind):
         block = layers[middle]
         seen = {"in": [], "out": []}
 
-        def main(x):
-            return x[0] if isinstance(x, (tuple, list)) else x
-
         h1 = block.register_forward_pre_hook(
             lambda m, a, k: seen["in"].append(a[0] if a else k.get("hidden_states")), with_kwargs=True
         )
-        h2 = block.register_forward_hook(lambda m, a, o: seen["out"].append(main(o)))
+        h2 = block.register_forward_hook(lambda m, a, o: seen["out"].append(main_tensor(o)))
         clean = run(model, ids)
         h1.remove(), h2.remove()
         if len(seen["out"]) != 1:
@@ -763,7 +766,91 @@ def child(kind):
         if len(got) == 4
         else "odd"
     )
+    if report["verdict"] == "partial":
+        with torch.no_grad():
+            report["because"] = why_partial(model, block, ids)
     return report
+
+
+def why_partial(model, block, ids):
+    """What the direct parts of a block say about why no two of them add up to its change."""
+    import torch
+
+    given, streams = {}, []
+    handles = [
+        part.register_forward_hook(
+            lambda m, a, o, name=name: given.setdefault(name, []).append(main_tensor(o))
+        )
+        for name, part in block.named_children()
+    ]
+    handles.append(block.register_forward_hook(lambda m, a, o: streams.append(main_tensor(o))))
+    run(model, ids)
+    for handle in handles:
+        handle.remove()
+    (after,) = streams
+    norms = {name for name, part in block.named_children() if type(part).__name__.endswith("Norm")}
+    wide = {
+        name
+        for name, outs in given.items()
+        if isinstance(outs[0], torch.Tensor) and outs[0].numel() == after.numel()
+    }
+    ends = {name for name in wide if torch.equal(given[name][-1].view_as(after), after)}
+    if ends:
+        return (
+            "the stream is normalised after the sum" if ends & norms else "a part returns the stream itself"
+        )
+    kinds = dict(block.named_children())
+    adding = {name for name in wide - norms if not isinstance(kinds[name], torch.nn.Dropout)}
+    if len(adding) < 2:
+        return "a block has one part, or its parts are not direct children"
+    return "branches are scaled, more than two, or none takes an attention mask"
+
+
+REFUSED = {
+    "do not feed each other|no decoder found": "no list whose members run once and feed each other",
+    "never ran": "text alone skips a block",
+    "edits expected activations": "the stream is not [batch seq d_model]: harvests and edits are refused",
+}
+OUTCOMES = {
+    "ok": "right at all four points",
+    "partial": "right at the residual points",
+    "refusal": "refused",
+    "unbuilt": "not built tiny",
+    "wrong": "wrong",
+    "odd": "wrong",
+    "crash": "crashing",
+    "died": "crashing",
+    "timeout": "crashing",
+}
+
+
+def reason(found):
+    """Why a class is not right at all four points, in a clause."""
+    if found["verdict"] == "partial":
+        return found["because"]
+    told = " ".join(found.get("refused", [])) if found["verdict"] == "refusal" else ""
+    return next((why for pattern, why in REFUSED.items() if re.search(pattern, told)), "")
+
+
+def table(results):
+    """Markdown: a row for each outcome and reason, with the classes."""
+    rows = {}
+    for found in results:
+        rows.setdefault((OUTCOMES[found["verdict"]], reason(found)), []).append(found["kind"])
+    order = list(dict.fromkeys(OUTCOMES.values()))
+    lines = ["| outcome | reason | classes | names |", "|---|---|---|---|"]
+    for (outcome, why), kinds in sorted(rows.items(), key=lambda row: (order.index(row[0][0]), -len(row[1]))):
+        lines.append(f"| {outcome} | {why} | {len(kinds)} | {', '.join(sorted(kinds))} |")
+    return "\n".join(lines) + "\n"
+
+
+def write_table(results):
+    """Put the table between its marks in harvest's README."""
+    readme = Path(__file__).parents[2] / "harvest" / "README.md"
+    before, start, rest = readme.read_text().partition("<!-- sweep -->\n")
+    _, end, after = rest.partition("<!-- end of sweep -->")
+    assert start and end, "harvest's README has marks around the table"
+    readme.write_text(before + start + table(results) + end + after)
 
 
 def tokenizer_of(vocab):
@@ -860,6 +947,7 @@ def main():
     parser.add_argument(
         "--json", default="sweep.jsonl", help="a line for each class; those there are not run again"
     )
+    parser.add_argument("--table", action="store_true", help="write the table in harvest/README.md")
     args = parser.parse_args()
     # once, for the processes that are forked from this one
     import torch
@@ -886,6 +974,8 @@ def main():
         count.setdefault(results[kind]["verdict"], []).append(kind)
     for verdict, those in count.items():
         print(f"{verdict} {len(those)}: {', '.join(those)}")
+    if args.table:
+        write_table([results[kind] for kind in kinds])
     return int(any(verdict not in ("ok", "partial", "refusal", "unbuilt") for verdict in count))
 
 

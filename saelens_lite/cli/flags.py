@@ -101,6 +101,8 @@ def _mistake(box: str, command: str, cls: Any, args: Sequence[str], positional: 
             needed = [field.name.upper() for field in no_default]
         return f"{command} needs {' and '.join(needed)}{help_}"
     said = re.sub(r"^Error parsing (\w+: )?", "", said)
+    # of a flag that may be left out, what was said of its value's own type
+    said = re.sub(r": no type matching .* - <class '\w+'>(?=: )", "", said)
     said = re.sub(r": (invalid literal|could not convert string).*?: ", " expected a number, got ", said)
     return said[:1].lower() + said[1:].rstrip(".") + help_
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.reader import ActivationStore
@@ -83,6 +84,7 @@ class AnomalyDetector:
             f"surprise {self.surprise_center:.4g} ± {self.surprise_scale:.2g} nats"
         )
 
+    @names_misfits
     def scores(self, rows: Rows, *, hook_point: str | None = None) -> AnomalyScores:
         """Error and surprise of every row.
 
@@ -105,6 +107,7 @@ class AnomalyDetector:
 
 
 @takes_folders
+@names_misfits
 def fit_anomaly(sae: SparseAutoencoder, normal: Rows, *, hook_point: str | None = None) -> AnomalyDetector:
     """Learn what is normal, in two passes: rates and magnitudes of latents, then the spread of both scores.
 

@@ -12,6 +12,7 @@ from torch import nn
 
 from saelens_lite.config import takes_fields, to_record
 from saelens_lite.distributed import rank
+from saelens_lite.misfits import names_misfits
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.layout import is_finished
 from saelens_lite.store.reader import ActivationStore
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 @takes_fields(HarvestConfig)
+@names_misfits
 def harvest_activations(
     model: str | nn.Module,
     dataset: Any,
@@ -66,6 +68,7 @@ def run_harvest(config: HarvestConfig) -> ActivationStore:
 
 
 @takes_fields(HarvestConfig)
+@names_misfits
 def estimate_harvest(
     model: str | nn.Module,
     dataset: Any,

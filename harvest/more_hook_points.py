@@ -15,6 +15,7 @@ from saelens_lite.config import differing_fields
 from saelens_lite.errors import ShardError
 from saelens_lite.lm import hooks
 from saelens_lite.lm.decoder import evaluation_mode
+from saelens_lite.misfits import names_misfits
 from saelens_lite.store.folder import Folder, open_folder
 from saelens_lite.store.layout import (
     MANIFEST,
@@ -39,6 +40,7 @@ from .text.tokenized import PackedShard
 logger = logging.getLogger(__name__)
 
 
+@names_misfits
 def add_hook_points(
     store: str | os.PathLike[str] | ActivationStore,
     hook_points: str | Sequence[str],

@@ -21,6 +21,7 @@ no transformers.
     atomic       files and folders that appear whole or not at all
     hashing      stateless draws: what is held out, what is sampled
     arguments    what public functions are given
+    misfits      arguments that are not what annotations say
     json_data    JSON of others, held to a form
     data_files   the kinds of data files, told by their suffixes
     run_log      metrics.jsonl, and wandb when asked

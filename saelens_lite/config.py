@@ -94,7 +94,7 @@ def _complaint(value: Any, hint: Any) -> str | None:
     if value is None and or_none:
         return None
     choices = [choice for type_ in types_ if get_origin(type_) is Literal for choice in get_args(type_)]
-    if choices and value not in choices:
+    if choices and not (isinstance(value, str) and value in choices):
         return f"one of {', '.join(choices)}{or_none}, got {value!r}{nearest(str(value), choices)}"
     value = _plain(value)
     if not _fits(value, hint):

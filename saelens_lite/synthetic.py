@@ -30,6 +30,7 @@ from torch import Tensor
 
 from saelens_lite.config import Above, AtLeast, Below, check_fields
 from saelens_lite.kernels import dispatch as kernels
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.reader import ActivationStore
 
@@ -149,6 +150,7 @@ class SyntheticActivations:
             loadings = loadings[self._own_z]  # exclusive siblings are one z, with one loading
         return (torch.nn.functional.normalize(loadings, dim=1) * norms[self._own_z]).float()
 
+    @names_misfits
     def rows(self, start_row: int, n_rows: int) -> SyntheticRows:
         """n_rows rows from start_row on, in memory: 4 · d_model bytes each and about 16 bytes a firing."""
         if start_row < 0 or n_rows < 0:
@@ -162,6 +164,7 @@ class SyntheticActivations:
         acts = kernels.decode(latents.values, latents.indices, latents.offsets, self.directions)
         return SyntheticRows(acts, latents)
 
+    @names_misfits
     def chunks(
         self, start_row: int, n_rows: int, chunk_rows: int = 16 * BLOCK_ROWS
     ) -> Iterator[SyntheticRows]:
@@ -169,6 +172,7 @@ class SyntheticActivations:
         for first_row in range(start_row, start_row + n_rows, chunk_rows):
             yield self.rows(first_row, min(chunk_rows, start_row + n_rows - first_row))
 
+    @names_misfits
     def to_store(
         self,
         path: str | os.PathLike[str],

@@ -24,6 +24,7 @@ from torch import nn
 
 from saelens_lite import distributed
 from saelens_lite.config import takes_fields, to_mapping
+from saelens_lite.misfits import names_misfits
 from saelens_lite.run_log import read_metrics
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
@@ -48,6 +49,7 @@ _COMMON_FIELDS = ("store", "output", "overwrite", "device", "progress", "baselin
 
 
 @takes_fields(TrainConfig)
+@names_misfits
 def train_grid(
     store: Store | Sequence[Store],
     grid: Grid,

@@ -12,6 +12,7 @@ from torch import nn
 
 from saelens_lite import distributed
 from saelens_lite.config import from_mapping, takes_fields, to_mapping
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -31,6 +32,7 @@ Store = ActivationStore | str | Path
 
 
 @takes_fields(TrainConfig)
+@names_misfits
 def train_sae(
     store: Store | Sequence[Store],
     config: TrainConfig | None = None,

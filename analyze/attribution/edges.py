@@ -24,6 +24,7 @@ from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.positions import Positions
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.latents import ablate
@@ -66,6 +67,7 @@ class EdgeAttribution:
 
 
 @takes_folders
+@names_misfits
 def edge_attribution(
     model: nn.Module,
     upstream: SparseAutoencoder,
@@ -118,6 +120,7 @@ def edge_attribution(
 
 
 @takes_folders
+@names_misfits
 def edge_ablation(
     model: nn.Module,
     upstream: SparseAutoencoder,

@@ -27,6 +27,7 @@ from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo, placed_inputs
 from saelens_lite.lm.hooks import edit
 from saelens_lite.lm.positions import Positions, Where
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
@@ -85,6 +86,7 @@ class GradientAttribution:
 
 
 @takes_folders
+@names_misfits
 def gradient_attribution(
     model: nn.Module,
     sae: SparseAutoencoder,

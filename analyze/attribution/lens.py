@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.lm.hooks import enters_stream
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..latents.compatibility import checked_latents
@@ -39,11 +40,13 @@ class LogitLens:
     bottom_logits: Tensor
     tokenizer: Any = None
 
+    @names_misfits
     def top(self, latent: int) -> list[tuple[str, float]]:
         """(token, logit) that the direction raises most; the id in angle brackets without a tokenizer."""
         row = self._row(latent)
         return self._pairs(self.top_ids[row], self.top_logits[row])
 
+    @names_misfits
     def bottom(self, latent: int) -> list[tuple[str, float]]:
         """The tokens that a latent lowers most, lowest first."""
         row = self._row(latent)
@@ -69,6 +72,7 @@ class LogitLens:
 
 
 @takes_folders
+@names_misfits
 def logit_lens(
     sae: SparseAutoencoder,
     model: nn.Module,

@@ -27,6 +27,7 @@ from saelens_lite.errors import HookError, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.lm.hooks import capture, resolve
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
@@ -73,6 +74,7 @@ class LogitAttribution:
 
 
 @takes_folders
+@names_misfits
 def direct_logit_attribution(
     model: nn.Module,
     sae: SparseAutoencoder,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..stats.document_split import Documents, Split, selecting_side
@@ -44,6 +45,7 @@ class Controls:
 
 
 @takes_folders
+@names_misfits
 def matched_latents(
     sae: SparseAutoencoder,
     latents: Latents,
@@ -69,6 +71,8 @@ def matched_latents(
     rates = rates.detach().cpu().double()
     if rates.shape != (sae.d_sae,):
         raise ValueError(f"rates expected float[d_sae={sae.d_sae}], got {list(rates.shape)}")
+    if allowed is not None and allowed.shape != rates.shape:
+        raise ValueError(f"allowed expected bool[d_sae={sae.d_sae}], got {list(allowed.shape)}")
     norms = sae.W_dec.detach().norm(dim=-1).cpu().double()
     eligible = (rates > 0) & (norms > 0) & (True if allowed is None else allowed.cpu())
     eligible[chosen] = False
@@ -97,6 +101,7 @@ def matched_latents(
 
 
 @takes_folders
+@names_misfits
 def random_directions(
     sae: SparseAutoencoder, latents: Latents, *, n_draws: int = 100, seed: int = 0
 ) -> Controls:
@@ -108,6 +113,7 @@ def random_directions(
 
 
 @takes_folders
+@names_misfits
 def direction_control(
     sae: SparseAutoencoder, latents: Latents, direction: Tensor, name: str = "direction"
 ) -> Controls:
@@ -119,6 +125,7 @@ def direction_control(
 
 
 @takes_folders
+@names_misfits
 def diff_mean(
     acts: Tensor, labels: Tensor, documents: Documents | None = None, split: Split | None = None
 ) -> Tensor:
@@ -136,6 +143,7 @@ def diff_mean(
 
 
 @takes_folders
+@names_misfits
 def probe_direction(
     acts: Tensor,
     labels: Tensor,

@@ -20,6 +20,7 @@ from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import resolve
 from saelens_lite.lm.positions import Where
+from saelens_lite.misfits import names_misfits
 
 from .stream_edit import Place, edited, hook_point_names
 
@@ -28,6 +29,7 @@ _UNITS = ("raw", "resid_norm")
 
 @takes_folders
 @contextmanager
+@names_misfits
 def steer_direction(
     model: Model,
     direction: Tensor,
@@ -69,6 +71,7 @@ def steer_direction(
 
 @takes_folders
 @contextmanager
+@names_misfits
 def ablate_direction(
     model: Model, direction: Tensor, *, where: Where = "all", **place: Unpack[Place]
 ) -> Iterator[None]:

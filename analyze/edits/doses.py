@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.text_table import aligned, frame, plain, span
 
@@ -203,6 +204,7 @@ class DoseResponse:
 
 
 @takes_folders
+@names_misfits
 def dose_response(
     model: nn.Module,
     sae: SparseAutoencoder,

@@ -34,6 +34,7 @@ from saelens_lite.hashing import hashed_uniform
 from saelens_lite.lm.decoder import Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.positions import Where
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from .stream_edit import (
@@ -56,6 +57,7 @@ BOUNDS = ("both", "min", "max")
 
 @takes_folders
 @contextmanager
+@names_misfits
 def ablate(
     model: Model,
     sae: SparseAutoencoder,
@@ -109,6 +111,7 @@ def ablate(
 
 @takes_folders
 @contextmanager
+@names_misfits
 def clamp(
     model: Model,
     sae: SparseAutoencoder,
@@ -144,6 +147,7 @@ def clamp(
 
 @takes_folders
 @contextmanager
+@names_misfits
 def scale(
     model: Model,
     sae: SparseAutoencoder,
@@ -166,6 +170,7 @@ def scale(
 
 @takes_folders
 @contextmanager
+@names_misfits
 def steer(
     model: Model,
     sae: SparseAutoencoder,
@@ -197,6 +202,7 @@ def steer(
 
 @takes_folders
 @contextmanager
+@names_misfits
 def replace_with_reconstruction(
     model: Model, sae: SparseAutoencoder, *, where: Where = "all", **place: Unpack[Place]
 ) -> Iterator[None]:

@@ -14,6 +14,7 @@ from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.lm.hooks import capture
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
+from saelens_lite.misfits import names_misfits
 
 from ..stats.bootstrap import Interval, cluster_bootstrap
 
@@ -41,6 +42,10 @@ class NeutralText:
     batch_size_seqs: int = 8
 
     def __post_init__(self) -> None:
+        for name in ("input_ids", "attention_mask", "prompts", "prompts_mask"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor) and (value is not None or name == "input_ids"):
+                raise TypeError(f"{name} expected a tensor, got {type(value).__name__}")
         if self.input_ids.ndim != 2 or len(self.input_ids) < 2 or self.input_ids.shape[1] < 2:
             raise ValueError(
                 f"input_ids expected int[n_texts ≥ 2, seq ≥ 2], got {list(self.input_ids.shape)}"
@@ -70,6 +75,7 @@ class SideEffects(NamedTuple):
     """of what is generated, where prompts were given"""
 
 
+@names_misfits
 def side_effects(
     model: nn.Module,
     edit: Callable[[], AbstractContextManager],

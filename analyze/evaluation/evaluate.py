@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.store_losses import ByDocument, DocumentSums, Losses, cross_entropies
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums, ce_score, kl_score
 from saelens_lite.store.document_sample import sampled_rows
@@ -39,6 +40,7 @@ _FROM_SUMS = ("fvu", *_WITHIN, "explained_variance", "mse", "cosine", "norm_rati
 
 
 @takes_folders
+@names_misfits
 def evaluate_sae(
     sae: SparseAutoencoder,
     store: ActivationStore,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.metrics import rate_bound, window_name
 from saelens_lite.text_table import aligned, frame, number, plain
 
@@ -183,9 +184,13 @@ class Evaluation:
     densities: dict[str, Densities] = dataclasses.field(default_factory=dict)
     """Of the SAE and its baseline, by the name of the row."""
 
+    @names_misfits
     def row(self, name: str) -> EvaluationRow:
         """The row of that name."""
-        return next(row for row in self.rows if row.name == name)
+        for row in self.rows:
+            if row.name == name:
+                return row
+        raise ValueError(f"row expected one of {[row.name for row in self.rows]}, got {name!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that JSON can hold, with their definitions; windows as "10k", nan as None."""
@@ -221,6 +226,7 @@ class Evaluation:
         """A line for each SAE and control, with its numbers as in DEFINITIONS."""
         return frame(self.to_dict()["rows"])
 
+    @names_misfits
     def table(self, every_number: bool = False) -> str:
         """every_number: a line for each number in place of one for each SAE."""
         lines = self._numbers_as_lines() if every_number else self._rows_as_lines()

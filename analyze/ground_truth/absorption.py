@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations
@@ -144,6 +145,7 @@ class PlantedAbsorption:
 
 
 @takes_folders
+@names_misfits
 def planted_absorption(
     sae: SparseAutoencoder,
     synthetic: SyntheticActivations,

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
@@ -116,6 +117,7 @@ class Recovery:
 
 
 @takes_folders
+@names_misfits
 def evaluate_recovery(
     sae: SparseAutoencoder,
     synthetic: SyntheticActivations,

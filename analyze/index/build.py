@@ -14,6 +14,7 @@ from saelens_lite.claims import Processes
 from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.lm.store_losses import check_model, scored_contexts
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.reader import ActivationStore
@@ -80,6 +81,7 @@ class IndexConfig:
 
 
 @takes_folders
+@names_misfits
 def index_features(
     sae: SparseAutoencoder,
     store: ActivationStore,

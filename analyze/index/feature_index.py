@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import FeatureIndexError
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.reader import ActivationStore
@@ -49,6 +50,7 @@ class FeatureIndex:
         altered
     """
 
+    @names_misfits
     def __init__(
         self, folder: LocalFolder, facts: dict[str, Any], tokenizer: Any, context_tokens: int
     ) -> None:
@@ -64,6 +66,7 @@ class FeatureIndex:
         self.labels = Labels(folder.root / "labels.sqlite", self.sae)
 
     @classmethod
+    @names_misfits
     def open(
         cls, path: str | os.PathLike[str], tokenizer: Any = None, context_tokens: int = 16
     ) -> FeatureIndex:
@@ -125,6 +128,7 @@ class FeatureIndex:
             has_lens=self.has("lens"),
         )
 
+    @names_misfits
     def check(self, sae: SparseAutoencoder, store: ActivationStore | None = None) -> None:
         """raises: ValueError naming both unless this is the index of that SAE, and over that store where one
         is given"""
@@ -135,6 +139,7 @@ class FeatureIndex:
                 f"{store.path} ({store.fingerprint[:8]}): make one over this store"
             )
 
+    @names_misfits
     def column(self, name: str) -> Tensor:
         """One tensor of all latents, by its name in the file (see folder.py): [d_sae ...].
 
@@ -152,6 +157,7 @@ class FeatureIndex:
                 )
             raise ValueError(f"{self.path} has no {name!r}: expected one of {', '.join(sorted(self._names))}")
 
+    @names_misfits
     def row(self, name: str, latent: int) -> Tensor:
         """What a column holds of one latent, read without the others: [...].
 
@@ -161,8 +167,11 @@ class FeatureIndex:
         latent = self._checked(latent)
         return self._latents.get_slice(name)[latent : latent + 1][0]
 
+    @names_misfits
     def has(self, what: str) -> bool:
         """Whether it was made with "lens" or "output_score"."""
+        if what not in self._facts["has"]:
+            raise ValueError(f"has expected one of {list(self._facts['has'])}, got {what!r}")
         return bool(self._facts["has"][what])
 
     @cached_property
@@ -184,11 +193,14 @@ class FeatureIndex:
         names = [name for name in self._tokens.keys() if name.startswith("token_sample_")]  # noqa: SIM118
         return TokenSample.from_tensors({name: self._tokens.get_tensor(name) for name in names})
 
+    @names_misfits
     def lens(self, latents: Tensor | None = None, tokenizer: Any = None) -> LogitLens | None:
         """The logit lens of latents int64[m], None for all; None where the index has none."""
         if "promoted_ids" not in self._names:
             return None
         latents = torch.arange(len(self)) if latents is None else latents
+        if latents.is_floating_point() or latents.ndim != 1:
+            raise ValueError(f"lens expected latents int64[m], got {latents.dtype} {list(latents.shape)}")
         ends = (
             self.column(name)[latents]
             for name in ("promoted_ids", "promoted_logits", "demoted_ids", "demoted_logits")
@@ -222,6 +234,7 @@ class FeatureIndex:
             )
         return latent
 
+    @names_misfits
     def __getitem__(self, latent: int) -> LatentFacts:
         """Everything about one latent, whatever their number. raises: ValueError for one out of range"""
         latent = self._checked(latent)

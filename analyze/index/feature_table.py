@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from saelens_lite.misfits import names_misfits
 from saelens_lite.text_table import frame
 
 from ..latents.text_windows import Context, Contexts, visible
@@ -106,6 +107,7 @@ class FeatureTable:
     n_tokens: int
     contexts: Contexts
 
+    @names_misfits
     def latent(self, latent: int, n: int | None = None) -> LatentFirings:
         """The n strongest firings of one latent, or all of the table. raises: ValueError if it lacks it"""
         found = (self.latents == latent).nonzero()

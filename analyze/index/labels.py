@@ -24,6 +24,7 @@ from typing import Any
 
 from saelens_lite.errors import FeatureIndexError
 from saelens_lite.json_data import loads, misfit
+from saelens_lite.misfits import names_misfits
 
 FORMAT, VERSION = "saelens_lite labels", 1
 _FORM = {
@@ -50,9 +51,11 @@ class Labels:
     raises, from every method: FeatureIndexError where the file is of another SAE, or no such file
     """
 
+    @names_misfits
     def __init__(self, path: Path, sae: Mapping[str, Any]) -> None:
         self.path, self._sae = path, sae
 
+    @names_misfits
     def set(self, latent: int, label: str, notes: str = "", starred: bool = False) -> None:
         """Write what a latent stands for, in place of what was written.
 
@@ -60,12 +63,14 @@ class Labels:
         """
         self._write([Label(operator.index(latent), label, notes, starred)])
 
+    @names_misfits
     def remove(self, latent: int) -> None:
         """Remove the label of a latent, if it has one."""
         if self.path.exists():
             with self._open() as db:
                 db.execute("DELETE FROM labels WHERE latent = ?", (operator.index(latent),))
 
+    @names_misfits
     def get(self, latent: int) -> Label | None:
         """The label of a latent, or None."""
         return next(iter(self._select("latent = ?", operator.index(latent))), None)
@@ -82,11 +87,13 @@ class Labels:
             if found != ["ok"]:
                 raise FeatureIndexError(f"{self.path} is damaged: {'; '.join(found[:3])}")
 
+    @names_misfits
     def search(self, text: str) -> list[Label]:
         """Labels that hold the text in label or notes, whatever the case of ASCII letters, by latent."""
         escaped = text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
         return self._select("label LIKE ?1 ESCAPE '\\' OR notes LIKE ?1 ESCAPE '\\'", f"%{escaped}%")
 
+    @names_misfits
     def import_json(self, file: str | os.PathLike[str]) -> int:
         """Write what the HTML page exported, in place of what was written; returns how many there were.
 

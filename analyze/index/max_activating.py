@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -39,6 +40,7 @@ def index_latents(
 
 
 @takes_folders
+@names_misfits
 def max_activating_tokens(
     sae: SparseAutoencoder,
     store: ActivationStore,

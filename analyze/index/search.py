@@ -19,6 +19,7 @@ from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.token_text import id_reading, spelled, text_ids, token_strings
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..latents.compatibility import fits
@@ -90,6 +91,7 @@ def fires_on_rows(index: FeatureIndex, asked: Tensor, n: int = 10) -> list[Match
     ]
 
 
+@names_misfits
 def fires_on_token(index: FeatureIndex, token: str | int, n: int = 10) -> list[Match]:
     """The latents that mark a token best among the sampled rows.
 
@@ -100,6 +102,7 @@ def fires_on_token(index: FeatureIndex, token: str | int, n: int = 10) -> list[M
     return fires_on_rows(index, token_ids(index.tokens, index.token_sample.rows) == _one_id(index, token), n)
 
 
+@names_misfits
 def fires_on_regex(index: FeatureIndex, pattern: str, n: int = 10) -> list[Match]:
     """The latents that mark tokens within matches of a regular expression best among the sampled rows.
 
@@ -118,6 +121,7 @@ def fires_on_regex(index: FeatureIndex, pattern: str, n: int = 10) -> list[Match
 
 
 @takes_folders
+@names_misfits
 def fires_on_text(
     sae: SparseAutoencoder,
     model: nn.Module,
@@ -162,6 +166,7 @@ def fires_on_text(
 
 
 @takes_folders
+@names_misfits
 def nearest_to(sae: SparseAutoencoder, direction: Tensor, n: int = 10) -> list[tuple[int, float]]:
     """(latent, cosine) of the decoder rows that point most nearly along a direction float[d_model].
 
@@ -179,6 +184,7 @@ def nearest_to(sae: SparseAutoencoder, direction: Tensor, n: int = 10) -> list[t
     return [(i, float(cosines[i])) for i in best.tolist()]
 
 
+@names_misfits
 def promotes_token(
     index: FeatureIndex, token: str | int, n: int = 10, demotes: bool = False
 ) -> list[tuple[int, float]]:
@@ -195,6 +201,7 @@ def promotes_token(
     return list(zip(latents[order].tolist(), values[order].tolist(), strict=True))
 
 
+@names_misfits
 def unigram_latents(index: FeatureIndex, text: str = "", n: int = 10) -> list[UnigramLatent]:
     """The latents that fire on one token nearly always (see unigram.py), those that fire most first.
 
@@ -226,6 +233,7 @@ def numbers(index: FeatureIndex, by: str) -> Tensor:
     return (index.column("top_values")[:, 0] if by == "max" else index.column(by)).double()
 
 
+@names_misfits
 def by_number(
     index: FeatureIndex,
     by: str,

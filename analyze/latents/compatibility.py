@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from saelens_lite.errors import with_option
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.hooks import resolve
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -18,6 +19,7 @@ _OTHER_NAMES = {"gpt2-small": "gpt2"}
 """Names of one model that differ beyond the owner: SAELens writes those of TransformerLens."""
 
 
+@names_misfits
 def fits(
     sae: SparseAutoencoder,
     source: Model | ActivationStore,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, rate_bound, window_name
 from saelens_lite.store.reader import ActivationStore
@@ -72,6 +73,7 @@ class DeadReport:
 
 
 @takes_folders
+@names_misfits
 def dead_latents(
     sae: SparseAutoencoder,
     store: ActivationStore,
@@ -88,6 +90,7 @@ def dead_latents(
 
 
 @takes_folders
+@names_misfits
 def latent_density(
     sae: SparseAutoencoder, store: ActivationStore, *, hook_point: str | None = None
 ) -> LatentDensity:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelens_lite.misfits import names_misfits
+
 PAIRED = 4096
 """The most latents that mcc pairs with as many others; of more, it compares PAIRED² pairs."""
 _CHUNK_VALUES = 2**24
@@ -20,15 +22,24 @@ def unit(rows: Tensor) -> Tensor:
     return torch.nn.functional.normalize(rows.detach().float(), dim=1)
 
 
+def _check_width(directions: Tensor, others: Tensor) -> None:
+    one, other = list(directions.shape), list(others.shape)
+    if len(one) != 2 or len(other) != 2 or one[1] != other[1] or 0 in one + other:
+        raise ValueError(f"expected directions[n d] and others[m d], got {one} and {other}")
+
+
+@names_misfits
 def mmcs(directions: Tensor, others: Tensor) -> float:
     """Mean over float[n d] of the largest cosine with one of float[m d]: not symmetric, and it grows with m.
 
     source: Sharkey, Braun and Millidge 2022, "Taking features out of superposition with sparse autoencoders"
     """
+    _check_width(directions, others)
     chunks, other_unit = unit(directions).split(max(1, _CHUNK_VALUES // len(others))), unit(others)
     return torch.cat([(rows @ other_unit.T).amax(1) for rows in chunks]).double().mean().item()
 
 
+@names_misfits
 def mcc(directions: Tensor, others: Tensor) -> float:
     """Mean |cos| over the pairs of the best one-to-one pairing of float[n d] with float[m d].
 
@@ -36,6 +47,7 @@ def mcc(directions: Tensor, others: Tensor) -> float:
     compete, so the mean is rather too large than too small.
     source: arXiv:2505.20254, of dictionaries from several seeds
     """
+    _check_width(directions, others)
     n_rows = max(1, PAIRED**2 // len(others))
     if len(directions) > n_rows:
         chosen = torch.randperm(len(directions), generator=torch.Generator().manual_seed(0))[:n_rows]
@@ -45,6 +57,7 @@ def mcc(directions: Tensor, others: Tensor) -> float:
     return similarity[pairs[:, 0], pairs[:, 1]].double().mean().item()
 
 
+@names_misfits
 def best_pairing(similarity: Tensor) -> Tensor:
     """The one-to-one pairing of rows with columns whose similarities have the largest sum, exactly.
 
@@ -53,6 +66,8 @@ def best_pairing(similarity: Tensor) -> Tensor:
     source: shortest augmenting paths, Kuhn 1955 and Jonker and Volgenant 1987; time n² · m at worst and far
         less where most rows have a column of their own
     """
+    if similarity.ndim != 2:
+        raise ValueError(f"best_pairing expected similarity[n m], got {list(similarity.shape)}")
     if similarity.shape[0] > similarity.shape[1]:
         return best_pairing(similarity.T).flip(1)
     cost = -similarity.detach().cpu().double().contiguous().numpy()

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import BIAS
 
@@ -17,6 +18,7 @@ _CHUNK_VALUES, _BLOCK_ROWS = 2**24, 2**11
 
 
 @takes_folders
+@names_misfits
 def encoder_decoder_cosine(sae: SparseAutoencoder) -> Tensor:
     """Cosine of each latent's encoder column with its decoder row, float32[d_sae]; 0 if either is zero."""
     with torch.no_grad():
@@ -38,6 +40,7 @@ def encoder_biases(sae: SparseAutoencoder) -> dict[str, Tensor]:
 
 
 @takes_folders
+@names_misfits
 def decoder_neighbors(sae: SparseAutoencoder, m: int, latents: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The m other latents whose decoder rows have the largest cosine with each latent's, largest first.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -26,6 +27,7 @@ class LatentStats(NamedTuple):
 
 
 @takes_folders
+@names_misfits
 def latent_stats(
     sae: SparseAutoencoder, batches: ActivationStore | Iterable[Tensor], *, hook_point: str | None = None
 ) -> LatentStats:

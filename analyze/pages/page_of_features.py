@@ -21,6 +21,7 @@ from saelens_lite.arguments import takes_folders
 from saelens_lite.atomic import check_output, temporary_folder, write_file
 from saelens_lite.errors import with_option
 from saelens_lite.lm.hooks import enters_stream
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -42,6 +43,7 @@ _HERE = Path(__file__).parent
 
 
 @takes_folders
+@names_misfits
 def feature_page(
     sae: SparseAutoencoder,
     store: ActivationStore,

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from saelens_lite.atomic import check_output, write_file
 from saelens_lite.errors import SaelensLiteError
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.folder import load_log_sparsity
 from saelens_lite.sae.metrics import window_name
@@ -81,6 +82,7 @@ _COLUMNS = {
 _WITHOUT_INTEREST = ("output", "overwrite", "progress")
 
 
+@names_misfits
 def report_page(runs: str | Path | Sequence[str | Path], path: str | Path = "report.html") -> Path:
     """Write one self-contained HTML page about training runs and SAEs and return its path.
 

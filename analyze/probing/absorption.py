@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.text_table import aligned, plain
@@ -138,6 +139,7 @@ class Absorption:
 
 
 @takes_folders
+@names_misfits
 def label_absorption(
     sae: SparseAutoencoder,
     acts: Tensor,

@@ -11,6 +11,7 @@ from typing import Any
 
 from saelens_lite.data_files import COMPRESSIONS, TABLES, loader_of
 from saelens_lite.errors import nearest
+from saelens_lite.misfits import names_misfits
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class LabelledTexts:
     n_left_out: int
 
 
+@names_misfits
 def read_labelled(
     name: str,
     *,

@@ -20,6 +20,7 @@ from saelens_lite.errors import nearest, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import resolve, run_to
 from saelens_lite.lm.token_text import special_token_ids
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.packing import PADDING_ID
@@ -82,6 +83,7 @@ class PooledLatents:
 
 
 @takes_folders
+@names_misfits
 def pooled_latents(
     model: nn.Module,
     tokenizer: Any,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import nearest
+from saelens_lite.misfits import names_misfits
 
 from ..stats.bootstrap import Interval, bootstrap_statistic
 from ..stats.document_split import Split
@@ -75,6 +76,7 @@ class _Fitted:
     probes: list[FittedProbe]
 
 
+@names_misfits
 def sparse_probes(
     features: PooledLatents,
     labels: Sequence[Hashable],

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
@@ -55,6 +56,7 @@ class Splitting:
 
 
 @takes_folders
+@names_misfits
 def feature_splitting(
     sae: SparseAutoencoder,
     acts: Tensor,

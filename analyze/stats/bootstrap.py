@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelens_lite.misfits import names_misfits
+
 Alternative = Literal["greater", "less", "two-sided"]
 ALTERNATIVES = ("greater", "less", "two-sided")
 
@@ -44,6 +46,7 @@ class Interval:
         return {"estimate": self.estimate.item(), "low": self.low.item(), "high": self.high.item()}
 
 
+@names_misfits
 def cluster_bootstrap(
     values: Tensor | Sequence[float],
     clusters: Tensor | None = None,
@@ -123,6 +126,7 @@ def bootstrap_statistic(
     return Interval(estimate, low, high, confidence, n)
 
 
+@names_misfits
 def rank_p(observed: Tensor | float, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
     """The rank of what was observed among controls as a p value: (1 + #≥) / (n + 1).
 
@@ -143,6 +147,7 @@ def spread(draws: Tensor) -> list[float]:
     return draws.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=draws.dtype)).tolist()
 
 
+@names_misfits
 def westfall_young_p(observed: Tensor, controls: Tensor, alternative: Alternative = "greater") -> Tensor:
     """Rank p values of many statistics, corrected for their number: each against the controls' maximum.
 
@@ -163,6 +168,7 @@ def westfall_young_p(observed: Tensor, controls: Tensor, alternative: Alternativ
     return (1 + (largest[:, None] >= standard[0]).sum(0)).double() / (len(drawn) + 1)
 
 
+@names_misfits
 def benjamini_hochberg(p: Tensor) -> Tensor:
     """p values adjusted so that, of those at most q, an expected share of at most q is false.
 

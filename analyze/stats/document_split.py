@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.config import check_fields
 from saelens_lite.errors import nearest
 from saelens_lite.hashing import is_held_out
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 Documents = Tensor | Sequence[int] | Sequence[str]
@@ -36,14 +38,18 @@ class Split:
     """another seed draws another split"""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not 0 < self.test_fraction < 1:
             raise ValueError(f"test_fraction expected a share between 0 and 1, got {self.test_fraction}")
 
+    @names_misfits
     def tests(self, documents: Documents) -> Tensor:
         """bool[n]: which items are on the test side.
 
         documents: of each item, its document's index (as a store counts them) or name, such as an entity's
         """
+        if isinstance(documents, Tensor) and documents.ndim != 1:
+            raise ValueError(f"tests expected documents[n], got {list(documents.shape)}")
         return is_held_out(document_ids(documents), self.test_fraction, self.seed)
 
 
@@ -74,6 +80,7 @@ class Selection:
 
 
 @takes_folders
+@names_misfits
 def select_latents(
     sae: SparseAutoencoder,
     acts: Tensor,
@@ -144,6 +151,8 @@ def selecting_side(
             f"expected finite acts, got nan or infinity in row {int((~finite).nonzero()[0])}: leave it out"
         )
     if documents is not None:
+        if isinstance(documents, Tensor) and documents.ndim != 1:
+            raise ValueError(f"expected documents[n_items], one an item, got {list(documents.shape)}")
         if len(documents) != len(acts):
             raise ValueError(f"documents expected one for each of {len(acts)} items, got {len(documents)}")
         chooses = ~split.tests(documents)

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelens_lite.misfits import names_misfits
+
 Values = Tensor | np.ndarray | Sequence[float]
 
 
@@ -26,6 +28,7 @@ def mean_ranks(values: Values) -> Tensor:
     return (last - (counts - 1) / 2).double()[group]
 
 
+@names_misfits
 def auroc(normal: Values, odd: Values) -> float:
     """The chance that a score of `odd` exceeds one of `normal`, ties counting half.
 
@@ -41,6 +44,7 @@ def auroc(normal: Values, odd: Values) -> float:
     return pairs_won / (n * m)
 
 
+@names_misfits
 def spearman(a: Values, b: Values) -> float:
     """Spearman's rank correlation, −1 to 1; nan where one side has only one value.
 

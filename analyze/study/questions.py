@@ -17,10 +17,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saelens_lite.config import from_mapping
+from saelens_lite.config import check_fields, from_mapping
 from saelens_lite.data_files import text_lines
 from saelens_lite.json_data import loads
 from saelens_lite.lm.positions import span_mask
+from saelens_lite.misfits import names_misfits
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +46,7 @@ class Question:
     """The entity in the prompt, in characters; needed where its name stands there more than once."""
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if not self.prompt or self.prompt != self.prompt.rstrip():
             raise ValueError(
                 "prompt expected text without white space at its end, as tokens begin with theirs, got "
@@ -88,6 +90,7 @@ class Question:
         return (self.answer,) if isinstance(self.answer, str) else self.answer
 
 
+@names_misfits
 def read_questions(path: str | Path) -> list[Question]:
     """The questions of a study, read from a file of records, compressed or not; its format stands above.
 

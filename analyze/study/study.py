@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.lm.decoder import Decoder
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.controls import diff_mean, matched_latents, probe_direction
@@ -52,6 +53,7 @@ class HallucinationStudy:
     raises: ValueError for no records, or SAEs that do not fit the model
     """
 
+    @names_misfits
     def __init__(
         self,
         model: nn.Module,

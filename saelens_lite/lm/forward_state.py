@@ -293,6 +293,9 @@ def placed_inputs(model: Model, model_inputs: Mapping[str, Any]) -> dict[str, An
     device = decoder.device
     inputs = {name: v.to(device) if isinstance(v, Tensor) else v for name, v in model_inputs.items()}
     ids = inputs.get("input_ids")
+    if ids is not None and (not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32)):
+        got = f"{ids.dtype} {list(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        raise ValueError(f"expected input_ids as a tensor of whole numbers [batch seq], got {got}")
     if isinstance(ids, Tensor) and not ids.numel():
         raise ValueError(f"expected a text of at least one token, got input_ids of shape {list(ids.shape)}")
     if decoder.accepts("use_cache"):

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from saelens_lite.errors import HookError, nearest
 from saelens_lite.lm.decoder import Decoder, Model, device_of, evaluation_mode, main_tensor, stream_into
 from saelens_lite.lm.forward_state import EditInfo, Watch, placed_inputs, watch
+from saelens_lite.misfits import names_misfits
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +126,7 @@ def enters_stream(model: Model, name: str) -> bool:
     )
 
 
+@names_misfits
 def hook_points(model: Model) -> list[str]:
     """Every canonical hook point of the model, in order of depth; none where it is no decoder."""
     decoder = Decoder.of(model)
@@ -139,6 +141,7 @@ def hook_points(model: Model) -> list[str]:
     return names
 
 
+@names_misfits
 def run_to(model: Model, names: Sequence[str], **model_inputs: Any) -> dict[str, Tensor]:
     """The activations at these hook points, from one forward that stops at the deepest.
 
@@ -189,6 +192,7 @@ def run_to(model: Model, names: Sequence[str], **model_inputs: Any) -> dict[str,
 
 
 @contextmanager
+@names_misfits
 def capture(model: Model, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """A dict that every forward inside fills anew: {name: float[batch seq d_model]}, still in the autograd
     graph.
@@ -212,6 +216,7 @@ def capture(model: Model, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
 
 
 @contextmanager
+@names_misfits
 def edit(model: Model, name: str, fn: Callable[[Tensor, EditInfo], Tensor]) -> Iterator[None]:
     """Inside, every forward continues with fn(acts, info) at this hook point, in `generate` too.
 

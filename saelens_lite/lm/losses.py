@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.lm.forward_state import placed_inputs
+from saelens_lite.misfits import names_misfits
 
 
 def cross_entropy(logits: Tensor, next_ids: Tensor) -> Tensor:
@@ -21,6 +22,7 @@ def cross_entropy(logits: Tensor, next_ids: Tensor) -> Tensor:
     return nn.functional.cross_entropy(rows, targets.reshape(-1), reduction="none").view(targets.shape)
 
 
+@names_misfits
 def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     """KL(p_clean ‖ p) of next-token distributions: float32[...] from two float[... vocab].
 
@@ -33,6 +35,7 @@ def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
     return (clean.exp() * ratio).sum(-1)
 
 
+@names_misfits
 def token_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Cross-entropy of every next token, without gradients.
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saelens_lite.errors import nearest
 from saelens_lite.lm.forward_state import EditInfo
+from saelens_lite.misfits import names_misfits
 
 Where = Literal["all", "prompt", "generated"] | Tensor | Callable[[EditInfo], Tensor]
 WORDS = ("all", "prompt", "generated")
@@ -55,6 +56,8 @@ class Positions:
         if isinstance(self.where, Tensor):
             return info.attention_mask & self._columns_of_mask(info, self.where)
         chosen = self.where(info)
+        if not isinstance(chosen, Tensor):
+            raise TypeError(f"where expected its function to return a tensor, got {type(chosen).__name__}")
         if chosen.dtype != torch.bool or chosen.shape != info.attention_mask.shape:
             raise ValueError(
                 f"where expected its function to return bool{list(info.attention_mask.shape)}, "
@@ -104,6 +107,7 @@ class Positions:
         raise ValueError(f"a mask or prompt_tokens expected {batch} rows (or 1), got {given}")
 
 
+@names_misfits
 def span_mask(
     encoded: Mapping[str, Any],
     spans: Sequence[tuple[int, int] | Sequence[tuple[int, int]]],

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from saelens_lite.misfits import names_misfits
+
 LONGEST_RUN_TOKENS = 8
 """Longest run of tokens that `token_strings` joins; a UTF-8 character has at most four bytes."""
 
@@ -87,6 +89,7 @@ def text_ids(tokenizer: Any, text: str) -> list[int]:
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
 
+@names_misfits
 def token_of(tokenizer: Any, word: str) -> int:
     """The id of the token that reads `word`, its space included, inside a text: token_of(tokenizer, " Lily").
 

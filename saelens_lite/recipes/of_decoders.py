@@ -9,6 +9,7 @@ import torch
 
 from saelens_lite.atomic import temporary_folder
 from saelens_lite.config import takes_fields
+from saelens_lite.misfits import names_misfits
 from saelens_lite.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _LEAST_META_ROWS = 40
 
 
 @takes_fields(TrainConfig, but=("seed", "store"))
+@names_misfits
 def meta_sae(
     sae: SparseAutoencoder,
     *,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from saelens_lite.config import from_mapping, takes_fields
 from saelens_lite.errors import nearest
 from saelens_lite.harvest.config import HarvestConfig
+from saelens_lite.misfits import names_misfits
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.presets import with_preset
 
@@ -22,6 +23,7 @@ _OF_STORES = {"store", "store_weights", "max_tokens", "check_space", "baseline"}
 
 
 @takes_fields(TrainConfig, HarvestConfig, but=_GIVEN_BY_NAME | _OF_STORES)
+@names_misfits
 def train_streaming(
     model: str | nn.Module, dataset: Any, hook_point: str, *, tokenizer: Any = None, **fields: Any
 ) -> SparseAutoencoder:

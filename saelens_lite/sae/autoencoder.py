@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.kernels import dispatch as kernels
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae import nonlinearity
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.folder import SAEFolder
@@ -44,6 +45,7 @@ class SparseAutoencoder(SAEFolder, nn.Module):
     W_dec: nn.Parameter
     b_dec: nn.Parameter
 
+    @names_misfits
     def __init__(self, config: SAEConfig) -> None:
         super().__init__()
         self.config = config
@@ -109,12 +111,14 @@ class SparseAutoencoder(SAEFolder, nn.Module):
             return acts / scale.masked_fill(scale == 0, 1), scale, None
         return acts, None, None
 
+    @names_misfits
     def pre_acts(self, normalized: Tensor, latents: Tensor | None = None) -> Tensor:
         """Encoder output before the nonlinearity, for rows from `normalize`; that of the gate if gated.
 
         normalized: float[... d_model]; latents: int64[m] restricts the columns
         returns: float[... d_sae] or float[... m]
         """
+        self.check_acts(normalized)
         bias = self.b_gate if self.kind == "gated" else self.b_enc
         return self._project(normalized, latents) + (bias if latents is None else bias[latents])
 
@@ -129,6 +133,7 @@ class SparseAutoencoder(SAEFolder, nn.Module):
         TopK needs every pre-activation to select, so its columns cost the whole encoding.
         returns: float[... d_sae] or float[... m]
         """
+        self.check_acts(normalized)
         if self.kind == "topk":
             dense = self._encode_rows(normalized.reshape(-1, self.d_model)).to_dense()
             dense = dense.view(*normalized.shape[:-1], self.d_sae)
@@ -167,6 +172,7 @@ class SparseAutoencoder(SAEFolder, nn.Module):
 
     def encode_normalized(self, normalized: Tensor) -> SparseLatents:
         """Latents of rows from `normalize`, whatever their values."""
+        self.check_acts(normalized)
         flat = normalized.reshape(-1, self.d_model)
         chunks = flat.split(max(1, _PRE_ACT_BUDGET_BYTES // (self.d_sae * flat.element_size())))
         return SparseLatents.cat([self._encode_rows(chunk) for chunk in chunks], tuple(normalized.shape[:-1]))
@@ -175,12 +181,16 @@ class SparseAutoencoder(SAEFolder, nn.Module):
         """The same latents as float[... d_sae]."""
         return self.latent_acts(self.normalize(acts)[0])
 
+    @names_misfits
     def decode(self, latents: SparseLatents | Tensor) -> Tensor:
         """Σ_i latent_acts_i · W_dec[i] + b_dec, in the SAE's own scale (see `normalize`).
 
         latents: SparseLatents, or float[... d_sae]; returns: float[... d_model]
         """
         if isinstance(latents, Tensor):
+            if latents.ndim == 0 or latents.shape[-1] != self.d_sae:
+                got = list(latents.shape)
+                raise ValueError(f"decode expected latents[..., d_sae={self.d_sae}], got {got}")
             return latents.to(self.dtype) @ self.W_dec + self.b_dec
         recons = kernels.decode(latents.values, latents.indices, latents.offsets, self.W_dec) + self.b_dec
         return recons.view(*latents.batch_shape, self.d_model)

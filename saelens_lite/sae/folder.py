@@ -36,6 +36,7 @@ from saelens_lite.atomic import sync
 from saelens_lite.errors import CheckpointError
 from saelens_lite.formats import saelens
 from saelens_lite.json_data import loads
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.config import SAEConfig
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,7 @@ class SAEFolder:
 
     config: SAEConfig
 
+    @names_misfits
     def save(self, folder: str | Path, log_sparsity: Tensor | None = None) -> Path:
         """Write the SAE folder; an SAE in it is replaced, other files stay.
 
@@ -95,6 +97,7 @@ class SAEFolder:
         return folder
 
     @classmethod
+    @names_misfits
     def load(
         cls,
         path_or_repo: str | Path,
@@ -137,6 +140,7 @@ class SAEFolder:
         return sae.to(device=device)
 
     @staticmethod
+    @names_misfits
     def read_config(path_or_repo: str | Path) -> SAEConfig:
         """What the SAE of a folder is, without its weights. raises: as `load`"""
         source = _locate(path_or_repo, None)

@@ -11,6 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
+from saelens_lite.misfits import names_misfits
+
 PADDING_ID = 0
 """Token id at unattended positions. Any valid id serves: padding comes last, so causal attention never reads
 it, and other models get a mask."""
@@ -55,6 +57,7 @@ class PackedContexts:
         return PackedContexts(*arrays, self.first_doc)
 
 
+@names_misfits
 def pack(
     documents: Iterable[tuple[int, Sequence[int]]],
     context_length: int,

@@ -51,6 +51,7 @@ from torch import Tensor
 
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.hashing import is_held_out
+from saelens_lite.misfits import names_misfits
 from saelens_lite.store.codecs import check_shapes, decode, mapped
 from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
@@ -121,6 +122,7 @@ class ActivationStore:
         recorded
     """
 
+    @names_misfits
     def __init__(self, path: str | os.PathLike[str] | Folder):
         self.folder = folder = open_folder(path)
         what = "an SAE, no" if folder.size("cfg.json") is not None else "no"
@@ -158,6 +160,7 @@ class ActivationStore:
             check_size(folder, name, sizes.get(name), size_bytes)
 
     @classmethod
+    @names_misfits
     def from_arrays(
         cls,
         path: str | os.PathLike[str],
@@ -251,6 +254,7 @@ class ActivationStore:
     def __repr__(self) -> str:
         return f"ActivationStore({str(self.path)!r}, {self.n_rows:,} rows of {', '.join(self.hook_points)})"
 
+    @names_misfits
     def hook_point(self, name: str | None = None) -> str:
         """The hook point of this name; None means the only one.
 
@@ -271,10 +275,12 @@ class ActivationStore:
             )
         return name
 
+    @names_misfits
     def d_model(self, hook_point: str | None = None) -> int:
         """Width of the rows of a hook point."""
         return self.plan["hook_points"][self.hook_point(hook_point)]["d_model"]
 
+    @names_misfits
     def acts(self, shard: int, hook_point: str | None = None, rows: slice = slice(None)) -> Tensor:
         """Rows of one shard, all or a slice: {bf16|f16|f32}[n_rows d_model].
 
@@ -283,18 +289,22 @@ class ActivationStore:
         tensors = self._tensors(shard, hook_point)
         return decode(tensors, slice(*rows.indices(self._shard_rows[shard])))
 
+    @names_misfits
     def norms(self, shard: int, hook_point: str | None = None) -> Tensor:
         """The L2 norm of each row of one shard: float32[n_rows]."""
         return self._tensors(shard, hook_point)["norm"][: self._shard_rows[shard]]
 
+    @names_misfits
     def median_norm(self, hook_point: str | None = None) -> float:
         """Median L2 norm of a row over the store; of two in the middle the lower."""
         return float(self.all_norms(hook_point).median())
 
+    @names_misfits
     def all_norms(self, hook_point: str | None = None) -> Tensor:
         """The L2 norm of each row of the store: float32[n_rows]."""
         return torch.cat([self.norms(shard, hook_point).clone() for shard in range(self.n_shards)])
 
+    @names_misfits
     def tokens(self, shard: int) -> ShardTokens:
         """The contexts of one shard. raises: ShardError if the store has no tokens"""
         contexts = self.contexts(shard)
@@ -307,6 +317,7 @@ class ActivationStore:
             arrays["kept"] = (kept * (kept.cumsum(0) <= used)).view_as(arrays["kept"])
         return ShardTokens(**arrays, first_doc=contexts.first_doc)
 
+    @names_misfits
     def contexts(self, shard: int) -> PackedContexts:
         """The contexts of one shard as they were packed; the last shard's reach beyond max_tokens."""
         self._need_tokens()
@@ -315,11 +326,13 @@ class ActivationStore:
             arrays = {name: file.get_tensor(name).numpy() for name in names}
             return PackedContexts(**arrays, first_doc=int(file.get_tensor("first_doc")))
 
+    @names_misfits
     def row_positions(self, shard: int) -> tuple[Tensor, Tensor]:
         """The place of each row of one shard: (sequence int64[n_rows], position int64[n_rows])."""
         sequence, position = self.tokens(shard).kept.nonzero(as_tuple=True)
         return sequence, position
 
+    @names_misfits
     def row_docs(self, shard: int) -> Tensor:
         """Global index of each row's document, for one shard: int64[n_rows]."""
         if not self.has_tokens:
@@ -329,6 +342,7 @@ class ActivationStore:
         tokens = self.tokens(shard)
         return tokens.doc_id[tokens.kept.bool()].long() + tokens.first_doc
 
+    @names_misfits
     def held_out_rows(self, fraction: float = 0.05, seed: int = 0) -> Tensor:
         """Which rows belong to held-out documents (see `is_held_out`): bool[n_rows]."""
         found, docs, n_docs = [], [], 0
@@ -340,6 +354,7 @@ class ActivationStore:
                 docs, n_docs = [], 0
         return torch.cat(found)
 
+    @names_misfits
     def gather(
         self, rows: Tensor, hook_point: str | None = None, dtype: torch.dtype = torch.float32
     ) -> Tensor:
@@ -352,6 +367,7 @@ class ActivationStore:
         self.gather_into(out, torch.arange(len(rows)), rows, hook_point)
         return out
 
+    @names_misfits
     def gather_into(self, out: Tensor, places: Tensor, rows: Tensor, hook_point: str | None = None) -> None:
         """Write rows int64[n], by their index in the whole store, to places of an existing tensor.
 
@@ -370,10 +386,12 @@ class ActivationStore:
                 local = ascending[start:stop] - self._firsts[shard]
                 out[places[start:stop]] = decode(self._tensors(shard, hook_point), local, out.dtype)
 
+    @names_misfits
     def mean(self, hook_point: str | None = None) -> Tensor:
         """Mean row over the store: float64[d_model]."""
         return torch.from_numpy(sum(total for total, _ in self._sums(hook_point)) / self.n_rows)
 
+    @names_misfits
     def mean_sq_norm(self, hook_point: str | None = None) -> float:
         """Mean squared L2 norm of a row over the store."""
         return sum(total for _, total in self._sums(hook_point)) / self.n_rows
@@ -384,6 +402,7 @@ class ActivationStore:
 
         return [f"{self.folder}/{problem}" for problem in verify_store(self.folder)]
 
+    @names_misfits
     def commit(self, shard: int, hook_point: str) -> dict[str, Any]:
         """The commit of a shard and hook point, as it was written. raises: ShardError if it was altered"""
         name, promised = commit_name(shard, hook_point), self._shards[shard]["hook_points"][hook_point]

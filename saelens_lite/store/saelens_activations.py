@@ -22,6 +22,7 @@ from torch import Tensor
 
 from saelens_lite.atomic import make_folder, sync, write_file
 from saelens_lite.json_data import loads
+from saelens_lite.misfits import names_misfits
 from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.from_arrays import CHUNK_ROWS, begin_store, regrouped, write_arrays
@@ -38,6 +39,7 @@ _FILE_BYTES = 2**30
 """SAELens keeps its files below 2 GiB, where the writer of `datasets` has had trouble."""
 
 
+@names_misfits
 def read_saelens_activations(
     source: str | os.PathLike[str],
     path: str | os.PathLike[str],
@@ -99,6 +101,7 @@ def read_saelens_activations(
     return ActivationStore(folder)
 
 
+@names_misfits
 def write_saelens_activations(
     store: ActivationStore,
     folder: str | os.PathLike[str],

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from saelens_lite.errors import ShardError
+from saelens_lite.misfits import names_misfits
 from saelens_lite.store.event_log import checked_lines, events
 from saelens_lite.store.folder import LOCK, Folder, open_folder
 from saelens_lite.store.layout import (
@@ -61,6 +62,7 @@ class Problem:
         return f"{self.file} {self.what}"
 
 
+@names_misfits
 def verify_store(path: str | os.PathLike[str] | Folder) -> list[Problem]:
     """Read every file of a store, finished or not, and find what is altered, short, missing or foreign.
 
@@ -73,6 +75,7 @@ def verify_store(path: str | os.PathLike[str] | Folder) -> list[Problem]:
     return sorted(_Examined(open_folder(path)).problems, key=lambda problem: problem.file)
 
 
+@names_misfits
 def repair_store(
     path: str | os.PathLike[str] | Folder, problems: Sequence[Problem] | None = None
 ) -> list[str]:

@@ -9,6 +9,7 @@ from saelens_lite.analyze.index.search import fires_on_text
 from saelens_lite.analyze.probing.labelled_texts import read_labelled
 from saelens_lite.errors import HookError
 from saelens_lite.lm.forward_state import placed_inputs
+from saelens_lite.misfits import names_misfits
 
 from .conftest import HOOK_POINT, make_sae
 
@@ -331,3 +332,41 @@ def test_one_latent_of_an_index_is_named_rightly(store, tmp_path):
         index.row("nope", 3)
     with pytest.raises(ValueError, match="IndexConfig.seed expected int, got float 0.5"):
         sl.IndexConfig(seed=0.5)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda s, m: sl.lm.kl_divergence("x", ROWS), "kl_divergence expected clean_logits as Tensor, got str 'x'"),
+        (lambda s, m: sl.stats.auroc("mean", ROWS[0]), "auroc expected normal as .*, got str 'mean'"),
+        (lambda s, m: sl.stats.cluster_bootstrap(ROWS[0], seed=()), "expected seed as int, got tuple"),
+        (lambda s, m: sl.ActivationStore(3.5), "expected path as .*, got float 3.5"),
+        (lambda s, m: s.save(torch.ones(2)), r"save expected folder as .*, got Tensor torch.float32 \[2\]"),
+        (lambda s, m: sl.lm.token_of(None, "x"), "token_of expected tokenizer as a tokenizer, got NoneType"),
+        (lambda s, m: sl.latents.best_pairing(ROWS.to_sparse()), "dense array, no sparse tensor"),
+        (lambda s, m: sl.latents.mmcs(ROWS, ROWS[:, :4]), r"got \[60, 32\] and \[60, 4\]"),
+        (lambda s, m: sl.latents.best_pairing(ROWS[0]), r"similarity\[n m\], got \[32\]"),
+        (lambda s, m: s.decode(ROWS), r"decode expected latents\[..., d_sae=48\], got \[60, 32\]"),
+        (lambda s, m: s.latent_acts([1.0]), "tensor acts.*got list"),
+        (lambda s, m: sl.stats.Split(test_fraction="half"), "Split.test_fraction expected float, got str 'half'"),
+        (lambda s, m: sl.stats.Split().tests(torch.tensor(3)), r"tests expected documents\[n\], got \[\]"),
+        (lambda s, m: sl.edits.diff_mean(ROWS, LABELS, ROWS), r"documents\[n_items\], one an item, got \[60, 32\]"),
+        (lambda s, m: sl.lm.run_to(m, [HOOK_POINT], input_ids=ROWS), "input_ids as a tensor of whole numbers"),
+        (lambda s, m: sl.edits.NeutralText(input_ids=[[1, 2]]), "input_ids expected a tensor, got list"),
+    ],
+)
+def test_an_error_further_inside_names_the_argument_that_did_not_fit(call, said, gpt2):
+    with pytest.raises((ValueError, TypeError), match=said):
+        call(make_sae(), gpt2)
+
+
+def test_an_error_of_ours_stays_as_it_is_where_all_arguments_fit():
+    @names_misfits
+    def broken(rows: torch.Tensor, n: int = 3) -> int:
+        return {}[n]
+
+    with pytest.raises(KeyError):
+        broken(ROWS)
+    with pytest.raises(TypeError, match="broken expected n as int, got str '3'") as found:
+        broken(ROWS, "3")
+    assert isinstance(found.value.__cause__, KeyError)

@@ -1,0 +1,142 @@
+"""Arguments that are not what a function's annotations say, named when something fails because of them."""
+
+from __future__ import annotations
+
+import builtins
+import collections.abc
+import dis
+import functools
+import inspect
+import numbers
+import os
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar, cast
+
+from saelens_lite.errors import SaelensLiteError
+
+_NOTHING = type("_NOTHING", (), {})
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def names_misfits(function: F) -> F:
+    """The function, whose errors from further inside say which argument did not fit its annotation.
+
+    It costs nothing while nothing fails, and refuses nothing that works. Errors that already say what was
+    expected stay, and so do those of arguments that fit: these are faults of ours.
+    raises: TypeError from the error, with the argument, its annotation and what was given
+    """
+    if inspect.isgeneratorfunction(function):
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Iterator[Any]:
+            try:
+                return (yield from function(*args, **kwargs))
+            except Exception as error:
+                _explain(function, args, kwargs, error)
+                raise
+    else:
+
+        @functools.wraps(function)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return function(*args, **kwargs)
+            except Exception as error:
+                _explain(function, args, kwargs, error)
+                raise
+
+    return cast(F, called)
+
+
+def _explain(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
+) -> None:
+    if isinstance(error, SaelensLiteError | OSError | ImportError) or _says_what(error):
+        return
+    try:
+        signature = inspect.signature(function)
+        given = signature.bind(*args, **kwargs).arguments
+    except TypeError:  # Python says which argument is missing or too many
+        return
+    for name, value in given.items():
+        hint = function.__annotations__.get(name)
+        if isinstance(hint, str):
+            hint = _named(hint, function.__globals__)
+        told = function.__annotations__.get(name)
+        if value is not None or signature.parameters[name].default is not None:
+            if name == "tokenizer" and not (hasattr(value, "decode") and callable(value)):
+                hint, told = _NOTHING, "a tokenizer"
+            if name == "model" and not (isinstance(value, str | os.PathLike) or hasattr(value, "config")):
+                hint, told = _NOTHING, "a language model"
+            if kind := _unusual(value):
+                hint, told = _NOTHING, f"numbers in a dense array, no {kind}"
+        if hint is not None and not fits(value, hint):
+            told = told if isinstance(told, str) else getattr(told, "__name__", str(told))
+            got = _described(value)
+            raise TypeError(f"{function.__name__} expected {name} as {told}, got {got}") from error
+
+
+def _unusual(value: Any) -> str | None:
+    """What no function here takes, whatever its annotation."""
+    if getattr(getattr(value, "dtype", None), "kind", "f") in "OUSV":
+        return f"array of {value.dtype}"
+    kinds = ("is_sparse", "is_meta", "is_complex")
+    found = (kind for kind in kinds if (is_so := getattr(value, kind, False)) is True or (is_so and is_so()))
+    return next((f"{kind.removeprefix('is_')} tensor" for kind in found), None)
+
+
+def _says_what(error: Exception) -> bool:
+    """Whether a line of the package raised the error on purpose: its own words are better than ours."""
+    traceback = error.__traceback__
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    if traceback is None or not traceback.tb_frame.f_globals.get("__name__", "").startswith("saelens_lite"):
+        return False
+    return traceback.tb_frame.f_code.co_code[traceback.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+
+
+def _named(annotation: str, names: dict[str, Any]) -> Any:
+    """What an annotation means; None where its names exist for type checkers only."""
+    try:
+        return eval(annotation, names, vars(builtins))  # the text of our own source
+    except (NameError, TypeError, AttributeError):
+        return None
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotation, as far as that can be told without using the value up."""
+    origin, of = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, one) for one in of)
+    if origin is typing.Annotated:
+        return fits(value, of[0])
+    if origin is typing.Literal:
+        return isinstance(value, str | int | bool | None) and value in of
+    if hint is None or hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    kind = origin or hint
+    if kind is collections.abc.Callable:
+        return callable(value)
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+        return True
+    if not isinstance(value, kind):
+        return kind is os.PathLike and hasattr(value, "__fspath__")
+    if isinstance(value, list | tuple | str | bytes) and of and of[-1] is not ...:
+        return len(of) > 1 or all(fits(one, of[0]) for one in value)
+    if isinstance(value, tuple) and len(of) == 2:
+        return all(fits(one, of[0]) for one in value)
+    return True
+
+
+def _described(value: Any) -> str:
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
+    plain = isinstance(value, str | bytes | int | float | complex | list | tuple | dict | None)
+    return f"{type(value).__name__} {value!r}"[:80] if plain else type(value).__name__

@@ -83,10 +83,9 @@ def _check(
 
 
 def _misfit(sae: SparseAutoencoder, name: str, place: str, expected: str, way_out: str) -> ValueError:
-    trained = f"{sae.config.model_name or 'an unnamed model'} {sae.config.trained_at}".rstrip()
     error = ValueError(
         f"{name} does not fit {place}: expected one of {expected}, got one of d_model={sae.d_model}, trained "
-        f"on {trained}; {way_out}"
+        f"on {sae.config.trained_on}; {way_out}"
     )
     return with_option(error, "hook_point")
 

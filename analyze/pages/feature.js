@@ -1,5 +1,5 @@
 "use strict";
-// Draws one latent of #data; what stands where is in pagedata.py. Text from the model's vocabulary, the corpus or people
+// Draws one latent of #data; what stands where is in feature_page_data.py. Text from the model's vocabulary, the corpus or people
 // enters the page as textContent, as the value of a field or as the title property, never as markup.
 
 const data = JSON.parse(document.getElementById("data").textContent);

@@ -15,7 +15,7 @@ from saelens_lite.errors import SaelensLiteError
 from saelens_lite.formats import saelens
 from saelens_lite.json_data import loads, misfit
 from saelens_lite.run_log import metric_chunks
-from saelens_lite.sae.config import KEEP_K, SAEConfig
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.folder import CFG
 
 from .metric_columns import MetricColumns, metric_columns
@@ -23,6 +23,8 @@ from .metric_columns import MetricColumns, metric_columns
 METRICS, SETTINGS = "metrics.jsonl", "train_config.json"
 _NO_RUNS = ("state", "wandb", "damaged", "shards")
 """Folders of runs and stores in which there is none: checkpoints hold SAEs too."""
+KEEP_K = ("topk", "batchtopk", "matryoshka")
+"""Kinds of training that keep k latents a token; the last two are saved as jumprelu."""
 
 _SETTINGS = {
     "kind?": str, "k?": int, "d_sae?": int, "batch_size_rows?": int, "n_steps?": int, "lr?": float,

@@ -1,12 +1,12 @@
-/* The feature index on a CPU: tables of every latent's firings in one sweep over a block (see analyze/tally.py, which defines
- * it), and which latents fire together (analyze/cofiring.py). Results do not depend on the number of threads: each latent
+/* The feature index on a CPU: tables of every latent's firings in one sweep over a block (see analyze/index/tally.py, which defines
+ * it), and which latents fire together (analyze/index/cofiring.py). Results do not depend on the number of threads: each latent
  * belongs to one thread, which meets its firings in order.
  */
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* firing_hash of analyze/firings.py */
+/* firing_hash of saelens_lite/hashing.py */
 static inline int64_t firing_hash(uint64_t seed, int64_t latent, int64_t row) {
     uint64_t x = (uint64_t)(latent + 1) * 0x9E3779B97F4A7C15u + (uint64_t)row * 0xD1B54A32D192ED03u + seed;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;

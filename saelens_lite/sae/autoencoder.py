@@ -87,10 +87,9 @@ class SparseAutoencoder(SAEFolder, nn.Module):
                 "torch.as_tensor makes one of numbers"
             )
         if acts.ndim == 0 or acts.shape[-1] != self.d_model:
-            trained = f"{self.config.model_name or 'another model'} {self.config.hook_point}".strip()
             raise ValueError(
                 f"encode expected acts[..., d_model={self.d_model}], got {list(acts.shape)}: "
-                f"these look like another model's activations; the SAE was trained on {trained}"
+                f"these look like another model's activations; it was trained on {self.config.trained_on}"
             )
 
     def normalize(self, acts: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

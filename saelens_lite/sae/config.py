@@ -54,8 +54,6 @@ PARAMETERS = {
 }
 """The parameters of each kind: creation, folding, files and training read them here."""
 KINDS = tuple(PARAMETERS)
-KEEP_K = ("topk", "batchtopk", "matryoshka")
-"""Kinds of training that keep k latents a token; the last two are saved as jumprelu."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,6 +110,12 @@ class SAEConfig:
     def trained_at(self) -> str:
         """The hook point or module of the activations it was trained on, "" if it does not say."""
         return self.hook_point or self.hf_module
+
+    @property
+    def trained_on(self) -> str:
+        """Model and place of the activations, in words: "gpt2 at blocks.8.hook_resid_post"."""
+        model = self.model_name or "an unnamed model"
+        return f"{model} at {self.trained_at}" if self.trained_at else model
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -122,7 +122,7 @@ def test_a_row_of_zeros_without_a_norm_stays_zeros():
 def test_another_width_is_refused_with_the_way_out():
     sae = sae_of("relu", model_name="gpt2", hook_point="blocks.8.hook_resid_post")
     with pytest.raises(
-        ValueError, match=r"acts\[..., d_model=6\], got \[32, 5\].*trained on gpt2 blocks.8.hook_resid_post"
+        ValueError, match=r"acts\[..., d_model=6\], got \[32, 5\].*was trained on gpt2 at blocks.8.hook_resid"
     ):
         sae.encode(torch.randn(32, 5))
 

@@ -243,7 +243,7 @@ def test_bad_places_are_named():
         ),
         (
             ablate(model, sae, 3, when=Fires(3, sae=other)),
-            "d_model=16, got one of d_model=12, trained on gpt2 blocks.0",
+            "d_model=16, got one of d_model=12, trained on gpt2 at blocks.0",
         ),
         (steer_direction(model, torch.ones(WIDTH), 1.0, hook_point=[]), "pass hook_point="),
         (ablate_direction(model, torch.ones(5), hook_point=POINTS), "d_model=16.*got \\[5\\]"),

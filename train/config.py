@@ -69,7 +69,13 @@ class TrainConfig:
     """Number of latents."""
     l1_coeff: Annotated[float, AtLeast(0)] = 5.0
     """Weight of the L1 penalty; relu and gated. In the scale of `scale_input`, so comparable between models
-    and with SAELens. More means fewer latents a token."""
+    and with SAELens. More means fewer latents a token. With `target_l0` the weight that training begins
+    with."""
+    refit_fraction: Annotated[float | None, AtLeast(0), Below(1)] = None
+    """Share of the run, its last, that fits again what the L1 penalty shrank, while every firing stays as it
+    is; relu only. The penalty is off then, and the encoder frozen; decoder rows, one magnitude a latent and
+    b_dec learn. None: 0.2. More leaves fewer steps to learn what to select; 0 leaves the phase out. Wright &
+    Sharkey 2024; see refit.py."""
     multi_topk_coeff: Annotated[float, AtLeast(0)] = 0.0
     """Weight of the reconstruction from 4 k latents, which keeps an SAE of use with more than k of them; topk
     only. 1/8 in Gao et al. 2024; 0 switches it off."""
@@ -84,7 +90,9 @@ class TrainConfig:
     """Weight of the jumprelu penalty, in the scale of `scale_input`; more means fewer latents a token. None:
     1, or d_model with a target, which is dictionary_learning's 1 in this scale."""
     target_l0: Annotated[float | None, Above(0)] = None
-    """With the penalty step: penalise (l0 / target_l0 − 1)² in place of l0 (dictionary_learning)."""
+    """Latents a token to end with; relu, gated and jumprelu. For relu and gated, `l1_coeff` follows the l0
+    that batches have; for jumprelu the penalty step is (l0 / target_l0 − 1)² in place of l0
+    (dictionary_learning). None leaves l0 to the coefficient."""
     bandwidth: Annotated[float | None, Above(0)] = None
     """jumprelu only: width around the threshold in which its gradient is estimated. None: 0.5 for step, wider
     than Gemma Scope's 0.001 · sqrt(d_model), which needs longer runs; 2 for tanh, its source's."""
@@ -147,8 +155,8 @@ class TrainConfig:
     for the penalty tanh (Anthropic, January 2025), else 5 % of it (April 2024), but at least 1,000 steps or,
     in a shorter run, half of it."""
     scale_input: Annotated[bool, OF_ROWS] = True
-    """Train on activations scaled to mean squared norm d_model; the scale is folded into the weights on
-    save."""
+    """Train on activations scaled so that their mean squared distance from their mean is d_model; the scale
+    is folded into the weights on save."""
     freeze_decoder: bool = False
     """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat
     (arXiv:2602.14111)."""

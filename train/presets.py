@@ -119,6 +119,7 @@ PRESETS: Mapping[PresetName, Mapping[str, Any]] = {
     "anthropic-l1": {
         "kind": "relu",
         "l1_coeff": 5.0,
+        "refit_fraction": 0.0,
         "unit_decoder": False,
         "lr": 5e-5,
         "warm_up_steps": 0,

@@ -25,6 +25,7 @@ BASE = {
 RELU, JUMPRELU = {"kind": "relu", "k": None}, {"kind": "jumprelu", "k": None}
 TANH = {**JUMPRELU, "jumprelu_penalty": "tanh"}
 RESAMPLED = {**RELU, "dead_after_tokens": 128, "l1_coeff": 50.0, "l1_warm_up_steps": 0, "lr": 0.1}
+RESAMPLED["refit_fraction"] = 0.0
 DEAD = {"k": 1, "dead_after_tokens": 128}
 
 CHANGES_THE_SAE = {
@@ -44,6 +45,7 @@ CHANGES_THE_SAE = {
     "jumprelu_penalty": (JUMPRELU, "tanh"),
     "l0_coeff": (JUMPRELU, 3.0),
     "target_l0": (JUMPRELU, 4.0),
+    "refit_fraction": (RELU, 0.5),
     "bandwidth": (JUMPRELU, 0.1),
     "initial_threshold": (JUMPRELU, 0.1),
     "pre_act_coeff": (TANH, 1.0),

@@ -5,7 +5,9 @@ kind         what the trainer asks of a kind
 topk         TopK and Multi-TopK
 batchtopk    BatchTopK
 matryoshka   Matryoshka BatchTopK
+l1           what kinds under an L1 penalty share
 relu         ReLU under an L1 penalty
+refit        ReLU without the penalty, after its selection is learned
 gated        Gated
 jumprelu     JumpReLU
 end_to_end   any kind, by the loss of the language model

@@ -106,7 +106,12 @@ _ONLY_WITH = {
 
 
 def kind_for(
-    config: TrainConfig, sae: SparseAutoencoder, model: nn.Module | None, rows: Rows, comm: Alone
+    config: TrainConfig,
+    sae: SparseAutoencoder,
+    model: nn.Module | None,
+    rows: Rows,
+    scale: float,
+    comm: Alone,
 ) -> Kind:
     """What trains the SAE on these rows.
 
@@ -121,4 +126,4 @@ def kind_for(
         )
     assert isinstance(rows, StoreContexts)
     rows.check_model(model)
-    return EndToEnd(kind, model, rows.hook_point, rows.scale)
+    return EndToEnd(kind, model, rows.hook_point, scale)

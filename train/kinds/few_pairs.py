@@ -37,6 +37,11 @@ def few_pairs(mask: Tensor) -> PairPlaces | None:
         device = "cuda tf32"
     if int(mask.count_nonzero()) > SPARSE_BELOW.get(device, _SPARSE_BELOW_ELSEWHERE) * mask.numel():
         return None
+    return pairs_of(mask)
+
+
+def pairs_of(mask: Tensor) -> PairPlaces:
+    """The pairs where bool[B d_sae] is set."""
     tokens, indices = mask.nonzero(as_tuple=True)
     offsets = torch.searchsorted(tokens, torch.arange(len(mask) + 1, device=mask.device))
     return PairPlaces(tokens, indices, offsets)

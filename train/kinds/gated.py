@@ -13,30 +13,35 @@ from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.kernels.reference import TokenPass
 
 from .few_pairs import PairPlaces, few_pairs
-from .kind import L1_ENCODER_SCALE, L1_FIELDS, RESAMPLING_FIELDS, Kind, StepStats
+from .kind import L1_FIELDS, RESAMPLING_FIELDS, StepStats
+from .l1 import L1
 
 
-class Gated(Kind):
+class Gated(L1):
     """Dense products at first; the kernels once few gates are open."""
 
     sae_kind = "gated"
-    fields = L1_FIELDS | RESAMPLING_FIELDS
+    fields = L1_FIELDS | RESAMPLING_FIELDS | {"target_l0"}
     not_end_to_end = "another one with end_to_end, which has no gradient for gates"
-    sparsity_name = "l1"
-    encoder_scale = L1_ENCODER_SCALE
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + the gate's reconstruction + l1_coeff · L1 of the gate."""
         inputs = self.encoder_inputs(acts)
         products = inputs @ self.sae.W_enc
         gate = (products + self.sae.b_gate).relu_()
-        pairs, l1_coeff = few_pairs(gate > 0), self.config.l1_coeff * ramp / len(acts)
+        pairs, l1_coeff = few_pairs(gate > 0), self.l1_coeff(ramp) / len(acts)
         if pairs is None:
             return self._dense(acts, inputs, products, gate, l1_coeff)
         return self._sparse(acts, inputs, products, gate, l1_coeff, pairs)
 
     def _sparse(
-        self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float, pairs: PairPlaces
+        self,
+        acts: Tensor,
+        inputs: Tensor,
+        products: Tensor,
+        gate: Tensor,
+        l1_coeff: float | Tensor,
+        pairs: PairPlaces,
     ) -> tuple[StepStats, Tensor]:
         """Over the pairs whose gate is open."""
         sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
@@ -66,7 +71,7 @@ class Gated(Kind):
         return StepStats(sq_error.mean(), self.comm.sum(l1), self.comm.sum(l0)), fired
 
     def _dense(
-        self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float
+        self, acts: Tensor, inputs: Tensor, products: Tensor, gate: Tensor, l1_coeff: float | Tensor
     ) -> tuple[StepStats, Tensor]:
         sae, n_tokens, gain = self.sae, len(acts), self.sae.r_mag.exp()
         latent_acts = torch.addcmul(sae.b_mag, products, gain).relu_().mul_(gate > 0)

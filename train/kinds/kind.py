@@ -54,6 +54,14 @@ class Kind:
     """Which kind to expect instead where `end_to_end` is asked for, and why, if it cannot be this one."""
     calibrates: ClassVar[bool] = False
     """Whether `calibrate` has something to do."""
+    refit_fraction: ClassVar[float] = 0.0
+    """Share of the run, its last, in which what a penalty shrank is fitted again; see refit.py."""
+    trains_encoder: ClassVar[bool] = True
+    """Whether W_enc learns."""
+    adam_beta2: ClassVar[float | None] = None
+    """Where it must not be the configuration's."""
+    shared_state: ClassVar[frozenset[str]] = frozenset()
+    """Names of `state` that all shards have alike."""
     ramp_fraction: float = 0.05
     """Share of the run over which `ramp` rises, unless the configuration gives its steps."""
 
@@ -85,6 +93,11 @@ class Kind:
         """What the optimiser trains, by name, apart from W_enc, which the trainer hands over."""
         frozen = {"W_enc"} if self.train_decoder else {"W_enc", "W_dec"}
         return {name: p for name, p in self.sae.named_parameters() if name not in frozen}
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Peak learning rates of parameters that do not have the run's, by name."""
+        return {}
 
     def begin(self, step: int, n_steps: int) -> None:
         """What `gradients` needs to know of the step that comes, counted from 0, of a run of n_steps."""
@@ -171,6 +184,20 @@ class Kind:
         acts: float[n d_model], in the scale of training; rows trained on where none are held out
         """
 
+    def follow(self, l0: Tensor, lr: float, ramp_steps: int) -> None:
+        """After a step that had l0 float[""] latents a token, in the whole batch.
+
+        lr: the peak learning rate; ramp_steps: in which `ramp` rises
+        """
+
+    def metrics(self) -> dict[str, float]:
+        """Numbers of its own for metrics.jsonl."""
+        return {}
+
+    def folded(self) -> SparseAutoencoder:
+        """The SAE as it stands, in the scale of training; of a shard, its part."""
+        return self.sae
+
     def state(self) -> dict[str, Tensor]:
         """What an exact resume needs beyond the SAE's parameters and the optimiser's state."""
         return {}
@@ -187,8 +214,3 @@ def unit_rows_(W_dec: Tensor) -> None:
 def row_norms(W_dec: Tensor) -> Tensor:
     """Norms to divide by, float[d_sae]: a row of zeros, which a pruned latent has, stays one."""
     return torch.linalg.vector_norm(W_dec, dim=1).clamp_min_(torch.finfo(W_dec.dtype).tiny)
-
-
-L1_ENCODER_SCALE = 0.1
-"""Half of a ReLU SAE's latents are on at the start; an encoder of norm 0.1 reconstructs about the input then,
-one of norm 1 many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""

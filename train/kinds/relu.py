@@ -8,29 +8,29 @@ from torch import Tensor
 from saelens_lite.kernels import dispatch as kernels
 
 from .few_pairs import PairPlaces, few_pairs
-from .kind import L1_ENCODER_SCALE, L1_FIELDS, RESAMPLING_FIELDS, Kind, StepStats
+from .kind import L1_FIELDS, RESAMPLING_FIELDS, StepStats
+from .l1 import L1
 
 
-class ReLU(Kind):
+class ReLU(L1):
     """Dense products at first, five a step; the kernels once few latents are on."""
 
     sae_kind = "relu"
-    fields = L1_FIELDS | RESAMPLING_FIELDS | {"unit_decoder"}
-    sparsity_name = "l1"
-    encoder_scale = L1_ENCODER_SCALE
+    fields = L1_FIELDS | RESAMPLING_FIELDS | {"unit_decoder", "refit_fraction", "target_l0"}
+    refit_fraction = 0.2
 
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + l1_coeff · Σ latent_acts · decoder norm, which is 1 unless norms are free."""
         inputs = self.encoder_inputs(acts)
         latent_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc).relu_()
         pairs = few_pairs(latent_acts > 0) if self.config.unit_decoder else None
-        l1_coeff = self.config.l1_coeff * ramp / len(acts)
+        l1_coeff = self.l1_coeff(ramp) / len(acts)
         if pairs is None:
             return self._dense(acts, inputs, latent_acts, l1_coeff)
         return self._sparse(acts, inputs, latent_acts, l1_coeff, pairs)
 
     def _sparse(
-        self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float, pairs: PairPlaces
+        self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float | Tensor, pairs: PairPlaces
     ) -> tuple[StepStats, Tensor]:
         sae, (tokens, indices, offsets), n_tokens = self.sae, pairs, len(acts)
         values = latent_acts[tokens, indices]
@@ -46,7 +46,7 @@ class ReLU(Kind):
         return StepStats(sq_error.mean(), self.comm.sum(l1), self.comm.sum(l0)), fired
 
     def _dense(
-        self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float
+        self, acts: Tensor, inputs: Tensor, latent_acts: Tensor, l1_coeff: float | Tensor
     ) -> tuple[StepStats, Tensor]:
         sae, n_tokens = self.sae, len(acts)
         error = self.comm.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)

@@ -37,7 +37,7 @@ def initial_sae(
     Rows of W_dec are random unit vectors, W_enc = encoder_scale · W_decᵀ (Gao et al. 2024, appendix A.1: few
     latents start dead), b_enc is 0 and b_dec the geometric median of the sample.
     sample: float[n d_model], rows in the scale of training
-    encoder_scale: 1 where few latents are on at a time, L1_ENCODER_SCALE under an L1 penalty
+    encoder_scale: 1 where few latents are on at a time, 0.1 under an L1 penalty
     """
     sae = SparseAutoencoder(comm.shard_config(config))
     with torch.no_grad():

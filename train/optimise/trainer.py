@@ -14,74 +14,96 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from ..config import TrainConfig
 from ..kinds.choice import kind_class
 from ..kinds.kind import Kind, StepStats
+from ..kinds.refit import Refit
 from .dead import DeadTracker, default_dead_after_tokens
 from .resample import resample_
-from .schedules import default_lr, lr_factor
-
-_LEAST_RAMP_STEPS = 1000
-"""In fewer steps a sparsity penalty drives latents out before they have found a direction: 5 % of 1,200 steps
-left half of them dead, 20 % few."""
+from .schedules import Schedule
 
 
 class Trainer:
     """Adam, schedules and dead-latent tracking around an SAE and its kind.
 
     sae: in the scale of training (see initial.py), on the device to train on; or this process's shard
-    kind: what gives the gradients; None for the configuration's
+    kind: what gives the gradients; None for the configuration's. In the refit phase another takes its place
+    schedule: None for the configuration's
+    scale: of its rows, by which the SAE's scale differs from the store's
     """
 
     def __init__(
-        self, sae: SparseAutoencoder, config: TrainConfig, n_steps: int, kind: Kind | None = None
+        self,
+        sae: SparseAutoencoder,
+        config: TrainConfig,
+        n_steps: int,
+        kind: Kind | None = None,
+        schedule: Schedule | None = None,
+        scale: float = 1.0,
     ) -> None:
-        self.sae, self.config, self.n_steps = sae, config, n_steps
+        self.sae, self.config, self.n_steps, self.scale = sae, config, n_steps, scale
         self.steps_done = 0
         self.kind = kind or kind_class(config.kind)(sae, config)
         self.comm = self.kind.comm
-        self.lr = config.lr or default_lr(self.kind.d_sae, n_steps, fresh=config.init_from is None)
-        self.warm_up_steps = _or(config.warm_up_steps, min(1000, round(0.05 * n_steps)))
-        ramp_steps = max(self.kind.ramp_fraction * n_steps, min(_LEAST_RAMP_STEPS, n_steps / 5))
-        fresh = config.init_from is None
-        self.l1_warm_up_steps = _or(config.l1_warm_up_steps, round(ramp_steps) if fresh else 0)
-        self.decay_steps = round(config.decay_fraction * n_steps)
+        self.schedule = schedule or Schedule.of(config, self.kind, n_steps)
         size = n_steps * config.batch_size_rows, self.kind.d_sae, config.k if self.kind.keeps_k else None
         dead_after_tokens = config.dead_after_tokens or default_dead_after_tokens(*size)
         self.dead_tracker = DeadTracker(sae.d_sae, dead_after_tokens, sae.device)
         # Adam sees W_enc as it is stored, [d_sae d_model]: torch's fused kernel copies strided parameters,
         # and is silently wrong where strides of gradient and parameter differ.
         self._encoder_rows = torch.nn.Parameter(sae.W_enc.detach().T)
-        self.adam = torch.optim.Adam(
-            [self._encoder_rows, *self.kind.parameters().values()],
-            lr=self.lr,
-            betas=(config.adam_beta1, config.adam_beta2),
-            fused=sae.device.type in ("cpu", "cuda"),
+        self.adam = self._optimiser()
+
+    def _optimiser(self) -> torch.optim.Adam:
+        groups: dict[float, list[torch.nn.Parameter]] = {self.schedule.lr: []}
+        if self.kind.trains_encoder:
+            groups[self.schedule.lr].append(self._encoder_rows)
+        for name, parameter in self.kind.parameters().items():
+            groups.setdefault(self.kind.rates.get(name, self.schedule.lr), []).append(parameter)
+        return torch.optim.Adam(
+            [{"params": parameters, "lr": peak, "peak": peak} for peak, parameters in groups.items()],
+            betas=(self.config.adam_beta1, self.kind.adam_beta2 or self.config.adam_beta2),
+            fused=self.sae.device.type in ("cpu", "cuda"),
         )
+
+    @property
+    def _parameters(self) -> list[torch.nn.Parameter]:
+        """As Adam numbers them."""
+        return [parameter for group in self.adam.param_groups for parameter in group["params"]]
+
+    def _begin_refit(self) -> None:
+        steps, train_decoder = self.schedule.refit_steps, self.kind.train_decoder
+        self.sae.zero_grad()
+        self.kind = Refit(self.sae, self.config, self.comm, steps, train_decoder)
+        self.adam = self._optimiser()
 
     @torch.no_grad()
     def update(self, acts: Tensor) -> StepStats:
         """One optimiser step on float32[batch d_model]; several processes bring equal parts of the batch."""
         dead = self.dead_tracker.dead() if self.kind.uses_dead else None
-        ramp = min(1.0, (self.steps_done + 1) / max(1, self.l1_warm_up_steps))
         self.kind.begin(self.steps_done, self.n_steps)
+        ramp = self.schedule.ramp_at(self.steps_done)
         with _matmul_precision(self.config.matmul_precision):
             stats, fired = self.kind.gradients(acts, dead, ramp)
-        factor = lr_factor(self.steps_done, self.n_steps, self.warm_up_steps, self.decay_steps)
         for group in self.adam.param_groups:
-            group["lr"] = self.lr * factor
+            group["lr"] = group["peak"] * self.schedule.rate_at(self.steps_done)
         assert self._encoder_rows.data_ptr() == self.sae.W_enc.data_ptr(), (
             "the SAE was moved after its Trainer was made"
         )
-        self._encoder_rows.grad = self.sae.W_enc.grad.T
+        if self.kind.trains_encoder:
+            self._encoder_rows.grad = self.sae.W_enc.grad.T
         stats, fired = self._reduced(stats, fired)
         self.dead_tracker.update(fired, len(acts) * self.comm.n_parts)  # before Adam: see DeadTracker
         self._clip()
         self.adam.step()
         self.kind.after_update()
+        self.kind.follow(stats.l0, self.schedule.lr, self.schedule.ramp_steps)
         self.steps_done += 1
         self._resample(acts)
+        if self.schedule.refit_steps and self.steps_done == self.schedule.learning_steps:
+            self._begin_refit()
         return stats
 
     def _resample(self, acts: Tensor) -> None:
-        every, last = self.config.resample_every_steps, self.config.resample_fraction * self.n_steps
+        every, learning_steps = self.config.resample_every_steps, self.schedule.learning_steps
+        last = self.config.resample_fraction * learning_steps
         if every is not None and self.steps_done % every == 0 and self.steps_done <= last:
             entries = [entry for p, entry in self.adam.state.items() if p is not self.sae.b_dec]
             moments = [(entry["exp_avg"], entry["exp_avg_sq"]) for entry in entries]
@@ -92,7 +114,7 @@ class Trainer:
 
         All are means over rows, of which each process has as many, and so means over processes.
         """
-        for parameter in self.adam.param_groups[0]["params"]:
+        for parameter in self._parameters:
             if parameter.grad is not None:  # b_dec stays the same to the bit in all shards
                 self.comm.mean_gradient_(parameter.grad, of_latents=parameter is not self.sae.b_dec)
         *means, fired = self.comm.mean(*stats, fired)
@@ -100,7 +122,7 @@ class Trainer:
 
     def _clip(self) -> None:
         """Scale gradients down to clip_norm, if their norm over all parameters is above it."""
-        parameters, limit = self.adam.param_groups[0]["params"], self.config.clip_norm
+        parameters, limit = self._parameters, self.config.clip_norm
         if limit is None:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
@@ -138,7 +160,9 @@ class Trainer:
         """The dimension of a tensor of `state` that counts latents; None for what all shards have alike."""
         if name.startswith("sae."):
             return self.sae.config.parameters[name.removeprefix("sae.")].latent_dim
-        b_dec = [p is self.sae.b_dec for p in self.adam.param_groups[0]["params"]].index(True)
+        if name.startswith("kind.") and name.removeprefix("kind.") in self.kind.shared_state:
+            return None
+        b_dec = [p is self.sae.b_dec for p in self._parameters].index(True)
         return 0 if tensor.dim() and not name.startswith(f"adam.{b_dec}.") else None
 
     def begin_alike(self) -> None:
@@ -153,7 +177,9 @@ class Trainer:
 
         raises: CheckpointError, before anything changes, for a missing or unknown name or another shape
         """
-        live, params = self.state(), self.adam.param_groups[0]["params"]
+        if self.schedule.refit_steps and int(state["steps_done"]) >= self.schedule.learning_steps:
+            self._begin_refit()
+        live, params = self.state(), self._parameters
         expected = {name: value.shape for name, value in live.items() if isinstance(value, Tensor)}
         for i, parameter in enumerate(params):
             expected |= {f"adam.{i}.{moment}": parameter.shape for moment in ("exp_avg", "exp_avg_sq")}
@@ -196,7 +222,3 @@ def _matmul_precision(precision: str | None) -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _or(given: int | None, default: int) -> int:
-    return default if given is None else given

@@ -90,6 +90,11 @@ class JoinedStores:
         """float32[n_rows]: of each row of one store."""
         return self.stores[number].all_norms(self.hook_point)
 
+    def massive_rows(self, number: int, ratio: float) -> Tensor:
+        """int64[n], ascending: rows of one store whose norm exceeds `ratio` times its median row norm."""
+        limit = ratio * self.stores[number].median_norm(self.hook_point)
+        return self._starts[number] + (self.norms(number) > limit).nonzero().view(-1)
+
     def first_row(self, number: int) -> int:
         """The number that a store's first row has here."""
         return self._starts[number]

@@ -28,7 +28,8 @@ class Rows(Protocol):
     Several runs may share them, so tensors from here are not to be altered.
     model_name, hf_module: where the rows come from; "" where that is not known
     context_length: tokens a context, BOS included; None for rows that did not come from text
-    scale: what brings the mean squared norm of rows to d_model, 1 without scale_input; not applied here
+    scale: what brings the mean squared distance of rows from their mean to d_model, 1 without scale_input;
+        not applied here, and not that of a run which resumes from a checkpoint of an older release
     left_out_share: of the training rows, by max_norm_ratio; None where it is off
     steps_per_epoch: batches in one pass over the training rows
     """

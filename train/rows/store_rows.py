@@ -21,6 +21,7 @@ from .row_buffer import RowBuffer
 from .row_order import MixedOrder, Order, RowOrder, shares
 
 log = logging.getLogger(__name__)
+_PIECE_ROWS = 4096
 
 _SEEN_ROWS = 16_384
 
@@ -82,7 +83,7 @@ class StoreRows:
         )
         self.steps_per_epoch = order.steps_per_epoch
         self._at_hand: dict[str, Tensor] = {}
-        self.scale = input_scale(self._mean_sq_norm(), self.d_model) if config.scale_input else 1.0
+        self.scale = input_scale(*self._moments(config.max_norm_ratio)) if config.scale_input else 1.0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -156,22 +157,25 @@ class StoreRows:
         kept = []
         for number, of_store in enumerate(rows):
             median = joined.stores[number].median_norm(self.hook_point)
-            norms = joined.norms(number)[of_store - joined.first_row(number)]
-            kept.append(of_store[norms <= max_norm_ratio * median])
+            massive = joined.massive_rows(number, max_norm_ratio)
+            kept.append(of_store[~torch.isin(of_store, massive)])
             what = "%.4f%% of the training rows%s are left out: norm above %g × the median %.4g"
             of = f" of {joined.stores[number].path}" if len(rows) > 1 else ""
             log.info(what, 100 * (1 - len(kept[-1]) / max(1, len(of_store))), of, max_norm_ratio, median)
         return kept, 1 - sum(map(len, kept)) / max(1, sum(map(len, rows)))
 
-    def _mean_sq_norm(self) -> float:
-        found = []
-        for number, (store, rows) in enumerate(zip(self._joined.stores, self._train_rows, strict=True)):
-            if self.left_out_share is None:
-                found.append(store.mean_sq_norm(self.hook_point))
-            else:
-                norms = self._joined.norms(number)[rows - self._joined.first_row(number)]
-                found.append(float(norms.double().square().mean()))
-        return sum(share * mean for share, mean in zip(self._shares, found, strict=True))
+    def _moments(self, max_norm_ratio: float | None) -> tuple[float, Tensor]:
+        """Mean squared norm and mean float64[d_model] of the rows, mixed as in a batch."""
+        mean_sq_norm, mean = 0.0, torch.zeros(self.d_model, dtype=torch.float64)
+        for number, (store, share) in enumerate(zip(self._joined.stores, self._shares, strict=True)):
+            n = store.n_rows
+            sq_norms, total = n * store.mean_sq_norm(self.hook_point), n * store.mean(self.hook_point)
+            if max_norm_ratio is not None:
+                for rows in self._joined.massive_rows(number, max_norm_ratio).split(_PIECE_ROWS):
+                    acts, n = self._joined.gather(rows).double(), n - len(rows)
+                    sq_norms, total = sq_norms - float(acts.square().sum()), total - acts.sum(0)
+            mean_sq_norm, mean = mean_sq_norm + share * sq_norms / n, mean + share * total / n
+        return mean_sq_norm, mean
 
     def _finite(self, rows: Tensor, what: str) -> Tensor:
         """float32[n d_model] of rows int64[n]. raises: as `JoinedStores.check_finite`"""

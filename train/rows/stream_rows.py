@@ -137,8 +137,9 @@ class StreamRows:
         self._reading = _Reading(self._stream, Place(), fraction, seen)
         filled = self._buffers[Place()]
         if self._config.scale_input:
-            sums = [acts.float().square().sum(dtype=torch.float64) for acts in filled.acts]
-            self.scale = input_scale(float(torch.stack(sums).sum()) / filled.doc_ids.numel(), self.d_model)
+            n, batches = filled.doc_ids.numel(), [acts.double() for acts in filled.acts]
+            mean_sq_norm = sum(float(acts.square().sum()) for acts in batches) / n
+            self.scale = input_scale(mean_sq_norm, sum(acts.sum(0) for acts in batches) / n)
 
     def position(self, step: int) -> dict[str, Any]:
         place = self._place(max(0, step - 1))

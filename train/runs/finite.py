@@ -25,7 +25,7 @@ class Finite:
         """Check one number; what: the fault in words, for the error."""
         if math.isfinite(number):
             return
-        done, lr = self._trainer.steps_done, self._trainer.lr
+        done, lr = self._trainer.steps_done, self._trainer.schedule.lr
         self._rows.check_steps(self._step, done, f"{what} at step {done}")
         raise with_option(
             FloatingPointError(
@@ -42,7 +42,8 @@ class Finite:
 
     def check_weights(self) -> None:
         """Check all weights, of all shards."""
-        finite = all(bool(parameter.isfinite().all()) for parameter in self._trainer.sae.parameters())
+        weights = self._trainer.kind.folded().parameters()
+        finite = all(bool(parameter.isfinite().all()) for parameter in weights)
         broken = distributed.largest(int(not finite), "latents")
         self.check(math.nan if broken else 0.0, "a weight is not finite")
         self._step = self._trainer.steps_done

@@ -21,12 +21,13 @@ from saelens_lite.store.folder import LocalFolder
 
 from ..config import TrainConfig
 from ..kinds.choice import kind_for
-from ..kinds.kind import StepStats
+from ..kinds.kind import Kind, StepStats
 from ..latent_shards import communication
+from ..optimise.schedules import Schedule
 from ..optimise.trainer import Trainer
 from ..rows.protocol import Rows, n_steps
 from .baseline import baseline_fvu, baseline_of
-from .checkpoints import circumstances, remove_checkpoints, save_checkpoint
+from .checkpoints import Checkpoint, circumstances, remove_checkpoints, save_checkpoint
 from .finite import Finite
 from .identity import identity, unfinished
 from .output import check_ours, remove_leftovers, remove_run, seen
@@ -64,8 +65,10 @@ class Run:
         else:
             whole = sae_config(config, rows, len(checkpoint.state["sae.W_dec"]))
             sae = SparseAutoencoder(self.comm.shard_config(whole))
-        kind = kind_for(config, sae.to(self.device), model, rows, self.comm)
-        self.trainer = Trainer(kind.sae, config, self.n_steps, kind)
+        scale = checkpoint.progress["scale"] if checkpoint else rows.scale
+        kind = kind_for(config, sae.to(self.device), model, rows, scale, self.comm)
+        schedule = schedule_of(checkpoint, config, kind, self.n_steps)
+        self.trainer = Trainer(kind.sae, config, self.n_steps, kind, schedule, scale)
         if checkpoint is not None:
             self.trainer.load_state(checkpoint.state)
         self.saved_step = self.trainer.steps_done
@@ -117,7 +120,7 @@ class Run:
     def step(self, batch: Tensor) -> StepStats:
         """One optimiser step on a batch of `rows`: float32[n d_model] in the store's units, or contexts."""
         self.tokens += len(batch) * self.comm.n_parts
-        return self.trainer.update(self.trainer.kind.scaled(batch, self.rows.scale))
+        return self.trainer.update(self.trainer.kind.scaled(batch, self.trainer.scale))
 
     def after_step(self, stats: StepStats) -> None:
         """Write what is due: lines of metrics.jsonl and a checkpoint; after the last step `finish` does."""
@@ -161,6 +164,7 @@ class Run:
             "reconstruction": loss,
             trainer.kind.sparsity_name: float(stats.sparsity),
             "l0": float(stats.l0),
+            **trainer.kind.metrics(),
             f"dead@{window}": dead,
             "lr": trainer.adam.param_groups[0]["lr"],
             "tokens_per_s": tokens / self.seconds,
@@ -184,7 +188,8 @@ class Run:
                 state,
                 run=identity(self.rows, self.config),
                 progress={
-                    "scale": self.rows.scale,
+                    "scale": self.trainer.scale,
+                    "schedule": dataclasses.asdict(self.trainer.schedule),
                     "rows": self.rows.position(self.steps_done),
                     "seconds": self.seconds,
                     "tokens": self.tokens,
@@ -207,12 +212,12 @@ class Run:
             self.scores.outdated()
             held_out = rows.held_out()
             acts = held_out if len(held_out) else rows.seen(self.steps_done)
-            kind.calibrate((acts * rows.scale).to(self.device))
+            kind.calibrate((acts * self.trainer.scale).to(self.device))
         sae = saved_sae(self.trainer, rows)
         facts = {
             **sae.config.metadata["saelens_lite"],
             "train": to_record(self.config, published=True),
-            "lr": self.trainer.lr,
+            "lr": self.trainer.schedule.lr,
             "steps": self.steps_done,
             "tokens": self.tokens,
             **self._left_out(),
@@ -264,6 +269,18 @@ class Run:
         log.error("%s; the SAE as it stands is in %s", where, self.output)
         if self.saved_step:
             log.error("run the same command again to resume at step %d", self.saved_step)
+
+
+def schedule_of(checkpoint: Checkpoint | None, config: TrainConfig, kind: Kind, n_steps: int) -> Schedule:
+    """That of a run that begins, or the one that it began with.
+
+    A checkpoint of release 0.1, which knew no refit phase, does not say.
+    """
+    if checkpoint is None:
+        return Schedule.of(config, kind, n_steps)
+    if "schedule" in checkpoint.progress:
+        return Schedule(**checkpoint.progress["schedule"])
+    return Schedule.of(dataclasses.replace(config, refit_fraction=0.0), kind, n_steps)
 
 
 @contextmanager

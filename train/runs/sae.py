@@ -50,7 +50,7 @@ def starting_sae(config: TrainConfig, rows: Rows, comm: Alone) -> SparseAutoenco
 
 def saved_sae(trainer: Trainer, rows: Rows) -> SparseAutoencoder:
     """A copy of the SAE as it stands: in the units of the store, with unit decoder rows, of all shards."""
-    sae = fold_scale(trainer.sae, rows.scale)
+    sae = fold_scale(trainer.kind.folded(), trainer.scale)
     if not trainer.config.unit_decoder:
         fold_decoder_norms_(sae)
     return trainer.comm.whole_sae(sae, sae_config(trainer.config, rows, trainer.kind.d_sae))

@@ -53,10 +53,10 @@ class HeldOutScores:
 
         raises: FloatingPointError if the error is not finite
         """
-        held_out, (sae, comm) = self.rows.held_out(), (self.trainer.sae, self.trainer.comm)
+        held_out, sae, comm = self.rows.held_out(), self.trainer.kind.folded(), self.trainer.comm
         if not len(held_out):
             return dict.fromkeys(_NAMES)
-        scale, config = self.rows.scale, self.trainer.config
+        scale, config = self.trainer.scale, self.trainer.config
         norms = torch.linalg.vector_norm(held_out, dim=1, dtype=torch.float64)
         median_norm = float(norms.median())
         sums, firing = ReconstructionSums(sae.d_model, median_norm), FiringSums(sae.d_sae, sae.device)

@@ -323,7 +323,7 @@ RECOVERY = {
     "topk": {},
     "batchtopk": {},
     "matryoshka": {"matryoshka_fractions": (0.5, 1.0)},
-    "relu": {"l1_coeff": 1.0},
+    "relu": {"l1_coeff": 1.0, "refit_fraction": 0.0},
     "gated": {"l1_coeff": 3.0},
     "jumprelu": {"target_l0": 3},
 }
@@ -343,7 +343,7 @@ def test_planted_directions_are_recovered(kind, planted):
 def trained_on(planted, config, encoder_scale, n_steps):
     """The SAE after n_steps on the planted rows, and the reconstruction loss of the last."""
     sae_kind = kind_class(config.kind).sae_kind
-    acts = planted.acts * input_scale(planted.acts.square().sum(1).mean().item(), 16)
+    acts = planted.acts * input_scale(planted.acts.square().sum(1).mean().item(), torch.zeros(16))
     sae_config = SAEConfig(d_model=16, d_sae=64, kind=sae_kind, k=3 if sae_kind == "topk" else None)
     sae = initial_sae(sae_config, acts, 7, encoder_scale)  # seed 0 would draw the planted directions
     trainer = Trainer(sae, config, n_steps=n_steps)

@@ -46,7 +46,7 @@ def trainer_of(case, acts, **fields):
 
 @pytest.fixture
 def rows(planted):
-    acts = planted.acts * input_scale(planted.acts.square().sum(1).mean().item(), D)
+    acts = planted.acts * input_scale(planted.acts.square().sum(1).mean().item(), torch.zeros(D))
     return lambda step: acts[B * step % len(acts) :][:B]
 
 
@@ -114,8 +114,8 @@ def test_resampled_latents_revive_and_others_stay_dead(case, rows):
 
 def test_it_happens_every_so_many_steps_until_its_share_of_the_run(rows):
     trainer = trainer_of(
-        "relu", rows(0), resample_every_steps=10, resample_fraction=0.15
-    )  # of 200 steps: at 10, 20, 30
+        "relu", rows(0), resample_every_steps=10, resample_fraction=0.2
+    )  # of 160 steps before the refit: at 10, 20, 30
     found = []
     for step in range(45):
         trainer.dead_tracker.tokens_since_fired[5] = 10**6

@@ -52,9 +52,10 @@ def ramps(trainer, monkeypatch):
 
 def test_the_penalty_rises_from_the_first_step_to_the_last_of_its_warm_up(monkeypatch):
     # over 4 of 6 steps: 1/4, 2/4, 3/4, 4/4, and then all of it
-    trainer = trainer_of(n_steps=6, kind="relu", l1_warm_up_steps=4)
+    trainer = trainer_of(n_steps=6, kind="relu", l1_warm_up_steps=4, refit_fraction=0.0)
     assert ramps(trainer, monkeypatch) == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert ramps(trainer_of(n_steps=2, kind="relu", l1_warm_up_steps=0), monkeypatch) == [1.0, 1.0]
+    trainer = trainer_of(n_steps=2, kind="relu", l1_warm_up_steps=0, refit_fraction=0.0)
+    assert ramps(trainer, monkeypatch) == [1.0, 1.0]
     # by default a fifth of a short run, 2 of 10 steps, or with the penalty tanh the whole of it
     assert ramps(trainer_of(n_steps=10, kind="jumprelu"), monkeypatch) == [0.5] + 9 * [1.0]
     tanh = trainer_of(n_steps=5, kind="jumprelu", jumprelu_penalty="tanh")
@@ -224,8 +225,8 @@ def test_fields_that_change_the_update():
 
 def test_input_scale_and_folding():
     rows = planted(512) * 7
-    scale = input_scale(rows.square().sum(1).mean().item(), D)
-    assert (scale * rows).square().sum(1).mean().item() == approx(D, rel=1e-5)
+    scale = input_scale(rows.square().sum(1).mean().item(), rows.mean(0))
+    assert (scale * (rows - rows.mean(0))).square().sum(1).mean().item() == approx(D, rel=1e-5)
     sae = trainer_of().sae
     folded = fold_scale(sae, scale)
     scaled, plain = sae(rows * scale), folded(rows)

@@ -9,7 +9,6 @@ import torch
 import saelens_lite as sl
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.optimise.trainer import Trainer
-from saelens_lite.train.rows.input_scale import input_scale
 from saelens_lite.train.rows.store_rows import StoreRows
 
 OPTIONS = {
@@ -81,12 +80,31 @@ def test_held_out_rows_are_those_of_all_stores_and_never_trained_on(stores):
     assert not {tuple(row) for row in expected.tolist()} & {tuple(row) for row in seen.tolist()}
 
 
-def test_the_scale_is_of_the_weighted_mean_squared_norm(stores):
-    a, b = (store.mean_sq_norm() for store in stores[:2])
-    assert rows_of(stores[:2], store_weights=(3.0, 1.0)).scale == pytest.approx(
-        input_scale(0.75 * a + 0.25 * b, 16)
+def test_the_scale_is_of_the_distances_from_the_mean_of_a_batch(stores):
+    a, b = (store.gather(torch.arange(store.n_rows)).double() for store in stores[:2])
+    mean = 0.75 * a.mean(0) + 0.25 * b.mean(0)
+    distances = [float((rows - mean).square().sum(1).mean()) for rows in (a, b)]
+    expected = (16 / (0.75 * distances[0] + 0.25 * distances[1])) ** 0.5
+    assert rows_of(stores[:2], store_weights=(3.0, 1.0)).scale == pytest.approx(expected, rel=1e-6)
+    assert rows_of(stores[0]).scale == pytest.approx(
+        (16 / float((a - a.mean(0)).square().sum(1).mean())) ** 0.5, rel=1e-6
     )
-    assert rows_of(stores[0]).scale == input_scale(a, 16)
+
+
+def test_a_mean_that_all_rows_share_and_rows_that_are_left_out_do_not_change_the_scale(planted, tmp_path):
+    acts = planted.acts[:2000]
+    make, fields = sl.ActivationStore.from_arrays, {"documents": torch.arange(2000) // 20}
+    plain = rows_of(make(tmp_path / "plain", acts, dtype="float32", **fields)).scale
+    offset = torch.linspace(-3, 3, 16) * 10
+    moved = make(tmp_path / "moved", acts + offset, dtype="float32", **fields)
+    assert rows_of(moved).scale == pytest.approx(plain, rel=1e-4)
+    massive = make(
+        tmp_path / "massive", torch.cat([acts, 500 * acts[:20]]), documents=torch.arange(2020) // 20,
+        dtype="float32",
+    )  # fmt: skip
+    assert rows_of(massive, max_norm_ratio=50.0).scale == pytest.approx(plain, rel=1e-5)
+    with pytest.raises(ValueError, match="expected activations that differ"):
+        rows_of(make(tmp_path / "alike", acts[:1].expand(2000, 16), **fields))
 
 
 def test_rows_of_extreme_norm_are_those_of_their_own_store(stores):

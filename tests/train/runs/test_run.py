@@ -81,7 +81,9 @@ def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_
     error = sae(held_out).recons.detach() - held_out
     fvu = float(error.square().sum() / (held_out - held_out.mean(0)).square().sum())
     assert fvu < 0.8
-    assert lines(tmp_path)[-1]["held_out_fvu"] == pytest.approx(fvu, rel=1e-5)
+    # the firing that gave a kind its threshold may be on either side of it in the units of training
+    rel = 1e-3 if sae.config.kind == "jumprelu" else 1e-5
+    assert lines(tmp_path)[-1]["held_out_fvu"] == pytest.approx(fvu, rel=rel)
 
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
@@ -404,8 +406,8 @@ def test_rows_of_any_size_that_float32_holds_are_trained_on(planted, tmp_path, s
 
 
 def test_rows_below_the_numbers_of_float32_are_refused_as_too_small():
-    with pytest.raises(ValueError, match="nor below 1e-21, .* got mean squared norm 1e-76: multiply the"):
-        input_scale(1e-76, 16)
+    with pytest.raises(ValueError, match="more than 1e-21, .* distance of 1e-76 from .*: multiply the rows"):
+        input_scale(1e-76, torch.zeros(16))
 
 
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])

@@ -1,4 +1,4 @@
-"""What public functions are given: folders in place of SAEs and stores are opened, other mistakes are named."""
+"""What public functions are given: folders of SAEs and stores are opened, other mistakes are named."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ def loader_of(name: str) -> str | None:
     suffixes = [suffix for suffix in Path(name).suffixes if suffix not in COMPRESSIONS]
     return (TEXT | TABLES).get(suffixes[-1]) if suffixes else None
 
+
 LONGEST_LINE = 1 << 24
 """Characters: a small compressed file may hold a line that no memory does."""
 _OPENERS: dict[str, Any] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}

@@ -226,9 +226,7 @@ def _intervals(
     }
 
 
-def _ratios(
-    numerators: list[Tensor], denominator: Tensor, factors: Tensor | float = 1.0
-) -> Interval | None:
+def _ratios(numerators: list[Tensor], denominator: Tensor, factors: Tensor | float = 1.0) -> Interval | None:
     """None for ratios without a value, as of rows that do not vary."""
     table = torch.stack(numerators, dim=1)
 

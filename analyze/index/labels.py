@@ -129,7 +129,7 @@ class Labels:
                     raise TypeError(f"expected label and notes as text, got {type(text).__name__} {text!r}")
                 if any("\ud800" <= character <= "\udfff" for character in text):
                     raise ValueError(
-                        f"latent {one.latent} expected text, got half of a character's surrogates: {text!r:.80}"
+                        f"latent {one.latent} expected text, got half of a surrogate pair: {text!r:.80}"
                     )
         with self._open() as db:
             for one in labels:

@@ -106,7 +106,7 @@ class Run:
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """The runs in these folders, in order; a folder stands for every run at or below it, by name, and the JSON of
+    """The runs in these folders, in order. A folder stands for every run at or below it, by name; the JSON of
     an evaluation for an SAE of which nothing else is known.
 
     raises: ValueError for no folder, one without a run, or metrics.jsonl with a broken line before its last

@@ -44,7 +44,7 @@ class ContextBatch:
 
 @dataclass(frozen=True, slots=True)
 class DocumentSums:
-    """Sums over the tokens of each document, for intervals: n_tokens and each of sums float64[n_documents]."""
+    """Sums over the tokens of each document, for intervals; n_tokens and each sum: float64[n_documents]."""
 
     n_tokens: Tensor
     sums: dict[str, Tensor]

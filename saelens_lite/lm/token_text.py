@@ -62,7 +62,7 @@ def spelled(tokenizer: Any, token_id: int, piece: str) -> str:
 
 
 def _bytes_of(tokenizer: Any, token_id: int) -> bytes | None:
-    """The bytes of a token as vocabularies name them: <0xE2> (SentencePiece), or GPT-2's letters for bytes."""
+    """A token's bytes, as vocabularies name them: <0xE2> (SentencePiece), or GPT-2's letters for bytes."""
     name = getattr(tokenizer, "convert_ids_to_tokens", lambda _: None)(token_id)
     if not isinstance(name, str) or not name:
         return None

@@ -281,7 +281,7 @@ def test_a_folder_of_a_store_or_sae_is_opened(folders, gpt2, tmp_path):
         (lambda m, s, st: sl.evaluate_sae(s, 3), "evaluate_sae expected store as an ActivationStore or its"),
         (lambda m, s, st: sl.evaluate_sae(7, st), "evaluate_sae expected sae as a SparseAutoencoder or its"),
         (lambda m, s, st: sl.evaluate_sae(s, st, seeds=[None]), "seeds as a SparseAutoencoder.*got NoneType"),
-        (lambda m, s, st: entered(sl.ablate("demo", s, [1])), "expected a language model, got its name 'demo'"),
+        (lambda m, s, st: entered(sl.ablate("demo", s, [1])), "a language model, got its name 'demo'"),
         (lambda m, s, st: sl.hook_points("gpt2"), "expected a language model, got its name 'gpt2'"),
         (lambda m, s, st: sl.hook_points(None), "expected a language model, got NoneType"),
         (lambda m, s, st: s.encode(ROWS.numpy()), "encode expected a tensor acts.*got ndarray"),
@@ -289,7 +289,7 @@ def test_a_folder_of_a_store_or_sae_is_opened(folders, gpt2, tmp_path):
         (lambda m, s, st: s.encode(torch.tensor(3.0)), r"got \[\]"),
         (lambda m, s, st: s.encode(broken_rows()), "finite activations, got NaN or infinity in 1 of 60 rows"),
         (lambda m, s, st: sl.edits.diff_mean(ROWS.numpy(), LABELS), "diff_mean expected acts as a tensor"),
-        (lambda m, s, st: sl.edits.matched_latents(s, [1], [0.1] * 48), "expected rates as a tensor, got list"),
+        (lambda m, s, st: sl.edits.matched_latents(s, [1], [0.1] * 48), "rates as a tensor, got list"),
         (lambda m, s, st: entered(sl.ablate(m, s, ["7"])), r"latents expected indices, got \['7'\]"),
         (lambda m, s, st: entered(sl.steer(m, s, [1], "2")), "strength expected a number.*got '2'"),
         (lambda m, s, st: st.gather([0.9]), "gather expected rows as whole numbers, got torch.float32"),
@@ -337,7 +337,10 @@ def test_one_latent_of_an_index_is_named_rightly(store, tmp_path):
 @pytest.mark.parametrize(
     ("call", "said"),
     [
-        (lambda s, m: sl.lm.kl_divergence("x", ROWS), "kl_divergence expected clean_logits as Tensor, got str 'x'"),
+        (
+            lambda s, m: sl.lm.kl_divergence("x", ROWS),
+            "kl_divergence expected clean_logits as Tensor, got str 'x'",
+        ),
         (lambda s, m: sl.stats.auroc("mean", ROWS[0]), "auroc expected normal as .*, got str 'mean'"),
         (lambda s, m: sl.stats.cluster_bootstrap(ROWS[0], seed=()), "expected seed as int, got tuple"),
         (lambda s, m: sl.ActivationStore(3.5), "expected path as .*, got float 3.5"),
@@ -348,10 +351,19 @@ def test_one_latent_of_an_index_is_named_rightly(store, tmp_path):
         (lambda s, m: sl.latents.best_pairing(ROWS[0]), r"similarity\[n m\], got \[32\]"),
         (lambda s, m: s.decode(ROWS), r"decode expected latents\[..., d_sae=48\], got \[60, 32\]"),
         (lambda s, m: s.latent_acts([1.0]), "tensor acts.*got list"),
-        (lambda s, m: sl.stats.Split(test_fraction="half"), "Split.test_fraction expected float, got str 'half'"),
+        (
+            lambda s, m: sl.stats.Split(test_fraction="half"),
+            "Split.test_fraction expected float, got str 'half'",
+        ),
         (lambda s, m: sl.stats.Split().tests(torch.tensor(3)), r"tests expected documents\[n\], got \[\]"),
-        (lambda s, m: sl.edits.diff_mean(ROWS, LABELS, ROWS), r"documents\[n_items\], one an item, got \[60, 32\]"),
-        (lambda s, m: sl.lm.run_to(m, [HOOK_POINT], input_ids=ROWS), "input_ids as a tensor of whole numbers"),
+        (
+            lambda s, m: sl.edits.diff_mean(ROWS, LABELS, ROWS),
+            r"documents\[n_items\], one an item, got \[60, 32\]",
+        ),
+        (
+            lambda s, m: sl.lm.run_to(m, [HOOK_POINT], input_ids=ROWS),
+            "input_ids as a tensor of whole numbers",
+        ),
         (lambda s, m: sl.edits.NeutralText(input_ids=[[1, 2]]), "input_ids expected a tensor, got list"),
     ],
 )

@@ -2,10 +2,10 @@
 
     python tests/bench/fuzz_calls.py [--calls 1000] [--seed 0] [--output fuzz.jsonl] [--only TEXT]
 
-Each call starts from arguments that are right, by the names of the parameters, and replaces one or two of them.
+Each call starts from arguments that are right, by the names of parameters, and replaces one or two of them.
 It may succeed, or be refused: by a ValueError, TypeError or error of the package that a line of the package
 raises on purpose, by Python for arguments that do not bind, or by the system for a path. Anything else (an
-error from within torch or numpy, an AttributeError, a signal, a minute without an end) is internal. Prints the
+error from within torch or numpy, an AttributeError, a signal, a minute without end) is internal. Prints the
 internal ones and exits with 1 where there are any. The calls are made in a process of their own; one line a
 call goes to the output, and the same command leaves out the calls that are in it.
 """
@@ -38,11 +38,25 @@ HANG_S = 60
 OF_FACES = "lm store recipes synthetic analyze".split()
 OF_ANALYZE = "attribution edits evaluation ground_truth index latents pages probing stats study".split()
 CLASSES = (
-    "IndexConfig HarvestConfig SAEConfig SyntheticConfig SyntheticActivations SparseAutoencoder ActivationStore "
+    "IndexConfig HarvestConfig SAEConfig SyntheticConfig SyntheticActivations SparseAutoencoder "
+    "ActivationStore "
     "SparseLatents Split Fires NextToken Question NeutralText HallucinationStudy Labels"
 ).split()
 """Classes that a caller makes; the others are results."""
-HOW_MUCH = ("n_", "max_", "k", "d_", "expansion", "_tokens", "_steps", "_rows", "_seqs", "_every", "branching", "depth")
+HOW_MUCH = (
+    "n_",
+    "max_",
+    "k",
+    "d_",
+    "expansion",
+    "_tokens",
+    "_steps",
+    "_rows",
+    "_seqs",
+    "_every",
+    "branching",
+    "depth",
+)
 """Parts of names of parameters of which a huge number is a long computation, and no mistake."""
 
 Target = tuple[str, Callable[..., Any]]
@@ -53,17 +67,33 @@ def bad_values(rng: random.Random, world: dict[str, Any]) -> Any:
     make: list[Callable[[], Any]] = [
         lambda: rng.choice([None, True, False, 0, -1, 1, 3, 2**70, -(2**70), 0.5, 1e308, -0.0]),
         lambda: rng.choice([math.nan, math.inf, -math.inf]),
-        lambda: rng.choice(["", "x", "7", "é\x00", b"x", Path("nowhere"), Path("."), "blocks.1.hook_resid_post"]),
-        lambda: rng.choice([[], [None], ["x"], [0.5], [-1], [10**6], [2**70], [[1], [2, 3]], (), (1, 2), [True]]),
-        lambda: rng.choice([{}, {"a": 1}, {"x": None}, {1: 2}, set(), {3}, range(3), slice(2), ..., iter([1])]),
+        lambda: rng.choice(
+            ["", "x", "7", "é\x00", b"x", Path("nowhere"), Path("."), "blocks.1.hook_resid_post"]
+        ),
+        lambda: rng.choice(
+            [[], [None], ["x"], [0.5], [-1], [10**6], [2**70], [[1], [2, 3]], (), (1, 2), [True]]
+        ),
+        lambda: rng.choice(
+            [{}, {"a": 1}, {"x": None}, {1: 2}, set(), {3}, range(3), slice(2), ..., iter([1])]
+        ),
         lambda: rng.choice([object(), int, len, lambda: None, lambda *a, **k: None, lambda x: x, 1j]),
-        lambda: rng.choice([np.zeros(0), np.array("a"), np.array([1j]), np.array([None]), np.int64(3), np.ones(32)]),
-        lambda: rng.choice([np.float32(0.5), torch.float16, torch.device("meta"), "cuda:9", "greater", "mean"]),
+        lambda: rng.choice(
+            [np.zeros(0), np.array("a"), np.array([1j]), np.array([None]), np.int64(3), np.ones(32)]
+        ),
+        lambda: rng.choice(
+            [np.float32(0.5), torch.float16, torch.device("meta"), "cuda:9", "greater", "mean"]
+        ),
         lambda: rng.choice([torch.zeros(0), torch.tensor(3.0), torch.ones(5, 7), torch.ones(60, 32).bool()]),
         lambda: rng.choice([torch.full((60, 32), math.nan), torch.ones(60, 32, dtype=torch.complex64)]),
-        lambda: rng.choice([torch.ones(60, 32).half(), torch.ones(60, 32, device="meta"), torch.ones(1, 6).long()]),
-        lambda: rng.choice([torch.ones(60, 32).to_sparse(), torch.ones(60, 32, requires_grad=True), torch.ones(48)]),
-        lambda: rng.choice([torch.ones(60).long(), -torch.ones(6).long(), torch.tensor([10**12]), torch.ones(0, 32)]),
+        lambda: rng.choice(
+            [torch.ones(60, 32).half(), torch.ones(60, 32, device="meta"), torch.ones(1, 6).long()]
+        ),
+        lambda: rng.choice(
+            [torch.ones(60, 32).to_sparse(), torch.ones(60, 32, requires_grad=True), torch.ones(48)]
+        ),
+        lambda: rng.choice(
+            [torch.ones(60).long(), -torch.ones(6).long(), torch.tensor([10**12]), torch.ones(0, 32)]
+        ),
         lambda: rng.choice([world[name] for name in ("model", "sae", "store", "tokenizer", "index")]),
     ]
     return rng.choice(make)()
@@ -92,8 +122,12 @@ def made_world(folder: Path) -> dict[str, Any]:
     acts = torch.randn(60, d)
     labels, documents = torch.arange(60) % 2 == 0, torch.arange(60)
     ids = torch.tensor([[1, 7, 8, 9, 10, 11]])
-    synthetic = sl.synthetic.SyntheticActivations(sl.synthetic.SyntheticConfig(d_model=d, n_features=40, l0=3))
-    Path("texts.jsonl").write_text("".join(json.dumps({"text": t, "label": i % 2}) + "\n" for i, t in enumerate(texts)))
+    synthetic = sl.synthetic.SyntheticActivations(
+        sl.synthetic.SyntheticConfig(d_model=d, n_features=40, l0=3)
+    )
+    Path("texts.jsonl").write_text(
+        "".join(json.dumps({"text": t, "label": i % 2}) + "\n" for i, t in enumerate(texts))
+    )
     named = dict(  # noqa: C408
         model=model, tokenizer=tokenizer, store=store, sae=sae, index=index, acts=acts, labels=labels,
         documents=documents, groups=documents, clusters=documents, input_ids=ids, hook_point=point,
@@ -102,23 +136,28 @@ def made_world(folder: Path) -> dict[str, Any]:
         score=lambda model: model(ids).logits[0, 1:, 5].detach(), metric=lambda logits: logits[:, -1].mean(),
         target=5, against=6, upstream=sae, downstream=sae, targets=[(0, 5, 3)], edges=torch.tensor([[0, 3]]),
         names=[point], name=point, fn=lambda x: x, clean_logits=torch.randn(2, 9), logits=torch.randn(2, 9),
-        word="cat", token="cat", text="the cat", texts=texts, pattern="c.t", path="new", folder="new2", runs="sae",
+        word="cat", token="cat", text="the cat", texts=texts, pattern="c.t", path="new", folder="new2",
+        runs="sae",
         output="run", rates=torch.rand(48), max_act=torch.ones(48), features={"acts": acts}, normal=acts,
-        observed=torch.rand(3), controls=torch.rand(3, 9), values=torch.rand(60), p=torch.rand(5), a=torch.rand(9),
+        observed=torch.rand(3), controls=torch.rand(3, 9), values=torch.rand(60), p=torch.rand(5),
+        a=torch.rand(9),
         b=torch.rand(9), odd=torch.rand(9), dataset=texts, max_tokens=200, context_length=32, bos_id=1, k=4,
         n_steps=2, n_rows=500, grid={"k": [2, 4]}, d_sae=48, d_model=d, n_features=40, l0=3, kind="topk",
         synthetic=synthetic, source=store, rows=torch.arange(5), progress=False, batch_size_rows=64, by="max",
         n_resamples=20, n_draws=5, indices=torch.arange(8).reshape(2, 4), m=3, config=None, overwrite=True,
-        prompt="Is it", entity="it", answer="yes", n_shuffles=2, saes=sae, x=acts, device="cpu", windows_tokens=(100,),
+        prompt="Is it", entity="it", answer="yes", n_shuffles=2, saes=sae, x=acts, device="cpu",
+        windows_tokens=(100,),
     )  # fmt: skip
     named["by_class"] = {
         "Split": sl.stats.Split(), "Fires": sl.edits.Fires(3), "SyntheticActivations": synthetic,
-        "SAEConfig": config, "SparseLatents": sae.encode_sparse(acts) if hasattr(sae, "encode_sparse") else None,
+        "SAEConfig": config,
+        "SparseLatents": sae.encode_sparse(acts) if hasattr(sae, "encode_sparse") else None,
     }  # fmt: skip
     named["objects"] = [
         sae, store, index, index[3], sl.latents.latent_density(sae, store), sl.latent_stats(sae, store),
         sl.dead_latents(sae, store, [100]), sl.max_activating_tokens(sae, store), synthetic,
-        sl.evaluate_sae(sae, store, held_out=False, max_tokens=200), sl.stats.Split(), sl.logit_lens(sae, model),
+        sl.evaluate_sae(sae, store, held_out=False, max_tokens=200), sl.stats.Split(),
+        sl.logit_lens(sae, model),
         sl.analyze.fit_anomaly(sae, acts), config,
     ]  # fmt: skip
     return named
@@ -149,16 +188,24 @@ def targets(world: dict[str, Any]) -> list[Target]:
     return sorted(found.items())
 
 
-def arguments(function: Callable[..., Any], rng: random.Random, world: dict[str, Any]) -> tuple[dict, list[str]]:
+def arguments(
+    function: Callable[..., Any], rng: random.Random, world: dict[str, Any]
+) -> tuple[dict, list[str]]:
     """Arguments by name, of which one or two are bad, and the names of these."""
-    parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL]
+    parameters = [
+        p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_POSITIONAL
+    ]
     given = {
         p.name: world[p.name]
         for p in parameters
-        if p.name in world and (p.default is p.empty or p.name in ("progress", "n_steps", "n_resamples", "n_rows"))
+        if p.name in world
+        and (p.default is p.empty or p.name in ("progress", "n_steps", "n_resamples", "n_rows"))
     }
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters) and {"metric", "target", "targets", "names"} & given.keys():
+    if (
+        any(p.kind is p.VAR_KEYWORD for p in parameters)
+        and {"metric", "target", "targets", "names"} & given.keys()
+    ):
         given["input_ids"] = world["input_ids"]
         names.append("input_ids")
     if function.__name__ in ("harvest_activations", "estimate_harvest"):
@@ -168,7 +215,9 @@ def arguments(function: Callable[..., Any], rng: random.Random, world: dict[str,
     bad = rng.sample(names, min(len(names), rng.choice([1, 1, 2])))
     for name in bad:
         value = bad_values(rng, world)
-        much = name in HOW_MUCH or any(part in name for part in HOW_MUCH if len(part) > 2 or part in ("n_", "d_"))
+        much = name in HOW_MUCH or any(
+            part in name for part in HOW_MUCH if len(part) > 2 or part in ("n_", "d_")
+        )
         if much and isinstance(value, int | float) and abs(value) > 1e6:
             value = -3
         given[name] = value
@@ -183,9 +232,17 @@ def is_refusal(error: Exception) -> bool:
     if isinstance(error, SaelensLiteError | OSError | ImportError):
         return True
     last = frames[-1]
-    if "embedded null byte" in str(error) or "bad_values.<locals>" in str(error):  # of a path; of what we gave
+    if "embedded null byte" in str(error) or "bad_values.<locals>" in str(
+        error
+    ):  # of a path; of what we gave
         return True
-    bound = ("missing", "unexpected keyword", "positional argument", "got multiple values", "keyword argument")
+    bound = (
+        "missing",
+        "unexpected keyword",
+        "positional argument",
+        "got multiple values",
+        "keyword argument",
+    )
     if isinstance(error, TypeError) and any(words in str(error) for words in bound) and len(frames) <= 5:
         return True
     own = Path(last.filename).resolve().is_relative_to(ROOT) and "/tests/" not in last.filename
@@ -253,14 +310,18 @@ def tried(numbers: list[int], seed: int, only: str, write: Callable[[dict[str, A
             if outcome is not None:
                 if current is None:
                     raise RuntimeError(f"the process {outcome} before a call")
-                write({"call": current, "seed": seed, "function": "?", "outcome": "internal", "error": outcome})
+                write(
+                    {"call": current, "seed": seed, "function": "?", "outcome": "internal", "error": outcome}
+                )
                 numbers = [n for n in numbers if n != current]
             process.kill()
             return numbers
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--calls", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=Path("fuzz.jsonl"))

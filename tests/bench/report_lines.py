@@ -2,7 +2,7 @@
 
     python tests/bench/report_lines.py [--lines 1000000]
 
-Lines are as training writes them, nine names each, with held-out numbers every 1,000 steps. Prints the seconds
+Lines are as training writes them: nine names each, held-out numbers every 1,000 steps. It prints the seconds
 of the page (wall clock and of the processor), its peak memory, and that of the imports alone.
 """
 
@@ -23,7 +23,12 @@ def write_lines(path: Path, n_lines: int) -> None:
     draw = random.Random(0).random
     with path.open("w") as file:
         for step in range(1, n_lines + 1):
-            line = {"step": step, "tokens": 4096 * step, "l0": 16 + draw(), "reconstruction": 8 / step + draw()}
+            line = {
+                "step": step,
+                "tokens": 4096 * step,
+                "l0": 16 + draw(),
+                "reconstruction": 8 / step + draw(),
+            }
             line |= {"auxk": draw(), "dead@10000000": draw() if step > 1000 else None, "lr": draw() / 1000}
             line |= {"tokens_per_s": 50_000 * draw(), "left_out_share": 0.0}
             file.write(json.dumps(line) + "\n")

@@ -49,8 +49,8 @@ def test_what_cannot_fit_is_refused_with_the_way_out(tmp_path):
 def test_it_reads_as_a_sentence():
     found = Estimate(1_000_000, 388_000_000, 5_000_000_000, seconds=240.0, of_dataset=True, at_most=True)
     assert str(found) == (
-        "at most 1,000,000 rows (the dataset's length, guessed from its first documents), 388 MB; 5 GB are free; "
-        "about 4 min of "
+        "at most 1,000,000 rows (the dataset's length, guessed from its first documents), 388 MB; 5 GB are "
+        "free; about 4 min of "
         "forward passes"
     )
 

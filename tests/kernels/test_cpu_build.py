@@ -1,4 +1,4 @@
-"""The kept library of the C kernels: damaged, planted, shared, and whatever stands in the way of keeping it."""
+"""The kept library of the C kernels: damaged, planted, shared, and what stands in the way of keeping it."""
 
 import logging
 import os

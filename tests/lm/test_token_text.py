@@ -1,4 +1,4 @@
-"""Tokens that are part of a character: told apart by their bytes, in whichever way a vocabulary names these."""
+"""Tokens that are part of a character: told apart by their bytes, however a vocabulary names these."""
 
 from types import SimpleNamespace
 

@@ -1,4 +1,4 @@
-"""Which rows are scored: whole documents by hash, from all of the store, exactly as many rows as asked for."""
+"""Which rows are scored: whole documents by hash, from all of the store, and as many rows as asked for."""
 
 import pytest
 import torch

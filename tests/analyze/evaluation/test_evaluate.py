@@ -413,7 +413,7 @@ def test_rows_of_massive_norm_are_told_from_the_others(tmp_path, caplog):
 
 
 def test_a_sample_of_two_corpora_is_of_both_and_its_intervals_hold_the_whole(tmp_path):
-    """100 documents of 10 rows of a length near 1, then 100 of a length near 10: 400 rows are of both, and the
+    """100 documents of 10 rows of length near 1, then 100 of length near 10: 400 rows are of both, and the
     interval of their fvu holds that of all rows. By hand: predicting 0 for every row, with W and b of 0,
     Σ‖x‖² / Σ‖x − mean‖² of the rows is the fvu."""
     generator = torch.Generator().manual_seed(0)
@@ -441,4 +441,5 @@ def test_intervals_of_the_cost_hold_it_and_are_those_of_its_documents(store, gpt
     for name in ("fvu", "ce", "delta_ce"):
         low, high = of[name]
         assert low < getattr(row, name) < high
-    assert found.n_documents == len({doc for s in range(store.n_shards) for doc in store.row_docs(s).tolist()})
+    docs = {doc for shard in range(store.n_shards) for doc in store.row_docs(shard).tolist()}
+    assert found.n_documents == len(docs)

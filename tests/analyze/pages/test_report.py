@@ -193,7 +193,10 @@ def test_a_column_holds_the_numbers_of_its_lines_in_order(tmp_path):
     assert (loss[5:, 1] == 0.5 * loss[5:, 0]).all() and len(loss) == 30_000 - 3
     assert metrics.of("loss").last == metrics.of("loss").highest == 15_000.0
     assert repr(metrics.of("n").last) == "90000" and repr(metrics.of("big").last) == str(2**60)
-    assert repr(metrics.of("late").highest) == "12000" and metrics.of("late").lines.tolist() == [29_000, 30_000]
+    assert repr(metrics.of("late").highest) == "12000" and metrics.of("late").lines.tolist() == [
+        29_000,
+        30_000,
+    ]
     assert run.points("late", over_tokens=False)[0].tolist() == [2, 12_000]
     assert metrics.of("nothing").last is None
 
@@ -495,7 +498,7 @@ def test_a_browser_draws_it(browser, trained, report, tmp_path):
 
 
 def test_a_folder_stands_for_every_run_below_it_and_no_checkpoint(tmp_path, report):
-    """Runs three levels down, a baseline in its run, a link to a run; no checkpoint's SAE, no hidden folder."""
+    """Runs three levels down, a baseline in its run, a link to a run; no checkpoint, no hidden folder."""
     for name in ("runs/alone", "runs/alone/frozen", "runs/grid/k=4", "runs/grid/deeper/k=8", "elsewhere"):
         write_run(tmp_path / name, lines())
     for name in ("runs/alone/state/step_3", "runs/.saving-12345678", "runs/wandb/run"):

@@ -18,6 +18,7 @@ import os
 import re
 import types
 from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
 from typing import (
     Annotated,
     Any,
@@ -96,7 +97,7 @@ def _complaint(value: Any, hint: Any) -> str | None:
     choices = [choice for type_ in types_ if get_origin(type_) is Literal for choice in get_args(type_)]
     if choices and not (isinstance(value, str) and value in choices):
         return f"one of {', '.join(choices)}{or_none}, got {value!r}{nearest(str(value), choices)}"
-    value = _plain(value)
+    value = value if Path in types_ else _plain(value)
     if not _fits(value, hint):
         return f"{_type_name(hint)}, got {type(value).__name__} {value!r}"
     values = value if isinstance(value, tuple | list) else [value]

@@ -67,7 +67,9 @@ def _explain(
         if value is not None or signature.parameters[name].default is not None:
             if name == "tokenizer" and not (hasattr(value, "decode") and callable(value)):
                 hint, told = _NOTHING, "a tokenizer"
-            if name == "model" and not (isinstance(value, str | os.PathLike) or hasattr(value, "config")):
+            if name == "model" and not (
+                isinstance(value, str | os.PathLike) or hasattr(value, "config") or hasattr(value, "layers")
+            ):
                 hint, told = _NOTHING, "a language model"
             if kind := _unusual(value):
                 hint, told = _NOTHING, f"numbers in a dense array, no {kind}"

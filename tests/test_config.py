@@ -168,5 +168,5 @@ def test_the_signature_shows_every_field_that_a_function_takes(function, fields)
 
 def test_the_signature_has_the_defaults_and_bounds_of_the_fields():
     k = inspect.signature(sl.train_sae).parameters["k"]
-    assert (k.default, k.annotation, k.kind) == (32, "Annotated[int, AtLeast(1)]", k.KEYWORD_ONLY)
+    assert (k.default, k.annotation, k.kind) == (None, "Annotated[int | None, AtLeast(1)]", k.KEYWORD_ONLY)
     assert "store_weights" not in inspect.signature(sl.train_streaming).parameters  # which it refuses

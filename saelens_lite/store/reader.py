@@ -487,5 +487,12 @@ class ActivationStore:
                 acts, norms = self.acts(index, hook_point), self.norms(index, hook_point)
                 yield acts.sum(0, dtype=torch.float64).numpy(), float(norms.double().square().sum())
             else:
-                record = self.commit(index, hook_point)
+                record, d_model = self.commit(index, hook_point), self.d_model(hook_point)
+                if len(record["sum"]) != d_model:
+                    name = self.folder.describe(commit_name(index, hook_point))
+                    raise ShardError(
+                        f"{name} expected a sum of {d_model} numbers, as the plan says, got "
+                        f"{len(record['sum'])}: "
+                        "the plan is of another store, or was altered"
+                    )
                 yield np.array(record["sum"]), record["sum_sq_norm"]

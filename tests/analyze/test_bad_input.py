@@ -73,11 +73,12 @@ ON_STORE = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ON_MODEL)
 def test_an_sae_of_another_model_is_refused_with_both_named(gpt2, name):
     ON_MODEL[name](gpt2, make_sae(model_name="pythia-70m"))  # a model without a name may be any
     gpt2.config._name_or_path = "someone/gpt2-tiny"
-    with pytest.raises(ValueError, match=f"{HOOK_POINT}.*gpt2-tiny.*pythia-70m {HOOK_POINT}.*hook_point="):
+    with pytest.raises(ValueError, match=f"{HOOK_POINT}.*gpt2-tiny.*pythia-70m at {HOOK_POINT}.*hook_point="):
         ON_MODEL[name](gpt2, make_sae(model_name="pythia-70m"))
     with pytest.raises(ValueError, match="d_model=32, got one of d_model=16, trained on GPT2LMHeadModel"):
         ON_MODEL[name](gpt2, make_sae(d_model=16))

@@ -61,6 +61,7 @@ def fails(capsys, *argv):
 # The commands -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_harvest_and_train_say_what_they_made_and_what_comes_next(made, capsys):
     main(
         [
@@ -110,6 +111,7 @@ def test_a_dry_run_of_what_cannot_fit_is_1(made, tmp_path, capsys, monkeypatch):
     assert "expected room for at most 6,000 rows" in fails(capsys, *argv)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("place", ["file://{}/store", "memory://cli"])
 def test_a_store_at_a_url(made, tmp_path, capsys, place):
     url = place.format(tmp_path)

@@ -108,7 +108,10 @@ def test_a_manifest_of_another_form_is_named(change, said, made, copy, capsys):
         (with_("float8", "dtype"), "dtype expected one of bfloat16"),
         (with_("gpt2", "model"), "model expected a JSON object, got 'gpt2'"),
         (with_({"name": 3}, "tokenizer"), "tokenizer.name expected str, got 3"),
-        (with_(17, "hook_points", "acts", "d_model"), "acts.safetensors expected acts [500, 17] as plan and"),
+        (
+            with_(17, "hook_points", "acts", "d_model"),
+            "acts.json expected a sum of 17 numbers, as the plan says, got 16",
+        ),
     ],
 )
 def test_a_plan_of_another_form_is_named(change, said, copy, tmp_path, capsys):

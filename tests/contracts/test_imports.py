@@ -156,6 +156,7 @@ def test_rooms_are_reached_only_from_where_they_may_be(name, path, package):
             assert rest.startswith(REACH_ROOMS), f"{name} imports a room: {module}"
 
 
+@pytest.mark.long
 @SOURCE
 def test_no_room_is_imported_as_a_top_level_module(name, path, package):
     for module, _ in imports(path, package):
@@ -164,6 +165,7 @@ def test_no_room_is_imported_as_a_top_level_module(name, path, package):
         )
 
 
+@pytest.mark.long
 @SOURCE
 def test_rooms_import_their_own_files_relatively(name, path, package):
     top = name.partition("/")[0]
@@ -231,6 +233,7 @@ for module in sys.argv[1:]:
 """
 
 
+@pytest.mark.long
 def test_every_module_imports_alone():
     """Each in a process that has imported torch and nothing of ours."""
     modules = sorted(module_of(name) for name, path, _ in files() if path.name != "__main__.py")
@@ -251,6 +254,7 @@ for module in modules:
 """
 
 
+@pytest.mark.long
 def test_no_public_name_is_a_module():
     """Importing a file puts its module into its folder's face: a public name of the file's name would be
     lost."""

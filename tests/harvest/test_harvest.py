@@ -278,6 +278,7 @@ def test_other_weights_are_another_plan(harvest, gpt2):
 PLAIN = {"hook_points": ["blocks.0.hook_resid_post"], "max_tokens": 300}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "change",
     [
@@ -450,6 +451,7 @@ def test_config_is_frozen_and_complete(tmp_path):
         dataclasses.replace(config, dataset="d")
 
 
+@pytest.mark.long
 def test_real_model_twin(shared_data, tmp_path):
     """The tests above on real weights and text: rows equal hidden_states[4] of the 3M-parameter model."""
     from transformers import AutoModelForCausalLM

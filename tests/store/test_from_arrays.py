@@ -191,6 +191,7 @@ def test_regrouping_keeps_every_row_once():
     assert [len(part) for part in regrouped([torch.arange(8)], 4)] == [4, 4]
 
 
+@pytest.mark.long
 def test_an_sae_is_trained_and_scored_without_text(tmp_path, planted):
     """The planted directions are found again in vectors that never saw a model."""
     store = ActivationStore.from_arrays(

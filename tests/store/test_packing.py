@@ -217,6 +217,7 @@ def test_pieces_joined_are_the_decoded_text_of_every_vocabulary(tokenizer, text)
     assert not any(REPLACED in piece for piece in pieces), "every character is whole, on one of its tokens"
 
 
+@pytest.mark.long
 @pytest.mark.property_check(8)
 @EVERY
 def test_pieces_of_any_tokens_joined_are_what_they_decode_to(tokenizer):

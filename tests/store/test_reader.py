@@ -186,7 +186,7 @@ def test_the_hook_point_may_be_left_out_where_there_is_one(tmp_path):
 
 
 def test_a_shard_without_rows(tmp_path):
-    write_store(tmp_path, {HOOK: 3}, documents=[DOCUMENTS[0], [], DOCUMENTS[1]])
+    write_store(tmp_path, {HOOK: 3}, documents=[DOCUMENTS[0], [], [(4, [9, 10])]])
     store = ActivationStore(tmp_path)
     assert store.shard_rows == [4, 0, 2]
     assert store.acts(1).shape == (0, 3)
@@ -321,6 +321,7 @@ def test_sums_whose_record_was_altered_are_not_used(tmp_path, read):
         getattr(store, read)(HOOK)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("read", ["gather", "acts", "norms"])
 def test_a_shard_that_is_cut_short_while_it_is_read_is_named(tmp_path, read):
     """Without a look at its size, the process ends by SIGBUS: here the rows reach far behind the cut."""

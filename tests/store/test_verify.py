@@ -90,6 +90,7 @@ def test_every_one_of_200_flipped_bits_is_found_and_its_file_named(folder):
     assert verify_store(folder) == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["plan.json", "log.jsonl", DATA, TOKENS])
 def test_flipped_bits_of_an_unfinished_store_are_found(folder, name):
     """The log vouches for the plan, commits for their files."""
@@ -101,6 +102,7 @@ def test_flipped_bits_of_an_unfinished_store_are_found(folder, name):
         flip(folder / name, bit)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "damage", [b"", b"\xff\xfe", b"[1]\n", b"[" * 100_000, b'{"a": NaN}\n', b'{"\\ud800": 1}\n', b"null"]
 )
@@ -179,6 +181,7 @@ def test_stores_of_arrays_and_remote_stores(tmp_path):
 # repairing
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("damaged", "moved"),
     [

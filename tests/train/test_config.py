@@ -173,12 +173,14 @@ def test_every_field_stands_in_one_list():
     assert sorted(listed) == sorted(field.name for field in dataclasses.fields(TrainConfig))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGES_THE_SAE)
 def test_what_changes_the_sae(run, name):
     beside, value = CHANGES_THE_SAE[name]
     assert run(**beside)[0] != run(**beside | {name: value})[0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGES_WHAT_IS_TOLD)
 def test_what_changes_what_is_told(run, name):
     beside, value = CHANGES_WHAT_IS_TOLD[name]
@@ -190,6 +192,7 @@ def test_what_changes_what_is_told(run, name):
     assert weights == other_weights and told != other_told
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CHANGES_NOTHING)
 def test_what_changes_nothing(run, name):
     beside, value = CHANGES_NOTHING[name]

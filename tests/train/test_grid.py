@@ -182,6 +182,7 @@ def test_many_members_read_what_one_reads(store, tmp_path, reads):
     assert reads == alone + alone
 
 
+@pytest.mark.long
 def test_groups_follow_each_other_with_one_buffer_in_memory(store, tmp_path, monkeypatch):
     buffers, trainers, found = weakref.WeakSet(), weakref.WeakSet(), []
     batch, update = RowBuffer.batch, Trainer.update
@@ -303,8 +304,8 @@ def test_over_kinds_a_field_is_left_out_where_it_is_not_used_and_named_once(stor
     trained = {name: sae.config.metadata["saelens_lite"]["train"] for name, sae in saes.items()}
     assert [facts["k"] for facts in trained.values()] == [3, 32, 32]
     assert [facts["l1_coeff"] for facts in trained.values()] == [5.0, 0.7, 0.7]
-    with pytest.raises(ValueError, match="target_l0 expected None for the kind topk .* got 8"):
-        sl.train_grid(store, {"kind": ["topk", "relu"]}, output=tmp_path / "b", target_l0=8, **OPTIONS)
+    with pytest.raises(ValueError, match="bandwidth expected None for the kind topk .* got 8"):
+        sl.train_grid(store, {"kind": ["topk", "relu"]}, output=tmp_path / "b", bandwidth=8.0, **OPTIONS)
     with pytest.raises(ValueError, match="kind=relu,k=2 and kind=relu,k=3: the kind relu does not use k"):
         sl.train_grid(store, {"kind": ["topk", "relu"], "k": [2, 3]}, output=tmp_path / "c")
 
@@ -398,6 +399,7 @@ def test_a_member_that_diverges_ends_alone_and_is_named(store, tmp_path, monkeyp
 # the baseline
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["topk", "batchtopk"])
 def test_the_baseline_stands_beside_the_run(store, tmp_path, kind):
     sl.train_sae(store, output=tmp_path / "plain", kind=kind, **OPTIONS)
@@ -462,6 +464,7 @@ def flags(**fields):
     return ["--no-progress", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
 
 
+@pytest.mark.long
 def test_the_command_prints_a_table(store, tmp_path, capsys):
     argv = [
         "train",

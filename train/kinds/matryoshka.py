@@ -15,7 +15,7 @@ from saelens_lite.kernels.reference import token_ids
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..comm import ALONE, Alone
-from ..config import TrainConfig
+from ..config import LEFT_OPEN, TrainConfig
 from .auxk import add_auxk
 from .batchtopk import BatchTopK
 from .kind import StepStats
@@ -32,7 +32,8 @@ class Matryoshka(BatchTopK):
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
         super().__init__(sae, config, comm)
-        widths = [round(fraction * self.d_sae) for fraction in config.matryoshka_fractions]
+        fractions = config.matryoshka_fractions or LEFT_OPEN["matryoshka_fractions"]
+        widths = [round(fraction * self.d_sae) for fraction in fractions]
         if sorted({0, *widths}) != [0, *widths]:
             raise ValueError(
                 f"TrainConfig.matryoshka_fractions expected prefixes that grow, got {widths} of {self.d_sae} "

@@ -43,6 +43,7 @@ def log_prob(model):
 RATES = torch.linspace(0.01, 0.2, 48)
 
 
+@pytest.mark.long
 def test_the_latent_of_a_token_raises_it_more_than_any_control(planted_latent):
     model, sae = planted_latent
     controls = [matched_latents(sae, LATENT, RATES, n_draws=40), random_directions(sae, LATENT, n_draws=30)]

@@ -263,6 +263,7 @@ def test_bad_places_are_named():
 # -------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.property_check(5)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("edit", EDITS)
@@ -306,6 +307,7 @@ def test_generate_is_the_same_cached_uncached_and_single(edit, name):
     assert n_hooks(model) == 0 and "generate" not in vars(model)
 
 
+@pytest.mark.long
 @pytest.mark.property_check(3)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("edit", EDITS)

@@ -235,6 +235,7 @@ def test_ablate_is_clamp_to_zero_is_scale_by_zero():
     assert not torch.equal(model(ids).logits, ablated)
 
 
+@pytest.mark.long
 @pytest.mark.property_check(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["relu", "topk"])
@@ -354,6 +355,7 @@ def test_other_tokens_are_drawn_evenly_and_anew_by_the_seed():
 # -----------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.property_check(5)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("mode", MODES)
@@ -394,6 +396,7 @@ def teacher_forced(model, text, new, context) -> Tensor:
         return model(torch.tensor([text + new])).logits[0, len(text) - 1 : -1]
 
 
+@pytest.mark.long
 @pytest.mark.property_check(5)
 @pytest.mark.parametrize(
     "mode, name", [(m, n) for m in MODES for n in MODELS if m in CLASSIC or n in ("llama", "gemma3")]
@@ -656,6 +659,7 @@ def test_a_peft_model_generates_with_the_edit():
     assert "generate" not in vars(base) and "generate" not in vars(model)
 
 
+@pytest.mark.long
 @pytest.mark.property_check(3)
 @pytest.mark.parametrize("mode", MODES)
 def test_hooks_are_gone_after_an_exception(mode):

@@ -78,6 +78,7 @@ def test_the_histogram_of_densities_by_hand():
     assert {i: n for i, n in enumerate(found.counts) if n} == {0: 1, 16: 2, 30: 1, 31: 1}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("block_rows", [1, 97, 1500])
 def test_no_number_but_those_of_other_libraries_depends_on_the_blocks(
     store, sae, gpt2, monkeypatch, block_rows

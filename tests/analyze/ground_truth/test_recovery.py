@@ -232,6 +232,7 @@ def trained_and_frozen(superposed, tmp_path_factory):
     )
 
 
+@pytest.mark.long
 @pytest.mark.property_check(11)
 def test_training_finds_planted_features_and_a_frozen_decoder_does_not(superposed, trained_and_frozen):
     import saelens_lite as sl

@@ -85,6 +85,7 @@ def test_a_token_is_meant_as_it_reads_in_a_text_though_the_tokenizer_puts_a_spac
         fires_on_token(index, "cat")
 
 
+@pytest.mark.long
 def test_what_fires_on_a_regex_and_on_a_text_where_it_occurs(index, dense):
     """Digits are single tokens here, so the matches are the rows of digits; 'ory 1' is five tokens."""
     contexts = [index.contexts.at(row) for row in range(1500)]
@@ -111,7 +112,7 @@ def test_what_fires_on_a_regex_and_on_a_text_where_it_occurs(index, dense):
 def test_what_fires_on_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
     found = fires_on_text(sae, gpt2.train(), byte_tokenizer, "sun é", n=2)
     gpt2.eval()
-    assert "".join(firings.token for firings in found[1:]) == "sun é"
+    assert "".join(firings.token for firings in found[1:]) == "sun é⟨0xA9⟩"
     ids = byte_tokenizer("sun é", return_tensors="pt").input_ids
     with torch.no_grad():
         stream = gpt2(input_ids=ids, output_hidden_states=True).hidden_states[1][0]

@@ -488,6 +488,7 @@ def test_a_run_that_was_stopped_says_so(trained, report, tmp_path, monkeypatch):
     assert run["steps"] == "6"
 
 
+@pytest.mark.long
 def test_a_browser_draws_it(browser, trained, report, tmp_path):
     trained("<b>bold"), trained("two", k=8)
     page = report(tmp_path / "runs")

@@ -12,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer, MaxAbsScaler
 
 from saelens_lite.analyze.probing.pooling import _pooled_latents, pooled_latents
-from saelens_lite.lm.hooks import run_to
+from saelens_lite.lm.hooks import hook_points, run_to
 from saelens_lite.sae.latents import SparseLatents
 
 from ..conftest import HOOK_POINT, make_sae
@@ -95,6 +95,7 @@ def test_special_tokens_are_never_pooled(gpt2, byte_tokenizer, sae):
 
 def test_one_pass_serves_several_saes(gpt2, byte_tokenizer, sae, monkeypatch):
     relu, calls = make_sae("relu", d_sae=20), []
+    hook_points(gpt2)  # the pass of three tokens that shows its blocks
     original = type(gpt2).forward
     monkeypatch.setattr(type(gpt2), "forward", lambda *a, **k: (calls.append(1), original(*a, **k))[1])
     found = pooled_latents(gpt2, byte_tokenizer, TEXTS, {"a": sae, "b": relu}, batch_size_texts=4)

@@ -336,6 +336,7 @@ def test_intervals_are_wider_where_texts_come_in_groups():
     assert wide.auroc_high - wide.auroc_low > 1.6 * (narrow.auroc_high - narrow.auroc_low)
 
 
+@pytest.mark.long
 def test_intervals_of_an_auroc_cover_it():
     """400 simulations of 120 items, AUROC Φ(1/√2) = 0.760: 95 % ± 3.3 % (three standard errors)."""
     truth, generator = 0.5 * (1 + torch.erf(torch.tensor(0.5)).item()), torch.Generator().manual_seed(0)
@@ -361,6 +362,7 @@ def test_a_statistic_that_many_draws_lack_is_refused():
 # -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_several_splits_give_their_spread():
     report = sparse_probes(features_of(planted_latents()), LABELS.tolist(), k=[1], n_splits=3, **FAST)
     acts = [
@@ -465,6 +467,7 @@ def random_sae(model, point, k=8, d_sae=256):
     return sae
 
 
+@pytest.mark.long
 def test_reviews_and_plots_on_a_real_model(shared_data):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -428,12 +428,12 @@ def test_bad_input_is_named(world, monkeypatch):
     ):
         begun(sae=make_sae("relu", d_model=16))
     with pytest.raises(
-        ValueError, match="a study at transformer.h.0 expected SAEs of d_model=32, got one of 16"
+        ValueError, match="does not fit transformer.h.0 .*: expected one of d_model=32, got one of d_model=16"
     ):
         begun(sae=make_sae("relu", d_model=16), hook_point="transformer.h.0")
     elsewhere = make_sae("relu", hook_point="blocks.1.hook_resid_post")
     with pytest.raises(
-        ValueError, match="the baseline does not fit blocks.0.* GPT2LMHeadModel blocks.1.hook_resid_post"
+        ValueError, match="the baseline does not fit blocks.0.* GPT2LMHeadModel at blocks.1.hook_resid_post"
     ):
         begun(baseline=elsewhere)
     begun(baseline=elsewhere, hook_point="blocks.0.hook_resid_post")

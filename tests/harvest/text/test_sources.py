@@ -230,6 +230,7 @@ def check_positions(source, reopened):
     assert source.open(0, None).skip(1000) == len(everything)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "kind",
     [
@@ -251,6 +252,7 @@ def test_every_position_of_named_datasets(tmp_path, kind):
     check_positions(open_named(names), open_named(names))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", list(given_sources()))
 def test_every_position_of_given_datasets(kind):
     check_positions(open_given(given_sources()[kind]), open_given(given_sources()[kind]))

@@ -131,6 +131,7 @@ def test_bytes_that_are_no_text_are_named_in_the_first_rows_too(tmp_path):
         open_named([str(tmp_path / "a.jsonl")])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "content", "options"),
     [

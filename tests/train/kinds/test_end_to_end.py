@@ -244,6 +244,7 @@ def test_what_cannot_be_is_refused(model, store, source, tmp_path, planted):
     assert not (tmp_path / "sae").exists()
 
 
+@pytest.mark.long
 def test_tokens_are_the_rows_that_were_learned_from(model, store, source, tmp_path, killed_before):
     options = {**OPTIONS, "init_from": source("topk"), "end_to_end": "kl", "n_steps": 5}
     options |= {"checkpoint_every_steps": 2, "log_every_steps": 1, "held_out_fraction": 0.2}

@@ -329,6 +329,7 @@ RECOVERY = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", RECOVERY)
 def test_planted_directions_are_recovered(kind, planted):
     """Mean over the 32 planted directions of the largest cosine with a decoder row; 0.65 for random rows."""

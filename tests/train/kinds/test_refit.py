@@ -92,6 +92,7 @@ def test_the_phase_begins_with_the_sae_that_was_learned(free_norms):
     assert_close(Refit(sae, config).folded()(acts).recons, before)
 
 
+@pytest.mark.long
 def test_it_ends_at_the_least_squares_solution():
     """Rows times magnitudes and b_dec over all firings are linear in the reconstruction: one solution."""
     sae, acts = relu_sae(), rows(400)
@@ -162,6 +163,7 @@ def test_schedules_by_hand():
     assert Refit(relu_sae(), CONFIG, n_steps=4).rates == approx({"log_magnitude": 0.1, "W_dec": 0.1 / 8**0.5})
 
 
+@pytest.mark.long
 def test_the_refit_recovers_the_scale_that_the_penalty_took():
     """8 orthogonal features of magnitude 2, each on in an eighth of the rows: the true activations are 2."""
     gen = torch.Generator().manual_seed(0)

@@ -28,6 +28,7 @@ def facts(sae):
     return sae.config.metadata["saelens_lite"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"])
 def test_training_goes_on_where_the_folder_stands(store, tmp_path, kind):
     own = {"l1_coeff": 0.3} if kind in ("relu", "gated") else {}
@@ -154,6 +155,7 @@ def test_a_killed_fine_tuning_goes_on_without_its_source(store, tmp_path, killed
     assert weights[0] == weights[1]
 
 
+@pytest.mark.long
 def test_evaluations_tell_what_the_reconstruction_costs_the_model(gpt2, byte_tokenizer, tmp_path):
     texts = [f"{i} squared is {i * i}, and its cube {i**3}" for i in range(100)]
     store = sl.harvest_activations(
@@ -210,6 +212,7 @@ def test_thresholds_are_the_folders_zero_ones_too_unless_they_are_given(store, t
     assert_close(told.threshold, told.threshold[:1].expand(32), atol=1e-5, rtol=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu", "gated", "relu"])
 def test_a_latent_whose_row_is_zero_stays_silent(store, tmp_path, kind, caplog):
     k = {"k": 3} if kind in ("topk", "batchtopk") else {}

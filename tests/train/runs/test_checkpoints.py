@@ -417,6 +417,7 @@ def test_broken_rows_are_found_before_the_start_among_those_that_it_reads(plante
     assert not (tmp_path / "sae").exists()
 
 
+@pytest.mark.long
 def test_a_training_that_diverges_by_itself_says_so(store, tmp_path, monkeypatch):
     update = Trainer.update
 

@@ -57,6 +57,7 @@ def lines(output):
     return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fields",
     [
@@ -190,6 +191,7 @@ def test_a_failure_on_the_way_leaves_the_sae_as_it_stands(store, tmp_path, monke
     assert sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]["steps"] == 20
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("broken", ["checkpoints.save_file", "run.save_checkpoint"])
 def test_an_error_before_the_first_checkpoint_does_not_hold_up_the_same_call(
     store, tmp_path, monkeypatch, broken
@@ -300,6 +302,7 @@ def test_saves_on_the_way(store, tmp_path):
     assert facts["store"] == store.fingerprint
 
 
+@pytest.mark.long
 def test_wandb_offline_writes_a_run(store, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(store, tmp_path, wandb_project="saelens_lite_test")
@@ -394,6 +397,7 @@ def test_a_decimal_number_of_epochs_is_taken_as_it_is_written(n_epochs, n_steps)
     assert steps_of(TrainConfig(n_epochs=n_epochs), 100) == n_steps
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1e-20, 1e18])
 def test_rows_of_any_size_that_float32_holds_are_trained_on(planted, tmp_path, size):
     numbers = []

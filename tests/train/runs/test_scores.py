@@ -29,7 +29,7 @@ def scores():
         sae.W_dec.copy_(torch.eye(2))
         sae.b_dec.copy_(torch.tensor([10.0, 0.0]))
         sae.b_enc.copy_(torch.tensor([-1.0, 0.0]))
-    trainer = Trainer(sae, config, 10)
+    trainer = Trainer(sae, config, 10, scale=4.0)
     rows = SimpleNamespace(held_out=lambda: ROWS / 4, scale=4.0, check_steps=lambda *_: None)
     return HeldOutScores(trainer, rows, Finite(trainer, rows), None)
 

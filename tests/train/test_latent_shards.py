@@ -91,7 +91,8 @@ def test_what_follows_from_the_width_follows_from_that_of_the_whole(shard):
         )
         config = TrainConfig(kind="matryoshka", k=2, batch_size_rows=64)
         short, long = trainer_on(sae, config, 2), trainer_on(sae, config, 10**6)
-        return long.schedule.lr, short.dead_tracker.dead_after_tokens, short.kind.widths.tolist(), short.kind.d_sae
+        kind, dead_after = short.kind, short.dead_tracker.dead_after_tokens
+        return long.schedule.lr, dead_after, kind.widths.tolist(), kind.d_sae
 
     whole = facts()
     shard(1, 2)

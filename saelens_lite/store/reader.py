@@ -389,12 +389,18 @@ class ActivationStore:
     @names_misfits
     def mean(self, hook_point: str | None = None) -> Tensor:
         """Mean row over the store: float64[d_model]."""
-        return torch.from_numpy(sum(total for total, _ in self._sums(hook_point)) / self.n_rows)
+        return self.moments(hook_point)[1]
 
     @names_misfits
     def mean_sq_norm(self, hook_point: str | None = None) -> float:
         """Mean squared L2 norm of a row over the store."""
-        return sum(total for _, total in self._sums(hook_point)) / self.n_rows
+        return self.moments(hook_point)[0]
+
+    @names_misfits
+    def moments(self, hook_point: str | None = None) -> tuple[float, Tensor]:
+        """Mean squared L2 norm and mean float64[d_model] of a row over the store, read once."""
+        totals, sq_norms = zip(*self._sums(hook_point), strict=True)
+        return sum(sq_norms) / self.n_rows, torch.from_numpy(sum(totals) / self.n_rows)
 
     def verify(self) -> list[str]:
         """Check every byte. Returns the problems found, each naming its file; empty if all is well."""

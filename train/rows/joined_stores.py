@@ -90,9 +90,8 @@ class JoinedStores:
         """float32[n_rows]: of each row of one store."""
         return self.stores[number].all_norms(self.hook_point)
 
-    def massive_rows(self, number: int, ratio: float) -> Tensor:
-        """int64[n], ascending: rows of one store whose norm exceeds `ratio` times its median row norm."""
-        limit = ratio * self.stores[number].median_norm(self.hook_point)
+    def rows_above(self, number: int, limit: float) -> Tensor:
+        """int64[n], ascending: rows of one store whose norm exceeds the limit."""
         return self._starts[number] + (self.norms(number) > limit).nonzero().view(-1)
 
     def first_row(self, number: int) -> int:

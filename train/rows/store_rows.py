@@ -56,6 +56,7 @@ class StoreRows:
         self.model_name, self.context_length = joined.model_name, joined.context_length
         self._held_out_fraction = config.held_out_fraction
         held_out = joined.held_out_rows(config.held_out_fraction)
+        self._massive: list[Tensor] = []  # of each store, where max_norm_ratio leaves them out
         self._train_rows, self.left_out_share = self._rows_to_train_on(held_out, config.max_norm_ratio)
         self._held_out_rows = spread(torch.cat(held_out), config.eval_rows)
         weights = config.store_weights or [len(rows) for rows in self._train_rows]
@@ -83,7 +84,7 @@ class StoreRows:
         )
         self.steps_per_epoch = order.steps_per_epoch
         self._at_hand: dict[str, Tensor] = {}
-        self.scale = input_scale(*self._moments(config.max_norm_ratio)) if config.scale_input else 1.0
+        self.scale = input_scale(*self._moments()) if config.scale_input else 1.0
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -157,23 +158,22 @@ class StoreRows:
         kept = []
         for number, of_store in enumerate(rows):
             median = joined.stores[number].median_norm(self.hook_point)
-            massive = joined.massive_rows(number, max_norm_ratio)
-            kept.append(of_store[~torch.isin(of_store, massive)])
+            self._massive.append(joined.rows_above(number, max_norm_ratio * median))
+            kept.append(of_store[~torch.isin(of_store, self._massive[-1])])
             what = "%.4f%% of the training rows%s are left out: norm above %g × the median %.4g"
             of = f" of {joined.stores[number].path}" if len(rows) > 1 else ""
             log.info(what, 100 * (1 - len(kept[-1]) / max(1, len(of_store))), of, max_norm_ratio, median)
         return kept, 1 - sum(map(len, kept)) / max(1, sum(map(len, rows)))
 
-    def _moments(self, max_norm_ratio: float | None) -> tuple[float, Tensor]:
+    def _moments(self) -> tuple[float, Tensor]:
         """Mean squared norm and mean float64[d_model] of the rows, mixed as in a batch."""
         mean_sq_norm, mean = 0.0, torch.zeros(self.d_model, dtype=torch.float64)
         for number, (store, share) in enumerate(zip(self._joined.stores, self._shares, strict=True)):
-            n = store.n_rows
-            sq_norms, total = n * store.mean_sq_norm(self.hook_point), n * store.mean(self.hook_point)
-            if max_norm_ratio is not None:
-                for rows in self._joined.massive_rows(number, max_norm_ratio).split(_PIECE_ROWS):
-                    acts, n = self._joined.gather(rows).double(), n - len(rows)
-                    sq_norms, total = sq_norms - float(acts.square().sum()), total - acts.sum(0)
+            n, (sq_norms, total) = store.n_rows, store.moments(self.hook_point)
+            sq_norms, total = n * sq_norms, n * total
+            for rows in self._massive[number].split(_PIECE_ROWS) if self._massive else ():
+                acts, n = self._joined.gather(rows).double(), n - len(rows)
+                sq_norms, total = sq_norms - float(acts.square().sum()), total - acts.sum(0)
             mean_sq_norm, mean = mean_sq_norm + share * sq_norms / n, mean + share * total / n
         return mean_sq_norm, mean
 

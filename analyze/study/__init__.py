@@ -3,6 +3,7 @@
 study          the study from selection to effect
 questions      questions with entities and answers
 answers        how an answer is judged
+judge          free answers judged by text
 half           one half of the questions, answered
 planned_edits  which edits are made, at which dose
 result         effects as a table

@@ -2,7 +2,7 @@
 
 bootstrap       cluster bootstrap, rank p-values, corrections for many tests
 ranks           AUROC and Spearman's correlation
-agreement       two raters compared
+raters          two raters compared
 logistic        logistic regression on standardised rows
 document_split  selection and test on different documents
 """

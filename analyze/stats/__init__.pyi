@@ -1,5 +1,5 @@
-from .agreement import Agreement as Agreement
-from .agreement import agreement as agreement
+from .raters import Agreement as Agreement
+from .raters import agreement as agreement
 from .bootstrap import Interval as Interval
 from .bootstrap import benjamini_hochberg as benjamini_hochberg
 from .bootstrap import cluster_bootstrap as cluster_bootstrap

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from saelens_lite.errors import nearest
 from saelens_lite.misfits import names_misfits
 
-from ..stats.agreement import Agreement, agreement
+from ..stats.raters import Agreement, agreement
 
 Verdict = Literal["correct", "wrong", "refused"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

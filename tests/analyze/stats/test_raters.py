@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from saelens_lite.analyze.stats.agreement import agreement
+from saelens_lite.analyze.stats.raters import agreement
 
 
 def test_kappa_is_that_of_a_table_worked_by_hand_and_of_scikit_learn():

@@ -1,5 +1,3 @@
-from .raters import Agreement as Agreement
-from .raters import agreement as agreement
 from .bootstrap import Interval as Interval
 from .bootstrap import benjamini_hochberg as benjamini_hochberg
 from .bootstrap import cluster_bootstrap as cluster_bootstrap
@@ -10,3 +8,5 @@ from .document_split import Split as Split
 from .document_split import select_latents as select_latents
 from .ranks import auroc as auroc
 from .ranks import spearman as spearman
+from .raters import Agreement as Agreement
+from .raters import agreement as agreement

@@ -177,7 +177,7 @@ def _shallowest(model: nn.Module, names: Sequence[str]) -> str:
 
     def depth(name: str) -> tuple[int, int]:
         point = hooks.resolve(model, name)
-        kinds = ("resid_pre", "attn_out", "module", "mlp_out", "resid_post")
+        kinds = ("resid_pre", "z", "attn_out", "module", "mlp_in", "mlp_out", "resid_post")
         return (-1 if point.block is None else point.block), kinds.index(point.kind)
 
     return min(names, key=depth)

@@ -26,7 +26,7 @@ from saelens_lite.arguments import takes_folders
 from saelens_lite.errors import HookError, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
-from saelens_lite.lm.hooks import capture, resolve
+from saelens_lite.lm.hooks import INSIDE, capture, resolve
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
@@ -162,7 +162,7 @@ class _Place:
         point, n_blocks = resolve(decoder, name), len(decoder.layers)
         is_block = point.module_path == f"{decoder.path}.{point.block}" and point.kind == "module"
         kind = "resid_post" if is_block else point.kind
-        if kind == "module":
+        if kind in ("module", *INSIDE):
             raise with_option(
                 ValueError(
                     "direct attribution expected an SAE of the stream or of what a block adds to it, got "

@@ -20,7 +20,7 @@ from torch import Tensor
 from saelens_lite.errors import HookError, nearest, with_option
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
-from saelens_lite.lm.hooks import edit, resolve
+from saelens_lite.lm.hooks import CANONICAL, edit, resolve
 from saelens_lite.lm.positions import Positions, Where
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
@@ -187,7 +187,7 @@ def _condition(decoder: Decoder, when: Fires, sae: SparseAutoencoder | None, nam
         yield recalled
 
 
-_DEPTHS = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+_DEPTHS = list(CANONICAL.values())
 
 
 Difference = Callable[[Tensor, Tensor, EditInfo], Tensor]

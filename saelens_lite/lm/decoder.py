@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError
+from saelens_lite.lm.block_inputs import AttentionSeen, BlockInputs, mlp_entry, same_values
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,21 +221,28 @@ class Decoder:
         Three tokens run through the model once, in evaluation mode and unedited; every block is looked at.
         raises: HookError if they do not reach the block
         """
+        return self._anatomy(block).parts
+
+    def inputs(self, block: int) -> BlockInputs:
+        """The modules of a block whose inputs are hook points. raises: as `parts`"""
+        return self._anatomy(block).inputs
+
+    def _anatomy(self, block: int) -> _Anatomy:
         layer = self.layers[block]
-        if layer not in _parts:
+        if layer not in _anatomies:
             error = None
             try:
                 _observe(self)
             except Exception as raised:
                 error = raised
-            if layer not in _parts and error is None:
-                _parts[layer] = None  # a forward that leaves this block out
-            elif layer not in _parts:
+            if layer not in _anatomies and error is None:
+                _anatomies[layer] = _Anatomy()  # a forward that leaves this block out
+            elif layer not in _anatomies:
                 raise HookError(
                     f"what the blocks of {self.class_name} add to the stream is unknown, since three tokens "
                     f"would not run through it ({type(error).__name__}: {error}). {_BY_PATH}"
                 ) from error
-        return _parts[layer]
+        return _anatomies[layer]
 
     def runs(self, module: nn.Module) -> int:
         """How often a forward pass runs the module; 0 where three tokens do not reach it."""
@@ -246,6 +254,10 @@ class Decoder:
     def width_of(self, module: nn.Module) -> int | None:
         """Width of the vectors that the module gives a token; None where three tokens do not show it."""
         return _widths.get(module) if self.runs(module) else None
+
+    def input_width_of(self, module: nn.Module) -> int | None:
+        """The same of the vectors that the module takes first."""
+        return _input_widths.get(module) if self.runs(module) else None
 
     @property
     def being_observed(self) -> bool:
@@ -325,7 +337,15 @@ def _outermost_lists(module: nn.Module, path: str) -> dict[str, nn.ModuleList]:
     return found
 
 
-_parts: weakref.WeakKeyDictionary[nn.Module, BlockParts | None] = weakref.WeakKeyDictionary()
+@dataclass(frozen=True, slots=True)
+class _Anatomy:
+    """What an observed pass showed of a block."""
+
+    parts: BlockParts | None = None
+    inputs: BlockInputs = field(default_factory=BlockInputs)
+
+
+_anatomies: weakref.WeakKeyDictionary[nn.Module, _Anatomy] = weakref.WeakKeyDictionary()
 """Of blocks whose pass was observed."""
 
 _runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -333,6 +353,9 @@ _runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 
 _widths: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 """Of the vectors that modules gave in it."""
+
+_input_widths: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
+"""Of the vectors that they took first."""
 
 _unfed: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 """Why an observed pass did not call a block on what the block before gave; "" if it did."""
@@ -367,8 +390,10 @@ def _observe(decoder: Decoder) -> None:
     """
     counts = dict.fromkeys(decoder.bare.modules(), 0)
 
-    def count(module: nn.Module, _args: tuple) -> None:
+    def count(module: nn.Module, args: tuple) -> None:
         counts[module] += 1
+        if args and isinstance(args[0], Tensor) and args[0].ndim > 1:
+            _input_widths[module] = args[0].shape[-1]
 
     def measure(module: nn.Module, _args: tuple, output: Any) -> None:
         value = main_tensor(output)
@@ -421,7 +446,7 @@ class _Chain:
         if self.last is None:
             return ""
         block, before = f"{self.path}.{index}", f"{self.path}.{self.last}"
-        if not _same_values(given, self.gave):
+        if not same_values(given, self.gave):
             return f"{block} is not called on what {before} gave"
         second = [other for other in self.beside if other.shape == given.shape and other is not given]
         if any(value is other for value in (*args, *kwargs.values()) for other in second):  # Reformer
@@ -435,18 +460,13 @@ class _Chain:
         self.beside = [other for other in others if isinstance(other, Tensor)]
 
 
-def _same_values(given: Tensor, gave: Tensor | None) -> bool:
-    """Equal number for number, whatever the shape; NaN equals NaN."""
-    if gave is None or given.numel() != gave.numel():
-        return False
-    given, gave = given.detach().to(gave.device, gave.dtype).flatten(), gave.flatten()
-    return torch.allclose(given, gave, rtol=0, atol=0, equal_nan=True)
-
-
 def _observing(block: nn.Module, index: int, chain: _Chain) -> list[Any]:
     """Hooks that note the block's parts when it has run, and whether the block before fed it."""
     seen = _Observation()
     live: list[tuple[str, Tensor]] = []
+    parts = dict(block.named_children())
+    attention = {name: AttentionSeen(part) for name, part in parts.items() if accepts(part, "attention_mask")}
+    z: dict[str, str | None] = {}
 
     def on_call(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         _unfed[block] = chain.enter(index, args, kwargs)
@@ -454,20 +474,26 @@ def _observing(block: nn.Module, index: int, chain: _Chain) -> list[Any]:
     def on_entry(_module: nn.Module, args: tuple, kwargs: dict) -> None:
         seen.__init__()
         live.clear()
+        z.clear()
         if not _unfed[block]:
             seen.stream.append(stream_into(args, kwargs).clone())
 
     def on_exit(_module: nn.Module, _args: tuple, output: Any) -> None:
         chain.leave(index, output)
-        _parts[block] = None
+        _anatomies[block] = _Anatomy()
         if seen.stream and chain.gave is not None:
             seen.stream.append(chain.gave)
-            _parts[block] = _adding_parts(seen, dict(block.named_children()))
+            ran = {name: part for name, part in parts.items() if len(seen.outputs.get(name, ())) == 1}
+            inputs = BlockInputs(
+                next(iter(z.values())) if len(z) == 1 else None, mlp_entry(ran, z.keys(), seen.follows)
+            )
+            _anatomies[block] = _Anatomy(_adding_parts(seen, parts), inputs)
         seen.__init__()
         live.clear()
+        z.clear()
 
     def on_part(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple, output: Any) -> None:
+        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
             value = main_tensor(output)
             if isinstance(value, Tensor) and value.is_floating_point():
                 for source, tensor in live:
@@ -476,10 +502,16 @@ def _observing(block: nn.Module, index: int, chain: _Chain) -> list[Any]:
                 # a clone, because Falcon adds the attention into the MLP's output in place
                 seen.outputs.setdefault(name, []).append(value.clone())
                 live.append((name, value))
+                if name in attention:
+                    given = args[0] if args else kwargs.get("hidden_states")
+                    path = attention[name].projection(given if isinstance(given, Tensor) else None, value)
+                    z[name] = path and f"{name}.{path}"
 
         return hook
 
-    handles = [part.register_forward_hook(on_part(name)) for name, part in block.named_children()]
+    handles = [part.register_forward_hook(on_part(name), with_kwargs=True) for name, part in parts.items()]
+    for of in attention.values():
+        handles += of.handles()
     return [
         *handles,
         # first, since hooks that someone put there may change what the block takes

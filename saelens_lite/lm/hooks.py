@@ -6,9 +6,12 @@
 
     resid_pre + attn_out + mlp_out = resid_post
 
-(in training mode a dropout may come between). A plain module path, "model.layers.3.mlp", means that module's
-output. Every change is undone on leaving, after an exception too; a model that the caller passed is never
-altered.
+(in training mode a dropout may come between). Two points lie inside the parts: `blocks.{i}.attn.hook_z` is
+what the attention's output projection takes, its heads side by side, so head h is the h-th slice of d_head;
+`blocks.{i}.mlp.hook_in` is what the MLP module takes, after its norm and gain.
+
+A plain module path, "model.layers.3.mlp", means that module's output. Every change is undone on leaving,
+after an exception too; a model that the caller passed is never altered.
 """
 
 from __future__ import annotations
@@ -29,6 +32,38 @@ from saelens_lite.lm.decoder import Decoder, Model, device_of, evaluation_mode, 
 from saelens_lite.lm.forward_state import EditInfo, Watch, placed_inputs, watch
 from saelens_lite.misfits import names_misfits
 
+CANONICAL = {
+    "hook_resid_pre": "resid_pre",
+    "attn.hook_z": "z",
+    "hook_attn_out": "attn_out",
+    "mlp.hook_in": "mlp_in",
+    "hook_mlp_out": "mlp_out",
+    "hook_resid_post": "resid_post",
+}
+"""What follows "blocks.{i}." in the name of a hook point, by depth → its kind."""
+
+INSIDE = ("z", "mlp_in")
+"""Kinds that lie inside attention and MLP, and are no part of the stream."""
+
+_NOT_ADDED = (
+    "no two parts of {block} add up to the change of the stream: branches are scaled or the stream is "
+    "normalised"
+)
+_NO_MODULE = {
+    "z": "no module inside the attention of {block} projects its heads onto what it gives",
+    "attn_out": _NOT_ADDED,
+    "mlp_in": "no single part of {block} beside its attention is the MLP",
+    "mlp_out": _NOT_ADDED,
+}
+
+_ELSEWHERE = {
+    "hook_mlp_in": "TransformerLens' hook_mlp_in is the stream before the MLP's norm, which no module takes "
+    "alone. After the norm and its gain, what the MLP reads is blocks.{block}.mlp.hook_in",
+    "ln2.hook_normalized": "TransformerLens' ln2.hook_normalized lies between a norm and its gain, where no "
+    "module ends. After the gain, what the MLP reads is blocks.{block}.mlp.hook_in",
+}
+"""Names of TransformerLens that people come with, and what to take in their place."""
+
 
 @dataclass(frozen=True, slots=True)
 class HookPoint:
@@ -42,7 +77,7 @@ class HookPoint:
     """index of the block; None for a module outside the decoder's blocks"""
     side: Literal["input", "output"]
     """side of the module"""
-    kind: Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "module"]
+    kind: Literal["resid_pre", "z", "attn_out", "module", "mlp_in", "mlp_out", "resid_post"]
 
     def module(self, model: Model) -> nn.Module:
         """The module in this model."""
@@ -52,6 +87,8 @@ class HookPoint:
         """Of its activations, which need not be the model's; None for a module that three tokens do not
         reach."""
         decoder = Decoder.of(model)
+        if self.kind in INSIDE:
+            return decoder.input_width_of(self.module(decoder))
         found = decoder.width_of(self.module(decoder))
         return decoder.width if found is None and self.kind != "module" else found
 
@@ -77,29 +114,37 @@ def resolve(model: Model, name: str) -> HookPoint:
 
 
 def _named(decoder: Decoder, name: str) -> HookPoint:
-    canonical = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_pre|resid_post|attn_out|mlp_out)", name)
-    paths = [] if canonical else [path for path, _ in decoder.bare.named_modules() if path]
+    canonical = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    kind = CANONICAL.get(canonical[2]) if canonical else None
+    paths = [] if kind else [path for path, _ in decoder.bare.named_modules() if path]
     if name in paths:
         return HookPoint(name, name, _block_of(decoder, name), "output", "module")
     missing = f"no hook point {name!r} in {decoder.class_name}"
-    if canonical is None:
-        hint = nearest(name, hook_points(decoder) + paths)
+    if canonical is not None and canonical[2] in _ELSEWHERE:
+        raise HookError(f"{missing}: {_ELSEWHERE[canonical[2]].format(block=canonical[1])}")
+    if canonical is None or kind is None:
+        hint = nearest(name, hook_points(decoder, inside=True) + paths)
         raise HookError(f"{missing}{hint}: it has {_summary(decoder)}, or any module path")
-    block, kind = int(canonical[1]), canonical[2]
+    block = int(canonical[1])
     if block >= len(decoder.layers):
         raise HookError(f"{missing}: it has {_summary(decoder)}")
     path = f"{decoder.path}.{block}"
     if kind in ("resid_pre", "resid_post"):
         return HookPoint(name, path, block, "input" if kind == "resid_pre" else "output", kind)
+    inner = _module_inside(decoder, block, kind)
+    if inner is None:
+        why = _NO_MODULE[kind].format(block=f"block {block} ({type(decoder.layers[block]).__name__})")
+        raise HookError(f"{missing}: {why}. It has {_summary(decoder)}, or any module path")
+    return HookPoint(name, f"{path}.{inner}", block, "input" if kind in INSIDE else "output", kind)
+
+
+def _module_inside(decoder: Decoder, block: int, kind: str) -> str | None:
+    """Path inside a block of the module whose input or output is the point; None where there is none."""
+    if kind in INSIDE:
+        inputs = decoder.inputs(block)
+        return inputs.z if kind == "z" else inputs.mlp
     parts = decoder.parts(block)
-    if parts is None:
-        raise HookError(
-            f"{missing}: no two parts of block {block} ({type(decoder.layers[block]).__name__}) add up to "
-            "the change of the stream: branches are scaled or the stream is normalised. "
-            f"It has {_summary(decoder)}, or any module path"
-        )
-    part = parts.attn if kind == "attn_out" else parts.mlp
-    return HookPoint(name, f"{path}.{part}", block, "output", kind)
+    return parts and (parts.attn if kind == "attn_out" else parts.mlp)
 
 
 def enters_stream(model: Model, name: str) -> bool:
@@ -109,6 +154,8 @@ def enters_stream(model: Model, name: str) -> bool:
     or of the token embedding; a part of a block whose parts do not add up is none.
     """
     decoder, point = Decoder.of(model), resolve(model, name)
+    if point.kind in INSIDE:
+        return False
     if point.kind != "module":
         return True
     if point.module(decoder) is decoder.embedding:
@@ -127,8 +174,12 @@ def enters_stream(model: Model, name: str) -> bool:
 
 
 @names_misfits
-def hook_points(model: Model) -> list[str]:
-    """Every canonical hook point of the model, in order of depth; none where it is no decoder."""
+def hook_points(model: Model, *, inside: bool = False) -> list[str]:
+    """Every canonical hook point of the stream and of what is added to it, in order of depth; none where the
+    model is no decoder.
+
+    inside: also attn.hook_z and mlp.hook_in, which lie inside attention and MLP
+    """
     decoder = Decoder.of(model)
     try:
         n_blocks = len(decoder.layers)
@@ -136,8 +187,11 @@ def hook_points(model: Model) -> list[str]:
         return []
     names = []
     for block in range(n_blocks):
-        inner = ("attn_out", "mlp_out") if decoder.parts(block) else ()
-        names += [f"blocks.{block}.hook_{kind}" for kind in ("resid_pre", *inner, "resid_post")]
+        there = {"resid_pre", "resid_post"} | ({"attn_out", "mlp_out"} if decoder.parts(block) else set())
+        if inside:
+            inputs = decoder.inputs(block)
+            there |= {kind for kind, found in (("z", inputs.z), ("mlp_in", inputs.mlp)) if found}
+        names += [f"blocks.{block}.{name}" for name, kind in CANONICAL.items() if kind in there]
     return names
 
 
@@ -299,7 +353,7 @@ def _hooked(decoder: Decoder, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
             raise HookError(
                 f"{point.name!r} expected {point.module_path} to give a tensor, got {type(acts).__name__}"
             )
-        viewed = acts.view(stream_shape) if stream_shape and acts.ndim == 2 else acts
+        viewed = acts.view(*stream_shape[:-1], -1) if stream_shape and acts.ndim == 2 else acts
         new = fn(viewed)
         if new is viewed:
             return None
@@ -323,7 +377,7 @@ def _hooked(decoder: Decoder, point: HookPoint, fn: Callable[[Tensor], Tensor]) 
         return type(output)(*parts) if hasattr(output, "_fields") else type(output)(parts)
 
     with ExitStack() as stack:
-        if point.kind in ("attn_out", "mlp_out"):
+        if point.kind not in ("resid_pre", "resid_post", "module"):
             assert point.block is not None, "these points belong to a block"
             block = decoder.layers[point.block]
             stack.callback(block.register_forward_pre_hook(note_shape, with_kwargs=True).remove)
@@ -391,7 +445,7 @@ def _block_of(decoder: Decoder, module_path: str) -> int | None:
 
 def _summary(decoder: Decoder) -> str:
     """The canonical points in a clause: "blocks.0 to blocks.21 with .hook_resid_pre, .hook_attn_out, …"."""
-    known = [name.split(".") for name in hook_points(decoder)]
+    known = [name.split(".", 2) for name in hook_points(decoder, inside=True)]
     if not known:
         return "no blocks that hooks understand"
     kinds = dict.fromkeys(kind for _, _, kind in known)

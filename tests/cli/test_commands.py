@@ -557,8 +557,8 @@ def test_a_missing_hook_point_names_those_the_model_has(made, tmp_path, capsys):
     assert "did you mean 'blocks.2.hook_resid_post'" in line
     line = fails(capsys, *argv, "--hook-points", "blocks.9.hook_mlp_out")
     assert (
-        "it has blocks.0 to blocks.3 with .hook_resid_pre, .hook_attn_out, .hook_mlp_out, .hook_resid_post"
-        in line
+        "it has blocks.0 to blocks.3 with .hook_resid_pre, .attn.hook_z, .hook_attn_out, .mlp.hook_in, "
+        ".hook_mlp_out, .hook_resid_post" in line
     )
     assert not (tmp_path / "s").exists()
 

@@ -1,5 +1,6 @@
 """The evaluation against numbers worked out directly, and the identities that any SAE must satisfy."""
 
+import dataclasses
 import json
 
 import pytest
@@ -11,10 +12,10 @@ from saelens_lite.analyze.evaluation import evaluate
 from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
 from saelens_lite.analyze.evaluation.result import Densities
 from saelens_lite.hashing import is_held_out
-from saelens_lite.lm.losses import kl_divergence
+from saelens_lite.lm.losses import kl_divergence, token_losses
 from saelens_lite.sae.metrics import ReconstructionSums, kl_score
 
-from ..conftest import make_sae
+from ..conftest import TEXTS, make_sae
 
 SPLIT = {"held_out_fraction": 0.3}
 
@@ -52,6 +53,37 @@ def test_reconstruction_is_that_of_the_held_out_rows(store, sae):
     assert trained.relative_bias == pytest.approx(expected.relative_bias, rel=1e-6)
     cosines = torch.cosine_similarity(sae.W_enc.T, sae.W_dec, dim=1)
     assert trained.encoder_decoder_cosine == pytest.approx(cosines.mean().item(), abs=1e-6)
+
+
+def test_inside_a_block_reconstruction_and_ablation_reach_the_projection(
+    gpt2, byte_tokenizer, identity, tmp_path
+):
+    """An SAE that reconstructs every row costs nothing; zero ablation is the module called on zeros."""
+    points = ["blocks.0.attn.hook_z", "blocks.1.mlp.hook_in"]
+    for parameter in gpt2.parameters():  # the random model hardly uses its parts
+        if parameter.ndim > 1:
+            nn.init.normal_(parameter, std=0.3)
+    size = {"max_tokens": 400, "context_length": 16, "dtype": "float32", "progress": False}
+    store = sl.harvest_activations(gpt2, TEXTS, points, tmp_path / "s", tokenizer=byte_tokenizer, **size)
+    for point, path in zip(points, ("h.0.attn.c_proj", "h.1.mlp")):
+        identity.config = dataclasses.replace(identity.config, hook_point=point)
+        found = evaluate_sae(identity, store, gpt2, held_out=False)
+        assert found.hook_point == point
+        assert found.row("trained").fvu < 1e-10 and abs(found.row("trained").delta_ce) < 1e-5
+        # by hand: rows of real tokens but BOS are zeroed where the module takes them in
+        tokens = [store.tokens(shard) for shard in range(store.n_shards)]
+        losses = []
+        for of in tokens:
+            ids, kept = of.input_ids.long(), of.kept.bool()
+            module = gpt2.transformer.get_submodule(path)
+            handle = module.register_forward_pre_hook(
+                lambda _m, args, kept=kept: (args[0].masked_fill(kept[..., None], 0.0), *args[1:])
+            )
+            nats = token_losses(gpt2, ids, of.attended.bool())
+            handle.remove()
+            losses.append(nats[kept[:, 1:]])
+        assert found.row("zero ablation").ce == pytest.approx(torch.cat(losses).mean().item(), rel=1e-4)
+        assert abs(found.row("zero ablation").delta_ce) > 0.01
 
 
 def test_density_is_that_of_the_scored_rows(store, sae):

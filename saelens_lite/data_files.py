@@ -9,7 +9,7 @@ import os
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 TEXT = {".txt": "text", ".text": "text", ".md": "text"}
 TABLES = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -42,3 +42,8 @@ def text_lines(path: str | os.PathLike[str]) -> Iterator[str]:
                 yield line
         except (UnicodeDecodeError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
             raise ValueError(f"{path} expected UTF-8 text, compressed as its name says: {error}") from error
+
+
+def opened(path: str | os.PathLike[str]) -> IO[bytes]:
+    """A file's bytes, as they were before a compression (.gz, .bz2, .xz) that its name tells."""
+    return _OPENERS.get(Path(path).suffix.lower(), open)(path, "rb")

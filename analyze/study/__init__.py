@@ -2,6 +2,7 @@
 
 study          the study from selection to effect
 questions      questions with entities and answers
+records        files of questions, checked
 answers        how an answer is judged
 judge          free answers judged by text
 half           one half of the questions, answered

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit, run_to
 
 from .answers import Answers, Judge, NextToken
-from .questions import Question, batches
+from .questions import Position, Question, batches
 
 Edit = Callable[[Tensor], AbstractContextManager]
 """From the tokens to edit, bool[batch width], to the edit."""
@@ -69,7 +69,7 @@ class Side:
         known: Sequence[bool],
         judge: NextToken | Judge,
         hook_point: str,
-        position: Literal["last", "all"],
+        position: Position,
         batch_size_seqs: int,
     ) -> None:
         self.model, self.hook_point = model, hook_point

@@ -1,27 +1,24 @@
-"""Questions about entities, each with what is true: the records of a study, their file, and their tokens.
-
-A file of records is JSON, one object a line, with the fields of `Question`:
-
-    {"prompt": "The city Leeuwarden lies in", "entity": "Leeuwarden", "answer": "Netherlands", "relation":
-     "country", "type": "city"}
-"""
+"""Questions, most of them about an entity, each with what is true, and their tokens."""
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from saelens_lite.config import check_fields, from_mapping
-from saelens_lite.data_files import text_lines
-from saelens_lite.json_data import loads
+from saelens_lite.config import check_fields
 from saelens_lite.lm.positions import span_mask
-from saelens_lite.misfits import names_misfits
+
+log = logging.getLogger(__name__)
+
+Position = Literal["last", "all", "prompt_last", "everywhere"]
+"""Which tokens of a prompt: the entity's last or all of them, the prompt's last, or all but special ones.
+Where there is no entity, the prompt stands in its place."""
+POSITIONS: tuple[Position, ...] = get_args(Position)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,28 +26,40 @@ class Question:
     """One question about one entity, which the model's continuation of the prompt answers."""
 
     prompt: str
-    """Up to where the answer begins, without white space at its end."""
-    entity: str
-    """The entity's name as it stands in the prompt."""
+    """Up to where the answer begins, without a space at its end."""
+    entity: str = ""
+    """The entity's name as it stands in the prompt; without one the question is about no entity."""
     answer: str | tuple[str, ...] = ()
     """What is right; several spellings are all right. None where nobody knows."""
     relation: str = ""
     """What is asked, such as "country"."""
     group: str = ""
-    """What belongs together when entities are drawn and divided: by default the entity's name."""
+    """What belongs together when entities are drawn and divided: by default the entity's name, or the
+    prompt."""
     type: str = ""
     """Kind of entity, such as "city"; of several kinds, latents are chosen that serve all of them."""
     known: bool | None = None
     """Whether the model knows the answer, where that is certain; None leaves it to the model's answers."""
     span: tuple[int, int] | None = None
-    """The entity in the prompt, in characters; needed where its name stands there more than once."""
+    """The entity in the prompt, in characters; needed where its name stands there more than once, and enough
+    without the name."""
+    popularity: float | None = None
+    """How well known the entity is, such as views of its page."""
+    source: str = ""
+    """Where the question is from."""
+    template: str = ""
+    """The form that the prompt was written in."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not self.prompt or self.prompt != self.prompt.rstrip():
+        if not self.prompt.strip() or self.prompt[-1] in " \t":
             raise ValueError(
-                "prompt expected text without white space at its end, as tokens begin with theirs, got "
+                "prompt expected text without a space at its end, as tokens begin with theirs, got "
                 f"{self.prompt!r}"
+            )
+        if any(not answer.strip() for answer in self.answers):
+            raise ValueError(
+                f"answer expected text, got {self.answer!r}: leave it out where nobody knows what is right"
             )
         if self.span is not None:
             if len(self.span) != 2:
@@ -58,65 +67,45 @@ class Question:
             start, end = self.span
             if not 0 <= start < end <= len(self.prompt):
                 raise ValueError(
-                    f"span expected a part of the prompt's {len(self.prompt)} characters, got {self.span}"
+                    f"span expected a part of the prompt's {len(self.prompt)} characters, got {self.span}: "
+                    "give "
+                    "its start and end, counted from 0, the end not included"
                 )
-            if self.prompt[start:end] != self.entity:
+            if self.entity not in ("", self.prompt[start:end]):
                 raise ValueError(
-                    f"span expected to be that of {self.entity!r}, got {self.prompt[start:end]!r}"
+                    f"span expected to be that of {self.entity!r}, got {self.prompt[start:end]!r}: correct "
+                    "one of "
+                    "the two, or leave entity out"
                 )
-        elif not self.entity or (found := self.prompt.count(self.entity)) == 0:
-            raise ValueError(f"entity expected a part of the prompt {self.prompt!r}, got {self.entity!r}")
-        elif found > 1:
+        elif self.entity and (found := self.prompt.count(self.entity)) != 1:
+            if not found:
+                raise ValueError(
+                    f"entity expected a part of the prompt {self.prompt!r}, got {self.entity!r}: write it "
+                    "as it "
+                    "stands there, give span=(start, end), or leave it out"
+                )
             raise ValueError(
                 f"{self.entity!r} stands {found} times in {self.prompt!r}: give span=(start, end)"
             )
 
     @property
-    def place(self) -> tuple[int, int]:
-        """The entity in the prompt, in characters."""
-        if self.span is not None:
+    def place(self) -> tuple[int, int] | None:
+        """The entity in the prompt, in characters; None for a question about none."""
+        if self.span is not None or not self.entity:
             return self.span
         start = self.prompt.index(self.entity)
         return start, start + len(self.entity)
 
     @property
     def cluster(self) -> str:
-        """The group, or the entity's name."""
-        return self.group or self.entity
+        """The group, or the entity's name, or the prompt."""
+        named = self.entity or (self.prompt[slice(*self.span)] if self.span else "")
+        return self.group or named or self.prompt
 
     @property
     def answers(self) -> tuple[str, ...]:
         """All that is right."""
         return (self.answer,) if isinstance(self.answer, str) else self.answer
-
-
-@names_misfits
-def read_questions(path: str | Path) -> list[Question]:
-    """The questions of a study, read from a file of records, compressed or not; its format stands above.
-
-    raises: ValueError with the line for what is no JSON object of the fields, or has the wrong values
-    """
-    records = []
-    for number, line in enumerate(text_lines(path), 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            fields = loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{where} expected a JSON object, got {line[:60]!r}: {error}") from error
-        if not isinstance(fields, dict):
-            raise ValueError(
-                f"{where} expected a JSON object with fields of Question, got {type(fields).__name__}"
-            )
-        fields = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        try:
-            records.append(from_mapping(Question, fields, where))
-        except ValueError as error:
-            raise ValueError(str(error) if str(error).startswith(where) else f"{where}: {error}") from error
-    if not records:
-        raise ValueError(f"{path} expected records, got an empty file")
-    return records
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -133,7 +122,7 @@ class Batch:
 
 
 def batches(
-    tokenizer: Any, records: Sequence[Question], size: int, position: Literal["last", "all"] = "last"
+    tokenizer: Any, records: Sequence[Question], size: int, position: Position = "last"
 ) -> Iterator[Batch]:
     """The records in batches of `size`, in their order. raises: ValueError for a tokenizer without offsets"""
     if not getattr(tokenizer, "is_fast", False):
@@ -143,14 +132,35 @@ def batches(
     pad = tokenizer.pad_token_id or 0
     for start in range(0, len(records), size):
         of_batch = tuple(records[start : start + size])
-        encoded = tokenizer([record.prompt for record in of_batch], return_offsets_mapping=True)
-        ids, offsets = encoded["input_ids"], encoded["offset_mapping"]
-        width = max(map(len, ids))
-        inputs = {
-            "input_ids": torch.tensor([[pad] * (width - len(row)) + row for row in ids]),
-            "attention_mask": torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids]),
+        encoded = [_encoded(tokenizer, record.prompt) for record in of_batch]
+        width = max(len(of["input_ids"]) for of in encoded)
+        rows = {
+            name: torch.tensor([[fill] * (width - len(of[name])) + list(of[name]) for of in encoded])
+            for name, fill in (("input_ids", pad), ("attention_mask", 0), ("offset_mapping", (0, 0)))
         }
-        places = torch.tensor([[(0, 0)] * (width - len(row)) + list(row) for row in offsets])
-        padded = {"offset_mapping": places}
-        spans = [record.place for record in of_batch]
-        yield Batch(of_batch, inputs, span_mask(padded, spans, position), span_mask(padded, spans, "last"))
+        # special tokens hold no characters
+        holds = rows["offset_mapping"].diff(dim=-1)[..., 0] > 0
+        spans = [record.place or (0, len(record.prompt)) for record in of_batch]
+        prompt_last = torch.zeros_like(holds)
+        prompt_last[:, -1] = True
+        last = prompt_last if position == "prompt_last" else span_mask(rows, spans, "last")
+        about_none = torch.tensor([record.place is None for record in of_batch])
+        last = torch.where(about_none[:, None], prompt_last, last)
+        edited = {"prompt_last": prompt_last, "everywhere": holds, "last": last}.get(position)
+        if edited is None:
+            edited = span_mask(rows, spans, "all")
+        inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
+        yield Batch(of_batch, inputs, edited, last)
+
+
+def _encoded(tokenizer: Any, prompt: str) -> dict[str, list[Any]]:
+    """Ids, mask and offsets of one prompt; a BOS that it writes itself is not put before it once more."""
+    given = tokenizer(prompt, return_offsets_mapping=True)
+    ids, bos = given["input_ids"], tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        log.warning(
+            "a prompt begins with %s, and the tokenizer puts another before it: the second is left out",
+            tokenizer.bos_token,
+        )
+        return {name: given[name][1:] for name in ("input_ids", "attention_mask", "offset_mapping")}
+    return given

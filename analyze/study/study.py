@@ -36,7 +36,7 @@ from ..stats.ranks import auroc
 from .answers import Judge, NextToken
 from .half import Edit, Outcome, Side
 from .planned_edits import Chosen, EditsOf, Planned, along, as_far, dose_for_push, held, typical
-from .questions import Question
+from .questions import POSITIONS, Position, Question
 from .result import Detection, StudyResult, assembled
 
 
@@ -49,7 +49,8 @@ class HallucinationStudy:
     baseline: an SAE of the same training with a frozen random decoder (`train --baseline`)
     hook_point: naming one, the caller vouches that the SAEs fit there
     split: one side chooses latents, the other is measured; by entity, or group
-    position: the entity's tokens that are edited
+    position: the tokens that are edited: the entity's "last" or "all", "prompt_last" or "everywhere" in the
+        prompt
     raises: ValueError for no records, or SAEs that do not fit the model
     """
 
@@ -65,13 +66,14 @@ class HallucinationStudy:
         baseline: SparseAutoencoder | None = None,
         hook_point: str | None = None,
         split: Split | None = None,
-        position: Literal["last", "all"] = "last",
+        position: Position = "last",
         batch_size_seqs: int = 256,
     ) -> None:
         if not records:
             raise ValueError("a study expected records, got none")
-        if position not in ("last", "all"):
-            raise ValueError(f"position expected 'last' or 'all' tokens of the entity, got {position!r}")
+        if position not in POSITIONS:
+            expected = ", ".join(map(repr, POSITIONS))
+            raise ValueError(f"position expected one of {expected}, got {position!r}")
         decoder = Decoder(model)
         point = fits(sae, decoder, hook_point)
         self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point

@@ -15,6 +15,7 @@ from saelens_lite.config import Above, AtLeast, AtMost
 
 if TYPE_CHECKING:
     from saelens_lite.analyze.stats.document_split import Split
+    from saelens_lite.analyze.study.questions import Question
 
 
 def run(argv: Sequence[str]) -> None:
@@ -23,7 +24,6 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.latents.density import latent_density
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken
-    from saelens_lite.analyze.study.questions import read_questions
     from saelens_lite.analyze.study.study import HallucinationStudy
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.store.reader import ActivationStore
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if config.model is None:
         config = _in_a_small_world(config, split)
-    device, records = device_named(config.device), read_questions(config.records)
+    device, records = device_named(config.device), _records(config)
     store = None if config.store is None else ActivationStore(config.store)
     sae = SparseAutoencoder.load(config.sae, device=device)
     baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
@@ -81,6 +81,20 @@ def run(argv: Sequence[str]) -> None:
     print(f"numbers: {folder / 'study.json'}")
     by = next(way for way in ("causal", "separation") if way != config.by)
     print_next("study", model=config.model, sae=config.sae, records=config.records, by=by)
+
+
+def _records(config: StudyConfig) -> list[Question]:
+    """Read and checked as a whole, before a model is loaded."""
+    from saelens_lite.analyze.study.records import read_questions
+
+    assert config.records is not None
+    given = {}
+    for flag, words in (("fields", "FIELD=COLUMN"), ("only", "COLUMN=VALUE")):
+        pairs = [pair.partition("=") for pair in getattr(config, flag)]
+        if odd := [name for name, equals, value in pairs if not (name and equals and value)]:
+            raise ValueError(f"--{flag} expected {words}, got {odd[0]!r}")
+        given[flag] = {name: value for name, _, value in pairs}
+    return read_questions(config.records, prompt=config.prompt, complete=True, **given)
 
 
 def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
@@ -126,8 +140,19 @@ class StudyConfig:
     found."""
 
     records: str | None = None
-    """JSON lines, each a question: prompt, entity and answer; if wanted relation, group, type, known and
-    span."""
+    """JSON lines, CSV or parquet, compressed or not, each a question: prompt, entity and answer; if wanted
+    relation, group, type, known, span, popularity, source and template. Without entity, the prompt stands in
+    its place."""
+
+    fields: tuple[str, ...] = ()
+    """For records with other columns, FIELD=COLUMN: answer=answers entity=subject; a column of a mapping is
+    answer=facts.country."""
+
+    prompt: str | None = None
+    """What prompts are made of, with columns of the records in braces: "Question: {question} Answer:"."""
+
+    only: tuple[str, ...] = ()
+    """COLUMN=VALUE: records that have it are read, the others left out."""
 
     refusal: tuple[str, ...] = ("unknown",)
     """Words that say that an answer is not known; of each the first token counts."""
@@ -163,8 +188,9 @@ class StudyConfig:
     """What is tested: rates of answers and refusals, or the difference of their logits, which tells more
     where rates are all or nothing."""
 
-    position: Literal["last", "all"] = "last"
-    """Tokens of the entity that are edited: last or all."""
+    position: Literal["last", "all", "prompt_last", "everywhere"] = "last"
+    """Tokens that are edited: the entity's last or all of them, the prompt's last, or everywhere in the
+    prompt."""
 
     hook_point: str | None = None
     """Where to edit; None takes the place that the SAE was trained on."""

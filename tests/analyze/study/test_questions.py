@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from saelens_lite.analyze.study.answers import NextToken
-from saelens_lite.analyze.study.questions import Question, batches, read_questions
+from saelens_lite.analyze.study.questions import Question, batches
+from saelens_lite.analyze.study.records import read_questions
 
 
 def test_a_file_of_records(tmp_path):
@@ -52,7 +53,7 @@ def test_a_file_of_records(tmp_path):
     [
         ('{"prompt": "a b", "entity": "c"}', "line 2: entity expected a part of the prompt 'a b', got 'c'"),
         ('{"prompt": "a a", "entity": "a"}', "line 2: 'a' stands 2 times in 'a a': give span"),
-        ('{"prompt": "a ", "entity": "a"}', "line 2: prompt expected text without white space at its end"),
+        ('{"prompt": "a ", "entity": "a"}', "line 2: prompt expected text without a space at its end"),
         (
             '{"prompt": "a", "entity": "a", "span": [0, 2]}',
             "line 2: span expected a part of the prompt's 1 characters",
@@ -66,7 +67,8 @@ def test_a_file_of_records(tmp_path):
             '{"prompt": "a", "entity": "a", "anser": "b"}',
             "line 2: unknown key 'anser' .did you mean 'answer'",
         ),
-        ('{"prompt": "a"}', "line 2: Question needs entity"),
+        ('{"entity": "a"}', "line 2: Question needs prompt"),
+        ('{"prompt": "a", "answer": ["b", " "]}', "line 2: answer expected text, got .*: leave it out"),
         ('{"prompt": "a", "entity": "a", "known": "yes"}', "line 2: known expected bool"),
         ("[1]", "line 2 expected a JSON object with fields of Question, got list"),
         ("{", "line 2 expected a JSON object"),

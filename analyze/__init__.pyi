@@ -10,3 +10,5 @@ from . import render as render
 from . import stats as stats
 from . import study as study
 from .anomaly import fit_anomaly as fit_anomaly
+from .matching import IndexMatch as IndexMatch
+from .matching import match_indexes as match_indexes

@@ -57,6 +57,11 @@ class TokenSample:
             return self
         return self._at(firing_hash(seed, -1, self.rows).argsort()[:n].sort().values)
 
+    def shared(self, other: TokenSample) -> tuple[TokenSample, TokenSample]:
+        """Both samples, of the rows that both have."""
+        ours, theirs = torch.isin(self.rows, other.rows), torch.isin(other.rows, self.rows)
+        return self._at(ours.nonzero().flatten()), other._at(theirs.nonzero().flatten())
+
     def row_ids(self) -> Tensor:
         """int64[n_pairs]: the place among `rows` of each pair."""
         sizes = self.offsets.diff()

@@ -1,4 +1,10 @@
 """Foreign SAE formats, one file each: their names, tensor layouts and traps.
 
-saelens  the SAELens v6 inference folder, which is our own format
+opened               the common shape: a place, and the SAE in our terms
+tensor_files         tensors from safetensors, .npz and .pt, without running code
+recognise            which format the files at a place are of
+saelens              the SAELens inference folder, which is our own format
+gemma_scope          Gemma Scope of Gemma 2
+sparsify             EleutherAI's sparsify
+dictionary_learning  the seven classes of dictionary_learning
 """

@@ -1,4 +1,4 @@
-"""The SAELens inference folder, up to version 6, as a mapping to and from ours; touches no file.
+"""The SAELens inference folder, up to version 6, as a mapping to and from ours; sae/folder.py reads it.
 
 cfg.json            d_in, d_sae, dtype, device, apply_b_dec_to_input, normalize_activations,
                     reshape_activations, [k, rescale_acts_by_decoder_norm for topk], metadata {...},
@@ -17,14 +17,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError, nearest
+from saelens_lite.formats.opened import Place, check_shapes
 from saelens_lite.json_data import misfit
 from saelens_lite.sae.config import NORMALIZATIONS, SAEConfig
+
+CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
+BEFORE, SAVING = f"before.{WEIGHTS}", ".saving-"
+
+NAME = "saelens"
+HOLDS = f"{CFG} and {WEIGHTS}"
+FILES = (CFG, WEIGHTS, SPARSITY)
 
 SAELENS_VERSION = "6.54.12"
 """The version whose folder this file writes and is tested against."""
@@ -67,6 +76,16 @@ _OUR_FACTS = {
     }
 }
 """What is relied on of metadata's own part."""
+
+
+def recognises(place: Place) -> bool:
+    return all((place.folder / name).is_file() or found_aside(place.folder, name) for name in (CFG, WEIGHTS))
+
+
+def found_aside(folder: Path, name: str) -> list[Path]:
+    """Copies of a file of ours that a killed save left on its way into the folder."""
+    names = (name, BEFORE) if name == WEIGHTS else (name,)
+    return [path for of in names for path in folder.glob(f"{SAVING}????????/{of}")]
 
 
 def to_cfg(config: SAEConfig) -> dict[str, Any]:
@@ -178,24 +197,7 @@ def from_tensors(
             f"{where}: the tensor scaling_factor is not all ones: this SAE was finetuned with per-latent "
             "scales; open it with sae_lens < 6 and multiply them into the rows of W_dec"
         )
-    expected = config.shapes
-    mismatch = "the weights are not those of the cfg.json beside them"
-    for name, shape in expected.items():
-        if name not in tensors:
-            raise CheckpointError(
-                f"{where}: expected a tensor {name} {list(shape)} for an SAE of kind {config.kind!r}, "
-                f"got only {', '.join(sorted(tensors)) or 'none'}; {mismatch}"
-            )
-        if tuple(tensors[name].shape) != shape:
-            raise CheckpointError(
-                f"{where}: expected {name} {list(shape)} (cfg.json: d_in={config.d_model}, "
-                f"d_sae={config.d_sae}), got {list(tensors[name].shape)}; {mismatch}"
-            )
-    if unknown := sorted(set(tensors) - set(expected)):
-        raise CheckpointError(
-            f"{where}: {', '.join(unknown)} not known for an SAE of kind {config.kind!r} (expected "
-            f"{', '.join(expected)}); ignoring it could change what the SAE computes"
-        )
+    check_shapes(tensors, config, where, f"cfg.json: d_in={config.d_model}, d_sae={config.d_sae}")
     return _with_norms_folded(tensors) if rescaled_by_decoder_norm else tensors
 
 

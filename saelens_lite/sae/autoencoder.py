@@ -93,18 +93,20 @@ class SparseAutoencoder(SAEFolder, nn.Module):
             )
 
     def normalize(self, acts: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Activations in the SAE's own scale and dtype, and its inverse: acts = normalized · scale + shift.
+        """Activations in the SAE's own scale and dtype, and how its output is brought back to that of acts:
+        times scale, plus shift.
 
         acts: float[... d_model]; scale, shift: float[... 1], or None where nothing was done
-        source: layer_norm as in Gao et al. 2024 (unbiased std + 1e-5); constant_norm_rescale as in SAELens,
+        source: layer_norm as in Gao et al. 2024: divided by the unbiased std + 1e-5, multiplied back by std
+            alone, so a constant row comes back as itself; constant_norm_rescale as in SAELens,
             where a row of zeros becomes nan; here it stays zero, and so does its reconstruction
         """
         self.check_acts(acts)
         acts = acts.to(self.dtype)
         if self.config.normalize_activations == "layer_norm":
             shift = acts.mean(-1, keepdim=True)
-            scale = acts.std(-1, keepdim=True) + 1e-5
-            return (acts - shift) / scale, scale, shift
+            scale = acts.std(-1, keepdim=True)
+            return (acts - shift) / (scale + 1e-5), scale, shift
         if self.config.normalize_activations == "constant_norm_rescale":
             scale = acts.norm(dim=-1, keepdim=True) / self.d_model**0.5
             return acts / scale.masked_fill(scale == 0, 1), scale, None

@@ -21,7 +21,6 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -35,15 +34,16 @@ from torch import Tensor
 from saelens_lite.atomic import sync
 from saelens_lite.errors import CheckpointError
 from saelens_lite.formats import saelens
+from saelens_lite.formats.recognise import FOREIGN
+from saelens_lite.formats.saelens import BEFORE, CFG, SAVING, SPARSITY, WEIGHTS, found_aside
 from saelens_lite.json_data import loads
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.source import Source, located
 
 log = logging.getLogger(__name__)
 
-CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
-_BEFORE = f"before.{WEIGHTS}"
-_SAVING, _SHA256 = ".saving-", "sha256"
+_SHA256 = "sha256"
 
 
 class SAEFolder:
@@ -70,7 +70,7 @@ class SAEFolder:
             folder.mkdir(parents=True, exist_ok=True)
             settle(folder)
             try:
-                staged = Path(tempfile.mkdtemp(prefix=_SAVING, dir=folder))
+                staged = Path(tempfile.mkdtemp(prefix=SAVING, dir=folder))
                 save_file(tensors, staged / WEIGHTS)
                 if log_sparsity is not None:
                     rates = log_sparsity.detach().cpu().float().contiguous()
@@ -82,7 +82,7 @@ class SAEFolder:
                 for written in (*staged.iterdir(), staged, folder):
                     sync(written)
                 if _meaning(_cfg_in(folder)) not in (None, _meaning(cfg)) and (folder / WEIGHTS).exists():
-                    os.replace(folder / WEIGHTS, staged / _BEFORE)  # others must not read it as the new one
+                    os.replace(folder / WEIGHTS, staged / BEFORE)  # others must not read it as the new one
                 os.replace(staged / CFG, folder / CFG)
                 if log_sparsity is None:
                     (folder / SPARSITY).unlink(missing_ok=True)
@@ -104,37 +104,21 @@ class SAEFolder:
         folder: str | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | str | None = None,
+        format: str | None = None,
     ) -> Self:
-        """Read an SAE folder: ours, or SAELens' standard, topk, jumprelu and gated.
+        """Read an SAE: ours, SAELens' standard, topk, jumprelu and gated, or one of another format.
 
-        path_or_repo: a local folder, or a repository "owner/name" on the Hugging Face hub
-        folder: the SAE's folder inside it
+        path_or_repo: a local folder or file, or a repository "owner/name" on the Hugging Face hub
+        folder: the SAE's folder or file inside it
         dtype: of the parameters; None takes the file's
+        format: one of formats/recognise.NAMES, for files that are not recognised by themselves
         raises: CheckpointError when a file is missing, short or contradicts another; ValueError for what has
             no counterpart here (an architecture, a normalisation), each with the way out
         """
-        source = _locate(path_or_repo, folder)
-        cfg = _read_cfg(source)
+        source = located(path_or_repo, folder, format)
         wanted = None if dtype is None else saelens.dtype_name(str(dtype), "load")
-        config = saelens.from_cfg(cfg, str(source / CFG), wanted)
-        config = dataclasses.replace(config, metadata=_without_digests(config.metadata))
-        try:
-            weights = _place(source, WEIGHTS, cfg)
-            tensors = load_file(weights)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(
-                f"{source / WEIGHTS}: expected a complete safetensors file, got {error}; it is damaged or "
-                "short, copy it again"
-            ) from error
-        rescaled = config.kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
-        state = saelens.from_tensors(tensors, config, str(source / WEIGHTS), rescaled)
-        if (wanted := _digests(cfg).get(WEIGHTS)) not in (None, _sha256(weights)):
-            if _cfg_in(source) not in (None, cfg):  # another process saved meanwhile
-                return cls.load(source, device=device, dtype=dtype)
-            log.warning(
-                "%s has another sha256 than %s records (%s): another program wrote it, or it is damaged",
-                weights, CFG, wanted,
-            )  # fmt: skip
+        own = source.format == saelens.NAME
+        config, state = _read(source.place.folder, wanted) if own else _read_foreign(source, wanted)
         sae = cls(config)
         sae.load_state_dict(state)
         return sae.to(device=device)
@@ -143,8 +127,48 @@ class SAEFolder:
     @names_misfits
     def read_config(path_or_repo: str | Path) -> SAEConfig:
         """What the SAE of a folder is, without its weights. raises: as `load`"""
-        source = _locate(path_or_repo, None)
-        return saelens.from_cfg(_read_cfg(source), str(source / CFG), None)
+        source = located(path_or_repo, None, None)
+        if source.format != saelens.NAME:
+            return _read_foreign(source, None)[0]
+        folder = source.place.folder
+        return saelens.from_cfg(_read_cfg(folder), str(folder / CFG), None)
+
+
+def _read(source: Path, dtype: str | None) -> tuple[SAEConfig, dict[str, Tensor]]:
+    """A folder of ours or of SAELens."""
+    cfg = _read_cfg(source)
+    config = saelens.from_cfg(cfg, str(source / CFG), dtype)
+    config = dataclasses.replace(config, metadata=_without_digests(config.metadata))
+    try:
+        weights = _place(source, WEIGHTS, cfg)
+        tensors = load_file(weights)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{source / WEIGHTS}: expected a complete safetensors file, got {error}; it is damaged or "
+            "short, copy it again"
+        ) from error
+    rescaled = config.kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
+    state = saelens.from_tensors(tensors, config, str(source / WEIGHTS), rescaled)
+    if (wanted := _digests(cfg).get(WEIGHTS)) not in (None, _sha256(weights)):
+        if _cfg_in(source) not in (None, cfg):  # another process saved meanwhile
+            return _read(source, dtype)
+        log.warning(
+            "%s has another sha256 than %s records (%s): another program wrote it, or it is damaged",
+            weights, CFG, wanted,
+        )  # fmt: skip
+    return config, state
+
+
+def _read_foreign(source: Source, dtype: str | None) -> tuple[SAEConfig, dict[str, Tensor]]:
+    """An SAE of another format; what it is and what is to be said of it stand in the metadata, too."""
+    config, tensors, notes = FOREIGN[source.format].read(source.place)
+    log.info("%s: opened as %s", source.place.name, source.format)
+    for note in notes:
+        log.warning("%s: %s", source.place.name, note)
+    told = {"format": source.format, "notes": list(notes), "source": source.repository}
+    told |= config.metadata.get("saelens_lite", {})
+    metadata = {**config.metadata, "saelens_lite": {key: value for key, value in told.items() if value}}
+    return dataclasses.replace(config, metadata=metadata, dtype=dtype or config.dtype), tensors
 
 
 def _read_cfg(source: Path) -> Any:
@@ -189,31 +213,26 @@ def settle(folder: Path) -> None:
                 os.replace(found, folder / name)
                 sync(folder)
     beside = folder.parent.glob(f".{glob.escape(folder.name)}.????????.tmp")  # of a version before
-    for left in (*folder.glob(f"{_SAVING}????????"), *beside):
+    for left in (*folder.glob(f"{SAVING}????????"), *beside):
         if is_left_over(left):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def is_left_over(path: Path) -> bool:
     """Whether a save made this folder."""
-    ours = {CFG, WEIGHTS, SPARSITY, _BEFORE}
+    ours = {CFG, WEIGHTS, SPARSITY, BEFORE}
     return path.is_dir() and not path.is_symlink() and {*os.listdir(path)} <= ours
 
 
 def _place(folder: Path, name: str, cfg: dict[str, Any]) -> Path:
     """Where the file is that a cfg.json was written with: in its place, unless a save was killed."""
-    if not (aside := _aside(folder, name)):
+    if not (aside := found_aside(folder, name)):
         return folder / name
     if (wanted := _digests(cfg).get(name)) is None:  # of a version before, or without this file
-        before = [path for path in aside if path.name == _BEFORE and not (folder / name).exists()]
+        before = [path for path in aside if path.name == BEFORE and not (folder / name).exists()]
         return (*before, folder / name)[0]
     right = (path for path in (folder / name, *aside) if path.is_file() and _sha256(path) == wanted)
     return next(right, folder / name)
-
-
-def _aside(folder: Path, name: str) -> list[Path]:
-    names = (name, _BEFORE) if name == WEIGHTS else (name,)
-    return [path for of in names for path in folder.glob(f"{_SAVING}????????/{of}")]
 
 
 def _cfg_in(folder: Path) -> dict[str, Any] | None:
@@ -253,56 +272,3 @@ def _digests(cfg: dict[str, Any]) -> dict[str, str]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _locate(path: str | Path, folder: str | None) -> Path:
-    """The local folder of cfg.json and weights, downloaded when `path` names a repository."""
-    local = Path(path)
-    if local.is_dir():
-        source = local / folder if folder else local
-    elif isinstance(path, str) and re.fullmatch(r"[^./~\\][^/\\]*/[^/\\]*", path):
-        source = _download(path, folder)
-    else:
-        raise CheckpointError(
-            f"no SAE at {path}: expected a folder with {CFG} and {WEIGHTS}, or a repository as owner/name"
-        )
-    for name in (CFG, WEIGHTS):
-        if not (source / name).is_file() and not _aside(source, name):
-            found = (
-                path.parent.relative_to(local)
-                for path in local.rglob(CFG)
-                if (path.parent / WEIGHTS).is_file() or _aside(path.parent, WEIGHTS)
-            )
-            inside = sorted(str(path) for path in found if not any(p.startswith(".") for p in path.parts))
-            if inside:
-                hint = f"SAEs in it: {', '.join(inside[:10])} (pass one as folder=)"
-            elif (source / "plan.json").is_file():
-                hint = "the folder is an activation store, no SAE"
-            else:
-                there = sorted(path.name for path in source.iterdir()) if source.is_dir() else []
-                holds = ", ".join(there[:10]) or "nothing"
-                hint = f"the folder is no complete SAE of this format, it holds {holds}"
-            raise CheckpointError(f"{source}: expected {CFG} and {WEIGHTS}, {name} is missing; {hint}")
-    return source
-
-
-def _download(repo: str, folder: str | None) -> Path:
-    from huggingface_hub import list_repo_files, snapshot_download
-
-    prefix, end = f"{folder}/" if folder else "", f"/{CFG}"
-    try:
-        wanted = [prefix + name for name in (CFG, WEIGHTS, SPARSITY)]
-        source = Path(snapshot_download(repo, allow_patterns=wanted)) / prefix
-        if (source / CFG).is_file():
-            return source
-        inside = sorted(name.removesuffix(end) for name in list_repo_files(repo) if name.endswith(end))
-    except Exception as error:  # the hub client raises a dozen unrelated types (offline, gated, absent)
-        raise CheckpointError(
-            f"cannot fetch {repo} folder={folder!r} from the hub: {error}; there is no local folder {repo} "
-            "either"
-        ) from error
-    more = f" and {len(inside) - 10} more" if len(inside) > 10 else ""
-    raise CheckpointError(
-        f"{repo} has no SAE at folder={folder!r}; "
-        f"it has {', '.join(inside[:10]) or 'none in this format'}{more}"
-    )

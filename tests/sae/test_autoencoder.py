@@ -103,8 +103,9 @@ def test_gradients_flow_through_encode_and_decode(kind):
 def test_run_time_normalisation_is_undone(normalization):
     sae, acts = sae_of("relu", normalize_activations=normalization), 10 + 3 * torch.randn(4, 6)
     if normalization == "layer_norm":
-        mean, std = acts.mean(-1, keepdim=True), acts.std(-1, keepdim=True) + 1e-5
-        expected = sae.decode(sae.latent_acts((acts - mean) / std)) * std + mean
+        acts[0] *= 1e-5
+        mean, std = acts.mean(-1, keepdim=True), acts.std(-1, keepdim=True)
+        expected = sae.decode(sae.latent_acts((acts - mean) / (std + 1e-5))) * std + mean
     else:
         size = acts.norm(dim=-1, keepdim=True) / 6**0.5
         expected = sae.decode(sae.latent_acts(acts / size)) * size

@@ -1,0 +1,40 @@
+"""Which format the files at a place are of."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from saelens_lite.errors import nearest
+from saelens_lite.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from saelens_lite.formats.opened import Format, Place
+
+FOREIGN = {form.NAME: cast(Format, form) for form in (gemma_scope, sparsify, dictionary_learning)}
+NAMES = (saelens.NAME, *FOREIGN)
+
+
+def recognised(place: Place, asked: str | None = None) -> str | None:
+    """The name of the format, or None where no files of any are there.
+
+    asked: the format that the caller names; it is tried on files that are of no other
+    raises: ValueError for an unknown name, or files that are of another format than asked
+    """
+    if asked is not None and asked not in NAMES:
+        raise ValueError(f"format expected one of {', '.join(NAMES)}, got {asked!r}{nearest(asked, NAMES)}")
+    found = [name for name in NAMES if _recognises(name, place)]
+    if asked is None or asked in found:
+        return asked or next(iter(found), None)
+    if found:
+        raise ValueError(
+            f"{place.name}: format={asked!r} expected {holds(asked)}, got the files of format={found[0]!r} "
+            f"({holds(found[0])}); leave format= out, and they are recognised"
+        )
+    return asked
+
+
+def holds(name: str) -> str:
+    """The files that a format is recognised by, in words."""
+    return saelens.HOLDS if name == saelens.NAME else FOREIGN[name].HOLDS
+
+
+def _recognises(name: str, place: Place) -> bool:
+    return (saelens if name == saelens.NAME else FOREIGN[name]).recognises(place)

@@ -1,0 +1,311 @@
+"""Golden folders of foreign formats, written by their published definitions, each beside a forward pass of
+its own in float64, of the same tensors by the same definition."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+D, N, K = 12, 32, 4
+MARGIN = 1e-3
+
+Answer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""latents [rows, N], recons [rows, D], and how far each row is from a tie at threshold or k-th value"""
+
+
+@dataclass
+class Golden:
+    """folder: of the SAE inside the format's own folders; forward: float64 rows to an Answer"""
+
+    format: str
+    folder: Path
+    forward: Callable[[torch.Tensor], Answer]
+    rows: torch.Tensor = field(default_factory=lambda: torch.empty(0))
+    facts: dict = field(default_factory=dict)
+
+
+CASES: dict[str, Callable] = {}
+
+
+def case(format: str, where: str = "", **facts):
+    """A writer of one golden folder: it takes folder and generator, and returns the forward pass."""
+
+    def register(write):
+        CASES[write.__name__] = (format, where, facts, write)
+        return write
+
+    return register
+
+
+def relu(pre):
+    return pre.relu(), torch.full(pre.shape[:1], torch.inf)
+
+
+def jumprelu(pre, threshold, gate=None):
+    gate = pre if gate is None else gate
+    return pre.relu() * (gate > threshold), (gate - threshold).abs().amin(-1)
+
+
+def topk(pre, k=K):
+    largest, at = pre.relu().topk(k + 1)
+    kept = torch.zeros_like(pre).scatter(-1, at[:, :k], largest[:, :k])
+    gap = torch.where(largest[:, k] > 0, largest[:, k - 1] - largest[:, k], torch.inf)
+    return kept, gap
+
+
+def gated(gate, magnitude):
+    return magnitude.relu() * (gate > 0), gate.abs().amin(-1)
+
+
+def normal(generator, *shape, scale=0.5):
+    return torch.randn(*shape, generator=generator) * scale
+
+
+def weights(generator):
+    """Float32: W_enc [D, N], b_enc [N], W_dec [N, D] with rows of unlike norms, b_dec [D]."""
+    norms = 0.5 + 2 * torch.rand(N, 1, generator=generator)
+    W_dec = torch.nn.functional.normalize(normal(generator, N, D), dim=1) * norms
+    return normal(generator, D, N), normal(generator, N), W_dec, normal(generator, D)
+
+
+def wide(*tensors):
+    return [tensor.double() for tensor in tensors]
+
+
+def write_json(file: Path, value: dict) -> None:
+    file.write_text(json.dumps(value))
+
+
+# Gemma Scope -----------------------------------------------------------------------------------------
+
+
+@case("gemma_scope", "gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71",
+      model_name="google/gemma-2-2b", hook_point="blocks.20.hook_resid_post")  # fmt: skip
+def gemma_scope(folder, generator, prefix="W"):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    threshold = 0.2 + torch.rand(N, generator=generator)
+    arrays = {f"{prefix}_enc": W_enc, "b_enc": b_enc, f"{prefix}_dec": W_dec, "b_dec": b_dec}
+    np.savez(folder / "params.npz", threshold=threshold, **{name: t.numpy() for name, t in arrays.items()})
+    W_enc, b_enc, W_dec, b_dec, threshold = wide(W_enc, b_enc, W_dec, b_dec, threshold)
+
+    def forward(x):
+        latents, gap = jumprelu(x @ W_enc + b_enc, threshold)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
+@case("gemma_scope", "gemma-scope-9b-it-att/layer_9/width_16k/average_l0_88",
+      model_name="google/gemma-2-9b-it", hook_point="blocks.9.attn.hook_z")  # fmt: skip
+def gemma_scope_in_lower_case(folder, generator):
+    return gemma_scope(folder, generator, prefix="w")
+
+
+# sparsify --------------------------------------------------------------------------------------------
+
+
+@case(
+    "sparsify", "run/layers.10", k=K, hook_point="blocks.10.hook_resid_post", model_name="EleutherAI/pythia"
+)
+def sparsify(folder, generator, **config):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    tensors = {"encoder.weight": W_enc.T.contiguous(), "encoder.bias": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    save_file(tensors, folder / "sae.safetensors")
+    config = {
+        "activation": "topk", "expansion_factor": 32, "normalize_decoder": True, "num_latents": N, "k": K,
+        "multi_topk": False, "skip_connection": False, "transcode": False, "d_in": D,
+    } | config  # fmt: skip
+    write_json(folder / "cfg.json", {key: value for key, value in config.items() if value is not None})
+    write_json(folder.parent / "config.json", {"model": "EleutherAI/pythia", "dataset": "pile"})
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = topk((x - b_dec) @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
+@case("sparsify", "old/layers.3.mlp/seed0", k=K, hook_point="")
+def sparsify_of_old(folder, generator):
+    """Without activation; its width by the expansion factor is no whole number here, so by num_latents."""
+    return sparsify(
+        folder, generator, activation=None, multi_topk=None, signed=False, normalize_decoder=False
+    )
+
+
+# dictionary_learning ---------------------------------------------------------------------------------
+
+
+def dictionary(dict_class):
+    """Register a writer of tensors and forward as an ae.pt beside its config.json."""
+
+    def register(write):
+        def whole(folder, generator):
+            tensors, forward = write(*weights(generator), generator)
+            torch.save(
+                {name: tensor.clone().contiguous() for name, tensor in tensors.items()}, folder / "ae.pt"
+            )
+            trainer = {"dict_class": dict_class, "activation_dim": D, "dict_size": N, "layer": 12, "lr": 1e-4,
+                       "lm_name": "google/gemma-2-2b", "submodule_name": "resid_post_layer_12"}  # fmt: skip
+            trainer |= {"k": K} if "TopK" in dict_class else {}
+            write_json(
+                folder / "config.json", {"trainer": trainer, "buffer": {"d_submodule": D, "io": "out"}}
+            )
+            return forward
+
+        whole.__name__ = f"dictionary_{dict_class}"
+        facts = {"model_name": "google/gemma-2-2b", "hook_point": "blocks.12.hook_resid_post"}
+        return case("dictionary_learning", f"resid_post_layer_12/{dict_class}/trainer_0", **facts)(whole)
+
+    return register
+
+
+def linear(W_enc, b_enc, W_dec):
+    return {"encoder.weight": W_enc.T, "encoder.bias": b_enc, "decoder.weight": W_dec.T}
+
+
+@dictionary("AutoEncoder")
+def _(W_enc, b_enc, W_dec, b_dec, _):
+    tensors = {**linear(W_enc, b_enc, W_dec), "bias": b_dec}
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = relu((x - b_dec) @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return tensors, forward
+
+
+@dictionary("AutoEncoderNew")
+def _(W_enc, b_enc, W_dec, b_dec, _):
+    tensors = {**linear(W_enc, b_enc, W_dec), "decoder.bias": b_dec}
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = relu(x @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return tensors, forward
+
+
+@dictionary("AutoEncoderTopK")
+def _(W_enc, b_enc, W_dec, b_dec, _):
+    """Its threshold is for training: encode keeps k."""
+    tensors = {**linear(W_enc, b_enc, W_dec), "b_dec": b_dec}
+    tensors |= {"k": torch.tensor(K), "threshold": torch.tensor(0.7)}
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = topk((x - b_dec) @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return tensors, forward
+
+
+@dictionary("BatchTopKSAE")
+def _(W_enc, b_enc, W_dec, b_dec, _):
+    tensors = {**linear(W_enc, b_enc, W_dec), "b_dec": b_dec}
+    tensors |= {"k": torch.tensor(K), "threshold": torch.tensor(0.7)}
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = jumprelu((x - b_dec) @ W_enc + b_enc, float(tensors["threshold"]))
+        return latents, latents @ W_dec + b_dec, gap
+
+    return tensors, forward
+
+
+@dictionary("MatryoshkaBatchTopKSAE")
+def _(W_enc, b_enc, W_dec, b_dec, _):
+    """Its threshold was never set: -1 keeps every positive latent."""
+    tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    tensors |= {"k": torch.tensor(K), "threshold": torch.tensor(-1.0), "group_sizes": torch.tensor([8, 24])}
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = relu((x - b_dec) @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return tensors, forward
+
+
+@dictionary("GatedAutoEncoder")
+def _(W_enc, gate_bias, W_dec, b_dec, generator):
+    r_mag, mag_bias = normal(generator, N), normal(generator, N)
+    tensors = {"encoder.weight": W_enc.T, "decoder.weight": W_dec.T, "decoder_bias": b_dec}
+    tensors |= {"r_mag": r_mag, "gate_bias": gate_bias, "mag_bias": mag_bias}
+    W_enc, gate_bias, W_dec, b_dec, r_mag, mag_bias = wide(W_enc, gate_bias, W_dec, b_dec, r_mag, mag_bias)
+
+    def forward(x):
+        projected = (x - b_dec) @ W_enc
+        latents, gap = gated(projected + gate_bias, r_mag.exp() * projected + mag_bias)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return tensors, forward
+
+
+@dictionary("JumpReluAutoEncoder")
+def _(W_enc, b_enc, W_dec, b_dec, generator):
+    threshold = 0.2 + torch.rand(N, generator=generator)
+    tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
+    W_enc, b_enc, W_dec, b_dec, threshold = wide(*tensors.values())
+
+    def forward(x):
+        latents, gap = jumprelu(x @ W_enc + b_enc, threshold)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return tensors, forward
+
+
+# All of them -----------------------------------------------------------------------------------------
+
+
+def rows_for(forward, generator) -> torch.Tensor | None:
+    """Twelve ordinary rows, one of norm about 1e-6, one of about 1e4 and one of zeros, away from ties."""
+    kept = []
+    for scale, n in ((1.0, 12), (1e-6, 1), (1e4, 1), (0.0, 1)):
+        candidates = normal(generator, 400, D, scale=scale) + 0.3 * scale
+        gap = forward(candidates.double())[2]
+        free = candidates[gap >= MARGIN * max(1.0, scale)]
+        if len(free) < n:
+            return None
+        kept.append(free[:n])
+    return torch.cat(kept)
+
+
+def write_golden(root: Path, name: str) -> Golden:
+    format, where, facts, write = CASES[name]
+    folder = root / name / where
+    folder.mkdir(parents=True)
+    for seed in range(100):
+        generator = torch.Generator().manual_seed(seed)
+        forward = write(folder, generator)
+        if (rows := rows_for(forward, generator)) is not None:
+            place = facts.get("file")
+            return Golden(format, folder / place if place else folder, forward, rows, facts)
+    raise AssertionError(f"{name}: no seed keeps the rows away from ties")
+
+
+@pytest.fixture(scope="session")
+def golden(tmp_path_factory):
+    """golden("sparsify"): the folder of that name, written once."""
+    root, written = tmp_path_factory.mktemp("golden"), {}
+
+    def get(name: str) -> Golden:
+        if name not in written:
+            written[name] = write_golden(root, name)
+        return written[name]
+
+    get.root = root
+    return get
+
+
+def pytest_generate_tests(metafunc):
+    if "golden_name" in metafunc.fixturenames:
+        metafunc.parametrize("golden_name", CASES)

@@ -390,7 +390,8 @@ def test_a_repository_folder_is_fetched_alone(monkeypatch, golden_copy):
     assert SparseAutoencoder.load("owner/name", "topk").kind == "topk"
     assert asked[:3] == ["topk/cfg.json", "topk/sae_weights.safetensors", "topk/sparsity.safetensors"]
     assert {"topk/sae.safetensors", "topk/params.npz", "topk/ae.pt"} < set(asked) and "*" not in str(asked)
-    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda _: ["topk/sae_weights.safetensors", "README.md"])
+    there = ["topk/sae_weights.safetensors", "README.md"]
+    monkeypatch.setattr(huggingface_hub, "list_repo_files", lambda repo: there)
     with pytest.raises(CheckpointError, match="no SAE at folder='layer_1'; it has topk"):
         SparseAutoencoder.load("owner/name", "layer_1")
 

@@ -67,14 +67,14 @@ class Tracker:
         run = None if self._run is None else self._run.id
         return {"metrics_bytes": self.path.stat().st_size, "wandb_run": run}
 
-    def log(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | int | str | None]) -> None:
         """Write one line: {"step": step, **metrics}."""
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         if self._run is not None:
             self._send(step, metrics)
 
-    def _send(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
+    def _send(self, step: int, metrics: Mapping[str, float | int | str | None]) -> None:
         self._run.log({k: v for k, v in metrics.items() if v is not None}, step=step)
 
     def __enter__(self) -> Tracker:
@@ -140,7 +140,7 @@ class SilentTracker(Tracker):
     def position(self) -> dict[str, Any]:
         return {}
 
-    def log(self, step: int, metrics: Mapping[str, float | int | None]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | int | str | None]) -> None:
         pass
 
     def __exit__(self, *_: object) -> None:

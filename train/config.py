@@ -138,8 +138,8 @@ class TrainConfig:
     nothing."""
     matmul_precision: Literal["highest", "high", "medium"] | None = None
     """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision
-    says: medium is bf16, high TF32, where the device has them; weights, sums and moments stay float32. None:
-    as torch is set."""
+    says: medium is bf16, high TF32, where the device has them; weights, sums and moments stay float32, so
+    that medium is what others call mixed precision. None: high on CUDA, else as torch is set."""
     batch_size_rows: Annotated[int, AtLeast(1), OF_ROWS] = 4096
     """Rows (tokens) a step."""
     n_steps: Annotated[int | None, AtLeast(1)] = None

@@ -25,6 +25,7 @@ TO_LOWER = {
 """What takes the memory of each command."""
 
 _MEMORY = re.compile(r"out of memory|can.t allocate|Cannot allocate|[Ss]torage size calculation overflowed")
+_CONTEXT_LOST = re.compile(r"illegal memory access|device-side assert|misaligned address|launch failure")
 _PEER = re.compile(r"closed by peer|reset by peer|Connect(ion)? (refused|timeout)|remote process|NCCL|gloo")
 
 
@@ -43,6 +44,11 @@ def error_line(error: BaseException, command: str, module: ModuleType | None = N
     if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _MEMORY.search(line)):
         lower = f": lower {TO_LOWER[command]}" if command in TO_LOWER else ""
         return f"not enough memory on this machine or device{lower} ({line[:200]})"
+    if isinstance(error, RuntimeError) and _CONTEXT_LOST.search(line):
+        return (
+            "a kernel broke this process's CUDA context, so nothing can go on in it: run again with "
+            f"SAELENS_LITE_KERNELS=torch, and please report this line ({line[:200]})"
+        )
     if isinstance(error, RecursionError):
         return f"expected data of ordinary depth, got brackets in brackets by the thousand ({line})"
     if isinstance(error, RuntimeError) and _PEER.search(line):

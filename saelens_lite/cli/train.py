@@ -52,8 +52,9 @@ class TrainCommand(TrainConfig):
     batch_size_seqs: Annotated[int, AtLeast(1)] = 32
     """With --model: contexts in a forward pass."""
 
-    dtype: str = "bfloat16"
-    """With --model: type to which rows are rounded, as in a store."""
+    dtype: str | None = None
+    """With --model: type to which rows are rounded, as in a store; None: bfloat16. Mixed precision is
+    --matmul-precision medium."""
 
     @property
     def training(self) -> TrainConfig:
@@ -92,7 +93,7 @@ def from_model(command: TrainCommand) -> None:
         )
     config = command.training
     fields = to_mapping(config) | {name: getattr(command, name) for name in OF_TEXT}
-    for name in ("store", "store_weights", "baseline", "hook_point"):
+    for name in ("store", "store_weights", "baseline", "hook_point", *(("dtype",) * (command.dtype is None))):
         del fields[name]
     model, dataset = embedded(command.model, command.dataset)
     print_trained(train_streaming(model, dataset, command.hook_point, **fields), config)
@@ -101,6 +102,12 @@ def from_model(command: TrainCommand) -> None:
 
 def from_stores(command: TrainCommand) -> None:
     """One SAE, or a grid, from the rows of stores."""
+    if command.dtype is not None:
+        raise ValueError(
+            f"train --dtype expected --model, whose rows it rounds; a store has a type of its own. Got "
+            f"{command.dtype} with --store: weights and moments are float32, and --matmul-precision medium "
+            "multiplies in bf16 (mixed precision)"
+        )
     folders = [command.store] if isinstance(command.store, str) else command.store
     stores = [ActivationStore(folder) for folder in folders]
     if command.grid:

@@ -6,6 +6,8 @@ torch_ops      embedding bags, on any device
 cpu            the C kernels
 cpu_build      the C kernels compiled once and kept
 tally          counting and co-firing for the feature index
+self_check     Triton's kernels, each compared with the definition before its first call
+call_slices    a small part of a call that is compiled as the whole is
 triton         the passes over pairs on CUDA
 triton_select  selection without the pre-activations on CUDA
 """

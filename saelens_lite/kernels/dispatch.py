@@ -1,32 +1,22 @@
 """The kernels of the sparse training step, by the fastest path for a device; reference.py defines them.
 
 float32 on a CPU goes to the C files, up to 32 bits on CUDA to Triton, and the rest to torch_ops.py, as does
-all that a machine without compiler or triton cannot run. SAELENS_LITE_KERNELS=cpu, triton or torch in the
-environment allows that path only, and torch_ops.py for what it does not take. With TRITON_INTERPRET=1 triton
-runs on a CPU too, slowly.
+all that a machine without compiler or triton cannot run, and what self_check.py finds wrong.
+SAELENS_LITE_KERNELS=cpu, triton or torch in the environment allows that path only, and torch_ops.py for what
+it does not take. With TRITON_INTERPRET=1 Triton's kernels run in Python, slowly, and tensors on a CPU take
+the path that those on CUDA take.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Iterable
 from types import ModuleType
 
 from torch import Tensor
 
-from saelens_lite.kernels import cpu, torch_ops
+from saelens_lite.kernels import cpu, self_check, torch_ops
 from saelens_lite.kernels.reference import LatentPass, TokenPass
-
-
-@functools.cache
-def _triton() -> ModuleType | None:
-    """None where triton is not installed; imported late, as that takes a while."""
-    try:
-        from saelens_lite.kernels import triton
-    except ImportError:
-        return None
-    return triton
 
 
 def _path(*tensors: Tensor) -> ModuleType:
@@ -40,17 +30,21 @@ def _path(*tensors: Tensor) -> ModuleType:
             f"SAELENS_LITE_KERNELS expected torch, cpu or triton, got {only!r}: unset it to let the device "
             "choose"
         )
-    if only in ("", "cpu") and cpu.usable(*tensors):
-        return cpu
-    if only == "triton" or (only == "" and tensors[0].is_cuda):
-        path = _triton()
-        if path is None and only:
+    interpreted = os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
+    if only == "triton" or (only == "" and (tensors[0].is_cuda or interpreted)):
+        if only and self_check.triton() is None:
             raise ValueError(
                 "SAELENS_LITE_KERNELS expected an installed path, got triton: pip install triton, or unset it"
             )
-        if path is not None and path.usable(*tensors):
-            return path
+        return self_check if self_check.usable(*tensors) else torch_ops
+    if only in ("", "cpu") and cpu.usable(*tensors):
+        return cpu
     return torch_ops
+
+
+def choice(like: Tensor) -> str:
+    """Which kernels compute with tensors of this dtype and device: "cpu", "triton" or "torch"."""
+    return {cpu: "cpu", self_check: "triton", torch_ops: "torch"}[_path(like)]
 
 
 def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:

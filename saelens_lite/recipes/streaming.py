@@ -37,16 +37,18 @@ def train_streaming(
     inputs is that of the first buffer, which is trained on as well; held-out rows come from its shards.
 
     If it is interrupted, repeat the call: it refills the buffer it had reached and, on a CPU, ends
-    bit-identical. The model must not be used for anything else meanwhile.
+    bit-identical. The model must not be used for anything else meanwhile. `matmul_precision` holds for its
+    float32 forward passes too, which an accelerator makes at the same time as the steps.
 
     model, dataset, hook_point, tokenizer: as in `harvest_activations`, with one hook point
     fields: of TrainConfig, n_steps among them, and of HarvestConfig, such as context_length, text_column or
         dtype; `seed` and `device` are those of both. A dataset that ends before n_steps begins again
     returns: the SAE, as `train_sae` does
     raises: as `harvest_activations` and `train_sae`; ValueError for several processes, max_norm_ratio,
-        matmul_precision, end_to_end, or a dataset of less than a batch
+        end_to_end, or a dataset of less than a batch
     """
     from saelens_lite.harvest.streaming import activation_stream
+    from saelens_lite.train.optimise.precision import matmul_precision, multiplying
     from saelens_lite.train.rows.stream_rows import StreamRows
     from saelens_lite.train.runs.process import device_of
     from saelens_lite.train.single import train_on
@@ -67,4 +69,6 @@ def train_streaming(
     if not isinstance(model, str):
         options.pop("device", None)  # the model is where it is
     with activation_stream(model, dataset, hook_point, tokenizer=tokenizer, **options) as stream:
-        return train_on(StreamRows(stream, config, device_of(config)), config)
+        device = device_of(config)
+        with multiplying(matmul_precision(config, device)):
+            return train_on(StreamRows(stream, config, device), config)

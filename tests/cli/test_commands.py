@@ -230,6 +230,8 @@ def test_train_streams_from_a_model(made, capsys):
         assert "excludes --store" in fails(capsys, *argv, *flags)
     store = ["--store", made / "store", "--dataset", made / "data.jsonl"]
     assert "--dataset needs --model" in fails(capsys, "train", *store)
+    mixed = fails(capsys, "train", "--store", made / "store", "--dtype", "bfloat16")
+    assert "Got bfloat16 with --store" in mixed and "--matmul-precision medium multiplies in bf16" in mixed
 
 
 @pytest.mark.long

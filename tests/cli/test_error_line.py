@@ -33,6 +33,7 @@ def running(monkeypatch):
 
 
 MEMORY = "not enough memory on this machine or device: lower --batch-size-rows, --buffer-rows, or --d-sae or"
+LOST = "a kernel broke this process's CUDA context, so nothing can go on in it: run again with SAELENS_LITE"
 PEER = "another process of this run has died or cannot be reached; its own last line says why."
 
 
@@ -48,6 +49,7 @@ PEER = "another process of this run has died or cannot be reached; its own last 
         (OverflowError("cannot convert float infinity to integer"), "cannot convert float infinity to"),
         (RuntimeError("[gloo/transport/tcp/pair.cc:544] Connection closed by peer [127.0.0.1]"), PEER),
         (RuntimeError("Failed to find C compiler."), "Failed to find C compiler."),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), LOST),
         (SafetensorError("Error while deserializing"), "Error while deserializing (safetensors"),
         (of_a_library("UsageError", "wandb.errors")("no project a/b"), "no project a/b (wandb UsageError)"),
         (of_a_library("Bad", "saelens_lite.errors")("a\n b"), "a b"),

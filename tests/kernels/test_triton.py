@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from saelens_lite.kernels import cpu, reference, torch_ops
+from saelens_lite.kernels import cpu, reference, self_check, torch_ops
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.kernels.cpu_build import library
 from saelens_lite.kernels.triton_select import screened_batch_topk, screened_topk, select_topk
@@ -122,7 +122,7 @@ if REAL:
             assert kernels._path(*tensors) is (
                 torch_ops if expected is cpu and library() is None else expected
             )
-        monkeypatch.setattr(kernels, "_triton", lambda: None)
+        monkeypatch.setattr(self_check, "triton", lambda: None)
         with pytest.raises(ValueError, match="got triton: pip install triton"):
             kernels._path(*tensors)
         monkeypatch.setenv("SAELENS_LITE_KERNELS", "tritn")
@@ -368,6 +368,10 @@ def test_gradients_of_a_step_equal_those_of_the_embedding_bags(kind, monkeypatch
         grads = [parameter.grad for parameter in sae.parameters() if parameter.grad is not None]
         results.append([*stats, fired, *trained.state().values(), *grads])
     assert len(results[0]) >= 8
+    passed = {variant[0] for variant in self_check._passed}
+    assert {"token_pass", "latent_pass"} <= passed  # a failure would have been an error
+    if kind == "topk":
+        assert "screened_topk" in passed
     for ours, bag in zip(*reversed(results), strict=True):
         assert_close(ours, bag, rtol=1e-4, atol=1e-5)
 

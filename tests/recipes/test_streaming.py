@@ -169,7 +169,6 @@ def test_what_a_stream_cannot_do_is_said(rows, train, monkeypatch):
     for fields, message in (
         ({"n_steps": None}, "expected n_steps, as its length is not known"),
         ({"max_norm_ratio": 10.0}, "max_norm_ratio needs the median"),
-        ({"matmul_precision": "medium"}, "expected matmul_precision None: some forward passes"),
         (
             {"end_to_end": "kl", "init_from": "an SAE", "d_sae": None},
             "end_to_end learns from the contexts of a store",
@@ -281,3 +280,21 @@ def test_a_run_of_a_version_that_recorded_no_state_resumes(train, monkeypatch):
             train(checkpoint_every_steps=4)
     first = train(checkpoint_every_steps=4)
     assert torch.equal(first.W_dec, train("whole").W_dec)
+
+
+def test_forward_passes_have_the_precision_of_the_steps(train, monkeypatch):
+    seen, update, fill = [], Trainer.update, StreamRows._fill
+
+    def noted(call):
+        def run(*args):
+            seen.append((call.__name__, torch.get_float32_matmul_precision()))
+            return call(*args)
+
+        return run
+
+    monkeypatch.setattr(Trainer, "update", noted(update))
+    monkeypatch.setattr(StreamRows, "_fill", noted(fill))
+    before = torch.get_float32_matmul_precision()
+    train(matmul_precision="medium", n_steps=2)
+    assert set(seen) == {("_fill", "medium"), ("update", "medium")}
+    assert torch.get_float32_matmul_precision() == before

@@ -2,6 +2,7 @@
 
 trainer    one SAE, one optimiser, one step at a time
 schedules  the learning rate over a run
+precision  how float32 products are computed
 initial    what training starts from
 dead       how long each latent has been silent
 resample   dead latents given a new start

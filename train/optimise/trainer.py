@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -16,6 +15,7 @@ from ..kinds.choice import kind_class
 from ..kinds.kind import Kind, StepStats
 from ..kinds.refit import Refit
 from .dead import DeadTracker, default_dead_after_tokens
+from .precision import matmul_precision, multiplying
 from .resample import resample_
 from .schedules import Schedule
 
@@ -80,7 +80,7 @@ class Trainer:
         dead = self.dead_tracker.dead() if self.kind.uses_dead else None
         self.kind.begin(self.steps_done, self.n_steps)
         ramp = self.schedule.ramp_at(self.steps_done)
-        with _matmul_precision(self.config.matmul_precision):
+        with multiplying(matmul_precision(self.config, self.sae.device)):
             stats, fired = self.kind.gradients(acts, dead, ramp)
         for group in self.adam.param_groups:
             group["lr"] = group["peak"] * self.schedule.rate_at(self.steps_done)
@@ -211,14 +211,3 @@ class Trainer:
         self.adam.load_state_dict({**self.adam.state_dict(), "state": moments})
         self.kind.load_state(kind_state)
         self.steps_done = int(state["steps_done"])
-
-
-@contextmanager
-def _matmul_precision(precision: str | None) -> Iterator[None]:
-    """torch's setting for float32 products, inside; None changes nothing."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision or before)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

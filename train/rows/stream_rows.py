@@ -77,8 +77,7 @@ class StreamRows:
     begins. The scale is that of the first buffer. Held-out rows are the first eval_rows of held-out documents
     in the shards of the first buffer; a run that resumes makes them again.
 
-    raises: ValueError for a run without n_steps, as a stream's length is not known, or with max_norm_ratio or
-        matmul_precision
+    raises: ValueError for a run without n_steps, as a stream's length is not known, or with max_norm_ratio
     """
 
     left_out_share = None
@@ -96,11 +95,6 @@ class StreamRows:
         if config.max_norm_ratio is not None:
             raise ValueError(
                 "max_norm_ratio needs the median norm of all rows, unknown while they come: harvest a store"
-            )
-        if config.matmul_precision is not None:
-            raise ValueError(
-                "training on a stream expected matmul_precision None: some forward passes would be computed "
-                "with it as well. torch.set_float32_matmul_precision sets it for both"
             )
         self._stream, self._config, self._device = stream, config, torch.device(device)
         self.hook_point, self.d_model = stream.hook_point, stream.d_model

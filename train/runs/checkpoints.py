@@ -6,7 +6,7 @@
     run               what determines the run: the store's fingerprint, the hook point, fields of TrainConfig
     values            what `Trainer.state` holds beside tensors: steps_done, as in the folder's name
     progress          input scale, place in a stream, seconds trained, bytes of metrics.jsonl, id at wandb
-    made_by           what the last bits also depend on: versions, device, threads, processes
+    made_by           what the last bits also depend on: versions, device, kernels, threads, processes
     tensors_sha256    of state.safetensors
     sha256            of this file without this entry
 
@@ -37,6 +37,7 @@ from saelens_lite import distributed
 from saelens_lite.atomic import appearing_folder, discard
 from saelens_lite.errors import CheckpointError, with_option
 from saelens_lite.json_data import loads
+from saelens_lite.kernels import dispatch as kernels
 
 log = logging.getLogger(__name__)
 
@@ -147,6 +148,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "saelens_lite": saelens_lite.__version__,
         "torch": torch.__version__,
         "device": device.type,
+        "kernels": kernels.choice(torch.empty(0, device=device)),
         "threads": torch.get_num_threads(),
         "processes": distributed.world_size(),
         "latent_shards": distributed.world_size("latents"),

@@ -109,13 +109,14 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
         )
     log.info("resuming the run in %s at step %d", output, found.step)
     made_by = circumstances(device_of(config))
-    if found.made_by != made_by:
-        then = found.made_by
-        changed = [
-            f"{name} {then.get(name)} → {made_by[name]}"
-            for name in made_by
-            if then.get(name) != made_by[name]
-        ]
+    then = found.made_by
+    # a checkpoint of an older release does not say which kernels it had
+    changed = [
+        f"{name} {then[name]} → {made_by[name]}"
+        for name in made_by
+        if then.get(name, made_by[name]) != made_by[name]
+    ]
+    if changed:
         log.info("the last bits may differ from those of an uninterrupted run: %s", ", ".join(changed))
     return found
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from saelens_lite import distributed
 from saelens_lite.atomic import write_file
 from saelens_lite.config import to_record
+from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.run_log import SilentTracker, Tracker
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
@@ -23,6 +24,7 @@ from ..config import TrainConfig
 from ..kinds.choice import kind_for
 from ..kinds.kind import Kind, StepStats
 from ..latent_shards import communication
+from ..optimise.precision import matmul_precision
 from ..optimise.schedules import Schedule
 from ..optimise.trainer import Trainer
 from ..rows.protocol import Rows, n_steps
@@ -74,6 +76,12 @@ class Run:
         self.saved_step = self.trainer.steps_done
         self.finite = Finite(self.trainer, rows)
         self.scores = HeldOutScores(self.trainer, rows, self.finite, model)
+        if writes() and self.device.type == "cuda" and config.matmul_precision is None:
+            log.info(
+                "float32 products are computed with precision %r (tf32 is high), the default on CUDA; "
+                "matmul_precision chooses another",
+                matmul_precision(config, self.device),
+            )
         self._tracker: Tracker = SilentTracker()
         self._position = checkpoint.progress if checkpoint else None
         self.tokens = self.steps_done * config.batch_size_rows
@@ -152,7 +160,7 @@ class Run:
             remove_checkpoints(self.output)
         return sae
 
-    def training_metrics(self, stats: StepStats) -> dict[str, float | int | None]:
+    def training_metrics(self, stats: StepStats) -> dict[str, float | int | str | None]:
         """A training line of metrics.jsonl. raises: FloatingPointError when the loss is not finite"""
         loss, trainer = float(stats.reconstruction), self.trainer
         self.finite.check_loss(loss)
@@ -168,6 +176,7 @@ class Run:
             f"dead@{window}": dead,
             "lr": trainer.adam.param_groups[0]["lr"],
             "tokens_per_s": tokens / self.seconds,
+            "kernels": kernels.choice(trainer.sae.W_dec),
             **self._left_out(),
         }
 

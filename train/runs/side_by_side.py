@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from saelens_lite import distributed
+from saelens_lite.kernels import self_check
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -88,14 +89,26 @@ def _bar(runs: Sequence[Run]) -> Any:
     return tqdm(desc=what, unit="step", initial=first, total=n_steps, disable=hidden)
 
 
+_KERNELS_FAILED = 1 << 16
+"""Beyond the numbers of signals."""
+
+
 class Stopped:
     """Which signal came, if any."""
 
     signal: int | None = None
 
     def anywhere(self) -> int | None:
-        """The signal that this or another process got; all processes ask together and hear the same."""
-        return distributed.largest(self.signal or 0) or None
+        """The signal that this or another process got; all processes ask together and hear the same.
+
+        With it they hear whether a Triton kernel failed in one of them: then all leave Triton, so that no two
+        compute by different kernels. A signal of that moment is heard at the next question.
+        """
+        failed = self_check.failure is not None
+        heard = distributed.largest(_KERNELS_FAILED * failed + (self.signal or 0))
+        if heard >= _KERNELS_FAILED and not failed:
+            self_check.give_up("a Triton kernel failed in another process of this run")
+        return heard % _KERNELS_FAILED or None
 
 
 @contextmanager

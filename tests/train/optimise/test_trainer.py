@@ -14,6 +14,7 @@ from saelens_lite.train.kinds.kind import unit_rows_
 from saelens_lite.train.kinds.topk import TopK, annealed_k
 from saelens_lite.train.optimise.fold import fold_decoder_norms_, fold_scale
 from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.precision import matmul_precision
 from saelens_lite.train.optimise.schedules import default_lr, lr_factor
 from saelens_lite.train.optimise.trainer import Trainer
 from saelens_lite.train.rows.input_scale import input_scale
@@ -254,6 +255,14 @@ def test_free_decoder_norms_are_folded_into_the_encoder():
         torch.testing.assert_close(sae(rows).recons, before.recons)
         torch.testing.assert_close(sae.encode_dense(rows), latents)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(N))
+
+
+def test_on_cuda_products_are_tf32_unless_torch_or_the_configuration_says_otherwise(monkeypatch):
+    cuda, cpu, free = torch.device("cuda"), torch.device("cpu"), TrainConfig()
+    for as_torch, on_cuda, on_cpu in (("highest", "high", "highest"), ("medium", "medium", "medium")):
+        monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: as_torch)  # noqa: B023
+        assert (matmul_precision(free, cuda), matmul_precision(free, cpu)) == (on_cuda, on_cpu)
+        assert matmul_precision(TrainConfig(matmul_precision="highest"), cuda) == "highest"
 
 
 def test_products_have_the_precision_asked_for_during_a_step_only(monkeypatch):

@@ -25,6 +25,7 @@ from saelens_lite.store.layout import (
     encode_json,
     tokens_name,
 )
+from saelens_lite.store.places import Place, place_among
 from saelens_lite.store.reader import ActivationStore
 
 from .prepare import hook_point_facts
@@ -66,7 +67,9 @@ def add_hook_points(
     Processes(f"resume {folder}").agreed("resumed", lambda: _undo_interrupted(folder))
     store = ActivationStore(folder)
     asked = (hook_points,) if isinstance(hook_points, str) else tuple(hook_points)
-    new = [name for name in dict.fromkeys(asked) if name not in store.hook_points]
+    new = [
+        name for name in dict.fromkeys(asked) if place_among(Place(name), store.plan["hook_points"]) is None
+    ]
     if not new:
         logger.info("%s holds these hook points already: nothing to do", store.path)
         return store

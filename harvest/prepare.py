@@ -52,7 +52,8 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
 
     returns: "hook_points" and, where a token sees those after it, "attention_mask": True, without which the
         real tokens of a padded context would see its padding
-    raises: HookError for a module whose output is not one vector a token, or where no mask hides padding
+    raises: HookError for a module whose output is not one vector a token, or where no mask hides padding;
+        ValueError for two names of one place
     """
     decoder, names = Decoder(model), [point.name for point in points]
     if decoder.n_codebooks > 1:
@@ -60,6 +61,8 @@ def hook_point_facts(model: nn.Module, points: Sequence[hooks.HookPoint]) -> dic
             f"a harvest expected one token a position, got {decoder.class_name}, which reads "
             f"{decoder.n_codebooks}: collect its activations with run_to and ActivationStore.from_arrays"
         )
+    if len({point.end for point in points}) < len(points):
+        raise ValueError(f"hook_points expected each place once, got two names of one in {', '.join(names)}")
     input_ids = _two_endings(decoder)
     acts = hooks.run_to(decoder, names, input_ids=input_ids)
     for name, found in acts.items():

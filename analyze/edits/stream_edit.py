@@ -20,9 +20,10 @@ from torch import Tensor
 from saelens_lite.errors import HookError, nearest, with_option
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
-from saelens_lite.lm.hooks import CANONICAL, edit, resolve
+from saelens_lite.lm.hooks import edit, resolve
 from saelens_lite.lm.positions import Positions, Where
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.store.places import CANONICAL
 
 from ..latents.compatibility import checked_latents, fits
 
@@ -103,8 +104,11 @@ def edited(
         wider = torch.promote_types(acts.dtype, delta.dtype)  # an SAE of fewer bits must not round the stream
         return torch.where(touched, (acts.to(wider) + delta.to(wider)).to(acts.dtype), acts)
 
+    names = hook_point_names(hook_point, sae)
+    if len({resolve(decoder, name).end for name in names}) < len(names):
+        raise ValueError(f"hook_point expected each place once, got two names of one in {list(names)}")
     with ExitStack() as stack:
-        for name in hook_point_names(hook_point, sae):
+        for name in names:
             if sae is not None:
                 fits(sae, decoder, name, vouched=hook_point is not None)
             holds = None if when is None else stack.enter_context(_condition(decoder, when, sae, name))

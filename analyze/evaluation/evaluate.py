@@ -7,7 +7,7 @@ have rows in the store are replaced: BOS, special tokens and padding stay, in ev
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -112,7 +112,7 @@ def evaluate_sae(
         hook_point=point,
         store=store.model_name or str(store.path),
         held_out=held_out,
-        same_store=all(store.fingerprint in _stores(one) for one in saes.values()),
+        same_store=_same_store(store, saes.values()),
         n_tokens=sums[TRAINED].n_tokens,
         n_documents=len(documents.n_tokens),
         sampled=max_tokens is not None and sums[TRAINED].n_tokens >= max_tokens,
@@ -156,10 +156,19 @@ def _record(sae: SparseAutoencoder) -> dict[str, Any]:
     return sae.config.metadata.get("saelens_lite", {})
 
 
+def _same_store(store: ActivationStore, saes: Iterable[SparseAutoencoder]) -> bool | None:
+    """Whether all record this store; None where one records none and no one another."""
+    recorded = [_stores(sae) for sae in saes]
+    if any(of and store.fingerprint not in of for of in recorded):
+        return False
+    return True if all(recorded) else None
+
+
 def _stores(sae: SparseAutoencoder) -> set[str]:
-    """Fingerprints of the stores that an SAE was trained on, by its record."""
+    """Fingerprints of the stores that an SAE was trained on, by its record; none without one."""
     record = _record(sae)
-    return {record.get("store", "")} | {mixed["store"] for mixed in record.get("stores", ())}
+    mixed = {of.get("store", "") for of in record.get("stores", ())}
+    return ({record.get("store", "")} | mixed) - {""}
 
 
 def _reconstruction(

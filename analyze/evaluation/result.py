@@ -165,8 +165,9 @@ class Evaluation:
     hook_point: str
     store: str
     held_out: bool
-    same_store: bool
-    """Whether every SAE records this very store; else "held out" is only a sample of documents."""
+    same_store: bool | None
+    """Whether every SAE records this very store, else "held out" is only a sample of documents; None where
+    one records no store, and none another."""
     n_tokens: int
     n_ce_tokens: int
     n_contexts: int
@@ -306,9 +307,10 @@ class Evaluation:
                 f"mcc {found.mcc:.3f} (random {found.random_mcc:.3f})"
             )
         if self.held_out and not self.same_store:
+            other = "another store, or this one before hook points were added"
             text.append(
-                "an SAE here records another store, or this one before hook points were added: it may have "
-                "been trained on documents held out here"
+                f"an SAE here records {'no store' if self.same_store is None else other}: it may have been "
+                "trained on documents held out here"
             )
         return text
 

@@ -13,6 +13,7 @@ from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.hooks import resolve
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.store.places import Place, place_among, same_place
 from saelens_lite.store.reader import ActivationStore
 
 _OTHER_NAMES = {"gpt2-small": "gpt2"}
@@ -46,31 +47,40 @@ def fits(
         raise with_option(
             ValueError(f"{name} does not say where it was trained: pass hook_point="), "hook_point"
         )
-    width = resolve(decoder, point).width(decoder)
-    _check(sae, point, decoder.class_name, decoder.name, width, vouched, name)
+    there = resolve(decoder, point)
+    place = Place(point, there.module_path)
+    _check(sae, place, decoder.class_name, decoder.name, there.width(decoder), vouched, name)
     return point
 
 
 def _fits_store(
     sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None, vouched: bool, name: str
 ) -> str:
-    trained_at = sae.config.hook_point
-    if hook_point is None and trained_at and trained_at not in store.hook_points:
+    trained_at = None
+    if sae.config.trained_at:
+        trained_at = place_among(place_of(sae), store.plan["hook_points"])
+    if hook_point is None and sae.config.trained_at and trained_at is None:
         raise _misfit(
             sae, name, str(store.path), ", ".join(store.hook_points),
             "harvest that hook point, or pass hook_point= to use the SAE on another one",
         )  # fmt: skip
     check_finite_weights(sae)
-    point = store.hook_point(hook_point or trained_at or None)
-    _check(sae, point, str(store.path), store.model_name, store.d_model(point), vouched, name)
+    point = store.hook_point(hook_point or trained_at)
+    _check(sae, store.place(point), str(store.path), store.model_name, store.d_model(point), vouched, name)
     return point
 
 
+def place_of(sae: SparseAutoencoder) -> Place:
+    """Where the SAE was trained, as it records it."""
+    return Place(sae.config.trained_at, sae.config.hf_module)
+
+
 def _check(
-    sae: SparseAutoencoder, point: str, source: str, model: str, width: int | None, vouched: bool, name: str
+    sae: SparseAutoencoder, at: Place, source: str, model: str, width: int | None, vouched: bool, name: str
 ) -> None:
     """raises: ValueError for another width or, unless vouched, another model or hook point"""
-    place, given = f"{point} of {source}", sae.config
+    point, given = at.name, sae.config
+    place = f"{point} of {source}"
     way_out = f"pass hook_point={point!r} if the two are one, or the SAE is to be transferred"
     if width not in (None, sae.d_model):
         raise _misfit(sae, name, place, f"d_model={width}", "choose an SAE of this model")
@@ -78,7 +88,7 @@ def _check(
         return
     if model and given.model_name not in ("", source) and not _one_model(given.model_name, model):
         raise _misfit(sae, name, place, model, way_out)
-    if given.trained_at not in ("", point):
+    if given.trained_at and not same_place(place_of(sae), at):
         raise _misfit(sae, name, place, point, way_out)
 
 

@@ -23,6 +23,7 @@ from saelens_lite.errors import with_option
 from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.store.places import Place, same_place
 from saelens_lite.store.reader import ActivationStore
 
 from ..attribution.lens import logit_lens
@@ -90,7 +91,7 @@ def feature_page(
             config = IndexConfig(n_top=max(n_examples, IndexConfig().n_top))
             index = index_features(sae, store, folder, None, config, hook_point=point, tokenizer=tokenizer)
         index.check(sae, store)
-        if index.hook_point != point:
+        if not same_place(Place(index.hook_point), store.place(point)):
             raise with_option(
                 ValueError(
                     f"{index.path} is an index over {index.hook_point}, not over {point}: pass hook_point="

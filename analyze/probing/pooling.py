@@ -170,7 +170,7 @@ def _common_hook_point(
     points = {name: fits(sae, decoder, hook_point, name=f"the SAE {name!r}") for name, sae in saes.items()}
     (first, common), *others = points.items() or [("", str(hook_point))]
     for name, point in others:
-        if point != common:
+        if resolve(decoder, point).end != resolve(decoder, common).end:
             raise with_option(
                 ValueError(
                     f"the SAE {name!r} was trained on {point}, but {first!r} on {common}: call once for "

@@ -85,7 +85,7 @@ def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: Path) ->
     """A store of what the SAE reads, of the text that the command names."""
     from saelens_lite.harvest.config import HarvestConfig
 
-    point = config.hook_point or sae.config.hook_point
+    point = config.hook_point or sae.config.trained_at
     if not point:
         raise ValueError(f"{config.sae} does not say which activations it reads: pass --hook-point")
     store = HarvestConfig(

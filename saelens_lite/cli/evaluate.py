@@ -46,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     model = config.model or model_of(config.store)
     if config.model is None and model.isprintable():
         print(f"for the cost in cross-entropy: --model {shlex.quote(model) if model else 'NAME'}")
-    print_next("analyze", sae=config.sae, store=config.store, model=model)
+    print_next("analyze", sae=config.sae, store=config.store, hook_point=config.hook_point, model=model)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)

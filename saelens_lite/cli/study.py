@@ -80,7 +80,8 @@ def run(argv: Sequence[str]) -> None:
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
     print(f"numbers: {folder / 'study.json'}")
     by = next(way for way in ("causal", "separation") if way != config.by)
-    print_next("study", model=config.model, sae=config.sae, records=config.records, by=by)
+    same = {name: getattr(config, name) for name in ("model", "sae", "records", "hook_point")}
+    print_next("study", **same, by=by)
 
 
 def _records(config: StudyConfig) -> list[Question]:

@@ -31,16 +31,7 @@ from saelens_lite.errors import HookError, nearest
 from saelens_lite.lm.decoder import Decoder, Model, device_of, evaluation_mode, main_tensor, stream_into
 from saelens_lite.lm.forward_state import EditInfo, Watch, placed_inputs, watch
 from saelens_lite.misfits import names_misfits
-
-CANONICAL = {
-    "hook_resid_pre": "resid_pre",
-    "attn.hook_z": "z",
-    "hook_attn_out": "attn_out",
-    "mlp.hook_in": "mlp_in",
-    "hook_mlp_out": "mlp_out",
-    "hook_resid_post": "resid_post",
-}
-"""What follows "blocks.{i}." in the name of a hook point, by depth → its kind."""
+from saelens_lite.store.places import CANONICAL, OF_INPUTS, canonical
 
 INSIDE = ("z", "mlp_in")
 """Kinds that lie inside attention and MLP, and are no part of the stream."""
@@ -79,6 +70,11 @@ class HookPoint:
     """side of the module"""
     kind: Literal["resid_pre", "z", "attn_out", "module", "mlp_in", "mlp_out", "resid_post"]
 
+    @property
+    def end(self) -> tuple[str, str]:
+        """Module and side: equal for two names of one place."""
+        return self.module_path, self.side
+
     def module(self, model: Model) -> nn.Module:
         """The module in this model."""
         return Decoder.of(model).bare.get_submodule(self.module_path)
@@ -114,28 +110,28 @@ def resolve(model: Model, name: str) -> HookPoint:
 
 
 def _named(decoder: Decoder, name: str) -> HookPoint:
-    canonical = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
-    kind = CANONICAL.get(canonical[2]) if canonical else None
-    paths = [] if kind else [path for path, _ in decoder.bare.named_modules() if path]
+    known = canonical(name)
+    paths = [] if known else [path for path, _ in decoder.bare.named_modules() if path]
     if name in paths:
         return HookPoint(name, name, _block_of(decoder, name), "output", "module")
     missing = f"no hook point {name!r} in {decoder.class_name}"
-    if canonical is not None and canonical[2] in _ELSEWHERE:
-        raise HookError(f"{missing}: {_ELSEWHERE[canonical[2]].format(block=canonical[1])}")
-    if canonical is None or kind is None:
+    if known is None:
+        number, _, rest = name.removeprefix("blocks.").partition(".")
+        if rest in _ELSEWHERE:
+            raise HookError(f"{missing}: {_ELSEWHERE[rest].format(block=number)}")
         hint = nearest(name, hook_points(decoder, inside=True) + paths)
         raise HookError(f"{missing}{hint}: it has {_summary(decoder)}, or any module path")
-    block = int(canonical[1])
+    block, kind = known
     if block >= len(decoder.layers):
         raise HookError(f"{missing}: it has {_summary(decoder)}")
-    path = f"{decoder.path}.{block}"
+    path, side = f"{decoder.path}.{block}", "input" if kind in OF_INPUTS else "output"
     if kind in ("resid_pre", "resid_post"):
-        return HookPoint(name, path, block, "input" if kind == "resid_pre" else "output", kind)
+        return HookPoint(name, path, block, side, kind)
     inner = _module_inside(decoder, block, kind)
     if inner is None:
         why = _NO_MODULE[kind].format(block=f"block {block} ({type(decoder.layers[block]).__name__})")
         raise HookError(f"{missing}: {why}. It has {_summary(decoder)}, or any module path")
-    return HookPoint(name, f"{path}.{inner}", block, "input" if kind in INSIDE else "output", kind)
+    return HookPoint(name, f"{path}.{inner}", block, side, kind)
 
 
 def _module_inside(decoder: Decoder, block: int, kind: str) -> str | None:

@@ -1,6 +1,7 @@
 """The activation store: documents packed into contexts, and their activations in shards on disk.
 
 layout               names of the files, JSON, versions, sizes
+places               which two names mean one place of a model
 reader               the store as its readers see it
 writer               rows into shards, commits, the manifest
 codecs               how a row is stored: f32, f16, bf16, int8

@@ -75,6 +75,7 @@ from saelens_lite.store.layout import (
     tokens_name,
 )
 from saelens_lite.store.packing import PackedContexts
+from saelens_lite.store.places import Place, place_among
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -256,7 +257,8 @@ class ActivationStore:
 
     @names_misfits
     def hook_point(self, name: str | None = None) -> str:
-        """The hook point of this name; None means the only one.
+        """The hook point of this name, as the store has it: blocks.3.hook_resid_post for model.layers.3. None
+        means the only one.
 
         raises: ValueError if the store lacks it, or None is ambiguous
         """
@@ -268,12 +270,17 @@ class ActivationStore:
             return self.hook_points[0]
         if not isinstance(name, str):
             raise TypeError(f"expected the name of one hook point, got {type(name).__name__} {name!r}")
-        if name not in self.plan["hook_points"]:
+        if (found := place_among(Place(name), self.plan["hook_points"])) is None:
             hint = nearest(name, self.hook_points)
             raise ValueError(
                 f"{self.path} has no hook point {name!r}{hint}; it holds {', '.join(self.hook_points)}"
             )
-        return name
+        return found
+
+    def place(self, hook_point: str | None = None) -> Place:
+        """Where in the model the rows of a hook point are from."""
+        name = self.hook_point(hook_point)
+        return Place(name, self.plan["hook_points"][name].get("module_path", ""))
 
     @names_misfits
     def d_model(self, hook_point: str | None = None) -> int:

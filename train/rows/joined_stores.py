@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.store.layout import data_name
+from saelens_lite.store.places import same_place
 from saelens_lite.store.reader import ActivationStore
 
 
@@ -25,7 +26,8 @@ class JoinedStores:
         self.hook_point = first.hook_point(hook_point)
         self.d_model = first.d_model(self.hook_point)
         for other in self.stores[1:]:
-            if (name := other.hook_point(hook_point)) != self.hook_point:
+            name = other.hook_point(hook_point)
+            if not same_place(other.place(name), first.place(self.hook_point)):
                 raise ValueError(
                     f"stores that are mixed are expected to share a hook point, {first.path} has "
                     f"{self.hook_point} and {other.path} has {name}: name one that both have as hook_point, "
@@ -113,7 +115,7 @@ class JoinedStores:
         ends = torch.tensor(sizes).cumsum(0)
         shard = int(torch.searchsorted(ends, first, right=True))
         row = first - int(ends[shard]) + sizes[shard]
-        path = store.folder.describe(data_name(shard, self.hook_point))
+        path = store.folder.describe(data_name(shard, store.hook_point(self.hook_point)))
         raise FloatingPointError(
             f"{what}: row {row} of shard {shard} ({path}, both from 0) holds NaN, infinite or too large "
             f"values. `saelens-lite verify {shlex.quote(str(store.path))}` finds altered files, and --repair "

@@ -2,6 +2,8 @@
 
 bootstrap       cluster bootstrap, rank p-values, corrections for many tests
 ranks           AUROC and Spearman's correlation
+rivals          scores beside what the surface of the items says
+rival_report    verdicts on scores as a table
 raters          two raters compared
 logistic        logistic regression on standardised rows
 document_split  selection and test on different documents

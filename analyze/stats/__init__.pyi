@@ -10,3 +10,5 @@ from .ranks import auroc as auroc
 from .ranks import spearman as spearman
 from .raters import Agreement as Agreement
 from .raters import agreement as agreement
+from .rival_report import RivalReport as RivalReport
+from .rivals import against_rivals as against_rivals

@@ -78,7 +78,8 @@ def cluster_bootstrap(
         raise ValueError(
             "cluster_bootstrap expected finite values, got nan or infinity; leave those items out and say so"
         )
-    cluster, n = _numbered(clusters, len(table), confidence)
+    _check_confidence(confidence)
+    cluster, n = _numbered(clusters, len(table))
     sums = table.new_zeros(n, table.shape[1]).index_add_(0, cluster, table)
     sizes = torch.bincount(cluster, minlength=n).double()
 
@@ -112,8 +113,19 @@ def bootstrap_statistic(
     in per cent, where it is truly 0.60, 0.76 and 0.95: of 20 clusters 94.8, 93.8, 83.8; of 100 95.5, 94.5,
     92.5; of 200 95.5, 94.5, 94.5. Near 1 few clusters cover too little.
     """
+    estimate, drawn, n = statistic_draws(statistic, clusters, n_resamples=n_resamples, seed=seed)
+    return interval_of_draws(estimate, drawn, n, confidence)
+
+
+def statistic_draws(
+    statistic: Callable[[Tensor], Tensor], clusters: Tensor, *, n_resamples: int = 2000, seed: int = 0
+) -> tuple[Tensor, Tensor, int]:
+    """A statistic's estimate float64[m], its draws float64[r m], and the number of clusters; as above.
+
+    raises: as `bootstrap_statistic`
+    """
     n_items = len(torch.as_tensor(clusters).reshape(-1))
-    cluster, n = _numbered(clusters, n_items, confidence)
+    cluster, n = _numbered(clusters, n_items)
     estimate = statistic(torch.ones(1, n_items, dtype=torch.float64))[0]
     drawn = torch.cat([statistic(times[:, cluster]) for times in _times_drawn(n, n_items, n_resamples, seed)])
     defined = drawn.isfinite().all(1)
@@ -122,8 +134,39 @@ def bootstrap_statistic(
             f"bootstrap_statistic expected a statistic with a value on draws of its {n} clusters, got one "
             f"without on {int((~defined).sum())} of {len(drawn)}: a class has too few of them"
         )
-    low, high = _expanded_interval(drawn[defined], confidence, n)
-    return Interval(estimate, low, high, confidence, n)
+    return estimate, drawn[defined], n
+
+
+def interval_of_draws(estimate: Tensor, drawn: Tensor, n_clusters: int, confidence: float) -> Interval:
+    """The interval of a statistic float64[m] whose draws are float64[r m]."""
+    _check_confidence(confidence)
+    return Interval(estimate, *_expanded_interval(drawn, confidence, n_clusters), confidence, n_clusters)
+
+
+def p_above_zero(drawn: Tensor, n_clusters: int) -> Tensor:
+    """One-sided p values of statistics not being above 0, by their draws: float64[...] from float64[r ...].
+
+    The smallest p is that of 1 draw of r + 1. An expanded interval of confidence 1 − 2p ends at 0.
+    """
+    share = ((drawn <= 0).sum(0) + 1).double() / (len(drawn) + 1)
+    t = torch.special.ndtri(share.clamp_max(1 - 1e-12)) / math.sqrt(n_clusters / (n_clusters - 1))
+    theta, area = _t_table(n_clusters - 1)
+    angle = (t.abs() / math.sqrt(n_clusters - 1)).atan()
+    inside = torch.as_tensor(np.interp(angle.numpy(), theta, area / area[-1])) / 2
+    return 0.5 + inside.copysign(t)
+
+
+def holm(p: Tensor) -> Tensor:
+    """p values adjusted so that any false one among those at most α has a chance of at most α.
+
+    p: float[... m], corrected within the last dimension; returns: float64[... m], in the same order
+    source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure"
+    """
+    p = torch.as_tensor(p).double()
+    ordered, order = p.sort(dim=-1)
+    left = torch.arange(p.shape[-1], 0, -1)
+    adjusted = (ordered * left).cummax(-1).values.clamp_max(1.0)
+    return torch.empty_like(p).scatter_(-1, order, adjusted)
 
 
 @names_misfits
@@ -202,10 +245,13 @@ def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> t
     return seen, drawn
 
 
-def _numbered(clusters: Tensor | None, n_items: int, confidence: float) -> tuple[Tensor, int]:
-    """The number of each item's cluster, int64[n_items], and how many there are, checked."""
+def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence expected a share between 0 and 1, got {confidence}")
+
+
+def _numbered(clusters: Tensor | None, n_items: int) -> tuple[Tensor, int]:
+    """The number of each item's cluster, int64[n_items], and how many there are, checked."""
     of_item = torch.arange(n_items) if clusters is None else torch.as_tensor(clusters).cpu().reshape(-1)
     if len(of_item) != n_items:
         raise ValueError(f"clusters expected one for each of {n_items} items, got {len(of_item)}")
@@ -238,11 +284,15 @@ def _expanded_interval(drawn: Tensor, confidence: float, n: int) -> tuple[Tensor
 
 
 def student_t(probability: float, degrees: int) -> float:
-    """Quantile of Student's t, 0.5 <= probability < 1, to six digits.
+    """Quantile of Student's t, 0.5 <= probability < 1, to six digits."""
+    theta, area = _t_table(degrees)
+    angle = np.interp((2 * probability - 1) * area[-1], area, theta)
+    return math.sqrt(degrees) * math.tan(angle)
 
-    With t = √n · tan θ the density is cos^(n−1) θ, whose integral from 0 to θ is tabulated and inverted.
-    """
+
+def _t_table(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+    """Angles, and the integral from 0 to each of the density of Student's t, which with t = √n · tan θ is
+    cos^(n−1) θ."""
     theta = torch.linspace(0, min(math.pi / 2, 12 / math.sqrt(degrees)), 20_001, dtype=torch.float64)
     area = torch.cat([theta.new_zeros(1), torch.cumulative_trapezoid(theta.cos() ** (degrees - 1), theta)])
-    angle = np.interp((2 * probability - 1) * area[-1].item(), area.numpy(), theta.numpy())
-    return math.sqrt(degrees) * math.tan(angle)
+    return theta.numpy(), area.numpy()

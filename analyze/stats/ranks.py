@@ -12,6 +12,9 @@ from saelens_lite.misfits import names_misfits
 
 Values = Tensor | np.ndarray | Sequence[float]
 
+_CHUNK_WEIGHTS = 2**22
+"""Weights in the order of each score that exist at a time: 32 MB in float64."""
+
 
 def mean_ranks(values: Values) -> Tensor:
     """Ranks from 1 for the smallest, equal values sharing the mean of theirs: float64[n].
@@ -62,20 +65,36 @@ def spearman(a: Values, b: Values) -> float:
 def weighted_auroc(scores: Values, positive: Values, weights: Tensor) -> Tensor:
     """AUROC of weighted items, for each row of weights, as a bootstrap needs it; ties count half.
 
-    scores: float[n]; positive: bool[n]; weights: float64[r n], not negative
-    returns: float64[r]; nan where all positive items, or all others, weigh nothing
+    scores: float[n], or float[n m] for m scores of the same items; positive: bool[n]
+    weights: float64[r n], not negative
+    returns: float64[r] or float64[r m]; nan where all positive items, or all others, weigh nothing
     """
     scores, positive = torch.as_tensor(scores).double(), torch.as_tensor(positive).bool()
     if scores.isnan().any():
         raise ValueError(
-            f"auroc expected numbers, got nan at place {int(scores.isnan().nonzero()[0])} of {len(scores)}"
+            f"auroc expected numbers, got nan at place {int(scores.isnan().nonzero()[0, 0])} of {len(scores)}"
         )
-    order = scores.argsort()
-    weights, positive, scores = weights[:, order], positive[order], scores[order]
-    ends = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])])  # of each group of equal scores
-    last = ends.nonzero()[:, 0]
-    above = torch.where(positive, weights, 0.0).cumsum(1)[:, last]
-    below = torch.where(positive, 0.0, weights).cumsum(1)[:, last]
-    in_group = above.diff(dim=1, prepend=above.new_zeros(len(above), 1))
-    beaten = (below + torch.nn.functional.pad(below, (1, 0))[:, :-1]) / 2
-    return (in_group * beaten).sum(1) / (above[:, -1] * below[:, -1])
+    of_item = weights.T.contiguous()
+    above, below = of_item * positive[:, None], of_item * ~positive[:, None]
+    pairs = above.sum(0) * below.sum(0)
+    portion = max(1, _CHUNK_WEIGHTS // max(1, weights.numel()))
+    columns = scores.reshape(len(scores), -1).T.split(portion)
+    found = torch.cat([_pairs_won(some, above, below) for some in columns], dim=0) / pairs
+    return found[0] if scores.ndim == 1 else found.T
+
+
+def _pairs_won(scores: Tensor, above: Tensor, below: Tensor) -> Tensor:
+    """float64[m r]: weight of the pairs in which the one from `above` scores more, ties half.
+
+    scores: float64[m n]; above, below: float64[n r]
+    """
+    ordered, order = scores.sort(dim=1)
+    n, place = scores.shape[1], torch.arange(scores.shape[1]).expand_as(order)
+    apart = ordered.diff(dim=1) != 0
+    starts, ends = (torch.nn.functional.pad(apart, side, value=True) for side in ((1, 0), (0, 1)))
+    first = torch.where(starts, place, 0).cummax(1).values  # of each group of equal scores
+    behind = 1 + torch.where(ends, place, n).flip(1).cummin(1).values.flip(1)
+    up_to = torch.nn.functional.pad(below[order].cumsum(1), (0, 0, 1, 0))
+    of_score = torch.arange(len(scores))[:, None]
+    beaten = up_to[of_score, first] + up_to[of_score, behind]
+    return torch.einsum("mnr,mnr->mr", above[order], beaten) / 2

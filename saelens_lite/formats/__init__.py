@@ -5,6 +5,12 @@ tensor_files         tensors from safetensors, .npz and .pt, without running cod
 recognise            which format the files at a place are of
 saelens              the SAELens inference folder, which is our own format
 gemma_scope          Gemma Scope of Gemma 2
+gemma_scope_2        Gemma Scope of Gemma 3
+qwen_scope           Qwen-Scope
+llama_scope          Llama Scope, and how its SAEs fold
+llamascopium         its present form, and R1-Distill
 sparsify             EleutherAI's sparsify
 dictionary_learning  the seven classes of dictionary_learning
+openai               OpenAI's SAEs of GPT-2
+goodfire             Goodfire's SAEs, and others of two linear layers
 """

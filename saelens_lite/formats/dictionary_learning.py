@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError
-from saelens_lite.formats.opened import Opened, Place, named, opened, read_json
+from saelens_lite.formats.opened import Opened, Place, check_widths, named, opened, read_json
 from saelens_lite.formats.tensor_files import read_tensors
 
 NAME = "dictionary_learning"
@@ -90,8 +90,7 @@ def read(place: Place) -> Opened:
             notes = ("its threshold was never set: every positive latent stays, as in dictionary_learning",)
     fields["apply_b_dec_to_input"] = dict_class not in _NOTHING_SUBTRACTED
     sae = opened(found, where, notes, **fields, **_at(trainer))
-    _check_widths(sae, trainer, where)
-    return sae
+    return check_widths(sae, trainer.get("activation_dim"), trainer.get("dict_size"), where, config)
 
 
 def _weights(place: Place) -> Path | None:
@@ -113,15 +112,6 @@ def _number(saved: Any, told: int | None, where: str) -> int:
     if found is None or (told is not None and told != found):
         raise CheckpointError(f"{where}: expected k as in config.json, {told}, got {found}")
     return found
-
-
-def _check_widths(sae: Opened, trainer: Mapping[str, Any], where: str) -> None:
-    for key, found in (("activation_dim", sae.config.d_model), ("dict_size", sae.config.d_sae)):
-        if trainer.get(key, found) not in (found, None):
-            raise CheckpointError(
-                f"{where}: expected weights of {key} {trainer[key]} as config.json has it, got {found}; they "
-                "are not of the same run"
-            )
 
 
 def _at(trainer: Mapping[str, Any]) -> dict[str, Any]:

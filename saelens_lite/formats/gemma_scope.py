@@ -34,11 +34,11 @@ def recognises(place: Place) -> bool:
 
 def read(place: Place) -> Opened:
     """raises: ValueError for transcoders and embedding SAEs; CheckpointError for other tensors"""
-    if "transcoder" in place.name:
+    if re.search(r"gemma-scope-[^/]*transcoder", place.name):
         raise ValueError(
             f"{place.name}: a transcoder, which reads before the MLP and writes what it adds: not opened here"
         )
-    if re.search(r"(^|/)embedding/", place.name):
+    if re.search(r"gemma-scope-[^/]*/embedding/", place.name):
         raise ValueError(
             f"{place.name}: an SAE of the token embeddings, whose scale (times sqrt(d_model) or not) its "
             "sources leave open; not opened here, since either reading could be wrong"

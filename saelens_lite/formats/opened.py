@@ -89,6 +89,21 @@ def opened(tensors: Mapping[str, Tensor], where: str, notes: tuple[str, ...] = (
     return Opened(config, dict(tensors), notes)
 
 
+def check_widths(sae: Opened, d_model: int | None, d_sae: int | None, where: str, file: Path) -> Opened:
+    """The SAE, if its weights are as wide as a configuration says; None says nothing.
+
+    raises: CheckpointError with both
+    """
+    found = (sae.config.d_sae, sae.config.d_model)
+    told = (found[0] if d_sae is None else d_sae, found[1] if d_model is None else d_model)
+    if told != found:
+        raise CheckpointError(
+            f"{where}: expected W_dec {list(told)} ({file.name}: d_model={told[1]}, latents={told[0]}), got "
+            f"{list(found)}; the weights are not those of the configuration beside them"
+        )
+    return sae
+
+
 def check_shapes(tensors: Mapping[str, Tensor], config: SAEConfig, where: str, told: str) -> None:
     """raises: CheckpointError naming the tensor, the shape expected of the config and the one received.
 

@@ -5,10 +5,25 @@ from __future__ import annotations
 from typing import cast
 
 from saelens_lite.errors import nearest
-from saelens_lite.formats import dictionary_learning, gemma_scope, saelens, sparsify
+from saelens_lite.formats import (
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    llama_scope,
+    llamascopium,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from saelens_lite.formats.opened import Format, Place
 
-FOREIGN = {form.NAME: cast(Format, form) for form in (gemma_scope, sparsify, dictionary_learning)}
+_FORMATS = (
+    gemma_scope, gemma_scope_2, qwen_scope, llama_scope, llamascopium, sparsify, dictionary_learning, openai,
+    goodfire,
+)  # fmt: skip
+FOREIGN = {form.NAME: cast(Format, form) for form in _FORMATS}
 NAMES = (saelens.NAME, *FOREIGN)
 
 

@@ -17,7 +17,7 @@ import re
 from typing import Any
 
 from saelens_lite.errors import CheckpointError
-from saelens_lite.formats.opened import Opened, Place, expect, named, opened, read_json
+from saelens_lite.formats.opened import Opened, Place, check_widths, expect, named, opened, read_json
 from saelens_lite.formats.tensor_files import read_tensors
 
 NAME = "sparsify"
@@ -60,14 +60,7 @@ def read(place: Place) -> Opened:
         weights, kind="topk", k=cfg["k"], **_at(place),
     )  # fmt: skip
     n_latents = cfg.get("num_latents") or cfg["d_in"] * cfg.get("expansion_factor", 0)
-    told, found = (cfg["d_in"], n_latents), (sae.config.d_model, sae.config.d_sae)
-    if told != found:
-        raise CheckpointError(
-            f"{weights}: expected W_dec {[told[1], told[0]]} (cfg.json: d_in={told[0]}, "
-            f"num_latents={told[1]}), got {[found[1], found[0]]}; the weights are not those of "
-            "the configuration beside them"
-        )
-    return sae
+    return check_widths(sae, cfg["d_in"], n_latents, weights, place.folder / "cfg.json")
 
 
 def _at(place: Place) -> dict[str, Any]:

@@ -106,6 +106,193 @@ def gemma_scope_in_lower_case(folder, generator):
     return gemma_scope(folder, generator, prefix="w")
 
 
+# Gemma Scope 2 ---------------------------------------------------------------------------------------
+
+
+def write_gemma_scope_2(folder, generator, config):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    threshold = 0.2 + torch.rand(N, generator=generator)
+    tensors = {"w_enc": W_enc, "b_enc": b_enc, "w_dec": W_dec, "b_dec": b_dec, "threshold": threshold}
+    save_file(tensors, folder / "params.safetensors")
+    if config is not None:
+        write_json(folder / "config.json", config)
+    W_enc, b_enc, W_dec, b_dec, threshold = wide(*tensors.values())
+
+    def forward(x):
+        latents, gap = jumprelu(x @ W_enc + b_enc, threshold)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
+@case("gemma_scope_2", "gemma-scope-2-270m-pt/resid_post/layer_12_width_16k_l0_big",
+      model_name="google/gemma-3-270m", hook_point="blocks.12.hook_resid_post")  # fmt: skip
+def gemma_scope_2(folder, generator):
+    config = {
+        "architecture": "jump_relu",
+        "model_name": "gemma-v3-270m-pt",
+        "type": "sae",
+        "width": N,
+        "l0": 60,
+    }
+    return write_gemma_scope_2(folder, generator, config | {"hf_hook_point_in": "model.layers.12.output"})
+
+
+@case("gemma_scope_2", "gemma-scope-2-4b-it/attn_out_all/layer_3_width_16k_l0_small",
+      model_name="google/gemma-3-4b-it", hook_point="blocks.3.attn.hook_z")  # fmt: skip
+def gemma_scope_2_without_config(folder, generator):
+    return write_gemma_scope_2(folder, generator, None)
+
+
+# Qwen-Scope ------------------------------------------------------------------------------------------
+
+
+@case("qwen_scope", "SAE-Res-Qwen3-1.7B-Base-W32K-L0_4", file="layer5.sae.pt", k=K,
+      model_name="Qwen/Qwen3-1.7B-Base", hook_point="blocks.5.hook_resid_post")  # fmt: skip
+def qwen_scope(folder, generator):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    tensors = {"W_enc": W_enc.T.clone(), "b_enc": b_enc, "W_dec": W_dec.T.clone(), "b_dec": b_dec}
+    torch.save(tensors, folder / "layer5.sae.pt")
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = topk(x @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
+# Llama Scope -----------------------------------------------------------------------------------------
+
+
+LLAMA = {
+    "d_model": D, "expansion_factor": N / D, "act_fn": "jumprelu", "use_decoder_bias": True,
+    "apply_decoder_bias_to_pre_encoder": False, "hook_point_in": "blocks.15.hook_resid_post",
+    "hook_point_out": "blocks.15.hook_resid_post", "norm_activation": "dataset-wise",
+    "sparsity_include_decoder_norm": True, "top_k": 50,
+}  # fmt: skip
+
+
+def llama_forward(W_enc, b_enc, W_dec, b_dec, threshold, norm_in=D**0.5, norm_out=D**0.5, by_norm=True):
+    """As github.com/OpenMOSS/Language-Model-SAEs has it: rows to norm sqrt(d), a gate that sees decoder
+    norms, the reconstruction back."""
+    W_enc, b_enc, W_dec, b_dec, threshold = wide(W_enc, b_enc, W_dec, b_dec, threshold)
+    norms = W_dec.norm(dim=1) if by_norm else torch.ones(N).double()
+
+    def forward(x):
+        h = (x * D**0.5 / norm_in) @ W_enc + b_enc
+        latents = h * (h * norms > threshold)
+        recons = (latents @ W_dec + b_dec) * norm_out / D**0.5
+        return latents, recons, (h * norms - threshold).abs().amin(-1)
+
+    return forward
+
+
+@case("llama_scope", "Llama3_1-8B-Base-L15R-8x", model_name="meta-llama/Llama-3.1-8B",
+      hook_point="blocks.15.hook_resid_post")  # fmt: skip
+def llama_scope(folder, generator):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    tensors = {"encoder.weight": W_enc.T.contiguous(), "encoder.bias": b_enc}
+    tensors |= {"decoder.weight": W_dec.T.contiguous(), "decoder.bias": b_dec}
+    save_file(tensors, folder / "checkpoints/final.safetensors")
+    facts = {"d_sae": N, "jump_relu_threshold": 0.52734375}
+    facts |= {"dataset_average_activation_norm": {"in": 17.125, "out": 16.5}}
+    write_json(folder / "hyperparams.json", LLAMA | facts)
+    return llama_forward(W_enc, b_enc, W_dec, b_dec, torch.full((N,), 0.52734375), 17.125, 16.5)
+
+
+@case("llamascopium", "llamascopium/L15R", hook_point="blocks.15.hook_resid_post")
+def llamascopium(folder, generator):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    logs = normal(generator, N) - 0.5
+    tensors = {"W_E": W_enc, "b_E": b_enc, "W_D": W_dec, "b_D": b_dec}
+    tensors |= {"activation_function.log_jumprelu_threshold": logs}
+    tensors |= {f"dataset_average_activation_norm.{LLAMA['hook_point_in']}": torch.tensor(9.25)}
+    save_file(tensors, folder / "sae_weights.safetensors")
+    write_json(folder / "config.json", LLAMA | {"sae_type": "sae"})
+    return llama_forward(W_enc, b_enc, W_dec, b_dec, logs.double().exp(), 9.25, 9.25)
+
+
+@case("llamascopium", "Llama-Scope-R1-Distill/800M-Slimpajama-0-OpenR1-Math-220k/L15R",
+      model_name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B")  # fmt: skip
+def llama_scope_r1_distill(folder, generator):
+    """Its weights are folded already, and its gate leaves the norms out."""
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    logs = normal(generator, N) - 0.5
+    tensors = {"encoder.weight": W_enc.T.contiguous(), "encoder.bias": b_enc, "log_jumprelu_threshold": logs}
+    tensors |= {"decoder.weight": W_dec.T.contiguous(), "decoder.bias": b_dec}
+    save_file(tensors, folder / "sae_weights.safetensors")
+    changes = {"norm_activation": "inference", "sparsity_include_decoder_norm": False}
+    write_json(folder / "config.json", LLAMA | changes)
+    return llama_forward(W_enc, b_enc, W_dec, b_dec, logs.double().exp(), by_norm=False)
+
+
+# OpenAI ----------------------------------------------------------------------------------------------
+
+
+def openai_tensors(W_enc, b_enc, W_dec, b_dec):
+    tensors = {"pre_bias": b_dec, "encoder.weight": W_enc.T.clone(), "latent_bias": b_enc}
+    return tensors | {
+        "decoder.weight": W_dec.T.clone(),
+        "stats_last_nonzero": torch.zeros(N, dtype=torch.int64),
+    }
+
+
+@case("openai", "resid_post_mlp_v5_32k/autoencoders", file="8.pt", k=K, model_name="openai-community/gpt2",
+      hook_point="blocks.8.hook_resid_post")  # fmt: skip
+def openai_topk(folder, generator):
+    saved = openai_tensors(*(drawn := weights(generator)))
+    saved |= {"activation": "TopK", "activation_state_dict": {"k": K, "postact_fn": "ReLU"}}
+    torch.save(saved, folder / "8.pt")
+    W_enc, b_enc, W_dec, b_dec = wide(*drawn)
+
+    def forward(x):
+        mean, std = x.mean(-1, keepdim=True), x.std(-1, keepdim=True)
+        latents, gap = topk(((x - mean) / (std + 1e-5) - b_dec) @ W_enc + b_enc)
+        return latents, (latents @ W_dec + b_dec) * std + mean, gap
+
+    return forward
+
+
+@case("openai", "resid_delta_mlp_v4/autoencoders", file="3.pt", hook_point="blocks.3.hook_mlp_out")
+def openai_relu(folder, generator):
+    """Of before activations were saved: ReLU, and rows as they are."""
+    torch.save(openai_tensors(*(drawn := weights(generator))), folder / "3.pt")
+    W_enc, b_enc, W_dec, b_dec = wide(*drawn)
+
+    def forward(x):
+        latents, gap = relu((x - b_dec) @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
+# Goodfire --------------------------------------------------------------------------------------------
+
+
+@case("goodfire", "Llama-3.1-8B-Instruct-SAE-l19", file="Llama-3.1-8B-Instruct-SAE-l19.pth",
+      model_name="meta-llama/Llama-3.1-8B-Instruct", hook_point="blocks.19.hook_resid_post")  # fmt: skip
+def goodfire(folder, generator, file="Llama-3.1-8B-Instruct-SAE-l19.pth", linear="_linear"):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    tensors = {f"encoder{linear}.weight": W_enc.T.clone(), f"encoder{linear}.bias": b_enc}
+    tensors |= {f"decoder{linear}.weight": W_dec.T.clone(), f"decoder{linear}.bias": b_dec}
+    torch.save(tensors, folder / file)
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = relu(x @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
+@case("goodfire", "DeepSeek-R1-Distill-Llama-8B-SAE-l19", hook_point="blocks.19.hook_resid_post",
+      model_name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B")  # fmt: skip
+def deepseek_r1(folder, generator):
+    return goodfire(folder, generator, "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", linear="")
+
+
 # sparsify --------------------------------------------------------------------------------------------
 
 
@@ -271,8 +458,8 @@ def rows_for(forward, generator) -> torch.Tensor | None:
     kept = []
     for scale, n in ((1.0, 12), (1e-6, 1), (1e4, 1), (0.0, 1)):
         candidates = normal(generator, 400, D, scale=scale) + 0.3 * scale
-        gap = forward(candidates.double())[2]
-        free = candidates[gap >= MARGIN * max(1.0, scale)]
+        latents, _, gap = forward(candidates.double())
+        free = candidates[gap >= MARGIN * (latents.amax(-1) / 10).clamp_min(1.0)]
         if len(free) < n:
             return None
         kept.append(free[:n])
@@ -282,7 +469,7 @@ def rows_for(forward, generator) -> torch.Tensor | None:
 def write_golden(root: Path, name: str) -> Golden:
     format, where, facts, write = CASES[name]
     folder = root / name / where
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for seed in range(100):
         generator = torch.Generator().manual_seed(seed)
         forward = write(folder, generator)

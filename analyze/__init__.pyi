@@ -1,6 +1,7 @@
 from . import attribution as attribution
 from . import edits as edits
 from . import evaluation as evaluation
+from . import exchange as exchange
 from . import ground_truth as ground_truth
 from . import index as index
 from . import latents as latents

@@ -8,6 +8,7 @@ from . import synthetic as synthetic
 from .analyze import attribution as attribution
 from .analyze import edits as edits
 from .analyze import evaluation as evaluation
+from .analyze import exchange as exchange
 from .analyze import ground_truth as ground_truth
 from .analyze import index as index
 from .analyze import latents as latents

@@ -29,6 +29,7 @@ from .folder import (
     PARTS,
     check_ours,
     check_same_sae,
+    decoder_identity,
     identity,
     index_folder,
     key_of,
@@ -187,7 +188,7 @@ def _write(
         name: {"file": file, **write_tensors(folder, file, contents[name])} for name, file in files.items()
     }
     facts = {"plan": plan, "has": has, "files": described, "token_positions": positions}
-    write_index(folder, facts | {"bos_id": store.plan.get("bos_id")})
+    write_index(folder, facts | {"bos_id": store.plan.get("bos_id"), "decoder": decoder_identity(sae)})
     for name in outdated(folder, files.values()):
         folder.remove(name)
     remove_parts(folder)

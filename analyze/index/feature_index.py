@@ -63,7 +63,7 @@ class FeatureIndex:
         tokenizer_name, bos_id = self.plan["store"]["tokenizer"], facts.get("bos_id")
         self.tokens = TokenTable(self._tokens, self.path, tokenizer_name, bos_id)
         self.contexts = Contexts(self.tokens, tokenizer, context_tokens, context_tokens // 2)
-        self.labels = Labels(folder.root / "labels.sqlite", self.sae)
+        self.labels = labels_of(folder, facts)
 
     @classmethod
     @names_misfits
@@ -280,6 +280,11 @@ def _pairs(ids: Tensor, scores: Tensor) -> tuple[tuple[int, float], ...]:
     return tuple((i, score) for i, score in zip(ids.tolist(), scores.tolist()) if i >= 0)
 
 
+def labels_of(folder: LocalFolder, facts: dict[str, Any]) -> Labels:
+    """The labels beside an index, whose facts are those of index.json."""
+    return Labels(folder.root / "labels.sqlite", facts["plan"]["sae"] | {"decoder": facts.get("decoder")})
+
+
 def verify_index(path: str | os.PathLike[str]) -> list[str]:
     """Read every byte of an index. Returns the problems, each naming its file; empty if all is well."""
     folder, problems = index_folder(path), []
@@ -297,7 +302,7 @@ def verify_index(path: str | os.PathLike[str]) -> list[str]:
         except FeatureIndexError as error:
             problems.append(str(error))
     try:
-        Labels(folder.root / "labels.sqlite", facts["plan"]["sae"]).check()
+        labels_of(folder, facts).check()
     except FeatureIndexError as error:
         problems.append(str(error))
     return problems

@@ -1,9 +1,9 @@
 """The folder of a feature index, version 2: its format, writing it, and which SAE it belongs to.
 
     index.json                 written last: format, version; plan (what determines the index: SAE, store,
-                               hook point, settings); has (what was asked for: lens, output_score); rows by
-                               position; names, bytes and sha256 of the two files below; sha256 of this file
-                               without that entry
+                               hook point, settings); has (what was asked for: lens, output_score); decoder
+                               (decoder_identity, not in old indexes); rows by position; names, bytes and
+                               sha256 of the two files below; sha256 of this file without that entry
     latents-{key}.safetensors  one row a latent, first dimension d_sae:
         counts, first_fired, last_fired     I64[d_sae], rows on which it fires, first and last; -1 for none
         top_values, top_rows                {F32|F64}, I64[d_sae n_top], strongest first; row -1 if empty
@@ -188,6 +188,7 @@ _FORM = {
     "files": {name: {"file": str, "bytes": int} for name in ("latents", "tokens")},
     "has": {"lens": bool, "output_score": bool},
     "bos_id?": int,
+    "decoder?": str,
 }
 """What is relied on of index.json, whoever wrote its checksum."""
 
@@ -238,6 +239,15 @@ def identity(sae: SparseAutoencoder) -> dict[str, Any]:
         weights = parameter.detach().T if name == "W_enc" else parameter.detach()
         digest.update(_bytes(weights.cpu()))
     return facts | {"sha256": digest.hexdigest()}
+
+
+def decoder_identity(sae: SparseAutoencoder) -> str:
+    """A sha256 of the signs of all decoder weights: what stays of an SAE that is converted.
+
+    Another format, data type or norm of the decoder's rows alters no sign; another training alters many.
+    """
+    signs = np.packbits(torch.signbit(sae.W_dec.detach()).cpu().numpy(), axis=1)
+    return hashlib.sha256(encode_json({"shape": [*sae.W_dec.shape]}) + signs.tobytes()).hexdigest()
 
 
 def described(sae: Mapping[str, Any]) -> str:

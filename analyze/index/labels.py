@@ -1,12 +1,13 @@
 """What people wrote about latents: labels.sqlite beside an index, which a new index leaves alone.
 
-    sae      sha256 TEXT                                       one row: whose latents these are
+    sae      sha256 TEXT, decoder TEXT                         one row: whose latents these are
     labels   latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER
 
-The file appears with the first label. Labels belong to the SAE's weights, so they hold for any index of it.
-What a reader of the HTML page writes there, the page gives as JSON for `Labels.import_json`:
+The file appears with the first label. Labels belong to the SAE's latents, so they hold for any index of it,
+and for an SAE that was imported or converted, whose decoder is the same (folder.decoder_identity). What a
+reader of the HTML page writes there, the page gives as JSON for `Labels.import_json`:
 
-    {"format": "saelens_lite labels", "version": 1, "sae": sha256,
+    {"format": "saelens_lite labels", "version": 1, "sae": sha256, "decoder": sha256 (may be missing),
      "labels": [{"latent": 7, "label": "…", "notes": "…", "starred": true}, …]}
 """
 
@@ -16,7 +17,7 @@ import json
 import operator
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,8 +32,12 @@ _FORM = {
     "format": str,
     "version": int,
     "sae": str,
+    "decoder?": str,
     "labels": [{"latent": int, "label": str, "notes": str, "starred": bool}],
 }
+
+_LATER_COLUMNS = (("labels", "starred", "INTEGER NOT NULL DEFAULT 0"), ("sae", "decoder", "TEXT"))
+"""What files of earlier releases lack: table, column and its type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +51,8 @@ class Label:
 
 
 class Labels:
-    """The labels of one SAE's latents. sae: its folder.identity
+    """The labels of one SAE's latents. sae: its folder.identity, and its decoder_identity as "decoder" where
+    that is known
 
     raises, from every method: FeatureIndexError where the file is of another SAE, or no such file
     """
@@ -61,7 +67,7 @@ class Labels:
 
         raises: ValueError for a latent out of range, TypeError for one that is no integer
         """
-        self._write([Label(operator.index(latent), label, notes, starred)])
+        self.set_all([Label(operator.index(latent), label, notes, starred)])
 
     @names_misfits
     def remove(self, latent: int) -> None:
@@ -100,27 +106,52 @@ class Labels:
         A latent with neither label, notes nor star is forgotten.
         raises: ValueError, and writes nothing, for a file of another kind or SAE, or a latent out of range
         """
+        labels = self.read_json(file)
+        self.set_all(labels)
+        return len(labels)
+
+    def read_json(self, file: str | os.PathLike[str]) -> list[Label]:
+        """The labels of a file that a page or `export_labels` wrote. raises: ValueError as `import_json`"""
         try:
             content = loads(Path(file).read_text(encoding="utf-8"))
         except (UnicodeDecodeError, json.JSONDecodeError) as error:
             raise ValueError(f"{file} expected labels that a page of features exported: {error!r}") from error
         if wrong := misfit(content, _FORM):
             raise ValueError(f"{file} expected labels that a page of features exported: {wrong}")
-        kind, version, sae = content["format"], content["version"], content["sae"]
+        kind, version = content["format"], content["version"]
         if (kind, version) != (FORMAT, VERSION):
             raise ValueError(
                 f"{file} expected {FORMAT!r} version {VERSION}, it states {kind!r} version {version}"
             )
-        if sae != self._sae["sha256"]:
-            raise ValueError(
-                f"{file} holds labels of the SAE {str(sae)[:8]}, this index is of {self._sae['sha256'][:8]}"
-            )
+        self.check_owner(file, content["sae"], content.get("decoder"))
         keys = ("latent", "label", "notes", "starred")
-        self._write([Label(*map(one.get, keys)) for one in content["labels"]])
-        return len(content["labels"])
+        return [Label(*map(one.get, keys)) for one in content["labels"]]
 
-    def _write(self, labels: list[Label]) -> None:
-        """All of them or none."""
+    @property
+    def owner(self) -> dict[str, str]:
+        """Whose latents these are: sha256 of the SAE, and of its decoder where that is known."""
+        known = {"sae": self._sae["sha256"], "decoder": self._sae.get("decoder")}
+        return {name: value for name, value in known.items() if value}
+
+    def check_owner(self, file: str | os.PathLike[str], sae: str | None, decoder: str | None) -> None:
+        """raises: ValueError for a file that says it holds labels of an SAE with another decoder"""
+        if (sae or decoder) and not self._is_owner(sae, decoder):
+            raise ValueError(
+                f"{file} holds labels of the SAE {str(sae or decoder)[:8]}, this index is of "
+                f"{self._sae['sha256'][:8]}"
+            )
+
+    def _is_owner(self, sae: str | None, decoder: str | None) -> bool:
+        return sae == self._sae["sha256"] or (decoder is not None and decoder == self._sae.get("decoder"))
+
+    def set_all(self, labels: Iterable[Label]) -> None:
+        """Write several labels in place of what was written: all of them or none. One with neither label,
+        notes nor star is forgotten.
+
+        raises: ValueError for a latent out of range, or half of a surrogate pair; TypeError for what is no
+            text
+        """
+        labels = list(labels)
         for one in labels:
             if not isinstance(one.latent, int) or not 0 <= one.latent < self._sae["d_sae"]:
                 raise ValueError(f"expected a latent from 0 to {self._sae['d_sae'] - 1}, got {one.latent}")
@@ -153,22 +184,25 @@ class Labels:
         """The database in a transaction, its tables made where it is new."""
         try:
             with closing(sqlite3.connect(self.path)) as db, db:
-                db.execute("CREATE TABLE IF NOT EXISTS sae (sha256 TEXT)")
+                db.execute("CREATE TABLE IF NOT EXISTS sae (sha256 TEXT, decoder TEXT)")
                 db.execute(
                     "CREATE TABLE IF NOT EXISTS labels "
                     "(latent INTEGER PRIMARY KEY, label TEXT, notes TEXT, starred INTEGER NOT NULL DEFAULT 0)"
                 )
-                columns = {name for _, name, *_ in db.execute("PRAGMA table_info(labels)")}
-                if "starred" not in columns:  # of a first release
-                    db.execute("ALTER TABLE labels ADD COLUMN starred INTEGER NOT NULL DEFAULT 0")
-                owner = db.execute("SELECT sha256 FROM sae").fetchone()
+                for table, column, kind in _LATER_COLUMNS:
+                    if column not in {name for _, name, *_ in db.execute(f"PRAGMA table_info({table})")}:
+                        db.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
+                ours = (self._sae["sha256"], self._sae.get("decoder"))
+                owner = db.execute("SELECT sha256, decoder FROM sae").fetchone()
                 if owner is None:
-                    db.execute("INSERT INTO sae VALUES (?)", (self._sae["sha256"],))
-                elif owner[0] != self._sae["sha256"]:
+                    db.execute("INSERT INTO sae VALUES (?, ?)", ours)
+                elif not self._is_owner(*owner):
                     raise FeatureIndexError(
                         f"{self.path} holds labels of the SAE {owner[0][:8]}, this index is of "
                         f"{self._sae['sha256'][:8]}, whose latents are others: move that file away"
                     )
+                elif owner[1] is None and ours[1] is not None:
+                    db.execute("UPDATE sae SET decoder = ?", ours[1:])
                 yield db
         except sqlite3.DatabaseError as error:
             raise FeatureIndexError(

@@ -28,6 +28,7 @@ COMMANDS = {
     "evaluate": "fvu, l0, dead latents and the cost in cross-entropy, with their controls",
     "analyze": "Every latent in one pass: an index to search, and the strongest firings as one HTML page",
     "search": "Latents of an index by token, text, regex, direction, number or label",
+    "labels": "Labels of latents: shown, into a file, from a file",
     "probe": "How well few latents tell labelled texts apart, beside the activations themselves",
     "report": "What training runs did, beside each other, as one HTML page",
     "study": "Latents of what the model knows, edited: does it then hallucinate, or refuse?",

@@ -18,7 +18,7 @@ LAYERS = (
     {"attribution"},
     {"index"},
     {"evaluation", "probing"},
-    {"ground_truth", "study", "pages"},
+    {"ground_truth", "study", "exchange", "pages"},
 )
 """The folders of analyze/, lowest first: a folder imports those of lower layers only."""
 REACH_ROOMS = ("__init__.py", "cli/", "recipes/", "demo/")

@@ -18,6 +18,7 @@ from saelens_lite.cli.analyze import AnalyzeConfig
 from saelens_lite.cli.commands import COMMANDS
 from saelens_lite.cli.demo import DemoConfig
 from saelens_lite.cli.evaluate import EvaluateConfig
+from saelens_lite.cli.labels import LabelsConfig
 from saelens_lite.cli.probe import ProbeConfig
 from saelens_lite.cli.report import ReportConfig
 from saelens_lite.cli.search import SearchConfig
@@ -40,6 +41,7 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "analyze": AnalyzeConfig,
     "search": SearchConfig,
+    "labels": LabelsConfig,
     "probe": ProbeConfig,
     "report": ReportConfig,
     "study": StudyConfig,

@@ -29,6 +29,7 @@ from .analyze.index.feature_index import FeatureIndex as FeatureIndex
 from .analyze.index.max_activating import max_activating_tokens as max_activating_tokens
 from .analyze.latents.density import dead_latents as dead_latents
 from .analyze.latents.moments import latent_stats as latent_stats
+from .analyze.latents.text_latents import encode_text as encode_text
 from .analyze.pages.page_of_features import feature_page as feature_page
 from .analyze.pages.report import report_page as report_page
 from .analyze.study.study import HallucinationStudy as HallucinationStudy

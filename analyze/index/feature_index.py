@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from functools import cached_property
@@ -27,6 +28,7 @@ from .folder import INDEX, PARTS, check_same_sae, identity, index_folder, open_t
 from .intervals import intervals, quantile_edges
 from .labels import Labels
 from .latent_facts import N_QUANTILES, LatentFacts
+from .search import Match, fires_on_regex, fires_on_token
 from .tally import Tally
 from .token_sample import TokenSample
 from .token_table import TokenTable
@@ -226,6 +228,22 @@ class FeatureIndex:
         return UnigramShare(
             is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts
         )
+
+    def token(self, token: str | int, n: int = 10) -> list[Match]:
+        """The latents that mark a token best: `fires_on_token`. index.token(" Lily")"""
+        return fires_on_token(self, token, n)
+
+    def regex(self, pattern: str, n: int = 10) -> list[Match]:
+        """The latents that mark the matches of a regular expression best: `fires_on_regex`."""
+        return fires_on_regex(self, pattern, n)
+
+    def text(self, text: str, n: int = 10) -> list[Match]:
+        """The latents that mark a text best where it occurs; `encode_text` says what fires on a text of your
+        own.
+
+        raises: ValueError for an empty text, or an index without tokens
+        """
+        return fires_on_regex(self, re.escape(text), n)
 
     def _checked(self, latent: int) -> int:
         if not hasattr(latent, "__index__") or not 0 <= latent < len(self):

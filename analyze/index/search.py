@@ -10,26 +10,51 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from saelens_lite.arguments import takes_folders
-from saelens_lite.lm.decoder import Decoder, evaluation_mode
-from saelens_lite.lm.hooks import run_to
-from saelens_lite.lm.token_text import id_reading, spelled, text_ids, token_strings
+from saelens_lite.lm.token_text import id_reading, token_strings
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from ..latents.compatibility import fits
-from ..latents.store_pass import to_cpu
-from ..latents.text_windows import token_text, visible
-from .feature_index import FeatureIndex
-from .token_table import token_ids
-from .unigram import UnigramLatent
+from ..latents.density import LatentDensity
+from ..latents.text_latents import TokenFirings, encode_text
+from ..latents.text_windows import Contexts, token_text, visible
+from .latent_facts import LatentFacts
+from .token_sample import TokenSample
+from .token_table import TokenTable, token_ids
+from .unigram import UnigramLatent, UnigramShare
 
 NUMBERS = ("density", "max", "token_entropy", "token_share", "top_token_share", "pair_share", "output_score")
+
+
+class Searchable(Protocol):
+    """What a search reads of a FeatureIndex."""
+
+    tokens: TokenTable
+    contexts: Contexts
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def token_sample(self) -> TokenSample: ...
+
+    @property
+    def density(self) -> LatentDensity: ...
+
+    @property
+    def unigram(self) -> UnigramShare: ...
+
+    def column(self, name: str) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, latent: int) -> LatentFacts: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,20 +83,7 @@ class Match:
         )
 
 
-@dataclass(frozen=True, slots=True)
-class TokenFirings:
-    """A token of a text, and the latents that fire on it, strongest first: (latent, activation)."""
-
-    token: str
-    latents: tuple[tuple[int, float], ...]
-
-    def __repr__(self) -> str:
-        return f"{visible(self.token)!r:>16}  " + "  ".join(
-            f"{latent}: {value:.3g}" for latent, value in self.latents
-        )
-
-
-def fires_on_rows(index: FeatureIndex, asked: Tensor, n: int = 10) -> list[Match]:
+def fires_on_rows(index: Searchable, asked: Tensor, n: int = 10) -> list[Match]:
     """The latents that mark the sampled rows in `asked` best, by f1; at equal f1 the lower latent first.
 
     asked: bool[len(index.token_sample.rows)]
@@ -92,7 +104,7 @@ def fires_on_rows(index: FeatureIndex, asked: Tensor, n: int = 10) -> list[Match
 
 
 @names_misfits
-def fires_on_token(index: FeatureIndex, token: str | int, n: int = 10) -> list[Match]:
+def fires_on_token(index: Searchable, token: str | int, n: int = 10) -> list[Match]:
     """The latents that mark a token best among the sampled rows.
 
     token: its id, or its text as it stands in a text (" Paris"), which must be one token
@@ -103,7 +115,7 @@ def fires_on_token(index: FeatureIndex, token: str | int, n: int = 10) -> list[M
 
 
 @names_misfits
-def fires_on_regex(index: FeatureIndex, pattern: str, n: int = 10) -> list[Match]:
+def fires_on_regex(index: Searchable, pattern: str, n: int = 10) -> list[Match]:
     """The latents that mark tokens within matches of a regular expression best among the sampled rows.
 
     A token counts when it shares a character with a match in the text of its context; every context with a
@@ -131,38 +143,8 @@ def fires_on_text(
     *,
     hook_point: str | None = None,
 ) -> list[TokenFirings]:
-    """The latents that fire on each token of a text, read as a harvest reads it: after one BOS, where the
-    tokenizer has one. On the BOS itself latents fire oddly.
-
-    hook_point: None takes the one that the SAE was trained on
-    raises: ValueError for a text without tokens or longer than the model's positions, an SAE of another model
-        or one that does not say where it belongs, or activations that are not finite
-    """
-    point = fits(sae, model, hook_point)
-    if not text:
-        raise ValueError("expected a text, got an empty one: there is nothing to fire on")
-    if not tokenizer(text, add_special_tokens=False).input_ids:
-        raise ValueError(f"expected a text with tokens, got {text!r}")
-    ids = torch.tensor([text_ids(tokenizer, text)])
-    limit = getattr(Decoder(model).text_config, "max_position_embeddings", None)
-    if limit is not None and ids.shape[1] > limit:
-        raise ValueError(
-            f"expected a text within the model's {limit} positions, got one of {ids.shape[1]} tokens: "
-            "take parts"
-        )
-    with evaluation_mode(model), torch.no_grad():
-        acts = run_to(model, [point], input_ids=ids)[point][0]
-        if not acts.isfinite().all():
-            raise ValueError(f"fires_on_text expected finite activations, got nan or infinity at {point}")
-        latents = to_cpu(sae.encode(acts.to(sae.device)))
-    found = []
-    for place, token in enumerate(token_strings(tokenizer, ids[0].tolist())):
-        span = slice(int(latents.offsets[place]), int(latents.offsets[place + 1]))
-        pairs = zip(latents.indices[span].tolist(), latents.values[span].tolist())
-        strongest = sorted((pair for pair in pairs if pair[1] > 0), key=lambda pair: (-pair[1], pair[0]))
-        token = spelled(tokenizer, int(ids[0, place]), token)
-        found.append(TokenFirings(token, tuple(strongest[:n])))
-    return found
+    """The latents that fire on each token of a text, the n strongest of each: `encode_text(…).top(n)`."""
+    return encode_text(model, tokenizer, sae, text, hook_point=hook_point).top(n)
 
 
 @takes_folders
@@ -186,7 +168,7 @@ def nearest_to(sae: SparseAutoencoder, direction: Tensor, n: int = 10) -> list[t
 
 @names_misfits
 def promotes_token(
-    index: FeatureIndex, token: str | int, n: int = 10, demotes: bool = False
+    index: Searchable, token: str | int, n: int = 10, demotes: bool = False
 ) -> list[tuple[int, float]]:
     """(latent, logit) of the latents whose logit lens has a token among its top (or bottom) ones, strongest
     first.
@@ -202,7 +184,7 @@ def promotes_token(
 
 
 @names_misfits
-def unigram_latents(index: FeatureIndex, text: str = "", n: int = 10) -> list[UnigramLatent]:
+def unigram_latents(index: Searchable, text: str = "", n: int = 10) -> list[UnigramLatent]:
     """The latents that fire on one token nearly always (see unigram.py), those that fire most first.
 
     text: only those whose token holds it, in any case
@@ -221,7 +203,7 @@ def unigram_latents(index: FeatureIndex, text: str = "", n: int = 10) -> list[Un
     return found
 
 
-def numbers(index: FeatureIndex, by: str) -> Tensor:
+def numbers(index: Searchable, by: str) -> Tensor:
     """One number of every latent: float64[d_sae]. by: one of NUMBERS; max is the largest activation.
 
     raises: ValueError for another name, or one that the index lacks
@@ -235,7 +217,7 @@ def numbers(index: FeatureIndex, by: str) -> Tensor:
 
 @names_misfits
 def by_number(
-    index: FeatureIndex,
+    index: Searchable,
     by: str,
     low: float = -math.inf,
     high: float = math.inf,
@@ -250,12 +232,12 @@ def by_number(
     return [(i, float(values[i])) for i in order.tolist()]
 
 
-def _check_tokens(index: FeatureIndex) -> None:
+def _check_tokens(index: Searchable) -> None:
     if not index.tokens.has_tokens:
         raise ValueError(f"{index.path} is of rows without text: search by direction or by numbers")
 
 
-def _one_id(index: FeatureIndex, token: str | int) -> int:
+def _one_id(index: Searchable, token: str | int) -> int:
     """The id of a token. raises: ValueError for text of no token or of several."""
     if isinstance(token, int):
         return token
@@ -277,7 +259,7 @@ def _one_id(index: FeatureIndex, token: str | int) -> int:
     )
 
 
-def _matched(index: FeatureIndex, rows: Tensor, expression: re.Pattern[str]) -> Tensor:
+def _matched(index: Searchable, rows: Tensor, expression: re.Pattern[str]) -> Tensor:
     """Which of the rows int64[n], ascending, lie in a match within their context: bool[n]."""
     _check_tokens(index)
     matched, first_row = torch.zeros(len(rows), dtype=torch.bool), 0

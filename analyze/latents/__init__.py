@@ -7,6 +7,7 @@ moments            mean and largest activation of each latent
 geometry           angles and norms of encoder and decoder
 direction_pairing  two sets of directions paired
 text_windows       tokens around a firing, as text
+text_latents       the latents of a text of one's own
 """
 
 from saelens_lite.faces import face

@@ -10,3 +10,5 @@ from .geometry import decoder_neighbors as decoder_neighbors
 from .geometry import encoder_decoder_cosine as encoder_decoder_cosine
 from .moments import LatentStats as LatentStats
 from .moments import latent_stats as latent_stats
+from .text_latents import EncodedText as EncodedText
+from .text_latents import encode_text as encode_text

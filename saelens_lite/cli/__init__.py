@@ -12,6 +12,7 @@ train            an SAE, a grid of them, or one from a stream
 evaluate         an SAE's scores beside their controls
 analyze          the index of an SAE and its page
 search           latents of an index
+labels           labels of latents, as files
 probe            labelled texts told apart by latents
 report           training runs beside each other
 study            the hallucination study

@@ -56,9 +56,11 @@ def _index(config: AnalyzeConfig) -> str:
 
 def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationStore) -> None:
     from saelens_lite.analyze.index.build import IndexConfig, index_features
+    from saelens_lite.analyze.latents.compatibility import checked_latents
     from saelens_lite.analyze.pages.page_of_features import feature_page
 
     folder = _index(config)
+    checked_latents(sae, config.latents)  # before the pass
     index = index_features(
         sae,
         store,
@@ -71,7 +73,13 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
     if not is_first_process():
         return
     page = feature_page(
-        sae, store, config.output, n_latents=config.n_latents, hook_point=config.hook_point, index=index
+        sae,
+        store,
+        config.output,
+        n_latents=config.n_latents,
+        latents=config.latents or None,
+        hook_point=config.hook_point,
+        index=index,
     )
     print(index.density)
     if index.tokens.has_tokens:
@@ -142,6 +150,9 @@ class AnalyzeConfig:
 
     n_latents: Annotated[int, AtLeast(1)] = 200
     """Latents on the page."""
+
+    latents: tuple[int, ...] = ()
+    """These latents on the page instead, in this order, as --latents 1125 993."""
 
     hook_point: str | None = None
     """Hook point of the store; None takes the one that the SAE was trained on."""

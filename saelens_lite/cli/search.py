@@ -15,9 +15,7 @@ from saelens_lite.analyze.index.feature_index import FeatureIndex
 from saelens_lite.analyze.index.labels import Label
 from saelens_lite.analyze.index.search import (
     by_number,
-    fires_on_regex,
     fires_on_text,
-    fires_on_token,
     nearest_to,
     promotes_token,
     unigram_latents,
@@ -178,7 +176,7 @@ def answer(
     if config.demotes is not None:
         return _lines(index, promotes_token(index, config.demotes, n, demotes=True), "logit")
     if config.token is not None:
-        return [repr(match) for match in fires_on_token(index, config.token, n)]
+        return [repr(match) for match in index.token(config.token, n)]
     if config.direction is not None:
         assert sae is not None, "the configuration asks for it"
         return _lines(index, nearest_to(sae, _direction(config.direction), n), "cosine")
@@ -188,8 +186,8 @@ def answer(
             sae, model, index.contexts.tokenizer, config.text, n, hook_point=index.hook_point
         )
         return [repr(firings) for firings in found]
-    pattern = re.escape(config.text) if config.text is not None else config.regex or ""
-    return [repr(match) for match in fires_on_regex(index, pattern, n)]
+    found = index.text(config.text, n) if config.text is not None else index.regex(config.regex or "", n)
+    return [repr(match) for match in found]
 
 
 def _lines(index: FeatureIndex, pairs: Sequence[tuple[int, float]], what: str) -> list[str]:

@@ -35,6 +35,15 @@ def dense(store, sae):
         return sae.encode_dense(store.gather(torch.arange(store.n_rows)))
 
 
+def test_an_index_is_searched_by_its_own_methods(index):
+    assert index.token("S") == fires_on_token(index, "S") != []
+    assert index.regex(r"\d", 3) == fires_on_regex(index, r"\d", 3) != []
+    assert index.text("tory 1", 3) == fires_on_regex(index, "tory 1", 3) != []
+    assert index.text("1.", 3) == fires_on_regex(index, r"1\.", 3), "a text is no pattern"
+    with pytest.raises(ValueError, match="got an empty text"):
+        index.text("")
+
+
 def by_hand(dense, asked, n=10):
     """(latent, f1) by counting: 2 · both / (fires + asked), best first."""
     fires = dense > 0

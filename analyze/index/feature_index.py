@@ -176,6 +176,12 @@ class FeatureIndex:
             raise ValueError(f"has expected one of {list(self._facts['has'])}, got {what!r}")
         return bool(self._facts["has"][what])
 
+    @property
+    def token_positions(self) -> list[int]:
+        """Rows by number of binary digits of their position in the context; zeros for rows without
+        positions."""
+        return self._facts["token_positions"]
+
     @cached_property
     def tally(self) -> Tally:
         """The counts of the pass; read it, do not write to it."""
@@ -184,7 +190,7 @@ class FeatureIndex:
             name: self.column(name)
             for name in (*names, "top_values", "top_rows", "sample_values", "sample_rows")
         }
-        tensors["token_positions"] = torch.tensor(self._facts["token_positions"])
+        tensors["token_positions"] = torch.tensor(self.token_positions)
         return Tally.from_tensors(
             tensors | {"n_tokens": torch.tensor([self.n_tokens])}, self.plan["settings"]["seed"]
         )

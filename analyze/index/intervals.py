@@ -33,29 +33,50 @@ class Interval:
 
 
 def quantile_edges(histogram: Tensor, sample: Tensor, n_fired: int, largest: float, n: int) -> list[float]:
-    """The n + 1 edges of n intervals, ascending, from at most the smallest activation to the largest.
+    """The n + 1 edges of n intervals of one latent, as `all_quantile_edges` of its sample float[m]."""
+    fired, most = torch.tensor([n_fired]), torch.tensor([largest], dtype=torch.float64)
+    return all_quantile_edges(histogram[None], sample[None], fired, most, n)[0].tolist()
 
-    histogram: int[N_BINS], exact; sample: float[m], sampled activations; n_fired: firings in all
+
+def all_quantile_edges(histogram: Tensor, sample: Tensor, n_fired: Tensor, largest: Tensor, n: int) -> Tensor:
+    """The n + 1 edges of n intervals of each latent: float64[l n + 1], ascending, from at most the smallest
+    activation to the largest; 0 where it never fired.
+
+    histogram: int[l N_BINS], exact; sample: float[l m], sampled activations, 0 in empty places; n_fired:
+        int64[l], firings in all; largest: float64[l]
     Quantiles are exact where the sample holds all firings: floor(j/n · n_fired) firings are below the j/n
     quantile. Otherwise the exact histogram gives the bin, a quarter of an octave, the largest error, and the
     sampled activations in it are interpolated.
     """
-    if len(sample) == n_fired:
-        ascending = sample.sort().values.tolist()
-        return [ascending[j * n_fired // n] for j in range(n)] + [ascending[-1]]
-    below, filled = histogram.double().cumsum(0), histogram.nonzero().flatten().tolist()
-    edges = [*bin_edges()[: filled[-1] + 1], largest]  # the last bin ends at the largest activation
-    quantiles = [edges[filled[0]]]
-    for j in range(1, n):
-        wanted = j / n * n_fired
-        b = int(torch.searchsorted(below, wanted))
-        share = (wanted - float(below[b] - histogram[b])) / float(histogram[b])
-        known = sample[(sample >= edges[b]) & (sample < edges[b + 1])].sort().values.tolist()
-        knots = [edges[b], *known, edges[b + 1]]
-        place = min(int(share * (len(knots) - 1)), len(knots) - 2)
-        inside = knots[place] + (knots[place + 1] - knots[place]) * (share * (len(knots) - 1) - place)
-        quantiles.append(min(max(inside, quantiles[-1]), largest))
-    return [*quantiles, largest]
+    known = sample > 0
+    n_known, share_below = known.sum(1), torch.arange(1, n, dtype=torch.float64) / n
+    ascending = torch.where(known, sample.double(), torch.inf).sort(dim=1).values
+    ascending = torch.nn.functional.pad(ascending, (0, 1), value=torch.inf)  # a place to look at where m is 0
+    exact = ascending.gather(1, (torch.arange(n) * n_fired[:, None] // n).clamp_max(ascending.shape[1] - 1))
+
+    counts = histogram.double()
+    below, edges = counts.cumsum(1), torch.tensor(bin_edges(), dtype=torch.float64)
+    lowest = (counts > 0).int().argmax(1)
+    last = counts.shape[1] - 1 - (counts.flip(1) > 0).int().argmax(1)
+    wanted = share_below * n_fired[:, None]
+    bins = torch.searchsorted(below, wanted.contiguous()).minimum(last[:, None])
+    here = counts.gather(1, bins)
+    share = (wanted - (below.gather(1, bins) - here)) / here.clamp_min(1)
+    low = edges[bins]
+    high = torch.where(bins == last[:, None], largest[:, None], edges[bins + 1])  # the last bin ends there
+    first = torch.searchsorted(ascending, low)
+    inside = torch.searchsorted(ascending, high) - first
+    place = torch.minimum((share * (inside + 1)).long(), inside)
+
+    def knot(at: Tensor) -> Tensor:
+        between = ascending.gather(1, (first + at - 1).clamp(0, ascending.shape[1] - 1))
+        return torch.where(at == 0, low, torch.where(at == inside + 1, high, between))
+
+    found = knot(place) + (knot(place + 1) - knot(place)) * (share * (inside + 1) - place)
+    found = torch.cat([edges[lowest][:, None], found], 1).cummax(1).values.minimum(largest[:, None])
+    whole = (n_known == n_fired)[:, None]
+    quantiles = torch.cat([torch.where(whole, exact, found), largest[:, None]], 1)
+    return quantiles.masked_fill(n_fired[:, None] == 0, 0)
 
 
 def intervals(

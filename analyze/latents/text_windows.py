@@ -92,7 +92,7 @@ class Contexts:
         self.before_tokens, self.after_tokens = before_tokens, after_tokens
         self._given = tokenizer
         self._first_rows = [0, *accumulate(store.shard_rows)]
-        self._shard = lru_cache(maxsize=64)(self._read_shard)
+        self.shard = lru_cache(maxsize=64)(self._read_shard)
 
     @cached_property
     def tokenizer(self) -> Any:
@@ -120,7 +120,7 @@ class Contexts:
         shard = int(torch.searchsorted(torch.tensor(self._first_rows), row, right=True)) - 1
         if not self.has_tokens:
             return Context(row, int(self.store.row_docs(shard)[row - self._first_rows[shard]]), shard, -1, -1)
-        tokens, sequences, positions, _ = self._shard(shard)
+        tokens, sequences, positions, _ = self.shard(shard)
         local = row - self._first_rows[shard]
         sequence, position = int(sequences[local]), int(positions[local])
         attended = int(tokens.attended[sequence].sum())
@@ -166,14 +166,14 @@ class Contexts:
         """The row of each token of a window, -1 where a token has none (BOS, special tokens)."""
         if not context.positions:
             return []
-        *_, row_at = self._shard(context.shard)
+        *_, row_at = self.shard(context.shard)
         rows = row_at[context.sequence, context.positions[0] : context.positions[-1] + 1]
         return [-1 if row < 0 else row + self._first_rows[context.shard] for row in rows.tolist()]
 
     def ids_of(self, context: Context) -> list[int]:
         if not context.positions:
             return []
-        tokens = self._shard(context.shard)[0]
+        tokens = self.shard(context.shard)[0]
         return tokens.input_ids[context.sequence, context.positions[0] : context.positions[-1] + 1].tolist()
 
     def _read_shard(self, shard: int) -> tuple:

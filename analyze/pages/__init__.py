@@ -1,7 +1,6 @@
 """Pages to look at: features of an SAE, and runs beside each other.
 
 page_of_features    the feature page
-feature_page_data   what the feature page holds
 metric_columns      the numbers of a run, by column
 report              the report of training runs
 report_evaluations  evaluations in the report

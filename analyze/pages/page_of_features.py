@@ -1,24 +1,21 @@
-"""One HTML file that shows the features of an SAE: no network, no library, token text never markup.
+"""A page that shows the features of an SAE: no network, no library, token text never markup.
 
-The data (feature_page_data.py) goes into the page as JSON in which `<`, `>` and `&` are escaped. The page's
-scripts (feature.js draws one latent, page.js lists them all) write it as text only, and a content security
-policy allows them and nothing else. Labels written in the page leave it as a download, which labels.py
-imports. Not here: interventions.
+The page is the browser of ../browse over data that it holds itself. A content security policy allows its
+script and nothing else; text enters it as text only. Labels written in the page leave it as a download, which
+labels.py imports. Not here: what needs a model at hand, which `saelens-lite browse` has.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
 from torch import Tensor, nn
 
 from saelens_lite.arguments import takes_folders
-from saelens_lite.atomic import check_output, temporary_folder, write_file
+from saelens_lite.atomic import check_output, temporary_folder
 from saelens_lite.errors import with_option
 from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.misfits import names_misfits
@@ -26,21 +23,23 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.places import Place, same_place
 from saelens_lite.store.reader import ActivationStore
 
-from ..attribution.lens import logit_lens
+from ..attribution.lens import LogitLens, logit_lens
+from ..browse.head import page_head
+from ..browse.known_firings import encoded_firings
+from ..browse.static_files import EMBEDDED, write_page
+from ..browse.token_texts import TokenTexts
 from ..evaluation.result import Evaluation
 from ..index.build import IndexConfig, check_is_harvested, index_features
 from ..index.feature_index import FeatureIndex
-from ..index.labels import FORMAT, VERSION
-from ..index.tally import Tally, bin_edges
+from ..index.tally import Tally
 from ..latents.compatibility import checked_latents, fits
-from ..latents.text_windows import Contexts, invisible_in_js, visible
-from ..render.html import inert_json, policy, rendered, style
-from .feature_page_data import AFTER_TOKENS, BEFORE_TOKENS, Vocabulary, features
+from ..latents.geometry import decoder_norms
+from ..latents.text_windows import Contexts
 
 DENSITY_RANGE = (1e-5, 5e-2)
 MIN_FIRINGS = 10
-SCRIPTS = ("feature.js", "page.js")
-_HERE = Path(__file__).parent
+WINDOW, WINDOW_OF_MANY = (24, 12), (10, 10)
+"""Tokens before and after the strongest firings, the second on pages of more latents than one file holds."""
 
 
 @takes_folders
@@ -59,12 +58,13 @@ def feature_page(
     tokenizer: Any = None,
     index: FeatureIndex | None = None,
 ) -> Path:
-    """Write one self-contained HTML page of the top features and return its path.
+    """Write an HTML page of the top features and return its path.
 
-    Of each latent: strongest firings, quantile intervals of its firings with examples, rows on which it does
-    not fire, histogram, counts with their interval, where in the context it fires and on which tokens,
-    neighbours, logit lens, output score and labels where there are any. 5 to 10 kB a latent, and a
-    vocabulary.
+    All latents stand in its table and scatter plot. Of each chosen one it shows strongest firings, quantile
+    intervals of its firings with examples, rows on which it does not fire, histogram, counts with their
+    interval, where in the context it fires and on which tokens, neighbours, logit lens, output score and
+    labels where there are any. Up to 1,024 latents the page is one file, 1 to 3 kB a latent and a vocabulary.
+    Beyond, a folder of data beside it, `page.data` for `page.html`, belongs to it.
 
     path: of the HTML file, replaced when it exists
     model: gives the logit lens; without it that panel is left out
@@ -98,64 +98,33 @@ def feature_page(
                 ),
                 "hook_point",
             )
-        data = _data(sae, store, point, index, model, n_latents, latents, n_examples, evaluation, tokenizer)
-    return write_file(path, render(data))
+        if latents is None:
+            chosen, rule = _top_latents(index.tally, n_latents)
+        else:
+            chosen, rule = latents, "Selected by: the latents asked for."
+        before, after = WINDOW if len(chosen) <= EMBEDDED else WINDOW_OF_MANY
+        if tokenizer is not None:
+            index.contexts = Contexts(index.tokens, tokenizer)
+        texts = TokenTexts(index.contexts.tokenizer)
 
+        def firings(some: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            return encoded_firings(sae, store, point, some, rows)
 
-def render(data: dict[str, Any]) -> str:
-    """The page as text. data: what the scripts draw; `title` is also the document's title."""
-    css, script = style("page"), "\n".join((_HERE / name).read_text(encoding="utf-8") for name in SCRIPTS)
-    return rendered(
-        "feature_page.html",
-        title=data["title"],
-        policy=policy(css, script),
-        style=css,
-        script=Markup(script),
-        data=inert_json(data),
-    )
+        def lens(some: Tensor) -> LogitLens:
+            return logit_lens(sae, model, some, n=10)
 
-
-def _data(
-    sae: SparseAutoencoder,
-    store: ActivationStore,
-    point: str,
-    index: FeatureIndex,
-    model: nn.Module | None,
-    n_latents: int,
-    latents: Tensor | None,
-    n_examples: int,
-    evaluation: Evaluation | None,
-    tokenizer: Any,
-) -> dict[str, Any]:
-    """All that the page says, as plain values."""
-    tally = index.tally
-    if latents is None:
-        chosen, rule = _top_latents(tally, n_latents)
-    else:
-        chosen, rule = latents, "Selected by: the latents asked for."
-    contexts = Contexts(store, tokenizer, BEFORE_TOKENS, AFTER_TOKENS)
-    lens = index.lens(chosen, contexts.tokenizer)
-    if model is not None and enters_stream(model, point):
-        lens = logit_lens(sae, model, chosen, n=10, tokenizer=contexts.tokenizer)
-    vocabulary = Vocabulary()
-    shown = features(sae, store, point, index, chosen, contexts, vocabulary, n_examples, lens)
-    model_name = os.path.basename(store.model_name) if os.path.isabs(store.model_name) else store.model_name
-    return {
-        "title": visible(f"Features of {model_name} at {point}"),
-        "facts": _facts(sae, tally, evaluation),
-        "rule": rule,
-        "tokens": tally.n_tokens,
-        "top": min(index.plan["settings"]["n_top"], tally.n_tokens),
-        "sampled": len(index.token_sample.rows),
-        "positions": tally.token_positions.tolist(),
-        "bos": store.plan.get("bos_id") is not None,
-        "edges": bin_edges(),
-        "invisible": invisible_in_js(),
-        "labels": {"format": FORMAT, "version": VERSION, "sae": index.sae["sha256"]},
-        "vocabulary": vocabulary.texts,
-        "ids": vocabulary.ids,
-        "features": shown,
-    }
+        return write_page(
+            Path(path),
+            index,
+            page_head(index, texts, before, after, rule=rule, evaluation=evaluation),
+            texts,
+            chosen,
+            n_examples=n_examples,
+            after=after,
+            encoded=firings,
+            lens=lens if model is not None and enters_stream(model, point) else None,
+            norms=decoder_norms(sae),
+        )
 
 
 def _top_latents(tally: Tally, n_latents: int) -> tuple[Tensor, str]:
@@ -175,22 +144,3 @@ def _top_latents(tally: Tally, n_latents: int) -> tuple[Tensor, str]:
     chosen = order[: min(n_latents, int(within.sum()))]
     sample = "These are not a random sample: a latent's top firings flatter it."
     return chosen, f"Selected by: {words}; {len(chosen):,} shown. {sample}"
-
-
-def _facts(sae: SparseAutoencoder, tally: Tally, evaluation: Evaluation | None) -> list[list[str]]:
-    """Name and value of each line in the page's head."""
-    silent = int((tally.counts == 0).sum())
-    kind = f"{sae.kind}, k={sae.config.k}" if sae.config.k else sae.kind
-    facts = [
-        ["SAE", f"{kind}, {sae.d_sae:,} latents, width {sae.d_model:,}"],
-        ["l0", f"{tally.l0:.1f}"],
-        ["tokens seen", f"{tally.n_tokens:,}"],
-        ["never fired on them", f"{silent:,} ({silent / sae.d_sae:.1%})"],
-    ]
-    if evaluation is not None:
-        row = evaluation.row("trained")
-        of = "held-out " if evaluation.held_out else ""
-        facts.append(["fvu", f"{row.fvu:.4f} ({evaluation.n_tokens:,} {of}tokens)"])
-        if row.delta_ce is not None:
-            facts.append(["ΔCE", f"{row.delta_ce:.4f} nats ({evaluation.n_ce_tokens:,} {of}tokens)"])
-    return facts

@@ -45,11 +45,16 @@ def style(name: str) -> Markup:
     return Markup("".join((_HERE / f"{file}.css").read_text(encoding="utf-8") for file in ("base", name)))
 
 
-def policy(style: str, script: str | None = None) -> str:
-    """The content security policy of a page: this style, this script, no network."""
+def policy(style: str, script: str | None = None, *scripts: str, connect: str = "") -> str:
+    """The content security policy of a page: this style, this script, no network.
+
+    scripts: further sources of scripts, such as "'self'"; connect: where requests may go
+    """
     allowed = f"style-src {_source(style)}"
     if script is not None:
-        allowed = f"script-src {_source(script)}; {allowed}"
+        allowed = f"script-src {' '.join([_source(script), *scripts])}; {allowed}"
+    if connect:
+        allowed += f"; connect-src {connect}"
     return f"default-src 'none'; base-uri 'none'; form-action 'none'; {allowed}"
 
 

@@ -55,13 +55,13 @@ def spelled(tokenizer: Any, token_id: int, piece: str) -> str:
     token's bytes: "⟨0xE2⟩"."""
     if piece and "�" not in piece:
         return piece
-    if (bytes_ := _bytes_of(tokenizer, token_id)) is None:
+    if (bytes_ := token_bytes(tokenizer, token_id)) is None:
         return f"⟨token {token_id}⟩"
     text = bytes_.decode("utf-8", "surrogateescape")
     return re.sub(r"[\udc80-\udcff]", lambda found: f"⟨0x{ord(found[0]) - 0xDC00:02X}⟩", text)
 
 
-def _bytes_of(tokenizer: Any, token_id: int) -> bytes | None:
+def token_bytes(tokenizer: Any, token_id: int) -> bytes | None:
     """A token's bytes, as vocabularies name them: <0xE2> (SentencePiece), or GPT-2's letters for bytes."""
     name = getattr(tokenizer, "convert_ids_to_tokens", lambda _: None)(token_id)
     if not isinstance(name, str) or not name:

@@ -18,6 +18,7 @@ LAYERS = (
     {"attribution"},
     {"index"},
     {"evaluation", "probing"},
+    {"browse"},
     {"ground_truth", "study", "exchange", "pages"},
 )
 """The folders of analyze/, lowest first: a folder imports those of lower layers only."""

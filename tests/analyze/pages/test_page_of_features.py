@@ -1,4 +1,4 @@
-"""The page is one inert file: what it shows is right, whatever the tokens hold, in text and in a real
+"""The page is inert: what it shows is right, whatever the tokens hold, in text and in a real
 browser."""
 
 import json
@@ -8,6 +8,8 @@ from html.parser import HTMLParser
 import pytest
 import torch
 
+from saelens_lite.analyze.browse.payload import as_text, packed
+from saelens_lite.analyze.browse.static_files import page_text
 from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
 from saelens_lite.analyze.index.build import IndexConfig, index_features
 from saelens_lite.analyze.index.feature_index import FeatureIndex
@@ -15,11 +17,12 @@ from saelens_lite.analyze.index.labels import FORMAT
 from saelens_lite.analyze.index.max_activating import max_activating_tokens
 from saelens_lite.analyze.index.tally import activation_bins, bin_edges
 from saelens_lite.analyze.latents.text_windows import invisible_in_js, visible
-from saelens_lite.analyze.pages.page_of_features import feature_page, render
+from saelens_lite.analyze.pages.page_of_features import feature_page
 from saelens_lite.analyze.render.html import inert_json
 
 from ..chromium import Browser, Tab, installed
 from ..conftest import make_sae
+from ..page_reader import parts_of, read_page
 
 NASTY = [
     "</script><script>document.title='broken'</script>",
@@ -56,35 +59,45 @@ class Page(HTMLParser):
             self.scripts[-1] += data
 
 
-def nasty_data(tokens=NASTY):
-    """A page's data with every nasty string wherever a string of the model, the corpus or a reader can
-    stand."""
-    places = list(range(len(tokens)))
-    example = [2.0, 1, 3, 4, 1, places, [1, 2.0, 0, None]]
-    lens = [[place, 0.5] for place in places]
-    feature = {
-        "id": 7, "fired": 9, "interval": [0.005, 0.019], "first": 3, "last": 800, "max": 2.0, "norm": 1.0,
-        "entropy": 0.5,
-        "share": 0.9, "unigram": True,
-        "score": 0.25, "quantiles": [1.0, 1.5], "bins": [33, [4, 0, 5]],
-        "positions": [1, 0, 8], "cosine": [[8, 0.5]], "jaccard": [[9, 0.1]], "pmi": [],
-        "tokens": [9, [[place, 1] for place in places]], "top": lens, "bottom": lens,
-        "examples": [example], "intervals": [[1.0, 1.5, None, [example]], [0.0, 1.0, 4, []]],
-        "contrast": [[0.0, *example[1:6], []]], "label": [tokens[0], tokens[2], True],
+def nasty_page(path, tokens=NASTY, n=2):
+    """A page with every nasty string wherever a string of the model, the corpus or a reader can stand: of
+    latents 0 to n - 1, whose examples hold all the tokens."""
+    ids = torch.arange(len(tokens), dtype=torch.int32)
+    window = torch.nn.functional.pad(ids, (0, max(0, 37 - len(ids))), value=-1)[:37]
+    ones = torch.ones(n, 1, dtype=torch.int32)
+    block = {
+        "latents": torch.arange(n, dtype=torch.int32), "first": torch.full((n,), 3.0).double(),
+        "last": torch.full((n,), 800.0).double(), "quantiles": torch.tensor([[1.0, 1.5]] * n),
+        "histogram": torch.nn.functional.pad(torch.tensor([[4, 0, 5]] * n, dtype=torch.int32), (33, 60)),
+        "positions": torch.nn.functional.pad(torch.tensor([[1, 0, 8]] * n, dtype=torch.int32), (0, 13)),
+        **{f"{name}_ids": ones for name in ("cosine", "jaccard", "pmi")},
+        **dict.fromkeys(("cosine", "jaccard", "pmi"), 500 * ones.short()),
+        **{f"{end}_ids": ids.repeat(n, 1) for end in ("promoted", "demoted")},
+        **{f"{end}_logits": torch.full((n, len(ids)), 0.5) for end in ("promoted", "demoted")},
+        "sampled": torch.full((n,), 9, dtype=torch.int32), "common": ids[:5].repeat(n, 1),
+        "common_n": torch.ones(n, 5, dtype=torch.int32), "within": torch.tensor([[5, 4, 0, 0, 0]] * n).int(),
+        "low": torch.tensor([[1.0, 0, 0, 0, 0]] * n), "high": torch.tensor([[1.5, 1, 0, 0, 0]] * n),
     }  # fmt: skip
-    silent = {
-        name: [] for name in ("cosine", "jaccard", "pmi", "positions", "examples", "intervals", "contrast")
+    for kind, m, width in (("far", 3, 37), ("near", 30, 37)):
+        block |= {
+            f"{kind}_row": torch.ones(n, m, dtype=torch.int32),
+            f"{kind}_value": torch.full((n, m), 2.0),
+            f"{kind}_document": torch.full((n, m), 3, dtype=torch.int32),
+            f"{kind}_position": torch.full((n, m), 4, dtype=torch.int32),
+            f"{kind}_tokens": window[:width].repeat(n, m, 1),
+            f"{kind}_firings": torch.full((n, m), 2, dtype=torch.uint8),
+            f"{kind}_place": torch.tensor([0, 1] * n * m, dtype=torch.int16),
+            f"{kind}_act": torch.tensor([torch.nan, 2.0] * n * m),
+        }
+    block["near_row"][:, [i for i in range(30) if i not in (0, 5, 25)]] = -1
+    fired, column = torch.full((n,), 9.0), torch.full((n,), 0.5)
+    table = {
+        "fired": fired.double(),
+        "max": torch.arange(n).float().flip(0) + 2,
+        "unigram": torch.ones(n).byte(),
     }
-    silent |= {
-        "id": 8,
-        "fired": 0,
-        "interval": [0.0, 0.003],
-        "first": -1,
-        "last": -1,
-        "max": 0.0,
-        "norm": 1.0,
-    }
-    return {
+    table |= {"entropy": column, "share": column, "gist": ids[:8].repeat(n, 1)}
+    head = {
         "title": tokens[0],
         "facts": [["model", token] for token in tokens],
         "rule": tokens[2],
@@ -96,41 +109,41 @@ def nasty_data(tokens=NASTY):
         "edges": bin_edges(),
         "invisible": invisible_in_js(),
         "labels": {"format": FORMAT, "version": 1, "sae": tokens[0]},
-        "vocabulary": tokens,
-        "ids": [*range(len(tokens) - 1), -1],
-        "features": [feature, silent | {"bins": [0, []], "tokens": [0, []]}],
+        "marks": [[0, tokens[0], tokens[2], True]],
+        "texts": dict(enumerate(tokens)),
     }
+    head |= {"wide": False, "before": 1, "before_near": 1, "can": [], "panels": None, "chunk": n}
+    head |= {"embedded": n < 9, "files": "", "exact": False}
+    parts = {"table": as_text(packed(table, False)), "0": as_text(packed(block, False))}
+    path.write_text(page_text("static", head, parts), encoding="utf-8")
+    return head
 
 
 @pytest.mark.property_check(9)
 def test_no_string_can_end_the_data():
-    text = inert_json(nasty_data())
+    text = inert_json(NASTY)
     assert text.isascii()
     assert not set(text) & set("<>&\u2028\u2029\x00")
-    assert json.loads(text) == nasty_data(), "and every string comes back whole, lone surrogates included"
+    assert json.loads(text) == NASTY, "and every string comes back whole, lone surrogates included"
 
 
 @pytest.mark.property_check(9)
-def test_no_element_comes_from_a_string():
+def test_no_element_comes_from_a_string_and_the_page_reaches_for_nothing(tmp_path):
     def elements(page):
         return [(tag, sorted(attributes)) for tag, attributes in page.tags]
 
-    page, tame = Page(render(nasty_data())), Page(render(nasty_data(tokens=["a"] * len(NASTY))))
+    head = nasty_page(tmp_path / "nasty.html")
+    nasty_page(tmp_path / "tame.html", ["a"] * len(NASTY))
+    text = (tmp_path / "nasty.html").read_text(encoding="utf-8")
+    page, tame = Page(text), Page((tmp_path / "tame.html").read_text(encoding="utf-8"))
     assert elements(page) == elements(tame)
-    assert len(page.scripts) == 2 and page.scripts[1] == tame.scripts[1]
-    assert json.loads(page.scripts[0]) == nasty_data()
-    render(nasty_data()).encode("utf-8")
-
-
-@pytest.mark.property_check(9)
-def test_the_page_reaches_for_nothing():
-    text = render(nasty_data())
-    page = Page(text)
+    assert len(page.scripts) == 4 and page.scripts[3] == tame.scripts[3]
+    assert json.loads(page.scripts[0])["facts"] == head["facts"]
     assert page.policy.startswith("default-src 'none'; base-uri 'none'")
     assert "unsafe" not in page.policy
     shell = text.replace(page.scripts[0], "").replace("http://www.w3.org/2000/svg", "")
     assert not re.search(
-        r"https?:|//\w|url\(|@import|innerHTML|insertAdjacentHTML|document\.write|eval\(", shell
+        r"https?:|[^:]//\w|url\(|@import|innerHTML|insertAdjacentHTML|document\.write|eval\(", shell
     )
     assert not any(
         {"src", "href"} & set(attributes) or any(a.startswith("on") for a in attributes)
@@ -138,15 +151,21 @@ def test_the_page_reaches_for_nothing():
     )
 
 
+def shown(text):
+    """A text of the page, bytes spelled."""
+    return text if isinstance(text, str) else "".join(f"⟨0x{byte:02X}⟩" for byte in text)
+
+
 @pytest.fixture
 def page_data(store, sae, gpt2, byte_tokenizer, tmp_path):
     """page_data(**options): the data of a page made from the small store."""
 
     def make(model=gpt2, **options):
-        path = feature_page(
-            sae, store, tmp_path / "new folder" / "page.html", model, tokenizer=byte_tokenizer, **options
+        return read_page(
+            feature_page(
+                sae, store, tmp_path / "new folder" / "page.html", model, tokenizer=byte_tokenizer, **options
+            )
         )
-        return json.loads(Page(path.read_text(encoding="utf-8")).scripts[0])
 
     return make
 
@@ -168,7 +187,7 @@ def dense(store, sae):
 
 def act_at(example):
     """The activation that an example's window has at the row's own token."""
-    return dict(zip(example[6][::2], example[6][1::2])).get(example[4], 0.0)
+    return example["acts"].get(example["at"], 0.0)
 
 
 def test_the_data_is_that_of_brute_force(store, sae, dense, speaking, byte_tokenizer, page_data):
@@ -186,17 +205,18 @@ def test_the_data_is_that_of_brute_force(store, sae, dense, speaking, byte_token
         assert [0] * first + counts == expected[: first + len(counts)].tolist(), "every firing, no zero"
         assert sum(counts) == sum(feature["positions"]) == len(rows)
         assert feature["quantiles"][0] == pytest.approx(acts[fires].quantile(0.5).item(), rel=0.2)
-        assert [one[1] for one in feature["examples"]] == [firing.row for firing in view]
-        for value, row, _, _, at, tokens, window in feature["examples"]:
-            assert value == pytest.approx(acts[row].item(), rel=1e-3)
-            found = dict(zip(window[::2], window[1::2]))
-            for i in range(at, len(tokens)):
+        assert [one["row"] for one in feature["examples"]] == [firing.row for firing in view]
+        for one, firing in zip(feature["examples"], view, strict=True):
+            row, at, found = one["row"], one["at"], one["acts"]
+            assert one["value"] == pytest.approx(acts[row].item(), rel=1e-3)
+            assert (one["document"], one["position"]) == (firing.context.document, firing.context.position)
+            for i in range(at, len(one["ids"])):
                 if i in found and found[i] is None:
                     break  # a token without a row: what follows is another context
                 assert found.get(i, 0) == pytest.approx(acts[row + i - at].item(), rel=1e-3, abs=1e-6)
         assert len(feature["top"]) == len(feature["bottom"]) == 10
         strongest = feature["examples"][0]
-        assert data["vocabulary"][strongest[5][strongest[4]]] == visible(view[0].token)
+        assert shown(data["texts"][strongest["ids"][strongest["at"]]]) == visible(view[0].token)
 
 
 def test_interval_examples_lie_inside_and_contrast_is_silent(dense, speaking, page_data):
@@ -214,21 +234,21 @@ def test_interval_examples_lie_inside_and_contrast_is_silent(dense, speaking, pa
             if feature["fired"] <= IndexConfig().n_sample:
                 inside = (acts >= low * 0.9995) & (acts <= high * 1.0005) & (acts > 0)
                 assert 0 <= fired <= int(inside.sum())
-            else:
-                assert fired is None
+            assert len(examples) == min(5, fired)
             for example in examples:
-                assert low * 0.999 <= example[0] <= high * 1.001 and example[0] > 0
-                assert example[0] == pytest.approx(acts[example[1]].item(), rel=1e-3) == act_at(example)
+                value = example["value"]
+                assert low * 0.999 <= value <= high * 1.001 and value > 0
+                assert value == pytest.approx(acts[example["row"]].item(), rel=1e-3) == act_at(example)
         if feature["fired"] <= IndexConfig().n_sample:
             assert sum(one[2] for one in feature["intervals"]) == feature["fired"], (
                 "each firing is in one interval"
             )
-        assert all(acts[example[1]] == 0 and act_at(example) == 0 for example in feature["contrast"])
+        assert all(acts[example["row"]] == 0 and act_at(example) == 0 for example in feature["contrast"])
         assert len(feature["contrast"]) == 5 or feature["fired"] > 700
 
 
 @pytest.mark.long
-def test_common_tokens_and_the_interval_of_the_rate(store, dense, speaking, page_data):
+def test_common_tokens(store, dense, speaking, page_data):
     data = page_data(latents=speaking)
     ids = torch.cat([store.tokens(i).input_ids[store.tokens(i).kept.bool()] for i in range(store.n_shards)])
     some = [feature for feature in data["features"] if feature["fired"] <= IndexConfig().n_sample]
@@ -238,10 +258,8 @@ def test_common_tokens_and_the_interval_of_the_rate(store, dense, speaking, page
         counts = torch.bincount(ids[dense[:, feature["id"]] > 0])
         assert n == feature["fired"]
         assert [count for _, count in common] == counts.sort(descending=True).values[: len(common)].tolist()
-        assert all(counts[data["ids"][place]] == count for place, count in common)
-        assert feature["share"] == pytest.approx(common[0][1] / n, rel=1e-3)
-        low, high = feature["interval"]
-        assert low < feature["fired"] / 1500 < high
+        assert all(counts[token] == count for token, count in common)
+        assert data["table"]["share"][feature["id"]] == pytest.approx(common[0][1] / n, rel=1e-3)
 
 
 def test_an_index_gives_neighbours_lens_score_and_labels(
@@ -253,15 +271,15 @@ def test_an_index_gives_neighbours_lens_score_and_labels(
     data = page_data(
         model=None, latents=[one, other], index=FeatureIndex.open(tmp_path / "index", byte_tokenizer)
     )
-    five, two = data["features"]
+    five, _two = data["features"]
     view = index[one]
     for name in ("cosine", "jaccard", "pmi"):
-        assert five[name] == [[near, pytest.approx(score, abs=5e-4)] for near, score in getattr(view, name)]
-    assert [data["vocabulary"][place] for place, _ in five["top"]] == [
+        assert five[name] == [(near, pytest.approx(score, abs=6e-4)) for near, score in getattr(view, name)]
+    assert [shown(data["texts"][token]) for token, _ in five["top"]] == [
         visible(token) for token, _ in view.promoted
     ]
-    assert five["score"] == pytest.approx(view.output_score, rel=1e-3)
-    assert five["label"] == ["five <b>", "\u202enotes", True] and "label" not in two
+    assert data["table"]["score"][one] == pytest.approx(view.output_score, rel=1e-3)
+    assert data["marks"] == [[one, "five <b>", "\u202enotes", True]]
     assert data["labels"]["sae"] == index.sae["sha256"]
     with pytest.raises(ValueError, match="is the index of"):
         feature_page(make_sae(d_sae=64), store, tmp_path / "p.html", index=index)
@@ -278,7 +296,11 @@ def test_an_index_for_the_time_of_the_call_gives_the_same_page(
     store, sae, gpt2, byte_tokenizer, page_data, tmp_path
 ):
     index = index_features(sae, store, tmp_path / "index", gpt2, tokenizer=byte_tokenizer)
-    assert page_data(n_latents=5) == page_data(n_latents=5, index=index)
+    path = tmp_path / "new folder" / "page.html"
+    page_data(n_latents=5)
+    first = path.read_bytes()
+    page_data(n_latents=5, index=index)
+    assert path.read_bytes() == first
 
 
 def test_rows_without_text_are_shown_as_rows(tmp_path):
@@ -287,16 +309,18 @@ def test_rows_without_text_are_shown_as_rows(tmp_path):
     rows = torch.randn(400, 32, generator=torch.Generator().manual_seed(0))
     store = ActivationStore.from_arrays(tmp_path / "store", {"x": rows.numpy()})
     path = feature_page(make_sae(hook_point="x"), store, tmp_path / "page.html", n_latents=3)
-    data = json.loads(Page(path.read_text(encoding="utf-8")).scripts[0])
+    data = read_page(path)
+    assert "entropy" not in data["table"]
     for feature in data["features"]:
-        assert "entropy" not in feature and feature["tokens"] == [0, []] and feature["positions"] == []
-        assert all(one[5] == [] for one in feature["examples"])
+        assert feature["tokens"] == [0, []] and not any(feature["positions"])
+        assert all(one["ids"] == [] and one["document"] >= 0 for one in feature["examples"])
 
 
 @pytest.mark.long
-def test_a_page_of_many_latents_is_small(page_data):
-    data = page_data(latents=range(48))
-    assert len(json.dumps(data["features"])) < 12_000 * 48
+def test_a_page_of_many_latents_is_small(page_data, tmp_path):
+    page_data(latents=range(48))
+    _, parts = parts_of(tmp_path / "new folder" / "page.html")
+    assert sum(map(len, parts.values())) < 5_000 * 48
 
 
 def test_the_rule_of_selection_is_said_and_kept(page_data, store, sae):
@@ -329,6 +353,9 @@ def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2):
     assert all("top" not in feature for feature in without["features"])
 
 
+H2 = "document.querySelector('h2').textContent"
+
+
 # In a browser -------------------------------------------------------------------------------------
 
 
@@ -349,6 +376,7 @@ def tab(chromium):
 
     def opened(path, **options):
         tabs.append(Tab(chromium, path, **options))
+        tabs[-1].wait("document.getElementById('browser').dataset.ready")
         return tabs[-1]
 
     yield opened
@@ -356,9 +384,7 @@ def tab(chromium):
         one.js("1")
         one.close()
         assert one.complaints == []
-        assert all(url.startswith(("file://", "blob:")) for url in one.requests) and len(one.requests) <= 2, (
-            one.requests
-        )
+        assert all(url.startswith(("file://", "blob:")) for url in one.requests), one.requests
 
 
 @pytest.mark.long
@@ -366,9 +392,9 @@ def test_a_browser_draws_it(tab, speaking, page_data, tmp_path):
     shown = max(page_data(latents=speaking[-5:])["features"], key=lambda feature: feature["max"])
     page = tab(tmp_path / "new folder" / "page.html")
     count = lambda selector: page.js(f"document.querySelectorAll({selector!r}).length")  # noqa: E731
-    assert page.js("document.querySelector('h2').textContent") == f"Latent {shown['id']}"
+    assert page.js(H2) == f"Latent {shown['id']}"
     in_intervals = sum(len(one[3]) for one in shown["intervals"])
-    assert count(".example") == len(shown["examples"]) + in_intervals + len(shown["contrast"])
+    assert count("#feature .example") == len(shown["examples"]) + in_intervals + len(shown["contrast"])
     assert count(".peak") == len(shown["examples"]) + in_intervals, "the strongest token is marked in each"
     assert count(".here") == len(shown["contrast"]) == 5
     assert count("#rows button") == 5
@@ -454,41 +480,27 @@ def test_what_a_reader_writes_is_downloaded_and_imported(tab, store, sae, gpt2, 
 
 @pytest.mark.long
 def test_five_thousand_rows_scroll_and_sort(tab, tmp_path):
-    data = nasty_data(["sun", "moon", "star"])
-    one = data["features"][0] | {"label": ["", "", False]}
-    data["features"] = [
-        one | {"id": i, "max": float(i % 997), "fired": i % 800 + 1, "cosine": [[i + 1, 0.5]]}
-        for i in range(5000)
-    ]
-    (tmp_path / "page.html").write_text(render(data), encoding="utf-8")
+    nasty_page(tmp_path / "page.html", ["sun", "moon", "star"] * 3, n=5000)
     page = tab(tmp_path / "page.html")
     page.press("t")
     drawn = "document.querySelectorAll('#rows button').length"
     assert 10 < page.js(drawn) < 100, "only what is in view is in the page"
-    # In this test's 30 jumps each frame must be drawn within 100 ms; where the rows are written anew it takes
-    # a few.
-    slowest = page.js("""(async () => { let slowest = 0; const list = document.getElementById('list');
-        for (let i = 0; i < 30; i++) { list.scrollTop = i * 5600; const began = performance.now(); drawRows();
-            slowest = Math.max(slowest, performance.now() - began);
-            await new Promise(requestAnimationFrame); }
-        return slowest; })()""")
-    assert slowest < 100
+    page.js("document.getElementById('list').scrollTop = 30 * 5600")
+    page.frame()
     first = "Number(document.querySelector('#rows button').dataset.latent)"
     assert page.js(first) > 4000 and page.js(drawn) < 100
-    for column, expected in (("latent", 0), ("density", 799), ("max", 996)):
+    for column, expected in (("latent", 0), ("max", 0)):
         page.click(f'#heads button[data-by="{column}"]')
         assert page.js(first) == expected, column
     page.click('#heads button[data-by="max"]')
-    assert page.js(first) == 0, "a second click turns the order round"
+    assert page.js(first) == 4999, "a second click turns the order round"
     page.press("/")
-    page.type("max>995 density<0.5")
-    assert page.js("document.getElementById('shown').textContent") == "3 of 5,000"
-    page.press("Escape", "Escape", "j")
-    assert page.js("document.querySelector('h2').textContent") == "Latent 1993", (
-        "the second of 996, 1993, 4984"
-    )
+    page.type("max>5000 density<0.5 latent<4990")
+    assert page.js("document.getElementById('shown').textContent") == "1 of 5,000", "max is 5001 - latent"
+    page.press("Escape", "Escape")
+    page.wait(f"{H2} === 'Latent 0'")
     page.click(".neighbour")
-    assert page.js("document.querySelector('h2').textContent") == "Latent 1994"
+    page.wait(f"{H2} === 'Latent 1'")
     assert page.js("document.getElementById('search').value") == "", (
         "a latent that the filter hides is listed again"
     )
@@ -518,8 +530,8 @@ def test_a_browser_runs_nothing_that_came_from_a_token(tab, tmp_path):
     """Property check 9 of the analysis reference: raw strings, lone surrogates among them, as if `visible`
     did not exist."""
     nasty, tame = tmp_path / "page.html", tmp_path / "tame.html"
-    nasty.write_text(render(nasty_data()), encoding="utf-8")
-    tame.write_text(render(nasty_data(["a"] * len(NASTY))), encoding="utf-8")
+    nasty_page(nasty)
+    nasty_page(tame, ["a"] * len(NASTY))
     kinds = "JSON.stringify([...document.querySelectorAll('*')].map(e => e.tagName).sort())"
     found = []
     for path in (nasty, tame):
@@ -530,12 +542,12 @@ def test_a_browser_runs_nothing_that_came_from_a_token(tab, tmp_path):
         page.press("Enter")
         assert page.js("document.title") != "broken"
         assert page.js("document.querySelectorAll('img, iframe, link, object').length") == 0
-        assert page.js("document.scripts.length") == 2
+        assert page.js("document.scripts.length") == 4
         found.append(json.loads(page.js(kinds)) if path == tame else page)
     page = found[0]
-    assert page.js("document.querySelector('h2').textContent") == "Latent 7"
+    assert page.js(H2) == "Latent 0"
     assert "<img src=x" in page.js("document.querySelector('.context').textContent"), "the token is text"
     fits = "[...document.querySelectorAll('html, main')].every(e => e.scrollWidth <= e.clientWidth)"
     assert page.js(fits), "a long token is broken"
     count = page.js("document.querySelectorAll('.context span').length")
-    assert count == len(NASTY) * 3
+    assert count == len(NASTY) * (3 + 2 + 1)

@@ -1,0 +1,1 @@
+function compareView(app) { return {}; }

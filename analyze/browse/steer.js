@@ -1,0 +1,1 @@
+function steerView(app) { return {}; }

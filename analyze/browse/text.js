@@ -1,0 +1,1 @@
+function textView(app) { return {}; }

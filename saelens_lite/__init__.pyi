@@ -51,4 +51,5 @@ from .sae.latents import SparseLatents as SparseLatents
 from .store.reader import ActivationStore as ActivationStore
 from .train.config import TrainConfig as TrainConfig
 from .train.grid import train_grid as train_grid
+from .train.refit import refit_sae as refit_sae
 from .train.single import train_sae as train_sae

@@ -2,6 +2,7 @@
 
 single          one SAE
 grid            many SAEs from one pass over the rows
+refit           what the penalty shrank in an SAE that exists, fitted again
 config          what a training is asked for
 presets         defaults from published recipes
 random_streams  a generator for each purpose

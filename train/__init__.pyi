@@ -1,3 +1,4 @@
 from .config import TrainConfig as TrainConfig
 from .grid import train_grid as train_grid
+from .refit import refit_sae as refit_sae
 from .single import train_sae as train_sae

@@ -25,6 +25,7 @@ COMMANDS = {
     "add-hook-points": "Further hook points for a store, from its stored tokens",
     "verify": "Whether every bit of a store is as it was written; mends what is not",
     "train": "A sparse autoencoder, or a grid of them, from the rows of a store, or straight from a model",
+    "refit": "A relu SAE's magnitudes and decoder, fitted again without the penalty that shrank them",
     "evaluate": "fvu, l0, dead latents and the cost in cross-entropy, with their controls",
     "analyze": "Every latent in one pass: an index to search, and the strongest firings as one HTML page",
     "search": "Latents of an index by token, text, regex, direction, number or label",

@@ -192,6 +192,33 @@ def test_train_takes_a_config_file_with_flags_on_top(made, capsys):
 
 
 @pytest.mark.long
+def test_refit_says_what_it_did_and_leaves_the_sae_that_it_was_given(made, capsys):
+    sae, output, store = (str(made / name) for name in ("relu", "refitted", "store"))
+    training = ["--d-sae=64", "--n-steps=60", "--batch-size-rows=256", "--no-progress", "--refit-fraction=0"]
+    assert main(["train", "--store", store, "--kind", "relu", *training, "--output", sae]) == 0
+    before = (made / "relu" / "sae_weights.safetensors").read_bytes()
+    argv = ["refit", "--sae", sae, "--store", store, "--model", "demo", "--n-steps", "60", "--no-progress"]
+    argv += ["--batch-size-rows", "512"]
+    capsys.readouterr()
+    assert main([*argv, "--output", output]) == 0
+    out = capsys.readouterr().out
+    number = r"(-?[\d.]+ → -?[\d.]+)"
+    fvu, ce, l0 = re.search(rf"fvu {number}, ΔCE {number} nats; l0 ([\d.]+)\n", out).groups()
+    was, now = map(float, fvu.split(" → "))
+    assert now < 0.8 * was
+    record = json.loads((made / "refitted" / "cfg.json").read_text())["metadata"]["saelens_lite"]["refit"]
+    assert f"{record['before']['held_out_fvu']:.4f} → {record['after']['held_out_fvu']:.4f}" == fvu
+    assert f"{record['before']['held_out_delta_ce']:.4f} → {record['after']['held_out_delta_ce']:.4f}" == ce
+    assert record["decoder"] and record["after"]["held_out_l0"] == pytest.approx(float(l0), abs=0.05)
+    assert f"next: saelens-lite evaluate --sae {output} --store {store} --model demo" in out
+    assert (made / "relu" / "sae_weights.safetensors").read_bytes() == before
+    assert "expected a new folder as --output" in fails(capsys, *argv, "--output", output)
+    topk = ["refit", "--sae", made / "topk", "--store", store, "--output", made / "none"]
+    assert "expected a relu SAE (SAELens' standard), got topk" in fails(capsys, *topk)
+    assert not (made / "none").exists()
+
+
+@pytest.mark.long
 def test_train_streams_from_a_model(made, capsys):
     argv = [
         "train",

@@ -20,6 +20,7 @@ from saelens_lite.cli.demo import DemoConfig
 from saelens_lite.cli.evaluate import EvaluateConfig
 from saelens_lite.cli.labels import LabelsConfig
 from saelens_lite.cli.probe import ProbeConfig
+from saelens_lite.cli.refit import RefitConfig
 from saelens_lite.cli.report import ReportConfig
 from saelens_lite.cli.search import SearchConfig
 from saelens_lite.cli.study import StudyConfig
@@ -38,6 +39,7 @@ CONFIGS = {
     "add-hook-points": AddHookPointsConfig,
     "verify": VerifyConfig,
     "train": saelens_lite.TrainConfig,
+    "refit": RefitConfig,
     "evaluate": EvaluateConfig,
     "analyze": AnalyzeConfig,
     "search": SearchConfig,

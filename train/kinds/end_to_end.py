@@ -24,7 +24,8 @@ from saelens_lite.sae.latents import SparseLatents
 from ..comm import ALONE
 from ..config import TrainConfig
 from ..rows.store_contexts import Contexts
-from .kind import L1_FIELDS, Kind, StepStats
+from .kind import Kind, StepStats
+from .l1 import L1_FIELDS
 
 
 class EndToEnd(Kind):

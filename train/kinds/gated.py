@@ -13,8 +13,8 @@ from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.kernels.reference import TokenPass
 
 from .few_pairs import PairPlaces, few_pairs
-from .kind import L1_FIELDS, RESAMPLING_FIELDS, StepStats
-from .l1 import L1
+from .kind import RESAMPLING_FIELDS, StepStats
+from .l1 import L1, L1_FIELDS
 
 
 class Gated(L1):

@@ -30,7 +30,6 @@ class StepStats(NamedTuple):
     l0: Tensor
 
 
-L1_FIELDS = frozenset({"l1_coeff", "l1_warm_up_steps"})
 RESAMPLING_FIELDS = frozenset({"resample_every_steps", "resample_fraction"})
 
 

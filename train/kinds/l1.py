@@ -11,6 +11,8 @@ from ..comm import ALONE, Alone
 from ..config import TrainConfig
 from .kind import Kind
 
+L1_FIELDS = frozenset({"l1_coeff", "l1_warm_up_steps"})
+
 _GAIN_OF_LR = 3.0
 _LARGEST_GAIN = 0.03
 """Of a distance of log l0 from its target, log weight moves by this part a step. Latents answer as fast as

@@ -53,6 +53,7 @@ class Refit(Kind):
         self.n_steps = n_steps
         self.train_decoder = train_decoder
         self.centre = sae.b_dec.detach().clone()
+        self._folded: SparseAutoencoder | None = None
         self.log_magnitude = torch.nn.Parameter(torch.zeros_like(sae.b_enc))
         if not config.unit_decoder:
             with torch.no_grad():
@@ -88,16 +89,23 @@ class Refit(Kind):
         return StepStats(sq_error.mean(), self.comm.sum(l1), self.comm.sum(l0)), fired
 
     def after_update(self) -> None:
+        self._folded = None
         if self.train_decoder:
             unit_rows_(self.sae.W_dec)
 
-    @torch.no_grad()
     def folded(self) -> SparseAutoencoder:
         """The SAE of unit rows that reconstructs so: each latent's encoder times its magnitude.
 
         b_enc takes up that the encoder now subtracts another b_dec. In float64, so that a latent fires as
-        before but where its pre-activation is all but 0.
+        before but where its pre-activation is all but 0. A checkpoint asks for it several times: it is made
+        once a step, and not to be altered.
         """
+        if self._folded is None:
+            self._folded = self._fold()
+        return self._folded
+
+    @torch.no_grad()
+    def _fold(self) -> SparseAutoencoder:
         sae, magnitude = self.sae, self.log_magnitude.double().exp()
         shift = (sae.b_dec.double() - self.centre) @ sae.W_enc.double()
         folded = SparseAutoencoder(sae.config).to(sae.device)
@@ -112,5 +120,6 @@ class Refit(Kind):
 
     @torch.no_grad()
     def load_state(self, state: dict[str, Tensor]) -> None:
+        self._folded = None
         self.log_magnitude.copy_(state["log_magnitude"])
         self.centre = state["centre"]

@@ -8,8 +8,8 @@ from torch import Tensor
 from saelens_lite.kernels import dispatch as kernels
 
 from .few_pairs import PairPlaces, few_pairs
-from .kind import L1_FIELDS, RESAMPLING_FIELDS, StepStats
-from .l1 import L1
+from .kind import RESAMPLING_FIELDS, StepStats
+from .l1 import L1, L1_FIELDS
 
 
 class ReLU(L1):

@@ -71,18 +71,30 @@ def sae_to_finetune(
             raise ValueError(
                 f"init_from={folder} expected an SAE of {name} {expected!r}, got {got!r}: {hint}"
             )
-    if not sae.config.apply_b_dec_to_input:
-        _subtract_b_dec_from_input_(sae)
+    try:
+        sae = in_training(sae, scale, unit_decoder, f"init_from={folder}")
+    except ValueError as error:
+        raise ValueError(f"init_from={folder} {error}") from None
     sae.config = dataclasses.replace(config, d_sae=sae.d_sae)
-    sae = fold_scale(sae, 1 / scale)
-    if unit_decoder:
-        if n_silent := int((sae.W_dec == 0).all(1).sum()):
-            log.info("init_from=%s: %d latents have a decoder row of zero and stay silent", folder, n_silent)
-        try:
-            fold_decoder_norms_(sae)
-        except ValueError as error:
-            raise ValueError(f"init_from={folder} {error}") from None
     return comm.shard(sae)
+
+
+@torch.no_grad()
+def in_training(sae: SparseAutoencoder, scale: float, unit_decoder: bool, name: str) -> SparseAutoencoder:
+    """A copy of an SAE that computes the same in the scale of training, where the encoder subtracts b_dec.
+
+    unit_decoder: rows of W_dec come to norm 1; name: of the SAE in the log
+    raises: ValueError for a TopK SAE that would compute something else with unit rows
+    """
+    copy = fold_scale(sae, 1 / scale)
+    if not sae.config.apply_b_dec_to_input:
+        _subtract_b_dec_from_input_(copy)
+        copy.config = dataclasses.replace(sae.config, apply_b_dec_to_input=True)
+    if unit_decoder:
+        if n_silent := int((copy.W_dec == 0).all(1).sum()):
+            log.info("%s: %d latents have a decoder row of zero and stay silent", name, n_silent)
+        fold_decoder_norms_(copy)
+    return copy
 
 
 @torch.no_grad()

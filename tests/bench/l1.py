@@ -1,0 +1,261 @@
+"""The L1 kinds at equal l0: learning rates, tables beside SAELens and our other kinds; a JSON line per run.
+
+    .venv/bin/python tests/bench/l1.py rates             # lr of relu and gated, two models, lengths of run
+    .venv/bin/python tests/bench/l1.py table             # relu, relu without refit, gated, jumprelu, topk, …
+    .venv/bin/python tests/bench/l1.py saelens           # SAELens' standard: its rates, then coefficients
+    .venv/bin/python tests/bench/l1.py offsets           # rows that share a mean of 0, 5, 15, 30 spreads
+    .venv/bin/python tests/bench/l1.py planted           # planted features, with and without the refit
+    .venv/bin/python tests/bench/l1.py --report rates    # fvu at l0 5, 10, 20 of the finished runs
+
+Resumable: a finished run is never repeated. A world is a hook point of a small real model: its rows, and
+validation rows of TinyStories' validation_v1 on which all are scored, as saved and opened anew by our loader.
+Dead: silent on all validation rows. At equal l0: fvu is read off at 5, 10 and 20 linearly in log l0 between
+the runs of one setting. SAELens runs in the peers' venv (`make peers`) by quality_saelens.py. Not a test: the
+parts take from minutes to an hour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+import saelens_lite as sl
+from saelens_lite.lm.store_losses import cross_entropies
+from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
+
+ROOT = Path(__file__).resolve().parents[2]
+TARGETS = (5.0, 10.0, 20.0)
+SAELENS_RATES = (1e-3, 3e-3, 1e-2)
+CE_TOKENS = 20_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    model: str
+    hook_point: str
+    d_sae: int
+    batch: int
+    rows: int = 250_000
+    validation_rows: int = 30_000
+
+
+WORLDS = {
+    "3m-3": World(model="stories3m-llama", hook_point="blocks.3.hook_resid_post", d_sae=1536, batch=1024),
+    "3m-1": World(model="stories3m-llama", hook_point="blocks.1.hook_resid_post", d_sae=1536, batch=1024),
+    "260k-2": World(model="stories260k-llama", hook_point="blocks.2.hook_resid_post", d_sae=512, batch=1024),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What tells one run from another. fields: of TrainConfig; of SAELens l1_coeff and lr"""
+
+    world: str
+    side: str
+    kind: str
+    steps: int
+    seed: int = 0
+    fields: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def name(self) -> str:
+        fields = [f"{name}={value:g}" for name, value in self.fields]
+        return "-".join(
+            [self.world, self.side, self.kind, f"steps={self.steps}", f"seed={self.seed}", *fields]
+        )
+
+
+class Bench:
+    """The finished runs of a folder, and what makes a missing one."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args, self.output, self.results = args, args.output, args.output / "results.jsonl"
+        self.lines: dict[str, dict[str, Any]] = {}
+        self.output.mkdir(parents=True, exist_ok=True)
+        if self.results.exists():  # a killed run may leave half a line
+            whole = self.results.read_text().rpartition("\n")[0].splitlines()
+            self.lines = {line["run"]: line for line in map(json.loads, whole)}
+            self.results.write_text("".join(f"{line}\n" for line in whole))
+        self._clean: dict[str, float] = {}
+
+    def do(self, run: Run, ce: bool = False) -> dict[str, Any]:
+        """The line of a run: that on file, or a new one."""
+        if run.name not in self.lines:
+            folder = self.output / "saes" / run.name
+            began_s = time.process_time()
+            seconds = self._saelens(run, folder) if run.side == "saelens" else self._ours(run, folder)
+            line = {
+                "run": run.name,
+                "world": run.world,
+                "side": run.side,
+                "kind": run.kind,
+                "steps": run.steps,
+                "seed": run.seed,
+                **dict(run.fields),
+                **self.scores(folder, run.world, ce),
+                "train_cpu_s": round(seconds or time.process_time() - began_s, 1),
+            }
+            self.add(line)
+        return self.lines[run.name]
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines[line["run"]] = line
+        with self.results.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        print(json.dumps(line), flush=True)
+
+    def store(self, world: str, split: str) -> sl.ActivationStore:
+        """Rows of a split, harvested once; those of training as plain safetensors too, for the peers."""
+        of, folder = WORLDS[world], self.output / "data" / world
+        names = {
+            "train": ["tinystories/train_v1", "tinystories/train_v2_gpt4", "fairytaleqa/stories"],
+            "validation": ["tinystories/validation_v1"],
+        }[split]
+        store = sl.harvest_activations(
+            str(self.args.shared / "models" / of.model),
+            [str(self.args.shared / f"corpora/{name}.jsonl.gz") for name in names],
+            [of.hook_point],
+            folder / split,
+            max_tokens=of.rows if split == "train" else of.validation_rows,
+        )
+        exported = folder / f"{split}.safetensors"
+        if not exported.exists():
+            acts = torch.cat([store.acts(shard) for shard in range(store.n_shards)])
+            # what our training holds out is withheld from the peers too
+            kept = ~torch.as_tensor(store.held_out_rows(0.05)) if split == "train" else slice(None)
+            save_file({"acts": acts[kept].contiguous()}, exported.with_suffix(".tmp"))
+            os.replace(exported.with_suffix(".tmp"), exported)
+        return store
+
+    def _ours(self, run: Run, folder: Path) -> None:
+        world = WORLDS[run.world]
+        sl.train_sae(
+            self.store(run.world, "train"),
+            kind=run.kind,
+            d_sae=world.d_sae,
+            batch_size_rows=world.batch,
+            n_steps=run.steps,
+            seed=run.seed,
+            held_out_fraction=0.05,
+            eval_every_steps=run.steps,
+            checkpoint_every_steps=run.steps,
+            device="cpu",
+            output=str(folder),
+            overwrite=True,
+            progress=False,
+            **dict(run.fields),
+        )
+
+    def _saelens(self, run: Run, folder: Path) -> float:
+        world, fields = WORLDS[run.world], dict(run.fields)
+        for split in ("train", "validation"):
+            self.store(run.world, split)
+        options = {
+            "data": self.output / "data" / run.world,
+            "output": folder,
+            "kind": run.kind,
+            "lr": fields["lr"],
+            "l1": fields["l1_coeff"],
+            "seed": run.seed,
+            "steps": run.steps,
+            "batch": world.batch,
+            "d-sae": world.d_sae,
+            "warm-up-steps": round(0.05 * run.steps),
+            "threads": self.args.threads,
+        }
+        words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
+        script = str(Path(__file__).with_name("quality_saelens.py"))
+        command = [str(self.args.peers_python), script, *words]
+        out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+        return float(json.loads(out.splitlines()[-1])["train_cpu_s"])
+
+    @torch.no_grad()
+    def scores(self, folder: Path, world: str, ce: bool) -> dict[str, float]:
+        """fvu, l0 and dead share on all validation rows; ΔCE in nats on CE_TOKENS of their tokens."""
+        sae, store = sl.SparseAutoencoder.load(folder), self.store(world, "validation")
+        sums, firing = ReconstructionSums(sae.d_model), FiringSums(sae.d_sae)
+        for shard in range(store.n_shards):
+            for acts in store.acts(shard).float().split(2048):
+                out = sae(acts)
+                sums.update(acts, out.recons)
+                firing.update(out.latents)
+        found = {
+            "fvu": sums.fvu,
+            "l0": firing.l0,
+            "norm_ratio": sums.norm_ratio,
+            "dead": float((firing.counts == 0).double().mean()),
+        }
+        if ce:
+            model, point = self._model(world), WORLDS[world].hook_point
+            how: dict[str, Any] = {"sae": {"sae": sae}}
+            if world not in self._clean:
+                how["clean"] = None
+            losses = cross_entropies(model, store, point, how, fraction=None, max_tokens=CE_TOKENS).ce
+            self._clean.setdefault(world, losses.get("clean", math.nan))
+            found["delta_ce"] = losses["sae"] - self._clean[world]
+        return found
+
+    def _model(self, world: str) -> torch.nn.Module:
+        from transformers import AutoModelForCausalLM
+
+        return AutoModelForCausalLM.from_pretrained(self.args.shared / "models" / WORLDS[world].model)
+
+
+def at_l0(lines: Iterable[dict[str, Any]], l0: float, name: str = "fvu") -> float:
+    """A score at an l0, linear in log l0 between the two runs beside it, beyond the ends that of two."""
+    points = sorted((math.log(line["l0"]), line[name]) for line in lines)
+    if len(points) == 1:
+        return points[0][1] if abs(points[0][0] - math.log(l0)) < 0.1 else math.nan
+    after = next((i for i, (x, _) in enumerate(points) if x >= math.log(l0)), len(points) - 1)
+    (x0, y0), (x1, y1) = points[max(0, after - 1)], points[max(1, after)]
+    return y0 + (y1 - y0) * (math.log(l0) - x0) / (x1 - x0)
+
+
+# ---- parts ---------------------------------------------------------------------------------------
+
+
+def rates(args: argparse.Namespace) -> Iterator[Run]:
+    for world in args.worlds:
+        for steps in args.steps:
+            for kind in args.kinds:
+                for target in args.targets:
+                    for lr in args.lrs:
+                        fields = (("target_l0", target), ("lr", lr))
+                        yield Run(world=world, side="ours", kind=kind, steps=steps, fields=fields)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("part", choices=["rates"])
+    parser.add_argument("--report", action="store_true", help="run nothing; tables of the finished runs")
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=["3m-3", "260k-2"])
+    parser.add_argument("--kinds", nargs="+", default=["relu"])
+    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1000, 3000])
+    parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS))
+    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-3, 1e-2, 2e-2, 4e-2])
+    parser.add_argument("--output", type=Path, default=ROOT / "runs/l1")
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data")
+    parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    bench = Bench(args)
+    for run in rates(args):
+        bench.do(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -64,7 +64,14 @@ _RENAMED = {
 } | {name: f"{folder}.{name}" for folder, names in _MOVED.items() for name in names.split()}
 """The public names of version 0.1.0 that are others today."""
 
-__getattr__, __dir__, __all__ = face(__name__, __file__, _RENAMED)
+
+def _of_peers(name: str) -> str | None:
+    from saelens_lite.formats.peer_names import of_face
+
+    return of_face(name)
+
+
+__getattr__, __dir__, __all__ = face(__name__, __file__, _RENAMED, _of_peers)
 __all__ += ["__version__"]
 
 

@@ -32,6 +32,7 @@ from typing import (
 )
 
 from saelens_lite.errors import nearest
+from saelens_lite.formats.peer_names import field_hint
 
 PERMISSION = "permission"
 """Mark of a field that only the user gives: settings that a file, store or run names leave it as it is."""
@@ -147,7 +148,7 @@ def from_mapping(cls: type[T], mapping: Mapping[str, Any], where: str = "configu
     for key in mapping:
         if key not in fields:
             raise ValueError(
-                f"{where}: unknown key {key!r}{nearest(key, fields)}; {cls.__name__} has "
+                f"{where}: unknown key {key!r}{field_hint(key, fields)}; {cls.__name__} has "
                 f"{', '.join(sorted(fields))}"
             )
     no_default = dataclasses.MISSING

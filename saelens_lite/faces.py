@@ -17,12 +17,16 @@ from saelens_lite.errors import nearest
 
 
 def face(
-    package: str, file: str, renamed: Mapping[str, str] | None = None
+    package: str,
+    file: str,
+    renamed: Mapping[str, str] | None = None,
+    elsewhere: Callable[[str], str | None] | None = None,
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """`__getattr__`, `__dir__` and `__all__` of the package whose `__init__.py` is `file`.
 
     renamed: what to type today for each name of an earlier version; asking for one raises an AttributeError
         that says it
+    elsewhere: what to say of a name that another library has; None for no such name
     """
     homes = _homes(Path(file).with_suffix(".pyi"))
 
@@ -30,7 +34,9 @@ def face(
         if name not in homes:
             if renamed and name in renamed:
                 raise AttributeError(f"{package}.{name} is now {package}.{renamed[name]}")
-            raise AttributeError(f"module {package!r} has no attribute {name!r}{nearest(name, homes)}")
+            said = elsewhere(name) if elsewhere else None
+            hint = f": {said}" if said else nearest(name, homes)
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}")
         home = homes[name]
         module = importlib.import_module(f"{package}.{home or name}")
         value = getattr(module, name) if home else module

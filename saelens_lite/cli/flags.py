@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from saelens_lite.config import PERMISSION, bounds_in_words, check_fields, from_mapping, marked
 from saelens_lite.errors import nearest
+from saelens_lite.formats.peer_names import field_hint, is_runner_config, runner_commands
 from saelens_lite.json_data import loads
 
 if TYPE_CHECKING:
@@ -50,6 +51,12 @@ def configured(
         if not isinstance(mapping, dict):
             raise ValueError(
                 f"{file} expected a JSON object with fields of {cls.__name__}, got {type(mapping).__name__}"
+            )
+        if is_runner_config(mapping):
+            raise ValueError(
+                f"{file} is a configuration of SAELens' runner. What its fields mean here: "
+                f"{runner_commands(mapping)} (other fields have no counterpart, or one of another unit: see "
+                "saelens_lite/COMING_FROM.md)"
             )
         mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
         defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
@@ -93,7 +100,9 @@ def _mistake(box: str, command: str, cls: Any, args: Sequence[str], positional: 
     for arg in args:
         typed = arg.partition("=")[0]
         if typed.startswith("--") and typed.replace("_", "-").replace("--no-", "--", 1) not in flags:
-            return f"{command} has no flag {typed}{nearest(typed, flags)}{help_}"
+            name = typed.removeprefix("--").replace("-", "_")
+            hint = field_hint(name, ()) or nearest(typed, flags)
+            return f"{command} has no flag {typed}{hint}{help_}"
     if "Missing from" in said:
         needed = re.findall(r"--[\w-]+", said)
         if positional:

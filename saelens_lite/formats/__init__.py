@@ -13,4 +13,5 @@ sparsify             EleutherAI's sparsify
 dictionary_learning  the seven classes of dictionary_learning
 openai               OpenAI's SAEs of GPT-2
 goodfire             Goodfire's SAEs, and others of two linear layers
+peer_names           what other libraries call what is here
 """

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.formats.peer_names import of_sae
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae import nonlinearity
@@ -24,7 +25,19 @@ class SAEOutput(NamedTuple):
     latents: SparseLatents
 
 
-class SparseAutoencoder(SAEFolder, nn.Module):
+class _NamesOfPeers(type):
+    """Says what a method of another library's SAE is called here, where it is asked of the class."""
+
+    def __getattr__(cls, name: str) -> NoReturn:
+        raise AttributeError(_no_attribute(cls.__name__, name))
+
+
+def _no_attribute(of: str, name: str) -> str:
+    said = of_sae(name)
+    return f"{of!r} object has no attribute {name!r}" + (f": {said}" if said else "")
+
+
+class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
     """An overcomplete dictionary of directions in activation space.
 
         pre_acts    = (acts - b_dec) @ W_enc + b_enc          b_dec subtracted if apply_b_dec_to_input
@@ -73,6 +86,12 @@ class SparseAutoencoder(SAEFolder, nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         return self.W_dec.dtype
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise AttributeError(_no_attribute(type(self).__name__, name)) from None
 
     def extra_repr(self) -> str:
         k = f", k={self.config.k}" if self.config.k else ""

@@ -31,6 +31,11 @@ class SparseLatents:
     batch_shape: tuple[int, ...]
     k: int | None = None
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense tensor that it stands for: (*batch_shape, d_sae)."""
+        return (*self.batch_shape, self.d_sae)
+
     @classmethod
     def from_topk(
         cls, values: Tensor, indices: Tensor, d_sae: int, batch_shape: tuple[int, ...] | None = None

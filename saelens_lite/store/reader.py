@@ -126,8 +126,15 @@ class ActivationStore:
     @names_misfits
     def __init__(self, path: str | os.PathLike[str] | Folder):
         self.folder = folder = open_folder(path)
-        what = "an SAE, no" if folder.size("cfg.json") is not None else "no"
-        self.plan: dict[str, Any] = read_json(folder, PLAN, missing=f"this folder is {what} activation store")
+        what = "this folder is no activation store"
+        if folder.size("cfg.json") is not None:
+            what = "this folder is an SAE, no activation store"
+        elif folder.size("dataset_info.json") is not None:
+            what = (
+                "this folder is a dataset, as SAELens caches activations: "
+                f"sl.store.read_saelens_activations({str(folder)!r}, PATH) makes a store of it"
+            )
+        self.plan: dict[str, Any] = read_json(folder, PLAN, missing=what)
         check_version(self.plan, folder.describe(PLAN))
         unfinished = "the harvest is unfinished; run the same command again and it resumes"
         added_to = folder.size(MANIFEST) is None and is_finished(folder)

@@ -24,9 +24,10 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError, nearest
+from saelens_lite.formats import centred
 from saelens_lite.formats.opened import Place, check_shapes
 from saelens_lite.json_data import misfit
-from saelens_lite.sae.config import NORMALIZATIONS, SAEConfig
+from saelens_lite.sae.config import SAEConfig
 
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 BEFORE, SAVING = f"before.{WEIGHTS}", ".saving-"
@@ -52,6 +53,19 @@ _NORMALISATION_WAY_OUT = {
     + _FOLD_FIRST.format(method="fold_activation_whitening"),
     "constant_scalar_rescale": "it belongs to temporal SAEs, which have no counterpart here",
 }
+_NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
+_NORMALISED = "normalize_activations"
+"""Key of our own facts: what SAELens has no word for."""
+_TRANSCODER = "a transcoder, which reads one place of the model and writes another"
+_NOT_HERE = {
+    "transcoder": _TRANSCODER,
+    "skip_transcoder": _TRANSCODER,
+    "jumprelu_transcoder": _TRANSCODER,
+    "jumprelu_skip_transcoder": _TRANSCODER,
+    "abstopk": "it keeps latents below zero too, chosen by their size",
+    "matching_pursuit": "its latents are found one after another, each from what the others leave",
+    "temporal": "its latents depend on the tokens before, by attention",
+}
 _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 _PLACE = {"hook_name": "hook_point", "hf_hook_name": "hf_module", "model_name": "model_name"}
 """metadata key -> SAEConfig field, for where the SAE reads."""
@@ -73,6 +87,7 @@ _OUR_FACTS = {
         "store?": str,
         "stores?": [{"store?": str}],
         "train?": {"held_out_fraction?": float},
+        "normalize_activations?": str,
     }
 }
 """What is relied on of metadata's own part."""
@@ -100,14 +115,23 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
     metadata.setdefault("sae_lens_training_version", None)
     for key, field in _PLACE.items():
         metadata[key] = getattr(config, field)
+    normalised, ours = config.normalize_activations, dict(_ours(metadata))
+    ours.pop(_NORMALISED, None)
+    if normalised not in _NORMALISATIONS:
+        ours[_NORMALISED] = normalised
+        options = metadata.get("model_from_pretrained_kwargs")
+        metadata["model_from_pretrained_kwargs"] = {**(options or {}), "center_writing_weights": True}
+        normalised = "none"
+    if ours or "saelens_lite" in metadata:
+        metadata["saelens_lite"] = ours
     cfg: dict[str, Any] = {
         "d_in": config.d_model,
         "d_sae": config.d_sae,
         "dtype": config.dtype,
         "device": "cpu",
         "apply_b_dec_to_input": config.apply_b_dec_to_input,
-        "normalize_activations": config.normalize_activations,
-        "reshape_activations": "none",
+        "normalize_activations": normalised,
+        "reshape_activations": "hook_z" if config.hook_point.endswith(".hook_z") else "none",
         "metadata": _plain(metadata),
     }
     if config.kind == "topk":
@@ -140,25 +164,29 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
             "save it with SAELens' `save_inference_model`, which writes jumprelu, and load that folder"
         )
     if architecture not in KIND_OF_ARCHITECTURE:
+        if architecture in _NOT_HERE:
+            raise ValueError(
+                f"{where}: architecture {architecture!r} is not opened here: {_NOT_HERE[architecture]}; "
+                "sae_lens itself opens it"
+            )
         raise ValueError(
             f"{where}: expected architecture {', '.join(KIND_OF_ARCHITECTURE)}, got {architecture!r}"
-            f"{nearest(architecture, KIND_OF_ARCHITECTURE)}; sae_lens itself opens transcoders and others"
+            f"{nearest(architecture, KIND_OF_ARCHITECTURE)}"
         )
     reshape = cfg.get("reshape_activations", "none")
-    if reshape not in ("none", None):
+    if reshape not in ("none", "hook_z", None):  # heads side by side, as attn.hook_z has them here anyway
         raise ValueError(
-            f"{where}: reshape_activations {reshape!r} is not supported: the SAE reads attention heads side "
-            "by side, which are no hook point here; choose an SAE of hook_resid_pre, hook_resid_post, "
-            "hook_attn_out or hook_mlp_out"
+            f"{where}: reshape_activations {reshape!r} is not supported (expected 'none' or 'hook_z'): how "
+            "rows are to be laid out is not known"
         )
     normalisation = cfg.get("normalize_activations", "none")
-    if normalisation not in NORMALIZATIONS:
+    if normalisation not in _NORMALISATIONS:
         way_out = _NORMALISATION_WAY_OUT.get(
             str(normalisation), "open it with sae_lens and fold its scale into the weights"
         )
         raise ValueError(
             f"{where}: normalize_activations {normalisation!r} is not supported (expected "
-            f"{', '.join(NORMALIZATIONS)}): {way_out}"
+            f"{', '.join(_NORMALISATIONS)}): {way_out}"
         )
     kind = KIND_OF_ARCHITECTURE[architecture]
     if found := misfit(dict(metadata), _OUR_FACTS, "metadata"):
@@ -170,7 +198,8 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
         d_sae=_required(cfg, "d_sae", int, where),
         kind=kind,
         apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
-        normalize_activations=normalisation,
+        normalize_activations=_ours(metadata).get(_NORMALISED)
+        or centred.normalisation(metadata, normalisation, where),
         dtype=dtype or dtype_name(_required(cfg, "dtype", str, where), where),
         metadata={key: value for key, value in metadata.items() if key not in _PLACE},
         k=_required(cfg, "k", int, where) if kind == "topk" else None,
@@ -207,6 +236,33 @@ def _with_norms_folded(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     norms = exact["W_dec"].norm(dim=1).clamp_min(1e-8)
     scaled = {name: exact[name] * norms for name in ("W_enc", "b_enc")}
     return exact | scaled | {"W_dec": exact["W_dec"] / norms[:, None]}
+
+
+def _ours(metadata: Mapping[str, Any]) -> Mapping[str, Any]:
+    ours = metadata.get("saelens_lite")
+    return ours if isinstance(ours, Mapping) else {}
+
+
+def with_overrides(cfg: Any, overrides: Mapping[str, Any]) -> Any:
+    """A cfg.json with what a catalogue knows better; in version 6 the model's facts lie in its metadata."""
+    if not isinstance(cfg, Mapping) or not overrides:
+        return cfg
+    metadata = cfg.get("metadata")
+    if not isinstance(metadata, Mapping):
+        return {**cfg, **overrides}
+    facts = {key: value for key, value in overrides.items() if key in _OLD_METADATA}
+    return {**cfg, **overrides, "metadata": {**metadata, **facts}}
+
+
+def needs_scale(cfg: Any) -> bool:
+    """Whether a factor of the input is left out of the folder."""
+    return isinstance(cfg, Mapping) and cfg.get("normalize_activations") in ("expected_average_only_in", True)
+
+
+def with_scale_folded(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The SAE that does to x what these tensors do to scale · x, with the same latents."""
+    factor = {"W_enc": scale, "W_dec": 1 / scale, "b_dec": 1 / scale}
+    return {name: tensor * factor.get(name, 1) for name, tensor in tensors.items()}
 
 
 def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -126,6 +126,9 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
             shift = acts.mean(-1, keepdim=True)
             scale = acts.std(-1, keepdim=True)
             return (acts - shift) / (scale + 1e-5), scale, shift
+        if self.config.normalize_activations == "center":
+            shift = acts.mean(-1, keepdim=True)
+            return acts - shift, None, shift
         if self.config.normalize_activations == "constant_norm_rescale":
             scale = acts.norm(dim=-1, keepdim=True) / self.d_model**0.5
             return acts / scale.masked_fill(scale == 0, 1), scale, None

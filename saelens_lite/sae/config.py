@@ -11,7 +11,7 @@ import torch
 from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.errors import nearest
 
-NORMALIZATIONS = ("none", "layer_norm", "constant_norm_rescale")
+NORMALIZATIONS = ("none", "center", "layer_norm", "constant_norm_rescale")
 
 WEIGHT, BIAS, THRESHOLD, LOG_GAIN = "weight", "bias", "threshold", "log gain"
 
@@ -69,9 +69,9 @@ class SAEConfig:
     apply_b_dec_to_input: bool = True
     """Whether b_dec is subtracted before encoding."""
     normalize_activations: str = "none"
-    """What is done to every input row and undone on its reconstruction: none, layer_norm or
-    constant_norm_rescale (to norm sqrt(d_model)). A scale fixed in training is folded into the weights and
-    needs nothing here."""
+    """What is done to every input row and undone on its reconstruction: none, center (its mean over d_model
+    is taken away), layer_norm or constant_norm_rescale (to norm sqrt(d_model)). A scale fixed in training is
+    folded into the weights and needs nothing here."""
     dtype: str = "float32"
     """Type of the weights; inputs are cast to it."""
     hook_point: str = ""

@@ -450,6 +450,87 @@ def _(W_enc, b_enc, W_dec, b_dec, generator):
     return tensors, forward
 
 
+# SAELens ---------------------------------------------------------------------------------------------
+
+
+def write_saelens(folder, generator, config):
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    save_file(tensors, folder / "sae_weights.safetensors")
+    write_json(
+        folder / "cfg.json", {"d_in": D, "d_sae": N, "dtype": "torch.float32", "device": "cuda"} | config
+    )
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = relu((x - b_dec) @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
+@case(
+    "saelens",
+    kind="relu",
+    hook_point="blocks.0.attn.hook_z",
+    model_name="gpt2-small",
+    normalize_activations="none",
+)
+def saelens_of_version_2(folder, generator):
+    """Flat, with the old names; heads side by side."""
+    config = {
+        "hook_point": "blocks.0.attn.hook_z",
+        "hook_point_layer": 0,
+        "model_name": "gpt2-small",
+        "l1_coefficient": 1,
+    }
+    return write_saelens(
+        folder, generator, config | {"normalize_activations": False, "activation_fn_str": "relu"}
+    )
+
+
+@case("saelens", kind="relu", hook_point="blocks.8.hook_resid_pre", normalize_activations="center")
+def saelens_centred(folder, generator):
+    metadata = {
+        "sae_lens_version": "6.0.0",
+        "hook_name": "blocks.8.hook_resid_pre",
+        "model_name": "gpt2-small",
+    }
+    metadata |= {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    config = {"architecture": "standard", "normalize_activations": "none", "apply_b_dec_to_input": True}
+    of_centred = write_saelens(folder, generator, config | {"metadata": metadata})
+
+    def forward(x):
+        mean = x.mean(-1, keepdim=True)
+        latents, recons, gap = of_centred(x - mean)
+        return latents, recons + mean, gap
+
+    return forward
+
+
+@case("saelens", kind="relu", normalize_activations="constant_norm_rescale", model_name="mistral-7b")
+def saelens_rescaled(folder, generator):
+    """SAELens itself gives NaN for a row of zeros."""
+    metadata = {
+        "sae_lens_version": "6.0.0",
+        "hook_name": "blocks.8.hook_resid_pre",
+        "model_name": "mistral-7b",
+    }
+    config = {
+        "architecture": "standard",
+        "normalize_activations": "constant_norm_rescale",
+        "metadata": metadata,
+    }
+    of_rescaled = write_saelens(folder, generator, config)
+
+    def forward(x):
+        size = x.norm(dim=-1, keepdim=True) / D**0.5
+        latents, recons, gap = of_rescaled(x / size.masked_fill(size == 0, 1))
+        return latents, recons * size, gap
+
+    return forward
+
+
 # All of them -----------------------------------------------------------------------------------------
 
 

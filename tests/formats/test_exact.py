@@ -20,7 +20,8 @@ def test_encode_and_forward_equal_the_definition_in_float64(golden, golden_name)
     with torch.no_grad():
         assert_rows_close(sae.encode(case.rows).to_dense(), latents)
         assert_rows_close(sae(case.rows).recons, recons)
-    assert sae.config.metadata["saelens_lite"]["format"] == case.format
+    if case.format != "saelens":
+        assert sae.config.metadata["saelens_lite"]["format"] == case.format
     for fact, value in case.facts.items():
         if fact != "file":
             assert getattr(sae.config, fact) == value

@@ -14,11 +14,9 @@ from collections.abc import Mapping
 from typing import Any
 
 _LAYER_NORM = re.compile(
-    r"(distil)?gpt2|stanford-gpt2|gpt-(neo|j)|pythia|opt-|bloom|gelu-|solu-|tiny-stories|tinystories|santacoder"
+    r"(distil)?gpt2|stanford-gpt2|gpt-(neo|j)|pythia|opt-|bloom|gelu-|solu-|tiny-?stories|santacoder"
 )
-_RMS_NORM = re.compile(
-    r"(meta-)?llama|mistral|mixtral|gemma|qwen|deepseek|tinyllama|code-?llama|vicuna|smollm|yi-"
-)
+_RMS_NORM = re.compile(r"(meta-|tiny|code-?)?llama|mi[sx]tral|gemma|qwen|deepseek|vicuna|smollm|yi-")
 _WRITTEN = re.compile(r"hook_(resid_(pre|mid|post)|attn_out|mlp_out)")
 _INSIDE = re.compile(r"attn\.hook_z|mlp\.hook_(pre|post|in)")
 _INSIDE_CHANGED = ("fold_value_biases", "refactor_factored_attn_matrices")

@@ -91,6 +91,34 @@ def embedded():
 
 
 @pytest.fixture(scope="session")
+def forked_python(tmp_path_factory):
+    """A `forked.Python`: forked_python.run("-m", "saelens_lite.cli", …) as `python -m saelens_lite.cli …`
+    would."""
+    from .forked import Python
+
+    python = Python(tmp_path_factory.mktemp("outputs"))
+    yield python
+    python.close()
+
+
+@pytest.fixture
+def torchrun():
+    """torchrun(n, "-m", "saelens_lite.train", …): so many processes, as a `forked.Torchrun`."""
+    from .forked import Torchrun
+
+    return Torchrun
+
+
+@pytest.fixture(params=["forked", pytest.param("torchrun", marks=pytest.mark.slow)])
+def ranks(request):
+    """As `torchrun`, but for processes that are forked with its environment; by torchrun itself among the
+    slow tests."""
+    if request.param == "torchrun":
+        return request.getfixturevalue("torchrun")
+    return request.getfixturevalue("forked_python").start_ranks
+
+
+@pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real models and corpora beside the checkout, where there is one."""
     folder = ROOT.parent / "shared" / "data"

@@ -1,13 +1,11 @@
-"""Several processes train what one would: real torchrun, real processes, the weights of a single one.
+"""Several processes train what one would: real processes, the weights of a single one.
 
 Run as a script under torchrun, this file trains all CASES on its part of each batch and of the latents, and
 saves what every process ends with.
 """
 
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -123,19 +121,9 @@ def all_cases():
     return found
 
 
-def torchrun(n_processes, *args):
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        f"--nproc-per-node={n_processes}",
-        "--standalone",
-        *args,
-    ]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+@pytest.fixture(scope="module")
+def alone():
+    return all_cases()
 
 
 @pytest.mark.dist
@@ -143,11 +131,9 @@ def torchrun(n_processes, *args):
     ("n_processes", "latent_shards"),
     [(2, 1), (2, 2), *(pytest.param(4, n, marks=pytest.mark.slow) for n in (1, 2, 4))],
 )
-def test_several_processes_end_with_the_state_of_one(n_processes, latent_shards, tmp_path):
-    process = torchrun(n_processes, __file__, str(tmp_path), str(latent_shards))
-    alone = all_cases()
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
+def test_several_processes_end_with_the_state_of_one(n_processes, latent_shards, tmp_path, alone, ranks):
+    code, output = ranks(n_processes, __file__, tmp_path, latent_shards).communicate(timeout=180)
+    assert code == 0, output
     ends = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(n_processes)]
     for name, expected in alone.items():
         for rank, end in enumerate(ends):
@@ -217,12 +203,20 @@ def lines(output):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("kind", "latent_shards"), [("topk", 1), ("batchtopk", 2)])
-def test_torchrun_trains_the_sae_of_one_process(store, tmp_path, kind, latent_shards):
-    process = torchrun(2, *command(store, tmp_path / "two", 40, kind=kind, latent_shards=latent_shards))
+def test_torchrun_trains_the_sae_of_one_process(store, tmp_path, torchrun):
+    assert_trains_the_sae_of_one_process(store, tmp_path, torchrun, "topk", latent_shards=1)
+
+
+@pytest.mark.dist
+def test_latents_divided_among_processes_train_to_the_sae_of_one(store, tmp_path, ranks):
+    assert_trains_the_sae_of_one_process(store, tmp_path, ranks, "batchtopk", latent_shards=2)
+
+
+def assert_trains_the_sae_of_one_process(store, tmp_path, ranks, kind, latent_shards):
+    processes = ranks(2, *command(store, tmp_path / "two", 40, kind=kind, latent_shards=latent_shards))
     one = sl.train_sae(store, output=str(tmp_path / "one"), kind=kind, n_steps=40, **OPTIONS)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
+    code, output = processes.communicate(timeout=180)
+    assert code == 0, output
     assert output.count(f"{tmp_path / 'two'}: {one.kind} SAE of 64 latents") == 1
     two = sl.SparseAutoencoder.load(tmp_path / "two")
     for name, parameter in one.named_parameters():
@@ -237,14 +231,14 @@ def test_torchrun_trains_the_sae_of_one_process(store, tmp_path, kind, latent_sh
 
 @pytest.mark.dist
 @pytest.mark.parametrize("latent_shards", [1, 2])
-def test_torchrun_stopped_leaves_the_sae_and_one_process_goes_on_with_it(
-    store, tmp_path, caplog, latent_shards
+def test_processes_stopped_leave_the_sae_and_one_goes_on_with_it(
+    store, tmp_path, caplog, latent_shards, ranks
 ):
-    process = torchrun(2, *command(store, tmp_path, 1500, latent_shards=latent_shards))
-    while not lines(tmp_path) and process.poll() is None:
+    processes = ranks(2, *command(store, tmp_path, 1500, latent_shards=latent_shards))
+    while not lines(tmp_path) and processes.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=120)
+    processes.send_signal(signal.SIGTERM)
+    _, output = processes.communicate(timeout=120)
     facts = sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]
     assert 0 < facts["steps"] < 1500, output
     assert f"stopped at step {facts['steps']} of 1500" in output

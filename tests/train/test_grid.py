@@ -6,11 +6,8 @@ Kills are real SIGKILLs of another process, forked from one that has everything 
 
 import gc
 import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import weakref
 from pathlib import Path
 
@@ -507,20 +504,12 @@ def test_the_command_says_which_member_broke(store, tmp_path, capsys):
 
 
 @pytest.mark.dist
-def test_torchrun_trains_the_grid_of_one_process(store, tmp_path):
-    module = ["-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone", "-m", "saelens_lite.train"]
-    command = [sys.executable, *module, "--store", str(store.path), *flags(output=tmp_path / "two", lr=1e-3)]
-    process = subprocess.Popen(
-        [*command, "--grid", "k=2,4", "hook_point=a,b"],
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def test_two_processes_train_the_grid_of_one(store, tmp_path, ranks):
+    argv = ["-m", "saelens_lite.train", "--store", store.path, *flags(output=tmp_path / "two", lr=1e-3)]
+    processes = ranks(2, *argv, "--grid", "k=2,4", "hook_point=a,b")
     one = train(store, tmp_path / "one", {"k": [2, 4], "hook_point": ["a", "b"]}, lr=1e-3)
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
+    code, output = processes.communicate(timeout=180)
+    assert code == 0, output
     assert output.count("4 SAEs") == 1
     for name, sae in one.items():
         two = sl.SparseAutoencoder.load(tmp_path / "two" / name)

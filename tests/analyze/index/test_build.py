@@ -2,9 +2,6 @@
 is refused."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -186,19 +183,15 @@ def test_parts_of_other_settings_do_not_count(store, sae, tmp_path, monkeypatch)
 
 @pytest.mark.property_check(4)
 @pytest.mark.dist
-def test_three_processes_make_the_index_of_one(store, sae, tmp_path):
+def test_three_processes_make_the_index_of_one(store, sae, tmp_path, ranks):
     sae.save(tmp_path / "sae")
     sae = sl.SparseAutoencoder.load(tmp_path / "sae")
     index_features(sae, store, tmp_path / "one")
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=3", "--standalone", "-m"]
-    command += ["saelens_lite.analyze", "--sae", tmp_path / "sae", "--store", store.path, "--device", "cpu"]
-    command += ["--index", tmp_path / "three", "--output", tmp_path / "page.html"]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        list(map(str, command)), env=env, cwd=ROOT, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("page: ") == 1
+    argv = ["-m", "saelens_lite.analyze", "--sae", tmp_path / "sae", "--store", store.path, "--device", "cpu"]
+    argv += ["--index", tmp_path / "three", "--output", tmp_path / "page.html"]
+    code, output = ranks(3, *argv).communicate(timeout=180)
+    assert code == 0, output
+    assert output.count("page: ") == 1
     assert_same(tmp_path / "one", tmp_path / "three")
 
 

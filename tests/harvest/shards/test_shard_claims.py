@@ -1,12 +1,10 @@
-"""Claims of one process and of several: real torchrun, real processes, the bytes of a single one."""
+"""Claims of one process and of several: real processes, the bytes of a single one."""
 
 import itertools
 import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -81,19 +79,15 @@ def options(gpt2, byte_tokenizer, tmp_path):
     }
 
 
-def torchrun(n_processes, options):
-    flags = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={n_processes}", "--standalone"]
-    flags += ["-m", "saelens_lite.harvest", "--no-progress"]
+def arguments(options):
+    argv = ["-m", "saelens_lite.harvest", "--no-progress"]
     for name in ("model", "store"):
-        flags += [f"--{name}", options[name]]
+        argv += [f"--{name}", options[name]]
     for name in ("dataset", "hook_points"):
-        flags += [f"--{name.replace('_', '-')}", *options[name]]
+        argv += [f"--{name.replace('_', '-')}", *options[name]]
     for name in ("max_tokens", "context_length", "batch_size_seqs", "documents_per_shard"):
-        flags += [f"--{name.replace('_', '-')}", str(options[name])]
-    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        flags, env=env, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+        argv += [f"--{name.replace('_', '-')}", options[name]]
+    return argv
 
 
 @pytest.mark.dist
@@ -104,12 +98,11 @@ def torchrun(n_processes, options):
         pytest.param({"max_tokens": 100_000}, id="dataset ends", marks=pytest.mark.slow),
     ],
 )
-def test_three_processes_write_the_bytes_of_one(options, tmp_path, more):
+def test_three_processes_write_the_bytes_of_one(options, tmp_path, more, ranks):
     options |= more
     whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "one"), **options)).path)
-    process = torchrun(3, options | {"store": str(tmp_path / "three")})
-    output, _ = process.communicate(timeout=180)
-    assert process.returncode == 0, output
+    code, output = ranks(3, *arguments(options | {"store": tmp_path / "three"})).communicate(timeout=180)
+    assert code == 0, output
     assert {
         name: data for name, data in content(tmp_path / "three").items() if not name.startswith("log.")
     } == whole
@@ -118,35 +111,18 @@ def test_three_processes_write_the_bytes_of_one(options, tmp_path, more):
 
 
 @pytest.mark.dist
-def test_killing_one_process_and_starting_again_gives_the_same_bytes(options, tmp_path):
+def test_killing_one_process_and_starting_again_gives_the_same_bytes(options, tmp_path, ranks):
     whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "one"), **options)).path)
     store = tmp_path / "two"
-    process = torchrun(2, options | {"store": str(store)})
-    victim = None
-    while victim is None and process.poll() is None:
-        if (store / "shards/00001").exists():
-            victim = rank_one(process.pid)
+    processes = ranks(2, *arguments(options | {"store": store}))
+    while not (store / "shards/00001").exists() and processes.poll() is None:
         time.sleep(0.005)
-    assert victim is not None, process.communicate()[0]
-    os.kill(victim, signal.SIGKILL)
-    process.communicate(timeout=120)
-    assert process.returncode != 0 and not (store / "manifest.json").exists()
-    again = torchrun(2, options | {"store": str(store)})
-    output, _ = again.communicate(timeout=180)
-    assert again.returncode == 0, output
+    os.kill(processes.pid(1), signal.SIGKILL)
+    code, _ = processes.communicate(timeout=120)
+    assert code != 0 and not (store / "manifest.json").exists()
+    code, output = ranks(2, *arguments(options | {"store": store})).communicate(timeout=180)
+    assert code == 0, output
     assert {name: data for name, data in content(store).items() if not name.startswith("log.")} == whole
-
-
-def rank_one(parent: int) -> int | None:
-    """The process that torchrun started as rank 1."""
-    for children in Path(f"/proc/{parent}/task").glob("*/children"):
-        for child in children.read_text().split():
-            try:
-                if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{child}/environ").read_bytes():
-                    return int(child)
-            except OSError:
-                continue
-    return None
 
 
 @pytest.mark.dist

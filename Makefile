@@ -12,7 +12,8 @@ VENV    := .venv
 PEERS   := .venv-peers
 BIN     := $(VENV)/bin
 WORKERS ?= 2
-PYTEST   = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+# Many tests start interpreters: compiled once, the source costs each of them nothing.
+PYTEST   = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 .PHONY: demo check test test-all peers browser clean venv
 .DEFAULT_GOAL := test

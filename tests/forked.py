@@ -44,6 +44,7 @@ def begin(order):
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])
+    sys.path[:0] = filter(None, order["env"].get("PYTHONPATH", "").split(os.pathsep))
     code, interrupted = 0, False
     try:
         run(order["argv"])

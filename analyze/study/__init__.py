@@ -3,11 +3,16 @@
 study          the study from selection to effect
 questions      questions with entities and answers
 records        files of questions, checked
+chat           questions as turns of a chat
 answers        how an answer is judged
 judge          free answers judged by text
+generation     answers of any length
+kept           what an interrupted run has done
 half           one half of the questions, answered
 planned_edits  which edits are made, at which dose
 result         effects as a table
+labels         who is known
+size           how large a study is
 """
 
 from saelens_lite.faces import face

@@ -20,16 +20,19 @@ class Answers(NamedTuple):
     """Of some records, in their order."""
 
     refused: Tensor
-    """bool[n]: no answer was given"""
+    """bool[n]: no answer was given; or float[n], the share of several answers that were refusals"""
     correct: Tensor
-    """bool[n]: the right one was"""
+    """bool[n]: the right one was; or float[n], the share of several that were right"""
     margin: Tensor | None = None
     """float[n]: by how much the model prefers to refuse, in logits; None where that cannot be said"""
+    texts: Sequence[str] | None = None
+    """what was answered, where that is a text"""
 
 
 Judge = Callable[[nn.Module, dict[str, Tensor], Sequence[Question]], Answers]
 """From the model, perhaps edited, input_ids and attention_mask (padded on the left, on its device) and their
-records; it may call `model.generate(**inputs)`, whose prompt is then what is edited."""
+records; it may call `model.generate(**inputs)`, whose prompt is then what is edited, or run longer texts
+that begin with these prompts, such as prompts with an option behind each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,14 @@ class NextToken:
             logits that are not finite
         """
         prompt = records[0].prompt
-        refusals = self._ids(tokenizer, prompt, self.refusal)
-        options = None if self.options is None else self._ids(tokenizer, prompt, self.options)
+        ids = partial(first_tokens, tokenizer, separator=self.separator)
+        refusals = ids(prompt, self.refusal)
+        options = None if self.options is None else ids(prompt, self.options)
         if not refusals or (options is not None and (not options or set(options) & set(refusals))):
             raise ValueError(
                 f"NextToken expected tokens that refuse, and others as options if any, got {self}"
             )
-        right = [self._ids(tokenizer, record.prompt, record.answers) for record in records]
+        right = [ids(record.prompt, record.answers) for record in records]
         for record, ids in zip(records, right):
             if set(ids) & set(refusals):
                 raise ValueError(
@@ -87,10 +91,11 @@ class NextToken:
 
         return judge
 
-    def _ids(self, tokenizer: Any, prompt: str, words: Sequence[str | int]) -> list[int]:
-        """The first token of each word after the prompt."""
-        after = partial(_token_after, tokenizer, prompt)
-        return [word if isinstance(word, int) else after(self.separator + word) for word in words]
+
+def first_tokens(tokenizer: Any, prompt: str, words: Sequence[str | int], separator: str = " ") -> list[int]:
+    """The first token of each word after the prompt; ids are given back as they are."""
+    after = partial(_token_after, tokenizer, prompt)
+    return [word if isinstance(word, int) else after(separator + word) for word in words]
 
 
 def _token_after(tokenizer: Any, prompt: str, text: str) -> int:

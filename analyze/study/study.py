@@ -15,8 +15,11 @@ source: Ferrando et al. 2024, arXiv:2411.14257, with the controls that it lacks.
 from __future__ import annotations
 
 import math
+import re
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -34,10 +37,14 @@ from ..latents.moments import latent_stats
 from ..stats.document_split import Selection, Split, select_latents
 from ..stats.ranks import auroc
 from .answers import Judge, NextToken
+from .generation import OpenAnswer, passes_of_answer
 from .half import Edit, Outcome, Side
+from .kept import Kept, digest_of, fingerprint
+from .labels import check_labels, labelled
 from .planned_edits import Chosen, EditsOf, Planned, along, as_far, dose_for_push, held, typical
 from .questions import POSITIONS, Position, Question
 from .result import Detection, StudyResult, assembled
+from .size import Cost, cost_of
 
 
 class HallucinationStudy:
@@ -45,13 +52,16 @@ class HallucinationStudy:
 
     model, tokenizer: of Hugging Face, the tokenizer a fast one; neither is altered
     records: questions; at least two known and two unknown entities on each side of the split
-    judge: `NextToken`, or a function (answers.Judge) that says which answers are refused and which right
+    judge: `NextToken`, `OpenAnswer` for answers of any length, or a function (answers.Judge) that says which
+        answers are refused and which right
     baseline: an SAE of the same training with a frozen random decoder (`train --baseline`)
     hook_point: naming one, the caller vouches that the SAEs fit there
     split: one side chooses latents, the other is measured; by entity, or group
     position: the tokens that are edited: the entity's "last" or "all", "prompt_last" or "everywhere" in the
         prompt
-    raises: ValueError for no records, or SAEs that do not fit the model
+    generated: whether edits act on what comes behind the prompt too: generated tokens, or an option
+    keep: file in which answers are kept as they come; the same study then resumes from it. None keeps none
+    raises: ValueError for no records, SAEs that do not fit the model, or answers that another study kept
     """
 
     @names_misfits
@@ -61,13 +71,15 @@ class HallucinationStudy:
         tokenizer: Any,
         sae: SparseAutoencoder,
         records: Sequence[Question],
-        judge: NextToken | Judge,
+        judge: NextToken | OpenAnswer | Judge,
         *,
         baseline: SparseAutoencoder | None = None,
         hook_point: str | None = None,
         split: Split | None = None,
         position: Position = "last",
+        generated: bool = False,
         batch_size_seqs: int = 256,
+        keep: str | Path | None = None,
     ) -> None:
         if not records:
             raise ValueError("a study expected records, got none")
@@ -79,11 +91,13 @@ class HallucinationStudy:
         self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point
         self.records, self.split = tuple(records), split or Split()
         how = {"hook_point": point, "position": position, "batch_size_seqs": batch_size_seqs}
-        self._side_of = partial(Side, model, tokenizer, judge=judge, **how)
+        self._side_of = partial(Side, model, tokenizer, generated=generated, **how)
+        self._judge, self._kept, self._batch_size_seqs = judge, None, batch_size_seqs
+        self._answers: dict[str, Outcome] = {}
         self._testing = self.split.tests([record.cluster for record in self.records]).tolist()
         self._labels: list[bool | None] | None = None
         self._sides: dict[bool, Side] = {}
-        width = self._side_of(self.records[:1], [False]).entities.acts.shape[1]
+        width = self._side_of(self.records[:1], [False], judge=judge).entities.acts.shape[1]
         if baseline is not None:
             fits(baseline, decoder, point, vouched=hook_point is not None, name="the baseline")
         for of in (sae, baseline):
@@ -91,33 +105,49 @@ class HallucinationStudy:
                 raise ValueError(
                     f"a study at {point} expected SAEs of d_model={width}, got one of {of.d_model}"
                 )
+        if keep is not None:
+            saes = [None if of is None else fingerprint(of) for of in (sae, baseline)]
+            identity = {
+                "model": fingerprint(model),
+                "saes": saes,
+                "judge": _named(judge),
+                "generated": generated,
+            }
+            self._kept = Kept(keep, identity | how)
 
-    def label(self, n_right: int = 2) -> list[bool | None]:
+    def label(
+        self,
+        n_right: int = 2,
+        *,
+        by: Literal["answers", "share"] = "answers",
+        min_share: float = 0.5,
+        judge: NextToken | OpenAnswer | Judge | None = None,
+    ) -> list[bool | None]:
         """Whether the model knows each record's entity: as the records say, or by what it answers.
 
-        By its answers an entity is known with n_right right ones, or all of fewer questions, and unknown with
-        none; those between are left out (None), as in Ferrando et al. 2024.
+        by: "answers": known with n_right right ones, or all of fewer questions, and unknown with none, as in
+            Ferrando et al. 2024; "share": known where at least min_share of all answers about the entity are
+            right, of several samples each, and unknown where none is, as in Gekhman et al. 2024,
+            arXiv:2405.05904. Those between are left out (None)
+        judge: of these answers, such as `OpenAnswer(n_samples=10, temperature=0.5)`; None takes the study's
         raises: ValueError unless both sides of the split then have two known and two unknown entities, or if
             some records say whether they are known and others do not
         """
+        if by not in ("answers", "share") or not 0 < min_share <= 1:
+            raise ValueError(
+                f"label expected by='answers' or 'share' and 0 < min_share <= 1, got {by!r} and {min_share}"
+            )
         given = [record.known for record in self.records]
         missing = given.count(None)
         if 0 < missing < len(given):
             raise ValueError(
                 f"records expected all to have known, or none, got {missing} of {len(given)} without"
             )
-        labels = self._labels_by_answers(n_right) if missing else given
-        for testing, name in ((False, "selecting"), (True, "testing")):
-            for known in (True, False):
-                of_records = zip(self.records, self._testing, labels)
-                found = {record.cluster for record, t, k in of_records if t == testing and k is known}
-                if len(found) < 2:
-                    of_model = ", labelled by what the model answers" if missing else ""
-                    raise ValueError(
-                        f"a study expected at least 2 {'known' if known else 'unknown'} entities on the "
-                        f"{name} side of the split, got {len(found)} of {len(self.records)} records{of_model}"
-                        ": give records of more entities"
-                    )
+        labels, answered = given, None
+        if missing:
+            answered = self.answers(judge)
+            labels = labelled(self.records, answered.correct.tolist(), by, n_right, min_share)
+        check_labels(self.records, self._testing, labels, answered)
         self._labels, self._sides = list(labels), {}
         return self._labels
 
@@ -235,41 +265,62 @@ class HallucinationStudy:
                 controls = matched_latents(choice.sae, latents, rates, n_draws=n_controls, seed=seed)
                 target = (planned.own_dose or 0.0) * typical(choice.sae, latents, choosing.entities.acts)
                 directions = as_far(choice.sae, latents, target, side.acts, controls.directions)
-                prepared.append((planned._replace(rate_ratio=controls.rate_ratio), edit, directions))
-            prepared.append((Planned("splice", name), edits.splice, ()))
-        for planned, edit, directions in prepared:
+                planned = planned._replace(rate_ratio=controls.rate_ratio)
+                prepared.append((planned, edit, directions, digest_of(*planned[:6], target)))
+            prepared.append((Planned("splice", name), edits.splice, (), f"splice {name}"))
+        for planned, edit, directions, key in prepared:
             if planned.latents and neutral is not None:
                 how = {"hook_point": self.hook_point, **bootstrap}
                 of_text = side_effects(self.model, partial(edit, "all"), neutral, **how)
                 planned = planned._replace(side_effects=of_text)
-            drawn = tuple(side.outcome(partial(edit, directions=draw)) for draw in directions)
-            done.append((planned._replace(controls=drawn), side.outcome(edit)))
+            drawn = tuple(
+                side.outcome(partial(edit, directions=draw), digest_of(key, draw)) for draw in directions
+            )
+            done.append((planned._replace(controls=drawn), side.outcome(edit, key)))
         directions = _directions(choosing, self.split)
         for name, direction in directions.items():
             for (known, dose), push in pushes.items():
                 edit = along(self.model, self.hook_point, direction if known else -direction, push)
                 sign, measure = ("+", "hallucination") if known else ("−", "refusal")
-                done.append((Planned(f"{name} {sign}", "", dose, measure), side.outcome(edit)))
-        done += [(Planned(name), side.outcome(edit)) for name, edit in (rivals or {}).items()]
+                key = digest_of(name, known, direction, push)
+                done.append((Planned(f"{name} {sign}", "", dose, measure), side.outcome(edit, key)))
+        done += [(Planned(name), side.outcome(edit, name)) for name, edit in (rivals or {}).items()]
         return assembled(done, side, _detections(side, choices, directions), bootstrap, score)
 
-    def _labels_by_answers(self, n_right: int) -> list[bool | None]:
-        correct = self._side_of(self.records, [False] * len(self.records)).outcome().correct
-        right: dict[str, list[float]] = {}
-        for record, value in zip(self.records, correct.tolist()):
-            right.setdefault(record.cluster, []).append(value)
-        known = {
-            cluster: True if sum(values) >= min(n_right, len(values)) else None if any(values) else False
-            for cluster, values in right.items()
-        }
-        return [known[record.cluster] for record in self.records]
+    def answers(self, judge: NextToken | OpenAnswer | Judge | None = None) -> Outcome:
+        """What the model answers to all records without an edit, by the study's judge or another."""
+        judge = judge or self._judge
+        key = "" if judge is self._judge else _named(judge)
+        if key not in self._answers:
+            side = self._side_of(self.records, [False] * len(self.records), judge=judge, kept=self._kept)
+            self._answers[key] = side.outcome(key=key)
+        return self._answers[key]
+
+    def cost(self, **of_run: int) -> Cost:
+        """What `run` takes at most, before anything is answered; of_run: n_doses, n_controls, n_more."""
+        return cost_of(
+            sum(self._testing),
+            n_saes=1 + (self.baseline is not None),
+            batch_size_seqs=self._batch_size_seqs,
+            passes_of_answer=passes_of_answer(self._judge),
+            **of_run,
+        )
+
+    def seconds_of_batch(self) -> float:
+        """Of one batch of answers without an edit, as it is now; the second of two is timed."""
+        records = self.records[: self._batch_size_seqs]
+        side = self._side_of(records, [False] * len(records), judge=self._judge)
+        side.outcome()
+        start = time.perf_counter()
+        side.outcome()
+        return time.perf_counter() - start
 
     def _side(self, testing: bool) -> Side:
         labels = self._labels or self.label()
         if testing not in self._sides:
             kept = [i for i, label in enumerate(labels) if self._testing[i] == testing and label is not None]
             records, known = [self.records[i] for i in kept], [bool(labels[i]) for i in kept]
-            self._sides[testing] = self._side_of(records, known)
+            self._sides[testing] = self._side_of(records, known, judge=self._judge, kept=self._kept)
         return self._sides[testing]
 
     def _statistic(self, sae: SparseAutoencoder, side: Side, known: bool, by: Any) -> Tensor:
@@ -298,7 +349,8 @@ class HallucinationStudy:
         clean, of = side.outcome(), side.known != known
         for latent in candidates:
             value = typical(sae, latent[None], side.entities.acts)
-            edited = side.outcome(partial(held, self.model, sae, latent[None], value, self.hook_point, 1.0))
+            hold = partial(held, self.model, sae, latent[None], value, self.hook_point, 1.0)
+            edited = side.outcome(hold, digest_of("causal", sae is self.sae, latent, value))
             by_margin = edited.margin is not None and clean.margin is not None
             change = edited.margin - clean.margin if by_margin else edited.refused - clean.refused
             effects[latent] = -change[of].mean() if known else change[of].mean()
@@ -333,6 +385,11 @@ class HallucinationStudy:
                 title = f"ablate {'few' if len(latents) == edits.chosen.n else 'many'} {what}"
                 found.append((Planned(title, name, None, other, tuple(latents.tolist())), edit))
         return found
+
+
+def _named(judge: Any) -> str:
+    """What a judge is, the same in every run."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(judge))
 
 
 def _directions(choosing: Side, split: Split) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from saelens_lite.config import Above, AtLeast, AtMost
 
 if TYPE_CHECKING:
     from saelens_lite.analyze.stats.document_split import Split
+    from saelens_lite.analyze.study.answers import NextToken
+    from saelens_lite.analyze.study.generation import OpenAnswer
     from saelens_lite.analyze.study.questions import Question
 
 
@@ -24,6 +27,9 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.latents.density import latent_density
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken
+    from saelens_lite.analyze.study.chat import as_chat
+    from saelens_lite.analyze.study.labels import label_counts, labelled
+    from saelens_lite.analyze.study.size import shared_first_tokens
     from saelens_lite.analyze.study.study import HallucinationStudy
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.store.reader import ActivationStore
@@ -42,17 +48,44 @@ def run(argv: Sequence[str]) -> None:
     store = None if config.store is None else ActivationStore(config.store)
     sae = SparseAutoencoder.load(config.sae, device=device)
     baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
+    model, tokenizer = model_and_tokenizer(config.model, device)
+    if config.chat:
+        records = as_chat(tokenizer, records, template=config.chat_template, system=config.system_prompt)
+    judge = _judge(config)
     of_model = HallucinationStudy(
-        *model_and_tokenizer(config.model, device),
+        model,
+        tokenizer,
         sae,
         records,
-        NextToken(config.refusal, config.options or None),
+        judge,
         baseline=baseline,
         hook_point=config.hook_point,
         split=split,
         position=config.position,
+        generated=config.generated,
         batch_size_seqs=config.batch_size_seqs,
+        keep=None if isinstance(judge, NextToken) else folder / "answers.jsonl",
     )
+    if isinstance(judge, NextToken) and (shared := shared_first_tokens(tokenizer, records)):
+        print(f"answers are judged by their first token: {shared}")
+    if config.dry_run:
+        cost = of_model.cost(n_doses=len(config.doses), n_controls=config.n_controls)
+        hours = cost.hours(of_model.seconds_of_batch())
+        print(
+            f"about {cost.n_edits:,} edits and controls, {cost.n_batches:,} batches of answers, at most "
+            f"{cost.n_passes:,} forward passes: {hours:.2f} hours at the speed of one batch now"
+        )
+        return
+    by_share = _judge_of_labels(config) if config.label_by == "share" else None
+    how = {"by": config.label_by, "n_right": config.n_right, "min_share": config.min_share}
+    if config.label_only:  # the counts come first: they show why a study may not go on
+        answers, labels = of_model.answers(by_share), [record.known for record in records]
+        if None in labels:
+            labels = labelled(records, answers.correct.tolist(), **how)
+        print(label_counts(records, labels, answers))
+    of_model.label(judge=by_share, **how)
+    if config.label_only:
+        return
     chosen, baseline = (
         None
         if of is None
@@ -82,6 +115,34 @@ def run(argv: Sequence[str]) -> None:
     by = next(way for way in ("causal", "separation") if way != config.by)
     same = {name: getattr(config, name) for name in ("model", "sae", "records", "hook_point")}
     print_next("study", **same, by=by)
+
+
+def _judge(config: StudyConfig) -> NextToken | OpenAnswer:
+    """By the first token, or where answers are longer by their text; the words of --refusal count in both."""
+    from saelens_lite.analyze.study.answers import NextToken
+    from saelens_lite.analyze.study.generation import OpenAnswer
+    from saelens_lite.analyze.study.judge import REFUSALS, Judge
+
+    if config.max_new_tokens is None:
+        return NextToken(config.refusal, config.options or None)
+    said = tuple(rf"^\W*{re.escape(word)}\b" for word in config.refusal)
+    return OpenAnswer(
+        judge=Judge(refusal=(*said, *REFUSALS), until=config.until),
+        max_new_tokens=config.max_new_tokens,
+        n_samples=config.n_samples,
+        temperature=config.temperature,
+        seed=config.seed,
+    )
+
+
+def _judge_of_labels(config: StudyConfig) -> OpenAnswer:
+    """As the study's, with several samples."""
+    judge = _judge(config)
+    if not hasattr(judge, "n_samples"):
+        raise ValueError("--label-by share expected answers of several tokens: give --max-new-tokens")
+    return dataclasses.replace(
+        judge, n_samples=config.n_label_samples, temperature=config.temperature or config.label_temperature
+    )
 
 
 def _records(config: StudyConfig) -> list[Question]:
@@ -162,6 +223,52 @@ class StudyConfig:
     """Words of answers: refusal and these alone are then compared, as in --refusal No --options Yes. Without
     them a refusal has to be the likeliest of all tokens."""
 
+    max_new_tokens: Annotated[int | None, AtLeast(1)] = None
+    """Of an answer, which its text then judges: right where it holds a right answer, refused by a list of
+    patterns and the words of refusal. None judges the first token alone. Answers are kept in output, so that
+    an interrupted run resumes."""
+
+    until: tuple[str, ...] = ("\n",)
+    """Texts that end an answer; with --max-new-tokens."""
+
+    n_samples: Annotated[int, AtLeast(1)] = 1
+    """Answers to each question; more than one needs a temperature."""
+
+    temperature: Annotated[float, AtLeast(0)] = 0.0
+    """Of the answers; 0 takes the likeliest token."""
+
+    chat: bool = False
+    """Put prompts as turns of a chat, by the tokenizer's chat template."""
+
+    chat_template: str | None = None
+    """A chat template in the place of the tokenizer's; with --chat."""
+
+    system_prompt: str | None = None
+    """What the system turn says; with --chat."""
+
+    label_by: Literal["answers", "share"] = "answers"
+    """Where records do not say who is known: "answers" needs n_right right ones, "share" min_share of the
+    answers to n_label_samples samples of each question. No right answer at all is unknown, what lies between
+    is left out."""
+
+    n_right: Annotated[int, AtLeast(1)] = 2
+    """Right answers about an entity that is known, or all where it has fewer questions."""
+
+    min_share: Annotated[float, Above(0), AtMost(1)] = 0.5
+    """With --label-by share."""
+
+    n_label_samples: Annotated[int, AtLeast(2)] = 10
+    """With --label-by share."""
+
+    label_temperature: Annotated[float, Above(0)] = 0.5
+    """With --label-by share, where temperature is 0."""
+
+    label_only: bool = False
+    """Print who is known, counted by relation, with examples, and stop."""
+
+    dry_run: bool = False
+    """Print how many forward passes and hours the study takes, and stop."""
+
     n_latents: Annotated[int, AtLeast(1)] = 3
     """Latents of known and of unknown entities that are clamped."""
 
@@ -192,6 +299,9 @@ class StudyConfig:
     position: Literal["last", "all", "prompt_last", "everywhere"] = "last"
     """Tokens that are edited: the entity's last or all of them, the prompt's last, or everywhere in the
     prompt."""
+
+    generated: bool = False
+    """Edit what comes behind the prompt too, token by token as it is written."""
 
     hook_point: str | None = None
     """Where to edit; None takes the place that the SAE was trained on."""

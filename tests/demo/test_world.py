@@ -195,3 +195,22 @@ def test_the_study_from_nothing(tmp_path, capsys):
     # the reverse of each: latents of the known removed, and of the unknown
     assert rows["ablate many known", "trained", None]["refusal"]["low"] > 0.3
     assert rows["ablate many unknown", "trained", None]["p"] <= 0.05
+
+
+def test_who_is_known_and_what_a_study_costs_are_told_before_it_runs(made, tmp_path, capsys):
+    argv = ["study", "--model", f"{made}/model", "--sae", f"{made}/sae", "--records", f"{made}/records.jsonl"]
+    argv += ["--output", str(tmp_path)]
+    assert main([*argv, "--label-only"]) == 0
+    said = capsys.readouterr().out
+    with open(made / "records.jsonl") as file:
+        records = [json.loads(line) for line in file]
+    known = sum(record["known"] for record in records)
+    [line] = [line.split() for line in said.splitlines() if line.startswith("all")]
+    assert line[1:4] == [str(len(records)), str(len(records) // 3), str(known)] and line[5] == "0"
+    assert "answers are judged by their first token: 0 of 180 right answers begin with the first" in said
+    assert main([*argv, "--dry-run", "--n-controls", "7", "--doses", "1", "2"]) == 0
+    # clean, one SAE of 4 clamps and 4 ablations with 7 controls each and a splice, DiffMean and probe 4 each
+    assert f"about {1 + 8 * 8 + 1 + 8:,} edits and controls, " in capsys.readouterr().out
+    assert main([*argv, "--label-by", "share"]) == 2
+    assert "expected answers of several tokens: give --max-new-tokens" in capsys.readouterr().err
+    assert not (tmp_path / "study.json").exists()

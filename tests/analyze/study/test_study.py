@@ -442,7 +442,7 @@ def test_bad_input_is_named(world, monkeypatch):
     monkeypatch.setattr(model.config, "_name_or_path", "someone/gpt2-tiny")
     with pytest.raises(ValueError, match="gpt2-tiny, got one .* trained on pythia-70m"):
         begun(baseline=make_sae("relu", model_name="pythia-70m"))
-    with pytest.raises(ValueError, match="position expected 'last' or 'all'"):
+    with pytest.raises(ValueError, match="position expected one of 'last', 'all', .*, got 'first'"):
         begun(position="first")
     with pytest.raises(ValueError, match="begins like a refusal"):
         begun(judge=NextToken(["0"], separator=""))

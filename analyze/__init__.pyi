@@ -1,3 +1,4 @@
+from . import answers as answers
 from . import attribution as attribution
 from . import edits as edits
 from . import evaluation as evaluation

@@ -5,6 +5,7 @@ from . import lm as lm
 from . import recipes as recipes
 from . import store as store
 from . import synthetic as synthetic
+from .analyze import answers as answers
 from .analyze import attribution as attribution
 from .analyze import edits as edits
 from .analyze import evaluation as evaluation

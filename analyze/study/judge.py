@@ -13,7 +13,6 @@ first of `until`, or a right word that comes by later counts.
 from __future__ import annotations
 
 import re
-import string
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -21,6 +20,7 @@ from typing import Literal, get_args
 from saelens_lite.errors import nearest
 from saelens_lite.misfits import names_misfits
 
+from ..answers.normal_forms import NORMAL_FORMS
 from ..stats.raters import Agreement, agreement
 
 Verdict = Literal["correct", "wrong", "refused"]
@@ -65,30 +65,7 @@ REFUSALS = (
 """Patterns, without regard to case, one of which a refusal matches: the speaker does not know, cannot tell,
 says that what was given does not say, or turns the question away, as by "There is no …" at the beginning."""
 
-_ARTICLES = re.compile(r"\b(?:a|an|the)\b")
-_SQUAD = str.maketrans("", "", string.punctuation)
-_TRIVIAQA = str.maketrans(dict.fromkeys(string.punctuation + "‘’´`", " "))
 _STRAIGHT = str.maketrans("’‘ʼ`´", "'''''")
-
-
-def squad_normal(text: str) -> str:
-    """Lower case, without ASCII punctuation, articles and surplus white space.
-
-    source: the evaluation script of SQuAD 1.1, Rajpurkar et al. 2016, arXiv:1606.05250
-    """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_SQUAD)).split())
-
-
-def triviaqa_normal(text: str) -> str:
-    """Lower case, with a space for each underscore and mark of punctuation, without articles and surplus
-    white space: "Campbell-Bannerman" is two words here and one in SQuAD.
-
-    source: the evaluation script of TriviaQA, Joshi et al. 2017, arXiv:1705.03551
-    """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_TRIVIAQA)).split())
-
-
-_NORMAL = {"squad": squad_normal, "triviaqa": triviaqa_normal}
 _MATCHES = ("contained", "whole")
 
 
@@ -113,7 +90,7 @@ class Judge:
     until: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        for name, value, allowed in (("match", self.match, _MATCHES), ("normal", self.normal, _NORMAL)):
+        for name, value, allowed in (("match", self.match, _MATCHES), ("normal", self.normal, NORMAL_FORMS)):
             if not callable(value) and value not in allowed:
                 expected = " or ".join(map(repr, allowed))
                 raise ValueError(
@@ -190,7 +167,7 @@ class Judge:
 
     def _matches(self, answer: str, alias: str) -> bool:
         """A right answer of which nothing is left, such as "The The" or "!!!", is compared with its marks."""
-        normal = self.normal if callable(self.normal) else _NORMAL[self.normal]
+        normal = self.normal if callable(self.normal) else NORMAL_FORMS[self.normal]
         wanted = normal(alias)
         given = normal(answer) if wanted else _plain(answer)
         wanted = wanted or _plain(alias)

@@ -36,7 +36,9 @@ import torch
 ROOT = Path(__file__).parents[2]
 HANG_S = 60
 OF_FACES = "lm store recipes synthetic analyze".split()
-OF_ANALYZE = "attribution edits evaluation ground_truth index latents pages probing stats study".split()
+OF_ANALYZE = (
+    "answers attribution edits evaluation ground_truth index latents pages probing stats study".split()
+)
 CLASSES = (
     "IndexConfig HarvestConfig SAEConfig SyntheticConfig SyntheticActivations SparseAutoencoder "
     "ActivationStore "

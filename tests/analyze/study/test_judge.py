@@ -5,7 +5,8 @@ import json
 
 import pytest
 
-from saelens_lite.analyze.study.judge import Judge, squad_normal, triviaqa_normal
+from saelens_lite.analyze.answers.normal_forms import squad_normal, triviaqa_normal
+from saelens_lite.analyze.study.judge import Judge
 
 REFUSED = """
 I don't know.

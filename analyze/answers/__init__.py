@@ -1,0 +1,10 @@
+"""Answers of a model: how probable, how sure, right among several.
+
+continuations  log probabilities of texts behind prompts
+choices        multiple choice, such as TruthfulQA's
+normal_forms   texts as they are compared
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -1,0 +1,4 @@
+from .choices import Choice as Choice
+from .choices import MultipleChoice as MultipleChoice
+from .choices import multiple_choice as multiple_choice
+from .choices import read_choices as read_choices

@@ -15,6 +15,7 @@ source: Lin et al. 2021, "TruthfulQA", arXiv:2109.07958; MC0 and the lists of op
 from __future__ import annotations
 
 import hashlib
+import logging
 import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,8 @@ from saelens_lite.text_table import aligned, span
 
 from ..stats.bootstrap import Interval, cluster_bootstrap
 from .continuations import continuations
+
+logger = logging.getLogger(__name__)
 
 _PRIMER = (
     (
@@ -135,7 +138,7 @@ def _span(found: Interval) -> str:
 def read_choices(path: str | Path, target: str = "mc1") -> list[Choice]:
     """The questions of a file in the form of TruthfulQA's mc_task.json, compressed or not.
 
-    target: "mc0", "mc1" or "mc2"
+    target: "mc0", "mc1" or "mc2"; an option without text, of which TruthfulQA has one, is left out and said
     raises: ValueError for a file of another form, or without that target
     """
     with opened(path) as file:
@@ -150,9 +153,12 @@ def read_choices(path: str | Path, target: str = "mc1") -> list[Choice]:
             )
         if wrong := misfit(row[key], {"*": int}):
             raise ValueError(f"{path}, question {number}, {key}: {wrong}")
-        right = tuple(bool(value) for value in row[key].values())
+        given = {option: bool(right) for option, right in row[key].items() if option.strip()}
+        if len(given) < len(row[key]):
+            logger.warning("%s, question %d, %s: an option without text is left out", path, number, key)
         try:
-            choices.append(Choice(question=row["question"], options=tuple(row[key]), right=right))
+            choice = Choice(question=row["question"], options=tuple(given), right=tuple(given.values()))
+            choices.append(choice)
         except ValueError as error:
             raise ValueError(f"{path}, question {number}, {key}: {error}") from error
     return choices

@@ -68,7 +68,7 @@ def test_scores_are_those_of_an_independent_loop(embedded_double, preset, choice
     _, accuracy, mass = expected(model, tokenizer, asked, hidden)
     assert found.accuracy_hidden.estimate.item() == pytest.approx(accuracy)
     assert found.mass_hidden.estimate.item() == pytest.approx(mass, abs=1e-6)
-    assert found.mass_hidden.estimate.item() != pytest.approx(found.mass.estimate.item(), abs=1e-3)
+    assert found.mass_hidden.estimate.item() != pytest.approx(found.mass.estimate.item(), abs=1e-4)
     table = str(found).splitlines()
     assert table[1].startswith("question asked") and table[2].startswith("question hidden")
     assert table[3] == f"{len(choices)} questions, preset '{preset}', full answers"
@@ -158,6 +158,12 @@ def test_a_file_of_truthfulqa_is_read(tmp_path):
     assert read_choices(path)[0].options == ("so", "no")
 
 
+def test_an_option_without_text_is_left_out_and_said(tmp_path, caplog):
+    path = written(tmp_path / "mc_task.json.gz", [ROW | {"mc1_targets": {"so": 1, "": 0, "no": 0}}])
+    assert read_choices(path)[0].options == ("so", "no")
+    assert "question 0, mc1_targets: an option without text is left out" in caplog.text
+
+
 @pytest.mark.parametrize(
     "value, target, message",
     [
@@ -195,7 +201,7 @@ def test_options_must_differ_and_some_be_wrong():
         Choice(question="?", options=("a", "a"), right=(True, False))
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("target, preset", [("mc0", "qa"), ("mc1", "null"), ("mc2", "null")])
 def test_truthfulqa_of_a_real_model_is_that_of_an_independent_loop(shared_data, target, preset):
     from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -3,6 +3,7 @@
 opened               the common shape: a place, and the SAE in our terms
 tensor_files         tensors from safetensors, .npz and .pt, without running code
 recognise            which format the files at a place are of
+registry             the releases that people know by name, and which open
 saelens              the SAELens inference folder, which is our own format
 centred              SAEs of a model whose writing weights were centred
 gemma_scope          Gemma Scope of Gemma 2

@@ -5,7 +5,7 @@ autoencoder   encode, decode and forward
 nonlinearity  ReLU, TopK, JumpReLU and Gated
 latents       the latents of many tokens, kept sparse
 folder        the folder on disk, whole or absent
-source        where the files of an SAE are: a path, or a repository
+source        where the files of an SAE are: a path, a release, or a repository
 metrics       fvu, l0 and dead latents, as streaming sums
 """
 

@@ -108,8 +108,9 @@ class SAEFolder:
     ) -> Self:
         """Read an SAE: ours, SAELens' standard, topk, jumprelu and gated, or one of another format.
 
-        path_or_repo: a local folder or file, or a repository "owner/name" on the Hugging Face hub
-        folder: the SAE's folder or file inside it
+        path_or_repo: in this order, a local folder or file; a release that `saelens-lite saes` lists,
+            "release" or "release/id"; a repository "owner/name[/folder]" on the Hugging Face hub
+        folder: the SAE's folder or file inside it, or its id in the release
         dtype: of the parameters; None takes the file's
         format: one of formats/recognise.NAMES, for files that are not recognised by themselves
         raises: CheckpointError when a file is missing, short or contradicts another; ValueError for what has
@@ -118,7 +119,7 @@ class SAEFolder:
         source = located(path_or_repo, folder, format)
         wanted = None if dtype is None else saelens.dtype_name(str(dtype), "load")
         own = source.format == saelens.NAME
-        config, state = _read(source.place.folder, wanted) if own else _read_foreign(source, wanted)
+        config, state = _read(source, wanted) if own else _read_foreign(source, wanted)
         sae = cls(config)
         sae.load_state_dict(state)
         return sae.to(device=device)
@@ -130,13 +131,13 @@ class SAEFolder:
         source = located(path_or_repo, None, None)
         if source.format != saelens.NAME:
             return _read_foreign(source, None)[0]
-        folder = source.place.folder
-        return saelens.from_cfg(_read_cfg(folder), str(folder / CFG), None)
+        return saelens.from_cfg(_read_cfg(source)[0], str(source.place.folder / CFG), None)
 
 
-def _read(source: Path, dtype: str | None) -> tuple[SAEConfig, dict[str, Tensor]]:
+def _read(found: Source, dtype: str | None) -> tuple[SAEConfig, dict[str, Tensor]]:
     """A folder of ours or of SAELens."""
-    cfg = _read_cfg(source)
+    source = found.place.folder
+    cfg, scale = _read_cfg(found)
     config = saelens.from_cfg(cfg, str(source / CFG), dtype)
     config = dataclasses.replace(config, metadata=_without_digests(config.metadata))
     try:
@@ -149,9 +150,11 @@ def _read(source: Path, dtype: str | None) -> tuple[SAEConfig, dict[str, Tensor]
         ) from error
     rescaled = config.kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
     state = saelens.from_tensors(tensors, config, str(source / WEIGHTS), rescaled)
+    if scale is not None:
+        state = saelens.with_scale_folded(state, scale)
     if (wanted := _digests(cfg).get(WEIGHTS)) not in (None, _sha256(weights)):
         if _cfg_in(source) not in (None, cfg):  # another process saved meanwhile
-            return _read(source, dtype)
+            return _read(found, dtype)
         log.warning(
             "%s has another sha256 than %s records (%s): another program wrote it, or it is damaged",
             weights, CFG, wanted,
@@ -171,13 +174,18 @@ def _read_foreign(source: Source, dtype: str | None) -> tuple[SAEConfig, dict[st
     return dataclasses.replace(config, metadata=metadata, dtype=dtype or config.dtype), tensors
 
 
-def _read_cfg(source: Path) -> Any:
+def _read_cfg(source: Source) -> tuple[Any, float | None]:
+    """cfg.json with what the table of releases knows of the SAE, and the scale of its input that it needs."""
+    file = source.place.folder / CFG
     try:
-        return loads((source / CFG).read_text(encoding="utf-8"))
+        cfg = saelens.with_overrides(loads(file.read_text(encoding="utf-8")), source.overrides)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise CheckpointError(
-            f"{source / CFG}: expected JSON, got {error}; the file is damaged, copy the folder again"
+            f"{file}: expected JSON, got {error}; the file is damaged, copy the folder again"
         ) from error
+    if source.scale is None or not saelens.needs_scale(cfg):
+        return cfg, None
+    return {**cfg, "normalize_activations": "none"}, source.scale
 
 
 def load_log_sparsity(path: str | Path) -> Tensor | None:

@@ -1,16 +1,18 @@
-"""Where the files of an SAE are: a path on this machine, or a repository on the Hugging Face hub."""
+"""Where the files of an SAE are: a path on this machine, a known release, or a repository on the hub."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from posixpath import normpath
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from saelens_lite.errors import CheckpointError
-from saelens_lite.formats import saelens
+from saelens_lite.formats import registry, saelens
 from saelens_lite.formats.opened import Place
 from saelens_lite.formats.recognise import FOREIGN, recognised
 from saelens_lite.formats.saelens import CFG, WEIGHTS
@@ -21,34 +23,50 @@ _PICKLES, _WEIGHTS = (".pt", ".pth"), (".pt", ".pth", ".npz", ".safetensors")
 
 
 class Source(NamedTuple):
-    """place: the files on this machine; format: its name; repository: what it was fetched from, or None"""
+    """place: the files on this machine; format: its name; repository: what it was fetched from, or None
+
+    overrides, scale: what the table of releases knows of it and its own files leave out
+    """
 
     place: Place
     format: str
     repository: str | None
+    overrides: Mapping[str, Any] = MappingProxyType({})
+    scale: float | None = None
 
 
 def located(path: str | Path, folder: str | None, format: str | None) -> Source:
-    """The files of an SAE and their format; fetched when `path` names a repository, owner/name[/folder].
+    """The files of an SAE and their format; fetched when they are not on this machine.
 
+    path: in this order, what exists; a release of formats/registry.py, release[/id]; a repository,
+        owner/name[/folder]
+    folder: the folder inside it, or the SAE's id in the release
     raises: CheckpointError where there are none, naming what is there; ValueError for another format
     """
-    local = Path(path) / folder if folder else Path(path)
-    repository = None
+    repository, listed = None, None
     if Path(path).exists():
+        local = Path(path) / folder if folder else Path(path)
         place = Place(local, local.absolute().as_posix())
+    elif isinstance(path, str) and (listed := registry.find(path, folder)):
+        repo, inside = listed[0].repo, listed[1].path
+        repository = f"{repo}/{inside}"
+        place = Place(_download(repo, inside, _files_of(listed[0].format)), repository)
     elif isinstance(path, str) and (name := _REPOSITORY.fullmatch(path)):
-        repository = "/".join(part for part in (name[0], folder) if part)
-        place = Place(_download(name[1], "/".join(part for part in (name[2], folder) if part)), repository)
+        inside = "/".join(part for part in (name[2], folder) if part)
+        listed = registry.of_repository(name[1], inside)
+        repository = f"{name[1]}/{inside}".rstrip("/")
+        place = Place(_download(name[1], inside, _FILES), repository)
     else:
         raise CheckpointError(
             f"no SAE at {path}: expected a folder with {CFG} and {WEIGHTS} or those of another format "
-            f"({', '.join(FOREIGN)}), or a repository as owner/name"
+            f"({', '.join(FOREIGN)}), a release (`saelens-lite saes` lists them), or a repository as "
+            "owner/name"
         )
     found = recognised(place, format) if place.path.exists() else None
     if found is None:
         raise CheckpointError(_nothing_at(place.path, Path(path)))
-    return Source(place, found, repository)
+    known = (listed[0].overrides, listed[1].scale) if listed else ()
+    return Source(place, found, repository, *known)
 
 
 def _nothing_at(path: Path, asked: Path) -> str:
@@ -83,21 +101,25 @@ def _inside(folder: Path) -> list[str]:
     return found[:10]
 
 
-def _download(repo: str, folder: str) -> Path:
+def _files_of(format: str) -> tuple[str, ...]:
+    return saelens.FILES if format == saelens.NAME else FOREIGN[format].FILES
+
+
+def _download(repo: str, folder: str, files: tuple[str, ...]) -> Path:
     """The files of one SAE, and no others; folder: its folder or file in the repository."""
     from huggingface_hub import list_repo_files, snapshot_download
 
     is_file = PurePosixPath(folder).suffix in _WEIGHTS
-    prefix = PurePosixPath(folder).parent.as_posix() if is_file else folder
-    wanted = [normpath(f"{prefix or '.'}/{name}") for name in _FILES] + [folder] * is_file
+    prefixes = [folder or "."] + [PurePosixPath(folder).parent.as_posix()] * is_file
+    wanted = [normpath(f"{prefix}/{name}") for prefix in prefixes for name in files] + [folder] * is_file
     try:
         source = Path(snapshot_download(repo, allow_patterns=wanted)) / folder
         if source.exists() and recognised(Place(source, f"{repo}/{folder}")):
             return source
         there = list_repo_files(repo)
-        alone = [name for name in there if PurePosixPath(name).parent == PurePosixPath(prefix or ".")]
+        alone = [name for name in there if PurePosixPath(name).parent == PurePosixPath(folder or ".")]
         pickles = [name for name in alone if PurePosixPath(name).suffix in _PICKLES]
-        if len(pickles) == 1 and not is_file:
+        if len(pickles) == 1:
             return Path(snapshot_download(repo, allow_patterns=pickles)) / pickles[0]
     except CheckpointError:
         raise

@@ -36,7 +36,9 @@ CASES = {
     "topk, frozen decoder": {"kind": "topk", "freeze_decoder": True},
     "relu": {"kind": "relu", "k": None, "l1_coeff": 0.1},
     "relu, free norms": {"kind": "relu", "k": None, "l1_coeff": 0.1, "unit_decoder": False},
+    "relu, frozen decoder, target": {"kind": "relu", "k": None, "freeze_decoder": True, "target_l0": 8.0},
     "gated": {"kind": "gated", "k": None, "l1_coeff": 0.1},
+    "gated, target": {"kind": "gated", "k": None, "target_l0": 8.0},
     "jumprelu, target": {"kind": "jumprelu", "k": None, "target_l0": 6.0},
     "jumprelu, tanh": {"kind": "jumprelu", "k": None, "jumprelu_penalty": "tanh"},
     "batchtopk": {"kind": "batchtopk"},
@@ -145,6 +147,12 @@ def test_several_processes_end_with_the_state_of_one(n_processes, latent_shards,
             assert_close(
                 ends[0][name], expected, rtol=near, atol=near, msg=lambda text, name=name: f"{name}: {text}"
             )
+
+
+def test_the_cases_of_relu_end_within_the_refit_phase():
+    """So that processes are compared there: of 20 steps, the last 4 learn magnitudes."""
+    found = trained(beginning("relu", torch.float64), torch.float64, 20)
+    assert (found["whole/kind.log_magnitude"] != 0).any()
 
 
 def test_the_parts_of_a_batch_are_the_batch():

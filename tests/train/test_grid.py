@@ -134,6 +134,7 @@ def test_the_grid_of_a_command_line():
         {"k": [2, 4], "seed": [0, 1]},
         {"kind": ["batchtopk", "matryoshka", "relu", "gated", "jumprelu"]},
         {"d_sae": [32, 48], "hook_point": ["a", "b"]},
+        [{"kind": "relu", "refit_fraction": f, "target_l0": 4.0, "k": None} for f in (0.0, 0.25, 0.5)],
         [{"n_steps": 9}, {"n_steps": 24}, {"batch_size_rows": 128}, {"l1_coeff": 1.0, "kind": "relu"}],
     ],
 )

@@ -181,7 +181,9 @@ class Trainer:
             self._begin_refit()
         live, params = self.state(), self._parameters
         expected = {name: value.shape for name, value in live.items() if isinstance(value, Tensor)}
-        for i, parameter in enumerate(params):
+        # The refit phase begins with an optimiser of its own, which has no moments yet.
+        begins = self.schedule.refit_steps and state["steps_done"] == self.schedule.learning_steps
+        for i, parameter in enumerate([] if begins else params):
             expected |= {f"adam.{i}.{moment}": parameter.shape for moment in ("exp_avg", "exp_avg_sq")}
             expected[f"adam.{i}.step"] = torch.Size()
         tensors = {

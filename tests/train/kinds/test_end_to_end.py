@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from saelens_lite.lm.losses import kl_divergence
 from saelens_lite.lm.replacement import splice
 from saelens_lite.lm.store_losses import scored_contexts
 from saelens_lite.train.config import TrainConfig
-from saelens_lite.train.kinds.choice import kind_class
+from saelens_lite.train.kinds.choice import kind_class, settled
 from saelens_lite.train.kinds.end_to_end import EndToEnd
+from saelens_lite.train.optimise.schedules import Schedule
 from saelens_lite.train.rows.store_contexts import StoreContexts
 
 POINT = "blocks.0.hook_resid_post"
@@ -154,6 +156,16 @@ def held_out_kl(folder, store, model):
                 n_tokens + int(batch.targets.sum()),
             )
     return total / n_tokens
+
+
+def test_there_is_no_refit_phase(model, store, source):
+    """Through the model magnitudes are learned as predictions need them, which least squares would undo."""
+    config = TrainConfig(kind="relu", init_from=source("relu"), end_to_end="kl")
+    kind = kind_class("relu")(sl.SparseAutoencoder.load(source("relu")), config)
+    assert Schedule.of(config, kind, 100).refit_steps == 20
+    assert Schedule.of(config, EndToEnd(kind, model, POINT, 1.0), 100).refit_steps == 0
+    with pytest.raises(ValueError, match="refit_fraction expected None with end_to_end, got 0.2"):
+        settled(replace(config, refit_fraction=0.2))
 
 
 @pytest.mark.long

@@ -122,6 +122,22 @@ def test_every_kind_goes_on_exactly_though_killed_again_and_again(forked, whole,
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("fields", [{"l1_coeff": 0.5}, {"target_l0": 4.0, "freeze_decoder": True}])
+def test_around_the_border_of_the_refit_phase_it_goes_on_exactly(forked, tmp_path, fields):
+    """Steps 8 and 9 of 10 are the phase: resumed before its border, on it, and after its first step."""
+    fields = {"kind": "relu", "k": None, "n_steps": 10, "checkpoint_every_steps": 1, **fields}
+    assert forked(tmp_path / "whole", **fields) == 0
+    for done in (7, 8, 9):
+        output = tmp_path / str(done)
+        assert forked(output, (UPDATE, signal.SIGKILL, done + 1), **fields) == -signal.SIGKILL
+        assert steps(output)[-1] == done
+        tensors = load_checkpoint(output).state
+        assert ("kind.log_magnitude" in tensors) == (done >= 8)
+        assert forked(output, **fields) == 0
+        assert outcome(output) == outcome(tmp_path / "whole")
+
+
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fields",
     [

@@ -3,6 +3,7 @@
 # make test      install, then everything that needs neither a GPU, nor the peers, nor patience; what CI runs
 # make test-all  also slow tests and those against SAELens and sparsify (run `make peers` first)
 # make peers     .venv-peers, a second environment with the libraries we compare with
+# make gpu       eight minutes on a GPU machine: what a CPU cannot show; installs nothing (tests/bench/gpu.py)
 # make browser   Chromium for the tests of the HTML pages, where apt and root are at hand
 # make clean     remove what building and testing left behind; environments stay
 
@@ -15,7 +16,7 @@ WORKERS ?= 2
 # Many tests start interpreters: compiled once, the source costs each of them nothing.
 PYTEST   = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo check test test-all peers browser clean venv
+.PHONY: demo check test test-all peers gpu browser clean venv
 .DEFAULT_GOAL := test
 
 # torch goes first and by its pin: whatever is installed next then finds it present and does not choose another build.
@@ -49,6 +50,9 @@ test: venv
 test-all: venv
 	$(PYTEST)
 
+gpu:
+	$(PYTHON) tests/bench/gpu.py --output gpu_run
+
 browser:
 	@if command -v chromium chromium-browser google-chrome >/dev/null; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
@@ -57,5 +61,5 @@ browser:
 	else echo "no Chromium, and no root or apt-get to install it; the tests that need it will be skipped"; fi
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache demo_run
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache demo_run gpu_run
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +

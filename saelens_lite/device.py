@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 
 def best_device() -> str:
@@ -29,3 +30,8 @@ def chosen_device(name: str | None) -> str:
             f"device {name} expected one that torch {torch.__version__} sees here, it sees {best_device()}"
         )
     return name
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU where its device has no such type (mps)."""
+    return tensor.cpu().double() if tensor.device.type == "mps" else tensor.double()

@@ -77,17 +77,27 @@ def joined(device: torch.device, latent_shards: int = 1) -> Iterator[None]:
     An existing process group is used as it is.
     device: where this process computes; tensors there go by nccl if that is CUDA, those on the CPU by gloo
     latent_shards: length of the axis "latents"; that of "data" is what the number of processes leaves
-    raises: ValueError where it does not divide the number of processes
+    raises: ValueError where it does not divide the number of processes, or a machine has fewer GPUs than
+        processes, between which nccl cannot tell
     """
     if not several_processes() or dist.is_initialized():
         with _meshed(device, latent_shards):
             yield
         return
     cuda = device.type == "cuda"
+    here, gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
+    if cuda and here > gpus:
+        raise ValueError(
+            f"expected a GPU for each of the {here} processes of this machine, torch sees {gpus}: start "
+            f"torchrun --nproc-per-node {gpus}"
+        )
     kv, this, n_processes = meeting("group")
+    options = {"device_id": device} if cuda and device.index is not None else {}
     with torch.cuda.device(device) if cuda else nullcontext():
         backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
-        dist.init_process_group(backend, store=kv, rank=this, world_size=n_processes, timeout=PATIENCE)
+        dist.init_process_group(
+            backend, store=kv, rank=this, world_size=n_processes, timeout=PATIENCE, **options
+        )
         try:
             with _meshed(device, latent_shards):
                 yield

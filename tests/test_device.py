@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saelens_lite.device import best_device, chosen_device
+from saelens_lite.device import best_device, chosen_device, in_float64
 
 
 def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
@@ -23,3 +23,18 @@ def test_a_device_that_is_not_there_is_refused_by_name(monkeypatch):
         and chosen_device("cuda:1") == "cuda:1"
         and chosen_device("cpu") == "cpu"
     )
+
+
+def test_what_a_device_has_not_is_computed_on_the_cpu():
+    """mps has no float64; there a tensor that refuses it, as torch's would."""
+
+    class OnMps:
+        device = torch.device("mps")
+
+        def double(self):
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+        def cpu(self):
+            return torch.tensor([0.5])
+
+    assert in_float64(OnMps()).dtype == in_float64(torch.tensor([0.5])).dtype == torch.float64

@@ -1,6 +1,7 @@
 """Which process this is, and that alone there is nothing to do; sums over several are tested in
 tests/train."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -31,3 +32,16 @@ def test_each_process_of_a_machine_has_a_gpu_of_its_own(monkeypatch):
     assert (own_device("cuda:2"), own_device("cpu"), own_device("mps")) == ("cuda:2", "cpu", "mps")
     monkeypatch.delenv("LOCAL_RANK")
     assert own_device("cuda") == "cuda:1"
+
+
+def test_two_processes_on_one_gpu_are_refused_before_nccl_is_asked(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1"), ("LOCAL_RANK", "1"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    with (
+        pytest.raises(
+            ValueError, match="GPU for each of the 2 processes.*sees 1: start torchrun --nproc-per-node 1"
+        ),
+        distributed.joined(torch.device("cuda:0")),
+    ):
+        pass

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from saelens_lite.arguments import takes_folders
+from saelens_lite.device import in_float64
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, rate_bound, window_name
@@ -28,7 +29,7 @@ class LatentDensity:
 
     @property
     def density(self) -> Tensor:
-        return self.counts.double() / self.n_tokens
+        return in_float64(self.counts) / self.n_tokens
 
     def __repr__(self) -> str:
         alive = int((self.counts > 0).sum())
@@ -52,7 +53,7 @@ class DeadReport:
 
     @property
     def shares(self) -> dict[int, float | None]:
-        return {w: None if mask is None else mask.double().mean().item() for w, mask in self.masks.items()}
+        return {w: None if mask is None else in_float64(mask).mean().item() for w, mask in self.masks.items()}
 
     @property
     def rate_bound(self) -> float:

@@ -36,7 +36,7 @@ def mmcs(directions: Tensor, others: Tensor) -> float:
     """
     _check_width(directions, others)
     chunks, other_unit = unit(directions).split(max(1, _CHUNK_VALUES // len(others))), unit(others)
-    return torch.cat([(rows @ other_unit.T).amax(1) for rows in chunks]).double().mean().item()
+    return torch.cat([(rows @ other_unit.T).amax(1) for rows in chunks]).cpu().double().mean().item()
 
 
 @names_misfits

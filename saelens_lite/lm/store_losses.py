@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelens_lite.device import in_float64
 from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.lm.hooks import run_to
@@ -122,9 +123,9 @@ def cross_entropies(
                     with splice(decoder, hook_point=point, positions=batch.kept, **how):
                         logits = _scored_logits(decoder, batch)
                 for i, next_ids in enumerate(_next_ids(batch)):
-                    nats.append(cross_entropy(logits[i], next_ids).double().cpu())
+                    nats.append(cross_entropy(logits[i], next_ids).cpu().double())
                     if kl and how is not None:
-                        divergence[name] += kl_divergence(clean[i], logits[i]).double().sum().item()
+                        divergence[name] += in_float64(kl_divergence(clean[i], logits[i])).sum().item()
                 of_tokens.append(torch.cat(nats))
                 ce[name] += sum(part.sum().item() for part in nats)
             assert batch.documents is not None

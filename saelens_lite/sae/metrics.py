@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from saelens_lite.device import in_float64
 from saelens_lite.sae.latents import SparseLatents
 
 MASSIVE = 10.0
@@ -65,7 +66,7 @@ class ReconstructionSums:
                 f"update expected acts and recons [..., d_model={len(self.mean)}] alike, "
                 f"got {list(acts.shape)} and {list(recons.shape)}"
             )
-        x, x_hat = (rows.detach().reshape(-1, len(self.mean)).double() for rows in (acts, recons))
+        x, x_hat = (in_float64(rows.detach()).reshape(-1, len(self.mean)) for rows in (acts, recons))
         norms = x.norm(dim=1)
         massive = norms > self._largest_norm
         if not massive.any():
@@ -170,7 +171,7 @@ class FiringSums:
         self.counts = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.last_fired = torch.full((d_sae,), -1, dtype=torch.int64, device=device)
         self._magnitude = 0.0
-        self._decoder_norms = None if decoder_norms is None else decoder_norms.detach().double().to(device)
+        self._decoder_norms = None if decoder_norms is None else in_float64(decoder_norms.detach())
         self._written = 0.0
 
     def update(self, latents: SparseLatents) -> None:
@@ -181,10 +182,11 @@ class FiringSums:
         at = latents.row_ids()[fires] + self.n_tokens
         self.last_fired.scatter_reduce_(0, indices, at, reduce="amax")
         self.n_tokens += latents.batch
-        magnitudes = latents.values.detach().double().abs()
+        magnitudes = in_float64(latents.values.detach()).abs()
         self._magnitude += magnitudes.sum().item()
         if self._decoder_norms is not None:
-            self._written += (magnitudes * self._decoder_norms[latents.indices]).sum().item()
+            norms = self._decoder_norms[latents.indices.to(self._decoder_norms.device)]
+            self._written += (magnitudes * norms.to(magnitudes.device)).sum().item()
 
     def merge(self, later: FiringSums) -> None:
         """Add the tokens that follow, which another one saw."""
@@ -210,7 +212,7 @@ class FiringSums:
     @property
     def density(self) -> Tensor:
         """Share of tokens on which each latent fires: float64[d_sae]."""
-        return self.counts.double() / max(self.n_tokens, 1)
+        return in_float64(self.counts) / max(self.n_tokens, 1)
 
     @property
     def silent_tokens(self) -> Tensor:
@@ -226,7 +228,7 @@ class FiringSums:
     def dead_shares(self, windows_tokens: Sequence[int]) -> dict[int, float | None]:
         """Share of dead latents by window; None for a window longer than the data."""
         masks = {window: self.dead(window) for window in windows_tokens}
-        return {n: None if mask is None else mask.double().mean().item() for n, mask in masks.items()}
+        return {n: None if mask is None else in_float64(mask).mean().item() for n, mask in masks.items()}
 
 
 def ce_score(clean: float, spliced: float, ablated: float) -> float:

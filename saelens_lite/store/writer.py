@@ -115,11 +115,22 @@ class RowWriter:
         self._write(safetensors_head([*self._encoder.layout, ("norm", torch.float32, (n_rows,))]))
 
     def append(self, rows: Tensor) -> None:
-        """Write rows[n d_model], of any float dtype and on any device."""
+        """Write rows[n d_model], of any float dtype and on any device.
+
+        raises: ShardError if one of them is not finite as it is kept
+        """
         encoded, stored = self._encoder.encode(rows)
         stop = self._n_written + len(stored)
         stored = stored.float()  # once: reductions of half types are slow on a CPU
-        torch.linalg.vector_norm(stored, dim=1, out=torch.from_numpy(self._norms[self._n_written : stop]))
+        norms = self._norms[self._n_written : stop]
+        torch.linalg.vector_norm(stored, dim=1, out=torch.from_numpy(norms))
+        if broken := int(len(norms) - np.isfinite(norms).sum()):
+            rows_of = f"{broken} of {len(norms)} rows of {self._hook_point}"
+            raise ShardError(
+                f"{rows_of} in one batch ({broken / len(norms):.0%}) are not finite as {self._dtype}: the "
+                "activations exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or "
+                "compute in float32 (compute_dtype)"
+            )
         self._sum += stored.sum(0, dtype=torch.float64)
         self._write_tensor(encoded)
         self._n_written = stop
@@ -130,13 +141,6 @@ class RowWriter:
         for tensor in self._encoder.tail():
             self._write_tensor(tensor)
         self._write(self._norms)
-        if not np.isfinite(self._norms).all():
-            count = int((~np.isfinite(self._norms)).sum())
-            raise ShardError(
-                f"{count} of {self._n_rows} rows of {self._hook_point} are not finite as {self._dtype}: the "
-                "activations exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or "
-                "compute in float32"
-            )
         sum_sq_norm = float(np.square(self._norms, dtype=np.float64).sum())
         file = {"bytes": self._bytes, "sha256": self._hash.hexdigest()}
         return file, {"sum": self._sum.tolist(), "sum_sq_norm": sum_sq_norm}

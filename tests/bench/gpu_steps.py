@@ -421,15 +421,16 @@ def analysis(folder: Path) -> None:
 
     shutil.rmtree(folder / "analysis", ignore_errors=True)
     model, tokenizer = load_model()
-    n_tokens, batch = (1500, 8) if DRY else (60_000, 2048)
+    n_tokens = 400 if DRY else 60_000
+    size = {"k": 1, "d_sae": 128, "n_steps": 3, "batch_size_rows": 8}
+    size = size if DRY else {"k": 8, "d_sae": 1024, "n_steps": 60, "batch_size_rows": 2048}
     store = sl.harvest_activations(
         model, documents(60), "blocks.2.hook_resid_post", folder / "analysis" / "store", max_tokens=n_tokens,
         context_length=64, tokenizer=tokenizer, progress=False,
     )  # fmt: skip
     sae = sl.train_sae(
-        store, kind="topk", k=8, d_sae=256 if DRY else 1024, n_steps=3 if DRY else 60, batch_size_rows=batch,
-        device="cpu", progress=False, output=str(folder / "analysis" / "sae"),
-    )  # fmt: skip
+        store, kind="topk", device="cpu", progress=False, output=str(folder / "analysis" / "sae"), **size
+    )
     found = []
     for device in ("cpu", DEVICE):
         sae, model = sae.to(device), model.to(device)

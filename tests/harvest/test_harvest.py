@@ -383,7 +383,9 @@ def test_two_harvests_of_one_store_at_once_are_refused(harvest, gpt2, monkeypatc
 def test_rows_beyond_float16_are_refused(harvest, gpt2):
     with torch.no_grad():
         gpt2.transformer.wte.weight.mul_(1e7)
-    with pytest.raises(ShardError, match="not finite as torch.float16"):
+    # named at the first batch: all rows of it, not of the shard
+    said = r"\d+ of \d+ rows of blocks.0.hook_resid_post in one batch .100%. are not finite as torch.float16"
+    with pytest.raises(ShardError, match=said):
         harvest(dtype="float16", hook_points=["blocks.0.hook_resid_post"])
 
 

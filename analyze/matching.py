@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from saelens_lite.arguments import opened_sae
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
-from saelens_lite.text_table import frame
+from saelens_lite.text_table import Tabular
 
 from .index.cofiring import MIN_TOGETHER
 from .index.feature_index import FeatureIndex
@@ -34,7 +34,7 @@ _BLOCK_CELLS, _BLOCK_MEETINGS = 2**22, 2**24
 
 
 @dataclass(frozen=True, slots=True)
-class IndexMatch:
+class IndexMatch(Tabular):
     """Which latents of index a and index b are one, each at most once.
 
     latents_a, latents_b: int64[n_pairs], by latent of a
@@ -56,16 +56,18 @@ class IndexMatch:
     def __len__(self) -> int:
         return len(self.latents_a)
 
-    def to_frame(self) -> DataFrame:
-        """A pandas DataFrame: latent_a, latent_b, cosine, correlation; a row a pair, then a row for each
-        latent without a partner, which is <NA>."""
+    def _records(self) -> list[dict[str, Any]]:
         columns = (of.tolist() for of in (self.latents_a, self.latents_b, self.cosine, self.correlation))
         rows = [*zip(*columns, strict=True)]
         rows += [(latent, None, math.nan, math.nan) for latent in self.unmatched_a.tolist()]
         rows += [(None, latent, math.nan, math.nan) for latent in self.unmatched_b.tolist()]
         names = ("latent_a", "latent_b", "cosine", "correlation")
-        table = frame([dict(zip(names, row, strict=True)) for row in rows])
-        return table.astype({"latent_a": "Int64", "latent_b": "Int64"})
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def to_frame(self) -> DataFrame:
+        """A pandas DataFrame: latent_a, latent_b, cosine, correlation; a row a pair, then a row for each
+        latent without a partner, which is <NA>."""
+        return super(IndexMatch, self).to_frame().astype({"latent_a": "Int64", "latent_b": "Int64"})
 
     def __repr__(self) -> str:
         n, n_a, n_b = len(self), len(self.unmatched_a), len(self.unmatched_b)

@@ -17,6 +17,7 @@ no transformers.
     device       where work goes
     distributed  the processes of torchrun: which one this is, sums over all
     claims       shards shared among processes, each taken once
+    progress     a bar on stderr, where that is a terminal
     prefetch     the next made while one is in use
     atomic       files and folders that appear whole or not at all
     hashing      stateless draws: what is held out, what is sampled

@@ -1,13 +1,28 @@
 """Tables, numbers in words and data frames: by value."""
 
+import csv
+import io
 import json
 import math
 import sys
+from dataclasses import dataclass
 
 import pandas
 import pytest
 
-from saelens_lite.text_table import aligned, cell, filled_columns, frame, number, plain, rounded, short, span
+from saelens_lite.text_table import (
+    Tabular,
+    aligned,
+    cell,
+    filled_columns,
+    frame,
+    in_format,
+    number,
+    plain,
+    rounded,
+    short,
+    span,
+)
 
 
 def test_columns_align_and_a_short_line_widens_the_first_alone():
@@ -58,3 +73,74 @@ def test_a_frame_has_a_column_for_each_nested_number(monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(ImportError, match="to_frame expected pandas.*pip install pandas"):
         frame([])
+
+
+# Results ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Found(Tabular):
+    rows: tuple
+
+    def to_dict(self):
+        return {"rows": [{"name": name, "effect": {"low": low}} for name, low in self.rows]}
+
+    def _tables(self):
+        rows = [[name, f"{low:.2f}"] for name, low in self.rows]
+        return [("", [["", "low & high"], *rows, ["gone"]])]
+
+    def _notes(self):
+        return ["a note of 95 %"]
+
+
+FOUND = Found((("a|b", 0.25), ("<i>x_1</i>", -1.5)))
+
+
+def test_cells_by_hand():
+    assert FOUND.table().splitlines() == [
+        "            low & high",
+        "a|b               0.25",
+        "<i>x_1</i>       -1.50",
+        "gone",
+        "a note of 95 %",
+    ]
+    assert FOUND.to_markdown() == (
+        "|  | low & high |\n| --- | ---: |\n| a\\|b | 0.25 |\n| \\<i>x\\_1\\</i> | -1.50 |\n| gone |  |\n\n"
+        "a note of 95 %"
+    )
+    assert FOUND.to_latex() == (
+        "\\begin{tabular}{lr}\n\\toprule\n & low \\& high \\\\\n\\midrule\na|b & 0.25 \\\\\n"
+        "$<$i$>$x\\_1$<$/i$>$ & -1.50 \\\\\ngone &  \\\\\n\\bottomrule\n\\end{tabular}"
+    )
+    assert FOUND.to_csv() == "name,effect.low\na|b,0.25\n<i>x_1</i>,-1.5\n"
+    html = FOUND._repr_html_()
+    assert "<td>&lt;i&gt;x_1&lt;/i&gt;</td><td>-1.50</td>" in html and "<i>" not in html
+    assert FOUND.to_frame()["effect.low"].tolist() == [0.25, -1.5]
+    assert json.loads(in_format(FOUND, "json")) == FOUND.to_dict()
+    assert in_format(FOUND, "csv") + "\n" == FOUND.to_csv()
+
+
+def test_what_says_nothing_of_its_tables_shows_its_records():
+    class Plain(Tabular):
+        def _records(self):
+            return [{"a": 1, "b": [1, 2]}, {"a": 2.5}]
+
+    assert Plain().to_markdown() == "| a | b |\n| --- | ---: |\n| 1 | \\[1, 2] |\n| 2.5 | – |"
+    assert list(csv.DictReader(io.StringIO(Plain().to_csv())))[1] == {"a": "2.5", "b": ""}
+
+
+def test_results_with_rows_are_tabular():
+    from saelens_lite.analyze import edits, evaluation, ground_truth, probing, stats, study
+
+    found = [edits.DoseResponse, evaluation.Evaluation, evaluation.Evaluations, evaluation.Decomposition]
+    found += [study.StudyResult, probing.ProbeReport, ground_truth.Recovery, stats.RivalReport]
+    for one in found:
+        assert issubclass(one, Tabular), one
+
+
+def test_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    from saelens_lite.analyze.stats.interval_plots import new_axes
+
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    with pytest.raises(ImportError, match="not installed: pip install"):
+        new_axes()

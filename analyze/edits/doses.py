@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from saelens_lite.arguments import takes_folders
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
-from saelens_lite.text_table import aligned, frame, plain, span
+from saelens_lite.text_table import Lines, Tabular, plain, span
 
 from ..stats.bootstrap import (
     ALTERNATIVES,
@@ -32,14 +32,12 @@ from ..stats.bootstrap import (
     westfall_young_p,
 )
 from ..stats.document_split import Documents, Selection, document_ids
+from ..stats.interval_plots import new_axes
 from ..stats.ranks import spearman
 from .controls import Controls
 from .latents import steer
 from .neutral_text import NeutralText, SideEffects, side_effects
 from .stream_edit import Latents, hook_point_names
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 Score = Callable[[nn.Module], Tensor]
 Edit = Callable[[float], AbstractContextManager]
@@ -85,7 +83,7 @@ class DoseRow:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DoseResponse:
+class DoseResponse(Tabular):
     """The table of `dose_response`; printing it shows it.
 
     latents: edited; clean: the score without an edit; rows: in the order of the doses
@@ -96,6 +94,7 @@ class DoseResponse:
     clean: Interval
     rows: tuple[DoseRow, ...]
     selected: bool
+    _left = 0
 
     @property
     def spearman(self) -> float:
@@ -164,11 +163,7 @@ class DoseResponse:
             "rows": rows,
         }
 
-    def to_frame(self) -> DataFrame:
-        """A line for each dose, with columns such as effect.estimate and effect.low."""
-        return frame(self.to_dict()["rows"])
-
-    def __repr__(self) -> str:
+    def _tables(self) -> list[tuple[str, Lines]]:
         first = self.rows[0]
         heads = ["dose", "score", "effect", f"{self.clean.confidence:.0%} interval"]
         heads += ["ΔCE", "KL", "push"] * (first.side_effects is not None)
@@ -194,13 +189,37 @@ class DoseResponse:
                 cells += [span(low, high, "+.3g"), f"{control.p:.3f}", f"{control.p_any_dose:.3f}"]
             cells += [f"{r.difference.estimate:+.3g} ({_span(r.difference)})" for r in row.rivals]
             table.append(cells)
+        return [("", table)]
+
+    def _notes(self) -> list[str]:
         chosen = "chosen on other documents" if self.selected else "given, not chosen on a split"
         shown = ", ".join(map(str, self.latents[:8])) + ", …" * (len(self.latents) > 8)
-        return (
-            f"{aligned(table, left=0)}\n"
+        return [
             f"latents {shown} ({chosen}); without an edit {self.clean.estimate:.4g} ({_span(self.clean)}); "
             f"{self.clean.n_clusters} clusters; Spearman of dose and effect {self.spearman:.2f}"
-        )
+        ]
+
+    __repr__ = Tabular.table
+
+    def plot(self, ax: Any = None) -> Any:
+        """Matplotlib axes: the effect by dose with its interval, and the middle 90 % of every control.
+
+        ax: to draw on; None makes a figure. raises: ImportError without matplotlib
+        """
+        ax, doses = new_axes(ax), [row.dose for row in self.rows]
+        effects = [row.effect for row in self.rows]
+        low, high = ([float(getattr(of, end)) for of in effects] for end in ("low", "high"))
+        (line,) = ax.plot(doses, [float(of.estimate) for of in effects], "o-", label="latents")
+        ax.fill_between(doses, low, high, color=line.get_color(), alpha=0.2)
+        for place, control in enumerate(self.rows[0].controls):
+            ends = [spread(row.controls[place].effects) for row in self.rows]
+            low, high = [of[0] for of in ends], [of[2] for of in ends]
+            ax.fill_between(doses, low, high, color=f"C{place + 1}", alpha=0.2, label=control.name)
+        ax.axhline(0, color="black", linewidth=0.5)
+        ax.set_xlabel("dose")
+        ax.set_ylabel("effect")
+        ax.legend()
+        return ax
 
 
 @takes_folders

@@ -1,6 +1,7 @@
 """How good an SAE is, beside its controls.
 
 evaluate          the scores of an SAE on held-out documents
+side_by_side      several SAEs scored on the same rows
 result            the scores as a table
 seed_noise        how scores differ between seeds
 meta              scores of an SAE trained on decoder rows

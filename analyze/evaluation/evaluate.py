@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saelens_lite.arguments import takes_folders
 from saelens_lite.lm.store_losses import ByDocument, DocumentSums, Losses, cross_entropies
 from saelens_lite.misfits import names_misfits
+from saelens_lite.progress import bar
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums, ce_score, kl_score
 from saelens_lite.store.document_sample import sampled_rows
@@ -80,7 +81,7 @@ def evaluate_sae(
     check_seeds({TRAINED: sae} | others)
     saes |= others
     if held_out_fraction is None:
-        held_out_fraction = _recorded_fraction(saes)
+        held_out_fraction = recorded_fraction(saes.values())
     fraction = held_out_fraction if held_out else None
 
     sums, variants, firing, documents = _reconstruction(saes, store, point, fraction, max_tokens)
@@ -92,7 +93,7 @@ def evaluate_sae(
         mean = {"sae": None, "mode": "mean", "mean": store.mean(point)}
         replacements |= {ZERO: {"sae": None, "mode": "zero"}, MEAN: mean}
         some = {"fraction": fraction, "max_tokens": max_tokens, "batch_size_seqs": batch_size_seqs}
-        losses = cross_entropies(model, store, point, replacements, kl=True, **some)
+        losses = cross_entropies(model, store, point, replacements, kl=True, progress=True, **some)
 
     def row(name: str) -> EvaluationRow:
         if name not in sums:
@@ -145,9 +146,9 @@ def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
     return {name: seed_noise(some) for name, some in values.items() if None not in some}
 
 
-def _recorded_fraction(saes: dict[str, SparseAutoencoder]) -> float:
+def recorded_fraction(saes: Iterable[SparseAutoencoder]) -> float:
     """The share that no SAE was trained on, by their records: a smaller share is part of a larger one."""
-    trained = [_record(sae).get("train", {}).get("held_out_fraction") for sae in saes.values()]
+    trained = [_record(sae).get("train", {}).get("held_out_fraction") for sae in saes]
     return min((fraction for fraction in trained if fraction is not None), default=0.05)
 
 
@@ -187,7 +188,8 @@ def _reconstruction(
         name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()
     }
     mean, documents = store.mean(point), ByDocument()
-    for acts, docs in _scored_rows(store, point, fraction, max_tokens):
+    blocks = _scored_rows(store, point, fraction, max_tokens)
+    for acts, docs in bar(blocks, "reconstruction", f"× {BLOCK_ROWS:,} rows"):
         of_rows = [torch.ones(len(acts), dtype=torch.float64), (acts - mean).square().sum(1)]
         recons = {ZERO: torch.zeros_like(acts), MEAN: mean.expand_as(acts)}
         for name, one in saes.items():

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.metrics import ReconstructionSums
-from saelens_lite.text_table import aligned, plain
+from saelens_lite.text_table import Lines, Tabular, plain
 
 from .seed_noise import seed_noise
 
@@ -48,7 +48,7 @@ class MetaScores:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Decomposition:
+class Decomposition(Tabular):
     """What `meta_sae` found; `print(found)`.
 
     k, d_meta: latents a row and in all of the meta-SAE; n_rows: decoder rows trained on
@@ -83,20 +83,26 @@ class Decomposition:
     def _scores(self) -> dict[str, MetaScores | None]:
         return {"decoder": self.decoder, "random": self.random}
 
-    def table(self) -> str:
-        """The scores as aligned text."""
+    def _records(self) -> list[dict[str, Any]]:
+        scores = self._scores().items()
+        return [{"name": name} | plain(dataclasses.asdict(of)) for name, of in scores if of is not None]
+
+    def _tables(self) -> list[tuple[str, Lines]]:
         lines = [["explained variance", "held out", "sd of a seed", "trained on", "l0"]]
         for name, of in self._scores().items():
             if of is not None:
                 cells = [f"{of.explained_variance:.4f}", "n/a" if of.sd is None else f"{of.sd:.4f}"]
                 cells += [f"{fmean(of.trained_on):.4f}", f"{fmean(of.held_out_l0):.1f}"]
                 lines.append([f"{name} rows", *cells])
-        return (
-            f"{aligned(lines)}\n{self.d_meta:,} directions, {self.k} a row, learnt from {self.n_rows:,} "
-            f"rows; {self.n_held_out:,} held out; {len(self.decoder.held_out)} seeds"
-        )
+        return [("", lines)]
 
-    __str__ = table
+    def _notes(self) -> list[str]:
+        return [
+            f"{self.d_meta:,} directions, {self.k} a row, learnt from {self.n_rows:,} rows; "
+            f"{self.n_held_out:,} held out; {len(self.decoder.held_out)} seeds"
+        ]
+
+    __str__ = Tabular.table
 
 
 def explained(sae: SparseAutoencoder, rows: Tensor) -> tuple[float, float]:

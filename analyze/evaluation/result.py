@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.metrics import rate_bound, window_name
-from saelens_lite.text_table import aligned, frame, number, plain
+from saelens_lite.text_table import Lines, Tabular, aligned, number, plain
 
+from ..stats.interval_plots import new_axes
 from .seed_noise import SeedNoise, Stability
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 TRAINED, BASELINE, ZERO, MEAN = "trained", "baseline", "zero ablation", "mean ablation"
 
@@ -152,7 +150,7 @@ class Densities:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Evaluation:
+class Evaluation(Tabular):
     """What evaluate_sae found; `print(evaluation)`.
 
     rows: trained, baseline, zero ablation, mean ablation
@@ -223,19 +221,32 @@ class Evaluation:
         defined = DEFINITIONS | {name: text for name, text in BESIDE_ROWS.items() if name in tables}
         return plain(facts | tables) | {"definitions": defined}
 
-    def to_frame(self) -> DataFrame:
-        """A line for each SAE and control, with its numbers as in DEFINITIONS."""
-        return frame(self.to_dict()["rows"])
-
     @names_misfits
     def table(self, every_number: bool = False) -> str:
         """every_number: a line for each number in place of one for each SAE."""
         lines = self._numbers_as_lines() if every_number else self._rows_as_lines()
-        return "\n".join([aligned(lines), *self._circumstances()])
+        return "\n".join([aligned(lines), *self._notes()])
 
     __str__ = table
 
-    def _rows_as_lines(self) -> list[list[str]]:
+    def plot(self, ax: Any = None) -> Any:
+        """Matplotlib axes: how many latents fire how often, of the SAE and its baseline.
+
+        ax: to draw on; None makes a figure. raises: ImportError without matplotlib
+        """
+        ax = new_axes(ax)
+        for name, of in self.densities.items():
+            label = f"{name} ({of.never:,} never)" if of.never else name
+            ax.stairs(of.counts, DENSITY_LOG10_EDGES, fill=True, alpha=0.5, label=label)
+        ax.set_xlabel("log10 of the share of tokens on which a latent fires")
+        ax.set_ylabel("latents")
+        ax.legend()
+        return ax
+
+    def _tables(self) -> list[tuple[str, Lines]]:
+        return [("", self._rows_as_lines())]
+
+    def _rows_as_lines(self) -> Lines:
         # the first that is too long stands for the rest
         windows = list(self.rows[0].dead)[: len(self._windows_that_fit()) + 1]
         dead = {f"dead@{window_name(window)}": (f"dead@{window_name(window)}", 3) for window in windows}
@@ -257,7 +268,7 @@ class Evaluation:
             lines.append([f"seed noise: {what}", *(noise.get(name, "") for name in columns)])
         return lines
 
-    def _numbers_as_lines(self) -> list[list[str]]:
+    def _numbers_as_lines(self) -> Lines:
         given = [row for row in self.rows if row.given]
         noise = ("sd", "detectable") if self.seed_noise else ()
         lines = [["", *(row.name for row in given), *(f"seed {what}" for what in noise)]]
@@ -272,7 +283,7 @@ class Evaluation:
                 lines.append([name, *cells, *(f"{getattr(of, what):.2g}" if of else "" for what in noise)])
         return lines
 
-    def _circumstances(self) -> list[str]:
+    def _notes(self) -> list[str]:
         rows_of = "held-out documents" if self.held_out else "all documents"
         if self.sampled:
             rows_of = f"{self.n_documents:,} {'held-out ' * self.held_out}documents drawn by hash"

@@ -29,7 +29,7 @@ from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.synthetic import SyntheticActivations
-from saelens_lite.text_table import aligned, plain
+from saelens_lite.text_table import Lines, Tabular, plain
 
 from ..latents.store_pass import spans
 from ..probing.absorption import carried, mean
@@ -82,7 +82,7 @@ class PlantedAbsorptionRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PlantedAbsorption:
+class PlantedAbsorption(Tabular):
     """What `planted_absorption` found; `print(found)`. Means are over the parents that are scored."""
 
     rows: tuple[PlantedAbsorptionRow, ...]
@@ -124,8 +124,7 @@ class PlantedAbsorption:
         ]
         return plain(means | {"rows": rows})
 
-    def table(self) -> str:
-        """The rows as aligned text."""
+    def _tables(self) -> list[tuple[str, Lines]]:
         lines = [
             ["parent", "absorption", "fraction", "missed alone", "rate", "rows", "with a child", "latents"]
         ]
@@ -133,15 +132,17 @@ class PlantedAbsorption:
             numbers = (row.absorption, row.fraction, row.missed_alone, row.rate)
             cells = [*(f"{number:.3f}" for number in numbers), f"{row.n_rows:,}", f"{row.n_child_rows:,}"]
             lines.append([str(row.feature), *cells, " ".join(map(str, row.latents)) or "none"])
+        return [("", lines)]
+
+    def _notes(self) -> list[str]:
         scored = sum(row.scored for row in self.rows)
-        return (
-            f"{aligned(lines)}\n"
+        return [
             f"mean of {scored} of {len(self.rows)} parents, those with latents of their own: absorption "
             f"{self.absorption:.3f}, fraction {self.fraction:.3f}, missed alone {self.missed_alone:.3f}, "
             f"main latents {self.n_latents:.1f}"
-        )
+        ]
 
-    __str__ = table
+    __str__ = Tabular.table
 
 
 @takes_folders

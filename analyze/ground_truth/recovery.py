@@ -19,7 +19,7 @@ cannot reach 1.
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,13 +30,10 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
 from saelens_lite.synthetic import SyntheticActivations
-from saelens_lite.text_table import aligned, frame, number, plain
+from saelens_lite.text_table import Lines, Tabular, number, plain
 
 from ..latents.direction_pairing import abs_cosines, best_pairing
 from ..latents.store_pass import to_cpu
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 UNSEEN_ROW = 2**40
 """Scored rows begin here, far beyond any that are trained on."""
@@ -70,7 +67,7 @@ class RecoveryRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Recovery:
+class Recovery(Tabular):
     """What `evaluate_recovery` found; `print(found)`. rows: trained, then the baseline, if any."""
 
     n_rows: int
@@ -89,12 +86,7 @@ class Recovery:
         """Plain numbers, for JSON."""
         return plain(dataclasses.asdict(self))
 
-    def to_frame(self) -> DataFrame:
-        """The rows as a pandas DataFrame."""
-        return frame(self.to_dict()["rows"])
-
-    def table(self) -> str:
-        """The rows as aligned text."""
+    def _tables(self) -> list[tuple[str, Lines]]:
         names = ["mcc", "F1", "precision", "recall", "feature F1"]
         names += ["recovered", "dead", "l0", "fvu", "norm ratio"]
         names += ["absorption", "missed alone"] if self.n_edges else []
@@ -104,16 +96,19 @@ class Recovery:
             numbers = {name: plain(getattr(row, name)) for name in columns.values()}
             cells = [number(value, ".1f" if name == "l0" else ".3f") for name, value in numbers.items()]
             lines.append([row.name, *cells])
+        return [("", lines)]
+
+    def _notes(self) -> list[str]:
         planted = f"{self.n_features:,} planted features, {self.true_l0:.1f} on a row"
-        text = [aligned(lines), f"{planted}; over {self.n_rows:,} rows"]
+        text = [f"{planted}; over {self.n_rows:,} rows"]
         if self.n_edges:
             scored = ", ".join(f"{row.scored_edges:,} ({row.name})" for row in self.rows)
             text.append(
                 f"absorption over {scored} of {self.n_edges:,} parent-child pairs: those with a latent each"
             )
-        return "\n".join(text)
+        return text
 
-    __str__ = table
+    __str__ = Tabular.table
 
 
 @takes_folders

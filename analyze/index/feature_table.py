@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
 from saelens_lite.misfits import names_misfits
-from saelens_lite.text_table import frame
+from saelens_lite.text_table import Tabular
 
 from ..latents.text_windows import Context, Contexts, visible
 from ..render.html import rendered
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 _SHOWN_LATENTS = 10
 _SHOWN_FIRINGS = 5
@@ -92,7 +89,7 @@ class LatentFirings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FeatureTable:
+class FeatureTable(Tabular):
     """The n strongest firings of each latent.
 
     latents, n_fired: int64[m], the tokens on which each fired, of n_tokens
@@ -138,16 +135,14 @@ class FeatureTable:
         rows = [(latent, values[i, 0].item(), self.latent(latent, _SHOWN_FIRINGS)) for i, latent in shown]
         return rendered("feature_table.html", heading=self._heading(), rows=rows)
 
-    def to_frame(self) -> DataFrame:
-        """The firings as a pandas DataFrame, a row each."""
+    def _records(self) -> list[dict[str, Any]]:
+        """The firings, a row each."""
         names = ("row", "document", "position", "before", "token", "after")
-        return frame(
-            [
-                {"latent": latent, "value": firing.value} | {name: getattr(firing, name) for name in names}
-                for latent in self.latents.tolist()
-                for firing in self.latent(latent)
-            ]
-        )
+        return [
+            {"latent": latent, "value": firing.value} | {name: getattr(firing, name) for name in names}
+            for latent in self.latents.tolist()
+            for firing in self.latent(latent)
+        ]
 
     def _shown(self) -> list[tuple[int, int]]:
         """(row of the table, latent) of the latents that fire strongest."""

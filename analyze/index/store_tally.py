@@ -16,6 +16,7 @@ import torch
 
 from saelens_lite.claims import Processes
 from saelens_lite.errors import FeatureIndexError
+from saelens_lite.progress import bar
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.layout import encode_json
@@ -52,7 +53,9 @@ def tally_store(
     tally = Tally(sae.d_sae, settings["n_top"], settings["n_sample"], settings["seed"], kept_dtype(sae))
     samples, shards, name = [TokenSample.empty()], [], ""
     started = committed = time.monotonic()
-    for shard in processes.claimed([shard for shard in range(store.n_shards) if shard not in done]):
+    left = [shard for shard in range(store.n_shards) if shard not in done]
+    claimed = processes.claimed(left)
+    for shard in bar(claimed, "index", "shard", len(left)) if processes.rank == 0 else claimed:
         samples += add_shard(tally, sae, store, hook_point, shard, first_rows[shard], share)
         shards.append(shard)
         name = f"{PARTS}/{shards[0]:05d}.safetensors"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,11 @@ from saelens_lite.lm.token_text import spelled, text_ids, token_strings
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
-from saelens_lite.text_table import frame
+from saelens_lite.text_table import Tabular
 
 from .compatibility import fits
 from .store_pass import to_cpu
 from .text_windows import visible
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +37,7 @@ class TokenFirings:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EncodedText:
+class EncodedText(Tabular):
     """The latents of a text, token by token.
 
     tokens: the text of each token, the BOS first where the tokenizer has one; ids: int64[n_tokens]
@@ -90,14 +87,13 @@ class EncodedText:
         best = largest.argsort(descending=True, stable=True)[:n]
         return [(i, float(largest[i])) for i in best.tolist() if largest[i] > 0]
 
-    def to_frame(self) -> DataFrame:
-        """A pandas DataFrame of all firings: position, token, latent, activation."""
-        rows = [
+    def _records(self) -> list[dict[str, Any]]:
+        """All firings: position, token, latent, activation."""
+        return [
             {"position": place, "token": firings.token, "latent": latent, "activation": value}
             for place, firings in enumerate(self)
             for latent, value in firings.latents
         ]
-        return frame(rows)
 
     def __repr__(self) -> str:
         return "\n".join(map(repr, self.top()))

@@ -35,7 +35,7 @@ from saelens_lite.arguments import takes_folders
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
-from saelens_lite.text_table import aligned, plain
+from saelens_lite.text_table import Lines, Tabular, plain
 
 from ..latents.compatibility import checked_latents
 from ..latents.store_pass import spans
@@ -94,7 +94,7 @@ class AbsorptionRow:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Absorption:
+class Absorption(Tabular):
     """What `label_absorption` found; `print(found)`. Means are over the labels that are scored; nan for
     none."""
 
@@ -119,23 +119,24 @@ class Absorption:
         found = {"rate": self.rate, "fraction": self.fraction, "n_latents": self.n_latents, "rows": rows}
         return plain(found)
 
-    def table(self) -> str:
-        """The rows as aligned text."""
+    def _tables(self) -> list[tuple[str, Lines]]:
         lines = [["", "absorbed", "fraction", "silent", "rows", "probe F1", "latents", "absorbers"]]
         for row in self.rows:
             by = " ".join(f"{latent}×{n}" for latent, n in row.absorbers[:3])
             cells = [f"{row.rate:.3f}", f"{row.fraction:.3f}", f"{row.n_silent:,}", f"{row.n_rows:,}"]
             cells.append(f"{row.probe_f1:.3f}")
             lines.append([row.name, *cells, " ".join(map(str, row.latents)) or "none", by])
+        return [("", lines)]
+
+    def _notes(self) -> list[str]:
         scored = sum(row.scored for row in self.rows)
-        return (
-            f"{aligned(lines)}\n"
+        return [
             f"mean of {scored} of {len(self.rows)} labels, those with a probe F1 of {LEAST_PROBE_F1} "
             f"and main latents: absorbed {self.rate:.3f}, fraction {self.fraction:.3f}, "
             f"main latents {self.n_latents:.1f}"
-        )
+        ]
 
-    __str__ = table
+    __str__ = Tabular.table
 
 
 @takes_folders

@@ -21,6 +21,7 @@ from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import resolve, run_to
 from saelens_lite.lm.token_text import special_token_ids
 from saelens_lite.misfits import names_misfits
+from saelens_lite.progress import bar
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.packing import PADDING_ID
@@ -137,7 +138,7 @@ def pooled_latents(
     n_tokens = np.zeros(len(ids), dtype=np.int64)
     order = sorted(range(len(ids)), key=lambda i: (-len(ids[i]), i))
     with evaluation_mode(decoder), torch.no_grad():
-        for start in range(0, len(order), batch_size_texts):
+        for start in bar(range(0, len(order), batch_size_texts), "texts", "batch"):
             places = order[start : start + batch_size_texts]
             batch = _batch(decoder, point, [ids[i] for i in places], special, places, strings)
             n_tokens[places] = torch.bincount(batch.of_text, minlength=len(places)).cpu().numpy()

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from saelens_lite.text_table import aligned, filled_columns, frame, number, span
+from saelens_lite.text_table import Lines, Tabular, filled_columns, number, span
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from ..stats.interval_plots import interval_plot
 
 ACTS, DIFF_MEAN, LENGTH = "activations", "DiffMean of activations", "text length"
 
@@ -63,7 +62,7 @@ class ProbeRow:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeReport:
+class ProbeReport(Tabular):
     """What `sparse_probes` found; `print(report)`. `report["sae k=1"]` is the row of that name.
 
     classes: in order; of two the last is the positive one. n_train, n_test: texts of each by side
@@ -100,18 +99,21 @@ class ProbeReport:
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
         return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows], "definitions": DEFINITIONS}
 
-    def to_frame(self) -> DataFrame:
-        """The rows as a pandas DataFrame."""
-        return frame(self.to_dict()["rows"])
-
-    def table(self) -> str:
-        """The rows as aligned text."""
+    def _tables(self) -> list[tuple[str, Lines]]:
         percent = f"{self.confidence:.0%} interval"
         head = ["", "AUROC", percent, f"less {ACTS}", "F1", "accuracy", "shuffled", f"{self.n_splits} splits"]
         lines = [head, *(self._cells(row) for row in self.rows)]
-        return "\n".join([aligned(filled_columns(lines)), *self._circumstances()])
+        return [("", list(map(list, filled_columns(lines))))]
 
-    __str__ = table
+    __str__ = Tabular.table
+
+    def plot(self, ax: Any = None) -> Any:
+        """Matplotlib axes: the AUROC of every probe with its interval.
+
+        ax: to draw on; None makes a figure. raises: ImportError without matplotlib
+        """
+        parts = zip(*((row.name, row.auroc, row.auroc_low, row.auroc_high) for row in self.rows))
+        return interval_plot(*map(list, parts), f"AUROC, {self.confidence:.0%} interval", ax)
 
     def _cells(self, row: ProbeRow) -> list[str]:
         less = f"{row.less_acts:+.3f} ({span(row.less_acts_low, row.less_acts_high, '+.3f')})"
@@ -126,7 +128,7 @@ class ProbeReport:
             "" if row.splits_sd is None else f"{row.splits_mean:.3f} ± {row.splits_sd:.3f}",
         ]
 
-    def _circumstances(self) -> list[str]:
+    def _notes(self) -> list[str]:
         named = [f"{label} {n:,}" for label, n in zip(self.classes, self.n_test)]
         if len(self.classes) == 2:
             what = f"{named[1]} against {named[0]}"

@@ -6,6 +6,7 @@ rivals          scores beside what the surface of the items says
 rival_report    verdicts on scores as a table
 raters          two raters compared
 logistic        logistic regression on standardised rows
+interval_plots  estimates with their intervals as pictures
 document_split  selection and test on different documents
 """
 

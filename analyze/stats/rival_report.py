@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from saelens_lite.text_table import aligned, frame, plain, span
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
+from saelens_lite.text_table import Lines, Tabular, plain, span
 
 
 class InStrata(NamedTuple):
@@ -57,7 +54,7 @@ class RivalScore:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class RivalReport:
+class RivalReport(Tabular):
     """What `against_rivals` found; `print(found)`. `found["latent 7"]` is the row of that name.
 
     n_clusters: of label 0 and 1, on the selecting side and on the testing side
@@ -85,12 +82,10 @@ class RivalReport:
             found[name] = [dataclasses.asdict(row) for row in getattr(self, name)]
         return plain(found)
 
-    def to_frame(self) -> DataFrame:
-        """A line for each score."""
-        return frame(self.to_dict()["scores"])
+    def _records(self) -> list[dict[str, Any]]:
+        return self.to_dict()["scores"]
 
-    def table(self) -> str:
-        """Scores, then rivals and what stands beside, as aligned text."""
+    def _tables(self) -> list[tuple[str, Lines]]:
         percent = f"{self.confidence:.0%} interval"
         lines = [["", "AUROC", percent, "less its closest rival", "", "verdict"]]
         for row in self.scores:
@@ -99,16 +94,16 @@ class RivalReport:
         rivals = [["rival", "AUROC", percent], *map(self._cells, self.rivals)]
         if self.beside:
             rivals += [["beside", "", ""], *map(self._cells, self.beside)]
-        said = [aligned(lines), "", aligned(rivals)]
+        tables = [("", lines), ("", rivals)]
         if self.scores and self.scores[0].in_strata:
             names = list(self.scores[0].in_strata)
             strata = [["AUROC over pairs of equal", *names]]
             for row in self.scores:
                 strata.append([row.name, *(_in_words(row.in_strata[name]) for name in names)])
-            said += ["", aligned(strata)]
-        return "\n".join(said)
+            tables.append(("", strata))
+        return tables
 
-    __str__ = table
+    __str__ = Tabular.table
 
     def _cells(self, row: GuardedScore | RivalScore) -> list[str]:
         return [row.name, f"{row.auroc:.3f}", span(row.auroc_low, row.auroc_high, ".3f")]

@@ -6,21 +6,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from saelens_lite.atomic import write_file
-from saelens_lite.text_table import aligned, filled_columns, frame, span
+from saelens_lite.text_table import Lines, Tabular, filled_columns, span
 
 from ..stats.bootstrap import Interval, benjamini_hochberg, cluster_bootstrap, rank_p, spread
 from ..stats.document_split import document_ids
+from ..stats.interval_plots import interval_plot
 from .half import Outcome, Side
 from .planned_edits import Planned
-
-if TYPE_CHECKING:
-    from pandas import DataFrame
 
 MEASURES = {
     "hallucination": "share of questions about unknown entities that are answered",
@@ -74,7 +72,7 @@ class StudyRow:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StudyResult:
+class StudyResult(Tabular):
     """The outcome of `HallucinationStudy.run`; printing it shows the table.
 
     n_known, n_unknown: entities that were measured; score: whether "rates" or "logits" were tested
@@ -88,6 +86,7 @@ class StudyResult:
     n_questions: int
     confidence: float
     score: str
+    _left = 2
 
     def row(self, name: str, sae: str = "trained", dose: float | None = None) -> StudyRow:
         """One row. raises: KeyError if there is none"""
@@ -123,10 +122,6 @@ class StudyResult:
         detection = [found._asdict() for found in self.detections]
         facts = {name: getattr(self, name) for name in names}
         return {**facts, "measures": MEASURES, "rows": rows, "detection": detection}
-
-    def to_frame(self) -> DataFrame:
-        """A line for each edit, with columns such as hallucination.estimate and controls.n."""
-        return frame(self.to_dict()["rows"])
 
     def summary(self) -> list[str]:
         """What the clamps at the dose nearest to 1 show, and what they do not: a few sentences."""
@@ -189,15 +184,39 @@ class StudyResult:
         """Write the numbers as a JSON file, whole or not at all."""
         write_file(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
-    def __repr__(self) -> str:
+    def _tables(self) -> list[tuple[str, Lines]]:
         answering, refusing = self.tested
         of = "logit margin" if self.score == "logits" else "share"
-        return (
+        answers = (
             f"to get answers: {of} of answers about unknown entities, and of known ones accuracy and wrong "
-            f"answers\n{self._table(answering, ('accuracy', 'wrong'))}\n\n"
-            f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about "
-            f"unknown ones\n{self._table(refusing, ('wrong', 'hallucination'))}\n\n{self._detection_line()}"
+            "answers"
         )
+        refusals = (
+            f"to get refusals: {of} of refusals about known entities, wrong answers, and answers about "
+            "unknown ones"
+        )
+        return [
+            (answers, self._lines(answering, ("accuracy", "wrong"))),
+            (refusals, self._lines(refusing, ("wrong", "hallucination"))),
+        ]
+
+    __repr__ = Tabular.table
+
+    def plot(self, measure: str | None = None, ax: Any = None) -> Any:
+        """Matplotlib axes: one measure under every edit that was tested on it, with its interval.
+
+        measure: one of MEASURES; None takes that of edits that should bring answers
+        ax: to draw on; None makes a figure. raises: ImportError without matplotlib
+        """
+        measure = measure or self.tested[0]
+        rows = [row for row in self.rows if row.edit.measure in (None, measure)]
+        names = [
+            f"{row.edit.name} {row.edit.sae} {'' if row.edit.dose is None else format(row.edit.dose, 'g')}"
+            for row in rows
+        ]
+        of = [row.measures[measure] for row in rows]
+        ends = ([float(getattr(one, end)) for one in of] for end in ("estimate", "low", "high"))
+        return interval_plot(names, *ends, f"{MEASURES[measure]}, {self.confidence:.0%} interval", ax)
 
     @property
     def tested(self) -> tuple[str, str]:
@@ -205,7 +224,7 @@ class StudyResult:
         answering, refusing = OF_RATE.values() if self.score == "logits" else OF_RATE
         return answering, refusing
 
-    def _table(self, measure: str, beside: Sequence[str]) -> str:
+    def _lines(self, measure: str, beside: Sequence[str]) -> Lines:
         heads = ["edit", "SAE", "dose", "push", measure, f"{self.confidence:.0%} interval"]
         heads += ["controls 5–95 %", "p", "p BH", "less baseline", *beside, "ΔCE", "KL"]
         table = [heads]
@@ -227,18 +246,18 @@ class StudyResult:
             side = edit.side_effects
             cells += [""] * 2 if side is None else [f"{of.estimate:+.3f}" for of in (side.delta_ce, side.kl)]
             table.append(cells)
-        return aligned(filled_columns(table), left=2)
+        return list(map(list, filled_columns(table)))
 
-    def _detection_line(self) -> str:
+    def _notes(self) -> list[str]:
         best = {}
         for found in self.detections:
             best[found.source] = max(best.get(found.source, 0.0), found.auroc)
         read = ", ".join(f"{name} {area:.2f}" for name, area in best.items())
-        return (
+        return [
             f"{self.n_known} known and {self.n_unknown} unknown entities that chose nothing, "
             f"{self.n_questions} questions; reading who is known at {self.hook_point}, "
             f"AUROC of the best on them: {read}"
-        )
+        ]
 
 
 def assembled(

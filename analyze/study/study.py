@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.misfits import names_misfits
+from saelens_lite.progress import bar
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.controls import diff_mean, matched_latents, probe_direction
@@ -268,7 +269,7 @@ class HallucinationStudy:
                 planned = planned._replace(rate_ratio=controls.rate_ratio)
                 prepared.append((planned, edit, directions, digest_of(*planned[:6], target)))
             prepared.append((Planned("splice", name), edits.splice, (), f"splice {name}"))
-        for planned, edit, directions, key in prepared:
+        for planned, edit, directions, key in bar(prepared, "edits and their controls", "edit"):
             if planned.latents and neutral is not None:
                 how = {"hook_point": self.hook_point, **bootstrap}
                 of_text = side_effects(self.model, partial(edit, "all"), neutral, **how)

@@ -6,56 +6,90 @@ import dataclasses
 import json
 import shlex
 from collections.abc import Sequence
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from saelens_lite.atomic import check_output, write_file
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_for, model_of, print_next, with_short_names
 from saelens_lite.config import AtLeast, Below
+from saelens_lite.text_table import in_format
 
 
 def run(argv: Sequence[str]) -> None:
     """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
     config = configured(EvaluateConfig, "evaluate", argv, leading=("store", "sae"))
     from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
+    from saelens_lite.analyze.evaluation.side_by_side import evaluate_saes
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.store.reader import ActivationStore
 
     if config.output is not None:
         check_output(config.output)
     store, device = ActivationStore(config.store), device_named(config.device)
-    sae, *seeds = (SparseAutoencoder.load(of, device=device) for of in (config.sae, *config.seeds))
-    baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
-    result = evaluate_sae(
-        sae,
-        store,
-        model_for(config.model, device, store),
-        baseline,
-        seeds,
-        held_out=config.held_out,
-        held_out_fraction=config.held_out_fraction,
-        max_tokens=config.max_tokens,
-        windows_tokens=config.windows_tokens,
-        hook_point=config.hook_point,
-    )
+    named = named_saes(config.sae)
+    if len(named) > 1 and (config.baseline or config.seeds or config.all):
+        raise ValueError(
+            "--baseline, --seeds and --all go with one --sae; beside several, the baseline of each is its "
+            "own folder frozen/, taken where it is there"
+        )
+    model = model_for(config.model, device, store)
+    how = {name: getattr(config, name) for name in OF_ROWS}
+    opened = {name: SparseAutoencoder.load(path, device=device) for name, path in named.items()}
+    if len(named) == 1:
+        [sae] = opened.values()
+        seeds = [SparseAutoencoder.load(path, device=device) for path in config.seeds]
+        baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
+        result: Any = evaluate_sae(sae, store, model, baseline, seeds, **how)
+        text = result.table(config.all)
+    else:
+        frozen = {name: Path(path, "frozen") for name, path in named.items()}
+        baselines = {
+            name: SparseAutoencoder.load(path, device=device)
+            for name, path in frozen.items()
+            if (path / "cfg.json").exists()
+        }
+        result = evaluate_saes(opened, store, model, baselines, **how)
+        text = result.table()
     if config.output is not None:
         write_file(config.output, json.dumps(result.to_dict(), indent=1) + "\n")
-    print(with_short_names(result.table(config.all)))
+    if config.format != "table":
+        print(with_short_names(in_format(result, config.format)))
+        return
+    print(with_short_names(text))
     if config.output is not None:
         print(f"numbers: {config.output}")
-    model = config.model or model_of(config.store)
-    if config.model is None and model.isprintable():
-        print(f"for the cost in cross-entropy: --model {shlex.quote(model) if model else 'NAME'}")
-    print_next("analyze", sae=config.sae, store=config.store, hook_point=config.hook_point, model=model)
+    name = config.model or model_of(config.store)
+    if config.model is None and name.isprintable():
+        print(f"for the cost in cross-entropy: --model {shlex.quote(name) if name else 'NAME'}")
+    first = next(iter(named.values()))
+    print_next("analyze", sae=first, store=config.store, hook_point=config.hook_point, model=name)
+
+
+OF_ROWS = ("held_out", "held_out_fraction", "max_tokens", "windows_tokens", "hook_point")
+
+
+def named_saes(given: Sequence[str]) -> dict[str, str]:
+    """The SAEs by the shortest names that tell them apart; a folder of runs, such as a grid's, stands for
+    all SAEs right below it. raises: ValueError for one SAE named twice"""
+    paths: list[str] = []
+    for one in given:
+        below = [] if Path(one, "cfg.json").exists() else sorted(Path(one).glob("*/cfg.json"))
+        paths += [str(cfg.parent) for cfg in below] or [one]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"--sae expected each SAE once, got {' '.join(paths)}")
+    short = [Path(path).name for path in paths]
+    return dict(zip(short if len(set(short)) == len(short) else paths, paths, strict=True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
-    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning. STORE
-    SAE in front of the flags are --store and --sae."""
+    """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning; or
+    several side by side. STORE SAE in front of the flags are --store and --sae."""
 
-    sae: str
-    """Folder of the SAE, ours or SAELens', or a hub repository."""
+    sae: tuple[str, ...]
+    """Folder of the SAE, ours or SAELens', or a hub repository. Several are shown side by side; the folder of
+    a grid stands for its SAEs."""
 
     store: str
     """Folder of the activation store."""
@@ -90,6 +124,9 @@ class EvaluateConfig:
     all: bool = False
     """Print every number, including what other libraries call explained variance; the JSON always has
     them."""
+
+    format: Literal["table", "markdown", "csv", "json"] = "table"
+    """How the numbers are printed; all but table print nothing else."""
 
     device: str | None = None
     """cuda, mps or cpu; None takes the best one here."""

@@ -44,7 +44,7 @@ def configured(
     """
     import tyro
 
-    args, file = _without(_with_leading_named(argv, leading), "--config", "a JSON file")
+    args, file = _without(_with_leading_named(cls, argv, leading), "--config", "a JSON file")
     mapping: Any = {}
     if file is not None:
         mapping = _read_json(file)
@@ -142,15 +142,20 @@ def _bounds_shown() -> ConstructorRegistry:
     return registry
 
 
-def _with_leading_named(argv: Sequence[str], fields: Sequence[str]) -> list[str]:
-    """STORE SAE --flag … as --store STORE --sae SAE --flag …"""
+def _with_leading_named(cls: Any, argv: Sequence[str], fields: Sequence[str]) -> list[str]:
+    """STORE SAE --flag … as --store STORE --sae SAE --flag …; a last field of several takes the rest"""
     words = list(takewhile(lambda arg: not arg.startswith("-"), argv))
+    several = fields and str(cls.__dataclass_fields__[fields[-1]].type).startswith("tuple")
+    rest: list[str] = []
+    if several and len(words) > len(fields):
+        words, rest = words[: len(fields)], words[len(fields) :]
     if fields and len(words) > len(fields):
         raise ValueError(f"expected {' '.join(fields).upper()} before the flags, got {' '.join(words)}")
     if not fields:
         return list(argv)
     names = fields[len(fields) - len(words) :]
-    return [*(f"--{name}={word}" for name, word in zip(names, words, strict=True)), *argv[len(words) :]]
+    named = [part for name, word in zip(names, words, strict=True) for part in (f"--{name}", word)]
+    return [*named, *rest, *argv[len(words) + len(rest) :]]
 
 
 def _read_json(file: str) -> Any:

@@ -11,6 +11,7 @@ from saelens_lite.atomic import check_output, write_file
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, with_short_names
 from saelens_lite.config import Above, AtLeast, Below
+from saelens_lite.text_table import in_format
 
 
 def run(argv: Sequence[str]) -> None:
@@ -60,7 +61,9 @@ def run(argv: Sequence[str]) -> None:
     )
     if config.output is not None:
         write_file(config.output, json.dumps(result.to_dict(), indent=1) + "\n")
-    print(with_short_names(str(result)))
+    print(with_short_names(in_format(result, config.format)))
+    if config.format != "table":
+        return
     if config.output is not None:
         print(f"numbers: {config.output}")
     if config.baseline is None:
@@ -132,6 +135,9 @@ class ProbeConfig:
 
     batch_size_texts: Annotated[int, AtLeast(1)] = 32
     """Texts in a forward pass."""
+
+    format: Literal["table", "markdown", "csv", "json"] = "table"
+    """How the numbers are printed; all but table print nothing else."""
 
     device: str | None = None
     """cuda, mps or cpu; None takes the best one here."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from saelens_lite.atomic import check_output
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, print_next
 from saelens_lite.config import Above, AtLeast, AtMost
+from saelens_lite.text_table import in_format
 
 if TYPE_CHECKING:
     from saelens_lite.analyze.stats.document_split import Split
@@ -108,6 +110,9 @@ def run(argv: Sequence[str]) -> None:
         seed=config.seed,
     )
     found.save(folder / "study.json")
+    if config.format != "table":
+        print(in_format(found, config.format))
+        return
     print(found)
     print()
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
@@ -169,11 +174,13 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
         "a small world: people of whom a model is taught some, told not to know some, and never shown the "
         "others",
         flush=True,
+        file=None if config.format == "table" else sys.stderr,
     )
     world = make_world(config.output, WorldConfig(seed=config.seed), split)
     print(
         f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen",
         flush=True,
+        file=None if config.format == "table" else sys.stderr,
     )
     folder = config.output
     made = {"model": f"{folder}/model", "sae": f"{folder}/sae", "baseline": f"{folder}/sae/frozen"}
@@ -311,6 +318,9 @@ class StudyConfig:
 
     seed: int = 0
     """Of the world, the split of entities, the controls and the intervals."""
+
+    format: Literal["table", "markdown", "csv", "json"] = "table"
+    """How the numbers are printed; all but table print nothing else to stdout."""
 
     device: str | None = None
     """cuda, mps or cpu; None: the best there is, and a CPU for the small world."""

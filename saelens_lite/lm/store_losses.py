@@ -19,6 +19,7 @@ from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.lm.replacement import splice
+from saelens_lite.progress import bar
 from saelens_lite.store.document_sample import sampled_rows
 from saelens_lite.store.reader import ActivationStore
 
@@ -97,6 +98,7 @@ def cross_entropies(
     max_tokens: int | None,
     batch_size_seqs: int = 8,
     kl: bool = False,
+    progress: bool = False,
 ) -> Losses:
     """Cross-entropy of the store's tokens under each replacement and, with kl, the divergence from the model.
 
@@ -106,13 +108,15 @@ def cross_entropies(
         model as it is
     fraction: score only the documents held out (hashing.is_held_out); None for all
     max_tokens: of documents drawn by hash that have this many rows (store/document_sample.py); None for all
+    progress: show a bar
     raises: ValueError for another model than the store's, losses that are not finite, or nothing to score
     """
     decoder = Decoder.of(model)
     ce, divergence = dict.fromkeys(replacements, 0.0), dict.fromkeys(replacements if kl else (), 0.0)
     n_tokens, n_contexts, documents = 0, 0, ByDocument()
     with evaluation_mode(decoder), torch.no_grad():
-        for batch in scored_contexts(store, fraction, max_tokens, batch_size_seqs):
+        batches = scored_contexts(store, fraction, max_tokens, batch_size_seqs)
+        for batch in bar(batches, f"cross-entropy of {len(replacements)}", "batch") if progress else batches:
             if n_contexts == 0:
                 check_model(decoder, store, point, batch)
             clean = _scored_logits(decoder, batch) if kl or None in replacements.values() else []

@@ -16,6 +16,7 @@ search           latents of an index
 labels           labels of latents, as files
 probe            labelled texts told apart by latents
 report           training runs beside each other
+convert          an SAE of one format into another
 saes             published SAEs, and which open
 study            the hallucination study
 """

@@ -32,6 +32,7 @@ COMMANDS = {
     "labels": "Labels of latents: shown, into a file, from a file",
     "probe": "How well few latents tell labelled texts apart, beside the activations themselves",
     "report": "What training runs did, beside each other, as one HTML page",
+    "convert": "An SAE of one format into another",
     "saes": "The SAEs that others published, and which of them open here",
     "study": "Latents of what the model knows, edited: does it then hallucinate, or refuse?",
 }

@@ -5,6 +5,8 @@ tensor_files         tensors from safetensors, .npz and .pt, without running cod
 recognise            which format the files at a place are of
 registry             the releases that people know by name, and which open
 saelens              the SAELens inference folder, which is our own format
+biases               an encoder that subtracts b_dec, and one that does not
+convert              an SAE written for another program
 centred              SAEs of a model whose writing weights were centred
 gemma_scope          Gemma Scope of Gemma 2
 gemma_scope_2        Gemma Scope of Gemma 3

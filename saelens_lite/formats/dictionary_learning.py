@@ -20,6 +20,7 @@ stays, as there. source: github.com/saprmarks/dictionary_learning 0.1.0
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,8 +30,10 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError
+from saelens_lite.formats.biases import subtracting
 from saelens_lite.formats.opened import Opened, Place, check_widths, named, opened, read_json
 from saelens_lite.formats.tensor_files import read_tensors
+from saelens_lite.sae.config import SAEConfig
 
 NAME = "dictionary_learning"
 HOLDS = "ae.pt, with a config.json that has a trainer"
@@ -93,6 +96,43 @@ def read(place: Place) -> Opened:
     return check_widths(sae, trainer.get("activation_dim"), trainer.get("dict_size"), where, config)
 
 
+def write(config: SAEConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """ae.pt and config.json of an SAE, in the class that computes the same.
+
+    A jumprelu SAE becomes a JumpReluAutoEncoder, whose encoder subtracts nothing; TopK and gated ones are
+    those that subtract; relu has a class for each.
+    """
+    subtracts = config.kind in ("topk", "gated") or (config.kind == "relu" and config.apply_b_dec_to_input)
+    dict_class = {
+        "topk": "AutoEncoderTopK",
+        "gated": "GatedAutoEncoder",
+        "jumprelu": "JumpReluAutoEncoder",
+        "relu": "AutoEncoder" if subtracts else "AutoEncoderNew",
+    }[config.kind]
+    moved = subtracting(config, tensors, wanted=subtracts)
+    theirs = {}
+    for ours, name in _NAMES[dict_class].items():
+        tensor = moved[ours].T if name.endswith(".T") else moved[ours]
+        theirs[name.removesuffix(".T")] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    trainer: dict[str, Any] = {
+        "dict_class": dict_class,
+        "activation_dim": config.d_model,
+        "dict_size": config.d_sae,
+        "lm_name": config.model_name,
+    }
+    if config.kind == "topk":
+        theirs |= {"k": torch.tensor(config.k, dtype=torch.int), "threshold": torch.tensor(-1.0)}
+        trainer["k"] = config.k
+    if layer := re.fullmatch(r"blocks\.(\d+)\.hook_resid_post", config.hook_point):
+        trainer |= {"layer": int(layer[1]), "submodule_name": f"resid_post_layer_{layer[1]}"}
+    elif config.trained_at:
+        trainer["submodule_name"] = config.trained_at
+    buffer = {"d_submodule": config.d_model, "io": "out", "ctx_len": config.metadata.get("context_size")}
+    text = json.dumps({"trainer": trainer, "buffer": buffer})
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    torch.save(theirs, folder / "ae.pt")
+
+
 def _weights(place: Place) -> Path | None:
     if place.path.is_file():
         return place.path if re.fullmatch(r"ae(_\d+)?\.pt", place.path.name) else None
@@ -120,6 +160,8 @@ def _at(trainer: Mapping[str, Any]) -> dict[str, Any]:
     module = trainer.get("submodule_name") or ""
     if (layer := trainer.get("layer")) is not None and module.startswith("resid_post"):
         found["hook_point"] = f"blocks.{layer}.hook_resid_post"
+    elif re.match(r"blocks\.\d+\.", module):
+        found["hook_point"] = module
     elif module:
         found["metadata"] = {"saelens_lite": {"module": module}}
     return found

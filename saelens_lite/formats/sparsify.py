@@ -13,12 +13,20 @@ model. source: github.com/EleutherAI/sparsify 1.3.3
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from safetensors.torch import save_file
+from torch import Tensor
+
 from saelens_lite.errors import CheckpointError
+from saelens_lite.formats.biases import subtracting
 from saelens_lite.formats.opened import Opened, Place, check_widths, expect, named, opened, read_json
 from saelens_lite.formats.tensor_files import read_tensors
+from saelens_lite.sae.config import SAEConfig
 
 NAME = "sparsify"
 HOLDS = "cfg.json and sae.safetensors"
@@ -61,6 +69,32 @@ def read(place: Place) -> Opened:
     )  # fmt: skip
     n_latents = cfg.get("num_latents") or cfg["d_in"] * cfg.get("expansion_factor", 0)
     return check_widths(sae, cfg["d_in"], n_latents, weights, place.folder / "cfg.json")
+
+
+def write(config: SAEConfig, tensors: Mapping[str, Tensor], folder: Path) -> None:
+    """cfg.json and sae.safetensors of an SAE. raises: ValueError for a kind that is no TopK"""
+    if config.kind != "topk":
+        raise ValueError(
+            f"sparsify cannot hold an SAE of kind {config.kind!r}: it has TopK alone; formats saelens and "
+            "dictionary_learning hold it"
+        )
+    moved = subtracting(config, tensors, wanted=True)
+    norms = moved["W_dec"].double().norm(dim=1)
+    cfg = {
+        "activation": "topk",
+        "expansion_factor": max(1, config.d_sae // config.d_model),
+        "normalize_decoder": bool((norms - 1).abs().max() < 1e-3),
+        "num_latents": config.d_sae,
+        "k": config.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+        "d_in": config.d_model,
+    }
+    (folder / "cfg.json").write_text(json.dumps(cfg), encoding="utf-8")
+    theirs = {"encoder.weight": moved["W_enc"].T, "encoder.bias": moved["b_enc"]}
+    theirs |= {"W_dec": moved["W_dec"], "b_dec": moved["b_dec"]}
+    save_file({name: tensor.contiguous() for name, tensor in theirs.items()}, folder / "sae.safetensors")
 
 
 def _at(place: Place) -> dict[str, Any]:

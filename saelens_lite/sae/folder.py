@@ -34,6 +34,7 @@ from torch import Tensor
 from saelens_lite.atomic import sync
 from saelens_lite.errors import CheckpointError
 from saelens_lite.formats import saelens
+from saelens_lite.formats.convert import write_for
 from saelens_lite.formats.recognise import FOREIGN
 from saelens_lite.formats.saelens import BEFORE, CFG, SAVING, SPARSITY, WEIGHTS, found_aside
 from saelens_lite.json_data import loads
@@ -95,6 +96,17 @@ class SAEFolder:
                 "memory is untouched"
             ) from error
         return folder
+
+    @names_misfits
+    def export(self, folder: str | Path, to: str) -> Path:
+        """Write the SAE as another program's folder: to="sparsify" or "dictionary_learning".
+
+        What that program computes is what this SAE computes: a subtraction of b_dec moves into the biases
+        where it has none, or the other way round. SAELens opens what `save` writes.
+        returns: the folder, which must be new or empty
+        raises: ValueError for what the format cannot hold, such as a kind or a normalisation; FileExistsError
+        """
+        return write_for(self.config, self.state_dict(), Path(folder), to)
 
     @classmethod
     @names_misfits

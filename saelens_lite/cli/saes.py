@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import print_next
 from saelens_lite.errors import nearest
-from saelens_lite.formats.registry import NEEDS_TRANSCODERS, OPENS, REFUSED, Release, is_embedding, releases
+from saelens_lite.sae.registry import NEEDS_TRANSCODERS, OPENS, REFUSED, Release, is_embedding, releases
 from saelens_lite.text_table import aligned, cell
 
 _SAID = {OPENS: "open here", NEEDS_TRANSCODERS: "need transcoders", REFUSED: "refused"}

@@ -3,7 +3,6 @@
 opened               the common shape: a place, and the SAE in our terms
 tensor_files         tensors from safetensors, .npz and .pt, without running code
 recognise            which format the files at a place are of
-registry             the releases that people know by name, and which open
 saelens              the SAELens inference folder, which is our own format
 biases               an encoder that subtracts b_dec, and one that does not
 convert              an SAE written for another program

@@ -5,6 +5,7 @@ autoencoder   encode, decode and forward
 nonlinearity  ReLU, TopK, JumpReLU and Gated
 latents       the latents of many tokens, kept sparse
 folder        the folder on disk, whole or absent
+registry      the releases that people know by name, and which open
 source        where the files of an SAE are: a path, a release, or a repository
 metrics       fvu, l0 and dead latents, as streaming sums
 """

@@ -12,10 +12,11 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from saelens_lite.errors import CheckpointError
-from saelens_lite.formats import registry, saelens
+from saelens_lite.formats import saelens
 from saelens_lite.formats.opened import Place
 from saelens_lite.formats.recognise import FOREIGN, recognised
 from saelens_lite.formats.saelens import CFG, WEIGHTS
+from saelens_lite.sae import registry
 
 _REPOSITORY = re.compile(r"([^./~\\][^/\\]*/[^/\\]+)(?:/(.+))?")
 _FILES = tuple(dict.fromkeys(name for form in (saelens, *FOREIGN.values()) for name in form.FILES))
@@ -38,7 +39,7 @@ class Source(NamedTuple):
 def located(path: str | Path, folder: str | None, format: str | None) -> Source:
     """The files of an SAE and their format; fetched when they are not on this machine.
 
-    path: in this order, what exists; a release of formats/registry.py, release[/id]; a repository,
+    path: in this order, what exists; a release of sae/registry.py, release[/id]; a repository,
         owner/name[/folder]
     folder: the folder inside it, or the SAE's id in the release
     raises: CheckpointError where there are none, naming what is there; ValueError for another format

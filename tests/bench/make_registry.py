@@ -1,4 +1,4 @@
-"""Writes saelens_lite/formats/releases.json.xz from the table of releases in sae-lens' wheel.
+"""Writes saelens_lite/sae/releases.json.xz from the table of releases in sae-lens' wheel.
 
 usage: .venv-peers/bin/python tests/bench/make_registry.py
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import yaml
 
-OUTPUT = Path(__file__).parents[2] / "saelens_lite" / "formats" / "releases.json.xz"
+OUTPUT = Path(__file__).parents[2] / "saelens_lite" / "sae" / "releases.json.xz"
 
 
 def main() -> None:

@@ -10,10 +10,10 @@ import torch
 
 from saelens_lite.cli.commands import main
 from saelens_lite.errors import CheckpointError
-from saelens_lite.formats import registry
 from saelens_lite.formats.recognise import NAMES
-from saelens_lite.formats.registry import releases
+from saelens_lite.sae import registry
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.registry import releases
 
 DATA = Path(registry.__file__).with_name("releases.json.xz")
 

@@ -4,6 +4,7 @@ bootstrap       cluster bootstrap, rank p-values, corrections for many tests
 ranks           AUROC and Spearman's correlation
 rivals          scores beside what the surface of the items says
 rival_report    verdicts on scores as a table
+calibration     thresholds of a false-alarm rate, errors of probabilities
 raters          two raters compared
 logistic        logistic regression on standardised rows
 interval_plots  estimates with their intervals as pictures

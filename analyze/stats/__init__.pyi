@@ -3,6 +3,9 @@ from .bootstrap import benjamini_hochberg as benjamini_hochberg
 from .bootstrap import cluster_bootstrap as cluster_bootstrap
 from .bootstrap import rank_p as rank_p
 from .bootstrap import westfall_young_p as westfall_young_p
+from .calibration import brier_score as brier_score
+from .calibration import calibration_error as calibration_error
+from .calibration import conformal_threshold as conformal_threshold
 from .document_split import Selection as Selection
 from .document_split import Split as Split
 from .document_split import select_latents as select_latents

@@ -8,6 +8,7 @@ answers        how an answer is judged
 judge          free answers judged by text
 generation     answers of any length
 kept           what an interrupted run has done
+monitor        scores of not knowing, read while a model writes
 half           one half of the questions, answered
 planned_edits  which edits are made, at which dose
 result         effects as a table

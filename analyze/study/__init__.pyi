@@ -3,6 +3,9 @@ from .answers import NextToken as NextToken
 from .chat import as_chat as as_chat
 from .generation import OpenAnswer as OpenAnswer
 from .judge import Judge as Judge
+from .monitor import Alarm as Alarm
+from .monitor import Monitor as Monitor
+from .monitor import fit_alarm as fit_alarm
 from .questions import Question as Question
 from .records import read_questions as read_questions
 from .result import StudyResult as StudyResult

@@ -6,6 +6,7 @@ stream_edit   how an edit reaches the stream, and at which tokens
 controls      latents and directions to compare an edit with
 doses         the effect of an edit by its strength
 neutral_text  what an edit does to neutral text
+refusal_logit  a constant on the logit of refusal
 """
 
 from saelens_lite.faces import face

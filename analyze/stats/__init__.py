@@ -6,6 +6,8 @@ rivals          scores beside what the surface of the items says
 rival_report    verdicts on scores as a table
 calibration     thresholds of a false-alarm rate, errors of probabilities
 raters          two raters compared
+attempts        answers that were tried, and their risk
+power           items that an effect needs
 logistic        logistic regression on standardised rows
 interval_plots  estimates with their intervals as pictures
 document_split  selection and test on different documents

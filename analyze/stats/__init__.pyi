@@ -9,6 +9,7 @@ from .calibration import conformal_threshold as conformal_threshold
 from .document_split import Selection as Selection
 from .document_split import Split as Split
 from .document_split import select_latents as select_latents
+from .power import entities_needed as entities_needed
 from .ranks import auroc as auroc
 from .ranks import spearman as spearman
 from .raters import Agreement as Agreement

@@ -1,14 +1,13 @@
 from .answers import Answers as Answers
 from .answers import NextToken as NextToken
-from .chat import as_chat as as_chat
 from .generation import OpenAnswer as OpenAnswer
 from .judge import Judge as Judge
 from .monitor import Alarm as Alarm
 from .monitor import Monitor as Monitor
 from .monitor import fit_alarm as fit_alarm
 from .questions import Question as Question
+from .questions import as_chat as as_chat
 from .records import read_questions as read_questions
 from .result import StudyResult as StudyResult
 from .result import StudyRow as StudyRow
-from .size import entities_needed as entities_needed
 from .study import HallucinationStudy as HallucinationStudy

@@ -98,6 +98,14 @@ def first_tokens(tokenizer: Any, prompt: str, words: Sequence[str | int], separa
     return [word if isinstance(word, int) else after(separator + word) for word in words]
 
 
+def refusal_ids(judge: Any, tokenizer: Any, prompt: str) -> list[int] | None:
+    """The tokens by which a judge knows a refusal, if it does by tokens."""
+    words = getattr(judge, "refusal", None)
+    if words is None or callable(words):
+        return None
+    return first_tokens(tokenizer, prompt, words, getattr(judge, "separator", " "))
+
+
 def _token_after(tokenizer: Any, prompt: str, text: str) -> int:
     """The first token of a text behind the prompt. raises: ValueError where it begins in the prompt, or for
     none"""
@@ -118,3 +126,42 @@ def _next_logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         given["logits_to_keep"] = 1
     with torch.no_grad():
         return model(**given).logits[:, -1].float().cpu()
+
+
+class SharedTokens(NamedTuple):
+    """Right answers that begin with the first token of another one.
+
+    n_answers: questions with a right answer; n_shared: those whose first right answer begins like another
+    n_tokens: different first tokens; commonest: the text of the commonest one, and how many answers it begins
+    """
+
+    n_answers: int
+    n_shared: int
+    n_tokens: int
+    commonest: tuple[str, int]
+
+    def __str__(self) -> str:
+        text, n = self.commonest
+        return (
+            f"{self.n_shared} of {self.n_answers} right answers begin with the first token of a different "
+            "answer "
+            f"({self.n_tokens} first tokens; {text!r} begins {n})"
+        )
+
+
+def shared_first_tokens(
+    tokenizer: Any, records: Sequence[Question], separator: str = " "
+) -> SharedTokens | None:
+    """How many right answers a judge of the first token takes for another; None without right answers."""
+    told: dict[int, list[str]] = {}
+    for record in records:
+        if record.answers:
+            answer = record.answers[0]
+            [token] = first_tokens(tokenizer, record.prompt, [answer], separator)
+            told.setdefault(token, []).append(answer)
+    if not told:
+        return None
+    shared = sum(len(answers) for answers in told.values() if len(set(answers)) > 1)
+    token, most = max(told.items(), key=lambda item: len(item[1]))
+    n_answers = sum(map(len, told.values()))
+    return SharedTokens(n_answers, shared, len(told), (tokenizer.decode([token]), len(most)))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.kept_values import Kept, digest_of
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit, run_to
@@ -20,7 +21,6 @@ from saelens_lite.lm.positions import Positions, Where
 
 from .answers import Answers, Judge, NextToken
 from .generation import OpenAnswer
-from .kept import Kept, digest_of
 from .questions import Batch, Position, Question, batches
 
 Edit = Callable[[Where], AbstractContextManager]
@@ -72,6 +72,7 @@ class Side:
     """Questions about known: bool[n] and other entities.
 
     clusters: the entity or group of each; acts: float32[n d_model] at the entity's last token
+    first: the first question of each of the `entities`
     """
 
     def __init__(
@@ -91,13 +92,14 @@ class Side:
         self._decoder, self._generated, self._kept = Decoder(model), generated, kept
         self.known = torch.tensor(known, dtype=torch.bool)
         self.records, self.clusters = tuple(records), [record.cluster for record in records]
+        self._size = batch_size_seqs
         self._batches = list(batches(tokenizer, records, batch_size_seqs, position))
         self._judges = [_bound(judge, tokenizer, batch.records) for batch in self._batches]
         self.acts = self._clean_acts()
         first: dict[tuple[str, bool], int] = {}
         for i, entity in enumerate(zip(self.clusters, known)):
             first.setdefault(entity, i)
-        rows = list(first.values())
+        self.first = rows = list(first.values())
         names, types = [self.clusters[i] for i in rows], [records[i].type for i in rows]
         self.entities = Entities(self.acts[rows], self.known[rows], names, types)
 
@@ -158,6 +160,13 @@ class Side:
         columns = (answers.refused.cpu().double(), answers.correct.cpu().double(), change.double())
         texts = None if answers.texts is None else list(answers.texts)
         return {**dict(zip(_COLUMNS, columns)), "margin": margin, "texts": texts}
+
+    def tokens_of(self, i: int) -> tuple[list[int], list[int], int]:
+        """Of question i: its tokens, those of the entity (or prompt), and the place of the last of these."""
+        batch, row = self._batches[i // self._size], i % self._size
+        real = batch.inputs["attention_mask"][row].bool()
+        ids, whole = batch.inputs["input_ids"][row][real], batch.whole[row][real]
+        return ids.tolist(), ids[whole].tolist(), int(whole.nonzero().max())
 
     def push(self, make: Edit) -> float:
         """How far an edit moves the stream, without answers."""

@@ -9,10 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.lm.positions import Where
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.directions import steer_direction
-from ..edits.latents import ablate, clamp, replace_with_reconstruction
+from ..edits.latents import ablate, clamp, replace_with_reconstruction, steer
 from ..edits.neutral_text import SideEffects
 from ..edits.stream_edit import latent_acts_of
 from ..stats.document_split import Selection
@@ -20,6 +21,12 @@ from .half import Edit, Outcome
 
 TYPICAL = 0.95
 """Quantile of a latent's positive activations that dose 1 of a clamp sets."""
+
+MODES = ("mean", "steer")
+"""Besides clamps and ablations to zero: ablations to the mean, and typical values added."""
+
+_MEASURES = ("hallucination", "refusal")
+"""What clamps of known latents should raise, and what those of unknown ones should; ablations the other."""
 
 _N_BISECTIONS = 12
 
@@ -70,29 +77,105 @@ class EditsOf:
         self.model, self.hook_point, self.chosen = model, hook_point, chosen
         self._acts = acts
 
-    def clamp(self, known: bool) -> Callable[..., Any]:
-        """From a dose and the tokens: the first n latents held at that multiple of their typical values."""
-        sae, latents = self.chosen.sae, self.clamped(known)
-        return partial(held, self.model, sae, latents, typical(sae, latents, self._acts), self.hook_point)
+    def latents(self, known: bool, n: int) -> Tensor:
+        """The first n; raises: ValueError where fewer were chosen"""
+        of = (self.chosen.known if known else self.chosen.unknown).latents
+        if n > len(of):
+            raise ValueError(
+                f"sizes expected groups of at most {len(of)} latents, as many as were chosen, got {n}: "
+                "choose more with n_ablated="
+            )
+        return of[:n]
 
-    def clamped(self, known: bool) -> Tensor:
-        return self._of(known).latents[: self.chosen.n]
+    def all_of(self, known: bool) -> int:
+        return len((self.chosen.known if known else self.chosen.unknown).latents)
 
-    def ablations(self, known: bool) -> list[tuple[Tensor, Edit]]:
-        """As many latents removed as are clamped, and all that were chosen."""
-        latents = self._of(known).latents
-        return [
-            (latents[:n], partial(_removed, self.model, self.chosen.sae, latents[:n], self.hook_point))
-            for n in dict.fromkeys((self.chosen.n, len(latents)))
-        ]
+    def typical(self, latents: Tensor) -> Tensor:
+        return typical(self.chosen.sae, latents, self._acts)
 
-    def splice(self, where: Tensor) -> Any:
+    def mean(self, latents: Tensor) -> Tensor:
+        """float[n]: mean activation of each on these rows."""
+        sae = self.chosen.sae
+        with torch.no_grad():
+            z = latent_acts_of(sae, self._acts.to(sae.device, sae.dtype), latents.to(sae.device))
+        return z.float().cpu().mean(0)
+
+    def clamp(self, latents: Tensor) -> Callable[..., Any]:
+        """From a dose and the tokens: latents held at that multiple of their typical values."""
+        return partial(held, self.model, self.chosen.sae, latents, self.typical(latents), self.hook_point)
+
+    def steer(self, latents: Tensor) -> Callable[..., Any]:
+        """From a dose and the tokens: that multiple of their typical values added, whatever they are."""
+        return partial(_added, self.model, self.chosen.sae, latents, self.typical(latents), self.hook_point)
+
+    def remove(self, latents: Tensor, to: Tensor | None = None) -> Edit:
+        """Latents set to zero, or to given values."""
+        return partial(_removed, self.model, self.chosen.sae, latents, self.hook_point, to)
+
+    def splice(self, where: Where) -> Any:
         return replace_with_reconstruction(
             self.model, self.chosen.sae, where=where, hook_point=self.hook_point
         )
 
-    def _of(self, known: bool) -> Selection:
-        return self.chosen.known if known else self.chosen.unknown
+
+class Prepared(NamedTuple):
+    """An edit with what its controls need.
+
+    target: float[n latents], to what the latents are set, or what is added to them
+    """
+
+    planned: Planned
+    edit: Any
+    target: Tensor
+    adds: bool = False
+
+
+def planned_edits(
+    edits: EditsOf,
+    name: str,
+    doses: Sequence[float],
+    push: Callable[[Edit], float],
+    pushes: dict[tuple[bool, str, float], float],
+    modes: Sequence[str] = (),
+    sizes: Sequence[int] = (),
+) -> list[Prepared]:
+    """The edits of one SAE. Those of the trained one fill in `pushes`, and the baseline's are made as strong.
+
+    modes: further ones, of MODES; sizes: of further groups, each clamped and ablated
+    """
+    chosen, found = edits.chosen, []
+    for known in (True, False):
+        what, measure, other = ("known", *_MEASURES) if known else ("unknown", *_MEASURES[::-1])
+        for n in dict.fromkeys((chosen.n, *sizes)):
+            latents = edits.latents(known, n)
+            group = what if n == chosen.n else f"{n} {what}"
+            strong = {"clamp": edits.clamp} | ({"steer": edits.steer} if "steer" in modes else {})
+            for mode, of in strong.items():
+                title, act, unit = f"{mode} {group}", of(latents), edits.typical(latents)
+
+                def push_at(dose: float, act: Any = act) -> float:
+                    return push(partial(act, dose))
+
+                for dose in doses:
+                    own, key = dose, (known, title, dose)
+                    if name == "trained":
+                        pushes[key] = push_at(dose)
+                    else:
+                        own = dose_for_push(push_at, pushes[key], doses)
+                    planned = Planned(title, name, dose, measure, tuple(latents.tolist()), own)
+                    found.append(Prepared(planned, partial(act, own), own * unit, mode == "steer"))
+        n_all = edits.all_of(known)
+        for n in dict.fromkeys((chosen.n, n_all, *sizes)):
+            latents = edits.latents(known, n)
+            group = {n_all: f"many {what}", chosen.n: f"few {what}"}.get(n, f"{n} {what}")
+            targets = {f"ablate {group}": None}
+            if "mean" in modes:
+                targets[f"ablate {group} to mean"] = edits.mean(latents)
+            for title, target in targets.items():
+                planned = Planned(title, name, None, other, tuple(latents.tolist()))
+                removed = edits.remove(latents, target)
+                found.append(Prepared(planned, removed, torch.zeros(n) if target is None else target))
+    return found
 
 
 def typical(sae: SparseAutoencoder, latents: Tensor, acts: Tensor) -> Tensor:
@@ -109,7 +192,7 @@ def held(
     typical_acts: Tensor,
     hook_point: str,
     dose: float,
-    where: Tensor,
+    where: Where,
     **how: Any,
 ) -> Any:
     unit = {"unit": "max_act", "max_act": typical_acts}
@@ -123,19 +206,27 @@ def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float)
 
 
 def as_far(
-    sae: SparseAutoencoder, latents: Tensor, target: Tensor, acts: Tensor, directions: Tensor
+    sae: SparseAutoencoder,
+    latents: Tensor,
+    target: Tensor,
+    acts: Tensor,
+    directions: Tensor,
+    adds: bool = False,
 ) -> Tensor:
     """Directions of controls, each draw scaled to move the rows as far, on average, as the latents' own do.
 
     Chosen latents may point alike, and then their changes add up to more than those of random latents: a
     control without this scale would be weaker.
 
-    target: float[n], to what the latents are set; acts: float[n_rows d_model]
+    target: float[n], to what the latents are set, or with adds=True what is added to them
+    acts: float[n_rows d_model]
     directions, and returned: float[n_draws n d_model]; unscaled where latents silent on all rows are set to 0
     """
     with torch.no_grad():
         wide = acts.to(sae.device, sae.dtype)
-        written = target.to(wide) - latent_acts_of(sae, wide, latents.to(sae.device))
+        written = target.to(wide).expand(len(wide), -1)
+        if not adds:
+            written = written - latent_acts_of(sae, wide, latents.to(sae.device))
         share = written / wide.norm(dim=-1, keepdim=True)
         row_scale = sae.normalize(wide)[1]
         share = share if row_scale is None else share * row_scale
@@ -161,7 +252,28 @@ def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Seque
     return float(((low + high) / 2).exp())
 
 
-def _removed(
-    model: nn.Module, sae: SparseAutoencoder, latents: Tensor, hook_point: str, where: Tensor, **how: Any
+def _added(
+    model: nn.Module,
+    sae: SparseAutoencoder,
+    latents: Tensor,
+    typical_acts: Tensor,
+    hook_point: str,
+    dose: float,
+    where: Where,
+    **how: Any,
 ) -> Any:
-    return ablate(model, sae, latents, where=where, hook_point=hook_point, **how)
+    unit = {"unit": "max_act", "max_act": typical_acts}
+    return steer(model, sae, latents, dose, where=where, hook_point=hook_point, **unit, **how)
+
+
+def _removed(
+    model: nn.Module,
+    sae: SparseAutoencoder,
+    latents: Tensor,
+    hook_point: str,
+    to: Tensor | None,
+    where: Where,
+    **how: Any,
+) -> Any:
+    value = {} if to is None else {"value": "mean", "mean": to}
+    return ablate(model, sae, latents, where=where, hook_point=hook_point, **value, **how)

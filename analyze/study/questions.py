@@ -1,10 +1,10 @@
-"""Questions, most of them about an entity, each with what is true, and their tokens."""
+"""Questions, most of them about an entity, each with what is true: as turns of a chat, and as tokens."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -112,13 +112,67 @@ class Question:
 class Batch:
     """Records as tokens, int64[batch width] padded on the left.
 
-    entity, last: bool[batch width], the tokens of the entity that are edited, and its last one
+    entity, last: bool[batch width], the tokens that are edited, and the entity's last one
+    whole: bool[batch width], all tokens of the entity, or of the prompt where there is none
     """
 
     records: tuple[Question, ...]
     inputs: dict[str, Tensor]
     entity: Tensor
     last: Tensor
+    whole: Tensor
+
+
+def as_chat(
+    tokenizer: Any, records: Sequence[Question], *, template: str | None = None, system: str | None = None
+) -> list[Question]:
+    """The questions with their prompts written by the chat template, up to where the answer begins.
+
+    Entities keep their place, and questions their group. A question without an entity is then one about the
+    end of the prompt: its last token is the last of the template.
+
+    template: a Jinja template, run in a sandbox; None takes the tokenizer's own
+    system: what the system turn says; None writes none
+    raises: ValueError where there is no template, where it fails, or where it does not write each prompt once
+    """
+    if not getattr(tokenizer, "chat_template", None) and template is None:
+        raise ValueError(
+            f"a chat expected a template, got none, as {type(tokenizer).__name__} of "
+            f"{tokenizer.name_or_path or 'this model'} has none: give one as a string (--chat-template), "
+            "or ask "
+            "without --chat"
+        )
+    turns = [] if system is None else [{"role": "system", "content": system}]
+    found = []
+    for record in records:
+        try:
+            text = tokenizer.apply_chat_template(
+                [*turns, {"role": "user", "content": record.prompt}],
+                chat_template=template,
+                tokenize=False,
+                add_generation_prompt=True,
+            )
+        except Exception as error:  # whatever a template of a stranger raises
+            raise ValueError(f"the chat template fails on {record.prompt!r}: {error}") from error
+        if text.count(record.prompt) != 1:
+            raise ValueError(
+                f"the chat template expected to write the prompt {record.prompt!r} once, got {text!r}"
+            )
+        start, place = text.index(record.prompt), record.place
+        span = None if place is None else (start + place[0], start + place[1])
+        found.append(replace(record, prompt=text, span=span, group=record.cluster))
+    return found
+
+
+def with_instruction(records: Sequence[Question], instruction: str) -> list[Question]:
+    """The questions with a sentence before their prompts; entities keep their place, and questions their
+    group."""
+    before = instruction.strip() + " "
+    found = []
+    for record in records:
+        span = None if record.place is None else tuple(len(before) + at for at in record.place)
+        found.append(replace(record, prompt=before + record.prompt, span=span, group=record.cluster))
+    return found
 
 
 def batches(
@@ -146,11 +200,10 @@ def batches(
         last = prompt_last if position == "prompt_last" else span_mask(rows, spans, "last")
         about_none = torch.tensor([record.place is None for record in of_batch])
         last = torch.where(about_none[:, None], prompt_last, last)
-        edited = {"prompt_last": prompt_last, "everywhere": holds, "last": last}.get(position)
-        if edited is None:
-            edited = span_mask(rows, spans, "all")
+        whole = span_mask(rows, spans, "all")
+        edited = {"prompt_last": prompt_last, "everywhere": holds, "last": last, "all": whole}[position]
         inputs = {name: rows[name] for name in ("input_ids", "attention_mask")}
-        yield Batch(of_batch, inputs, edited, last)
+        yield Batch(of_batch, inputs, edited, last, whole)
 
 
 def _encoded(tokenizer: Any, prompt: str) -> dict[str, list[Any]]:

@@ -14,11 +14,16 @@ from torch import Tensor
 from saelens_lite.atomic import write_file
 from saelens_lite.text_table import Lines, Tabular, filled_columns, span
 
-from ..stats.bootstrap import Interval, benjamini_hochberg, cluster_bootstrap, rank_p, spread
+from ..edits.refusal_logit import TradeOff
+from ..stats.attempts import Attempts, attempts
+from ..stats.bootstrap import Interval, cluster_bootstrap, rank_p, spread, westfall_young_p
 from ..stats.document_split import document_ids
 from ..stats.interval_plots import interval_plot
+from ..stats.rival_report import RivalReport
+from .fixed_outcomes import FixedOutcome
 from .half import Outcome, Side
 from .planned_edits import Planned
+from .surface import AcrossTypes
 
 MEASURES = {
     "hallucination": "share of questions about unknown entities that are answered",
@@ -57,7 +62,8 @@ class StudyRow:
 
     measures: of MEASURES, with intervals over entities
     controls: float64[n_controls], the tested measure under each matched set; control_push: their median push
-    p: rank of the edit among them; p_adjusted: by Benjamini and Hochberg for all tested edits
+    p: rank of the edit among them; p_adjusted: among the largest of each draw's effects over all tested
+        edits, so that none of them is false with a chance above it; the primary outcome needs no correction
     less_baseline: the tested measure less that of the same edit of the baseline, question by question
     """
 
@@ -69,6 +75,23 @@ class StudyRow:
     p: float | None
     p_adjusted: float | None
     less_baseline: Interval | None
+    attempts: Attempts
+
+
+class Flipped(NamedTuple):
+    """A question that an edit turned: what the answer was worth before and after, and the texts if any.
+
+    place: the entity in the prompt, in characters
+    """
+
+    edit: str
+    prompt: str
+    place: tuple[int, int] | None
+    known: bool
+    before: str
+    after: str
+    text_before: str
+    text_after: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,6 +99,8 @@ class StudyResult(Tabular):
     """The outcome of `HallucinationStudy.run`; printing it shows the table.
 
     n_known, n_unknown: entities that were measured; score: whether "rates" or "logits" were tested
+    fixed: the primary outcome and mitigation; curve: the trade-off of a constant on the logit of refusal
+    guard: what latents read beside surface rivals; across: between types; flipped: examples
     """
 
     rows: tuple[StudyRow, ...]
@@ -86,6 +111,11 @@ class StudyResult(Tabular):
     n_questions: int
     confidence: float
     score: str
+    fixed: tuple[FixedOutcome, ...] = ()
+    curve: tuple[TradeOff, ...] = ()
+    guard: RivalReport | None = None
+    across: tuple[AcrossTypes, ...] = ()
+    flipped: tuple[Flipped, ...] = ()
     _left = 2
 
     def row(self, name: str, sae: str = "trained", dose: float | None = None) -> StudyRow:
@@ -117,11 +147,18 @@ class StudyResult(Tabular):
                 cells["less_baseline"] = row.less_baseline.to_dict()
             if (of := edit.side_effects) is not None:
                 cells |= {"delta_ce": of.delta_ce.to_dict(), "kl": of.kl.to_dict(), "neutral_push": of.push}
-            rows.append(cells)
+            rows.append(cells | {"attempts": row.attempts._asdict()})
         names = ("hook_point", "n_known", "n_unknown", "n_questions", "confidence", "score")
         detection = [found._asdict() for found in self.detections]
         facts = {name: getattr(self, name) for name in names}
-        return {**facts, "measures": MEASURES, "rows": rows, "detection": detection}
+        more = {
+            "fixed": [of.to_dict() for of in self.fixed],
+            "refusal_logit": [of._asdict() for of in self.curve],
+            "guard": None if self.guard is None else self.guard.to_dict(),
+            "across_types": [of._asdict() for of in self.across],
+            "flipped": [of._asdict() for of in self.flipped],
+        }
+        return {**facts, "measures": MEASURES, "rows": rows, "detection": detection, **more}
 
     def summary(self) -> list[str]:
         """What the clamps at the dose nearest to 1 show, and what they do not: a few sentences."""
@@ -132,6 +169,18 @@ class StudyResult(Tabular):
             sentence
             for name, measure in zip(("clamp known", "clamp unknown"), self.tested)
             for sentence in self._said_of(name, measure, dose)
+        ]
+        said += map(str, self.fixed)
+        if self.guard is not None:
+            verdicts = [f"{row.name} {row.auroc:.2f}: {row.verdict}" for row in self.guard.scores]
+            said.append(f"Beside surface rivals (AUROC): {'; '.join(verdicts)}.")
+        elif self.rows:
+            said.append("Surface rivals: too few entities on a side of the split to tell.")
+        said += [
+            f"Type {of.type!r}: AUROC {of.inside:.2f} of the latent that its own entities chose, "
+            f"{of.outside:.2f} of "
+            "that which other types chose."
+            for of in self.across
         ]
         said.append(
             "Edited were a few latents at one hook point, on the entity's own tokens, found on other "
@@ -226,7 +275,7 @@ class StudyResult(Tabular):
 
     def _lines(self, measure: str, beside: Sequence[str]) -> Lines:
         heads = ["edit", "SAE", "dose", "push", measure, f"{self.confidence:.0%} interval"]
-        heads += ["controls 5–95 %", "p", "p BH", "less baseline", *beside, "ΔCE", "KL"]
+        heads += ["controls 5–95 %", "p", "p max", "less baseline", *beside, "ΔCE", "KL"]
         table = [heads]
         for row in self.rows:
             edit, of = row.edit, row.measures[measure]
@@ -297,7 +346,11 @@ def assembled(
         edit = done[i][0]
         drawn[i] = torch.stack([control.measures(known)[edit.measure].mean() for control in edit.controls])
         p[i] = rank_p(items[i][edit.measure].mean(), drawn[i]).item()
-    adjusted = dict(zip(tested, benjamini_hochberg(torch.tensor([p[i] for i in tested])).tolist()))
+    adjusted = {}
+    if tested:
+        seen = torch.stack([items[i][done[i][0].measure].mean() for i in tested])
+        rankings = torch.stack([drawn[i] for i in tested], 1)  # row j: the j-th fake ranking, all its edits
+        adjusted = dict(zip(tested, westfall_young_p(seen, rankings).tolist()))
     same = {(edit.name, edit.dose): i for i, (edit, _) in enumerate(done) if edit.sae == "baseline"}
     rows = []
     for i, (edit, outcome) in enumerate(done):
@@ -307,7 +360,8 @@ def assembled(
             [less] = intervals(edit.measure, [items[i][edit.measure] - items[rival][edit.measure]])
         push = torch.tensor([of.push for of in edit.controls]).median().item() if i in drawn else None
         found = (drawn.get(i), push, p.get(i), adjusted.get(i))
-        rows.append(StudyRow(edit, outcome.push, measures[i], *found, less))
+        tried = attempts(outcome.refused, outcome.correct, outcome.margin)
+        rows.append(StudyRow(edit, outcome.push, measures[i], *found, less, tried))
     n_known, n_unknown = (len(of.unique()) for of in (ids_known, ids_unknown))
     facts = (side.hook_point, n_known, n_unknown, len(known), bootstrap["confidence"], score)
     return StudyResult(tuple(rows), tuple(detections), *facts)

@@ -25,27 +25,27 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.kept_values import Kept, digest_of, fingerprint
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.misfits import names_misfits
-from saelens_lite.progress import bar
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from ..edits.controls import diff_mean, matched_latents, probe_direction
-from ..edits.neutral_text import NeutralText, side_effects
+from ..edits.controls import diff_mean, probe_direction
+from ..edits.neutral_text import NeutralText
+from ..edits.refusal_logit import QUANTILES
 from ..edits.stream_edit import latent_acts_of
 from ..latents.compatibility import fits
-from ..latents.moments import latent_stats
 from ..stats.document_split import Selection, Split, select_latents
 from ..stats.ranks import auroc
-from .answers import Judge, NextToken
+from .answers import Judge, NextToken, refusal_ids
+from .effects import Cost, Effects, cost_of
+from .fixed_outcomes import MITIGATION_DOSES
 from .generation import OpenAnswer, passes_of_answer
 from .half import Edit, Outcome, Side
-from .kept import Kept, digest_of, fingerprint
 from .labels import check_labels, labelled
-from .planned_edits import Chosen, EditsOf, Planned, along, as_far, dose_for_push, held, typical
+from .planned_edits import MODES, Chosen, held, typical
 from .questions import POSITIONS, Position, Question
-from .result import Detection, StudyResult, assembled
-from .size import Cost, cost_of
+from .result import Detection, StudyResult
 
 
 class HallucinationStudy:
@@ -90,6 +90,7 @@ class HallucinationStudy:
         decoder = Decoder(model)
         point = fits(sae, decoder, hook_point)
         self.model, self.sae, self.baseline, self.hook_point = model, sae, baseline, point
+        self.tokenizer = tokenizer
         self.records, self.split = tuple(records), split or Split()
         how = {"hook_point": point, "position": position, "batch_size_seqs": batch_size_seqs}
         self._side_of = partial(Side, model, tokenizer, generated=generated, **how)
@@ -212,6 +213,9 @@ class HallucinationStudy:
         score: Literal["rates", "logits"] = "rates",
         rivals: Mapping[str, Edit] | None = None,
         neutral: NeutralText | None = None,
+        modes: Sequence[Literal["mean", "steer"]] = (),
+        sizes: Sequence[int] = (),
+        instructed: Sequence[Question] | None = None,
         seed: int = 0,
         n_resamples: int = 2000,
         confidence: float = 0.95,
@@ -229,8 +233,13 @@ class HallucinationStudy:
         score: what is tested: "rates" of answers and refusals, or how far the "logits" of the two are apart
         rivals: further edits by name, each made from the tokens to edit, bool[batch width]
         neutral: texts for side effects of the edits of latents, which then act on all their tokens
+        modes: further edits: ablations to the "mean", typical values added whatever the latent is ("steer")
+        sizes: groups of latents, the best so many, that are clamped and ablated too
+        instructed: the study's questions with an instruction in their prompts, as a rival
         raises: ValueError for latents that the testing side had a say in, or that are another SAE's
         """
+        if not set(modes) <= set(MODES) or any(size < 1 for size in sizes):
+            raise ValueError(f"run expected modes of {MODES} and sizes from 1, got {modes} and {sizes}")
         if score not in ("rates", "logits"):
             raise ValueError(f"score expected 'rates' or 'logits', got {score!r}")
         apart = 0 < len(doses) == len(set(doses))
@@ -255,38 +264,36 @@ class HallucinationStudy:
             choice.unknown.check_unseen(side.clusters)
 
         bootstrap = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
-        done: list[tuple[Planned, Outcome]] = [(Planned("no edit"), side.outcome())]
-        pushes: dict[tuple[bool, float], float] = {}
-        prepared = []  # all controls are drawn first: too few latents are reported before the long part
-        for name, choice in choices.items():
-            rates = latent_stats(choice.sae, [choosing.entities.acts]).rate
-            edits = EditsOf(self.model, self.hook_point, choice, choosing.entities.acts)
-            for planned, edit in self._planned(edits, name, doses, side, pushes):
-                latents = torch.tensor(planned.latents)
-                controls = matched_latents(choice.sae, latents, rates, n_draws=n_controls, seed=seed)
-                target = (planned.own_dose or 0.0) * typical(choice.sae, latents, choosing.entities.acts)
-                directions = as_far(choice.sae, latents, target, side.acts, controls.directions)
-                planned = planned._replace(rate_ratio=controls.rate_ratio)
-                prepared.append((planned, edit, directions, digest_of(*planned[:6], target)))
-            prepared.append((Planned("splice", name), edits.splice, (), f"splice {name}"))
-        for planned, edit, directions, key in bar(prepared, "edits and their controls", "edit"):
-            if planned.latents and neutral is not None:
-                how = {"hook_point": self.hook_point, **bootstrap}
-                of_text = side_effects(self.model, partial(edit, "all"), neutral, **how)
-                planned = planned._replace(side_effects=of_text)
-            drawn = tuple(
-                side.outcome(partial(edit, directions=draw), digest_of(key, draw)) for draw in directions
-            )
-            done.append((planned._replace(controls=drawn), side.outcome(edit, key)))
         directions = _directions(choosing, self.split)
-        for name, direction in directions.items():
-            for (known, dose), push in pushes.items():
-                edit = along(self.model, self.hook_point, direction if known else -direction, push)
-                sign, measure = ("+", "hallucination") if known else ("−", "refusal")
-                key = digest_of(name, known, direction, push)
-                done.append((Planned(f"{name} {sign}", "", dose, measure), side.outcome(edit, key)))
-        done += [(Planned(name), side.outcome(edit, name)) for name, edit in (rivals or {}).items()]
-        return assembled(done, side, _detections(side, choices, directions), bootstrap, score)
+        return Effects(
+            model=self.model,
+            hook_point=self.hook_point,
+            side=side,
+            choosing=choosing,
+            choices=choices,
+            doses=doses,
+            n_controls=n_controls,
+            score=score,
+            rivals=rivals or {},
+            neutral=neutral,
+            modes=modes,
+            sizes=sizes,
+            refusals=refusal_ids(self._judge, self.tokenizer, self.records[0].prompt),
+            instructed=None if instructed is None else self._instructed(instructed),
+            bootstrap=bootstrap,
+        ).measured(directions, lambda of: _detections(of, choices, directions))
+
+    def _instructed(self, records: Sequence[Question]) -> Side:
+        """The testing side, with other prompts for its questions."""
+        if len(records) != len(self.records):
+            raise ValueError(
+                f"instructed expected the study's {len(self.records)} questions with other prompts, got "
+                f"{len(records)}"
+            )
+        labels = self._labels or self.label()
+        kept = [i for i, label in enumerate(labels) if self._testing[i] and label is not None]
+        chosen, known = [records[i] for i in kept], [bool(labels[i]) for i in kept]
+        return self._side_of(chosen, known, judge=self._judge, kept=self._kept)
 
     def answers(self, judge: NextToken | OpenAnswer | Judge | None = None) -> Outcome:
         """What the model answers to all records without an edit, by the study's judge or another."""
@@ -299,9 +306,12 @@ class HallucinationStudy:
 
     def cost(self, **of_run: int) -> Cost:
         """What `run` takes at most, before anything is answered; of_run: n_doses, n_controls, n_more."""
+        n_saes = 1 + (self.baseline is not None)
+        n_fixed = n_saes * (len(MITIGATION_DOSES) + 1) + of_run["n_controls"] + 2 + len(QUANTILES)
+        of_run["n_more"] = of_run.get("n_more", 0) + n_fixed
         return cost_of(
             sum(self._testing),
-            n_saes=1 + (self.baseline is not None),
+            n_saes=n_saes,
             batch_size_seqs=self._batch_size_seqs,
             passes_of_answer=passes_of_answer(self._judge),
             **of_run,
@@ -356,36 +366,6 @@ class HallucinationStudy:
             change = edited.margin - clean.margin if by_margin else edited.refused - clean.refused
             effects[latent] = -change[of].mean() if known else change[of].mean()
         return effects
-
-    def _planned(
-        self,
-        edits: EditsOf,
-        name: str,
-        doses: Sequence[float],
-        side: Side,
-        pushes: dict[tuple[bool, float], float],
-    ) -> list[tuple[Planned, Any]]:
-        """The edits of one SAE; the trained one's fill in `pushes`, and the baseline's are made as strong."""
-        found = []
-        for known in (True, False):
-            what, clamped, hold = "known" if known else "unknown", edits.clamped(known), edits.clamp(known)
-            measure, other = ("hallucination", "refusal") if known else ("refusal", "hallucination")
-
-            def push_at(dose: float, hold: Any = hold) -> float:
-                return side.push(partial(hold, dose))
-
-            for dose in doses:
-                own = dose
-                if name == "trained":
-                    pushes[known, dose] = push_at(dose)
-                else:
-                    own = dose_for_push(push_at, pushes[known, dose], doses)
-                planned = Planned(f"clamp {what}", name, dose, measure, tuple(clamped.tolist()), own)
-                found.append((planned, partial(hold, own)))
-            for latents, edit in edits.ablations(known):
-                title = f"ablate {'few' if len(latents) == edits.chosen.n else 'many'} {what}"
-                found.append((Planned(title, name, None, other, tuple(latents.tolist())), edit))
-        return found
 
 
 def _named(judge: Any) -> str:

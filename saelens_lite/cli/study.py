@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from saelens_lite.atomic import check_output
 from saelens_lite.cli.flags import configured
@@ -16,7 +17,10 @@ from saelens_lite.cli.shared import device_named, model_and_tokenizer, print_nex
 from saelens_lite.config import Above, AtLeast, AtMost
 from saelens_lite.text_table import in_format
 
+_N_NEUTRAL, _NEUTRAL_TOKENS = 16, 64
+
 if TYPE_CHECKING:
+    from saelens_lite.analyze.edits.neutral_text import NeutralText
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken
     from saelens_lite.analyze.study.generation import OpenAnswer
@@ -28,10 +32,9 @@ def run(argv: Sequence[str]) -> None:
     config = configured(StudyConfig, "study", argv)
     from saelens_lite.analyze.latents.density import latent_density
     from saelens_lite.analyze.stats.document_split import Split
-    from saelens_lite.analyze.study.answers import NextToken
-    from saelens_lite.analyze.study.chat import as_chat
+    from saelens_lite.analyze.study.answers import NextToken, shared_first_tokens
     from saelens_lite.analyze.study.labels import label_counts, labelled
-    from saelens_lite.analyze.study.size import shared_first_tokens
+    from saelens_lite.analyze.study.questions import as_chat, with_instruction
     from saelens_lite.analyze.study.study import HallucinationStudy
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.store.reader import ActivationStore
@@ -51,8 +54,11 @@ def run(argv: Sequence[str]) -> None:
     sae = SparseAutoencoder.load(config.sae, device=device)
     baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
     model, tokenizer = model_and_tokenizer(config.model, device)
+    instructed = None if config.instruction is None else with_instruction(records, config.instruction)
     if config.chat:
-        records = as_chat(tokenizer, records, template=config.chat_template, system=config.system_prompt)
+        how = {"template": config.chat_template, "system": config.system_prompt}
+        records = as_chat(tokenizer, records, **how)
+        instructed = None if instructed is None else as_chat(tokenizer, instructed, **how)
     judge = _judge(config)
     of_model = HallucinationStudy(
         model,
@@ -107,6 +113,10 @@ def run(argv: Sequence[str]) -> None:
         doses=config.doses,
         n_controls=config.n_controls,
         score=config.score,
+        neutral=None if config.neutral is None else _neutral(config.neutral, tokenizer),
+        modes=config.modes,
+        sizes=config.sizes,
+        instructed=instructed,
         seed=config.seed,
     )
     found.save(folder / "study.json")
@@ -148,6 +158,27 @@ def _judge_of_labels(config: StudyConfig) -> OpenAnswer:
     return dataclasses.replace(
         judge, n_samples=config.n_label_samples, temperature=config.temperature or config.label_temperature
     )
+
+
+def _neutral(path: str, tokenizer: Any) -> NeutralText:
+    """The first texts of a file, as many tokens of each, and their beginnings to continue."""
+    import torch
+
+    from saelens_lite.analyze.edits.neutral_text import NeutralText
+    from saelens_lite.data_files import text_lines
+    from saelens_lite.json_data import loads
+
+    rows = (line for line in text_lines(path) if line.strip())
+    is_json = ".json" in Path(path).name
+    texts = (loads(line)["text"] if is_json else line for line in rows)
+    ids = (tokenizer(text)["input_ids"] for text in texts)
+    long = list(itertools.islice((row for row in ids if len(row) >= _NEUTRAL_TOKENS), _N_NEUTRAL))
+    if len(long) < 2:
+        raise ValueError(
+            f"--neutral expected at least 2 texts of {_NEUTRAL_TOKENS} tokens, got {len(long)}: {path}"
+        )
+    table = torch.tensor([row[:_NEUTRAL_TOKENS] for row in long])
+    return NeutralText(input_ids=table, prompts=table[:, : _NEUTRAL_TOKENS // 2])
 
 
 def _records(config: StudyConfig) -> list[Question]:
@@ -315,6 +346,21 @@ class StudyConfig:
 
     batch_size_seqs: Annotated[int, AtLeast(1)] = 256
     """Prompts in a forward pass."""
+
+    modes: tuple[Literal["mean", "steer"], ...] = ()
+    """Further edits: latents set to their mean on the selecting side, and typical values added whatever a
+    latent is."""
+
+    sizes: Annotated[tuple[int, ...], AtLeast(1)] = ()
+    """Further groups, the best so many latents, that are clamped and removed: 1 3 10 30 100."""
+
+    neutral: str | None = None
+    """A file of texts, plain or JSON lines with a column text: what edits do to their prediction (ΔCE, KL)
+    and to how their continuations repeat themselves."""
+
+    instruction: str | None = None
+    """A rival of all edits: the prompts with this sentence before them, such as "If you are not sure, answer
+    unknown."."""
 
     seed: int = 0
     """Of the world, the split of entities, the controls and the intervals."""

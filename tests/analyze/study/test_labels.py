@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from saelens_lite.analyze.stats.power import entities_needed
+from saelens_lite.analyze.study.answers import shared_first_tokens
+from saelens_lite.analyze.study.effects import cost_of
 from saelens_lite.analyze.study.half import Outcome
 from saelens_lite.analyze.study.labels import label_counts, labelled
 from saelens_lite.analyze.study.questions import Question
-from saelens_lite.analyze.study.size import cost_of, entities_needed, shared_first_tokens
 
 
 def questions(*entities):

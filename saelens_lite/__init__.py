@@ -20,7 +20,6 @@ no transformers.
     progress     a bar on stderr, where that is a terminal
     prefetch     the next made while one is in use
     atomic       files and folders that appear whole or not at all
-    kept_values  values kept line by line, for a run that resumes
     hashing      stateless draws: what is held out, what is sampled
     arguments    what public functions are given
     misfits      arguments that are not what annotations say

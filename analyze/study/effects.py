@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.kept_values import digest_of
 from saelens_lite.progress import bar
 
 from ..edits.controls import matched_latents
@@ -22,6 +21,7 @@ from ..latents.moments import latent_stats
 from ..stats.document_split import document_ids
 from .fixed_outcomes import MITIGATION_DOSES, FixedOutcome, fixed_outcome, mitigating_dose
 from .half import Edit, Outcome, Side
+from .kept import digest_of
 from .planned_edits import Chosen, EditsOf, Planned, Prepared, along, as_far, planned_edits
 from .result import Detection, Flipped, StudyResult, assembled
 from .surface import across_types, guarded

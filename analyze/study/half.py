@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.kept_values import Kept, digest_of
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit, run_to
@@ -21,6 +20,7 @@ from saelens_lite.lm.positions import Positions, Where
 
 from .answers import Answers, Judge, NextToken
 from .generation import OpenAnswer
+from .kept import Kept, digest_of
 from .questions import Batch, Position, Question, batches
 
 Edit = Callable[[Where], AbstractContextManager]

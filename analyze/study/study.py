@@ -25,7 +25,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.kept_values import Kept, digest_of, fingerprint
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -42,6 +41,7 @@ from .effects import Cost, Effects, cost_of
 from .fixed_outcomes import MITIGATION_DOSES
 from .generation import OpenAnswer, passes_of_answer
 from .half import Edit, Outcome, Side
+from .kept import Kept, digest_of, fingerprint
 from .labels import check_labels, labelled
 from .planned_edits import MODES, Chosen, held, typical
 from .questions import POSITIONS, Position, Question

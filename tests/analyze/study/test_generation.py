@@ -10,9 +10,9 @@ import saelens_lite as sl
 from saelens_lite.analyze.study.answers import Answers
 from saelens_lite.analyze.study.generation import OpenAnswer, _number
 from saelens_lite.analyze.study.judge import Judge
+from saelens_lite.analyze.study.kept import Kept
 from saelens_lite.analyze.study.questions import Question, as_chat, batches
 from saelens_lite.hashing import hashed_uniform
-from saelens_lite.kept_values import Kept
 
 from ..conftest import make_sae
 

@@ -2,6 +2,7 @@
 
 continuations  log probabilities of texts behind prompts
 choices        multiple choice, such as TruthfulQA's
+confidence     how sure the output says it is
 normal_forms   texts as they are compared
 """
 

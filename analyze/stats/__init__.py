@@ -5,6 +5,7 @@ ranks           AUROC and Spearman's correlation
 rivals          scores beside what the surface of the items says
 rival_report    verdicts on scores as a table
 calibration     thresholds of a false-alarm rate, errors of probabilities
+surface         lengths, places and frequencies of texts
 raters          two raters compared
 attempts        answers that were tried, and their risk
 power           items that an effect needs

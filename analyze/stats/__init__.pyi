@@ -16,3 +16,4 @@ from .raters import Agreement as Agreement
 from .raters import agreement as agreement
 from .rival_report import RivalReport as RivalReport
 from .rivals import against_rivals as against_rivals
+from .surface import surface_rivals as surface_rivals

@@ -35,6 +35,7 @@ $(PEERS)/.installed: constraints.txt
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install -q "$(TORCH)"
 	$(PEERS)/bin/python -m pip install -q "$(TORCH)" sae-lens==6.54.12 eai-sparsify==1.3.3
+	$(PEERS)/bin/python -m pip install -q --no-deps dictionary-learning==0.1.0  # its classes need torch alone
 	touch $@
 
 demo: venv

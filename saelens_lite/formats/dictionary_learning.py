@@ -85,8 +85,12 @@ def read(place: Place) -> Opened:
     if dict_class == "AutoEncoderTopK":
         fields["k"] = _number(k, trainer.get("k"), where)
     elif dict_class in _BATCHWISE:
-        value = float(threshold) if threshold is not None else -1.0
-        if value >= 0:
+        if not isinstance(threshold, Tensor | float):
+            raise CheckpointError(
+                f"{where}: expected a threshold for {dict_class}, got none: without it the latents of a row "
+                "depend on the other rows of its batch"
+            )
+        if (value := float(threshold)) >= 0:
             fields["kind"] = "jumprelu"
             found["threshold"] = torch.full_like(found["b_enc"], value, dtype=torch.float32)
         else:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from saelens_lite.errors import CheckpointError
 from saelens_lite.formats import saelens
 from saelens_lite.formats.opened import Place
-from saelens_lite.formats.recognise import FOREIGN, recognised
+from saelens_lite.formats.recognise import FOREIGN, recognised, refused
 from saelens_lite.formats.saelens import CFG, WEIGHTS
 from saelens_lite.sae import registry
 
@@ -63,7 +63,11 @@ def located(path: str | Path, folder: str | None, format: str | None) -> Source:
             f"({', '.join(FOREIGN)}), a release (`saelens-lite saes` lists them), or a repository as "
             "owner/name"
         )
-    found = recognised(place, format) if place.path.exists() else None
+    found = None
+    if place.path.exists():
+        if what := refused(place):
+            raise ValueError(f"{place.name}: {what}: not opened here")
+        found = recognised(place, format)
     if found is None:
         raise CheckpointError(_nothing_at(place.path, Path(path)))
     known = (listed[0].overrides, listed[1].scale) if listed else ()

@@ -287,8 +287,13 @@ def goodfire(folder, generator, file="Llama-3.1-8B-Instruct-SAE-l19.pth", linear
     return forward
 
 
-@case("goodfire", "DeepSeek-R1-Distill-Llama-8B-SAE-l19", hook_point="blocks.19.hook_resid_post",
-      model_name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B")  # fmt: skip
+@case(
+    "goodfire",
+    "DeepSeek-R1-Distill-Llama-8B-SAE-l19",
+    file="DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt",
+    hook_point="blocks.19.hook_resid_post",
+    model_name="deepseek-ai/DeepSeek-R1-Distill-Llama-8B",
+)
 def deepseek_r1(folder, generator):
     return goodfire(folder, generator, "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt", linear="")
 

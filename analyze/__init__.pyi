@@ -1,5 +1,6 @@
 from . import answers as answers
 from . import attribution as attribution
+from . import browse as browse
 from . import edits as edits
 from . import evaluation as evaluation
 from . import exchange as exchange

@@ -7,6 +7,7 @@ from . import store as store
 from . import synthetic as synthetic
 from .analyze import answers as answers
 from .analyze import attribution as attribution
+from .analyze import browse as browse
 from .analyze import edits as edits
 from .analyze import evaluation as evaluation
 from .analyze import exchange as exchange

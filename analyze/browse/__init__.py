@@ -9,6 +9,10 @@ known_firings   when latents fire, as far as is known
 token_texts     texts of tokens by id
 payload         arrays on their way to a page
 static_files    the files of a static page
+steering        latents edited while the model continues a text
+answers         what a live page asks and gets
+server          the loopback server
+widget          the browser in a notebook
 """
 
 from saelens_lite.faces import face

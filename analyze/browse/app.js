@@ -47,12 +47,13 @@ async function start(root, host) {
   const blocks = new Map(), KEPT_BLOCKS = 12;
   app.feature = async (latent) => {
     const key = head.chunk ? Math.floor((here ? here.indexOf(latent) : latent) / head.chunk) : latent;
-    let block = blocks.get(key);
-    if (!block) {
-      block = await app.ask("latents", { latents: [latent], chunk: key });
-      blocks.set(key, block);
+    if (!blocks.has(key)) {
+      const asked = app.ask("latents", { latents: [latent], chunk: key });
+      blocks.set(key, asked);
+      asked.catch(() => blocks.delete(key));
       if (blocks.size > KEPT_BLOCKS && !head.embedded) blocks.delete(blocks.keys().next().value);
     }
+    const block = await blocks.get(key);
     return featureOf(block, block.latents.indexOf(latent), app);
   };
   const whole = new Map();

@@ -35,10 +35,9 @@ function percent(share, digits = 3) {
 const KINDS = { U8: Uint8Array, I16: Int16Array, U16: Uint16Array, I32: Int32Array, U32: Uint32Array, F32: Float32Array, F64: Float64Array };
 function unpack(buffer) {
   const size = Number(new DataView(buffer).getBigUint64(0, true));
-  const header = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
-  const found = { json: JSON.parse(header.__metadata__?.json ?? "{}"), widths: {} };
+  const { __metadata__: said, ...header } = JSON.parse(new TextDecoder().decode(new Uint8Array(buffer, 8, size)));
+  const found = { json: JSON.parse(said?.json ?? "{}"), widths: {} };
   for (const [name, { dtype, shape, data_offsets: [begin, end] }] of Object.entries(header)) {
-    if (name === "__metadata__") continue;
     const Kind = KINDS[dtype];
     found[name] = new Kind(buffer, 8 + size + begin, (end - begin) / Kind.BYTES_PER_ELEMENT);
     found.widths[name] = shape.at(-1);

@@ -87,7 +87,7 @@ function widgetHost(model) {
       return;
     }
     waiting.delete(message.ask);
-    if (message.error) one.reject(new Error(message.error));
+    if (message.error) one.reject(message.stopped ? new DOMException("stopped", "AbortError") : new Error(message.error));
     else if (buffers?.length) {
       const { buffer, byteOffset, byteLength } = buffers[0];
       one.resolve(unpack(byteOffset === undefined ? buffers[0] : buffer.slice(byteOffset, byteOffset + byteLength)));

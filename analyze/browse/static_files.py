@@ -109,17 +109,23 @@ def write_page(
 
 def page_text(host: str, head: dict[str, Any] | None, parts: dict[str, str], from_files: bool = False) -> str:
     """The HTML of a page. parts: base64 by name; from_files: whether it loads scripts from beside it"""
-    css, script = style("page"), module()
+    script = module()
     return rendered(
         "feature_page.html",
         title=head["title"] if head else "Features",
-        policy=policy(css, script, *(["'self'"] if from_files else [])),
-        style=css,
+        policy=page_policy(host, from_files),
+        style=style("page"),
         script=Markup(script),
         shell=shell(host, _MADE if host == "static" else ""),
         data=None if head is None else inert_json(head),
         parts=list(parts.items()),
     )
+
+
+def page_policy(host: str, from_files: bool = False) -> str:
+    """The content security policy of a page: its own script, and of a live one requests to its server."""
+    scripts = ["'self'"] if from_files else []
+    return policy(style("page"), module(), *scripts, connect="'self'" if host == "server" else "")
 
 
 class _Used:

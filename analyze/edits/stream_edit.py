@@ -71,8 +71,9 @@ class LatentPlace(Place, total=False):
     """The same for an edit of latents."""
 
     directions: Tensor | None
-    """float[n_latents d_model]: along what the change of each latent is written, by default its row of W_dec.
-    A control varies this: the same change at the same tokens, along other directions (controls.py)"""
+    """float[n_latents d_model], or float[batch n_latents d_model] of each row: along what the change of each
+    latent is written, by default its row of W_dec. A control varies this: the same change at the same tokens,
+    along other directions (controls.py)"""
 
 
 @contextmanager
@@ -314,9 +315,10 @@ def of_latents(values: PerLatent, chosen: Tensor, sae: SparseAutoencoder, name: 
 
 
 def _checked_directions(sae: SparseAutoencoder, chosen: Tensor, directions: Tensor | None) -> Tensor | None:
-    if directions is not None and directions.shape != (len(chosen), sae.d_model):
+    own = (len(chosen), sae.d_model)
+    if directions is not None and (directions.ndim not in (2, 3) or directions.shape[-2:] != own):
         raise ValueError(
-            f"directions expected float[{len(chosen)} latents, d_model={sae.d_model}], got "
-            f"{list(directions.shape)}"
+            f"directions expected float[{len(chosen)} latents, d_model={sae.d_model}], or that for each row "
+            f"of the batch, got {list(directions.shape)}"
         )
     return directions

@@ -14,6 +14,7 @@ evaluate         an SAE's scores beside their controls
 analyze          the index of an SAE and its page
 search           latents of an index
 labels           labels of latents, as files
+browse           a live page of an index
 probe            labelled texts told apart by latents
 report           training runs beside each other
 convert          an SAE of one format into another

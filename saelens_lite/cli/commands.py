@@ -30,6 +30,7 @@ COMMANDS = {
     "analyze": "Every latent in one pass: an index to search, and the strongest firings as one HTML page",
     "search": "Latents of an index by token, text, regex, direction, number or label",
     "labels": "Labels of latents: shown, into a file, from a file",
+    "browse": "The features of an index in a live page: read, label, type, steer, compare",
     "probe": "How well few latents tell labelled texts apart, beside the activations themselves",
     "report": "What training runs did, beside each other, as one HTML page",
     "convert": "An SAE of one format into another",

@@ -87,7 +87,8 @@ class Browser:
 class Tab:
     """One page of a browser."""
 
-    def __init__(self, browser, path, width=1280, height=900, dark=False):
+    def __init__(self, browser, place, width=1280, height=900, dark=False):
+        """place: a path, or an address"""
         self._browser = browser
         self._context = browser.send("Target.createBrowserContext")["browserContextId"]
         target = browser.send("Target.createTarget", url="about:blank", browserContextId=self._context)[
@@ -97,7 +98,7 @@ class Tab:
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
         self.resize(width, height, dark)
-        self.send("Page.navigate", url=path.as_uri())
+        self.send("Page.navigate", url=place if isinstance(place, str) else place.as_uri())
         self.wait("document.readyState === 'complete'")
 
     def send(self, method, **parameters):
@@ -160,11 +161,22 @@ class Tab:
         self.frame()
 
     def click(self, selector):
-        """The mouse on the middle of an element."""
-        at = "(e => { const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]; })"
+        """The mouse on the middle of an element, which is scrolled into view."""
+        at = "(e => { e.scrollIntoView({ block: 'nearest' }); const r = e.getBoundingClientRect(); "
+        at += "return [r.x + r.width / 2, r.y + r.height / 2]; })"
         x, y = self.js(f"{at}(document.querySelector({json.dumps(selector)}))")
         for kind in ("mousePressed", "mouseReleased"):
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+        self.frame()
+
+    def drag(self, selector, start, end):
+        """The mouse pressed at one place of an element and released at another, each (across, down) of 1."""
+        box = f"(r => [r.x, r.y, r.width, r.height])(document.querySelector({json.dumps(selector)})"
+        x, y, width, height = self.js(f"{box}.getBoundingClientRect())")
+        places = [(x + width * across, y + height * down) for across, down in (start, end)]
+        steps = [("mousePressed", places[0]), ("mouseMoved", places[1]), ("mouseReleased", places[1])]
+        for kind, (across, down) in steps:
+            self.send("Input.dispatchMouseEvent", type=kind, x=across, y=down, button="left", clickCount=1)
         self.frame()
 
     def frame(self):

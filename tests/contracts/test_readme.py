@@ -15,6 +15,7 @@ import pytest
 import saelens_lite
 from saelens_lite.cli.add_hook_points import AddHookPointsConfig
 from saelens_lite.cli.analyze import AnalyzeConfig
+from saelens_lite.cli.browse import BrowseConfig
 from saelens_lite.cli.commands import COMMANDS
 from saelens_lite.cli.demo import DemoConfig
 from saelens_lite.cli.evaluate import EvaluateConfig
@@ -43,6 +44,7 @@ CONFIGS = {
     "evaluate": EvaluateConfig,
     "analyze": AnalyzeConfig,
     "search": SearchConfig,
+    "browse": BrowseConfig,
     "labels": LabelsConfig,
     "probe": ProbeConfig,
     "report": ReportConfig,

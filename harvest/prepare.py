@@ -151,6 +151,12 @@ class Prepared:
         return estimate(self.plan, self.source, self.mean_tokens, n_bytes / len(first), store, rows_there)
 
 
+def _left_out(options: dict[str, Any], field: str) -> bool:
+    """Whether an option is as by default; of another type, such as a tensor, it is not."""
+    given, default = options.get(field, _DEFAULTS[field]), _DEFAULTS[field]
+    return type(given) is type(default) and bool(given == default)
+
+
 def requested(
     model: str | nn.Module,
     dataset: Any,
@@ -163,7 +169,7 @@ def requested(
     named = isinstance(model, str | os.PathLike)
     if not named:
         for field in ("model_revision", "compute_dtype", "device", "compile"):
-            if options.get(field):
+            if not _left_out(options, field):
                 raise ValueError(
                     f"{field} says how to load a model, and this one is an object: leave {field} out"
                 )
@@ -171,8 +177,7 @@ def requested(
     dataset_names = as_names(dataset)
     if dataset_names is None and not mixed:
         for field in _OF_NAMED_DATASETS:
-            unused = options.get(field, _DEFAULTS[field]) != _DEFAULTS[field]
-            if unused and not (field == "split" and isinstance(dataset, Mapping)):
+            if not _left_out(options, field) and not (field == "split" and isinstance(dataset, Mapping)):
                 raise ValueError(
                     f"{field} says how to read a dataset by name, and this one is an object: leave it out"
                 )

@@ -176,6 +176,10 @@ def to_mapping(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
+_CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*://)[^/\s]*@")
+"""The part of a URL before its host."""
+
+
 def to_record(config: Any, *, published: bool = False) -> dict[str, Any]:
     """As `to_mapping`, for a file: URLs without credentials, and if `published` the last name of each
     path."""
@@ -185,11 +189,16 @@ def to_record(config: Any, *, published: bool = False) -> dict[str, Any]:
             return type(value)(map(recorded, value))
         if not isinstance(value, str):
             return value
-        url = re.sub(r"([A-Za-z][\w+.-]*://)[^/\s]*@", r"\1", value)
+        url = _CREDENTIALS.sub(r"\1", value)
         url = re.sub(r"(://[^?#\s]*)[?#].*", r"\1", url) if "://" in url else url
         return os.path.basename(url.rstrip("/")) if published and os.path.isabs(url) else url
 
     return {name: recorded(value) for name, value in to_mapping(config).items()}
+
+
+def without_credentials(text: str) -> str:
+    """A text to be shown, with *** for the user and password of each URL in it."""
+    return _CREDENTIALS.sub(r"\1***@", text)
 
 
 def takes_fields(*configs: type, but: Collection[str] = ()) -> Callable[[F], F]:

@@ -28,7 +28,11 @@ LEFT_OPEN: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainConfig:
-    """One SAE trained on one hook point of an activation store."""
+    """One SAE trained on one hook point of an activation store.
+
+    A field that its kind does not use is refused where a run begins: by train_sae, train_grid,
+    train_streaming and the command line. The configuration itself holds it, as a grid over kinds may need it.
+    """
 
     store: Annotated[str | tuple[str, ...], FREE] = ""
     """Folder of the activation store, or several whose rows are mixed in every batch."""

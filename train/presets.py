@@ -143,7 +143,7 @@ def with_preset(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def check_preset(name: Any) -> None:
     """raises: ValueError for an unknown preset, with the nearest"""
-    if name not in tuple(PRESETS):
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(
             f"preset expected one of {', '.join(PRESETS)}, got {name!r}{nearest(str(name), PRESETS)}"
         )

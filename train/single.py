@@ -18,7 +18,7 @@ from saelens_lite.store.reader import ActivationStore
 
 from .config import TrainConfig
 from .kinds.choice import settled
-from .presets import with_preset
+from .presets import check_preset, with_preset
 from .rows.protocol import Rows
 from .runs.baseline import baseline_of
 from .runs.identity import finished
@@ -113,6 +113,8 @@ def configured(config: TrainConfig | None, fields: Mapping[str, Any], stores: Se
     raises: ValueError for a field that there is not or of another type, or a preset beside a configuration
         that is whole
     """
+    if fields.get("preset") is not None:
+        check_preset(fields["preset"])
     if config is not None and fields.get("preset", config.preset) != config.preset:
         raise ValueError(
             f"train_sae expected a preset or a TrainConfig, got {fields['preset']!r} and one whose fields "

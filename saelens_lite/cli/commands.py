@@ -17,6 +17,7 @@ from importlib import import_module
 from typing import Any, TextIO, cast
 
 from saelens_lite.cli.error_line import error_line, is_ours
+from saelens_lite.config import without_credentials
 from saelens_lite.errors import nearest
 
 COMMANDS = {
@@ -67,7 +68,10 @@ class _Unread(BaseException):
 
 
 class _Output:
-    """stdout or stderr. ends: whether the command ends where nobody reads it; else the work goes on"""
+    """stdout or stderr, where no URL shows its password.
+
+    ends: whether the command ends where nobody reads it; else the work goes on
+    """
 
     def __init__(self, stream: TextIO, ends: bool) -> None:
         self._stream, self._ends = stream, ends
@@ -76,7 +80,7 @@ class _Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        return self._to_reader(self._stream.write, text) or len(text)
+        return self._to_reader(self._stream.write, without_credentials(text)) or len(text)
 
     def flush(self) -> None:
         self._to_reader(self._stream.flush)

@@ -56,14 +56,22 @@ class SAEFolder:
     def save(self, folder: str | Path, log_sparsity: Tensor | None = None) -> Path:
         """Write the SAE folder; an SAE in it is replaced, other files stay.
 
+        A cfg.json of something else is refused.
+
         A full disk leaves the old SAE, and a kill the old one or the new one.
         log_sparsity: float[d_sae], log10(firing rate + 1e-10); None writes no sparsity file
         returns: the folder
-        raises: CheckpointError when it cannot be written; ValueError when log_sparsity has another width
+        raises: CheckpointError when it cannot be written; ValueError when log_sparsity has another width, or
+            the folder's cfg.json is no SAE's
         """
         folder, d_sae = Path(folder), self.config.d_sae
         if log_sparsity is not None and log_sparsity.shape != (d_sae,):
             raise ValueError(f"save expected log_sparsity[d_sae={d_sae}], got {list(log_sparsity.shape)}")
+        if not _replaceable(folder / CFG):
+            raise ValueError(
+                f"save expected a folder without a {CFG}, or with an SAE's, got {folder / CFG}, which would "
+                "be replaced: choose another folder"
+            )
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         dtype = str(tensors["W_dec"].dtype).removeprefix("torch.")
         cfg = saelens.to_cfg(dataclasses.replace(self.config, dtype=dtype))
@@ -261,6 +269,11 @@ def _cfg_in(folder: Path) -> dict[str, Any] | None:
         cfg = loads((folder / CFG).read_text(encoding="utf-8"))
         return cfg if isinstance(cfg, dict) else None
     return None
+
+
+def _replaceable(cfg: Path) -> bool:
+    """Whether nothing has the name, or a file that says what an SAE is."""
+    return not os.path.lexists(cfg) or (not cfg.is_symlink() and "d_sae" in (_cfg_in(cfg.parent) or {}))
 
 
 def _meaning(cfg: dict[str, Any] | None) -> dict[str, Any] | None:

@@ -112,7 +112,7 @@ def regrouped(chunks: Iterable[Tensor], n_rows: int) -> Iterator[Tensor]:
 
 def _chunks(hook_point: str, rows: Rows) -> Iterator[Tensor]:
     """Finite float[n d_model] of one width, on the CPU."""
-    if isinstance(rows, np.ndarray | Tensor):
+    if isinstance(rows, np.ndarray | Tensor) or not isinstance(rows, Iterable):
         whole = _as_rows(hook_point, rows)
         rows = (whole[start : start + CHUNK_ROWS] for start in range(0, len(whole), CHUNK_ROWS))
     d_model, n_rows = None, 0

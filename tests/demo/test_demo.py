@@ -1,6 +1,9 @@
 """The demo, with tiny settings: it runs, prints what it promises within 100 columns, and again on what it
 left."""
 
+import contextlib
+import io
+
 import pytest
 import torch
 
@@ -15,12 +18,21 @@ def output(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def config(output):
-    return DemoConfig(output=str(output), max_tokens=30_000, d_sae=768, k=4, n_steps=40, progress=False)
+    return DemoConfig(output=str(output), max_tokens=12_000, d_sae=384, k=4, n_steps=30, progress=False)
 
 
 @pytest.fixture(scope="module")
-def found(config):
-    return run_demo(config)
+def run(config):
+    """(what the demo found, what it printed)"""
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        found = run_demo(config)
+    return found, printed.getvalue()
+
+
+@pytest.fixture(scope="module")
+def found(run):
+    return run[0]
 
 
 @pytest.mark.long
@@ -33,14 +45,18 @@ def test_it_leaves_a_store_two_saes_and_a_page(found, output):
 
 
 @pytest.mark.long
-def test_run_again_it_prints_the_same_within_the_terminal(found, config, capsys):
-    again = run_demo(config)
-    out = capsys.readouterr().out
+def test_it_prints_what_it_found_within_the_terminal(run, config):
+    found, out = run
     assert max(len(line) for line in out.splitlines() if config.output not in line) <= COLUMNS
     assert "trained SAE" in out and "frozen decoder" in out and "mean ablation" in out
     assert (
         all(f"latent {latent}, fires on" in out for latent in found["latents"]) and len(found["latents"]) == 5
     )
+
+
+@pytest.mark.slow
+def test_run_again_it_finds_the_same(found, config):
+    again = run_demo(config)
     assert again["latents"] == found["latents"]
     assert again["evaluation"].rows == found["evaluation"].rows
 

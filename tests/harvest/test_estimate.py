@@ -1,6 +1,7 @@
 """What a harvest will take, by hand."""
 
 import pytest
+import torch
 
 from saelens_lite.errors import ShardError
 from saelens_lite.harvest import estimate as module
@@ -84,3 +85,12 @@ def test_the_estimate_of_another_plan_is_refused(harvest, gpt2, byte_tokenizer, 
         estimate_harvest(gpt2, texts, store.hook_points, store.path, max_tokens=1000, **options)
     estimate_harvest(gpt2, texts, store.hook_points, tmp_path / "new", max_tokens=1000, **options)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("given", [torch.zeros(2), torch.tensor(1.0), "cpu"])
+def test_how_to_load_is_refused_beside_a_model_that_is_loaded(gpt2, texts, tmp_path, given):
+    asked = gpt2, texts, ["blocks.0.hook_resid_post"], tmp_path / "store"
+    with pytest.raises(ValueError, match="device says how to load a model, and this one is an object: leave"):
+        estimate_harvest(*asked, max_tokens=1000, device=given)
+    with pytest.raises(ValueError, match="split says how to read a dataset by name, and this one is an obj"):
+        estimate_harvest(*asked, max_tokens=1000, split=given)

@@ -8,8 +8,6 @@ import json
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -216,15 +214,13 @@ def test_a_finished_harvest_does_nothing_and_says_so(harvest, monkeypatch, caplo
 
 KILLED = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
 from saelens_lite.harvest import HarvestConfig, run_harvest
-options = json.loads(sys.argv[2])
-run_harvest(HarvestConfig(**options))
+run_harvest(HarvestConfig(**json.loads(sys.argv[1])))
 """
 
 
 @pytest.mark.long
-def test_killed_and_run_again_gives_the_same_bytes(gpt2, byte_tokenizer, tmp_path):
+def test_killed_and_run_again_gives_the_same_bytes(gpt2, byte_tokenizer, tmp_path, forked_python):
     """A real SIGKILL of another process, once the third shard is begun, at whatever instant of it."""
     gpt2.save_pretrained(tmp_path / "model")
     byte_tokenizer.save_pretrained(tmp_path / "model")
@@ -244,9 +240,7 @@ def test_killed_and_run_again_gives_the_same_bytes(gpt2, byte_tokenizer, tmp_pat
     whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "whole"), **options)).path)
 
     killed = options | {"store": str(tmp_path / "killed")}
-    process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(ROOT), json.dumps(killed)], stderr=subprocess.DEVNULL
-    )
+    process = forked_python.start("-c", KILLED, json.dumps(killed))
     while process.poll() is None and not (tmp_path / "killed/shards/00002").exists():
         time.sleep(0.001)
     process.send_signal(signal.SIGKILL)

@@ -1,4 +1,5 @@
-"""The notebooks run, each alone in an empty folder, on the embedded model; and they keep to their form."""
+"""The notebooks run, one after another or each alone in an empty folder, on the embedded model; and they keep
+to their form."""
 
 from pathlib import Path
 
@@ -13,10 +14,37 @@ def test_there_are_the_four():
     assert [path.stem for path in NOTEBOOKS] == ["01_harvest", "02_train", "03_analyze", "04_ablate"]
 
 
+RUN = """
+import sys, nbformat
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance()
+for cell in nbformat.read(sys.argv[1], as_version=4).cells:
+    if cell.cell_type == "code":
+        shell.run_cell(cell.source).raise_error()
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the notebooks run one after another: each says that it uses what earlier ones left."""
+    return tmp_path_factory.mktemp("notebooks")
+
+
 @pytest.mark.notebook
 @EACH
+def test_its_cells_run(path, folder, forked_python):
+    code, out, err = forked_python.run("-c", RUN, path, cwd=folder, timeout=300)
+    assert code == 0, out + err
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize(
+    "path",
+    [path if path.stem == "01_harvest" else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
+    ids=lambda path: path.stem,
+)
 @pytest.mark.filterwarnings("default")  # the kernel's client warns about event loops and frozen modules
-def test_it_runs(path, tmp_path):
+def test_it_runs_alone_in_a_kernel(path, tmp_path):
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, as_version=4)

@@ -405,6 +405,21 @@ def test_save_refuses_a_sparsity_of_another_width(tmp_path):
         random_sae().save(tmp_path / "sae", log_sparsity=torch.zeros(15))
 
 
+@pytest.mark.parametrize("content", ['{"name": "another program"}', "[1, 2]", "no JSON"])
+def test_save_leaves_a_cfg_of_something_else_alone(tmp_path, content):
+    cfg = tmp_path / "cfg.json"
+    cfg.write_text(content)
+    with pytest.raises(ValueError, match="with an SAE's, got .*cfg.json, which would be replaced: choose"):
+        random_sae().save(tmp_path)
+    assert cfg.read_text() == content and os.listdir(tmp_path) == ["cfg.json"]
+    elsewhere = tmp_path / "elsewhere.json"
+    elsewhere.write_text('{"d_sae": 16}')
+    (tmp_path / "sae").mkdir()
+    (tmp_path / "sae" / "cfg.json").symlink_to(elsewhere)
+    with pytest.raises(ValueError, match="choose another folder"):
+        random_sae().save(tmp_path / "sae")
+
+
 def test_metadata_is_not_altered_by_saving(tmp_path):
     sae = random_sae(metadata={"note": 1})
     before = dataclasses.asdict(sae.config)

@@ -2,6 +2,7 @@
 on them."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -211,3 +212,11 @@ def test_an_sae_is_trained_and_scored_without_text(tmp_path, planted):
     )
     firing = sl.max_activating_tokens(loaded, store, n=3).latent(0).firings[0]
     assert firing.context.document == firing.context.row // 8
+
+
+@pytest.mark.parametrize("arrays", [-math.inf, 3, None, np.float64(2.5)])
+def test_what_holds_no_rows_is_named(tmp_path, arrays):
+    expected = r"arrays expected \[n_rows, d_model\] for acts, as array, tensor or chunks, got a \w+"
+    with pytest.raises(ValueError, match=expected):
+        ActivationStore.from_arrays(tmp_path / "store", arrays)
+    assert not (tmp_path / "store").exists()

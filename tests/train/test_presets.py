@@ -4,6 +4,7 @@ import json
 from dataclasses import MISSING, fields
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
@@ -123,6 +124,14 @@ def test_an_unknown_preset_names_the_nearest_and_all(store, tmp_path, capsys):
         capsys, "train", "--preset", "openai-tokp", "--store", store.path
     )
     assert "--preset expected its name after it" in fails(capsys, "train", "--store", store.path, "--preset")
+
+
+@pytest.mark.parametrize("given", [np.zeros(2), torch.ones(3), ["openai-topk"], 1.5])
+def test_a_preset_that_is_no_name_is_refused(store, tmp_path, given):
+    for config in (None, TrainConfig(k=8)):
+        with pytest.raises(ValueError, match="preset expected one of default, openai-topk, .*, got"):
+            sl.train_sae(store, config, preset=given, output=tmp_path / "sae")
+    assert not (tmp_path / "sae").exists()
 
 
 def test_a_preset_that_would_be_a_mere_name_is_refused(store, tmp_path, capsys):

@@ -23,6 +23,7 @@ from saelens_lite.train.rows.store_contexts import StoreContexts
 POINT = "blocks.0.hook_resid_post"
 OPTIONS = {"batch_size_rows": 128, "device": "cpu", "progress": False}
 KINDS = ["topk", "batchtopk", "relu", "jumprelu"]
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +170,7 @@ def test_there_is_no_refit_phase(model, store, source):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["topk", *(pytest.param(k, marks=SLOW) for k in KINDS if k != "topk")])
 def test_predictions_on_held_out_documents_come_closer_than_by_more_training_on_rows(
     model, store, source, tmp_path, kind
 ):
@@ -214,7 +215,7 @@ def test_batches_are_contexts_of_documents_not_held_out_each_once_an_epoch(store
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("kind", ["topk", *(pytest.param(k, marks=SLOW) for k in ("batchtopk", "jumprelu"))])
 def test_a_killed_run_goes_on_bit_for_bit(model, store, source, tmp_path, killed_before, kind):
     """With the thresholds that it started with, whatever was calibrated for the SAE of a checkpoint."""
     options = {**OPTIONS, "kind": kind, "init_from": source(kind), "end_to_end": "kl", "n_steps": 12}

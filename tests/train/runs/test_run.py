@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -311,21 +309,18 @@ def test_wandb_offline_writes_a_run(store, tmp_path, monkeypatch):
 
 @pytest.mark.long
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, number):
+def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, forked_python, number):
     code = (
         "import sys, saelens_lite as sl\n"
         "sl.train_sae(sys.argv[1], output=sys.argv[2], k=4, d_sae=64, n_steps=10**6, batch_size_rows=256,"
         " device='cpu', progress=False)"
     )
-    command = [sys.executable, "-c", code, str(store.path), str(tmp_path)]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE)
+    process = forked_python.start("-c", code, store.path, tmp_path)
     metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
-        time.sleep(0.05)
+    while not (metrics.exists() and metrics.stat().st_size) and process.poll() is None:
+        time.sleep(0.01)
     process.send_signal(number)
-    process.communicate(timeout=60)
-    assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
+    assert process.wait() == (143 if number == signal.SIGTERM else -signal.SIGINT)
     facts = sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]
     assert 0 < facts["steps"] < 10**6
 

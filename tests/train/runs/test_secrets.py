@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import saelens_lite as sl
+from saelens_lite.cli import main
 from saelens_lite.config import to_record
 from saelens_lite.train.config import TrainConfig
 
@@ -26,6 +27,19 @@ def test_what_a_file_says_of_a_place(given, recorded, published):
     config = TrainConfig(store=(given, given))
     assert to_record(config)["store"] == (recorded, recorded)
     assert to_record(config, published=True)["store"] == (published, published)
+
+
+def test_no_output_of_a_command_shows_a_password(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("SAELENS_LITE_CACHE", str(tmp_path / "cache"))
+    url = "memory://alice:SECRET@host/shown"
+    assert main(["verify", url]) != 0
+    sl.ActivationStore.from_arrays(url, ROWS)
+    assert main(["verify", url]) == 0
+    argv = "--kind topk --k 2 --d-sae 16 --n-steps 2 --batch-size-rows 128 --no-progress --device cpu"
+    assert main(["train", "--store", url, *argv.split(), "--output", str(tmp_path / "sae")]) == 0
+    out, err = capsys.readouterr()
+    assert "memory://***@host/shown" in out and "memory://***@host/shown" in err
+    assert not any(secret in out + err for secret in ("SECRET", "alice"))
 
 
 def test_no_file_of_a_run_holds_the_password_and_cfg_no_path(tmp_path, monkeypatch):

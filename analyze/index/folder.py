@@ -233,6 +233,8 @@ def identity(sae: SparseAutoencoder) -> dict[str, Any]:
     facts = {"kind": config.kind, "d_model": config.d_model, "d_sae": config.d_sae, "k": config.k}
     facts |= {"model": config.model_name, "hook_point": config.hook_point}
     computes = facts | {"normalize": config.normalize_activations, "b_dec": config.apply_b_dec_to_input}
+    if sae.prune_above is not None:
+        facts["prune_above"] = computes["prune_above"] = sae.prune_above
     digest = hashlib.sha256(encode_json(computes))
     for name, parameter in sorted(sae.state_dict().items()):
         digest.update(name.encode())

@@ -3,6 +3,7 @@
 store_pass         blocks of a store through an SAE
 compatibility      whether an SAE fits a model, a store and a place
 density            how often latents fire, and which are dead
+pruned_codes       how far to prune an SAE's codes for a wanted l0
 moments            mean and largest activation of each latent
 geometry           angles and norms of encoder and decoder
 direction_pairing  two sets of directions paired

@@ -10,5 +10,7 @@ from .geometry import decoder_neighbors as decoder_neighbors
 from .geometry import encoder_decoder_cosine as encoder_decoder_cosine
 from .moments import LatentStats as LatentStats
 from .moments import latent_stats as latent_stats
+from .pruned_codes import ChosenTau as ChosenTau
+from .pruned_codes import choose_tau as choose_tau
 from .text_latents import EncodedText as EncodedText
 from .text_latents import encode_text as encode_text

@@ -88,6 +88,7 @@ _OUR_FACTS = {
         "stores?": [{"store?": str}],
         "train?": {"held_out_fraction?": float},
         "normalize_activations?": str,
+        "prune_above?": float,
     }
 }
 """What is relied on of metadata's own part."""

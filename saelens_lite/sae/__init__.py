@@ -3,6 +3,7 @@
 config        the facts of an SAE, and which kinds there are
 autoencoder   encode, decode and forward
 nonlinearity  ReLU, TopK, JumpReLU and Gated
+pruning       codes without the latents that the others make up for
 latents       the latents of many tokens, kept sparse
 folder        the folder on disk, whole or absent
 registry      the releases that people know by name, and which open

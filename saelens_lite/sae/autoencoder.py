@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import math
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from saelens_lite.formats.peer_names import of_sae
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.misfits import names_misfits
-from saelens_lite.sae import nonlinearity
+from saelens_lite.sae import nonlinearity, pruning
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.folder import SAEFolder
 from saelens_lite.sae.latents import SparseLatents
@@ -87,6 +90,35 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
     def dtype(self) -> torch.dtype:
         return self.W_dec.dtype
 
+    @property
+    def prune_above(self) -> float | None:
+        """The threshold of `pruned`; None where nothing is pruned."""
+        return (self.config.metadata.get("saelens_lite") or {}).get("prune_above")
+
+    @names_misfits
+    def pruned(self, tau: float | None) -> SparseAutoencoder:
+        """A view of this SAE, over the same weights, that drops latents which the others make up for.
+
+            sae.pruned(choose_tau(sae, store, l0=24).tau)
+
+        A latent that fires keeps its value where its leave-one-out score (pruning.py), in units of the SAE's
+        own scale, is above tau, and is 0 elsewhere. Evaluation, index, edits, probes and report take the view
+        as any SAE. `save` keeps tau under metadata.saelens_lite.prune_above; SAELens ignores it there and
+        opens the whole SAE.
+
+        tau: finite; None gives a view that prunes nothing
+        """
+        if tau is not None and not math.isfinite(tau):
+            raise ValueError(f"pruned expected a finite tau, got {tau}; None prunes nothing")
+        ours = dict(self.config.metadata.get("saelens_lite") or {})
+        ours.pop("prune_above", None)
+        ours |= {} if tau is None else {"prune_above": float(tau)}
+        view = copy.copy(self)
+        view.config = dataclasses.replace(
+            self.config, metadata={**self.config.metadata, "saelens_lite": ours}
+        )
+        return view
+
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
@@ -157,10 +189,13 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
         returns: float[... d_sae] or float[... m]
         """
         self.check_acts(normalized)
-        if self.kind == "topk":
-            dense = self._encode_rows(normalized.reshape(-1, self.d_model)).to_dense()
-            dense = dense.view(*normalized.shape[:-1], self.d_sae)
+        if self.kind == "topk" or self.prune_above is not None:
+            dense = self.encode_normalized(normalized).to_dense()
             return dense if latents is None else dense[..., latents]
+        return self._dense_acts(normalized, latents)
+
+    def _dense_acts(self, normalized: Tensor, latents: Tensor | None) -> Tensor:
+        """`latent_acts` of a kind whose latents do not depend on each other, unpruned."""
 
         def of(parameter: Tensor) -> Tensor:
             return parameter if latents is None else parameter[latents]
@@ -178,7 +213,7 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
         if self.kind == "topk":
             assert self.config.k is not None
             return nonlinearity.topk(self._project(normalized, None), self.b_enc, self.config.k)
-        return SparseLatents.from_dense(self.latent_acts(normalized))
+        return SparseLatents.from_dense(self._dense_acts(normalized, None))
 
     def encode(self, acts: Tensor) -> SparseLatents:
         """Latents of activations float[... d_model]; pre-activations exist for some rows at a time.
@@ -198,7 +233,12 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
         self.check_acts(normalized)
         flat = normalized.reshape(-1, self.d_model)
         chunks = flat.split(max(1, _PRE_ACT_BUDGET_BYTES // (self.d_sae * flat.element_size())))
-        return SparseLatents.cat([self._encode_rows(chunk) for chunk in chunks], tuple(normalized.shape[:-1]))
+        latents = SparseLatents.cat(
+            [self._encode_rows(chunk) for chunk in chunks], tuple(normalized.shape[:-1])
+        )
+        if self.prune_above is None:
+            return latents
+        return pruning.pruned(flat, latents, self.W_dec, self.b_dec, self.prune_above)
 
     def encode_dense(self, acts: Tensor) -> Tensor:
         """The same latents as float[... d_sae]."""

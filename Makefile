@@ -4,6 +4,7 @@
 # make test-all  also slow tests and those against SAELens and sparsify (run `make peers` first)
 # make peers     .venv-peers, a second environment with the libraries we compare with
 # make gpu       eight minutes on a GPU machine: what a CPU cannot show; installs nothing (tests/bench/gpu.py)
+# make dashboard .venv-dashboard, an environment of SAEDashboard 0.8.0, whose files we write and read
 # make browser   Chromium for the tests of the HTML pages, where apt and root are at hand
 # make clean     remove what building and testing left behind; environments stay
 
@@ -11,12 +12,13 @@ PYTHON  ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VENV    := .venv
 PEERS   := .venv-peers
+DASHBOARD := .venv-dashboard
 BIN     := $(VENV)/bin
 WORKERS ?= 2
 # Many tests start interpreters: compiled once, the source costs each of them nothing.
 PYTEST   = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
-.PHONY: demo check test test-all peers gpu browser clean venv
+.PHONY: demo check test test-all peers dashboard gpu browser clean venv
 .DEFAULT_GOAL := test
 
 # torch goes first and by its pin: whatever is installed next then finds it present and does not choose another build.
@@ -36,6 +38,15 @@ $(PEERS)/.installed: constraints.txt
 	$(PEERS)/bin/python -m pip install -q "$(TORCH)"
 	$(PEERS)/bin/python -m pip install -q "$(TORCH)" sae-lens==6.54.12 eai-sparsify==1.3.3
 	$(PEERS)/bin/python -m pip install -q --no-deps dictionary-learning==0.1.0  # its classes need torch alone
+	touch $@
+
+# Its newest dependencies do not go with each other: numpy stays below 2, and torchvision is not needed.
+dashboard: $(DASHBOARD)/.installed
+$(DASHBOARD)/.installed: constraints.txt
+	test -x $(DASHBOARD)/bin/python || $(PYTHON) -m venv $(DASHBOARD)
+	$(DASHBOARD)/bin/python -m pip install -q "$(TORCH)" sae-dashboard==0.8.0
+	$(DASHBOARD)/bin/python -m pip install -q "pyarrow<22"
+	$(DASHBOARD)/bin/python -m pip uninstall -q -y torchvision torchaudio
 	touch $@
 
 demo: venv

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.arguments import opened_sae
+from saelens_lite.kernels import tally as kernel
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.text_table import Tabular
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _CANDIDATES = 16
-_BLOCK_CELLS, _BLOCK_MEETINGS = 2**22, 2**24
+_BLOCK_CELLS, _BLOCK_PAIRS = 2**22, 2**18
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,40 +161,58 @@ def _blocks(
     decoders: tuple[Tensor, Tensor] | None, a: TokenSample, b: TokenSample, d_a: int, d_b: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(first latent of a, cosines, correlations) of a few latents of a with all of b: float32[n d_b]."""
+    for first, correlation, _ in correlations(a, b, d_a, d_b):
+        cosine = torch.full(correlation.shape, torch.nan)
+        if decoders is not None:
+            cosine = decoders[0][first : first + len(correlation)] @ decoders[1].T
+        yield first, cosine, correlation
+
+
+def correlations(a: TokenSample, b: TokenSample, d_a: int, d_b: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """(first latent of a, Pearson correlations, cosines) of the activations of a few latents of a with all of
+    b over two samples of the same rows: float32[n d_b]; nan for two that met on fewer than MIN_TOGETHER rows.
+    """
     n_rows = len(a.rows)
     by_latent = a.latents.argsort(stable=True)
-    places, values = a.row_ids()[by_latent], a.values[by_latent].double()
+    places, values = a.row_ids()[by_latent], a.values[by_latent]
     starts = torch.cat([torch.zeros(1, dtype=torch.int64), a.counts(d_a).cumsum(0)])
+    moments = [_mean_spread_norm(sample, d) for sample, d in ((a, d_a), (b, d_b))]
+    for latents in torch.arange(d_a).split(max(1, _BLOCK_CELLS // d_b)):
+        first, n = int(latents[0]), len(latents)
+        together = torch.zeros(n, d_b, dtype=torch.int32)
+        dot = torch.zeros(n, d_b, dtype=torch.float64)
+        if not kernel.meetings_(b.offsets, b.latents, b.values, starts, places, values, first, together, dot):
+            _meetings_(b, starts, places, values, first, together, dot)
+        (mean_a, spread_a, norm_a), (mean_b, spread_b, norm_b) = moments[0][:, latents, None], moments[1]
+        seldom = together < MIN_TOGETHER
+        correlation = ((dot - n_rows * mean_a * mean_b) / (spread_a * spread_b)).float()
+        cosine = (dot / (norm_a * norm_b)).float()
+        yield first, correlation.masked_fill(seldom, torch.nan), cosine.masked_fill(seldom, torch.nan)
+
+
+def _meetings_(
+    b: TokenSample, starts: Tensor, places: Tensor, values: Tensor, first: int, together: Tensor, dot: Tensor
+) -> None:
+    """The definition of kernel.meetings_, in plain torch."""
+    n, d_b = together.shape
     sizes = b.offsets.diff()
-    meetings = torch.cat([starts.new_zeros(1), sizes[places].cumsum(0)])[starts]
-    moments = [_mean_and_spread(sample, d) for sample, d in ((a, d_a), (b, d_b))]
-    first = 0
-    while first < d_a:
-        full = int(torch.searchsorted(meetings, meetings[first] + _BLOCK_MEETINGS, right=True)) - 1
-        last = min(max(first + 1, full), first + max(1, _BLOCK_CELLS // d_b), d_a)
-        n, pairs = last - first, slice(int(starts[first]), int(starts[last]))
-        cosine = torch.full((n, d_b), torch.nan)
-        if decoders is not None:
-            cosine = decoders[0][first:last] @ decoders[1].T
+    of_latent = torch.arange(n).repeat_interleave(starts[first : first + n + 1].diff())
+    begin = int(starts[first])
+    for pairs in torch.arange(begin, begin + len(of_latent)).split(_BLOCK_PAIRS):
         met = sizes[places[pairs]]
         at = spans(b.offsets[places[pairs]], met)
-        latents = torch.arange(n).repeat_interleave(starts[first : last + 1].diff())
-        cells = latents.repeat_interleave(met) * d_b + b.latents[at]
-        products = values[pairs].repeat_interleave(met) * b.values[at]
-        together = torch.bincount(cells, minlength=n * d_b).view(n, d_b)
-        dot = torch.bincount(cells, weights=products, minlength=n * d_b).view(n, d_b)
-        (mean_a, spread_a), (mean_b, spread_b) = (moments[0][:, first:last, None], moments[1])
-        correlation = (dot - n_rows * mean_a * mean_b) / (spread_a * spread_b)
-        yield first, cosine, correlation.masked_fill(together < MIN_TOGETHER, torch.nan).float()
-        first = last
+        cells = of_latent[pairs - begin].repeat_interleave(met) * d_b + b.latents[at]
+        together.view(-1).index_add_(0, cells, torch.ones_like(cells, dtype=torch.int32))
+        products = values[pairs].double().repeat_interleave(met) * b.values[at]
+        dot.view(-1).index_add_(0, cells, products)
 
 
-def _mean_and_spread(sample: TokenSample, d_sae: int) -> Tensor:
-    """Of each latent over all sampled rows: its mean, and the norm of its deviations: float64[2 d_sae]."""
+def _mean_spread_norm(sample: TokenSample, d_sae: int) -> Tensor:
+    """Of each latent, over all sampled rows: mean, norm of the deviations, norm: float64[3 d_sae]."""
     latents, values, n_rows = sample.latents, sample.values.double(), len(sample.rows)
     total, square = (torch.bincount(latents, weights=w, minlength=d_sae) for w in (values, values**2))
     mean = total / max(n_rows, 1)
-    return torch.stack([mean, (square - n_rows * mean**2).clamp_min(0).sqrt()])
+    return torch.stack([mean, (square - n_rows * mean**2).clamp_min(0).sqrt(), square.sqrt()])
 
 
 def _candidates(

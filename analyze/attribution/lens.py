@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +92,30 @@ def logit_lens(
         model's, or a model without an output embedding; HookError when final_norm is wanted and none is found
     source: nostalgebraist 2020, "interpreting GPT: the logit lens"
     """
-    chosen, decoder = checked_latents(sae, latents), Decoder(model)
+    chosen = checked_latents(sae, latents)
+    # filled in place: small tensors between the chunks would keep their memory from being used again
+    values, ids = torch.empty(2, len(chosen), 0), torch.empty(2, len(chosen), 0, dtype=torch.int64)
+    for places, logits in lens_logits(sae, model, chosen, final_norm):
+        if not values.shape[2]:
+            n_shown = min(n, logits.shape[-1])
+            values, ids = (of.new_empty(2, len(chosen), n_shown) for of in (values, ids))
+        for end, largest in enumerate((True, False)):
+            found = logits.topk(n_shown, largest=largest)
+            values[end, places], ids[end, places] = found.values.cpu(), found.indices.cpu()
+    if not values.isfinite().all():
+        raise ValueError(
+            f"expected finite logits, got nan or infinity: the SAE or {type(model).__name__} has such weights"
+        )
+    return LogitLens(chosen, ids[0], values[0], ids[1], values[1], tokenizer)
+
+
+@torch.no_grad()
+def lens_logits(
+    sae: SparseAutoencoder, model: nn.Module, chosen: Tensor, final_norm: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The whole lens of latents int64[m], some at a time: their places int64[c] among the chosen, and logits
+    float32[c vocabulary] on the model's device. raises: as `logit_lens`"""
+    decoder = Decoder(model)
     head = decoder.head
     point = sae.config.trained_at
     if point and not enters_stream(decoder, point):
@@ -111,23 +134,11 @@ def logit_lens(
     device = decoder.device if parameter.is_meta else parameter.device
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
     norm = norm_parts(norm_of(decoder, sae.d_model), sae.W_dec[:1].to(device, dtype)) if final_norm else None
-    with torch.no_grad():
-        bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
-        n_shown = min(n, bias.shape[-1])
-        # filled in place: small tensors between the chunks would keep their memory from being used again
-        values = torch.empty(2, len(chosen), n_shown)
-        ids = torch.empty(2, len(chosen), n_shown, dtype=torch.int64)
-        for places in torch.arange(len(chosen)).split(_CHUNK_LATENTS):
-            directions = sae.W_dec[chosen[places].to(sae.device)].to(device, dtype)
-            if norm is not None:
-                directions = (norm.weight * norm.center(directions.double().cpu())).to(directions)
-            logits = head(directions).float().sub_(bias)
-            logits -= logits.mean(-1, keepdim=True)
-            for end, largest in enumerate((True, False)):
-                found = logits.topk(n_shown, largest=largest)
-                values[end, places], ids[end, places] = found.values.cpu(), found.indices.cpu()
-    if not values.isfinite().all():
-        raise ValueError(
-            f"expected finite logits, got nan or infinity: the SAE or {decoder.class_name} has such weights"
-        )
-    return LogitLens(chosen, ids[0], values[0], ids[1], values[1], tokenizer)
+    bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
+    for places in torch.arange(len(chosen)).split(_CHUNK_LATENTS):
+        directions = sae.W_dec[chosen[places].to(sae.device)].to(device, dtype)
+        if norm is not None:
+            directions = (norm.weight * norm.center(directions.double().cpu())).to(directions)
+        logits = head(directions).float().sub_(bias)
+        logits -= logits.mean(-1, keepdim=True)
+        yield places, logits

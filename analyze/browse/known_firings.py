@@ -20,7 +20,7 @@ class KnownFirings:
     """
 
     def __init__(self, index: FeatureIndex) -> None:
-        self.n_rows = index.n_tokens
+        self.n_rows = index.tokens.n_rows
         sample = index.token_sample
         order = sample.latents.argsort(stable=True)
         self._latents = sample.latents[order].long()

@@ -174,12 +174,12 @@ def _examples(
 ) -> dict[str, Tensor]:
     """The examples of latents int64[b] around rows int64[b n]. known: keys and values of firings"""
     of_window = latents.repeat_interleave(rows.shape[1])
-    window, place, act = firings_within(windows, rows.flatten(), of_window, *known, index.n_tokens)
+    window, place, act = firings_within(windows, rows.flatten(), of_window, *known, index.tokens.n_rows)
     absent = ((windows.ids >= 0) & (windows.rows < 0)).nonzero()
     window = torch.cat([window, absent[:, 0]])
     order = window.argsort(stable=True)
     return {
-        "row": rows.double() if index.n_tokens >= 2**31 else rows.int(),
+        "row": rows.double() if index.tokens.n_rows >= 2**31 else rows.int(),
         "value": values,
         "document": windows.document.view(rows.shape).int(),
         "position": windows.position.view(rows.shape).int(),

@@ -12,22 +12,20 @@ Both of ours are UTF-8 with lines that end in \\n, by latent, so that equal labe
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import os
 import re
-import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from saelens_lite.atomic import check_output, write_file
-from saelens_lite.json_data import loads, misfit
+from saelens_lite.json_data import misfit
 from saelens_lite.misfits import names_misfits
 
 from ..index.feature_index import FeatureIndex
 from ..index.labels import FORMAT, VERSION, Label
+from .neuronpedia import batch_files, json_lines
 
 _COLUMNS = ("latent", "label", "notes", "starred")
 _OWNER = ("sae", "decoder")
@@ -117,14 +115,15 @@ def _of_csv(index: FeatureIndex, file: Path) -> list[Label]:
     return found
 
 
+def labels_of_folder(folder: Path) -> list[Label]:
+    """The labels of all batches of a folder of Neuronpedia's explanations."""
+    return [label for file in batch_files(folder) for label in _of_explanations(file)]
+
+
 def _of_explanations(file: Path) -> list[Label]:
     """A label for each latent that Neuronpedia has descriptions of, by latent."""
     found: dict[int, Label] = {}
-    for number, line in enumerate(_lines(file), start=1):
-        try:
-            row: Any = loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ValueError(f"{file} line {number} expected a JSON object: {error}") from error
+    for number, row in enumerate(json_lines(file), start=1):
         if wrong := misfit(row, _EXPLANATION):
             raise ValueError(f"{file} line {number} expected an explanation of Neuronpedia: {wrong}")
         if not re.fullmatch("[0-9]{1,18}", str(row.get("index"))):
@@ -139,13 +138,3 @@ def _of_explanations(file: Path) -> list[Label]:
         else:
             found[latent] = Label(latent, text, by)
     return [label for _, label in sorted(found.items())]
-
-
-def _lines(file: Path) -> list[bytes]:
-    content = file.read_bytes()
-    if file.name.lower().endswith(".gz"):
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise ValueError(f"{file} expected a gzip file: {error}") from error
-    return [line for line in content.split(b"\n") if line.strip()]

@@ -63,6 +63,8 @@ class FeatureIndex:
         self._tokens = open_tensors(folder, files["tokens"]["file"], files["tokens"]["bytes"])
         self._names = set(self._latents.keys())
         tokenizer_name, bos_id = self.plan["store"]["tokenizer"], facts.get("bos_id")
+        if tokenizer_name.startswith("./"):  # of an import, which keeps its own
+            tokenizer_name = str(folder.root / tokenizer_name)
         self.tokens = TokenTable(self._tokens, self.path, tokenizer_name, bos_id)
         self.contexts = Contexts(self.tokens, tokenizer, context_tokens, context_tokens // 2)
         self.labels = labels_of(folder, facts)
@@ -181,6 +183,16 @@ class FeatureIndex:
         """Rows by number of binary digits of their position in the context; zeros for rows without
         positions."""
         return self._facts["token_positions"]
+
+    @names_misfits
+    def further(self, name: str) -> dict[str, Tensor] | None:
+        """The tensors of a further file, such as the "dashboards" that an import keeps; None where the index
+        has no such file."""
+        if name not in self._facts["files"]:
+            return None
+        of = self._facts["files"][name]
+        file = open_tensors(self.folder, of["file"], of["bytes"])
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no dict)
 
     @cached_property
     def tally(self) -> Tally:

@@ -22,6 +22,7 @@
                                             I32, F32[d_sae n_logits], the logit lens; has "lens"
         output_score                        F32[d_sae]; has "output_score"
     tokens-{key}.safetensors   the store's tokens (token_table.py) and the sampled rows (token_sample.py)
+    dashboards.safetensors     of an import: what its file said (exchange/dashboards.py); so is tokenizer/
     labels.sqlite              what people wrote about latents (labels.py); a new index of the SAE keeps it
     parts/plan.json            during a pass: the plan
     parts/{shard}.safetensors  the tally of some shards, named after the first; their numbers: I64 `shards`
@@ -185,7 +186,7 @@ _FORM = {
         "settings": {"n_top": int, "n_sample": int, "seed": int, "n_logits": int},
         "store": {"sha256": str, "tokenizer": str},
     },
-    "files": {name: {"file": str, "bytes": int} for name in ("latents", "tokens")},
+    "files": {name: {"file": str, "bytes": int} for name in ("latents", "tokens", "*")},
     "has": {"lens": bool, "output_score": bool},
     "bos_id?": int,
     "decoder?": str,

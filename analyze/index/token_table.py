@@ -44,6 +44,16 @@ class TokenTable:
     def n_rows(self) -> int:
         return self._rows[-1]
 
+    @property
+    def n_seqs(self) -> int:
+        """Contexts; 0 for rows without text."""
+        return self._seqs[-1] if self.has_tokens else 0
+
+    @property
+    def context_length(self) -> int:
+        """Tokens a context; 0 for rows without text."""
+        return self._file.get_slice("input_ids").get_shape()[1] if self.has_tokens else 0
+
     def tokens(self, shard: int) -> ShardTokens:
         span = slice(self._seqs[shard], self._seqs[shard + 1])
         parts = (self._file.get_slice(name)[span] for name in _NAMES)

@@ -13,6 +13,8 @@ refit            a relu SAE fitted again without its penalty
 evaluate         an SAE's scores beside their controls
 analyze          the index of an SAE and its page
 search           latents of an index
+export           dashboards of other tools from an index
+import           an index from dashboards of other tools
 labels           labels of latents, as files
 browse           a live page of an index
 probe            labelled texts told apart by latents

@@ -30,6 +30,8 @@ COMMANDS = {
     "evaluate": "fvu, l0, dead latents and the cost in cross-entropy, with their controls",
     "analyze": "Every latent in one pass: an index to search, and the strongest firings as one HTML page",
     "search": "Latents of an index by token, text, regex, direction, number or label",
+    "export": "Dashboards for SAEDashboard or Neuronpedia from an index",
+    "import": "An index to search and browse from dashboards of SAEDashboard or Neuronpedia",
     "labels": "Labels of latents: shown, into a file, from a file",
     "browse": "The features of an index in a live page: read, label, type, steer, compare",
     "probe": "How well few latents tell labelled texts apart, beside the activations themselves",

@@ -109,3 +109,17 @@ void cofiring(const int64_t *offsets, const int32_t *latents, const int64_t *sta
         free(met);
     }
 }
+
+/* For latents first .. first + n, the rows on which each fires with each of m others, and the sums of their products there. The
+ * others are those of offsets and latents, as in cofiring; rows[starts[i] .. starts[i + 1]) with own_values are those of latent i.
+ * Both tables come with zeros. */
+void meetings(const int64_t *offsets, const int32_t *latents, const float *values, const int64_t *starts, const int64_t *rows,
+              const float *own_values, int64_t first, int64_t n, int64_t m, int32_t *together, double *dot) {
+#pragma omp parallel for schedule(dynamic, 16)
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t p = starts[first + i]; p < starts[first + i + 1]; p++)
+            for (int64_t q = offsets[rows[p]]; q < offsets[rows[p] + 1]; q++) {
+                together[i * m + latents[q]]++;
+                dot[i * m + latents[q]] += (double)own_values[p] * values[q];
+            }
+}

@@ -71,3 +71,27 @@ def cofiring_(
     tables = (jaccard_ids, lift_ids, jaccard, lift)
     cpu.call("cofiring", offsets, latents.contiguous(), starts, places, *sizes, *tables)
     return True
+
+
+def meetings_(
+    offsets: Tensor,
+    latents: Tensor,
+    values: Tensor,
+    starts: Tensor,
+    places: Tensor,
+    own_values: Tensor,
+    first: int,
+    together: Tensor,
+    dot: Tensor,
+) -> bool:
+    """Add to int32 and float64 [n m] on how many rows latents first to first + n fire with each of m others,
+    and the products of their activations; False without tally.c.
+
+    offsets, latents, values: int64[rows + 1], int32[n_pairs], float32[n_pairs], the m others' firings by row
+    starts, places, own_values: int64[d_sae + 1], int64[n], float32[n], rows and activations of each latent
+    """
+    if not _usable(values, own_values):
+        return False
+    others = (offsets, latents.contiguous(), values.contiguous())
+    cpu.call("meetings", *others, starts, places, own_values, first, *together.shape, together, dot)
+    return True

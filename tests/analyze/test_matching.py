@@ -72,7 +72,7 @@ def test_without_saes_activations_decide(store, tmp_path):
     torch.testing.assert_close(found.correlation, torch.ones(len(found)))
 
 
-def test_correlations_are_those_of_the_dense_activations(pair, store, monkeypatch):
+def test_correlations_are_those_of_the_dense_activations(pair, store, monkeypatch, kernels_path):
     a, b, sae, other, _ = pair
     acts = torch.cat([store.acts(shard, a.hook_point) for shard in range(store.n_shards)])
     dense = [torch.zeros(len(acts), 48, dtype=torch.float64) for _ in range(2)]
@@ -83,13 +83,13 @@ def test_correlations_are_those_of_the_dense_activations(pair, store, monkeypatc
     with np.errstate(invalid="ignore"):
         truth = torch.from_numpy(np.corrcoef(dense[0].T, dense[1].T)[:48, 48:])
     truth[met < 5] = torch.nan
-    for cells, meetings in ((2**22, 2**24), (48 * 5, 2**24), (2**22, 100)):
+    for cells, pairs in ((2**22, 2**18), (48 * 5, 2**18), (2**22, 100)):
         monkeypatch.setattr(matching, "_BLOCK_CELLS", cells)
-        monkeypatch.setattr(matching, "_BLOCK_MEETINGS", meetings)
+        monkeypatch.setattr(matching, "_BLOCK_PAIRS", pairs)
         blocks = [*matching._blocks(None, a.token_sample, b.token_sample, 48, 48)]
         found = torch.cat([correlation for _, _, correlation in blocks])
         torch.testing.assert_close(found, truth.float(), atol=1e-5, rtol=0, equal_nan=True)
-        assert (len(blocks) == 1) == (cells == 2**22 and meetings == 2**24)
+        assert len(blocks) == (1 if cells == 2**22 else 10)
 
 
 def test_the_best_pair_comes_first():

@@ -19,6 +19,7 @@ from saelens_lite.cli.browse import BrowseConfig
 from saelens_lite.cli.commands import COMMANDS
 from saelens_lite.cli.demo import DemoConfig
 from saelens_lite.cli.evaluate import EvaluateConfig
+from saelens_lite.cli.export import ExportConfig
 from saelens_lite.cli.labels import LabelsConfig
 from saelens_lite.cli.probe import ProbeConfig
 from saelens_lite.cli.refit import RefitConfig
@@ -45,6 +46,8 @@ CONFIGS = {
     "analyze": AnalyzeConfig,
     "search": SearchConfig,
     "browse": BrowseConfig,
+    "export": ExportConfig,
+    "import": importlib.import_module("saelens_lite.cli.import").ImportConfig,  # a keyword of the language
     "labels": LabelsConfig,
     "probe": ProbeConfig,
     "report": ReportConfig,

@@ -183,17 +183,19 @@ _CREDENTIALS = re.compile(r"([A-Za-z][\w+.-]*://)[^/\s]*@")
 def to_record(config: Any, *, published: bool = False) -> dict[str, Any]:
     """As `to_mapping`, for a file: URLs without credentials, and if `published` the last name of each
     path."""
+    return {name: as_recorded(value, published) for name, value in to_mapping(config).items()}
 
-    def recorded(value: Any) -> Any:
-        if isinstance(value, tuple | list):
-            return type(value)(map(recorded, value))
-        if not isinstance(value, str):
-            return value
-        url = _CREDENTIALS.sub(r"\1", value)
-        url = re.sub(r"(://[^?#\s]*)[?#].*", r"\1", url) if "://" in url else url
-        return os.path.basename(url.rstrip("/")) if published and os.path.isabs(url) else url
 
-    return {name: recorded(value) for name, value in to_mapping(config).items()}
+def as_recorded(value: Any, published: bool = False) -> Any:
+    """A value as `to_record` has it: strings and those in tuples and lists without credentials or, if
+    `published`, folders."""
+    if isinstance(value, tuple | list):
+        return type(value)(as_recorded(one, published) for one in value)
+    if not isinstance(value, str):
+        return value
+    url = _CREDENTIALS.sub(r"\1", value)
+    url = re.sub(r"(://[^?#\s]*)[?#].*", r"\1", url) if "://" in url else url
+    return os.path.basename(url.rstrip("/")) if published and os.path.isabs(url) else url
 
 
 def without_credentials(text: str) -> str:

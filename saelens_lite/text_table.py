@@ -142,9 +142,7 @@ class Tabular:
         """A pipe table of the cells that `print` shows, with the notes below."""
         parts = []
         for title, lines in self._tables():
-            heads, *rows = [[_in_markdown(text) for text in line] for line in _full(lines)]
-            rule = ["---", *["---:"] * (len(heads) - 1)]
-            table = "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *rows))
+            table = markdown_table(lines)
             parts.append(f"{_in_markdown(title)}\n\n{table}" if title else table)
         return "\n\n".join([*parts, *map(_in_markdown, self._notes())])
 
@@ -171,6 +169,13 @@ class Tabular:
             lines_ = "".join(f"<tr>{cells}</tr>" for cells in body)
             parts.append(f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{lines_}</tbody></table>")
         return "\n".join([*parts, *(f"<p>{escape(note)}</p>" for note in self._notes())])
+
+
+def markdown_table(lines: Lines) -> str:
+    """Cells as a pipe table, in which no text becomes markup."""
+    heads, *rows = [[_in_markdown(text) for text in line] for line in _full(lines)]
+    rule = ["---", *["---:"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (heads, rule, *rows))
 
 
 FORMATS = ("table", "markdown", "csv", "json")

@@ -21,6 +21,8 @@ probe            labelled texts told apart by latents
 report           training runs beside each other
 convert          an SAE of one format into another
 saes             published SAEs, and which open
+push             SAEs to the hub
+pull             SAEs from the hub
 study            the hallucination study
 """
 

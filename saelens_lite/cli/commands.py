@@ -38,6 +38,8 @@ COMMANDS = {
     "report": "What training runs did, beside each other, as one HTML page",
     "convert": "An SAE of one format into another",
     "saes": "The SAEs that others published, and which of them open here",
+    "push": "SAEs of a run or a grid to the Hugging Face hub, with a model card",
+    "pull": "SAEs of a repository of the Hugging Face hub into a folder",
     "study": "Latents of what the model knows, edited: does it then hallucinate, or refuse?",
 }
 """Each command and what it does. A command is the file of its name, whose `run` takes the words behind it."""

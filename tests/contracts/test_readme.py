@@ -22,6 +22,8 @@ from saelens_lite.cli.evaluate import EvaluateConfig
 from saelens_lite.cli.export import ExportConfig
 from saelens_lite.cli.labels import LabelsConfig
 from saelens_lite.cli.probe import ProbeConfig
+from saelens_lite.cli.pull import PullConfig
+from saelens_lite.cli.push import PushConfig
 from saelens_lite.cli.refit import RefitConfig
 from saelens_lite.cli.report import ReportConfig
 from saelens_lite.cli.search import SearchConfig
@@ -51,6 +53,8 @@ CONFIGS = {
     "labels": LabelsConfig,
     "probe": ProbeConfig,
     "report": ReportConfig,
+    "push": PushConfig,
+    "pull": PullConfig,
     "study": StudyConfig,
 }
 

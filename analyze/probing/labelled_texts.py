@@ -16,12 +16,16 @@ from saelens_lite.misfits import names_misfits
 
 @dataclass(frozen=True, slots=True)
 class LabelledTexts:
-    """One of each a text; groups: None where no field was named. n_left_out: texts of other labels."""
+    """One of each a text; groups: None where no field was named. n_left_out: texts of other labels.
+
+    rivals: values of further fields by name, numbers or categories
+    """
 
     texts: list[str]
     labels: list[Hashable]
     groups: list[Hashable] | None
     n_left_out: int
+    rivals: dict[str, list[Any]]
 
 
 @names_misfits
@@ -31,6 +35,7 @@ def read_labelled(
     text_field: str = "text",
     label_field: str = "label",
     group_field: str | None = None,
+    rival_fields: Sequence[str] = (),
     labels: Sequence[str] = (),
     split: str = "train",
     max_texts: int | None = None,
@@ -39,13 +44,14 @@ def read_labelled(
     """Rows of a jsonl, json, csv or parquet file, compressed or not, or of a dataset on the hub.
 
     labels: as text, the labels to keep; none keeps all
+    rival_fields: what else could give a class away, such as the source; of numbers, or else categories
     max_texts: a longer set is sampled at random by seed, because files often come sorted by label
     raises: FileNotFoundError for a missing file; ValueError for a field or label that is not there
     """
     kept, n_left_out, wanted = [], 0, set(labels)
     seen: Counter[str] = Counter()
     for i, row in enumerate(_rows(name, split)):
-        for field in filter(None, (text_field, label_field, group_field)):
+        for field in filter(None, (text_field, label_field, group_field, *rival_fields)):
             if field not in row:
                 raise ValueError(
                     f"{name}, row {i}: no field {field!r}{nearest(field, row)}; its fields are "
@@ -55,7 +61,8 @@ def read_labelled(
         if wanted and str(row[label_field]) not in wanted:
             n_left_out += 1
             continue
-        kept.append((row[text_field], row[label_field], row[group_field] if group_field else None))
+        group = row[group_field] if group_field else None
+        kept.append((row[text_field], row[label_field], group, [row[field] for field in rival_fields]))
     if missing := [label for label in labels if label not in seen]:
         raise ValueError(
             f"{name} has no label {missing[0]!r}{nearest(missing[0], seen)}; it has {_shown(seen)}"
@@ -63,7 +70,13 @@ def read_labelled(
     if max_texts is not None and len(kept) > max_texts:
         kept = random.Random(seed).sample(kept, max_texts)
     texts, of_texts, groups = ([row[i] for row in kept] for i in range(3))
-    return LabelledTexts(texts, of_texts, groups if group_field else None, n_left_out)
+    rivals = {field: _rival([row[3][i] for row in kept]) for i, field in enumerate(rival_fields)}
+    return LabelledTexts(texts, of_texts, groups if group_field else None, n_left_out, rivals)
+
+
+def _rival(values: list[Any]) -> list[Any]:
+    numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    return values if numbers else [str(value) for value in values]
 
 
 def _rows(name: str, split: str) -> Iterable[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ probe of the number of tokens: where one class has longer texts, anything that a
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,8 @@ from saelens_lite.misfits import names_misfits
 from ..stats.bootstrap import Interval, bootstrap_statistic
 from ..stats.document_split import Split
 from ..stats.ranks import weighted_auroc
+from ..stats.rival_report import RivalReport
+from ..stats.rivals import Rival, against_rivals
 from .clusters import classes_of, clusters_of, folds_of, sides
 from .fit import (
     INVERSE_L2,
@@ -89,6 +91,7 @@ def sparse_probes(
     inverse_l2: Sequence[float] = INVERSE_L2,
     n_folds: int = 4,
     n_shuffles: int = 3,
+    rivals: Mapping[str, Rival] | None = None,
     n_resamples: int = 2000,
     confidence: float = 0.95,
 ) -> ProbeReport:
@@ -102,6 +105,9 @@ def sparse_probes(
     split: by default a test share of 0.3; n_splits: repeat with further seeds, for the noise of the split
     inverse_l2: C among which cross-validation in n_folds of the training texts chooses
     n_shuffles: repetitions of the control with shuffled labels, at the C found with the true ones
+    rivals: what else of each text could give its class away, such as `sl.stats.surface_rivals(tokenizer,
+        texts)` or its source; of two classes, every probe gets a verdict of `sl.stats.against_rivals` beside
+        these and its number of tokens
     raises: ValueError for arguments that do not fit each other, or too few texts of a class on a side;
         ImportError without scikit-learn
     Who takes the best of several settings (pool, hook point, SAE) by these numbers has chosen on the test
@@ -137,6 +143,11 @@ def sparse_probes(
     interval = _intervals(fitted, task, test, n_resamples, confidence, split.seed)
     over_splits = _over_splits(runs, task, splits) if n_splits > 1 else None
     shuffled = _shuffled(contestants, fitted, task, split, n_shuffles) if n_shuffles else None
+    guard = None
+    if len(classes) == 2:
+        surface = {"tokens": features.n_tokens} | dict(rivals or {})
+        how = {"n_resamples": n_resamples, "confidence": confidence, "seed": split.seed}
+        guard = _guard(contestants, fitted, task, split, surface, how)
 
     n = len(contestants)
     rows = []
@@ -160,6 +171,9 @@ def sparse_probes(
                 latents=tuple(probe.latents for probe in one.probes),
                 splits_mean=None if over_splits is None else float(over_splits[:, i].mean()),
                 splits_sd=None if over_splits is None else float(over_splits[:, i].std(ddof=1)),
+                verdict=None
+                if guard is None or contestant.name == LENGTH
+                else guard[contestant.name].verdict,
             )
         )
     names = ("n_truncated", "max_tokens", "pool", "acts_pool", "hook_point", "model_name")
@@ -177,7 +191,26 @@ def sparse_probes(
         n_shuffles=n_shuffles,
         n_resamples=n_resamples,
         confidence=confidence,
+        guard=guard,
     )
+
+
+def _guard(
+    contestants: Sequence[_Contestant],
+    fitted: Sequence[_Fitted],
+    task: _Task,
+    split: Split,
+    rivals: Mapping[str, Rival],
+    how: Mapping[str, Any],
+) -> RivalReport:
+    """Every probe of two classes beside the surface of the texts."""
+    scores = {
+        contestant.name: one.probes[0].scores(contestant.features)
+        for contestant, one in zip(contestants, fitted)
+        if contestant.name != LENGTH
+    }
+    of_second = torch.from_numpy(task.of_class == 1)
+    return against_rivals(scores, of_second, rivals, task.clusters, split=split, **how)
 
 
 def _contestants(features: PooledLatents, k: Sequence[int], select_by: str) -> list[_Contestant]:

@@ -8,6 +8,7 @@ from typing import Any
 from saelens_lite.text_table import Lines, Tabular, filled_columns, number, span
 
 from ..stats.interval_plots import interval_plot
+from ..stats.rival_report import RivalReport
 
 ACTS, DIFF_MEAN, LENGTH = "activations", "DiffMean of activations", "text length"
 
@@ -35,6 +36,9 @@ DEFINITIONS = {
     "splits_mean": "mean auroc over splits of other seeds, this one included",
     "splits_sd": "standard deviation of auroc over these splits: the noise of which texts train and which "
     "test",
+    "verdict": "of two classes: whether the probe says more than the surface of the texts, such as their "
+    "length, by rivals fitted on the training texts: beyond the rivals, confounded by one, reads nothing, or "
+    "undecided",
 }
 
 
@@ -59,6 +63,7 @@ class ProbeRow:
     latents: tuple[tuple[int, ...], ...]
     splits_mean: float | None
     splits_sd: float | None
+    verdict: str | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +72,7 @@ class ProbeReport(Tabular):
 
     classes: in order; of two the last is the positive one. n_train, n_test: texts of each by side
     n_clusters: unrelated texts, or groups of related ones, by side; n_copies: texts that repeat another one
+    guard: the probes beside the surface of the texts; None for more than two classes
     """
 
     rows: tuple[ProbeRow, ...]
@@ -87,6 +93,7 @@ class ProbeReport(Tabular):
     n_shuffles: int
     n_resamples: int
     confidence: float
+    guard: RivalReport | None
 
     def __getitem__(self, name: str) -> ProbeRow:
         for row in self.rows:
@@ -97,11 +104,13 @@ class ProbeReport(Tabular):
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, for JSON."""
         facts = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)[1:]}
+        facts["guard"] = None if self.guard is None else self.guard.to_dict()
         return {**facts, "rows": [dataclasses.asdict(row) for row in self.rows], "definitions": DEFINITIONS}
 
     def _tables(self) -> list[tuple[str, Lines]]:
         percent = f"{self.confidence:.0%} interval"
         head = ["", "AUROC", percent, f"less {ACTS}", "F1", "accuracy", "shuffled", f"{self.n_splits} splits"]
+        head.append("beside the surface")
         lines = [head, *(self._cells(row) for row in self.rows)]
         return [("", list(map(list, filled_columns(lines))))]
 
@@ -126,6 +135,7 @@ class ProbeReport(Tabular):
             f"{row.accuracy:.3f}",
             number(row.shuffled, ".3f", absent=""),
             "" if row.splits_sd is None else f"{row.splits_mean:.3f} ± {row.splits_sd:.3f}",
+            row.verdict or "",
         ]
 
     def _notes(self) -> list[str]:
@@ -156,6 +166,9 @@ class ProbeReport(Tabular):
                 f"of {len(rivals)} probes of latents {less} below that of the {ACTS}, {surely} of them with "
                 f"the whole interval; {more} above with the whole interval"
             )
+        if self.guard is not None:
+            reached = ", ".join(f"{rival.name} {rival.auroc:.3f}" for rival in self.guard.rivals)
+            text.append(f"the surface alone, in AUROC: {reached}")
         if slow := [row.name for row in self.rows if not row.converged]:
             text.append(f"not converged: {', '.join(slow)}")
         return text

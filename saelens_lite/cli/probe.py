@@ -21,6 +21,7 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.probing.pooling import pooled_latents
     from saelens_lite.analyze.probing.probes import sparse_probes
     from saelens_lite.analyze.stats.document_split import Split
+    from saelens_lite.analyze.stats.surface import surface_rivals
     from saelens_lite.sae.autoencoder import SparseAutoencoder
 
     if config.output is not None:
@@ -30,6 +31,7 @@ def run(argv: Sequence[str]) -> None:
         text_field=config.text_field,
         label_field=config.label_field,
         group_field=config.group_field,
+        rival_fields=config.rival_fields,
         labels=config.labels,
         split=config.split,
         max_texts=config.max_texts,
@@ -58,6 +60,7 @@ def run(argv: Sequence[str]) -> None:
         select_by=config.select_by,
         split=Split(test_fraction=config.test_fraction, seed=config.seed),
         n_splits=config.n_splits,
+        rivals=surface_rivals(tokenizer, data.texts) | data.rivals,
     )
     if config.output is not None:
         write_file(config.output, json.dumps(result.to_dict(), indent=1) + "\n")
@@ -93,6 +96,10 @@ class ProbeConfig:
     group_field: str | None = None
     """Its field with what texts share (author, entity, source); a group is never on both sides of the
     split."""
+
+    rival_fields: tuple[str, ...] = ()
+    """Fields of what else could give a text's class away, such as its source: numbers, or else categories. Of
+    two classes, each probe has a verdict beside these and the text's length and word frequencies."""
 
     labels: tuple[str, ...] = ()
     """Keep only these classes. Of two, the last in order is positive; of more, each is probed against the

@@ -96,6 +96,31 @@ def test_texts_that_differ_in_length_alone_are_told_apart_by_it():
     assert report["text length"].auroc == 1 and abs(report["sae k=1"].auroc - 0.5) < 0.15
 
 
+def test_a_probe_of_length_is_confounded_and_one_of_meaning_is_beyond():
+    acts = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
+    features = features_of(planted_latents(), acts)
+    rng = np.random.default_rng(3)
+    features.n_tokens[:] = 5 + 2 * LABELS + rng.integers(0, 5, N)
+    acts[:, 0] += features.n_tokens  # all that the activations know
+    report = sparse_probes(features, LABELS.tolist(), k=[1], **FAST)
+    assert report["activations"].verdict == "confounded by tokens"
+    assert report["sae k=1"].verdict == "beyond the rivals" and report["text length"].verdict is None
+    by_name = {rival.name: rival.auroc for rival in report.guard.rivals}
+    assert by_name["tokens"] == pytest.approx(report["text length"].auroc)
+    assert "confounded by tokens" in str(report) and "the surface alone, in AUROC: tokens 0." in str(report)
+    assert report.to_dict()["guard"]["scores"][0]["verdict"] == "confounded by tokens"
+    source = ["web" if label else "book" for label in LABELS]
+    given = sparse_probes(features, LABELS.tolist(), k=[1], rivals={"source": source}, **FAST)
+    assert given["sae k=1"].verdict == "confounded by source"
+
+
+def test_more_classes_than_two_have_no_verdict():
+    three = np.arange(N) % 3
+    report = sparse_probes(features_of(noise()), three.tolist(), k=[1], **FAST)
+    assert report.guard is None and report["sae k=1"].verdict is None
+    assert report.to_dict()["guard"] is None and "beside the surface" not in str(report)
+
+
 def test_numbers_are_those_of_scikit_learn():
     acts = np.random.default_rng(0).normal(size=(N, 6)).astype(np.float32)
     acts[:, 0] += LABELS

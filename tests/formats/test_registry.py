@@ -201,6 +201,11 @@ def test_saes_lists_releases_of_a_model_and_the_saes_of_one(capsys):
     assert "https://huggingface.co/jbloom/GPT2-Small-SAEs-Reformatted" in told
     assert main(["saes"]) == 0
     assert "170 releases of 13,857 SAEs: 140 open here" in capsys.readouterr().out
+    assert main(["saes", "gpt2-small-res-jb", "--format", "json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["rows"]
+    assert len(rows) == 13 and (rows[8]["where"], rows[8]["status"]) == ("blocks.8.hook_resid_pre", "opens")
+    assert main(["saes", "--format", "csv"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 171
     assert main(["saes", "gpt2-small-res-jc"]) == 2
     assert "did you mean 'gpt2-small-res-jb'" in capsys.readouterr().err
     assert main(["saes", "--model", "gemma-9"]) == 2

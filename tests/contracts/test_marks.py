@@ -10,6 +10,7 @@ TESTS = Path(__file__).parents[1]
 FILES = sorted(path.relative_to(TESTS).as_posix() for path in TESTS.rglob("test_*.py"))
 ELSEWHERE = {
     "peer/": "another library, in an environment of its own",
+    "formats/test_peers.py": "other libraries, which read the golden folders",
     "train/test_accelerator.py": "an accelerator",
 }
 """The files whose every test needs what `make check` does without."""

@@ -17,6 +17,7 @@ from saelens_lite.cli.add_hook_points import AddHookPointsConfig
 from saelens_lite.cli.analyze import AnalyzeConfig
 from saelens_lite.cli.browse import BrowseConfig
 from saelens_lite.cli.commands import COMMANDS
+from saelens_lite.cli.convert import ConvertConfig
 from saelens_lite.cli.demo import DemoConfig
 from saelens_lite.cli.evaluate import EvaluateConfig
 from saelens_lite.cli.export import ExportConfig
@@ -26,6 +27,7 @@ from saelens_lite.cli.pull import PullConfig
 from saelens_lite.cli.push import PushConfig
 from saelens_lite.cli.refit import RefitConfig
 from saelens_lite.cli.report import ReportConfig
+from saelens_lite.cli.saes import SaesConfig
 from saelens_lite.cli.search import SearchConfig
 from saelens_lite.cli.study import StudyConfig
 from saelens_lite.cli.verify import VerifyConfig
@@ -56,6 +58,8 @@ CONFIGS = {
     "push": PushConfig,
     "pull": PullConfig,
     "study": StudyConfig,
+    "saes": SaesConfig,
+    "convert": ConvertConfig,
 }
 
 

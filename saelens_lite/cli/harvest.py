@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from saelens_lite.cli.flags import configured
-from saelens_lite.cli.shared import carry_out, is_first_process, print_next
+from saelens_lite.cli.shared import carry_out, common_mean, is_first_process, print_next
 from saelens_lite.harvest.config import HarvestConfig
 
 
@@ -35,6 +35,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     widths = ", ".join(f"{name} (width {result.d_model(name)})" for name in result.hook_points)
     print(f"{command.store}: {result.n_rows:,} rows of {widths} in {result.n_shards} shards")
+    for name in result.hook_points:
+        print(f"{name}: {common_mean(result.mean_to_spread(name))}")
     choice = result.hook_points[0] if len(result.hook_points) > 1 else None
     print_next("train", store=command.store, hook_point=choice, output="runs/topk")
     return 0

@@ -136,3 +136,11 @@ def quiet_loading() -> None:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+
+
+def common_mean(gamma: float) -> str:
+    """What γ of rows (store/common_mean.py) says, in a line."""
+    return (
+        f"the mean of the rows is {gamma:.2f} times their spread (γ): the larger it is, the more latents are "
+        "dead at the start where b_dec is 0"
+    )

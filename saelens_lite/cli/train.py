@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from saelens_lite.cli.flags import configured
-from saelens_lite.cli.shared import device_named, embedded, is_first_process, model_for, model_of, print_next
+from saelens_lite.cli.shared import (
+    common_mean,
+    device_named,
+    embedded,
+    is_first_process,
+    model_for,
+    model_of,
+    print_next,
+)
 from saelens_lite.config import AtLeast, to_mapping
 from saelens_lite.recipes.streaming import train_streaming
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -147,6 +155,8 @@ def print_trained(sae: SparseAutoencoder, config: TrainConfig) -> None:
     facts = sae.config.metadata["saelens_lite"]
     print(f"{config.output}: {sae.kind} SAE of {sae.d_sae:,} latents on {sae.config.hook_point}")
     print(f"  {facts['steps']:,} steps, {facts['tokens']:,} rows, peak lr {facts['lr']:.2g}")
+    if facts.get("mean_to_spread") is not None:
+        print(f"  {common_mean(facts['mean_to_spread'])}")
     if facts["held_out_fvu"] is not None:
         scores = f"fvu {facts['held_out_fvu']:.4f}, l0 {facts['held_out_l0']:.1f}"
         if (share := facts.get("held_out_share_within_10x") or 1.0) < 1:

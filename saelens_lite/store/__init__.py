@@ -7,6 +7,7 @@ writer               rows into shards, commits, the manifest
 codecs               how a row is stored: f32, f16, bf16, int8
 folder               a local folder or a URL
 document_sample      which rows are scored: documents drawn by hash
+common_mean          how large the rows' common mean is against their spread
 packing              documents into contexts
 event_log            a line an event, each with its checksum
 verify               every byte looked at, and what is damaged moved aside

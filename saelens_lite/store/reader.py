@@ -53,6 +53,7 @@ from saelens_lite.errors import ShardError, nearest
 from saelens_lite.hashing import is_held_out
 from saelens_lite.misfits import names_misfits
 from saelens_lite.store.codecs import check_shapes, decode, mapped
+from saelens_lite.store.common_mean import mean_to_spread
 from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
     MANIFEST,
@@ -415,6 +416,10 @@ class ActivationStore:
         """Mean squared L2 norm and mean float64[d_model] of a row over the store, read once."""
         totals, sq_norms = zip(*self._sums(hook_point), strict=True)
         return sum(sq_norms) / self.n_rows, torch.from_numpy(sum(totals) / self.n_rows)
+
+    def mean_to_spread(self, hook_point: str | None = None) -> float:
+        """γ, the norm of the mean row against the rows' spread; see common_mean.py."""
+        return mean_to_spread(*self.moments(hook_point))
 
     def verify(self) -> list[str]:
         """Check every byte. Returns the problems found, each naming its file; empty if all is well."""

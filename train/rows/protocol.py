@@ -30,6 +30,7 @@ class Rows(Protocol):
     context_length: tokens a context, BOS included; None for rows that did not come from text
     scale: what brings the mean squared distance of rows from their mean to d_model, 1 without scale_input;
         not applied here, and not that of a run which resumes from a checkpoint of an older release
+    mean_to_spread: γ of the rows, see store/common_mean.py; None where an older release began the run
     left_out_share: of the training rows, by max_norm_ratio; None where it is off
     steps_per_epoch: batches in one pass over the training rows
     """
@@ -40,6 +41,7 @@ class Rows(Protocol):
     model_name: str
     context_length: int | None
     scale: float
+    mean_to_spread: float | None
     left_out_share: float | None
     steps_per_epoch: int
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite import distributed
+from saelens_lite.store.common_mean import mean_to_spread
 from saelens_lite.store.reader import ActivationStore
 
 from ..config import TrainConfig
@@ -84,7 +85,9 @@ class StoreRows:
         )
         self.steps_per_epoch = order.steps_per_epoch
         self._at_hand: dict[str, Tensor] = {}
-        self.scale = input_scale(*self._moments()) if config.scale_input else 1.0
+        moments = self._moments()
+        self.scale = input_scale(*moments) if config.scale_input else 1.0
+        self.mean_to_spread = mean_to_spread(*moments)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -94,10 +97,11 @@ class StoreRows:
     @property
     def record(self) -> dict[str, Any]:
         stores = self._joined.stores
+        spread = {"mean_to_spread": self.mean_to_spread}
         if len(stores) == 1:
-            return {"store": stores[0].fingerprint}
+            return {"store": stores[0].fingerprint, **spread}
         shares = zip(stores, self._shares, strict=True)
-        return {"stores": [{"store": store.fingerprint, "share": share} for store, share in shares]}
+        return {"stores": [{"store": store.fingerprint, "share": share} for store, share in shares], **spread}
 
     def begin(self, position: dict[str, Any] | None) -> None:
         pass  # order and scale are functions of the stores and the configuration

@@ -14,6 +14,7 @@ from torch import Tensor
 from saelens_lite import distributed
 from saelens_lite.hashing import is_held_out
 from saelens_lite.prefetch import Ahead
+from saelens_lite.store.common_mean import mean_to_spread
 
 from ..config import TrainConfig
 from ..random_streams import generator
@@ -81,6 +82,7 @@ class StreamRows:
     """
 
     left_out_share = None
+    mean_to_spread: float | None = None
 
     def __init__(self, stream: Stream, config: TrainConfig, device: torch.device | str = "cpu") -> None:
         if distributed.several_processes():
@@ -116,12 +118,14 @@ class StreamRows:
 
     @property
     def record(self) -> dict[str, Any]:
-        return {"stream": self._stream.fingerprint, "dataset": self._stream.plan["dataset"]}
+        record = {"stream": self._stream.fingerprint, "dataset": self._stream.plan["dataset"]}
+        return record if self.mean_to_spread is None else record | {"mean_to_spread": self.mean_to_spread}
 
     def begin(self, position: dict[str, Any] | None) -> None:
         eval_rows, fraction = self._config.eval_rows, self._config.held_out_fraction
         if position is not None:
             self.scale, self._held_out_shards = position["scale"], position["held_out_shards"]
+            self.mean_to_spread = position.get("mean_to_spread")  # older releases did not note it
             self._places = [Place(**position["place"])]
             with closing(_Reading(self._stream, Place(), fraction)) as reading:
                 while reading.n_shards < self._held_out_shards and reading.next_shard():
@@ -130,16 +134,20 @@ class StreamRows:
         seen = self._hold_out if eval_rows and fraction else None
         self._reading = _Reading(self._stream, Place(), fraction, seen)
         filled = self._buffers[Place()]
-        if self._config.scale_input:
-            n, batches = filled.doc_ids.numel(), [acts.double() for acts in filled.acts]
-            mean_sq_norm = sum(float(acts.square().sum()) for acts in batches) / n
-            self.scale = input_scale(mean_sq_norm, sum(acts.sum(0) for acts in batches) / n)
+        n, batches = filled.doc_ids.numel(), [acts.double() for acts in filled.acts]
+        moments = (
+            sum(float(acts.square().sum()) for acts in batches) / n,
+            sum(acts.sum(0) for acts in batches) / n,
+        )
+        self.scale = input_scale(*moments) if self._config.scale_input else 1.0
+        self.mean_to_spread = mean_to_spread(*moments)
 
     def position(self, step: int) -> dict[str, Any]:
         place = self._place(max(0, step - 1))
         following = self._buffers[place].following
         place = following if step >= following.first_step else place  # which need not be filled for that
         found = {"scale": self.scale, "held_out_shards": self._held_out_shards}
+        found["mean_to_spread"] = self.mean_to_spread
         return found | {"place": dataclasses.asdict(place)}
 
     def batch(self, step: int) -> Tensor:

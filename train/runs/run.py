@@ -36,6 +36,7 @@ from .output import check_ours, remove_leftovers, remove_run, seen
 from .process import device_of, writes
 from .sae import sae_config, saved_sae, starting_sae
 from .scores import HeldOutScores
+from .silent_start import ROWS, warn_of_silence
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class Run:
         rows.check_held_out()
         if checkpoint is None:
             sae = starting_sae(config, rows, self.comm)
+            if writes():
+                warn_of_silence(sae, rows.sample(ROWS) * rows.scale)
         else:
             whole = sae_config(config, rows, len(checkpoint.state["sae.W_dec"]))
             sae = SparseAutoencoder(self.comm.shard_config(whole))

@@ -1,4 +1,4 @@
-"""A warning where most latents are silent from the first step, since rows share a mean that b_dec does not."""
+"""A warning where most latents are silent from the first step, as b_dec lies far from the mean of rows."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def warn_of_silence(sae: SparseAutoencoder, rows: Tensor) -> None:
     silent = 1 - fired.double().mean().item()
     if silent > _MOST:
         log.warning(
-            "%.0f%% of the latents fire on none of %d rows before the first step: the rows' mean is %.1f times "
-            "their spread away from b_dec. Start from other weights, with a b_dec near the mean",
+            "%.0f%% of the latents fire on none of %d rows before the first step: the mean of rows is %.1f "
+            "times their spread away from b_dec. Start from other weights, with a b_dec near the mean",
             100 * silent,
             len(rows),
             away,

@@ -59,6 +59,8 @@ def cell(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, int):
         return f"{value:,}"
+    if isinstance(value, str):  # markup stays markup
+        return value
     return short(value) if isinstance(value, float) else str(value)
 
 

@@ -21,6 +21,7 @@ _N_NEUTRAL, _NEUTRAL_TOKENS = 16, 64
 
 if TYPE_CHECKING:
     from saelens_lite.analyze.edits.neutral_text import NeutralText
+    from saelens_lite.analyze.pages.report_study import study_page
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken
     from saelens_lite.analyze.study.generation import OpenAnswer
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> None:
     """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
     config = configured(StudyConfig, "study", argv)
+    from saelens_lite import __version__
     from saelens_lite.analyze.latents.density import latent_density
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken, shared_first_tokens
@@ -120,16 +122,22 @@ def run(argv: Sequence[str]) -> None:
         seed=config.seed,
     )
     found.save(folder / "study.json")
+    page = study_page(found, folder / "study.html", {"saelens-lite": __version__, **_asked(config)})
     if config.format != "table":
         print(in_format(found, config.format))
         return
     print(found)
     print()
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
-    print(f"numbers: {folder / 'study.json'}")
+    print(f"numbers: {folder / 'study.json'}, page: {page}")
     by = next(way for way in ("causal", "separation") if way != config.by)
     same = {name: getattr(config, name) for name in ("model", "sae", "records", "hook_point")}
     print_next("study", **same, by=by)
+
+
+def _asked(config: StudyConfig) -> dict[str, Any]:
+    """The flags by name."""
+    return {f"--{name.replace('_', '-')}": value for name, value in dataclasses.asdict(config).items()}
 
 
 def _judge(config: StudyConfig) -> NextToken | OpenAnswer:
@@ -198,7 +206,7 @@ def _records(config: StudyConfig) -> list[Question]:
 def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
     """The configuration with a model, SAEs and records that are made for it."""
     from saelens_lite.cli.shared import quiet_loading
-    from saelens_lite.demo.world import WorldConfig, make_world
+    from saelens_lite.demo.world import SMALLER, WorldConfig, make_world
 
     quiet_loading()
     print(
@@ -207,7 +215,8 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
         flush=True,
         file=None if config.format == "table" else sys.stderr,
     )
-    world = make_world(config.output, WorldConfig(seed=config.seed), split)
+    size = SMALLER if config.quick else {}
+    world = make_world(config.output, WorldConfig(seed=config.seed, **size), split)
     print(
         f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen",
         flush=True,
@@ -228,6 +237,9 @@ class StudyConfig:
 
     output: str = "study"
     """Folder for study.json, and without --model for the world: model, SAE with its baseline, records."""
+
+    quick: bool = False
+    """A smaller world, which takes about a minute; its intervals are wider."""
 
     model: str | None = None
     """A hub id or folder, or demo; with --sae and --records."""

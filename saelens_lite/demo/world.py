@@ -75,6 +75,11 @@ class WorldConfig:
             )
 
 
+SMALLER = {"n_known": 200, "n_refused": 400, "n_studied": 200, "n_steps": 450, "batch_size_prompts": 256}
+SMALLER |= {"n_sae_steps": 300}
+"""Sizes of a world of about a minute."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class World:
     """People and what is true of them.

@@ -130,8 +130,8 @@ class TrainConfig:
     """Share of the run in which latents are resampled; by default until the learning rate falls. More leaves
     those that come late less time to learn."""
     lr: Annotated[float | None, Above(0)] = None
-    """Peak learning rate of Adam; None: `optim.default_lr`, which grows for short runs and small
-    dictionaries."""
+    """Peak learning rate of Adam; None: `schedules.default_lr`, which grows for short runs and small
+    dictionaries, and is larger for relu and gated."""
     adam_beta1: Annotated[float, AtLeast(0), Below(1)] = 0.9
     """Decay of Adam's first moment a step."""
     adam_beta2: Annotated[float, AtLeast(0), Below(1)] = 0.999

@@ -1,22 +1,21 @@
 """The L1 kinds at equal l0: learning rates, tables beside SAELens and our other kinds; a JSON line per run.
 
-    .venv/bin/python tests/bench/l1.py rates             # lr of relu and gated, two models, lengths of run
-    .venv/bin/python tests/bench/l1.py table             # relu, relu without refit, gated, jumprelu, topk, …
-    .venv/bin/python tests/bench/l1.py saelens           # SAELens' standard: its rates, then coefficients
-    .venv/bin/python tests/bench/l1.py offsets           # rows that share a mean of 0, 5, 15, 30 spreads
-    .venv/bin/python tests/bench/l1.py planted           # planted features, with and without the refit
-    .venv/bin/python tests/bench/l1.py --report rates    # fvu at l0 5, 10, 20 of the finished runs
+    .venv/bin/python tests/bench/l1.py rates --steps 300 1000 3000   # lr of relu, or --kinds gated
+    .venv/bin/python tests/bench/l1.py table      # relu, without refit too, gated, jumprelu, topk, batchtopk
+    .venv/bin/python tests/bench/l1.py saelens    # SAELens' standard, three rates, three coefficients
+    .venv/bin/python tests/bench/l1.py report     # fvu, ΔCE and dead at l0 5, 10, 20 of the finished runs
 
 Resumable: a finished run is never repeated. A world is a hook point of a small real model: its rows, and
 validation rows of TinyStories' validation_v1 on which all are scored, as saved and opened anew by our loader.
-Dead: silent on all validation rows. At equal l0: fvu is read off at 5, 10 and 20 linearly in log l0 between
-the runs of one setting. SAELens runs in the peers' venv (`make peers`) by quality_saelens.py. Not a test: the
-parts take from minutes to an hour.
+Dead: silent on all validation rows. At equal l0: scores are read off at 5, 10 and 20 linearly in log l0
+between the runs of one setting. SAELens runs in the peers' venv (`make peers`) by quality_saelens.py. Not a
+test: the parts take from minutes to an hour.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -36,7 +35,6 @@ from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
 
 ROOT = Path(__file__).resolve().parents[2]
 TARGETS = (5.0, 10.0, 20.0)
-SAELENS_RATES = (1e-3, 3e-3, 1e-2)
 CE_TOKENS = 20_000
 
 
@@ -226,26 +224,67 @@ def at_l0(lines: Iterable[dict[str, Any]], l0: float, name: str = "fvu") -> floa
 
 
 def rates(args: argparse.Namespace) -> Iterator[Run]:
-    for world in args.worlds:
-        for steps in args.steps:
-            for kind in args.kinds:
-                for target in args.targets:
-                    for lr in args.lrs:
-                        fields = (("target_l0", target), ("lr", lr))
-                        yield Run(world=world, side="ours", kind=kind, steps=steps, fields=fields)
+    """Ours at learning rates that are given."""
+    of = itertools.product(args.worlds, args.steps, args.kinds or ["relu"], args.targets, args.lrs)
+    for world, steps, kind, target, lr in of:
+        fields = (("target_l0", target), ("lr", lr))
+        yield Run(world=world, side="ours", kind=kind, steps=steps, fields=fields)
+
+
+def table(args: argparse.Namespace) -> Iterator[Run]:
+    """Ours with no setting but kind and l0; `relu, no refit` is relu without its last phase."""
+    kinds = args.kinds or ["relu", "topk", "gated", "relu, no refit", "jumprelu", "batchtopk"]
+    for world, steps, seed, target, kind in itertools.product(
+        args.worlds, args.steps, args.seeds, args.targets, kinds
+    ):
+        l0 = ("k", int(target)) if kind in ("topk", "batchtopk") else ("target_l0", target)
+        fields = (l0, ("refit_fraction", 0.0)) if kind == "relu, no refit" else (l0,)
+        kind = kind.partition(",")[0]
+        yield Run(world=world, side="ours", kind=kind, steps=steps, seed=seed, fields=fields)
+
+
+def saelens(args: argparse.Namespace) -> Iterator[Run]:
+    """SAELens' standard at every rate and coefficient."""
+    of = itertools.product(args.worlds, args.steps, args.seeds, args.saelens_lrs, args.saelens_l1)
+    for world, steps, seed, lr, l1 in of:
+        fields = (("l1_coeff", l1), ("lr", lr))
+        yield Run(world=world, side="saelens", kind="standard", steps=steps, seed=seed, fields=fields)
+
+
+PARTS = {"rates": rates, "table": table, "saelens": saelens}
+SETTING = ("world", "steps", "side", "kind", "refit_fraction", "lr")
+
+
+def report(bench: Bench, targets: Iterable[float]) -> None:
+    """fvu, ΔCE and dead at each l0, a line for each setting; means over seeds."""
+    groups: dict[tuple[Any, ...], dict[int, list[dict[str, Any]]]] = {}
+    for line in bench.lines.values():
+        setting = tuple(line.get(name) for name in SETTING)
+        groups.setdefault(setting, {}).setdefault(line["seed"], []).append(line)
+    names = ("fvu", "delta_ce", "dead")
+    print(" | ".join([*SETTING, "seeds", *(f"{name} at {target:g}" for target in targets for name in names)]))
+    for setting, seeds in sorted(groups.items(), key=str):
+        cells = []
+        for target, name in itertools.product(targets, names):
+            whole = [lines for lines in seeds.values() if all(name in line for line in lines)]
+            found = [at_l0(lines, target, name) for lines in whole]
+            cells.append(f"{sum(found) / len(found):.3f}" if found else "")
+        print(" | ".join(["" if part is None else str(part) for part in (*setting, len(seeds))] + cells))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=["rates"])
-    parser.add_argument("--report", action="store_true", help="run nothing; tables of the finished runs")
+    parser.add_argument("part", choices=[*PARTS, "report"])
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=["3m-3", "260k-2"])
-    parser.add_argument("--kinds", nargs="+", default=["relu"])
-    parser.add_argument("--steps", type=int, nargs="+", default=[300, 1000, 3000])
+    parser.add_argument("--kinds", nargs="+")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1000])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS))
-    parser.add_argument("--lrs", type=float, nargs="+", default=[3e-3, 1e-2, 2e-2, 4e-2])
+    parser.add_argument("--lrs", type=float, nargs="+", default=[1e-2, 2e-2, 4e-2, 8e-2])
+    parser.add_argument("--saelens-lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
+    parser.add_argument("--saelens-l1", type=float, nargs="+", default=[1.0, 2.5, 5.0])
     parser.add_argument("--output", type=Path, default=ROOT / "runs/l1")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
@@ -253,8 +292,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     bench = Bench(args)
-    for run in rates(args):
-        bench.do(run)
+    if args.part == "report":
+        report(bench, args.targets)
+        return
+    for run in PARTS[args.part](args):
+        bench.do(run, ce=args.part != "rates")
 
 
 if __name__ == "__main__":

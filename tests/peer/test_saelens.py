@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,7 +91,7 @@ def trained(peer_python, planted, tmp_path_factory):
     store = sl.ActivationStore.from_arrays(folder / "store", 10 * planted.acts)
     for name, fields in TRAINED.items():
         rest = {
-            "k": 3,
+            "k": 3 if fields["kind"] in ("topk", "batchtopk", "matryoshka") else None,
             "d_sae": 32,
             "batch_size_rows": 512,
             "n_steps": 60,
@@ -119,3 +120,39 @@ def test_what_training_saves_computes_the_same_in_saelens(name, trained):
     assert said["architecture"] == ARCHITECTURES.get(kind, kind)
     if kind in ("topk", "batchtopk", "matryoshka"):
         assert float((theirs["latents"] != 0).sum(1).float().mean()) == pytest.approx(3, rel=0.05)
+
+
+def test_a_standard_sae_of_saelens_is_refitted_and_opens_there(peer_python, planted, tmp_path):
+    """SAELens trains it under its L1 penalty; ours fits what that shrank, and SAELens computes the same."""
+    (tmp_path / "data").mkdir()
+    for split, acts in {"train": planted.acts[:7000], "validation": planted.acts[7000:]}.items():
+        save_file({"acts": acts.contiguous()}, tmp_path / "data" / f"{split}.safetensors")
+    script = Path(__file__).parents[1] / "bench/quality_saelens.py"
+    options = "--kind standard --lr 1e-2 --l1 2 --steps 300 --batch 256 --d-sae 48 --warm-up-steps 10".split()
+    places = ["--data", tmp_path / "data", "--output", tmp_path / "standard", "--threads", "1"]
+    command = [str(word) for word in (peer_python, script, *options, *places)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+    store = sl.ActivationStore.from_arrays(tmp_path / "store", planted.acts[:7000], dtype="float32")
+    refitted = sl.refit_sae(tmp_path / "standard", store, n_steps=200, batch_size_rows=512)
+    refitted.save(tmp_path / "refitted")
+    record, acts = refitted.config.metadata["saelens_lite"]["refit"], planted.acts[7000:]
+    before, after = record["before"]["held_out_fvu"], record["after"]["held_out_fvu"]
+    assert after < 0.7 * before and record["changed_firings"] == 0
+    with torch.no_grad():
+        theirs = json.loads(done.stdout.splitlines()[-1])["fvu"]  # of rows that neither side has seen
+        ours = sl.SparseAutoencoder.load(tmp_path / "standard")(acts).recons
+        variance = (acts - acts.mean(0)).square().sum()
+        assert float((acts - ours).square().sum() / variance) == pytest.approx(theirs, rel=1e-4)
+        out = refitted(acts)
+        assert float((acts - out.recons).square().sum() / variance) < 0.7 * theirs
+
+    save_file({"acts": acts.contiguous()}, tmp_path / "acts.safetensors")
+    read = [str(peer_python), "-c", READ_WITH_SAELENS, "refitted"]
+    done = subprocess.run(read, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    answer = load_file(tmp_path / "refitted" / "answer.safetensors")
+    torch.testing.assert_close(out.latents.to_dense(), answer["latents"], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(out.recons, answer["recons"], atol=1e-5, rtol=1e-5)
+    assert json.loads((tmp_path / "refitted" / "answer.json").read_text())["architecture"] == "standard"

@@ -61,6 +61,8 @@ class Kind:
     """Where it must not be the configuration's."""
     shared_state: ClassVar[frozenset[str]] = frozenset()
     """Names of `state` that all shards have alike."""
+    lr_factor: ClassVar[float] = 1.0
+    """Of the default learning rate."""
     ramp_fraction: float = 0.05
     """Share of the run over which `ramp` rises, unless the configuration gives its steps."""
 
@@ -83,6 +85,11 @@ class Kind:
     def d_sae(self) -> int:
         """Latents of all shards."""
         return self.sae.d_sae * self.comm.n_shards
+
+    @property
+    def largest_lr(self) -> float:
+        """Of the default learning rates, which grow as runs shrink."""
+        return 1e-2
 
     @property
     def uses_dead(self) -> bool:

@@ -22,6 +22,12 @@ _RISE = 4.0
 too large drives latents out that never return: fvu .41 for .32 at l0 20 (300 steps)."""
 
 
+_LARGEST_LR, _LR_OF_WIDTH = 0.08, 5.0
+"""Measured at equal l0 on two models, 300 to 3,000 steps: best were 0.08 at d_model 64 and 0.03 at 192, and
+half of it at 3,000 steps; 0.01, the largest rate of the other kinds, had 1.2 to 1.8 times their fvu. See
+tests/bench/RESULTS.md."""
+
+
 class L1(Kind):
     """With a target, log weight is `log_l1`, which sums up what was missing, plus the distance as it is now.
 
@@ -33,6 +39,8 @@ class L1(Kind):
     """Half of the latents are on at the start; an encoder of norm 0.1 reconstructs about the input then, one
     of norm 1 many times of it. Norm 0.1 is also what Anthropic's April 2024 update starts with."""
 
+    lr_factor = 2.5
+
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
         super().__init__(sae, config, comm)
         self.log_l1 = torch.tensor(config.l1_coeff, device=sae.device).log() - _RISE
@@ -42,6 +50,10 @@ class L1(Kind):
     def check(cls, config: TrainConfig) -> None:
         weighed = config.target_l0 is None or config.l1_coeff > 0
         config.expect(weighed, "l1_coeff", "more than 0 with target_l0, which it is the first guess for")
+
+    @property
+    def largest_lr(self) -> float:
+        return min(_LARGEST_LR, _LR_OF_WIDTH / self.sae.d_model)
 
     def l1_coeff(self, ramp: float) -> float | Tensor:
         """The weight: a share `ramp` of l1_coeff, or what the target asks for."""

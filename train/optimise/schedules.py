@@ -39,7 +39,7 @@ class Schedule:
         return cls(
             learning_steps=steps,
             refit_steps=refit_steps,
-            lr=config.lr or default_lr(kind.d_sae, steps, fresh=fresh),
+            lr=config.lr or default_lr(kind.d_sae, steps, fresh, kind.lr_factor, kind.largest_lr),
             warm_up_steps=_or(config.warm_up_steps, min(1000, round(0.05 * steps))),
             decay_steps=round(config.decay_fraction * steps),
             ramp_steps=_or(config.l1_warm_up_steps, round(ramp_steps) if fresh else 0),
@@ -56,18 +56,22 @@ class Schedule:
         return min(1.0, (step + 1) / max(1, self.ramp_steps))
 
 
-def default_lr(d_sae: int, n_steps: int, fresh: bool = True) -> float:
+def default_lr(
+    d_sae: int, n_steps: int, fresh: bool = True, factor: float = 1.0, largest: float = 1e-2
+) -> float:
     """Peak learning rate of Adam for a dictionary of d_sae latents trained for n_steps.
+
+    factor, largest: of a fresh one, what its kind learns best with, see `Kind`
 
     2e-4 · sqrt(2^14 / d_sae) is the law of the long runs (Gao et al. 2024; constants of dictionary_learning's
     TopK, about 250k steps). A short run under it ends far from converged, so the peak grows as the run
-    shrinks, up to 1e-2. Fine-tuning (fresh=False) starts from a trained SAE, which that would undo: there the
-    law holds for any length.
+    shrinks, up to `largest`. Fine-tuning (fresh=False) starts from a trained SAE, which that would undo:
+    there the law holds for any length.
     """
     long_run = 2e-4 * sqrt(2**14 / d_sae)
     if not fresh:
         return long_run
-    return min(1e-2, long_run * max(1.0, (250_000 / n_steps) ** 0.6))
+    return min(largest, factor * long_run * max(1.0, (250_000 / n_steps) ** 0.6))
 
 
 def lr_factor(step: int, n_steps: int, warm_up_steps: int, decay_steps: int) -> float:

@@ -9,6 +9,7 @@ from saelens_lite.sae.config import SAEConfig
 from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.kinds.choice import kind_class, settled
 from saelens_lite.train.optimise.initial import initial_sae
+from saelens_lite.train.optimise.schedules import Schedule
 from saelens_lite.train.optimise.trainer import Trainer
 
 D, N, B = 16, 64, 256
@@ -49,6 +50,22 @@ def test_without_a_target_the_weight_is_the_share_of_the_coefficient():
 def test_a_target_needs_a_weight_to_begin_with():
     with pytest.raises(ValueError, match="l1_coeff expected more than 0 with target_l0"):
         settled(TrainConfig(kind="relu", target_l0=8.0, l1_coeff=0.0))
+
+
+@pytest.mark.parametrize("name", ["relu", "gated"])
+def test_the_default_rate_by_hand(name):
+    """2.5 times the law of the long runs, and in short ones at most 5 / d_model, or 0.08."""
+
+    def rate(d_model, d_sae, n_steps, **fields):
+        sae = SparseAutoencoder(SAEConfig(d_model=d_model, d_sae=d_sae, kind=name))
+        config = settled(TrainConfig(kind=name, **fields))
+        return Schedule.of(config, kind_class(name)(sae, config), n_steps).lr
+
+    none = {"refit_fraction": 0.0} if name == "relu" else {}
+    assert rate(768, 2**14, 250_000, **none) == approx(5e-4)
+    assert rate(192, 1536, 300) == approx(5 / 192)
+    assert rate(16, 64, 300) == 0.08
+    assert rate(192, 1536, 300, lr=0.01) == 0.01
 
 
 def rows(n):

@@ -1,8 +1,10 @@
 """The L1 kinds at equal l0: learning rates, tables beside SAELens and our other kinds; a JSON line per run.
 
     .venv/bin/python tests/bench/l1.py rates --steps 300 1000 3000   # lr of relu, or --kinds gated
+    .venv/bin/python tests/bench/l1.py rises      # steps over which the weight of the penalty rises
     .venv/bin/python tests/bench/l1.py table      # relu, without refit too, gated, jumprelu, topk, batchtopk
     .venv/bin/python tests/bench/l1.py saelens    # SAELens' standard, three rates, three coefficients
+    .venv/bin/python tests/bench/l1.py planted    # planted features, before and after refit_sae
     .venv/bin/python tests/bench/l1.py report     # fvu, ΔCE and dead at l0 5, 10, 20 of the finished runs
 
 Resumable: a finished run is never repeated. A world is a hook point of a small real model: its rows, and
@@ -231,6 +233,14 @@ def rates(args: argparse.Namespace) -> Iterator[Run]:
         yield Run(world=world, side="ours", kind=kind, steps=steps, fields=fields)
 
 
+def rises(args: argparse.Namespace) -> Iterator[Run]:
+    """relu where the weight rises over other shares of the steps that learn."""
+    of = itertools.product(args.worlds, args.steps, args.targets, args.rises)
+    for world, steps, target, share in of:
+        fields = (("target_l0", target), ("l1_warm_up_steps", round(share * 0.8 * steps)))
+        yield Run(world=world, side="ours", kind="relu", steps=steps, fields=fields)
+
+
 def table(args: argparse.Namespace) -> Iterator[Run]:
     """Ours with no setting but kind and l0; `relu, no refit` is relu without its last phase."""
     kinds = args.kinds or ["relu", "topk", "gated", "relu, no refit", "jumprelu", "batchtopk"]
@@ -251,14 +261,38 @@ def saelens(args: argparse.Namespace) -> Iterator[Run]:
         yield Run(world=world, side="saelens", kind="standard", steps=steps, seed=seed, fields=fields)
 
 
-PARTS = {"rates": rates, "table": table, "saelens": saelens}
-SETTING = ("world", "steps", "side", "kind", "refit_fraction", "lr")
+PARTS = {"rates": rates, "rises": rises, "table": table, "saelens": saelens}
+
+
+def planted(bench: Bench, args: argparse.Namespace) -> None:
+    """Recovery of planted features by relu without its last phase, and after `refit_sae`."""
+    config = sl.synthetic.SyntheticConfig(d_model=256, n_features=4096, l0=20, n_trees=32)
+    world, folder = sl.synthetic.SyntheticActivations(config), bench.output / "data/planted"
+    if not (folder / "manifest.json").exists():
+        world.to_store(folder, 400_000)
+    options = {"d_sae": 1024, "batch_size_rows": 1024, "n_steps": 900, "refit_fraction": 0.0}
+    for seed, l1_coeff in itertools.product(args.seeds, args.planted_l1):
+        name = f"planted-relu-l1_coeff={l1_coeff:g}-seed={seed}"
+        if name in bench.lines:
+            continue
+        output = bench.output / "saes" / name
+        options |= {"kind": "relu", "l1_coeff": l1_coeff, "seed": seed, "output": str(output)}
+        shrunk = sl.train_sae(str(folder), device="cpu", overwrite=True, progress=False, **options)
+        line: dict[str, Any] = {"run": name, "l1_coeff": l1_coeff, "seed": seed}
+        for which, sae in (("shrunk", shrunk), ("refitted", sl.refit_sae(shrunk, str(folder)))):
+            row = sl.ground_truth.evaluate_recovery(sae, world, n_rows=20_000).rows[0]
+            names = ("mcc", "uniqueness", "f1", "l0", "fvu", "norm_ratio")
+            line[which] = {score: getattr(row, score) for score in names}
+        bench.add(line)
+
+
+SETTING = ("world", "steps", "side", "kind", "refit_fraction", "l1_warm_up_steps", "lr")
 
 
 def report(bench: Bench, targets: Iterable[float]) -> None:
     """fvu, ΔCE and dead at each l0, a line for each setting; means over seeds."""
     groups: dict[tuple[Any, ...], dict[int, list[dict[str, Any]]]] = {}
-    for line in bench.lines.values():
+    for line in (line for line in bench.lines.values() if "side" in line):
         setting = tuple(line.get(name) for name in SETTING)
         groups.setdefault(setting, {}).setdefault(line["seed"], []).append(line)
     names = ("fvu", "delta_ce", "dead")
@@ -276,15 +310,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("part", choices=[*PARTS, "report"])
+    parser.add_argument("part", choices=[*PARTS, "planted", "report"])
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=["3m-3", "260k-2"])
     parser.add_argument("--kinds", nargs="+")
     parser.add_argument("--steps", type=int, nargs="+", default=[1000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS))
     parser.add_argument("--lrs", type=float, nargs="+", default=[1e-2, 2e-2, 4e-2, 8e-2])
+    parser.add_argument("--rises", type=float, nargs="+", default=[0.05, 0.2, 0.5])
     parser.add_argument("--saelens-lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--saelens-l1", type=float, nargs="+", default=[1.0, 2.5, 5.0])
+    parser.add_argument("--planted-l1", type=float, nargs="+", default=[4.0])
     parser.add_argument("--output", type=Path, default=ROOT / "runs/l1")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
@@ -295,8 +331,11 @@ def main() -> None:
     if args.part == "report":
         report(bench, args.targets)
         return
+    if args.part == "planted":
+        planted(bench, args)
+        return
     for run in PARTS[args.part](args):
-        bench.do(run, ce=args.part != "rates")
+        bench.do(run, ce=args.part not in ("rates", "rises"))
 
 
 if __name__ == "__main__":

@@ -168,3 +168,21 @@ def test_what_does_not_fit_the_rows_is_refused(store):
     for name in ("n_steps", "batch_size_rows"):
         with pytest.raises(ValueError, match=f"{name} expected"):
             refit_sae(relu_sae(), store, **{name: 0})
+
+
+@pytest.mark.long
+def test_it_finds_strengths_of_planted_features_and_loses_none(tmp_path):
+    """A small twin of the part `planted` of tests/bench/l1.py, where directions become truer too."""
+    world = sl.synthetic.SyntheticActivations(sl.synthetic.SyntheticConfig(d_model=32, n_features=96, l0=5))
+    store = world.to_store(tmp_path / "store", 20_000)
+    options = {"d_sae": 64, "batch_size_rows": 512, "n_steps": 200, "l1_coeff": 3.0, "refit_fraction": 0.0}
+    options |= {"kind": "relu", "output": tmp_path / "sae", "device": "cpu", "progress": False}
+    shrunk = sl.train_sae(store, **options)
+    refitted = refit_sae(shrunk, store, n_steps=100, batch_size_rows=512)
+    before, after = (
+        sl.ground_truth.evaluate_recovery(sae, world, n_rows=5000).rows[0] for sae in (shrunk, refitted)
+    )
+    assert after.mcc > before.mcc - 0.01 > 0.9
+    assert after.norm_ratio > before.norm_ratio + 0.1
+    assert after.f1 > before.f1 - 0.01
+    assert after.fvu < 0.8 * before.fvu

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
+from saelens_lite.misfits import described
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -51,10 +52,10 @@ def _meant(expected: str, name: str, value: Any) -> Any:
     if isinstance(value, str | os.PathLike) and name in ("store", "batches"):
         return ActivationStore(value)
     if name == "store" and not hasattr(value, "hook_points"):
-        raise TypeError(f"{expected} as an ActivationStore or its folder, got {_described(value)}")
+        raise TypeError(f"{expected} as an ActivationStore or its folder, got {described(value)}")
     if name in _TENSORS and not isinstance(value, Tensor):
         raise TypeError(
-            f"{expected} as a tensor, got {_described(value)}: torch.as_tensor makes one of numbers"
+            f"{expected} as a tensor, got {described(value)}: torch.as_tensor makes one of numbers"
         )
     return value
 
@@ -64,10 +65,5 @@ def opened_sae(expected: str, value: Any) -> Any:
     if isinstance(value, str | os.PathLike):
         return SparseAutoencoder.load(value)
     if not isinstance(value, SparseAutoencoder):
-        raise TypeError(f"{expected} as a SparseAutoencoder or its folder, got {_described(value)}")
+        raise TypeError(f"{expected} as a SparseAutoencoder or its folder, got {described(value)}")
     return value
-
-
-def _described(value: Any) -> str:
-    text = repr(value) if isinstance(value, str | int | float | bool) else ""
-    return f"{type(value).__name__} {text[:60]}".strip()

@@ -75,7 +75,7 @@ def _explain(
                 hint, told = _NOTHING, f"numbers in a dense array, no {kind}"
         if hint is not None and not fits(value, hint):
             told = told if isinstance(told, str) else getattr(told, "__name__", str(told))
-            got = _described(value)
+            got = described(value)
             raise TypeError(f"{function.__name__} expected {name} as {told}, got {got}") from error
 
 
@@ -137,7 +137,8 @@ def fits(value: Any, hint: Any) -> bool:
     return True
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """A value in an error: its type, and its shape or itself where that is short."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} {value.dtype} {list(value.shape)}"
     plain = isinstance(value, str | bytes | int | float | complex | list | tuple | dict | None)

@@ -1,6 +1,7 @@
 """The live language model: its parts, hooks, which tokens a hook touches, and what its predictions lose.
 
 decoder        the blocks, width and head of any causal language model
+observed_pass  three tokens through a model: what each block takes, adds and hands on
 block_inputs   where a block's attention and MLP take in what they work on
 hooks          read a hook point, stop early, edit
 forward_state  what is known of the forward pass in progress

@@ -1,40 +1,23 @@
 """A Hugging Face decoder, resolved once: its blocks, width, head, and what each block adds to the stream.
 
 Everything is found by structure, not from a table of model families. The blocks are the ModuleList beside the
-token embedding or near it (BERT). Three tokens that run through the model show that each block takes what the
-one before gave, which two parts of each block sum to the stream's change, and which modules run more than
-once.
+token embedding or near it (BERT); what each of them does with the stream, observed_pass.py sees.
 """
 
 from __future__ import annotations
 
-import inspect
-import math
-import sys
-import threading
-import weakref
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from saelens_lite.errors import HookError
-from saelens_lite.lm.block_inputs import AttentionSeen, BlockInputs, mlp_entry, same_values
-
-
-@dataclass(frozen=True, slots=True)
-class BlockParts:
-    """The parts of a block whose outputs are what it adds: resid_pre + attn + mlp = resid_post."""
-
-    attn: str
-    """name inside the block: "self_attn", or "post_attention_layernorm" where a post-norm follows (Gemma
-    2/3)"""
-    mlp: str
-    """likewise for the MLP or the experts"""
+from saelens_lite.lm import observed_pass
+from saelens_lite.lm.block_inputs import BlockInputs
+from saelens_lite.lm.observed_pass import Anatomy, BlockParts, accepts
 
 
 class Decoder:
@@ -100,12 +83,13 @@ class Decoder:
                 "name the module by its path, such as 'decoder.block.3'"
             )
         lists, beside = self._lists
-        if any(block not in _runs for _, blocks in lists for block in blocks):
+        if any(block not in observed_pass.runs for _, blocks in lists for block in blocks):
             with suppress(Exception):  # a model that needs more than tokens
-                _observe(self)
-        apart = [why for _, blocks in lists for block in blocks if (why := _unfed.get(block))]
+                self._observe()
+        runs, unfed = observed_pass.runs, observed_pass.unfed
+        apart = [why for _, blocks in lists for block in blocks if (why := unfed.get(block))]
         if not beside:  # only what was seen to be a chain
-            lists = [item for item in lists if all(_runs.get(b) == 1 and not _unfed.get(b) for b in item[1])]
+            lists = [item for item in lists if all(runs.get(b) == 1 and not unfed.get(b) for b in item[1])]
         if apart and (beside or not lists):
             raise HookError(f"the blocks of {self.class_name} do not feed each other: {apart[0]}. {_BY_PATH}")
         if not lists:
@@ -227,42 +211,46 @@ class Decoder:
         """The modules of a block whose inputs are hook points. raises: as `parts`"""
         return self._anatomy(block).inputs
 
-    def _anatomy(self, block: int) -> _Anatomy:
+    def _anatomy(self, block: int) -> Anatomy:
         layer = self.layers[block]
-        if layer not in _anatomies:
+        if layer not in observed_pass.anatomies:
             error = None
             try:
-                _observe(self)
+                self._observe()
             except Exception as raised:
                 error = raised
-            if layer not in _anatomies and error is None:
-                _anatomies[layer] = _Anatomy()  # a forward that leaves this block out
-            elif layer not in _anatomies:
+            if layer not in observed_pass.anatomies and error is None:
+                observed_pass.anatomies[layer] = Anatomy()  # a forward that leaves this block out
+            elif layer not in observed_pass.anatomies:
                 raise HookError(
                     f"what the blocks of {self.class_name} add to the stream is unknown, since three tokens "
                     f"would not run through it ({type(error).__name__}: {error}). {_BY_PATH}"
                 ) from error
-        return _anatomies[layer]
+        return observed_pass.anatomies[layer]
+
+    def _observe(self) -> None:
+        with evaluation_mode(self.bare):
+            observed_pass.observe(self.bare, self._lists[0], self.embedding.weight, self.n_codebooks)
 
     def runs(self, module: nn.Module) -> int:
         """How often a forward pass runs the module; 0 where three tokens do not reach it."""
-        if module not in _runs:
+        if module not in observed_pass.runs:
             with suppress(Exception):  # a model that needs more than tokens
-                _observe(self)
-        return _runs.get(module, 0)
+                self._observe()
+        return observed_pass.runs.get(module, 0)
 
     def width_of(self, module: nn.Module) -> int | None:
         """Width of the vectors that the module gives a token; None where three tokens do not show it."""
-        return _widths.get(module) if self.runs(module) else None
+        return observed_pass.widths.get(module) if self.runs(module) else None
 
     def input_width_of(self, module: nn.Module) -> int | None:
         """The same of the vectors that the module takes first."""
-        return _input_widths.get(module) if self.runs(module) else None
+        return observed_pass.input_widths.get(module) if self.runs(module) else None
 
     @property
     def being_observed(self) -> bool:
         """Is the forward in progress ours, to find a block's parts? Edits and captures keep out of it."""
-        return self.bare in _observed.models
+        return self.bare in observed_pass.observed.models
 
 
 Model = nn.Module | Decoder
@@ -304,26 +292,6 @@ def evaluation_mode(model: Model) -> Iterator[None]:
             module.training = training
 
 
-def accepts(module: nn.Module, argument: str) -> bool:
-    """Does the forward name this argument? The class is asked: accelerate replaces the instance's forward."""
-    return argument in inspect.signature(type(module).forward).parameters
-
-
-def stream_into(args: tuple, kwargs: dict[str, Any]) -> Tensor:
-    """The stream that a block was called with, first or as hidden_states. raises: HookError if neither"""
-    stream = args[0] if args else kwargs.get("hidden_states")
-    if not isinstance(stream, Tensor):
-        raise HookError(
-            f"a block expected the stream first or as hidden_states, got keywords {sorted(kwargs)}"
-        )
-    return stream
-
-
-def main_tensor(output: Any) -> Any:
-    """The activations that a module returned: the tensor itself, or the first of a tuple or list."""
-    return output[0] if isinstance(output, tuple | list) and len(output) else output
-
-
 _BY_PATH = "Name a module by its path"
 
 
@@ -335,220 +303,3 @@ def _outermost_lists(module: nn.Module, path: str) -> dict[str, nn.ModuleList]:
     for key, child in module.named_children():
         found |= _outermost_lists(child, f"{path}.{key}")
     return found
-
-
-@dataclass(frozen=True, slots=True)
-class _Anatomy:
-    """What an observed pass showed of a block."""
-
-    parts: BlockParts | None = None
-    inputs: BlockInputs = field(default_factory=BlockInputs)
-
-
-_anatomies: weakref.WeakKeyDictionary[nn.Module, _Anatomy] = weakref.WeakKeyDictionary()
-"""Of blocks whose pass was observed."""
-
-_runs: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-"""How often modules ran in an observed pass."""
-
-_widths: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-"""Of the vectors that modules gave in it."""
-
-_input_widths: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
-"""Of the vectors that they took first."""
-
-_unfed: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
-"""Why an observed pass did not call a block on what the block before gave; "" if it did."""
-
-
-class _Observing(threading.local):
-    """The models that this thread observes."""
-
-    def __init__(self) -> None:
-        self.models: weakref.WeakSet[nn.Module] = weakref.WeakSet()
-
-
-_observed = _Observing()
-
-
-@dataclass(slots=True)
-class _Observation:
-    """What passed through a block in one forward."""
-
-    stream: list[Tensor] = field(default_factory=list)
-    """before and after the block"""
-    outputs: dict[str, list[Tensor]] = field(default_factory=dict)
-    """of each part, call by call"""
-    follows: dict[str, str] = field(default_factory=dict)
-    """part → the part whose output it was called on"""
-
-
-def _observe(decoder: Decoder) -> None:
-    """Run three tokens through the model and note the parts of every block, and how often each module runs.
-
-    raises: whatever the model raises; what ran until then is noted
-    """
-    counts = dict.fromkeys(decoder.bare.modules(), 0)
-
-    def count(module: nn.Module, args: tuple) -> None:
-        counts[module] += 1
-        if args and isinstance(args[0], Tensor) and args[0].ndim > 1:
-            _input_widths[module] = args[0].shape[-1]
-
-    def measure(module: nn.Module, _args: tuple, output: Any) -> None:
-        value = main_tensor(output)
-        if isinstance(value, Tensor) and value.ndim == 3:
-            _widths[module] = value.shape[-1]
-
-    handles = [module.register_forward_pre_hook(count) for module in counts]
-    handles += [module.register_forward_hook(measure) for module in counts]
-    for path, blocks in decoder._lists[0]:
-        chain = _Chain(path)
-        for index, block in enumerate(blocks):
-            handles += _observing(block, index, chain)
-    weight = decoder.embedding.weight
-    device = weight.device if weight.device.type != "meta" else torch.device("cpu")
-    ids = (torch.arange(3, device=device) % weight.shape[0]).expand(decoder.n_codebooks, -1)
-    inputs: dict[str, Any] = (
-        {"attention_mask": torch.ones_like(ids)} if decoder.accepts("attention_mask") else {}
-    )
-    if decoder.accepts("use_cache"):
-        inputs["use_cache"] = False
-    _observed.models.add(decoder.bare)
-    try:
-        with evaluation_mode(decoder.bare), torch.no_grad(), _uncompiled():
-            decoder.bare(input_ids=ids, **inputs)
-    finally:
-        _observed.models.discard(decoder.bare)
-        for handle in handles:
-            handle.remove()
-        _runs.update(counts)
-
-
-@dataclass(slots=True)
-class _Chain:
-    """What the blocks of a list hand on in one forward."""
-
-    path: str
-    last: int | None = None
-    """the block that ran last"""
-    gave: Tensor | None = None
-    """its output, cloned"""
-    beside: list[Tensor] = field(default_factory=list)
-    """what it returned with it"""
-
-    def enter(self, index: int, args: tuple, kwargs: dict) -> str:
-        """Why the block is not called on what the one before gave, "" if it is."""
-        try:
-            given = stream_into(args, kwargs)
-        except HookError as error:
-            return f"{self.path}.{index} is no block, since {error}"
-        if self.last is None:
-            return ""
-        block, before = f"{self.path}.{index}", f"{self.path}.{self.last}"
-        if not same_values(given, self.gave):
-            return f"{block} is not called on what {before} gave"
-        second = [other for other in self.beside if other.shape == given.shape and other is not given]
-        if any(value is other for value in (*args, *kwargs.values()) for other in second):  # Reformer
-            return f"{block} is called on two streams that {before} gave, and the blocks' is one"
-        return ""
-
-    def leave(self, index: int, output: Any) -> None:
-        stream = main_tensor(output)
-        self.last, self.gave = index, stream.clone() if isinstance(stream, Tensor) else None
-        others = output[1:] if isinstance(output, tuple | list) else ()
-        self.beside = [other for other in others if isinstance(other, Tensor)]
-
-
-def _observing(block: nn.Module, index: int, chain: _Chain) -> list[Any]:
-    """Hooks that note the block's parts when it has run, and whether the block before fed it."""
-    seen = _Observation()
-    live: list[tuple[str, Tensor]] = []
-    parts = dict(block.named_children())
-    attention = {name: AttentionSeen(part) for name, part in parts.items() if accepts(part, "attention_mask")}
-    z: dict[str, str | None] = {}
-
-    def on_call(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        _unfed[block] = chain.enter(index, args, kwargs)
-
-    def on_entry(_module: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.__init__()
-        live.clear()
-        z.clear()
-        if not _unfed[block]:
-            seen.stream.append(stream_into(args, kwargs).clone())
-
-    def on_exit(_module: nn.Module, _args: tuple, output: Any) -> None:
-        chain.leave(index, output)
-        _anatomies[block] = _Anatomy()
-        if seen.stream and chain.gave is not None:
-            seen.stream.append(chain.gave)
-            ran = {name: part for name, part in parts.items() if len(seen.outputs.get(name, ())) == 1}
-            inputs = BlockInputs(
-                next(iter(z.values())) if len(z) == 1 else None, mlp_entry(ran, z.keys(), seen.follows)
-            )
-            _anatomies[block] = _Anatomy(_adding_parts(seen, parts), inputs)
-        seen.__init__()
-        live.clear()
-        z.clear()
-
-    def on_part(name: str) -> Any:
-        def hook(_module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
-            value = main_tensor(output)
-            if isinstance(value, Tensor) and value.is_floating_point():
-                for source, tensor in live:
-                    if args and args[0] is tensor:
-                        seen.follows[name] = source
-                # a clone, because Falcon adds the attention into the MLP's output in place
-                seen.outputs.setdefault(name, []).append(value.clone())
-                live.append((name, value))
-                if name in attention:
-                    given = args[0] if args else kwargs.get("hidden_states")
-                    path = attention[name].projection(given if isinstance(given, Tensor) else None, value)
-                    z[name] = path and f"{name}.{path}"
-
-        return hook
-
-    handles = [part.register_forward_hook(on_part(name), with_kwargs=True) for name, part in parts.items()]
-    for of in attention.values():
-        handles += of.handles()
-    return [
-        *handles,
-        # first, since hooks that someone put there may change what the block takes
-        block.register_forward_pre_hook(on_call, with_kwargs=True, prepend=True),
-        block.register_forward_pre_hook(on_entry, with_kwargs=True),
-        block.register_forward_hook(on_exit),
-    ]
-
-
-def _uncompiled() -> AbstractContextManager:
-    """Inside, compiled modules run as they were written: what is compiled now would keep our hooks."""
-    dynamo = "torch._dynamo" in sys.modules
-    return torch.compiler.set_stance("force_eager") if dynamo else nullcontext()
-
-
-def _adding_parts(seen: _Observation, parts: dict[str, nn.Module]) -> BlockParts | None:
-    """The attention, or the norm right after it, and the part that with it makes up the stream's change."""
-    before, after = seen.stream
-    once = {
-        name: outputs[0]
-        for name, outputs in seen.outputs.items()
-        if len(outputs) == 1
-        and outputs[0].numel() == before.numel()
-        and outputs[0].shape[-1] == before.shape[-1]
-        and not isinstance(parts[name], nn.Dropout)  # looked through: hook points lie before it
-    }
-    mixers = [name for name in once if accepts(parts[name], "attention_mask")]
-    attn_side = [name for name in once if name in mixers or seen.follows.get(name) in mixers]
-    # the sum has two rounded additions, each off by half a unit in the last place at most
-    slack = 4 * max(torch.finfo(tensor.dtype).eps for tensor in (after, *once.values()))
-    values = {name: output.float().to(before.device).reshape(before.shape) for name, output in once.items()}
-    before, after = before.float(), after.float().to(before.device)
-    best, smallest = None, math.inf
-    for attn in attn_side:
-        for mlp in (name for name in once if name not in attn_side):
-            size = before.abs() + values[attn].abs() + values[mlp].abs()
-            gap = (before + values[attn] + values[mlp] - after).abs() / size.clamp_min(1e-6)
-            if gap.max() <= slack and gap.max() < smallest:
-                best, smallest = BlockParts(attn=attn, mlp=mlp), float(gap.max())
-    return best

@@ -11,7 +11,8 @@ what the attention's output projection takes, its heads side by side, so head h 
 `blocks.{i}.mlp.hook_in` is what the MLP module takes, after its norm and gain.
 
 A plain module path, "model.layers.3.mlp", means that module's output. Every change is undone on leaving,
-after an exception too; a model that the caller passed is never altered.
+after an exception too; a model that the caller passed is never altered. The first edit or read of a model
+runs one pass of three tokens, which shows where its blocks are and what they add.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.errors import HookError, nearest
-from saelens_lite.lm.decoder import Decoder, Model, device_of, evaluation_mode, main_tensor, stream_into
+from saelens_lite.lm.decoder import Decoder, Model, device_of, evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo, Watch, placed_inputs, watch
+from saelens_lite.lm.observed_pass import main_tensor, stream_into
 from saelens_lite.misfits import names_misfits
 from saelens_lite.store.places import CANONICAL, OF_INPUTS, canonical
 

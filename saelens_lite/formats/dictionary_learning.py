@@ -85,7 +85,7 @@ def read(place: Place) -> Opened:
     if dict_class == "AutoEncoderTopK":
         fields["k"] = _number(k, trainer.get("k"), where)
     elif dict_class in _BATCHWISE:
-        if not isinstance(threshold, Tensor | float):
+        if not isinstance(threshold, Tensor) or threshold.numel() != 1:
             raise CheckpointError(
                 f"{where}: expected a threshold for {dict_class}, got none: without it the latents of a row "
                 "depend on the other rows of its batch"
@@ -152,7 +152,7 @@ def _config(place: Place) -> Path | None:
 
 def _number(saved: Any, told: int | None, where: str) -> int:
     """k by the weights' file or config.json. raises: CheckpointError where they differ, or neither has it"""
-    found = int(saved) if isinstance(saved, Tensor | int) else told
+    found = int(saved) if isinstance(saved, Tensor) and saved.numel() == 1 else told
     if found is None or (told is not None and told != found):
         raise CheckpointError(f"{where}: expected k as in config.json, {told}, got {found}")
     return found

@@ -14,6 +14,7 @@ source: Gao et al. 2024, arXiv:2406.04093; github.com/openai/sparse_autoencoder
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from saelens_lite.errors import CheckpointError
@@ -45,7 +46,8 @@ def read(place: Place) -> Opened:
         raise CheckpointError(f"{place.path}: expected {HOLDS}, got none or several; name the file itself")
     where = str(file)
     saved = {name: value for name, value in read_tensors(file).items() if name not in _STATISTICS}
-    activation, state = saved.pop("activation", "ReLU"), saved.pop("activation_state_dict", {})
+    activation, state = str(saved.pop("activation", "ReLU")), saved.pop("activation_state_dict", {})
+    state = state if isinstance(state, Mapping) else {}
     expect(activation, "activation", ("TopK", "ReLU"), where, "it has no counterpart here")
     fields: dict[str, Any] = {"kind": "relu"}
     if activation == "TopK":

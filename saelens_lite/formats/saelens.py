@@ -263,7 +263,8 @@ def needs_scale(cfg: Any) -> bool:
 def with_scale_folded(tensors: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
     """The SAE that does to x what these tensors do to scale · x, with the same latents."""
     factor = {"W_enc": scale, "W_dec": 1 / scale, "b_dec": 1 / scale}
-    return {name: tensor * factor.get(name, 1) for name, tensor in tensors.items()}
+    wide = {name: t.to(torch.promote_types(t.dtype, torch.float32)) for name, t in tensors.items()}
+    return {name: tensor * factor.get(name, 1) for name, tensor in wide.items()}
 
 
 def _modernised(cfg: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -170,6 +170,8 @@ def _read(found: Source, dtype: str | None) -> tuple[SAEConfig, dict[str, Tensor
         ) from error
     rescaled = config.kind == "topk" and bool(cfg.get("rescale_acts_by_decoder_norm"))
     state = saelens.from_tensors(tensors, config, str(source / WEIGHTS), rescaled)
+    if dtype is None and (rescaled or scale is not None) and config.dtype in ("bfloat16", "float16"):
+        config = dataclasses.replace(config, dtype="float32")  # what is folded would be rounded again
     if scale is not None:
         state = saelens.with_scale_folded(state, scale)
     if (wanted := _digests(cfg).get(WEIGHTS)) not in (None, _sha256(weights)):

@@ -52,7 +52,7 @@ def located(path: str | Path, folder: str | None, format: str | None) -> Source:
         repo, inside = listed[0].repo, listed[1].path
         repository = f"{repo}/{inside}"
         place = Place(_download(repo, inside, _files_of(listed[0].format)), repository)
-    elif isinstance(path, str) and (name := _REPOSITORY.fullmatch(path)):
+    elif isinstance(path, str) and (name := _REPOSITORY.fullmatch(path)) and not Path(name[1]).is_dir():
         inside = "/".join(part for part in (name[2], folder) if part)
         listed = registry.of_repository(name[1], inside)
         repository = f"{name[1]}/{inside}".rstrip("/")
@@ -61,7 +61,7 @@ def located(path: str | Path, folder: str | None, format: str | None) -> Source:
         raise CheckpointError(
             f"no SAE at {path}: expected a folder with {CFG} and {WEIGHTS} or those of another format "
             f"({', '.join(FOREIGN)}), a release (`saelens-lite saes` lists them), or a repository as "
-            "owner/name"
+            f"owner/name{_beside(Path(path))}"
         )
     found = None
     if place.path.exists():
@@ -87,6 +87,13 @@ def _nothing_at(path: Path, asked: Path) -> str:
         return f"{path}: expected the weights of an SAE, got a file whose names are of no format known here"
     missing = WEIGHTS if (path / CFG).exists() else CFG
     return f"{path}: expected {CFG} and {WEIGHTS} or another format's files, {missing} is missing; {hint}"
+
+
+def _beside(path: Path) -> str:
+    """The SAEs in the folder where a path ends that does not exist."""
+    parent = next((folder for folder in path.parents if folder.is_dir()), Path())
+    inside = [] if parent in (Path(), Path(path.anchor)) else _inside(parent)
+    return f"; SAEs in {parent}: {', '.join(inside)}" if inside else ""
 
 
 def _inside(folder: Path) -> list[str]:

@@ -449,3 +449,24 @@ def test_a_folder_of_no_format_leads_to_none_that_is_refused_next(tmp_path):
     for path, holds in ((tmp_path / "layers.10", "cfg.json, model.safetensors"), (tmp_path, "layers.10")):
         with pytest.raises(CheckpointError, match=f"no complete SAE of any format, it holds {holds}"):
             SparseAutoencoder.load(path)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_norms_that_are_folded_are_not_rounded_again(golden_copy, dtype):
+    """A topk folder in 16 bits that selects by decoder norm: its rows are divided by it in float32."""
+    folder = golden_copy("topk", dtype=dtype, rescale_acts_by_decoder_norm=True)
+    file = folder / "sae_weights.safetensors"
+    save_file({name: t.to(getattr(torch, dtype)) for name, t in load_file(file).items()}, file)
+    sae = SparseAutoencoder.load(folder)
+    assert sae.config.dtype == "float32"
+    norms = load_file(file)["W_dec"].float().norm(dim=1)
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(16), atol=1e-6, rtol=0)
+    torch.testing.assert_close(sae.W_enc.detach(), load_file(file)["W_enc"].float() * norms)
+    assert SparseAutoencoder.load(folder, dtype=dtype).config.dtype == dtype
+
+
+def test_a_path_inside_a_folder_of_this_machine_is_no_repository(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    random_sae().save("runs/a/topk")
+    with pytest.raises(CheckpointError, match="no SAE at runs/a/topc: .* as owner/name; SAEs in runs/a: topk"):
+        SparseAutoencoder.load("runs/a/topc")

@@ -468,5 +468,5 @@ def test_norms_that_are_folded_are_not_rounded_again(golden_copy, dtype):
 def test_a_path_inside_a_folder_of_this_machine_is_no_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     random_sae().save("runs/a/topk")
-    with pytest.raises(CheckpointError, match="no SAE at runs/a/topc: .* as owner/name; SAEs in runs/a: topk"):
+    with pytest.raises(CheckpointError, match="no SAE at runs/a/topc: .*; SAEs in runs/a: topk"):
         SparseAutoencoder.load("runs/a/topc")

@@ -63,7 +63,7 @@ def write_source(dashboards: Dashboards, folder: Path, labels: list[Label]) -> P
     )
     own = {"modelId": facts["model_id"], "layer": source}
     made = {"creatorId": CREATOR, "createdAt": facts["created_at"]}
-    place = folder / facts["model_id"].replace("/", "_") / source.replace("/", "_")
+    place = folder / _name(facts["model_id"]) / _name(source)
     released = {"releaseName": facts["sae_set"]}
     heads = {
         "release": {"name": facts["sae_set"], "description": facts["sae_set"], **made},
@@ -100,6 +100,11 @@ def write_source(dashboards: Dashboards, folder: Path, labels: list[Label]) -> P
     if explained:
         _write_lines(place / "explanations" / "batch-0.jsonl.gz", iter(explained))
     return place
+
+
+def _name(text: str) -> str:
+    """A text as the name of a file: it may come from data, so it leads nowhere else."""
+    return re.sub(r"[^\w.-]", "_", text).lstrip(".")[:200] or "_"
 
 
 def _feature(one: dict[str, Any], largest: float, own: dict, made: dict, facts: dict) -> dict[str, Any]:

@@ -30,6 +30,6 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.exchange.whole_index import import_index
 
     index = import_index(config.source, config.index, config.tokenizer)
-    print(index.density)
+    print(f"dashboards of {int(index.column('counts').count_nonzero()):,} latents from {config.source}")
     print(f"index: {config.index}")
     print_next("search", config.index, by="max")

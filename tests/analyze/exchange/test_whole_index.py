@@ -228,6 +228,15 @@ def test_tokens_of_any_kind_come_back(index, tmp_path):
     )
 
 
+def test_names_from_data_lead_nowhere_else(index, tmp_path):
+    content = batch(tmp_path, index) | {"model_id": "../../up", "sae_set": "..", "sae_id_suffix": "/root"}
+    (tmp_path / "hostile.json").write_text(json.dumps(content))
+    back = import_index(tmp_path / "hostile.json", tmp_path / "back")
+    place = export_index(back, tmp_path / "deep/er/out", "neuronpedia")
+    assert place == tmp_path / "deep/er/out/_.._up/0-..___root"
+    assert [*(tmp_path / "deep/er").iterdir()] == [tmp_path / "deep/er/out"]
+
+
 @pytest.mark.parametrize(
     "change, told",
     [

@@ -1,3 +1,4 @@
+from .continued_text import continuations as continuations
 from .controls import Controls as Controls
 from .controls import diff_mean as diff_mean
 from .controls import direction_control as direction_control

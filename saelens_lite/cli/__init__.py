@@ -21,6 +21,7 @@ probe            labelled texts told apart by latents
 report           training runs beside each other
 convert          an SAE of one format into another
 saes             published SAEs, and which open
+steer            latents edited while a model writes
 push             SAEs to the hub
 pull             SAEs from the hub
 study            the hallucination study

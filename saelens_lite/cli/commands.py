@@ -38,6 +38,7 @@ COMMANDS = {
     "report": "What training runs did, beside each other, as one HTML page",
     "convert": "An SAE of one format into another",
     "saes": "The SAEs that others published, and which of them open here",
+    "steer": "Latents edited while a model writes, beside what it writes anyway and a matched random latent",
     "push": "SAEs of a run or a grid to the Hugging Face hub, with a model card",
     "pull": "SAEs of a repository of the Hugging Face hub into a folder",
     "study": "Latents of what the model knows, edited: does it then hallucinate, or refuse?",
@@ -112,6 +113,12 @@ def _run(argv: Sequence[str] | None) -> int:
     _share_the_cores()
     module = None
     try:
+        if args[0] in ("ablate", "clamp", "scale", "generate"):
+            mode = "" if args[0] == "generate" else f" --mode {args[0]}"
+            raise ValueError(
+                f"no command {args[0]!r}: `saelens-lite steer{mode} --sae SAE --model MODEL --prompt TEXT "
+                "--latent …` edits latents while a model writes"
+            )
         if args[0] not in COMMANDS:
             raise ValueError(
                 f"no command {args[0]!r}{nearest(args[0], COMMANDS)}; there are {', '.join(COMMANDS)}"

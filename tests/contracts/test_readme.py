@@ -29,6 +29,7 @@ from saelens_lite.cli.refit import RefitConfig
 from saelens_lite.cli.report import ReportConfig
 from saelens_lite.cli.saes import SaesConfig
 from saelens_lite.cli.search import SearchConfig
+from saelens_lite.cli.steer import SteerConfig
 from saelens_lite.cli.study import StudyConfig
 from saelens_lite.cli.verify import VerifyConfig
 
@@ -55,6 +56,7 @@ CONFIGS = {
     "labels": LabelsConfig,
     "probe": ProbeConfig,
     "report": ReportConfig,
+    "steer": SteerConfig,
     "push": PushConfig,
     "pull": PullConfig,
     "study": StudyConfig,

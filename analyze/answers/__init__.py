@@ -3,6 +3,7 @@
 continuations  log probabilities of texts behind prompts
 choices        multiple choice, such as TruthfulQA's
 confidence     how sure the output says it is
+faithfulness   answers with a context, told from unfaithful ones
 normal_forms   texts as they are compared
 """
 

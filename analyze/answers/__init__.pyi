@@ -4,3 +4,7 @@ from .choices import multiple_choice as multiple_choice
 from .choices import read_choices as read_choices
 from .confidence import answer_confidence as answer_confidence
 from .confidence import semantic_entropy as semantic_entropy
+from .faithfulness import Faithfulness as Faithfulness
+from .faithfulness import Grounded as Grounded
+from .faithfulness import faithful_latents as faithful_latents
+from .faithfulness import swapped_answers as swapped_answers

@@ -94,6 +94,7 @@ def pooled_latents(
     hook_point: str | None = None,
     pool: Pool = "mean",
     acts_pool: Pool | None = None,
+    spans: Sequence[tuple[int, int]] | None = None,
     max_tokens: int | None = None,
     batch_size_texts: int = 32,
 ) -> PooledLatents:
@@ -104,6 +105,7 @@ def pooled_latents(
         vouches that they read this place, and only widths are checked
     pool: "mean" over the tokens (SAEBench), "max", or "last", the last token alone (sae-probes)
     acts_pool: of the activations; by default as the latents, and the mean where those take the maximum
+    spans: of each text the part that is pooled, in characters, such as an answer; by default the whole
     max_tokens: of a text, BOS included; the rest is not seen. None is the model's longest context, and then
         a warning says how many texts are cut
     raises: ValueError for no texts, one without tokens, SAEs of another model, hook point or width, weights
@@ -131,6 +133,7 @@ def pooled_latents(
     acts_pool = acts_pool or ("mean" if pool == "max" else pool)
     strings = _checked_texts(texts)
     ids, n_truncated = _cut(_token_ids(tokenizer, strings), _longest(decoder, max_tokens), max_tokens is None)
+    inside = [None] * len(ids) if spans is None else _inside(tokenizer, strings, spans)
     special = torch.tensor(special_token_ids(tokenizer), dtype=torch.int64)
 
     acts_parts: list[Tensor] = []
@@ -140,7 +143,8 @@ def pooled_latents(
     with evaluation_mode(decoder), torch.no_grad():
         for start in bar(range(0, len(order), batch_size_texts), "texts", "batch"):
             places = order[start : start + batch_size_texts]
-            batch = _batch(decoder, point, [ids[i] for i in places], special, places, strings)
+            of_places = [(ids[i], inside[i]) for i in places]
+            batch = _batch(decoder, point, of_places, special, places, strings)
             n_tokens[places] = torch.bincount(batch.of_text, minlength=len(places)).cpu().numpy()
             acts_parts.append(_pooled(batch, acts_pool, len(places)).cpu())
             read = batch.last if pool == "last" else batch
@@ -212,6 +216,23 @@ def _token_ids(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return [bos + list(ids) for ids in encoded]
 
 
+def _inside(tokenizer: Any, texts: Sequence[str], spans: Sequence[tuple[int, int]]) -> list[list[bool]]:
+    """Of each text's ids as above, whether they hold a character of its span."""
+    if len(spans) != len(texts):
+        raise ValueError(f"spans expected one for each of {len(texts)} texts, got {len(spans)}")
+    if not getattr(tokenizer, "is_fast", False):
+        raise ValueError(
+            f"spans expected a fast tokenizer, which gives offsets, got {type(tokenizer).__name__}"
+        )
+    how = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    offsets = tokenizer(list(texts), **how)["offset_mapping"]
+    bos = [] if tokenizer.bos_token_id is None else [False]
+    return [
+        bos + [max(left, start) < min(right, end) for left, right in of_text]
+        for of_text, (start, end) in zip(offsets, spans)
+    ]
+
+
 def _longest(decoder: Decoder, max_tokens: int | None) -> int | None:
     limit = getattr(decoder.text_config, "max_position_embeddings", None)
     limit = limit if limit and limit > 0 else None
@@ -251,14 +272,17 @@ class _Batch:
 def _batch(
     model: nn.Module,
     point: str,
-    ids: Sequence[list[int]],
+    of_places: Sequence[tuple[list[int], list[bool] | None]],
     special: Tensor,
     places: Sequence[int],
     texts: Sequence[str],
 ) -> _Batch:
     """One forward pass, and its rows that are text. raises: ValueError for a text that has none, or nan"""
-    input_ids, attended = _padded(ids)
+    input_ids, attended = _padded([ids for ids, _ in of_places])
     kept = attended & ~torch.isin(input_ids, special)
+    for row, (ids, inside) in enumerate(of_places):
+        if inside is not None:
+            kept[row, : len(ids)] &= torch.tensor(inside[: len(ids)])
     if not (filled := kept.any(1)).all():
         i = places[int((~filled).nonzero()[0])]
         raise ValueError(

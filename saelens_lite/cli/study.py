@@ -215,7 +215,12 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
         flush=True,
         file=None if config.format == "table" else sys.stderr,
     )
-    size = SMALLER if config.quick else {}
+    size: dict[str, int] = SMALLER if config.quick else {}
+    if config.quick:  # fewer latents fire on fewer people
+        most = {"n_controls": 50, "n_ablated": 20}
+        config = dataclasses.replace(
+            config, **{name: min(getattr(config, name), n) for name, n in most.items()}
+        )
     world = make_world(config.output, WorldConfig(seed=config.seed, **size), split)
     print(
         f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen",
@@ -239,7 +244,7 @@ class StudyConfig:
     """Folder for study.json, and without --model for the world: model, SAE with its baseline, records."""
 
     quick: bool = False
-    """A smaller world, which takes about a minute; its intervals are wider."""
+    """A smaller world, for a first look: wider intervals, at most 50 controls and 20 latents removed."""
 
     model: str | None = None
     """A hub id or folder, or demo; with --sae and --records."""

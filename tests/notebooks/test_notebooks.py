@@ -10,8 +10,9 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_there_are_the_four():
-    assert [path.stem for path in NOTEBOOKS] == ["01_harvest", "02_train", "03_analyze", "04_ablate"]
+def test_there_are_the_five():
+    names = ["01_harvest", "02_train", "03_analyze", "04_ablate", "05_hallucination"]
+    assert [path.stem for path in NOTEBOOKS] == names
 
 
 RUN = """

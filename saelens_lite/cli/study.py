@@ -21,7 +21,6 @@ _N_NEUTRAL, _NEUTRAL_TOKENS = 16, 64
 
 if TYPE_CHECKING:
     from saelens_lite.analyze.edits.neutral_text import NeutralText
-    from saelens_lite.analyze.pages.report_study import study_page
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken
     from saelens_lite.analyze.study.generation import OpenAnswer
@@ -33,6 +32,7 @@ def run(argv: Sequence[str]) -> None:
     config = configured(StudyConfig, "study", argv)
     from saelens_lite import __version__
     from saelens_lite.analyze.latents.density import latent_density
+    from saelens_lite.analyze.pages.report_study import study_page
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.study.answers import NextToken, shared_first_tokens
     from saelens_lite.analyze.study.labels import label_counts, labelled

@@ -84,6 +84,7 @@ async function start(root, host) {
   app.setMark = list.setMark;
 
   find("title").textContent = head.title;
+  if (root === document) document.title = head.title;
   find("rule").textContent = head.rule;
   for (const [name, value] of head.facts) find("facts").append(element("div", "", element("dt", "", name), element("dd", "", value)));
   for (const one of [...find("views").children]) {

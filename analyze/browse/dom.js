@@ -39,10 +39,18 @@ function unpack(buffer) {
   const found = { json: JSON.parse(said?.json ?? "{}"), widths: {} };
   for (const [name, { dtype, shape, data_offsets: [begin, end] }] of Object.entries(header)) {
     const Kind = KINDS[dtype];
+    if (said?.planes) rejoin(new Uint8Array(buffer, 8 + size + begin, end - begin), Kind.BYTES_PER_ELEMENT);
     found[name] = new Kind(buffer, 8 + size + begin, (end - begin) / Kind.BYTES_PER_ELEMENT);
     found.widths[name] = shape.at(-1);
   }
   return found;
+}
+
+// The first bytes of all numbers, then their second ones, … → each number's bytes together.
+function rejoin(bytes, size) {
+  if (size === 1) return;
+  const planes = bytes.slice(), n = bytes.length / size;
+  for (let plane = 0; plane < size; plane++) for (let i = 0; i < n; i++) bytes[i * size + plane] = planes[plane * n + i];
 }
 
 // Base64 of gzip → the bytes.

@@ -97,7 +97,15 @@ def latent_details(
     for kind, (rows, values, *_) in examples.items():
         parts = _examples(index, latents, rows, values, windows[kind], known)
         found |= {f"{kind}_{name}": part for name, part in parts.items()}
-    return found
+    return {
+        name: _to_13_bits(array) if array.dtype == torch.float32 else array for name, array in found.items()
+    }
+
+
+def _to_13_bits(values: Tensor) -> Tensor:
+    """The nearest numbers of 13 significant bits, within a part in 16,384: what is shown has four digits."""
+    bits = values.contiguous().view(torch.int32)
+    return torch.where(values.isfinite(), ((bits + 0x400) & ~0x7FF).view(torch.float32), values)
 
 
 def _lens(index: FeatureIndex, latents: Tensor, lens: LogitLens | None) -> dict[str, Tensor]:

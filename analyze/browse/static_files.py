@@ -48,10 +48,15 @@ def check_folder(folder: Path) -> None:
     """raises: ValueError where a folder of scripts holds anything else"""
     for name in os.listdir(folder) if folder.is_dir() else []:
         file = folder / name
-        if not (_PART.fullmatch(name) and file.is_file() and file.open().read(len(_CALL)) == _CALL):
+        if not (_PART.fullmatch(name) and file.is_file() and _begins_as_ours(file)):
             raise ValueError(
                 f"{folder} expected a page's scripts or nothing, got {file}: choose another name"
             )
+
+
+def _begins_as_ours(file: Path) -> bool:
+    with file.open("rb") as opened:
+        return opened.read(len(_CALL)) == _CALL.encode()
 
 
 def write_page(
@@ -82,7 +87,7 @@ def write_page(
     blocks = _blocks(index, latents, n_examples, head["before"], after, encoded, lens)
     for name, arrays in blocks:
         used.add(arrays)
-        text = as_text(packed(arrays, texts.wide))
+        text = as_text(packed(arrays, texts.wide, planes=True))
         if embedded:
             parts[str(name)] = text
         else:
@@ -97,7 +102,7 @@ def write_page(
         "exact": encoded is not None,
         "texts": texts.of(used.ids()),
     }
-    parts["table"] = as_text(packed(table, texts.wide))
+    parts["table"] = as_text(packed(table, texts.wide, planes=True))
     written = write_file(path, page_text("static", head, parts, from_files=not embedded))
     if folder.is_dir():  # what an earlier page had beyond
         check_folder(folder)

@@ -14,7 +14,14 @@ BEYOND = {2: 0xFFFF, 4: -1}
 
 def arrays(text):
     """The arrays of a part of a page, by name."""
-    return load(gzip.decompress(base64.b64decode(text)))
+    found = load(gzip.decompress(base64.b64decode(text)))
+    return {name: rejoined(array) for name, array in found.items()}
+
+
+def rejoined(array):
+    """Of an array whose bytes stand in planes, all first bytes before all second ones."""
+    planes = np.frombuffer(array.tobytes(), np.uint8).reshape(array.itemsize, -1)
+    return np.frombuffer(planes.T.tobytes(), array.dtype).reshape(array.shape)
 
 
 def parts_of(path):

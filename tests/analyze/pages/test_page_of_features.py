@@ -114,7 +114,10 @@ def nasty_page(path, tokens=NASTY, n=2):
     }
     head |= {"wide": False, "before": 1, "before_near": 1, "can": [], "panels": None, "chunk": n}
     head |= {"embedded": n < 9, "files": "", "exact": False}
-    parts = {"table": as_text(packed(table, False)), "0": as_text(packed(block, False))}
+    parts = {
+        "table": as_text(packed(table, False, planes=True)),
+        "0": as_text(packed(block, False, planes=True)),
+    }
     path.write_text(page_text("static", head, parts), encoding="utf-8")
     return head
 

@@ -72,6 +72,7 @@ def ablate(
 ) -> Iterator[None]:
     """Latents set to zero, to their mean, or to what they are on other tokens.
 
+    where, place: as for `steer`
     mean: float[d_sae], as `latent_stats` gives, or one a latent; for value="mean"
     reference: float[n_tokens d_model], activations of other tokens, such as rows of a store; for
         value="resample". Every edited token takes the values of all the latents from one of them, drawn by a
@@ -126,6 +127,7 @@ def clamp(
 ) -> Iterator[None]:
     """Latents held at a value, whatever the text.
 
+    where, place: as for `steer`
     value: one number, or one a latent, in units as for `steer`; raw is the SAE's own scale
     bound: "min" raises what is below the value and leaves the rest, "max" lowers what is above it
     raises: as `ablate`
@@ -159,6 +161,7 @@ def scale(
 ) -> Iterator[None]:
     """Latents multiplied by a factor where they fire: 1 changes no bit, 0 is `ablate`.
 
+    where, place: as for `steer`
     factor: one number, or one a latent
     raises: as `ablate`
     """
@@ -184,6 +187,12 @@ def steer(
 ) -> Iterator[None]:
     """The latents' directions added to the stream, whether they fire or not; those of several latents add up.
 
+    where: tokens that are edited: "all", "prompt", "generated", bool[batch width] (sl.lm.span_mask makes it),
+        or a function of EditInfo that gives bool[batch seq]
+    place: hook_point="blocks.3.hook_resid_post", a module path, or several of them, by default where the SAE
+        was trained; when=sl.edits.Fires(7, 0.5), only on tokens where latent 7 is above 0.5; skip_ids, token
+        ids that the words of `where` leave out, by default BOS, EOS and padding; prompt_tokens, real tokens
+        of each prompt in forwards outside `generate`; directions, along what the change is written
     strength: one number, or one a latent, in units of
         "raw": the latent's activation: 1 adds W_dec[i], times the row's scale where the SAE normalises
         "max_act": its largest activation, from max_act: float[d_sae] as `latent_stats` gives, or one a latent

@@ -8,6 +8,7 @@ import re
 import sys
 import textwrap
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -25,11 +26,22 @@ if TYPE_CHECKING:
     from saelens_lite.analyze.study.answers import NextToken
     from saelens_lite.analyze.study.generation import OpenAnswer
     from saelens_lite.analyze.study.questions import Question
+    from saelens_lite.analyze.study.result import StudyResult
 
 
 def run(argv: Sequence[str]) -> None:
     """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
     config = configured(StudyConfig, "study", argv)
+    if config.format == "table":
+        _study(config)
+        return
+    with redirect_stdout(sys.stderr):
+        found = _study(config)
+    print(in_format(found, config.format))
+
+
+def _study(config: StudyConfig) -> StudyResult:
+    """The study, told line by line."""
     from saelens_lite import __version__
     from saelens_lite.analyze.latents.density import latent_density
     from saelens_lite.analyze.pages.report_study import study_page
@@ -123,9 +135,6 @@ def run(argv: Sequence[str]) -> None:
     )
     found.save(folder / "study.json")
     page = study_page(found, folder / "study.html", {"saelens-lite": __version__, **_asked(config)})
-    if config.format != "table":
-        print(in_format(found, config.format))
-        return
     print(found)
     print()
     print("\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in found.summary()))
@@ -133,6 +142,7 @@ def run(argv: Sequence[str]) -> None:
     by = next(way for way in ("causal", "separation") if way != config.by)
     same = {name: getattr(config, name) for name in ("model", "sae", "records", "hook_point")}
     print_next("study", **same, by=by)
+    return found
 
 
 def _asked(config: StudyConfig) -> dict[str, Any]:
@@ -213,7 +223,6 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
         "a small world: people of whom a model is taught some, told not to know some, and never shown the "
         "others",
         flush=True,
-        file=None if config.format == "table" else sys.stderr,
     )
     size: dict[str, int] = SMALLER if config.quick else {}
     if config.quick:  # fewer latents fire on fewer people
@@ -225,7 +234,6 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
     print(
         f"  {len(world.known)} known people, {len(world.refused)} to refuse, {len(world.unseen)} never seen",
         flush=True,
-        file=None if config.format == "table" else sys.stderr,
     )
     folder = config.output
     made = {"model": f"{folder}/model", "sae": f"{folder}/sae", "baseline": f"{folder}/sae/frozen"}

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import shlex
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, get_args
 
 from saelens_lite.cli.flags import configured
+from saelens_lite.cli.grouped_help import grouped_help
 from saelens_lite.cli.shared import (
     common_mean,
     device_named,
@@ -21,8 +22,9 @@ from saelens_lite.config import AtLeast, to_mapping
 from saelens_lite.recipes.streaming import train_streaming
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
-from saelens_lite.train.config import TrainConfig
+from saelens_lite.train.config import KindName, TrainConfig
 from saelens_lite.train.grid import grid_members, grid_table, parsed_grid, train_grid
+from saelens_lite.train.kinds.choice import kind_class
 from saelens_lite.train.presets import with_preset
 from saelens_lite.train.single import train_sae
 
@@ -72,11 +74,53 @@ class TrainCommand(TrainConfig):
         )
 
 
+GROUPS = {
+    "data": ("store", "store_weights", "hook_point", "held_out_fraction", "max_norm_ratio", "scale_input"),
+    "data, straight from a model": (
+        "model", "dataset", "text_column", "split", "context_length", "batch_size_seqs", "dtype",
+    ),
+    "the SAE": ("kind", "expansion", "d_sae", "preset", "init_from", "freeze_decoder", "grid"),
+    "sparsity and dead latents": ("dead_after_tokens",),
+    "loss": ("end_to_end", "input_noise", "contractive_coeff"),
+    "optimisation": (
+        "lr", "warm_up_steps", "decay_fraction", "batch_size_rows", "n_steps", "n_epochs", "adam_beta1",
+        "adam_beta2", "clip_norm", "seed", "order_seed",
+    ),
+    "output and scores": (
+        "output", "overwrite", "baseline", "eval_model", "eval_every_steps", "eval_rows", "eval_ce_tokens",
+        "log_every_steps", "checkpoint_every_steps", "keep_checkpoints", "wandb_project", "progress",
+    ),
+    "machine": ("device", "matmul_precision", "latent_shards", "buffer_rows", "prefetch"),
+}  # fmt: skip
+"""Fields of all kinds by what they are for; those of kinds stand with sparsity."""
+
+
+def help_text(kind: str | None) -> str:
+    """The help of train; kind: of which the own flags stand first, and without those of others."""
+    every = {name: kind_class(name).fields for name in get_args(KindName)}
+    of_kinds = [
+        f.name for f in dataclasses.fields(TrainCommand) if any(f.name in of for of in every.values())
+    ]
+    groups, left_out = dict(GROUPS), {}
+    if kind in every:
+        own = [name for name in of_kinds if name in every[kind]]
+        groups = {f"of {kind}": own, **groups}
+        left_out = {"Left out, since they are of other kinds": [n for n in of_kinds if n not in own]}
+    else:
+        sparsity = "sparsity and dead latents"
+        groups[sparsity] = (*of_kinds, *groups[sparsity])
+    return grouped_help(TrainCommand, "train", groups, left_out)
+
+
 OF_TEXT = ("text_column", "split", "context_length", "batch_size_seqs", "dtype")
 
 
 def run(argv: Sequence[str]) -> None:
     """A sparse autoencoder, or a grid of them, from the rows of a store, or straight from a model"""
+    if {"-h", "--help"} & {*argv} and "--preset" not in argv and "--config" not in argv:
+        given = " ".join(argv).replace("=", " ").split()
+        print(help_text(given[given.index("--kind") + 1] if "--kind" in given[:-1] else None))
+        raise SystemExit(0)  # as the other commands leave their help
     command = configured(TrainCommand, "train", argv, with_preset)
     if command.model is not None:
         from_model(command)

@@ -157,7 +157,7 @@ class TrainConfig:
     l1_warm_up_steps: Annotated[int | None, AtLeast(0)] = None
     """Steps over which the L1 coefficient, or that of the jumprelu penalty, rises from 0. None: the whole run
     for the penalty tanh (Anthropic, January 2025), else 5 % of it (April 2024), but at least 1,000 steps or,
-    in a shorter run, half of it."""
+    in a shorter run, a fifth of it."""
     scale_input: Annotated[bool, OF_ROWS] = True
     """Train on activations scaled so that their mean squared distance from their mean is d_model; the scale
     is folded into the weights on save."""

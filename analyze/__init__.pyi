@@ -1,6 +1,7 @@
 from . import answers as answers
 from . import attribution as attribution
 from . import browse as browse
+from . import corpora as corpora
 from . import edits as edits
 from . import evaluation as evaluation
 from . import exchange as exchange

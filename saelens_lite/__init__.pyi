@@ -8,6 +8,7 @@ from . import synthetic as synthetic
 from .analyze import answers as answers
 from .analyze import attribution as attribution
 from .analyze import browse as browse
+from .analyze import corpora as corpora
 from .analyze import edits as edits
 from .analyze import evaluation as evaluation
 from .analyze import exchange as exchange

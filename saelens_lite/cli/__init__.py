@@ -19,6 +19,7 @@ import           an index from dashboards of other tools
 labels           labels of latents, as files
 browse           a live page of an index
 probe            labelled texts told apart by latents
+diff             what differs between two corpora
 report           training runs beside each other
 convert          an SAE of one format into another
 saes             published SAEs, and which open

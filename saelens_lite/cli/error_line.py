@@ -19,6 +19,7 @@ TO_LOWER = {
     "train": "--batch-size-rows, --buffer-rows, or --d-sae or --expansion",
     "evaluate": "--max-tokens",
     "analyze": "--sample-tokens, --n-top or --n-latents",
+    "diff": "--batch-size-texts, --max-texts or --max-tokens",
     "probe": "--batch-size-texts or --max-tokens",
     "study": "--batch-size-seqs or --n-ablated",
 }

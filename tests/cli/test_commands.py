@@ -11,8 +11,10 @@ import time
 
 import pytest
 
+import saelens_lite as sl
 from saelens_lite.cli import commands
 from saelens_lite.cli.commands import COMMANDS, main
+from saelens_lite.demo import load_model
 from saelens_lite.errors import with_option
 
 POINT = "blocks.2.hook_resid_post"
@@ -444,6 +446,41 @@ def test_analyze_harvests_for_itself(made, tmp_path, capsys):
     assert "needs --store, or --model and --dataset" in fails(
         capsys, "analyze", "--sae", made / "topk", "--model", "demo"
     )
+
+
+@pytest.mark.long
+def test_diff_tells_latents_of_one_corpus_from_those_of_another(made, tmp_path, capsys):
+    """A: loops, B: imports, 40 each; which latents fire in how many is counted once more, text by text."""
+    corpora = {
+        "a": [f"for x{i} in range({i}):" for i in range(40)],
+        "b": [f"import m{i} as x{i}" for i in range(40)],
+    }
+    for name, texts in corpora.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    files, page, numbers = (
+        [tmp_path / "a.jsonl", tmp_path / "b.jsonl"],
+        tmp_path / "d.html",
+        tmp_path / "d.json",
+    )
+    argv = ["diff", "--sae", made / "topk", "--model", "demo", "--texts", *files]
+    assert main([str(arg) for arg in [*argv, "--output", numbers, "--page", page]]) == 0
+    out = capsys.readouterr().out
+    assert "latents fire in more documents of one corpus" in out and "A has 40 documents, B 40" in out
+    rows = json.loads(numbers.read_text())["rows"]
+    model, tokenizer = load_model()
+    sae = sl.SparseAutoencoder.load(made / "topk")
+    for row in rows[:2]:
+        of = {
+            name: sum(
+                float(sl.encode_text(model, tokenizer, sae, text)[row["latent"]][1:].max() > 0)
+                for text in texts
+            )
+            for name, texts in corpora.items()
+        }
+        assert (row["rate_a"], row["rate_b"]) == (of["a"] / 40, of["b"] / 40)
+    assert rows and all(row["q"] <= 0.1 for row in rows) and "⟦" in rows[0]["examples"][0]
+    assert f">{rows[0]['latent']}<" in page.read_text() and "a.jsonl (A) and b.jsonl (B)" in page.read_text()
+    assert "no_such.jsonl" in fails(capsys, *argv[:-1], tmp_path / "no_such.jsonl")
 
 
 @pytest.mark.long

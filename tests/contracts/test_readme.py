@@ -19,6 +19,7 @@ from saelens_lite.cli.browse import BrowseConfig
 from saelens_lite.cli.commands import COMMANDS
 from saelens_lite.cli.convert import ConvertConfig
 from saelens_lite.cli.demo import DemoConfig
+from saelens_lite.cli.diff import DiffConfig
 from saelens_lite.cli.evaluate import EvaluateConfig
 from saelens_lite.cli.export import ExportConfig
 from saelens_lite.cli.labels import LabelsConfig
@@ -55,6 +56,7 @@ CONFIGS = {
     "import": importlib.import_module("saelens_lite.cli.import").ImportConfig,  # a keyword of the language
     "labels": LabelsConfig,
     "probe": ProbeConfig,
+    "diff": DiffConfig,
     "report": ReportConfig,
     "steer": SteerConfig,
     "push": PushConfig,

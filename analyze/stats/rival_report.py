@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 from saelens_lite.text_table import Lines, Tabular, plain, span
@@ -89,7 +90,7 @@ class RivalReport(Tabular):
         percent = f"{self.confidence:.0%} interval"
         lines = [["", "AUROC", percent, "less its closest rival", "", "verdict"]]
         for row in self.scores:
-            less = f"{row.less:+.3f} ({span(row.less_low, row.less_high, '+.3f')})"
+            less = f"{row.less:+.3f} ({_ends(row.less_low, row.less_high, '+.3f')})"
             lines.append([*self._cells(row), less, row.closest, row.verdict])
         rivals = [["rival", "AUROC", percent], *map(self._cells, self.rivals)]
         if self.beside:
@@ -106,7 +107,11 @@ class RivalReport(Tabular):
     __str__ = Tabular.table
 
     def _cells(self, row: GuardedScore | RivalScore) -> list[str]:
-        return [row.name, f"{row.auroc:.3f}", span(row.auroc_low, row.auroc_high, ".3f")]
+        return [row.name, f"{row.auroc:.3f}", _ends(row.auroc_low, row.auroc_high, ".3f")]
+
+
+def _ends(low: float, high: float, spec: str) -> str:
+    return "n/a" if math.isnan(low) else span(low, high, spec)
 
 
 def _in_words(found: InStrata) -> str:

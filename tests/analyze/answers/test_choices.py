@@ -220,3 +220,30 @@ def test_truthfulqa_of_a_real_model_is_that_of_an_independent_loop(shared_data, 
     assert double.accuracy.estimate.item() == single.accuracy.estimate.item() == pytest.approx(accuracy)
     assert double.mass.estimate.item() == pytest.approx(mass, abs=1e-6)
     assert single.mass.estimate.item() == pytest.approx(mass, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "template", ["$A", "$A <|eos|>", "<|bos|> $A <|eos|>"], ids=["no BOS", "EOS", "both"]
+)
+def test_a_text_is_the_same_behind_any_special_tokens(gpt2, byte_tokenizer, template):
+    """A tokenizer that puts no BOS before a text, or an EOS behind it, which is no part of an answer."""
+    import copy
+
+    from tokenizers import processors
+
+    tokenizer = copy.deepcopy(byte_tokenizer)
+    special = [("<|bos|>", 1), ("<|eos|>", 2)]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=special
+    )
+    model = gpt2.double()
+    given = [("ab", "c"), ("a longer prompt", " é")]
+    found = continuations(model, tokenizer, *zip(*given), batch_size_seqs=2)
+    for one, (prompt, text) in zip(found, given):
+        bos = [1] if "bos" in template else []
+        before, after = (byte_tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, text))
+        with torch.no_grad():
+            log_p = model(torch.tensor([bos + before + after])).logits[0].log_softmax(-1)
+        wanted = log_p[len(bos + before) - 1 : -1][torch.arange(len(after)), after]
+        assert one.ids.tolist() == after
+        torch.testing.assert_close(one.log_p, wanted)

@@ -180,7 +180,7 @@ def test_few_entities_leave_all_undecided():
     found = against_rivals({"latent": latents[few, 0]}, KNOWN[few], length, names)
     assert min(map(min, found.n_clusters)) < 10
     assert found["latent"].verdict == "undecided: too few entities" and found["latent"].auroc > 0.9
-    assert "undecided" in str(found)
+    assert "undecided" in str(found) and "n/a" in str(found) and "nan" not in str(found)
 
 
 def test_what_no_item_reads_is_nothing_and_what_few_read_may_be_useful_still():

@@ -7,6 +7,7 @@ length is taken from the generate call itself.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import weakref
@@ -325,8 +326,13 @@ _watches: weakref.WeakKeyDictionary[nn.Module, Watch] = weakref.WeakKeyDictionar
 
 
 def _by_name(module: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    names = [name for name in inspect.signature(type(module).forward).parameters if name != "self"]
-    return {**dict(zip(names, args)), **kwargs}
+    return {**dict(zip(_arguments(type(module)), args)), **kwargs}
+
+
+@functools.cache
+def _arguments(kind: type[nn.Module]) -> tuple[str, ...]:
+    """Of its forward; looked up once, for every pass asks."""
+    return tuple(name for name in inspect.signature(kind.forward).parameters if name != "self")
 
 
 def _check_layout(acts: Tensor, now: _Pass) -> None:

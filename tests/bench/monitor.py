@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 .venv/bin/python tests/bench/monitor.py
 
-Prints a JSON line for each kind of monitor: medians of CPU seconds over the turns, and the median of the ratios
-of neighbours.
+Prints a JSON line for each kind of monitor: medians of CPU seconds over the turns, and the median of the
+ratios of neighbours.
 """
 
 import json

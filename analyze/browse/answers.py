@@ -28,7 +28,7 @@ from ..latents.text_windows import visible
 from ..matching import IndexMatch
 from .head import page_head
 from .known_firings import KnownFirings
-from .latent_details import latent_details
+from .latent_details import as_shown, latent_details
 from .latent_table import latent_table
 from .payload import TOKENS, packed
 from .steering import SteeringPlan, continuations, probability_change
@@ -129,7 +129,7 @@ class Answers:
         found = latent_details(
             index, torch.tensor(latents), known, n_examples=N_EXAMPLES, before=BEFORE, after=AFTER
         )
-        return packed(found, self._texts.wide, {"texts": self._texts_of(found)})
+        return packed(as_shown(found), self._texts.wide, {"texts": self._texts_of(found)})
 
     def _mark(self, params: dict[str, Any]) -> dict[str, Any]:
         latent, label, notes, starred = (params[name] for name in ("latent", "label", "notes", "starred"))

@@ -97,8 +97,13 @@ def latent_details(
     for kind, (rows, values, *_) in examples.items():
         parts = _examples(index, latents, rows, values, windows[kind], known)
         found |= {f"{kind}_{name}": part for name, part in parts.items()}
+    return found
+
+
+def as_shown(details: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same with float32 as a page carries it."""
     return {
-        name: _to_13_bits(array) if array.dtype == torch.float32 else array for name, array in found.items()
+        name: _to_13_bits(array) if array.dtype == torch.float32 else array for name, array in details.items()
     }
 
 

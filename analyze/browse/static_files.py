@@ -26,7 +26,7 @@ from ..attribution.lens import LogitLens
 from ..index.feature_index import FeatureIndex
 from ..render.html import inert_json, policy, rendered, style
 from .known_firings import KnownFirings
-from .latent_details import Firings, latent_details
+from .latent_details import Firings, as_shown, latent_details
 from .latent_table import latent_table
 from .module import module, shell
 from .payload import TOKENS, as_text, packed
@@ -173,8 +173,9 @@ def _blocks(
             after=after,
             lens=None if lens is None else lens(some),
         )
+        shown = as_shown(found)
         for start in range(0, len(some), CHUNK):
-            yield first, cut(found, start, min(start + CHUNK, len(some)))
+            yield first, cut(shown, start, min(start + CHUNK, len(some)))
             first += 1
 
 

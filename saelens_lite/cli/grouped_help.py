@@ -7,7 +7,7 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from saelens_lite.config import bounds_in_words
 
@@ -54,8 +54,10 @@ def grouped_help(
             default = f"  (default: {typed})" if typed else ""
             bounds = bounds_in_words(hints[name]).capitalize()
             lines.append(f"  {flag}{no}{default}")
+            choices = ", ".join(_choices(hints[name]))
+            said = [texts[name], f"One of {choices}." if choices else "", f"{bounds}." if bounds else ""]
             lines += textwrap.wrap(
-                " ".join(filter(None, [texts[name], f"{bounds}." if bounds else ""])),
+                " ".join(filter(None, said)),
                 WIDTH,
                 initial_indent=" " * 6,
                 subsequent_indent=" " * 6,
@@ -64,6 +66,13 @@ def grouped_help(
         shown = ", ".join(f"--{name.replace('_', '-')}" for name in names)
         lines += ["", *textwrap.wrap(f"{why}: {shown}", WIDTH, break_on_hyphens=False)]
     return "\n".join(lines)
+
+
+def _choices(hint: Any) -> list[str]:
+    """The values that a Literal within a type allows."""
+    if get_origin(hint) is Literal:
+        return [str(value) for value in get_args(hint)]
+    return [choice for part in get_args(hint) for choice in _choices(part)]
 
 
 def _typed(default: Any) -> str:

@@ -182,8 +182,12 @@ def _here(names: Mapping[str, str], name: str) -> str | None:
 
 
 def field_hint(name: str, fields: Iterable[str]) -> str:
-    """A hint for a field that is none of these: what to set in its place, or the nearest."""
-    return f" (here {FIELDS[name]})" if name in FIELDS else nearest(name, fields)
+    """A hint for a field that is none of these: the one that begins so, what to set in its place, or the
+    nearest."""
+    known = list(fields)
+    if name not in FIELDS or any(field.startswith(name) for field in known):
+        return nearest(name, known)
+    return f" (here {FIELDS[name]})"
 
 
 def is_runner_config(mapping: Mapping[str, Any]) -> bool:

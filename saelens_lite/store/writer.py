@@ -125,11 +125,10 @@ class RowWriter:
         norms = self._norms[self._n_written : stop]
         torch.linalg.vector_norm(stored, dim=1, out=torch.from_numpy(norms))
         if broken := int(len(norms) - np.isfinite(norms).sum()):
-            rows_of = f"{broken} of {len(norms)} rows of {self._hook_point}"
             raise ShardError(
-                f"{rows_of} in one batch ({broken / len(norms):.0%}) are not finite as {self._dtype}: the "
-                "activations exceed that type or are broken; harvest with dtype='bfloat16' or 'float32', or "
-                "compute in float32 (compute_dtype)"
+                f"{broken} of {len(norms)} rows of {self._hook_point} are not finite as {self._dtype} "
+                f"({broken / len(norms):.0%} of a batch): the activations exceed that type or are broken; "
+                "harvest with dtype='bfloat16' or 'float32', or compute in float32 (compute_dtype)"
             )
         self._sum += stored.sum(0, dtype=torch.float64)
         self._write_tensor(encoded)

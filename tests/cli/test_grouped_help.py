@@ -44,6 +44,7 @@ def test_a_flag_has_its_text_default_and_bounds(capsys):
     assert "\nof relu\n" in text and "--matryoshka-fractions" not in text.split("Left out")[0]
     assert "--unit-decoder | --no-unit-decoder  (default: True)" in text
     assert "  --batch-size-rows  (default: 4096)\n      Rows (tokens) a step. At least 1.\n" in text
+    assert "One of highest, high, medium." in " ".join(text.split())
     assert max(map(len, text.splitlines())) <= 110
 
 

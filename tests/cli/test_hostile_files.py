@@ -164,7 +164,7 @@ def test_an_index_of_another_form_is_named(change, said, copy, capsys):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (with_(2**62, "d_sae"), "the weights are not those of the cfg.json beside them"),
+        (with_(2**62, "d_sae"), "the weights are not those of the configuration beside them"),
         (with_(10**30, "d_sae"), "SAEConfig.d_sae expected a number of at most 64 bits"),
         (with_(7, "metadata", "hook_name"), "SAEConfig.hook_point expected str, got int 7"),
         (with_({}, "metadata", "model_name"), "SAEConfig.model_name expected str, got dict"),

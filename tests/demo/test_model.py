@@ -65,7 +65,7 @@ def held_out(embedded):
     return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_held_out_loss_is_near_the_card_and_far_below_counting_tokens(embedded, held_out):
     """The bound: the model card's loss on all held-out windows, and 5 % for taking every eighth and for
     another Python."""

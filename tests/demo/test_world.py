@@ -210,7 +210,10 @@ def test_who_is_known_and_what_a_study_costs_are_told_before_it_runs(made, tmp_p
     assert "answers are judged by their first token: 0 of 180 right answers begin with the first" in said
     assert main([*argv, "--dry-run", "--n-controls", "7", "--doses", "1", "2"]) == 0
     # clean, one SAE of 4 clamps and 4 ablations with 7 controls each and a splice, DiffMean and probe 4 each
-    assert f"about {1 + 8 * 8 + 1 + 8:,} edits and controls, " in capsys.readouterr().out
+    # fixed beforehand: 6 doses that mitigate and the primary outcome, its 7 controls, an instruction and the
+    # constant on the refusal logit: at 7 places of the curve, and once more
+    fixed = 6 + 1 + 7 + 2 + 7
+    assert f"about {1 + 8 * 8 + 1 + 8 + fixed:,} edits and controls, " in capsys.readouterr().out
     assert main([*argv, "--label-by", "share"]) == 2
     assert "expected answers of several tokens: give --max-new-tokens" in capsys.readouterr().err
     assert not (tmp_path / "study.json").exists()

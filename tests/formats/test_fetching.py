@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from saelens_lite.sae import source
+
 from ..hub.loopback import Hub
 
 PATH = "layer_20/width_16k/average_l0_71"
@@ -70,3 +72,11 @@ def test_only_the_files_of_one_sae_are_fetched_and_then_kept(golden, hub, tmp_pa
     kept, missing = load((repo, PATH), (repo, "layer_3/width_16k/a"), HF_HUB_OFFLINE="1")
     assert kept == opened and len(hub.requests) == n_requests
     assert missing[0] == "CheckpointError" and "it would fetch layer_3/width_16k/a/cfg.json" in missing[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "offline"), [("1", True), ("on", True), ("True", True), ("0", False), ("", False)]
+)
+def test_what_the_hub_client_takes_for_offline_is_offline_here(monkeypatch, value, offline):
+    monkeypatch.setenv("HF_HUB_OFFLINE", value)
+    assert source._is_offline() is offline

@@ -378,7 +378,7 @@ def test_rows_beyond_float16_are_refused(harvest, gpt2):
     with torch.no_grad():
         gpt2.transformer.wte.weight.mul_(1e7)
     # named at the first batch: all rows of it, not of the shard
-    said = r"\d+ of \d+ rows of blocks.0.hook_resid_post in one batch .100%. are not finite as torch.float16"
+    said = r"\d+ of \d+ rows of blocks.0.hook_resid_post are not finite as torch.float16 .100% of a batch"
     with pytest.raises(ShardError, match=said):
         harvest(dtype="float16", hook_points=["blocks.0.hook_resid_post"])
 

@@ -1,5 +1,6 @@
 """tests/bench/gpu.py, dry: on a CPU, at tiny sizes, with a step that fails on purpose."""
 
+import importlib
 import json
 import os
 import subprocess
@@ -39,3 +40,28 @@ def test_every_step_passes_on_a_cpu(tmp_path):
     assert len(fvu) == 6 and all(abs(x["fvu"] / x["fvu_on_cpu"] - 1) < 0.02 for x in fvu.values())
     assert [line["bit_equal"] for line in lines if "bit_equal" in line] == [True]
     assert table.count("### ") == 11
+
+
+def test_results_become_a_table_a_step(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH.parent))
+    table = importlib.import_module("gpu").as_markdown
+    results = [
+        {"step": "kinds", "kind": "topk", "fvu": 0.123456, "wrong": None},
+        {"step": "kinds", "kind": "a|b", "fvu": 2.0, "wrong": None},
+        {"step": "kinds", "note": "skipped"},
+        {"step": "kinds", "seconds": 1.5, "failed": "exit 1: no"},
+    ]
+    assert table(results).splitlines() == [
+        "### kinds: exit 1: no (1.5 s)",
+        "",
+        "",
+        "| kind | fvu |",
+        "|---|---|",
+        "| topk | 0.1235 |",
+        "| a\\|b | 2 |",
+        "",
+        "| note |",
+        "|---|",
+        "| skipped |",
+        "",
+    ]

@@ -32,18 +32,22 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.notebook
-@EACH
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow) if path.stem == "05_hallucination" else path
+        for path in NOTEBOOKS
+    ],
+    ids=lambda path: path.stem,
+)
 def test_its_cells_run(path, folder, forked_python):
     code, out, err = forked_python.run("-c", RUN, path, cwd=folder, timeout=300)
     assert code == 0, out + err
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize(
-    "path",
-    [path if path.stem == "01_harvest" else pytest.param(path, marks=pytest.mark.slow) for path in NOTEBOOKS],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@EACH
 @pytest.mark.filterwarnings("default")  # the kernel's client warns about event loops and frozen modules
 def test_it_runs_alone_in_a_kernel(path, tmp_path):
     from nbclient import NotebookClient

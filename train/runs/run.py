@@ -65,7 +65,7 @@ class Run:
         rows.check_held_out()
         if checkpoint is None:
             sae = starting_sae(config, rows, self.comm)
-            if writes():
+            if writes() and config.init_from is not None:  # other starts have b_dec at the rows' median
                 warn_of_silence(sae, rows.sample(ROWS) * rows.scale)
         else:
             whole = sae_config(config, rows, len(checkpoint.state["sae.W_dec"]))

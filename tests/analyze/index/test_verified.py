@@ -47,7 +47,7 @@ def test_labels_that_are_no_labels_are_named(index, damage):
         labels.write_bytes(b"garbage " * 500)
     elif damage == "another SAE":
         with sqlite3.connect(labels) as db:
-            db.execute("UPDATE sae SET sha256 = 'ffff'")
+            db.execute("UPDATE sae SET sha256 = 'ffff', decoder = 'ffff'")
     else:
         for i in range(2000):
             with sqlite3.connect(labels) as db:

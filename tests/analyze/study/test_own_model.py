@@ -99,7 +99,6 @@ def test_labels_by_a_hash_claim_nothing(folders, capsys):
     assert len((folders / "study" / "answers.jsonl").read_text().splitlines()) == len(kept)
 
 
-@pytest.mark.long
 def test_labels_by_answers_say_why_they_cannot_go_on(folders, capsys):
     records = written(folders / "records.jsonl.gz", ROWS)
     assert main(command("demo", folders, records, "--label-only")) == 2

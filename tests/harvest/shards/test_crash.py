@@ -323,7 +323,7 @@ def forked(gpt2, byte_tokenizer, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("n_kills", [12, pytest.param(100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_kills", [8, pytest.param(100, marks=pytest.mark.slow)])
 def test_killed_at_any_instant_loses_nothing(forked, tmp_path, n_kills):
     """Before the plan, the first commit and the manifest appear; and spread over the time from the plan to
     the end."""
@@ -393,7 +393,7 @@ def test_a_disk_that_is_really_full(harvest, tmp_path):
 # memory
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_peak_memory_does_not_grow_with_the_harvest(forked, tmp_path):
     """Ten times the tokens, 102 MB of rows in place of 10 MB, and less than 10 % more memory."""
     (tmp_path / "long.txt").write_text(

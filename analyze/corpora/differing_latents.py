@@ -22,6 +22,7 @@ from saelens_lite.text_table import Lines, Tabular, number, plain, span
 
 from ..probing.pooling import PooledLatents
 from ..stats.bootstrap import benjamini_hochberg
+from ..stats.document_split import Split, document_ids
 from ..stats.rivals import BEYOND, against_rivals
 from .matched_rates import fisher_p, mantel_haenszel, newcombe
 
@@ -217,9 +218,9 @@ def _verdicts(
 ) -> dict[int, str]:
     if not latents or not rivals:
         return {}
-    scores = {f"latent {latent}": acts[:, i] for i, latent in enumerate(latents)}
-    try:
-        report = against_rivals(scores, in_a, rivals, documents, seed=seed)
-    except ValueError:  # a side of the split without documents of both corpora
+    tests = Split().tests(document_ids(documents))
+    if any(len(in_a[side].unique()) < 2 for side in (tests, ~tests)):
         return {}
+    scores = {f"latent {latent}": acts[:, i] for i, latent in enumerate(latents)}
+    report = against_rivals(scores, in_a, rivals, documents, split=tests, seed=seed)
     return {latent: report[f"latent {latent}"].verdict for latent in latents}

@@ -22,7 +22,7 @@ from saelens_lite.sae.metrics import FiringSums, ReconstructionSums, ce_score, k
 from saelens_lite.store.document_sample import sampled_rows
 from saelens_lite.store.reader import ActivationStore
 
-from ..latents.compatibility import fits
+from ..latents.compatibility import fits, recorded_fraction, training_record
 from ..latents.density import WINDOWS_TOKENS
 from ..latents.geometry import decoder_norms, encoder_decoder_cosine
 from ..latents.store_pass import BLOCK_ROWS, latent_blocks, to_cpu
@@ -146,17 +146,6 @@ def _noise(rows: Sequence[EvaluationRow]) -> dict[str, SeedNoise]:
     return {name: seed_noise(some) for name, some in values.items() if None not in some}
 
 
-def recorded_fraction(saes: Iterable[SparseAutoencoder]) -> float:
-    """The share that no SAE was trained on, by their records: a smaller share is part of a larger one."""
-    trained = [_record(sae).get("train", {}).get("held_out_fraction") for sae in saes]
-    return min((fraction for fraction in trained if fraction is not None), default=0.05)
-
-
-def _record(sae: SparseAutoencoder) -> dict[str, Any]:
-    """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
-    return sae.config.metadata.get("saelens_lite", {})
-
-
 def _same_store(store: ActivationStore, saes: Iterable[SparseAutoencoder]) -> bool | None:
     """Whether all record this store; None where one records none and no one another."""
     recorded = [_stores(sae) for sae in saes]
@@ -167,7 +156,7 @@ def _same_store(store: ActivationStore, saes: Iterable[SparseAutoencoder]) -> bo
 
 def _stores(sae: SparseAutoencoder) -> set[str]:
     """Fingerprints of the stores that an SAE was trained on, by its record; none without one."""
-    record = _record(sae)
+    record = training_record(sae)
     mixed = {of.get("store", "") for of in record.get("stores", ())}
     return ({record.get("store", "")} | mixed) - {""}
 

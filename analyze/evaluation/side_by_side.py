@@ -14,7 +14,8 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 from saelens_lite.text_table import Lines, Tabular, number
 
-from .evaluate import evaluate_sae, recorded_fraction
+from ..latents.compatibility import recorded_fraction
+from .evaluate import evaluate_sae
 from .result import BASELINE, MEAN, TRAINED, ZERO, Evaluation
 
 _L0_RATIO = 1.1

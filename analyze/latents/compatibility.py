@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -142,3 +143,14 @@ def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tenso
             f"latents expected indices from 0 to {sae.d_sae - 1}, got {chosen[beyond].tolist()[:8]}"
         )
     return chosen
+
+
+def training_record(sae: SparseAutoencoder) -> dict[str, Any]:
+    """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
+    return sae.config.metadata.get("saelens_lite") or {}
+
+
+def recorded_fraction(saes: Iterable[SparseAutoencoder]) -> float:
+    """The share that no SAE was trained on, by their records: a smaller share is part of a larger one."""
+    trained = [training_record(sae).get("train", {}).get("held_out_fraction") for sae in saes]
+    return min((fraction for fraction in trained if fraction is not None), default=0.05)

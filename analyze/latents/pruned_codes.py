@@ -12,7 +12,7 @@ from saelens_lite.sae.pruning import leave_one_out
 from saelens_lite.store.document_sample import sampled_rows
 from saelens_lite.store.reader import ActivationStore
 
-from .compatibility import fits
+from .compatibility import fits, recorded_fraction
 
 _ROWS_AT_ONCE = 4096
 
@@ -55,8 +55,7 @@ def choose_tau(
     """
     point, sae = fits(sae, store, hook_point), sae.pruned(None)
     if held_out_fraction is None:
-        trained = (sae.config.metadata.get("saelens_lite") or {}).get("train", {})
-        held_out_fraction = trained.get("held_out_fraction", 0.05)
+        held_out_fraction = recorded_fraction([sae])
     rows = torch.cat([*sampled_rows(store, held_out_fraction, max_rows)]).nonzero().view(-1)
     if not len(rows):
         raise ValueError(

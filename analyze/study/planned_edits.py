@@ -102,11 +102,15 @@ class EditsOf:
 
     def clamp(self, latents: Tensor) -> Callable[..., Any]:
         """From a dose and the tokens: latents held at that multiple of their typical values."""
-        return partial(held, self.model, self.chosen.sae, latents, self.typical(latents), self.hook_point)
+        return partial(
+            at_typical, clamp, self.model, self.chosen.sae, latents, self.typical(latents), self.hook_point
+        )
 
     def steer(self, latents: Tensor) -> Callable[..., Any]:
         """From a dose and the tokens: that multiple of their typical values added, whatever they are."""
-        return partial(_added, self.model, self.chosen.sae, latents, self.typical(latents), self.hook_point)
+        return partial(
+            at_typical, steer, self.model, self.chosen.sae, latents, self.typical(latents), self.hook_point
+        )
 
     def remove(self, latents: Tensor, to: Tensor | None = None) -> Edit:
         """Latents set to zero, or to given values."""
@@ -185,7 +189,8 @@ def typical(sae: SparseAutoencoder, latents: Tensor, acts: Tensor) -> Tensor:
     return torch.stack([column[column > 0].quantile(TYPICAL) for column in z.T])
 
 
-def held(
+def at_typical(
+    edit: Callable[..., Any],
     model: nn.Module,
     sae: SparseAutoencoder,
     latents: Tensor,
@@ -195,8 +200,9 @@ def held(
     where: Where,
     **how: Any,
 ) -> Any:
+    """`clamp` or `steer` of latents, at a multiple of their typical activations."""
     unit = {"unit": "max_act", "max_act": typical_acts}
-    return clamp(model, sae, latents, dose, where=where, hook_point=hook_point, **unit, **how)
+    return edit(model, sae, latents, dose, where=where, hook_point=hook_point, **unit, **how)
 
 
 def along(model: nn.Module, hook_point: str, direction: Tensor, strength: float) -> Edit:
@@ -250,20 +256,6 @@ def dose_for_push(push_at: Callable[[float], float], wanted: float, doses: Seque
         middle = (low + high) / 2
         low, high = (middle, high) if push_at(float(middle.exp())) < wanted else (low, middle)
     return float(((low + high) / 2).exp())
-
-
-def _added(
-    model: nn.Module,
-    sae: SparseAutoencoder,
-    latents: Tensor,
-    typical_acts: Tensor,
-    hook_point: str,
-    dose: float,
-    where: Where,
-    **how: Any,
-) -> Any:
-    unit = {"unit": "max_act", "max_act": typical_acts}
-    return steer(model, sae, latents, dose, where=where, hook_point=hook_point, **unit, **how)
 
 
 def _removed(

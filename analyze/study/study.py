@@ -30,6 +30,7 @@ from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.controls import diff_mean, probe_direction
+from ..edits.latents import clamp
 from ..edits.neutral_text import NeutralText
 from ..edits.refusal_logit import QUANTILES
 from ..edits.stream_edit import latent_acts_of
@@ -43,7 +44,7 @@ from .generation import OpenAnswer, passes_of_answer
 from .half import Edit, Outcome, Side
 from .kept import Kept, digest_of, fingerprint
 from .labels import check_labels, labelled
-from .planned_edits import MODES, Chosen, held, typical
+from .planned_edits import MODES, Chosen, at_typical, typical
 from .questions import POSITIONS, Position, Question
 from .result import Detection, StudyResult
 
@@ -360,7 +361,7 @@ class HallucinationStudy:
         clean, of = side.outcome(), side.known != known
         for latent in candidates:
             value = typical(sae, latent[None], side.entities.acts)
-            hold = partial(held, self.model, sae, latent[None], value, self.hook_point, 1.0)
+            hold = partial(at_typical, clamp, self.model, sae, latent[None], value, self.hook_point, 1.0)
             edited = side.outcome(hold, digest_of("causal", sae is self.sae, latent, value))
             by_margin = edited.margin is not None and clean.margin is not None
             change = edited.margin - clean.margin if by_margin else edited.refused - clean.refused

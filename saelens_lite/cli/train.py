@@ -145,8 +145,10 @@ def from_model(command: TrainCommand) -> None:
         )
     config = command.training
     fields = to_mapping(config) | {name: getattr(command, name) for name in OF_TEXT}
-    for name in ("store", "store_weights", "baseline", "hook_point", *(("dtype",) * (command.dtype is None))):
+    for name in ("store", "store_weights", "baseline", "hook_point"):
         del fields[name]
+    if command.dtype is None:
+        del fields["dtype"]
     model, dataset = embedded(command.model, command.dataset)
     print_trained(train_streaming(model, dataset, command.hook_point, **fields), config)
     print_next("analyze", sae=config.output, model=command.model, dataset=command.dataset)

@@ -122,7 +122,7 @@ def _traces(folder: Path, sources: Sequence[Path]) -> Iterator[tuple[str, str]]:
     places = {Path.home(), Path.cwd(), *(source.resolve().parent for source in sources)}
     traces = {str(place): f"the path {place}" for place in places if len(str(place)) >= _SHORTEST_PATH}
     user = getpass.getuser()
-    traces |= {f"/{user}/": f"the user name {user}"} if f"/{user}/" not in ("/root/",) else {}
+    traces |= {f"/{user}/": f"the user name {user}"} if user != "root" else {}
     traces |= {token: "the token of the hub"} if (token := get_token()) else {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         with file.open("rb") as opened:

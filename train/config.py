@@ -144,6 +144,10 @@ class TrainConfig:
     """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision
     says: medium is bf16, high TF32, where the device has them; weights, sums and moments stay float32, so
     that medium is what others call mixed precision. None: high on CUDA, else as torch is set."""
+    gather_dtype: Literal["float32", "bfloat16"] = "float32"
+    """What the sparse step gathers decoder rows and inputs in, once a firing pair; of the kinds that keep k.
+    bfloat16 copies halve what a GPU reads there; weights, sums and moments stay float32. On a CPU the numbers
+    are rounded alike and nothing is saved."""
     batch_size_rows: Annotated[int, AtLeast(1), OF_ROWS] = 4096
     """Rows (tokens) a step."""
     n_steps: Annotated[int | None, AtLeast(1)] = None

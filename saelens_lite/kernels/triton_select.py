@@ -26,6 +26,10 @@ from saelens_lite.kernels import torch_ops
 
 _GROUP = 32
 _CHUNK_BYTES = 2**29
+_TWO_LEVELS = False
+"""Whether the largest maxima are looked for in blocks of groups first; not measured on a GPU yet."""
+_BLOCK = 8
+"""Groups a block then."""
 
 INTERPRETED = triton.knobs.runtime.interpret
 """Whether TRITON_INTERPRET was set when this was imported: the kernels then run in Python, on any device."""
@@ -204,6 +208,23 @@ def _candidates(
     return candidates
 
 
+def _largest(maxima: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """The m largest of each row of float32[R g], in any order: values [R m], places int64[R m].
+
+    On two levels they are looked for in the m blocks with the largest maxima, where they lie, as those are m
+    values already; groups are dealt into blocks as latents are into groups.
+    """
+    rows, n_groups = maxima.shape
+    n_blocks = n_groups // _BLOCK
+    if not _TWO_LEVELS or n_groups % _BLOCK or 2 * m > n_blocks:
+        return torch.topk(maxima, m, dim=1, sorted=False)
+    blocks = torch.topk(maxima.view(rows, _BLOCK, n_blocks).amax(1), m, dim=1, sorted=False).indices
+    members = torch.arange(0, n_groups, n_blocks, device=maxima.device)
+    groups = (blocks[:, :, None] + members).flatten(1)
+    values, places = torch.topk(maxima.gather(1, groups), m, dim=1, sorted=False)
+    return values, groups.gather(1, places)
+
+
 def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor] | None:
     """As reference.select_topk of inputs @ W_rowsᵀ; None if n is no multiple of 32 or k is above n / 128."""
     (B, _), n = inputs.shape, len(W_rows)
@@ -211,7 +232,7 @@ def screened_topk(inputs: Tensor, W_rows: Tensor, bias: Tensor, k: int) -> tuple
         return None
     operands, n_groups = _operands(inputs, W_rows), n // _GROUP
     found = encode_groups(*operands, bias)
-    maxima, groups = torch.topk(found.maxima, k, dim=1, sorted=False)
+    maxima, groups = _largest(found.maxima, k)
     chosen = groups + n_groups * torch.arange(B, device=groups.device)[:, None]
     floor = maxima.amin(1, keepdim=True).expand(B, k)
     candidates = _candidates(*operands, bias, found, chosen.view(-1), floor.reshape(-1))
@@ -231,7 +252,7 @@ def screened_batch_topk(
         return None
     operands, n_groups = _operands(inputs, W_rows), n // _GROUP
     found = encode_groups(*operands, bias)
-    maxima, chosen = torch.topk(found.maxima.view(-1), n_pairs, sorted=False)
+    [maxima], [chosen] = _largest(found.maxima.view(1, -1), n_pairs)
     candidates = _candidates(*operands, bias, found, chosen, maxima.amin())
     values, places = torch.topk(candidates.view(-1), n_pairs, sorted=False)
     groups = chosen[places // _GROUP]
@@ -245,7 +266,7 @@ def select_topk(products: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]
     B, n = products.shape
     if not _fits(1, n, k) or not B:
         return torch_ops.select_topk(products, bias, k)
-    groups = torch.topk(product_groups(products, bias).maxima, k, dim=1, sorted=False).indices
+    _, groups = _largest(product_groups(products, bias).maxima, k)
     latents = (groups[:, :, None] + torch.arange(0, n, n // _GROUP, device=groups.device)).flatten(1)
     values, places = torch.topk(products.gather(1, latents) + bias[latents], k, dim=1, sorted=False)
     return values, latents.gather(1, places)

@@ -214,7 +214,12 @@ def median_ms(step: Callable[[Tensor], object], batches: list[Tensor], n_steps: 
 
 
 def timed(contestants: list[str], d: int, d_sae: int, k: int, rows: int) -> None:
-    """Milliseconds of a step of each `side-kind@precision`, beside the bf16 encoder product."""
+    """Milliseconds of a step of each `side-kind@precision`, beside the bf16 encoder product.
+
+    `+gathers` gathers in bf16, `+levels` selects on two levels.
+    """
+    from saelens_lite.kernels import triton_select
+
     gen = on_device()
     args = argparse.Namespace(d=d, d_sae=d_sae, k=k, batch=rows)
     batches = superposed_batches(2, rows, d, gen)
@@ -232,7 +237,10 @@ def timed(contestants: list[str], d: int, d_sae: int, k: int, rows: int) -> None
     )
     steps = 2 if DRY else 10 if d_sae > 100_000 else 20
     for contestant in contestants:
-        side, _, precision = contestant.partition("@")
+        side, _, how = contestant.partition("@")
+        precision, *more = how.split("+")
+        args.gather_dtype = "bfloat16" if "gathers" in more else "float32"
+        triton_select._TWO_LEVELS = "levels" in more
         torch.set_float32_matmul_precision(PRECISIONS[precision])
         try:
             starts = {"topk": start, "l1": start}
@@ -244,7 +252,7 @@ def timed(contestants: list[str], d: int, d_sae: int, k: int, rows: int) -> None
             )
         else:
             say(**setting, contestant=contestant, step_ms=ms, tokens_per_s=1e3 * rows / ms, share=limit / ms)
-        built = None
+        built, triton_select._TWO_LEVELS = None, False
         gc.collect()
         torch.cuda.empty_cache()
     if self_check.failure:
@@ -258,12 +266,14 @@ def _gemm_ms(start: Start, batches: list[Tensor], layout: str) -> float:
 
 
 def step_times(_: Path) -> None:
-    """Ours at both settings: bf16 of four kinds at 16k and 65k rows, tf32 and float32 of topk at 16k."""
+    """Ours at both settings: bf16 of four kinds at 16k and 65k rows, topk with bf16 gathers and selection on
+    two levels too; tf32 and float32 of topk at 16k."""
     for (d, d_sae, k), rows in itertools.product(SETTINGS, ROWS):
-        contestants = [f"ours-{kind}@bf16" for kind in (*TOPK_KINDS, "relu")]
+        contestants = [f"ours-topk@bf16{more}" for more in ("", "+gathers", "+gathers+levels")]
+        contestants += [f"ours-{kind}@bf16" for kind in (*TOPK_KINDS[1:], "relu")]
         if rows == ROWS[0]:
             contestants += ["ours-topk@tf32", "ours-topk@float32"]
-        timed(contestants[:2] if DRY else contestants, d, d_sae, k, rows)
+        timed(contestants[2:4] if DRY else contestants, d, d_sae, k, rows)
 
 
 def peers(_: Path) -> None:

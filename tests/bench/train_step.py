@@ -277,6 +277,7 @@ def ours(kind: str, start: Start, args: argparse.Namespace) -> Contestant:
         warm_up_steps=0,
         l1_warm_up_steps=0,
         decay_fraction=0.0,
+        gather_dtype=getattr(args, "gather_dtype", "float32"),
     )
     trainer = Trainer(sae, config, n_steps=10**6)
     trainer.dead_tracker.tokens_since_fired[start.dead] = LONG_SILENT_TOKENS

@@ -236,6 +236,51 @@ def test_decode_and_its_gradients(lengths):
         assert_close(got, want, rtol=1e-5, atol=1e-5)
 
 
+@gpu
+def test_the_passes_gather_from_tables_of_another_dtype():
+    """Decoder rows, error gradients and inputs in bf16; sums and results stay float32."""
+    lengths, n, d = [3, 0, 5, 2], 24, 17
+    acts, values, indices, W_dec, b_dec, offsets = pairs_of(lengths, n, d, len(lengths))
+    table = W_dec.bfloat16()
+    got = path.token_pass(acts, values, indices, table, b_dec, 0.25, offsets=offsets)
+    exact = [t.double() for t in (acts, values)]
+    want = reference.token_pass(*exact, indices, table.double(), b_dec.double(), 0.25, offsets)
+    assert_all_close(got, want, torch.float32, 1e-5)
+
+    rows, pair_grads = (got.recons_grad.bfloat16(), acts.bfloat16()), got.pair_grads
+    got = path.latent_pass(*rows, values, pair_grads, indices, W_dec, offsets=offsets)
+    args = (*(t.double() for t in (*rows, values, pair_grads)), indices, W_dec.double())
+    want = reference.latent_pass(*args, offsets)
+    assert_all_close(got[:3], want[:3], torch.float32, 1e-5)
+
+
+@gpu
+@pytest.mark.parametrize("shape", [(3, 64), (1, 4096)])
+def test_the_largest_on_two_levels_are_the_largest(shape, monkeypatch):
+    monkeypatch.setattr(triton_select, "_TWO_LEVELS", True)
+    maxima, m = random(*shape), shape[1] // 16
+    maxima[:, 1::8] = maxima[:, :1]  # equal ones, in different blocks
+    values, places = triton_select._largest(maxima, m)
+    assert torch.equal(values.sort().values, maxima.topk(m, dim=1).values.sort().values)
+    assert torch.equal(maxima.gather(1, places), values)
+    assert all(len(set(row)) == m for row in places.tolist())
+
+
+@gpu
+def test_selection_on_two_levels_is_that_on_one(monkeypatch):
+    inputs, W_rows, bias = encoder(3, 2048, 16)
+    one = screened_topk(inputs, W_rows, bias, 4), screened_batch_topk(inputs, W_rows, bias, 12)
+    calls = []
+    monkeypatch.setattr(triton_select, "_TWO_LEVELS", True)
+    topk = torch.topk
+    monkeypatch.setattr(torch, "topk", lambda t, *a, **o: calls.append(t.shape) or topk(t, *a, **o))
+    two = screened_topk(inputs, W_rows, bias, 4), screened_batch_topk(inputs, W_rows, bias, 12)
+    assert calls == [(3, 8), (3, 32), (3, 128), (1, 24), (1, 96), (384,)]
+    for (values, indices, *_), (found, places, *_) in zip(one, two, strict=True):
+        assert torch.equal(values.sort().values, found.sort().values)
+        assert torch.equal(indices.sort().values, places.sort().values)
+
+
 PRECISIONS = {"highest": 1e-5, "high": 2e-3, "medium": 2e-2}
 
 

@@ -60,6 +60,7 @@ CHANGES_THE_SAE = {
     "adam_beta1": ({}, 0.5),
     "adam_beta2": ({}, 0.9),
     "clip_norm": ({}, 0.5),
+    "gather_dtype": ({}, "bfloat16"),
     "batch_size_rows": ({}, 256),
     "n_steps": ({}, 13),
     "n_epochs": ({"n_steps": None, "batch_size_rows": 1024}, 2.0),

@@ -27,12 +27,14 @@ class TopK(Kind):
     """Selection, decoding and both weight gradients by the kernels, over k pairs a token."""
 
     sae_kind = "topk"
-    fields = frozenset({"k", "k_anneal_fraction", "k_anneal_start", "multi_topk_coeff", "aux_coeff", "k_aux"})
+    fields = frozenset(
+        {"k", "k_anneal_fraction", "k_anneal_start", "multi_topk_coeff", "aux_coeff", "k_aux", "gather_dtype"}
+    )
     keeps_k = True
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
         super().__init__(sae, config, comm)
-        self.workspace, self.wide_workspace = Workspace(comm), Workspace(comm)
+        self.workspace, self.wide_workspace = (Workspace(comm, config.gather_dtype) for _ in range(2))
         self.k = config.k
 
     @classmethod

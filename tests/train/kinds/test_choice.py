@@ -22,6 +22,7 @@ TAKEN_BY = {
     "k_aux": (8, KEEP_K),
     "multi_topk_coeff": (0.125, ["topk"]),
     "matryoshka_fractions": ((0.5, 1.0), ["matryoshka"]),
+    "gather_dtype": ("bfloat16", KEEP_K),
     "l1_coeff": (3.0, ["relu", "gated"]),
     "l1_warm_up_steps": (3, RESAMPLE),
     "unit_decoder": (False, ["relu", "jumprelu"]),

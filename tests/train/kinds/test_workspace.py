@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from saelens_lite.kernels import reference
 from saelens_lite.kernels.reference import remove_parallel
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
@@ -10,7 +11,7 @@ from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.kinds.auxk import auxk_gradients
 from saelens_lite.train.kinds.few_pairs import SPARSE_BELOW, few_pairs
 from saelens_lite.train.kinds.topk import TopK
-from saelens_lite.train.kinds.workspace import ProductChunks
+from saelens_lite.train.kinds.workspace import Pairs, ProductChunks, Workspace
 from saelens_lite.train.optimise.dead import DeadTracker, default_dead_after_tokens
 
 B, D, N, K = 29, 12, 64, 5
@@ -67,6 +68,32 @@ def test_encoder_gradient_and_adam_state_keep_the_latent_major_layout():
     assert sae.W_enc.grad.stride() == (1, D)
     assert adam.state[sae.W_enc]["exp_avg"].stride() == (1, D)
     assert sae.to(torch.float64).W_enc.stride() == (1, D)
+
+
+def test_a_step_gathers_from_rounded_copies_and_sums_in_the_dtype_of_the_rows():
+    """Against the definition of both passes in float64, given rows, inputs and error gradients as bf16."""
+    gen = torch.Generator().manual_seed(0)
+    sae, acts = SparseAutoencoder(SAEConfig(d_model=D, d_sae=N, kind="topk", k=K)), torch.randn(B, D)
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=gen))
+        work, exact, inputs = Workspace(gather_dtype="bfloat16"), Workspace(), acts - sae.b_dec
+        values, indices = reference.select_topk(inputs @ sae.W_enc, sae.b_enc, K)
+        for workspace in (work, exact):
+            workspace.fit(acts, sae)
+            workspace.pass_over(acts, inputs, Pairs(values.relu(), indices), sae, 2 / B)
+
+        rounded = sae.W_dec.bfloat16().double()
+        z, flat = values.relu().double(), indices.view(-1)
+        tokens = reference.token_pass(acts.double(), z, indices, rounded, sae.b_dec.double(), 2 / B)
+        grads, rows = (t.bfloat16().double() for t in (work.tokens.recons_grad, inputs))
+        pair_grads, W_dec = work.tokens.pair_grads.double(), sae.W_dec.double()
+        latents = reference.latent_pass(grads, rows, z.view(-1), pair_grads, flat, W_dec)
+    for got, want in zip((*work.tokens, *work.latents[:3]), (*tokens, *latents[:3]), strict=True):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+    off = (work.latents.dec_grad - exact.latents.dec_grad).norm() / exact.latents.dec_grad.norm()
+    assert 1e-4 < off < 2**-7  # bf16 keeps 8 bits
 
 
 def test_a_dense_kind_turns_to_the_kernels_where_less_than_a_sixteenth_is_on():

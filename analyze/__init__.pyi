@@ -8,6 +8,7 @@ from . import exchange as exchange
 from . import ground_truth as ground_truth
 from . import index as index
 from . import latents as latents
+from . import model_diffing as model_diffing
 from . import pages as pages
 from . import probing as probing
 from . import render as render

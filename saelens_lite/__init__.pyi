@@ -15,6 +15,7 @@ from .analyze import exchange as exchange
 from .analyze import ground_truth as ground_truth
 from .analyze import index as index
 from .analyze import latents as latents
+from .analyze import model_diffing as model_diffing
 from .analyze import pages as pages
 from .analyze import probing as probing
 from .analyze import stats as stats

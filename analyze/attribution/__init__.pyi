@@ -4,6 +4,7 @@ from .edges import edge_attribution as edge_attribution
 from .gradients import GradientAttribution as GradientAttribution
 from .gradients import gradient_attribution as gradient_attribution
 from .lens import LogitLens as LogitLens
+from .lens import direction_lens as direction_lens
 from .lens import logit_lens as logit_lens
 from .logits import LogitAttribution as LogitAttribution
 from .logits import direct_logit_attribution as direct_logit_attribution

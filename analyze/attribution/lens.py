@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saelens_lite.arguments import takes_folders
-from saelens_lite.lm.decoder import Decoder
+from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.hooks import enters_stream
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -93,52 +93,78 @@ def logit_lens(
     source: nostalgebraist 2020, "interpreting GPT: the logit lens"
     """
     chosen = checked_latents(sae, latents)
+    return _ends(chosen, lens_logits(sae, model, chosen, final_norm), n, tokenizer, model)
+
+
+@names_misfits
+def direction_lens(
+    directions: Tensor, model: nn.Module, n: int = 10, tokenizer: Any = None, final_norm: bool = False
+) -> LogitLens:
+    """`logit_lens` of any directions of the stream, float[m d_model]: its "latents" are their numbers.
+
+    raises: as `logit_lens`
+    """
+    chosen = torch.arange(len(directions))
+    return _ends(chosen, _logits_of(directions, chosen, model, final_norm), n, tokenizer, model)
+
+
+def _ends(
+    chosen: Tensor, found: Iterator[tuple[Tensor, Tensor]], n: int, tokenizer: Any, model: nn.Module
+) -> LogitLens:
     # filled in place: small tensors between the chunks would keep their memory from being used again
     values, ids = torch.empty(2, len(chosen), 0), torch.empty(2, len(chosen), 0, dtype=torch.int64)
-    for places, logits in lens_logits(sae, model, chosen, final_norm):
+    for places, logits in found:
         if not values.shape[2]:
             n_shown = min(n, logits.shape[-1])
             values, ids = (of.new_empty(2, len(chosen), n_shown) for of in (values, ids))
         for end, largest in enumerate((True, False)):
-            found = logits.topk(n_shown, largest=largest)
-            values[end, places], ids[end, places] = found.values.cpu(), found.indices.cpu()
+            ends = logits.topk(n_shown, largest=largest)
+            values[end, places], ids[end, places] = ends.values.cpu(), ends.indices.cpu()
     if not values.isfinite().all():
         raise ValueError(
-            f"expected finite logits, got nan or infinity: the SAE or {type(model).__name__} has such weights"
+            "expected finite logits, got nan or infinity: the directions or "
+            f"{type(model).__name__} has such weights"
         )
     return LogitLens(chosen, ids[0], values[0], ids[1], values[1], tokenizer)
 
 
-@torch.no_grad()
 def lens_logits(
     sae: SparseAutoencoder, model: nn.Module, chosen: Tensor, final_norm: bool = False
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The whole lens of latents int64[m], some at a time: their places int64[c] among the chosen, and logits
     float32[c vocabulary] on the model's device. raises: as `logit_lens`"""
     decoder = Decoder(model)
-    head = decoder.head
     point = sae.config.trained_at
     if point and not enters_stream(decoder, point):
         raise ValueError(
             f"logit_lens expected an SAE of the stream or of what a block adds to it, got one of {point}, "
             "which the unembedding does not read: these latents have no logit lens"
         )
-    width = getattr(head, "in_features", sae.d_model)
-    if width != sae.d_model:
+    return _logits_of(sae.W_dec, chosen, decoder, final_norm)
+
+
+@torch.no_grad()
+def _logits_of(
+    rows: Tensor, chosen: Tensor, model: Model, final_norm: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    decoder, d_model = Decoder.of(model), rows.shape[-1]
+    head = decoder.head
+    width = getattr(head, "in_features", d_model)
+    if width != d_model:
         raise ValueError(
-            f"logit_lens expected an SAE of the model's width {width}, got d_model={sae.d_model}"
+            f"logit_lens expected directions of the model's width {width}, got d_model={d_model}"
         )
 
     parameter = next(head.parameters())
     # offloaded weights come when the head is called
     device = decoder.device if parameter.is_meta else parameter.device
     dtype = parameter.dtype if parameter.dtype.is_floating_point else torch.float32
-    norm = norm_parts(norm_of(decoder, sae.d_model), sae.W_dec[:1].to(device, dtype)) if final_norm else None
-    bias = head(torch.zeros(1, sae.d_model, device=device, dtype=dtype)).float()
+    norm = norm_parts(norm_of(decoder, d_model), rows[:1].to(device, dtype)) if final_norm else None
+    bias = head(torch.zeros(1, d_model, device=device, dtype=dtype)).float()
     for places in torch.arange(len(chosen)).split(_CHUNK_LATENTS):
-        directions = sae.W_dec[chosen[places].to(sae.device)].to(device, dtype)
+        some = rows[chosen[places].to(rows.device)].to(device, dtype)
         if norm is not None:
-            directions = (norm.weight * norm.center(directions.double().cpu())).to(directions)
-        logits = head(directions).float().sub_(bias)
+            some = (norm.weight * norm.center(some.double().cpu())).to(some)
+        logits = head(some).float().sub_(bias)
         logits -= logits.mean(-1, keepdim=True)
         yield places, logits

@@ -119,13 +119,13 @@ def cross_entropies(
         for batch in bar(batches, f"cross-entropy of {len(replacements)}", "batch") if progress else batches:
             if n_contexts == 0:
                 check_model(decoder, store, point, batch)
-            clean = _scored_logits(decoder, batch) if kl or None in replacements.values() else []
+            clean = scored_logits(decoder, batch) if kl or None in replacements.values() else []
             of_tokens: list[Tensor] = []
             for name, how in replacements.items():
                 logits, nats = clean, []
                 if how is not None:
                     with splice(decoder, hook_point=point, positions=batch.kept, **how):
-                        logits = _scored_logits(decoder, batch)
+                        logits = scored_logits(decoder, batch)
                 for i, next_ids in enumerate(_next_ids(batch)):
                     nats.append(cross_entropy(logits[i], next_ids).cpu().double())
                     if kl and how is not None:
@@ -153,7 +153,7 @@ def cross_entropies(
     return Losses(*per_token, n_tokens, n_contexts, DocumentSums(tokens, dict(zip(replacements, sums))))
 
 
-def _scored_logits(decoder: Decoder, batch: ContextBatch) -> list[Tensor]:
+def scored_logits(decoder: Decoder, batch: ContextBatch) -> list[Tensor]:
     """Of each context the logits before its scored tokens, float[n_scored vocab], in the model's dtype."""
     inputs = {"input_ids": batch.input_ids, "attention_mask": batch.attended}
     logits = decoder.given(**placed_inputs(decoder, inputs)).logits

@@ -11,6 +11,7 @@ common_mean          how large the rows' common mean is against their spread
 packing              documents into contexts
 event_log            a line an event, each with its checksum
 verify               every byte looked at, and what is damaged moved aside
+derived              stores whose rows are made of other stores' rows as they are read
 from_arrays          a store from rows that come from elsewhere
 saelens_activations  SAELens' cached activations, in and out
 """

@@ -1,3 +1,5 @@
+from .derived import difference_store as difference_store
+from .derived import paired_store as paired_store
 from .packing import PackedContexts as PackedContexts
 from .packing import pack as pack
 from .reader import ActivationStore as ActivationStore

@@ -20,7 +20,7 @@ LAYERS = (
     {"attribution"},
     {"index"},
     {"evaluation", "probing"},
-    {"browse", "answers", "corpora"},
+    {"browse", "answers", "corpora", "model_diffing"},
     {"ground_truth", "study", "exchange", "pages"},
 )
 """The folders of analyze/, lowest first: a folder imports those of lower layers only."""

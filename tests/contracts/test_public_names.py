@@ -12,7 +12,8 @@ import saelens_lite
 
 ROOT = Path(__file__).parents[2]
 NAMESPACES = """
-analyze answers attribution browse corpora edits evaluation exchange ground_truth index latents lm pages
+analyze answers attribution browse corpora edits evaluation exchange ground_truth index latents lm
+model_diffing pages
 probing recipes stats store study synthetic
 """.split()
 NAMES_OF_0_1_0 = """

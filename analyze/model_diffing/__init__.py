@@ -1,0 +1,10 @@
+"""What differs between two models that read one text: cheap baselines first, then crosscoders.
+
+row_differences   how far rows are apart, and along which directions
+predictions      how far predictions are apart, token by token
+mean_difference   what the mean difference says in words
+"""
+
+from saelens_lite.faces import face
+
+__getattr__, __dir__, __all__ = face(__name__, __file__)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from saelens_lite.device import in_float64
 from saelens_lite.kernels import dispatch as kernels
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
@@ -106,11 +107,12 @@ class Refit(Kind):
 
     @torch.no_grad()
     def _fold(self) -> SparseAutoencoder:
-        sae, magnitude = self.sae, self.log_magnitude.double().exp()
-        shift = (sae.b_dec.double() - self.centre) @ sae.W_enc.double()
+        sae, magnitude = self.sae, in_float64(self.log_magnitude).exp()
+        W_enc, b_enc, b_dec = map(in_float64, (sae.W_enc, sae.b_enc, sae.b_dec))
+        shift = (b_dec - in_float64(self.centre)) @ W_enc
         folded = SparseAutoencoder(sae.config).to(sae.device)
-        folded.W_enc.copy_(sae.W_enc * magnitude)
-        folded.b_enc.copy_((sae.b_enc + shift) * magnitude)
+        folded.W_enc.copy_(W_enc * magnitude)
+        folded.b_enc.copy_((b_enc + shift) * magnitude)
         folded.W_dec.copy_(sae.W_dec)
         folded.b_dec.copy_(sae.b_dec)
         return folded

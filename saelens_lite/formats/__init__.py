@@ -4,7 +4,6 @@ opened               the common shape: a place, and the SAE in our terms
 tensor_files         tensors from safetensors, .npz and .pt, without running code
 recognise            which format the files at a place are of
 saelens              the SAELens inference folder, which is our own format
-biases               an encoder that subtracts b_dec, and one that does not
 convert              an SAE written for another program
 centred              SAEs of a model whose writing weights were centred
 gemma_scope          Gemma Scope of Gemma 2
@@ -14,6 +13,7 @@ llama_scope          Llama Scope, and how its SAEs fold
 llamascopium         its present form, and R1-Distill
 sparsify             EleutherAI's sparsify
 dictionary_learning  the seven classes of dictionary_learning
+crosscoder           crosscoders of a fork of it
 openai               OpenAI's SAEs of GPT-2
 goodfire             Goodfire's SAEs, and others of two linear layers
 peer_names           what other libraries call what is here

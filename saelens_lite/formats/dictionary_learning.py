@@ -30,9 +30,9 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError
-from saelens_lite.formats.biases import subtracting
 from saelens_lite.formats.opened import Opened, Place, check_widths, named, opened, read_json
 from saelens_lite.formats.tensor_files import read_tensors
+from saelens_lite.sae.biases import subtracting
 from saelens_lite.sae.config import SAEConfig
 
 NAME = "dictionary_learning"

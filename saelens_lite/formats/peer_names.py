@@ -15,7 +15,7 @@ from saelens_lite.errors import nearest
 _MODEL = "a Hugging Face model as it is, under `sl.capture`, `sl.replace_with_reconstruction` or `sl.ablate`"
 _TRANSCODERS = "not here yet: SAEs only; SAELens opens transcoders"
 _RUNNER = "`sl.harvest_activations`, then `sl.train_sae`; or `sl.train_streaming`"
-_CROSSCODERS = "not here: SAEs of one hook point only; dictionary_learning and crosscode train crosscoders"
+_CROSSCODERS = "`saelens_lite.sae.Crosscoder`"
 
 NAMES: dict[str, str] = {
     "SAE": "`sl.SparseAutoencoder`",

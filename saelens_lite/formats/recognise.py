@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import cast
 
-from torch import Tensor
-
 from saelens_lite.errors import nearest
 from saelens_lite.formats import (
+    crosscoder,
     dictionary_learning,
     gemma_scope,
     gemma_scope_2,
@@ -20,11 +19,10 @@ from saelens_lite.formats import (
     sparsify,
 )
 from saelens_lite.formats.opened import Format, Place
-from saelens_lite.formats.tensor_files import contents
 
 _FORMATS = (
     gemma_scope, gemma_scope_2, qwen_scope, llama_scope, llamascopium, sparsify, dictionary_learning, openai,
-    goodfire,
+    goodfire, crosscoder,
 )  # fmt: skip
 FOREIGN = {form.NAME: cast(Format, form) for form in _FORMATS}
 NAMES = (saelens.NAME, *FOREIGN)
@@ -53,11 +51,6 @@ def refused(place: Place) -> str:
     """What the files are, where it is known and not opened here; "" where it is not known."""
     if place.holds("config.yaml") and any(place.folder.glob("layer_*.safetensors")):
         return "transcoders of circuit-tracer, which map one place of the model to another"
-    if place.pickle is None:
-        return ""
-    encoder = contents(place.pickle).get("encoder.weight")
-    if isinstance(encoder, Tensor) and encoder.ndim == 3:
-        return f"a crosscoder of {len(encoder)} layers or models"
     return ""
 
 

@@ -7,6 +7,9 @@ sae_weights         W_enc [d_in, d_sae]  b_enc [d_sae]  W_dec [d_sae, d_in]  b_d
                     threshold [d_sae]; gated has b_gate, b_mag, r_mag [d_sae] in place of b_enc; row vectors:
                     acts @ W_enc
 
+A crosscoder (architecture "crosscoder", which SAELens does not open) is such a folder of rows side by side:
+`sides` lists their blocks of d_in, and `latents` says which of these architectures its latents are of.
+
 Of SAELens 6.54.12: `metadata.sae_lens_version` must be 6 or later, or its reader takes the file for an old
 one and drops the nested metadata. Batch-wise kinds are for training only there and are saved as jumprelu.
 topk may select by pre_acts · ‖W_dec row‖ and divide by it when decoding (`rescale_acts_by_decoder_norm`);
@@ -15,6 +18,7 @@ that is folded into the weights here, exactly.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +31,7 @@ from saelens_lite.errors import CheckpointError, nearest
 from saelens_lite.formats import centred
 from saelens_lite.formats.opened import Place, check_shapes
 from saelens_lite.json_data import misfit
-from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.config import SAEConfig, Side
 
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 BEFORE, SAVING = f"before.{WEIGHTS}", ".saving-"
@@ -66,6 +70,7 @@ _NOT_HERE = {
     "matching_pursuit": "its latents are found one after another, each from what the others leave",
     "temporal": "its latents depend on the tokens before, by attention",
 }
+CROSSCODER = "crosscoder"
 _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 _PLACE = {"hook_name": "hook_point", "hf_hook_name": "hf_module", "model_name": "model_name"}
 """metadata key -> SAEConfig field, for where the SAE reads."""
@@ -81,6 +86,8 @@ _OLD_METADATA = (
     "sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out"
 ).split()
 
+
+_OF_SIDE = {"d_model": int, "scale": float, "hook_point": str, "hf_module": str, "model_name": str}
 
 _OUR_FACTS = {
     "saelens_lite?": {
@@ -137,7 +144,11 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
     }
     if config.kind == "topk":
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
-    return cfg | {"architecture": ARCHITECTURE_OF_KIND[config.kind]}
+    architecture = ARCHITECTURE_OF_KIND[config.kind]
+    if config.sides:
+        sides = [dataclasses.asdict(side) for side in config.sides]
+        return cfg | {"architecture": CROSSCODER, "latents": architecture, "sides": sides}
+    return cfg | {"architecture": architecture}
 
 
 def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SAEConfig:
@@ -158,7 +169,12 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
         cfg = _modernised(cfg, where)
         metadata = cfg["metadata"]
 
-    architecture = _required(cfg, "architecture", str, where)
+    architecture, sides = _required(cfg, "architecture", str, where), ()
+    if architecture == CROSSCODER:
+        if found := misfit(dict(cfg), {"latents": str, "sides": [_OF_SIDE]}):
+            raise CheckpointError(f"{where}: {found}")
+        architecture = cfg["latents"]
+        sides = tuple(Side(**{name: side[name] for name in _OF_SIDE}) for side in cfg["sides"])
     if architecture in _TRAINING_ONLY:
         raise ValueError(
             f"{where}: architecture {architecture!r} is a training form without a fixed threshold; "
@@ -204,6 +220,7 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
         dtype=dtype or dtype_name(_required(cfg, "dtype", str, where), where),
         metadata={key: value for key, value in metadata.items() if key not in _PLACE},
         k=_required(cfg, "k", int, where) if kind == "topk" else None,
+        sides=sides,
         **place,
     )
 

@@ -23,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError
-from saelens_lite.formats.biases import subtracting
 from saelens_lite.formats.opened import Opened, Place, check_widths, expect, named, opened, read_json
 from saelens_lite.formats.tensor_files import read_tensors
+from saelens_lite.sae.biases import subtracting
 from saelens_lite.sae.config import SAEConfig
 
 NAME = "sparsify"

@@ -1,6 +1,8 @@
 from .autoencoder import SAEOutput as SAEOutput
 from .autoencoder import SparseAutoencoder as SparseAutoencoder
 from .config import SAEConfig as SAEConfig
+from .config import Side as Side
+from .crosscoder import Crosscoder as Crosscoder
 from .latents import SparseLatents as SparseLatents
 from .metrics import FiringSums as FiringSums
 from .metrics import ReconstructionSums as ReconstructionSums

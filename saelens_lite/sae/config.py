@@ -8,7 +8,7 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 
-from saelens_lite.config import AtLeast, check_fields
+from saelens_lite.config import Above, AtLeast, check_fields
 from saelens_lite.errors import nearest
 
 NORMALIZATIONS = ("none", "center", "layer_norm", "constant_norm_rescale")
@@ -57,6 +57,24 @@ KINDS = tuple(PARAMETERS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Side:
+    """A place of a model whose rows are one block of a crosscoder's."""
+
+    d_model: Annotated[int, AtLeast(1)]
+    """Width of the block."""
+    scale: Annotated[float, Above(0)] = 1.0
+    """Brings the mean squared distance of the side's rows from their mean to d_model. Weights are in the
+    rows' own units; times this, decoder norms of several sides compare."""
+    hook_point: str = ""
+    hf_module: str = ""
+    model_name: str = ""
+    """As SAEConfig has them, of this side."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SAEConfig:
     """What an SAE is, apart from its weights."""
 
@@ -82,6 +100,8 @@ class SAEConfig:
     """The model's hub id or folder name."""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     """Other facts kept with the SAE; SAELens' metadata object."""
+    sides: tuple[Side, ...] = ()
+    """Blocks of d_model, in order, of a crosscoder; none of an SAE."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,6 +120,9 @@ class SAEConfig:
                 f"SAEConfig.normalize_activations expected one of {NORMALIZATIONS}, got "
                 f"{self.normalize_activations!r}"
             )
+        if self.sides and sum(side.d_model for side in self.sides) != self.d_model:
+            widths = " + ".join(str(side.d_model) for side in self.sides)
+            raise ValueError(f"SAEConfig.sides expected widths of d_model={self.d_model}, got {widths}")
         dtype = getattr(torch, self.dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(

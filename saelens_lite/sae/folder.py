@@ -140,9 +140,19 @@ class SAEFolder:
         wanted = None if dtype is None else saelens.dtype_name(str(dtype), "load")
         own = source.format == saelens.NAME
         config, state = _read(source, wanted) if own else _read_foreign(source, wanted)
+        cls.check_opens(config, source.place.name)
         sae = cls(config)
         sae.load_state_dict(state)
         return sae.to(device=device)
+
+    @classmethod
+    def check_opens(cls, config: SAEConfig, name: str) -> None:
+        """raises: ValueError for what another class holds"""
+        if config.sides:
+            raise ValueError(
+                f"{name}: expected an SAE, got a crosscoder of {len(config.sides)} sides: "
+                "saelens_lite.sae.Crosscoder.load opens it"
+            )
 
     @staticmethod
     @names_misfits

@@ -185,7 +185,9 @@ def difference_store(
 
 @names_misfits
 def paired_store(
-    stores: Sequence[ActivationStore], hook_points: Sequence[str | None] | None = None
+    stores: Sequence[ActivationStore],
+    hook_points: Sequence[str | None] | None = None,
+    scales: Sequence[float] | None = None,
 ) -> DerivedStore:
     """Rows side by side, [x of the first, x of the second, …]: what a crosscoder reads.
 
@@ -193,20 +195,43 @@ def paired_store(
         paired_store([store, store], ["blocks.3.hook_resid_post", "blocks.5.hook_resid_post"])
 
     hook_points: of each store; None means the only one that it holds
+    scales: what the rows of each are multiplied by; None for nothing
     raises: ValueError for fewer than two sides, or stores of different texts
     """
     given = [None] * len(stores) if hook_points is None else list(hook_points)
-    if len(stores) < 2 or len(given) != len(stores):
+    factors = [1.0] * len(stores) if scales is None else list(scales)
+    if len(stores) < 2 or not len(given) == len(factors) == len(stores):
         raise ValueError(
             f"paired_store expected two stores or more and a hook point for each, got {len(stores)} and "
             f"{len(given)}"
         )
     sources = [(store, store.hook_point(point)) for store, point in zip(stores, given)]
-    return DerivedStore(
+
+    def combine(rows: list[Tensor]) -> Tensor:
+        scaled = (part if factor == 1 else part * factor for part, factor in zip(rows, factors))
+        return torch.cat(list(scaled), dim=1)
+
+    store = _PairedStore(
         sources,
-        lambda rows: torch.cat(rows, dim=1),
+        combine,
         sum(store.d_model(point) for store, point in sources),
-        name="pair",
+        name="pair" if scales is None else f"pair times {factors}",
         hook_point=" + ".join(dict.fromkeys(point for _, point in sources)),
         model_name=" + ".join(dict.fromkeys(store.model_name for store, _ in sources)),
     )
+    store.factors = factors
+    dtypes = {one.plan["dtype"] for one in stores}
+    store.plan["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
+    return store
+
+
+class _PairedStore(DerivedStore):
+    """Sums of rows side by side are known from those of the sources."""
+
+    factors: list[float]
+
+    def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:
+        self.hook_point(hook_point)
+        for of_shard in zip(*(store._sums(point) for store, point in self.sources)):
+            totals = [factor * total for factor, (total, _) in zip(self.factors, of_shard)]
+            yield np.concatenate(totals), sum(f**2 * sq for f, (_, sq) in zip(self.factors, of_shard))

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from saelens_lite.cli.commands import main
-from saelens_lite.formats.biases import subtracting
 from saelens_lite.formats.convert import TARGETS
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.biases import subtracting
 from saelens_lite.sae.config import SAEConfig
 
 

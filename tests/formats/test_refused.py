@@ -173,25 +173,13 @@ def test_token_wise_rows_are_brought_to_norm_sqrt_d(changed, golden):
         torch.testing.assert_close(sae(x).recons.double(), recons, atol=1e-4, rtol=1e-4)
 
 
-def test_transcoder_sets_and_crosscoders_are_refused_by_name(tmp_path):
-    """circuit-tracer's set, and a crosscoder of science-of-finetuning."""
+def test_transcoder_sets_are_refused_by_name(tmp_path):
+    """circuit-tracer's set."""
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "config.yaml").write_text("model_kind: transcoder_set")
     save_file({"W_enc": torch.zeros(4, 2)}, tmp_path / "set" / "layer_0.safetensors")
     with pytest.raises(ValueError, match="set: transcoders of circuit-tracer, .*: not opened here"):
         SparseAutoencoder.load(tmp_path / "set")
-    shapes = {
-        "encoder.weight": (2, 6, 9),
-        "encoder.bias": (9,),
-        "decoder.weight": (2, 9, 6),
-        "decoder.bias": (2, 6),
-    }
-    (tmp_path / "cross").mkdir()
-    torch.save(
-        {name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "cross" / "model_final.pt"
-    )
-    with pytest.raises(ValueError, match="cross: a crosscoder of 2 layers or models: not opened here"):
-        SparseAutoencoder.load(tmp_path / "cross")
 
 
 def test_a_batchwise_dictionary_without_threshold_is_refused(golden, tmp_path):

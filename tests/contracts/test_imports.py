@@ -28,37 +28,51 @@ REACH_ROOMS = ("__init__.py", "cli/", "recipes/", "demo/")
 
 
 @functools.cache
-def tree_of(path: Path) -> ast.Module:
-    return ast.parse(path.read_text())
+def statements(path: Path) -> list[tuple[ast.Import | ast.ImportFrom, bool]]:
+    """Every import statement of a file, and whether it runs when the file is imported.
+
+    Only statements hold statements, so expressions are not walked; and the tree is not kept, which would make
+    every later collection of garbage slow.
+    """
+    found = []
+
+    def visit(node: ast.AST, at_import: bool) -> None:
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            found.append((node, at_import))
+        at_import = at_import and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for field, children in ast.iter_fields(node):
+            for_checkers = (
+                isinstance(node, ast.If) and field == "body" and "TYPE_CHECKING" in ast.unparse(node.test)
+            )
+            for child in children if isinstance(children, list) else ():
+                if isinstance(child, (ast.stmt, ast.ExceptHandler, ast.match_case)):
+                    visit(child, at_import and not for_checkers)
+
+    visit(ast.parse(path.read_text()), True)
+    return found
 
 
-@functools.cache
+def origin(node: ast.ImportFrom, package: str) -> str:
+    """The absolute name of the module that a `from … import …` in a file of the package names."""
+    parts = package.split(".")
+    base = ".".join(parts[: len(parts) - node.level + 1] if node.level else [])
+    return ".".join(filter(None, [base, node.module]))
+
+
 def imports(path: Path, package: str) -> list[tuple[str, bool]]:
     """Every import of a file as (absolute module name, whether it runs when the file is imported).
 
     package: the package that the file belongs to, against which its relative imports are resolved
     """
     found = []
-
-    def visit(node: ast.AST, at_import: bool) -> None:
+    for node, at_import in statements(path):
         if isinstance(node, ast.Import):
             found.extend((alias.name, at_import) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parts = package.split(".")
-            base = ".".join(parts[: len(parts) - node.level + 1] if node.level else [])
-            module = ".".join(filter(None, [base, node.module]))
+        else:
+            module = origin(node, package)
             found.append((module, at_import))
             if module == "saelens_lite":  # `from saelens_lite import train` reaches a room, too
                 found.extend((f"saelens_lite.{alias.name}", at_import) for alias in node.names)
-        for field, children in ast.iter_fields(node):
-            inner = at_import and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
-            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test) and field == "body":
-                inner = False
-            for child in children if isinstance(children, list) else [children]:
-                if isinstance(child, ast.AST):
-                    visit(child, inner)
-
-    visit(tree_of(path), True)
     return found
 
 
@@ -90,14 +104,11 @@ def arrows() -> dict[str, set[str]]:
     modules = {module_of(name) for name, _, _ in files()}
     found = defaultdict(set)
     for name, path, package in files():
-        for node in ast.walk(tree_of(path)):
-            targets = []
+        for node, _ in statements(path):
             if isinstance(node, ast.Import):
                 targets = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                parts = package.split(".")
-                base = ".".join(parts[: len(parts) - node.level + 1] if node.level else [])
-                module = ".".join(filter(None, [base, node.module]))
+            else:
+                module = origin(node, package)
                 targets = [
                     f"{module}.{alias.name}" if f"{module}.{alias.name}" in modules else module
                     for alias in node.names
@@ -173,7 +184,7 @@ def test_no_room_is_imported_as_a_top_level_module():
 def test_rooms_import_their_own_files_relatively():
     for name, path, _ in files():
         top = name.partition("/")[0]
-        for node in ast.walk(tree_of(path)) if top in ROOMS else ():
+        for node, _ in statements(path) if top in ROOMS else ():
             if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                 assert room_of(node.module) != top, f"{name} imports its own room absolutely: {node.module}"
 

@@ -33,7 +33,8 @@ def marked() -> dict[int, list[str]]:
     """The tests of each property, by the decorator `@pytest.mark.property_check(n)`."""
     found = defaultdict(list)
     for file in sorted(TESTS.rglob("test_*.py")):
-        for function in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        text = file.read_text(encoding="utf-8")
+        for function in ast.walk(ast.parse(text)) if "property_check(" in text else ():
             if isinstance(function, ast.FunctionDef) and function.name.startswith("test_"):
                 for mark in function.decorator_list:
                     if isinstance(mark, ast.Call) and ast.unparse(mark.func) == "pytest.mark.property_check":

@@ -1,5 +1,6 @@
 """Fakes that the tests share, and the rule that a test is skipped only for a listed reason."""
 
+import copy
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -37,10 +38,9 @@ def byte_tokenizer():
     )
 
 
-@pytest.fixture
-def gpt2():
-    """A GPT-2 with two layers of width 32, 64 positions, random weights and the vocabulary of
-    `byte_tokenizer`."""
+@pytest.fixture(scope="session")
+def shared_gpt2():
+    """What `gpt2` is a copy of; shared by the tests of a process, so leave it as it is."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
@@ -55,6 +55,14 @@ def gpt2():
         pad_token_id=0,
     )
     return GPT2LMHeadModel(config).eval()
+
+
+@pytest.fixture
+def gpt2(shared_gpt2):
+    """A GPT-2 with two layers of width 32, 64 positions, random weights and the vocabulary of
+    `byte_tokenizer`."""
+    torch.manual_seed(0)
+    return copy.deepcopy(shared_gpt2)
 
 
 class Planted(NamedTuple):

@@ -10,6 +10,7 @@ from saelens_lite.harvest import harvest_activations
 from saelens_lite.kernels.cpu_build import library
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
+from saelens_lite.store.reader import ActivationStore
 
 HOOK_POINT = "blocks.0.hook_resid_post"
 WORDS = ["sun", "moon", "star", "é", "😀", "</script>", "\n", "<b>"]
@@ -19,14 +20,14 @@ HEADS = {"num_key_value_heads": 1, "head_dim": 8}
 TEXTS = [f"Story {i}: " + "".join(f"{WORDS[(i * j) % 8]} " for j in range(3 + i % 9)) for i in range(60)]
 
 
-@pytest.fixture
-def store(gpt2, byte_tokenizer, tmp_path):
-    """1,500 rows of width 32 from the small GPT-2, in several shards, of at most 60 documents."""
+@pytest.fixture(scope="session")
+def shared_store(shared_gpt2, byte_tokenizer, tmp_path_factory):
+    """What `store` is a copy of; shared by the tests of a process, so leave it as it is."""
     return harvest_activations(
-        gpt2,
+        shared_gpt2,
         TEXTS,
         [HOOK_POINT],
-        tmp_path / "store",
+        tmp_path_factory.mktemp("shared") / "store",
         max_tokens=1500,
         tokenizer=byte_tokenizer,
         context_length=32,
@@ -35,6 +36,13 @@ def store(gpt2, byte_tokenizer, tmp_path):
         dtype="float32",
         progress=False,
     )
+
+
+@pytest.fixture
+def store(shared_store, tmp_path):
+    """1,500 rows of width 32 from the small GPT-2, in several shards, of at most 60 documents."""
+    torch.manual_seed(0)
+    return ActivationStore(shutil.copytree(shared_store.path, tmp_path / "store"))
 
 
 def shape(width):

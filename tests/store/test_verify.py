@@ -23,19 +23,16 @@ COMMIT = f"shards/00001/{FIRST}.json"
 TOKENS = "shards/00001/tokens.safetensors"
 
 
-@pytest.fixture
-def config(gpt2, byte_tokenizer, tmp_path) -> HarvestConfig:
-    """A harvest by names of two hook points in four shards, on a small GPT-2."""
-    gpt2.save_pretrained(tmp_path / "model")
-    byte_tokenizer.save_pretrained(tmp_path / "model")
-    (tmp_path / "texts.txt").write_text(
-        "".join(f"Story {i}: {'the sun. ' * (1 + i % 7)}\n" for i in range(40))
-    )
+def config_in(folder: Path, model, tokenizer) -> HarvestConfig:
+    """A harvest by names of two hook points in four shards, with all that it reads in the folder."""
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    (folder / "texts.txt").write_text("".join(f"Story {i}: {'the sun. ' * (1 + i % 7)}\n" for i in range(40)))
     return HarvestConfig(
-        model=str(tmp_path / "model"),
-        dataset=(str(tmp_path / "texts.txt"),),
+        model=str(folder / "model"),
+        dataset=(str(folder / "texts.txt"),),
         hook_points=(FIRST, SECOND),
-        store=str(tmp_path / "store"),
+        store=str(folder / "store"),
         max_tokens=1300,
         context_length=32,
         batch_size_seqs=4,
@@ -46,9 +43,25 @@ def config(gpt2, byte_tokenizer, tmp_path) -> HarvestConfig:
 
 
 @pytest.fixture
+def config(gpt2, byte_tokenizer, tmp_path) -> HarvestConfig:
+    return config_in(tmp_path, gpt2, byte_tokenizer)
+
+
+@pytest.fixture
 def folder(config) -> Path:
     """The folder of that store, finished."""
     return Path(run_harvest(config).path)
+
+
+@pytest.fixture(scope="module")
+def finished(shared_gpt2, byte_tokenizer, tmp_path_factory) -> Path:
+    return Path(run_harvest(config_in(tmp_path_factory.mktemp("made"), shared_gpt2, byte_tokenizer)).path)
+
+
+@pytest.fixture
+def copied(finished, tmp_path) -> Path:
+    """A copy of the finished store, to be damaged; a repair would write into the store that its log names."""
+    return shutil.copytree(finished, tmp_path / "store")
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -72,34 +85,34 @@ def named(folder: Path) -> list[str]:
 
 
 @pytest.mark.long
-def test_every_one_of_200_flipped_bits_is_found_and_its_file_named(folder):
+def test_every_one_of_200_flipped_bits_is_found_and_its_file_named(copied):
     """In files drawn with equal chances, so that small ones are hit as often as large ones; JSON and log
     included."""
-    assert verify_store(folder) == []
+    assert verify_store(copied) == []
     rng, hit = random.Random(0), set()
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in copied.rglob("*") if path.is_file())
     for _ in range(200):
         path = rng.choice(files)
         bit = rng.randrange(8 * path.stat().st_size)
         flip(path, bit)
-        name = path.relative_to(folder).as_posix()
-        assert set(named(folder)) == {name}, (name, bit)
+        name = path.relative_to(copied).as_posix()
+        assert set(named(copied)) == {name}, (name, bit)
         flip(path, bit)
         hit.add(name)
     assert {"plan.json", "manifest.json", "log.jsonl", TOKENS, DATA, COMMIT} <= hit
-    assert verify_store(folder) == []
+    assert verify_store(copied) == []
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["plan.json", "log.jsonl", DATA, TOKENS])
-def test_flipped_bits_of_an_unfinished_store_are_found(folder, name):
+def test_flipped_bits_of_an_unfinished_store_are_found(copied, name):
     """The log vouches for the plan, commits for their files."""
-    (folder / "manifest.json").unlink()
-    assert verify_store(folder) == []
-    for bit in range(4, 8 * (folder / name).stat().st_size, 1999):
-        flip(folder / name, bit)
-        assert named(folder) == [name]
-        flip(folder / name, bit)
+    (copied / "manifest.json").unlink()
+    assert verify_store(copied) == []
+    for bit in range(4, 8 * (copied / name).stat().st_size, 1999):
+        flip(copied / name, bit)
+        assert named(copied) == [name]
+        flip(copied / name, bit)
 
 
 @pytest.mark.long
@@ -107,29 +120,29 @@ def test_flipped_bits_of_an_unfinished_store_are_found(folder, name):
     "damage", [b"", b"\xff\xfe", b"[1]\n", b"[" * 100_000, b'{"a": NaN}\n', b'{"\\ud800": 1}\n', b"null"]
 )
 @pytest.mark.parametrize("name", ["plan.json", "manifest.json", COMMIT, DATA, TOKENS, "log.jsonl"])
-def test_no_damage_is_too_much(folder, name, damage):
-    (folder / name).write_bytes(damage)
-    assert set(named(folder)) <= {name, DATA} and (
-        name in named(folder) or (name, damage) == ("log.jsonl", b"")
+def test_no_damage_is_too_much(copied, name, damage):
+    (copied / name).write_bytes(damage)
+    assert set(named(copied)) <= {name, DATA} and (
+        name in named(copied) or (name, damage) == ("log.jsonl", b"")
     )
-    (folder / "plan.json").write_bytes(damage)
-    (folder / "manifest.json").write_bytes(damage)
-    assert {"plan.json", "manifest.json"} <= set(named(folder))
+    (copied / "plan.json").write_bytes(damage)
+    (copied / "manifest.json").write_bytes(damage)
+    assert {"plan.json", "manifest.json"} <= set(named(copied))
 
 
-def test_missing_and_foreign_files_are_named(folder):
+def test_missing_and_foreign_files_are_named(copied):
     for name in (DATA, f"shards/00002/{SECOND}.json", "shards/00003/tokens.safetensors"):
-        (folder / name).unlink()
+        (copied / name).unlink()
     for name in (
         "thesis.tex",
         "shards/00000/notes.txt",
         "shards/00009/tokens.safetensors",
         "shards/00000/other.safetensors",
     ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("mine")
-    (folder / "shards/00000/tokens.safetensors.tmp").write_text("left by a kill")
-    assert verify_store(folder) == [
+        (copied / name).parent.mkdir(exist_ok=True)
+        (copied / name).write_text("mine")
+    (copied / "shards/00000/tokens.safetensors.tmp").write_text("left by a kill")
+    assert verify_store(copied) == [
         Problem("shards/00000/notes.txt", 0, "does not belong to the store"),
         Problem("shards/00000/other.safetensors", 0, "does not belong to the store"),
         Problem(DATA, 1, "is missing"),
@@ -140,10 +153,10 @@ def test_missing_and_foreign_files_are_named(folder):
     ]
 
 
-def test_a_short_file_is_named_with_both_lengths(folder):
-    size = (folder / DATA).stat().st_size
-    (folder / DATA).write_bytes((folder / DATA).read_bytes()[:-1])
-    assert [str(problem) for problem in verify_store(folder)] == [
+def test_a_short_file_is_named_with_both_lengths(copied):
+    size = (copied / DATA).stat().st_size
+    (copied / DATA).write_bytes((copied / DATA).read_bytes()[:-1])
+    assert [str(problem) for problem in verify_store(copied)] == [
         f"{DATA} has {size - 1} bytes, the store records {size} bytes"
     ]
 
@@ -156,12 +169,12 @@ def test_what_is_no_store_is_refused_and_left_alone(tmp_path):
     assert (tmp_path / "thesis.tex").exists()
 
 
-def test_a_store_of_a_newer_format_is_refused(folder):
+def test_a_store_of_a_newer_format_is_refused(copied):
     """It is whole, and not for this release to judge."""
-    manifest = json.loads((folder / "manifest.json").read_bytes()) | {"version": 2}
-    (folder / "manifest.json").write_bytes(encode_json(manifest | {"sha256": manifest_sha256(manifest)}))
+    manifest = json.loads((copied / "manifest.json").read_bytes()) | {"version": 2}
+    (copied / "manifest.json").write_bytes(encode_json(manifest | {"sha256": manifest_sha256(manifest)}))
     with pytest.raises(ShardError, match="has version 2, this saelens_lite reads version 1"):
-        verify_store(folder)
+        verify_store(copied)
 
 
 def test_stores_of_arrays_and_remote_stores(tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from saelens_lite.demo.corpus import is_held_out, stdlib_documents
 
 
+@pytest.mark.long
 def test_splits_have_no_module_in_common_and_together_are_everything():
     names = {
         split: [document["name"] for document in stdlib_documents(split)]
@@ -23,6 +24,7 @@ def test_the_split_of_a_module_never_moves():
     assert not is_held_out("json/decoder.py")
 
 
+@pytest.mark.long
 def test_documents_are_source_and_neither_tests_nor_tables():
     documents = {document["name"]: document["text"] for document in stdlib_documents("all")}
     ast.parse(documents["json/decoder.py"])

@@ -97,8 +97,10 @@ def test_a_control_is_pushed_as_far_as_the_ablation_pushes(found, embedded):
         torch.testing.assert_close(logits.softmax(-1), expected, atol=2e-3, rtol=2e-2)
 
 
-def test_documents_are_all_modules_in_an_order_of_the_seed():
+def test_documents_are_all_modules_in_an_order_of_the_seed(monkeypatch):
+    modules = {"all": [{"name": f"{i:02}.py", "text": ""} for i in range(20)]}
+    monkeypatch.setattr("saelens_lite.demo.corpus.stdlib_documents", modules.get)
     first, again, other = documents(0), documents(0), documents(1)
     names = [[document["name"] for document in some] for some in (first, again, other)]
     assert names[0] == names[1] != names[2]
-    assert sorted(names[0]) == sorted(names[2])
+    assert sorted(names[0]) == sorted(names[2]) == [module["name"] for module in modules["all"]]

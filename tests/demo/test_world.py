@@ -197,6 +197,7 @@ def test_the_study_from_nothing(tmp_path, capsys):
     assert rows["ablate many unknown", "trained", None]["p"] <= 0.05
 
 
+@pytest.mark.long
 def test_who_is_known_and_what_a_study_costs_are_told_before_it_runs(made, tmp_path, capsys):
     argv = ["study", "--model", f"{made}/model", "--sae", f"{made}/sae", "--records", f"{made}/records.jsonl"]
     argv += ["--output", str(tmp_path)]

@@ -323,6 +323,7 @@ def test_full_disk_leaves_a_store_that_goes_on(harvest, monkeypatch, tmp_path):
     assert content(harvest(store="full").path) == whole
 
 
+@pytest.mark.long
 def test_a_dataset_that_fails_on_the_way_is_no_fault_of_the_store(harvest, texts):
     class Failing:
         works = False

@@ -28,6 +28,7 @@ except ImportError:
     )
 
 
+@pytest.mark.long
 def test_without_a_gpu_triton_is_never_imported():
     code = (
         "import sys, torch; from saelens_lite.kernels import dispatch as k; x = torch.ones(4, 8);"
@@ -66,6 +67,7 @@ def test_a_slice_of_pairs_names_the_rows_that_the_call_names(aligned):
     assert (part.values.data_ptr() % 16 == 0) is aligned
 
 
+@pytest.mark.long
 def test_a_slice_has_at_most_2048_latents_and_16_mib_of_rows():
     P = 40 * 512
     indices, values = torch.arange(P), torch.ones(P)

@@ -1,6 +1,7 @@
 """Hook points on tiny random models of the real classes, however they are wrapped or placed."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -95,6 +96,13 @@ IDS = torch.tensor([[1, 5, 9, 33, 7], [1, 8, 4, 4, 20]])
 
 def build(model_class: str, config_class: str, arguments: dict) -> nn.Module:
     """A model with weights large enough that no branch is lost in rounding."""
+    return copy.deepcopy(built(model_class, config_class, tuple(arguments.items())))
+
+
+@functools.cache
+def built(model_class: str, config_class: str, items: tuple) -> nn.Module:
+    """What `build` copies; shared by the tests of a process, so leave it as it is."""
+    arguments = dict(items)
     torch.manual_seed(0)
     model = getattr(transformers, model_class)(getattr(transformers, config_class)(**arguments)).eval()
     for parameter in model.parameters():
@@ -247,7 +255,7 @@ def test_capture_sees_each_forward_and_stays_in_the_graph():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_edits_write_back_what_the_module_returned(family, kind):
-    model = build(*FAMILIES[family][:3])
+    model = built(*FAMILIES[family][:2], tuple(FAMILIES[family][2].items()))
     name = f"blocks.1.hook_{kind}"
     with torch.no_grad():
         clean = model(IDS).logits
@@ -514,6 +522,7 @@ def test_offloaded_weights_go_back_where_they_were():
     assert resolve(model, "blocks.0.hook_resid_post").device(model) == torch.device("cpu")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["model.compile()", "model.forward = torch.compile(model.forward)"])
 def test_a_model_compiled_in_place_is_refused_for_edits(how, gpt2):
     if how == "model.compile()":

@@ -32,6 +32,7 @@ def shared() -> SparseAutoencoder:
     return sae_of((weights @ basis) * (1 + torch.rand(400, 1, generator=generator)))
 
 
+@pytest.mark.long
 def test_sums_of_shared_directions_are_explained_and_random_ones_are_not(shared):
     found = sl.recipes.meta_sae(shared, d_meta=32, seeds=(0, 1), **OPTIONS)
     assert found.explained_variance > 0.9, f"\n{found}"
@@ -67,6 +68,7 @@ def test_random_rows_are_their_own_control_and_memory_shows():
     assert len(str(alone).splitlines()) == 3
 
 
+@pytest.mark.long
 def test_chosen_latents_and_fields_of_training(shared):
     options = OPTIONS | {"kind": "topk", "batch_size_rows": 64}
     twice = [*range(100), *range(100)]  # a copy would be held out, and its row trained on

@@ -73,6 +73,7 @@ def as_set(acts):
 # the rows
 
 
+@pytest.mark.long
 def test_an_epoch_is_the_training_rows_of_a_store_buffer_by_buffer(store, rows):
     """Buffers are 512 rows, 8 steps, in the order of the text."""
     acts = store.gather(torch.arange(store.n_rows))
@@ -89,6 +90,7 @@ def test_an_epoch_is_the_training_rows_of_a_store_buffer_by_buffer(store, rows):
     assert as_set(rest) <= as_set(training[n_steps // 8 * 512 :]) and len(rest) < 512
 
 
+@pytest.mark.long
 def test_held_out_rows_are_those_of_a_store_and_never_trained_on(store, rows):
     found = rows(held_out_fraction=0.3, eval_rows=100)
     acts, held_out = store.gather(torch.arange(store.n_rows)), store.held_out_rows(0.3)
@@ -265,6 +267,7 @@ def test_another_state_of_the_model_is_another_run(train, gpt2, monkeypatch):
             train(checkpoint_every_steps=4)
 
 
+@pytest.mark.long
 def test_a_run_of_a_version_that_recorded_no_state_resumes(train, monkeypatch):
     update, identity = Trainer.update, StreamRows.identity.fget
     with monkeypatch.context() as patch:

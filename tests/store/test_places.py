@@ -65,6 +65,7 @@ def test_a_store_gives_its_rows_by_either_name(stores):
         by_name.hook_point("transformer.h.0")
 
 
+@pytest.mark.long
 def test_an_sae_fits_the_store_and_the_model_by_either_name(stores, gpt2):
     for store in stores:
         (name,) = store.hook_points
@@ -85,6 +86,7 @@ def test_an_sae_fits_the_store_and_the_model_by_either_name(stores, gpt2):
             fits(elsewhere, gpt2, name, vouched=False)
 
 
+@pytest.mark.long
 def test_stores_of_one_place_are_trained_on_together(stores, tmp_path):
     some = {"k": 4, "d_sae": 48, "n_steps": 3, "batch_size_rows": 64, "device": "cpu"}
     sae = sl.train_sae(stores, output=tmp_path / "sae", **some)

@@ -356,6 +356,7 @@ def many(tmp_path):
     return make
 
 
+@pytest.mark.long
 def test_few_files_stay_mapped_and_all_are_read(many, monkeypatch):
     store, other = many(40), many(30)
     monkeypatch.setattr(reader, "_OPEN", weakref.WeakSet([store, other]))

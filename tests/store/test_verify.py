@@ -299,6 +299,7 @@ def test_a_repair_that_stops_after_any_file_can_be_given_again(folder, monkeypat
         assert content(folder) == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("damaged", [[DATA], ["manifest.json", DATA]])
 def test_a_repair_that_stops_while_shards_are_made_anew_goes_on(folder, damaged, monkeypatch, capsys):
     whole = content(folder)

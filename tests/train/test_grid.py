@@ -308,6 +308,7 @@ def test_over_kinds_a_field_is_left_out_where_it_is_not_used_and_named_once(stor
         sl.train_grid(store, {"kind": ["topk", "relu"], "k": [2, 3]}, output=tmp_path / "c")
 
 
+@pytest.mark.long
 def test_members_of_a_release_that_let_unused_fields_be_set_are_known_again(store, tmp_path, monkeypatch):
     grid = {"kind": ["topk", "relu"]}
     first = train(store, tmp_path, grid)
@@ -323,6 +324,7 @@ def test_members_of_a_release_that_let_unused_fields_be_set_are_known_again(stor
     assert train(store, tmp_path, grid).keys() == first.keys()
 
 
+@pytest.mark.long
 def test_what_is_finished_stays_and_what_is_new_is_trained(store, tmp_path, monkeypatch, caplog):
     first = train(store, tmp_path, {"k": [2, 3]})
     before = outcomes(tmp_path)
@@ -348,6 +350,7 @@ def test_what_is_finished_stays_and_what_is_new_is_trained(store, tmp_path, monk
     assert before.items() <= outcomes(tmp_path).items()
 
 
+@pytest.mark.long
 def test_an_sae_that_failed_before_its_first_checkpoint_is_not_taken_for_a_finished_one(
     store, tmp_path, monkeypatch
 ):
@@ -369,6 +372,7 @@ def test_an_sae_that_failed_before_its_first_checkpoint_is_not_taken_for_a_finis
         assert facts["steps"] > failed[sae.config.k].config.metadata["saelens_lite"]["steps"]
 
 
+@pytest.mark.long
 def test_a_member_that_diverges_ends_alone_and_is_named(store, tmp_path, monkeypatch, caplog):
     update = Trainer.update
 
@@ -417,6 +421,7 @@ def test_the_baseline_stands_beside_the_run(store, tmp_path, kind):
     assert facts["baseline_fvu"] == frozen[N_STEPS] > facts["held_out_fvu"]
 
 
+@pytest.mark.long
 def test_the_baseline_of_a_run_that_resamples_does_not(store, tmp_path):
     fields = {"kind": "relu", "dead_after_tokens": 128, "l1_coeff": 50.0, "lr": 0.1, "l1_warm_up_steps": 0}
     options = {**OPTIONS, "k": None, **fields}

@@ -164,6 +164,7 @@ def test_help_shows_the_presets_and_the_values_of_one(capsys):
         assert stop.value.code == 0 and all(word in out for word in expected)
 
 
+@pytest.mark.long
 def test_a_stopped_run_of_a_preset_goes_on_by_the_same_call_or_by_the_fields_it_meant(
     store, tmp_path, killed_before, caplog
 ):

@@ -54,6 +54,7 @@ def embedded_double(embedded):
     return copy.deepcopy(model).double(), tokenizer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("preset, choices", [("null", CHOICES), ("qa", CHOICES[::2])])
 def test_scores_are_those_of_an_independent_loop(embedded_double, preset, choices):
     model, tokenizer = embedded_double
@@ -74,6 +75,7 @@ def test_scores_are_those_of_an_independent_loop(embedded_double, preset, choice
     assert table[3] == f"{len(choices)} questions, preset '{preset}', full answers"
 
 
+@pytest.mark.long
 def test_batches_and_precision_change_little(embedded, embedded_double):
     model, tokenizer = embedded
     exact = multiple_choice(embedded_double[0], tokenizer, CHOICES, preset="null", batch_size_seqs=1)

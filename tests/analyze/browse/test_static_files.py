@@ -27,6 +27,7 @@ def in_files(monkeypatch):
     monkeypatch.setattr(static_files, "_AT_ONCE", 14)
 
 
+@pytest.mark.long
 def test_scripts_beside_the_page_say_the_same(
     store, sae, index, byte_tokenizer, tmp_path, monkeypatch, in_files
 ):

@@ -47,6 +47,7 @@ def share_found(n, **how):
     return [compare_corpora(*world(seed, **how), seed=seed) for seed in range(n)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_planted_latent_is_found_and_never_called_surface(n):
     """Found among all documents; the verdict rests on a part of them, and may be undecided there."""
@@ -63,6 +64,7 @@ def test_a_planted_latent_is_found_and_never_called_surface(n):
     assert beyond >= 0.6 * n
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("n", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_a_difference_of_length_is_called_that(n):
     """Twelve latents follow length alone: found, and of those judged none stands beyond it, but by chance."""

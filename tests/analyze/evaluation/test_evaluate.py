@@ -329,6 +329,7 @@ def reseeded(seed, **fields):
     return sae
 
 
+@pytest.mark.long
 def test_seeds_give_every_number_its_noise(store, gpt2, sae):
     others = [reseeded(1), reseeded(2)]
     found = evaluate_sae(sae, store, gpt2, seeds=others, **SPLIT)
@@ -427,6 +428,7 @@ def test_the_json_defines_each_of_its_numbers(store, sae, gpt2):
     assert "seed_noise" not in evaluate_sae(sae, store, **SPLIT).to_dict()["definitions"]
 
 
+@pytest.mark.long
 def test_rows_of_massive_norm_are_told_from_the_others(tmp_path, caplog):
     rows = torch.randn(2000, 32, generator=torch.Generator().manual_seed(0))
     rows[::100] *= 300
@@ -468,6 +470,7 @@ def test_a_sample_of_two_corpora_is_of_both_and_its_intervals_hold_the_whole(tmp
     assert "400 tokens of 40 documents drawn by hash" in str(some)
 
 
+@pytest.mark.long
 def test_intervals_of_the_cost_hold_it_and_are_those_of_its_documents(store, gpt2, sae):
     found = evaluate_sae(sae, store, gpt2, held_out=False, max_tokens=None)
     of, row = found.intervals["trained"], found.row("trained")

@@ -15,6 +15,7 @@ from ..conftest import make_sae
 SPLIT = {"held_out_fraction": 0.3}
 
 
+@pytest.mark.long
 def test_each_is_what_it_is_alone(store, gpt2):
     saes = {"A": make_sae(), "B": make_sae(k=8)}
     found = evaluate_saes(saes, store, gpt2, {"B": make_sae(d_sae=64)}, **SPLIT)
@@ -64,6 +65,7 @@ def test_the_command_prints_them_side_by_side(store, tmp_path, capsys):
     assert capsys.readouterr().out.startswith("|  | fvu | expl.var | l0 |")
 
 
+@pytest.mark.long
 def test_pictures_show_the_numbers(store):
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")

@@ -51,6 +51,7 @@ def test_export_import_export_is_equal_by_the_byte(index, sae, store, gpt2, tmp_
     assert contents(again) == contents(out) != {}
 
 
+@pytest.mark.long
 @EACH
 def test_an_import_is_an_index_like_ours(index, sae, store, gpt2, dense, tmp_path, format):
     out = export_index(index, tmp_path / FORMATS[format], format, sae, store, gpt2)

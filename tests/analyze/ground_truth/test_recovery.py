@@ -243,6 +243,7 @@ def test_training_finds_planted_features_and_a_frozen_decoder_does_not(superpose
     assert found.row("baseline").f1 <= found.row("trained").f1 / 2, f"\n{found}"
 
 
+@pytest.mark.long
 @pytest.mark.property_check(11)
 def test_selection_finds_the_planted_feature_behind_labels_and_baselines_have_none(
     superposed, trained_and_frozen

@@ -29,6 +29,7 @@ def test_rows_that_are_not_finite_are_named(store, sae):
         list(blocks(sae, Broken(), HOOK_POINT))
 
 
+@pytest.mark.long
 def test_int8_stores_are_analysed_and_scored_like_any_other(gpt2, byte_tokenizer, sae, tmp_path):
     """Harvested twice from the same model, in float32 and in int8: the same rows but for 5e-5 of their
     variance."""

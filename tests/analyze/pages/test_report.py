@@ -442,6 +442,7 @@ def trained(store, tmp_path):
     return train
 
 
+@pytest.mark.long
 def test_runs_of_training_are_shown_whole(store, trained, report):
     topk = trained("topk", dead_after_tokens=256)
     trained("relu", kind="relu", k=None, l1_coeff=0.5)

@@ -114,6 +114,7 @@ def test_a_probe_of_length_is_confounded_and_one_of_meaning_is_beyond():
     assert given["sae k=1"].verdict == "confounded by source"
 
 
+@pytest.mark.long
 def test_more_classes_than_two_have_no_verdict():
     three = np.arange(N) % 3
     report = sparse_probes(features_of(noise()), three.tolist(), k=[1], **FAST)
@@ -138,6 +139,7 @@ def test_numbers_are_those_of_scikit_learn():
     assert row.accuracy == pytest.approx(model.score(inputs, LABELS[tests]), abs=0.02)
 
 
+@pytest.mark.long
 def test_several_classes_are_each_probed_against_the_rest():
     """Latent 3 is class a, latent 4 class b, and c has neither: its probe needs both."""
     classes = np.random.default_rng(3).integers(0, 3, N)
@@ -191,6 +193,7 @@ def test_latents_are_chosen_by_training_texts_alone():
     assert auroc(latents[tests & (LABELS == 0), 4], latents[tests & (LABELS == 1), 4]) == 1
 
 
+@pytest.mark.long
 def test_nothing_fitted_changes_with_the_test_texts():
     """Other test texts with other labels: the same latents, C and, on the old test texts, scores."""
     latents, tests = planted_latents(), Split(test_fraction=0.3).tests(torch.arange(N)).numpy()
@@ -204,6 +207,7 @@ def test_nothing_fitted_changes_with_the_test_texts():
     assert second["sae k=1"].auroc < 0.7 < first["sae k=1"].auroc
 
 
+@pytest.mark.long
 def test_shuffled_labels_give_one_half():
     report = sparse_probes(
         features_of(planted_latents()), LABELS.tolist(), k=[1, 5], **FAST | {"n_shuffles": 20}
@@ -215,6 +219,7 @@ def test_shuffled_labels_give_one_half():
     assert report["sae k=1"].auroc == 1
 
 
+@pytest.mark.long
 def test_shuffled_labels_show_test_texts_that_leak_into_training(monkeypatch):
     honest = sides
 
@@ -244,6 +249,7 @@ def test_copies_and_groups_stay_together():
     assert nobody.tolist() == documents.tolist()
 
 
+@pytest.mark.long
 def test_memorised_copies_do_not_help():
     """Each text twice, its label drawn at random, and a latent of its own: a probe with copies on both sides
     would know."""
@@ -347,6 +353,7 @@ def test_differences_keep_their_pairing():
     assert row.auroc_high - row.auroc_low > 0.05
 
 
+@pytest.mark.long
 def test_intervals_are_wider_where_texts_come_in_groups():
     """Groups of 5 texts with one label and one latent value each are 5 times fewer texts: √5 the width, or
     so."""
@@ -408,6 +415,7 @@ def test_several_splits_give_their_spread():
     assert sparse_probes(features_of(noise()), LABELS.tolist(), k=[1], **FAST)["sae k=1"].splits_sd is None
 
 
+@pytest.mark.long
 def test_the_same_call_gives_the_same_numbers_and_json_holds_them():
     def call():
         return sparse_probes(features_of(noise()), LABELS.tolist(), k=[1, 2], **FAST | {"n_shuffles": 1})
@@ -509,6 +517,7 @@ def test_reviews_and_plots_on_a_real_model(shared_data):
     assert report["sae k=1"].less_acts_high < 0
 
 
+@pytest.mark.long
 def test_functions_and_classes_on_the_embedded_model(embedded):
     """The twin of the test above."""
     model, tokenizer = embedded

@@ -149,6 +149,7 @@ def test_benjamini_hochberg_keeps_the_share_of_false_ones():
     assert 0.05 < sum(shares) / len(shares) < 0.1
 
 
+@pytest.mark.long
 def test_the_maximum_keeps_the_chance_of_any_false_one():
     """20 correlated statistics of very different spread, 99 controls, 2,000 times: any p ≤ 0.05 comes 5 % of
     the time."""

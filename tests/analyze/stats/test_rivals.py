@@ -76,6 +76,7 @@ def check_planted_worlds(seeds: range, least: float) -> None:
     assert nothing.count("beyond the rivals") <= 0.05 * len(nothing), nothing
 
 
+@pytest.mark.long
 def test_planted_worlds_have_their_verdicts():
     check_planted_worlds(range(100, 102), 1.0)
 
@@ -155,6 +156,7 @@ def test_a_category_confounds():
     assert found["latent"].verdict == "confounded by relation" and found["latent"].less == 0
 
 
+@pytest.mark.long
 def test_popularity_has_a_verdict_of_its_own():
     latents, rivals = world(3)
     popularity = torch.randn(2 * N, generator=torch.Generator().manual_seed(4)) + 2 * KNOWN

@@ -73,6 +73,7 @@ def test_greedy_answers_are_those_of_a_plain_loop_in_any_batch(model, byte_token
         assert written(judge, model, byte_tokenizer, batch_size) == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("temperature", [0.7, 2.0])
 def test_drawn_answers_are_those_of_a_plain_loop_with_the_same_uniform_numbers(
     model, byte_tokenizer, temperature

@@ -161,6 +161,7 @@ def test_agreement_with_labels_is_the_share_and_kappa_by_hand():
         Judge().agreement(["a", "b"], ["a"], ["wrong"])
 
 
+@pytest.mark.long
 def test_ninety_five_of_a_hundred_answers_of_gemma_to_triviaqa_are_judged_as_labelled(shared_data):
     """9,961 answers; tests/bench/judge_agreement.py lists those judged otherwise."""
     with gzip.open(

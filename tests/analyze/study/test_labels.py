@@ -82,6 +82,7 @@ def test_answers_that_begin_alike(byte_tokenizer):
     assert shared_first_tokens(byte_tokenizer, records[-1:]) is None
 
 
+@pytest.mark.long
 def test_answers_of_a_real_vocabulary_begin_alike(shared_data):
     """TriviaQA's first hundred in a vocabulary of 4,096, counted once by a plain loop."""
     from transformers import AutoTokenizer

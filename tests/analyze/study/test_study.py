@@ -251,6 +251,7 @@ def test_the_table_the_summary_and_the_json_say_the_same(result, tmp_path):
         result.row("clamp")
 
 
+@pytest.mark.long
 def test_without_a_baseline_the_summary_asks_for_one(world):
     model, tokenizer, sae, _ = world
     study = HallucinationStudy(model, tokenizer, sae, RECORDS, JUDGE)

@@ -69,6 +69,7 @@ def test_hashed_uniform_is_uniform_and_depends_on_every_key():
             assert abs(np.corrcoef(values, others)[0, 1]) < 4 / n**0.5
 
 
+@pytest.mark.long
 def test_every_position(tmp_path):
     (tmp_path / "b.txt").write_text("".join(f"b{i}\n" for i in range(80)))
 

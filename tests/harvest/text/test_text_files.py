@@ -107,6 +107,7 @@ def test_broken_lines_are_named(tmp_path, line, message):
         list(open_named([str(path)]).open(99, cursor))
 
 
+@pytest.mark.long
 def test_a_damaged_archive_is_named(tmp_path):
     rows = "".join(json.dumps({"text": str(i)}) + "\n" for i in range(100_000))
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(rows.encode())[:-1000])

@@ -181,6 +181,7 @@ def test_a_tokenizer_of_another_model(texts, byte_tokenizer):
         list(shards(open_given(texts), byte_tokenizer, bos_id=500))
 
 
+@pytest.mark.long
 def test_real_twin(shared_data):
     from transformers import AutoTokenizer
 

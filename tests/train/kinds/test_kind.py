@@ -353,6 +353,7 @@ def trained_on(planted, config, encoder_scale, n_steps):
     return sae, float(stats.reconstruction)
 
 
+@pytest.mark.long
 def test_the_small_encoder_of_batchtopk_learns_faster(planted):
     config = TrainConfig(kind="batchtopk", k=3, lr=1e-2, batch_size_rows=512)
     own, full = (

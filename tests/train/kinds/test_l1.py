@@ -83,6 +83,7 @@ def trainer_of(kind, acts, n_steps, **fields):
     return Trainer(sae, config, n_steps)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("target", [3.0, 8.0])
 @pytest.mark.parametrize("kind", ["relu", "gated"])
 def test_a_run_ends_with_the_latents_a_token_that_were_asked_for(kind, target):

@@ -142,6 +142,7 @@ def test_another_kind_or_width_is_refused_with_what_fits(store, tmp_path):
     assert not (tmp_path / "sae").exists()
 
 
+@pytest.mark.long
 def test_a_killed_fine_tuning_goes_on_without_its_source(store, tmp_path, killed_before):
     source = sl.train_sae(store, output=tmp_path / "source", k=3, d_sae=48, **OPTIONS)
     options = {**OPTIONS, "k": 3, "init_from": str(tmp_path / "source"), "checkpoint_every_steps": 10}

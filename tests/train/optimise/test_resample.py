@@ -99,6 +99,7 @@ def test_what_a_resampling_changes_and_what_it_leaves(case, rows):
     assert not trainer.dead_tracker.tokens_since_fired[dead].any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", KINDS)
 def test_resampled_latents_revive_and_others_stay_dead(case, rows):
     """dictionary_learning's resampling writes to a copy, so that nothing changes and latents stay dead."""

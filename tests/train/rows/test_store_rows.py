@@ -162,6 +162,7 @@ def test_a_broken_row_is_named_with_its_store(stores, planted, tmp_path):
         rows.check_steps(0, rows.steps_per_epoch, "loss")
 
 
+@pytest.mark.long
 def test_a_mixture_is_trained_on_recorded_and_told_from_others(stores, tmp_path, monkeypatch):
     sae = sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / "sae", store_weights=(0.75, 0.25))
     record = sae.config.metadata["saelens_lite"]
@@ -177,6 +178,7 @@ def test_a_mixture_is_trained_on_recorded_and_told_from_others(stores, tmp_path,
     assert sl.evaluate_sae(sae, stores[1]).same_store and not sl.evaluate_sae(sae, stores[2]).same_store
 
 
+@pytest.mark.long
 def test_reading_ahead_leaves_no_bit_different_and_no_thread_behind(stores, tmp_path, monkeypatch):
     alone, ahead = (
         sl.train_sae(stores[:2], **OPTIONS, output=tmp_path / str(prefetch), prefetch=prefetch)

@@ -191,6 +191,7 @@ def test_stopped_it_leaves_the_sae_and_goes_on_where_it_was(forked, whole, tmp_p
 # what is there
 
 
+@pytest.mark.long
 def test_the_newest_checkpoints_are_kept_and_of_a_finished_run_none(store, tmp_path, killed_before, caplog):
     for keep, expected in ((1, [20]), (3, [10, 15, 20])):
         with killed_before(23):
@@ -284,6 +285,7 @@ def test_from_a_damaged_checkpoint_it_falls_back_to_the_one_before(store, tmp_pa
     assert outcome(tmp_path / "killed") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.long
 def test_another_run_is_refused_by_its_differing_fields(store, tmp_path, killed_before, planted):
     with killed_before(23):
         train(store, tmp_path / "run")

@@ -85,6 +85,7 @@ def test_the_saved_sae_is_the_returned_one_in_the_units_of_the_store(store, tmp_
     assert lines(tmp_path)[-1]["held_out_fvu"] == pytest.approx(fvu, rel=rel)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
 def test_what_keeps_k_of_a_batch_is_saved_with_a_threshold_for_k_on_held_out_rows(store, tmp_path, kind):
     sae = train(store, tmp_path, kind=kind, n_steps=60)
@@ -117,6 +118,7 @@ def test_a_dead_share_needs_as_many_tokens_as_its_window(store, tmp_path):
     assert shares[0] is None and shares[1] is not None
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_sae_and_another_seed_another(store, tmp_path):
     weights = [train(store, tmp_path / str(i), seed=seed).W_dec for i, seed in enumerate((0, 0, 1))]
     assert torch.equal(weights[0], weights[1])
@@ -132,6 +134,7 @@ def test_held_out_documents_are_never_trained_on(store, tmp_path, monkeypatch):
     assert not set(held_out.tolist()) & set(torch.cat(seen).flatten().tolist())
 
 
+@pytest.mark.long
 def test_the_input_scale_is_optional(store, tmp_path):
     assert not torch.equal(
         train(store, tmp_path / "a").W_dec, train(store, tmp_path / "b", scale_input=False).W_dec
@@ -145,6 +148,7 @@ def test_epochs_give_the_number_of_steps(store, tmp_path):
     assert sl.SparseAutoencoder.load(tmp_path).d_sae == 64
 
 
+@pytest.mark.long
 def test_an_earlier_sae_is_not_replaced_unasked(store, tmp_path):
     first = train(store, tmp_path).W_dec
     with pytest.raises(ValueError, match="holds another run, finished: seed expected 0, got 1. Set these"):
@@ -153,6 +157,7 @@ def test_an_earlier_sae_is_not_replaced_unasked(store, tmp_path):
     assert not torch.equal(train(store, tmp_path, seed=1, overwrite=True).W_dec, first)
 
 
+@pytest.mark.long
 def test_a_finished_run_is_returned_and_nothing_is_written(store, tmp_path, monkeypatch, caplog):
     first = train(store, tmp_path, baseline=True)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -166,6 +171,7 @@ def test_a_finished_run_is_returned_and_nothing_is_written(store, tmp_path, monk
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.long
 def test_a_baseline_that_is_asked_for_later_is_trained_beside_the_finished_run(store, tmp_path):
     first = train(store, tmp_path)
     assert torch.equal(train(store, tmp_path, baseline=True).W_dec, first.W_dec)
@@ -270,6 +276,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_p
     assert not (tmp_path / "cfg.json").exists()
 
 
+@pytest.mark.long
 def test_the_folder_tells_how_often_each_latent_fires_on_held_out_rows(store, tmp_path):
     sae = train(store, tmp_path, held_out_fraction=0.2)
     rows = store.held_out_rows(0.2).nonzero().flatten()
@@ -325,6 +332,7 @@ def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, forked_python, num
     assert 0 < facts["steps"] < 10**6
 
 
+@pytest.mark.long
 def test_rows_of_extreme_norm_are_left_out_of_training_when_asked_for(planted, tmp_path, monkeypatch, caplog):
     """Rows of norm about 2.8, of which every hundredth is made 50 times as long; their documents are held out
     as ever."""
@@ -409,6 +417,7 @@ def test_rows_below_the_numbers_of_float32_are_refused_as_too_small():
         input_scale(1e-76, torch.zeros(16))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["batchtopk", "matryoshka"])
 def test_without_held_out_rows_the_threshold_lets_k_through_on_rows_trained_on(store, tmp_path, kind):
     sae = train(store, tmp_path, kind=kind, n_steps=60, held_out_fraction=0.0)

@@ -90,6 +90,7 @@ def test_an_error_that_is_not_finite_stops_the_run(scores):
         scores.update()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["topk", "batchtopk", "jumprelu", "relu", "gated"])
 def test_the_fvu_of_a_run_is_that_of_the_evaluation(planted, tmp_path, kind):
     store = sl.ActivationStore.from_arrays(tmp_path / "store", planted.acts + 3.0)

@@ -3,7 +3,8 @@
 single          one SAE
 grid            many SAEs from one pass over the rows
 refit           what the penalty shrank in an SAE that exists, fitted again
-config          what a training is asked for
+config          what the training of an SAE is asked for
+run_config      what any run is: rows, seeds, steps, files and clocks
 presets         defaults from published recipes
 random_streams  a generator for each purpose
 comm            what a step exchanges with other processes: alone, nothing

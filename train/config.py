@@ -1,22 +1,17 @@
-"""What a training run is: every field, its unit, its default and where the default comes from."""
+"""What the training of an SAE is: every field, its unit, its default and where the default comes from."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from saelens_lite.config import Above, AtLeast, AtMost, Below, check_fields
+from saelens_lite.config import Above, AtLeast, AtMost, Below
 
 from .presets import PRESETS, PresetName
+from .run_config import FREE, OF_ROWS, OF_SEED, RunConfig
 
 KindName = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
-
-FREE = "may change when a run resumes: where it reads (the store's content counts), writes and computes"
-OF_SEED = "may differ between the seeds of one configuration, as what is free may"
-OF_ROWS = "decides which rows a run reads: runs that agree in these share them"
-
 
 LEFT_OPEN: Mapping[str, Any] = {
     "kind": "topk",
@@ -27,25 +22,13 @@ LEFT_OPEN: Mapping[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainConfig:
+class TrainConfig(RunConfig):
     """One SAE trained on one hook point of an activation store.
 
     A field that its kind does not use is refused where a run begins: by train_sae, train_grid,
     train_streaming and the command line. The configuration itself holds it, as a grid over kinds may need it.
     """
 
-    store: Annotated[str | tuple[str, ...], FREE] = ""
-    """Folder of the activation store, or several whose rows are mixed in every batch."""
-    store_weights: Annotated[tuple[float, ...] | None, Above(0), OF_ROWS] = None
-    """Share of each store in every batch; None takes their sizes. A store with much weight for its size
-    repeats its rows sooner."""
-    output: Annotated[str, FREE] = "runs/sae"
-    """Folder that receives the SAE (SAELens v6 format), metrics.jsonl and train_config.json."""
-    overwrite: Annotated[bool, FREE] = False
-    """Start anew in `output` and replace what an earlier run left there. Without it, an unfinished run of the
-    same settings resumes, a finished one is returned, and another one is refused."""
-    hook_point: Annotated[str | None, OF_ROWS] = None
-    """Hook point of the store; may be left out if it holds one."""
     preset: Annotated[PresetName | None, FREE] = None
     """Published recipe of presets.py for all fields that are not given. train_sae and the command line fill
     them in."""
@@ -140,20 +123,10 @@ class TrainConfig:
     """Gradients of a step are scaled down together where their norm exceeds this; None: never. Less bounds
     what one batch of outliers can do; as Adam has no scale, the same factor at every step would change
     nothing."""
-    matmul_precision: Literal["highest", "high", "medium"] | None = None
-    """How the products of a step are computed from its float32 weights, as torch.set_float32_matmul_precision
-    says: medium is bf16, high TF32, where the device has them; weights, sums and moments stay float32, so
-    that medium is what others call mixed precision. None: high on CUDA, else as torch is set."""
     gather_dtype: Literal["float32", "bfloat16"] = "float32"
     """What the sparse step gathers decoder rows and inputs in, once a firing pair; of the kinds that keep k.
     bfloat16 copies halve what a GPU reads there; weights, sums and moments stay float32. On a CPU the numbers
     are rounded alike and nothing is saved."""
-    batch_size_rows: Annotated[int, AtLeast(1), OF_ROWS] = 4096
-    """Rows (tokens) a step."""
-    n_steps: Annotated[int | None, AtLeast(1)] = None
-    """Optimiser steps; None: what passes over the training rows take, see `n_epochs`."""
-    n_epochs: Annotated[float, Above(0)] = 1.0
-    """Passes over the training rows; not used when n_steps is given."""
     warm_up_steps: Annotated[int | None, AtLeast(0)] = None
     """Steps of linear warm-up of the learning rate; None: min(1000, 5 % of the run)."""
     decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 1 / 3
@@ -162,9 +135,6 @@ class TrainConfig:
     """Steps over which the L1 coefficient, or that of the jumprelu penalty, rises from 0. None: the whole run
     for the penalty tanh (Anthropic, January 2025), else 5 % of it (April 2024), but at least 1,000 steps or,
     in a shorter run, a fifth of it."""
-    scale_input: Annotated[bool, OF_ROWS] = True
-    """Train on activations scaled so that their mean squared distance from their mean is d_model; the scale
-    is folded into the weights on save."""
     freeze_decoder: bool = False
     """Keep the random unit-norm decoder as it starts: the baseline a dictionary has to beat
     (arXiv:2602.14111)."""
@@ -180,52 +150,16 @@ class TrainConfig:
     predictions from the clean ones, or their cross-entropy (Karvonen 2025, arXiv:2503.17272). A batch is
     whole contexts then, of about batch_size_rows tokens. Not for gated and matryoshka, and thresholds stay as
     they are; None trains on rows alone."""
-    seed: Annotated[int, OF_SEED] = 0
-    """Of initialisation, and of row order without order_seed. The same seed on the same store gives the same
-    SAE."""
-    order_seed: Annotated[int | None, OF_SEED] = None
-    """Of row order alone; None: seed. A grid has one order for all its members, so that seeds share one
-    pass."""
-    buffer_rows: Annotated[int, AtLeast(1), OF_ROWS] = 1_048_576
-    """Rows mixed in memory at a time (2 · d_model bytes each in bf16, twice that with `prefetch`); more mix
-    better across the store."""
-    prefetch: Annotated[bool | None, FREE, OF_ROWS] = None
-    """Read and mix the next buffer while this one is trained on: a second buffer in memory, pinned where CUDA
-    computes, so that steps need not wait. None: where an accelerator computes; on a CPU reading takes cores
-    from the step. The rows of each step are the same."""
-    held_out_fraction: Annotated[float, AtLeast(0), Below(1), OF_ROWS] = 0.05
-    """Share of documents never trained on, chosen by hash; evaluation uses them."""
-    max_norm_ratio: Annotated[float | None, Above(0), OF_ROWS] = None
-    """Train without rows whose norm exceeds this multiple of the store's median row norm: 10 leaves out
-    attention sinks and the like, whose squared error would outweigh everything else. None trains on all rows;
-    evaluation always reads all."""
-    eval_every_steps: Annotated[int | None, AtLeast(1), FREE] = None
-    """Steps between evaluations on held-out rows; None: ten times a run."""
-    eval_rows: Annotated[int, AtLeast(1), OF_SEED, OF_ROWS] = 16_384
-    """Held-out rows an evaluation reads, at most."""
     eval_ce_tokens: Annotated[int, AtLeast(1), OF_SEED] = 8192
     """With a model: predicted tokens of held-out documents, at most, over which an evaluation measures what
     the reconstruction costs in cross-entropy. More take longer, forward passes at every evaluation."""
-    log_every_steps: Annotated[int, AtLeast(1), FREE] = 10
-    """Steps between lines of metrics.jsonl; fetching the numbers is the only wait for the device."""
-    checkpoint_every_steps: Annotated[int | None, AtLeast(1), FREE] = None
-    """Steps between checkpoints, each with the SAE as it stands; None: ten times a run. SIGTERM and Ctrl-C
-    make one too. After a kill, run the same command again: it resumes exactly."""
-    keep_checkpoints: Annotated[int, AtLeast(1), FREE] = 2
-    """Newest checkpoints to keep, each three times the SAE's size; a finished run keeps none."""
-    device: Annotated[str | None, FREE] = None
-    """cuda, mps or cpu; None takes the best one here."""
     latent_shards: Annotated[int, AtLeast(1), FREE] = 1
     """Processes of a torchrun among which the latents are divided, for a dictionary larger than one device;
     their number over this is how many share each batch. Rounding apart, every division trains the same
     SAE."""
-    wandb_project: Annotated[str | None, FREE] = None
-    """Weights & Biases project to log to as well; None: no wandb."""
-    progress: Annotated[bool, FREE] = True
-    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        check_fields(self)
+        RunConfig.__post_init__(self)  # super() fails in a dataclass with slots
         if self.preset is not None:
             defaults = {field.name: field.default for field in fields(self)} | LEFT_OPEN
             own = {name: value for name, value in PRESETS[self.preset].items() if value != defaults[name]}
@@ -240,16 +174,3 @@ class TrainConfig:
         random_rows = not self.freeze_decoder and self.init_from is None
         no_baseline = "False with freeze_decoder, which is the baseline, or init_from"
         self.expect(random_rows or not self.baseline, "baseline", no_baseline)
-        self.expect(self.store_weights != (), "store_weights", "a weight for each store or None")
-        self.expect(bool(self.store) or isinstance(self.store, str), "store", "at least one folder")
-        self.expect(Path(self.output).name != "", "output", "a folder to write to")
-
-    def expect(self, ok: bool, name: str, expected: str) -> None:
-        """raises: ValueError where a field is not as it must be; what a kind expects stands in its file"""
-        if not ok:
-            raise ValueError(f"TrainConfig.{name} expected {expected}, got {getattr(self, name)!r}")
-
-    @property
-    def row_seed(self) -> int:
-        """The seed of row order."""
-        return self.seed if self.order_seed is None else self.order_seed

@@ -7,10 +7,10 @@ from contextlib import contextmanager
 
 import torch
 
-from ..config import TrainConfig
+from ..run_config import RunConfig
 
 
-def matmul_precision(config: TrainConfig, device: torch.device) -> str:
+def matmul_precision(config: RunConfig, device: torch.device) -> str:
     """ "highest", "high" or "medium", as torch.set_float32_matmul_precision knows them.
 
     What the configuration asks for, or what torch is set to; but on CUDA "high" (tf32) where torch still has

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -62,6 +62,15 @@ class Trainer:
             betas=(self.config.adam_beta1, self.kind.adam_beta2 or self.config.adam_beta2),
             fused=self.sae.device.type in ("cpu", "cuda"),
         )
+
+    @property
+    def lr(self) -> float:
+        """The peak learning rate."""
+        return self.schedule.lr
+
+    def weights(self) -> Iterable[Tensor]:
+        """Of the SAE as it stands; of this shard."""
+        return self.kind.folded().parameters()
 
     @property
     def _parameters(self) -> list[torch.nn.Parameter]:

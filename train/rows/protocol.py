@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from saelens_lite.config import marked
 from saelens_lite.store.codecs import STORE_DTYPES
 
-from ..config import OF_ROWS, TrainConfig
+from ..config import TrainConfig
+from ..run_config import OF_ROWS, RunConfig
 
 BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
 """How the buffer keeps rows, by the store's dtype."""
@@ -89,12 +90,12 @@ class Rows(Protocol):
         """Free memory and end threads."""
 
 
-def n_steps(config: TrainConfig, steps_per_epoch: int) -> int:
+def n_steps(config: RunConfig, steps_per_epoch: int) -> int:
     # As a decimal number: 0.29 · 100 is 28.999999999999996 in binary ones.
     return config.n_steps or max(1, int(Fraction(str(config.n_epochs)) * steps_per_epoch))
 
 
-def ahead(config: TrainConfig, device: torch.device | str) -> bool:
+def ahead(config: RunConfig, device: torch.device | str) -> bool:
     """Whether the next buffer is made while one is trained on."""
     return torch.device(device).type != "cpu" if config.prefetch is None else config.prefetch
 

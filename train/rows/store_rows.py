@@ -14,7 +14,7 @@ from saelens_lite import distributed
 from saelens_lite.store.common_mean import mean_to_spread
 from saelens_lite.store.reader import ActivationStore
 
-from ..config import TrainConfig
+from ..run_config import RunConfig
 from .input_scale import input_scale
 from .joined_stores import JoinedStores
 from .protocol import BUFFER_DTYPES, ahead, n_steps, spread
@@ -41,7 +41,7 @@ class StoreRows:
     def __init__(
         self,
         stores: ActivationStore | Sequence[ActivationStore],
-        config: TrainConfig,
+        config: RunConfig,
         device: torch.device | str = "cpu",
     ) -> None:
         n_processes = distributed.world_size("data")

@@ -2,6 +2,8 @@
 
 run           one run from its first step to the saved SAE
 side_by_side  the training loop, for runs that share their rows
+learner       what a run asks of what it trains
+sae_learner   an SAE as that
 sae           the SAE of a run, at its start and as saved
 scores        scores on held-out rows
 silent_start  a warning where most latents are silent from the first step

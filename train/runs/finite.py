@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Protocol
+
+from torch import Tensor
 
 from saelens_lite import distributed
 from saelens_lite.errors import with_option
 
-from ..optimise.trainer import Trainer
 from ..rows.protocol import Rows
+
+
+class Trained(Protocol):
+    """What can break: optimiser steps taken, the peak learning rate, and all weights."""
+
+    steps_done: int
+
+    @property
+    def lr(self) -> float: ...
+
+    def weights(self) -> Iterable[Tensor]: ...
 
 
 class Finite:
@@ -18,14 +32,14 @@ class Finite:
     finite; if all are finite, it says that the training diverged.
     """
 
-    def __init__(self, trainer: Trainer, rows: Rows) -> None:
+    def __init__(self, trainer: Trained, rows: Rows) -> None:
         self._trainer, self._rows, self._step = trainer, rows, trainer.steps_done
 
     def check(self, number: float, what: str) -> None:
         """Check one number; what: the fault in words, for the error."""
         if math.isfinite(number):
             return
-        done, lr = self._trainer.steps_done, self._trainer.schedule.lr
+        done, lr = self._trainer.steps_done, self._trainer.lr
         self._rows.check_steps(self._step, done, f"{what} at step {done}")
         raise with_option(
             FloatingPointError(
@@ -42,8 +56,7 @@ class Finite:
 
     def check_weights(self) -> None:
         """Check all weights, of all shards."""
-        weights = self._trainer.kind.folded().parameters()
-        finite = all(bool(parameter.isfinite().all()) for parameter in weights)
+        finite = all(bool(weight.isfinite().all()) for weight in self._trainer.weights())
         broken = distributed.largest(int(not finite), "latents")
         self.check(math.nan if broken else 0.0, "a weight is not finite")
         self._step = self._trainer.steps_done

@@ -9,59 +9,70 @@ from typing import Any
 
 from saelens_lite.config import differing_fields, marked, to_mapping, to_record
 from saelens_lite.errors import with_option
-from saelens_lite.sae.autoencoder import SparseAutoencoder
 
-from ..config import FREE, LEFT_OPEN, TrainConfig
-from ..kinds.choice import unused
 from ..rows.protocol import Rows, n_steps
+from ..run_config import FREE, RunConfig
 from .checkpoints import Checkpoint, circumstances, load_checkpoint
-from .output import check_ours, remove_leftovers
+from .learner import Learner
+from .output import SAVED, check_ours, remove_leftovers
 from .process import device_of, writes
+from .sae_learner import SAELearner
 
 log = logging.getLogger(__name__)
-_FREE = marked(TrainConfig, FREE)
 
 
-def finished(rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
-    """The SAE of this run, if it has ended in its output; else None, also if overwrite replaces it.
+def finished(rows: Rows, config: RunConfig, learns: type[Learner] = SAELearner) -> Any:
+    """What this run trained, if it has ended in its output; else None, also if overwrite replaces it.
 
     raises: ValueError if another run ended there, or something else has a name that a run needs
     """
     output = Path(config.output)
     check_ours(output)
-    if config.overwrite or (output / "state").exists() or not (output / "cfg.json").exists():
+    if config.overwrite or (output / "state").exists() or not _saved(output, learns):
         return None
-    sae = _sae_of(output, rows, config)
-    if sae is None or _steps(sae) != n_steps(config, rows.steps_per_epoch):
+    trained = _trained_in(output, rows, config, learns)
+    if trained is None or _steps(trained, learns) != n_steps(config, rows.steps_per_epoch):
         return None
     if writes():
         remove_leftovers(output)
-    return sae
+    return trained
 
 
-def _sae_of(output: Path, rows: Rows, config: TrainConfig) -> SparseAutoencoder | None:
-    """The SAE in `output`, if this run saved it; None for one that no run made.
+def _saved(output: Path, learns: type[Learner]) -> bool:
+    """Whether something is saved in `output`. raises: ValueError for what another learner saved"""
+    others = [name for name in SAVED if name != learns.FILE and (output / name).exists()]
+    if others:
+        raise ValueError(
+            f"{output} expected {learns.FILE}, got {others[0]}, which another kind of training wrote: choose "
+            "another output"
+        )
+    return (output / learns.FILE).exists()
+
+
+def _trained_in(output: Path, rows: Rows, config: RunConfig, learns: type[Learner]) -> Any:
+    """What stands in `output`, if this run saved it; None for what no run made.
 
     raises: ValueError if another run did
     """
-    sae = SparseAutoencoder.load(output, device="cpu" if config.latent_shards > 1 else device_of(config))
-    facts = sae.config.metadata.get("saelens_lite", {})
-    if "train" not in facts:  # no run's, but an SAE that was put there
+    trained = learns.load(output, config)
+    facts = learns.record(trained)
+    if facts is None:  # no run's, but one that was put there
         return None
-    published = to_record(config, published=True)  # in cfg.json, a path is its last name
+    published = to_record(config, published=True)  # in the saved file, a path is its last name
+    free = marked(type(config), FREE)
     recorded = {
         name: getattr(config, name) if value == published.get(name) else value
         for name, value in facts["train"].items()
-        if name not in _FREE
+        if name not in free
     }
     name = "stream" if "stream" in facts else "store"
     contents = [f"content {of.get(name)}" for of in facts.get("stores", [facts])]
     earlier = {
         **recorded,
-        "hook_point": sae.config.hook_point,
+        "hook_point": facts["hook_point"],
         name: contents[0] if len(contents) == 1 else contents,
     }
-    if differing := _differing(earlier, rows, config):
+    if differing := _differing(earlier, rows, config, learns):
         raise with_option(
             ValueError(
                 f"{output} holds another run, finished: {'; '.join(differing)}. Set these as expected to "
@@ -70,35 +81,39 @@ def _sae_of(output: Path, rows: Rows, config: TrainConfig) -> SparseAutoencoder 
             ),
             "overwrite",
         )
-    return sae
+    return trained
 
 
-def _steps(sae: SparseAutoencoder) -> int:
-    return sae.config.metadata["saelens_lite"]["steps"]
+def _steps(trained: Any, learns: type[Learner]) -> int:
+    facts = learns.record(trained)
+    assert facts is not None
+    return facts["steps"]
 
 
-def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | None:
+def unfinished(
+    output: Path, rows: Rows, config: RunConfig, learns: type[Learner] = SAELearner
+) -> Checkpoint | None:
     """The checkpoint from which this run resumes; None if it begins.
 
-    raises: ValueError if `output` holds another run, or an SAE that no run made
+    raises: ValueError if `output` holds another run, or something that no run made
     """
     if config.overwrite:
         return None
     found = load_checkpoint(output)
     if found is None:
-        if (output / "cfg.json").exists():
-            sae = _sae_of(output, rows, config)
-            if sae is None or _steps(sae) >= n_steps(config, rows.steps_per_epoch):
+        if _saved(output, learns):
+            trained = _trained_in(output, rows, config, learns)
+            if trained is None or _steps(trained, learns) >= n_steps(config, rows.steps_per_epoch):
                 raise with_option(
                     ValueError(
-                        f"{output} holds an SAE already: choose another output, or overwrite=True to "
-                        "replace it"
+                        f"{output} holds an {learns.NAME} already: choose another output, or overwrite=True "
+                        "to replace it"
                     ),
                     "overwrite",
                 )
             log.info("the run in %s ended before its first checkpoint: it begins anew", output)
         return None
-    if differing := _differing(found.run, rows, config):
+    if differing := _differing(found.run, rows, config, learns):
         raise with_option(
             ValueError(
                 f"{output} holds another run, stopped at step {found.step}: {'; '.join(differing)}. Set "
@@ -121,15 +136,16 @@ def unfinished(output: Path, rows: Rows, config: TrainConfig) -> Checkpoint | No
     return found
 
 
-def _differing(earlier: Mapping[str, Any], rows: Rows, config: TrainConfig) -> list[str]:
+def _differing(earlier: Mapping[str, Any], rows: Rows, config: RunConfig, learns: type[Learner]) -> list[str]:
     """Where an earlier run is another one; older releases let fields be set that change nothing."""
     now = identity(rows, config)
     # older checkpoints of a stream do not record its state
-    defaults = to_mapping(TrainConfig()) | LEFT_OPEN | {"state": now.get("state")}
-    return differing_fields(earlier, now, defaults, unused(config))
+    defaults = to_mapping(type(config)()) | learns.LEFT_OPEN | {"state": now.get("state")}
+    return differing_fields(earlier, now, defaults, learns.unused(config))
 
 
-def identity(rows: Rows, config: TrainConfig) -> dict[str, Any]:
+def identity(rows: Rows, config: RunConfig) -> dict[str, Any]:
     """What determines a run: a checkpoint of it fits no other."""
-    fields = {name: value for name, value in to_mapping(config).items() if name not in _FREE}
+    free = marked(type(config), FREE)
+    fields = {name: value for name, value in to_mapping(config).items() if name not in free}
     return {**fields, **rows.identity}

@@ -18,6 +18,8 @@ from saelens_lite.sae.folder import CFG, SPARSITY, WEIGHTS, settle
 
 from .checkpoints import remove_checkpoints
 
+SAVED = (CFG,)
+"""Files of which one says that something trained is saved."""
 _CHECKPOINT = re.compile(r"step_\d+|\.step_.*\.(tmp|old)")
 
 
@@ -37,10 +39,9 @@ def check_ours(output: Path) -> None:
 
 def seen(output: Path) -> object:
     """Differs after another process began, resumed or finished a run there."""
-    cfg, state = output / CFG, output / "state"
-    return cfg.stat().st_mtime_ns if cfg.exists() else None, sorted(
-        state.iterdir()
-    ) if state.is_dir() else None
+    saved, state = [output / name for name in SAVED], output / "state"
+    times = [path.stat().st_mtime_ns if path.exists() else None for path in saved]
+    return times, sorted(state.iterdir()) if state.is_dir() else None
 
 
 def remove_run(output: Path) -> None:
@@ -94,7 +95,7 @@ def _beside_a_run(path: Path) -> bool:
 _WRITTEN: dict[str, Callable[[Path], bool]] = {
     "state": _checkpoints,
     "metrics.jsonl": _has("step"),
-    "train_config.json": _has("kind", "k"),
+    "train_config.json": _has("kind"),
     CFG: _has("d_sae"),
     WEIGHTS: _beside_a_run,
     SPARSITY: _beside_a_run,

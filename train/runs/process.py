@@ -7,10 +7,10 @@ import torch
 from saelens_lite import distributed
 from saelens_lite.device import chosen_device
 
-from ..config import TrainConfig
+from ..run_config import RunConfig
 
 
-def device_of(config: TrainConfig) -> torch.device:
+def device_of(config: RunConfig) -> torch.device:
     """The device of this process."""
     return torch.device(distributed.own_device(chosen_device(config.device)))
 

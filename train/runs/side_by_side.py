@@ -12,7 +12,6 @@ from typing import Any
 
 from saelens_lite import distributed
 from saelens_lite.kernels import self_check
-from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
 from ..config import TrainConfig
@@ -31,17 +30,17 @@ def rows_for(stores: Sequence[ActivationStore], config: TrainConfig) -> StoreRow
     return StoreRows(stores, config, device_of(config))
 
 
-def train_runs(runs: Sequence[Run]) -> list[SparseAutoencoder | FloatingPointError]:
+def train_runs(runs: Sequence[Run]) -> list[Any]:
     """Train runs that share their rows to their ends in one pass over them.
 
     Runs that stand at an earlier step catch up first; shorter ones end before others. A run whose numbers
     break ends alone.
-    returns: for each run its SAE, or what broke
+    returns: for each run what it trained, or the FloatingPointError by which it broke
     raises: KeyboardInterrupt / SystemExit after Ctrl-C / SIGTERM, once all were saved; anything else that
         fails in a run
     """
     rows = runs[0].rows
-    outcomes: dict[Run, SparseAutoencoder | FloatingPointError] = {}
+    outcomes: dict[Run, Any] = {}
     with closing(rows), ExitStack() as every, stop_signals() as stopped:
         opened = {run: every.enter_context(ExitStack()) for run in runs}
 

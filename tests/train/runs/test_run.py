@@ -216,7 +216,7 @@ def test_an_error_before_the_first_checkpoint_does_not_hold_up_the_same_call(
 
 
 def test_of_two_calls_at_once_the_later_one_looks_again(store, tmp_path, monkeypatch):
-    from saelens_lite.train.runs import run as training
+    from saelens_lite.train.runs import sae_learner as training
 
     inner = training.starting_sae
 

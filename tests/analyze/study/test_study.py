@@ -38,7 +38,7 @@ from saelens_lite.lm.hooks import run_to
 from ..conftest import make_sae
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-KNOWS, UNKNOWS, N_CONTROLS = 5, 9, 12
+KNOWS, UNKNOWS, N_CONTROLS = 5, 9, 6
 JUDGE = NextToken(["?"], separator="")
 TESTS = dict(zip(LETTERS, Split().tests(list(LETTERS)).tolist()))
 

@@ -13,6 +13,7 @@ from saelens_lite.train.optimise.trainer import Trainer
 
 SERVER = """
 import json, os, pkgutil, sys
+os.fsync = os.fstat  # as in tests/conftest.py
 import torch
 import saelens_lite as sl
 from saelens_lite.train import train_grid, train_sae

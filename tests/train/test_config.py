@@ -19,6 +19,7 @@ BASE = {
     "n_steps": 12,
     "batch_size_rows": 128,
     "buffer_rows": 1024,
+    "eval_rows": 128,
     "progress": False,
     "device": "cpu",
 }
@@ -125,8 +126,14 @@ def text_store(gpt2, byte_tokenizer, tmp_path):
     return sl.harvest_activations(gpt2, texts, ["blocks.0.hook_resid_post"], tmp_path / "text", **options)
 
 
+@pytest.fixture(scope="module")
+def known():
+    """What runs gave, by their fields: many fields are changed from the same ones."""
+    return {}
+
+
 @pytest.fixture
-def run(stores, tmp_path, monkeypatch, request):
+def run(stores, known, tmp_path, monkeypatch, request):
     """run(**fields): the weights' sha256, and what the run told: file names, numbers, checkpoints, the
     preset's name."""
     checkpoints, save, folders = [], save_checkpoint, iter("ab")
@@ -139,6 +146,12 @@ def run(stores, tmp_path, monkeypatch, request):
     monkeypatch.setattr("saelens_lite.train.runs.process.chosen_device", lambda name: name or "cpu")
     monkeypatch.setenv("WANDB_MODE", "offline")
 
+    def once(**fields):
+        key = repr(sorted(fields.items()))
+        if key not in known:
+            known[key] = train(**fields)
+        return known[key]
+
     def train(**fields):
         checkpoints.clear()
         fields = {"hook_point": "a", "checkpoint_every_steps": 3, "output": "sae", **BASE, **fields}
@@ -146,6 +159,7 @@ def run(stores, tmp_path, monkeypatch, request):
         output = folder / fields.pop("output")
         if fields.get("init_from"):
             d_model = 32 if fields.get("store") == "store of text" else 16
+            torch.manual_seed(0)
             source = sl.SparseAutoencoder(sl.SAEConfig(d_model=d_model, d_sae=32, k=3))
             torch.nn.init.orthogonal_(source.W_dec)
             source.W_dec.data.copy_(torch.nn.functional.normalize(source.W_dec, dim=1))
@@ -166,7 +180,7 @@ def run(stores, tmp_path, monkeypatch, request):
         weights = hashlib.sha256((output / "sae_weights.safetensors").read_bytes()).hexdigest()
         return weights, (files, lines, list(checkpoints), preset)
 
-    return train
+    return once
 
 
 def test_every_field_stands_in_one_list():

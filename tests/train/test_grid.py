@@ -36,6 +36,7 @@ OPTIONS = {
     "dead_after_tokens": 512,
     "log_every_steps": 3,
     "eval_every_steps": 2,
+    "eval_rows": 256,
     "checkpoint_every_steps": 5,
     "keep_checkpoints": 1,
     "hook_point": "a",

@@ -226,6 +226,7 @@ def test_power_lost_again_and_again(harvest, monkeypatch, tmp_path):
 
 FORK_SERVER = """
 import json, os, signal, sys, time
+os.fsync = os.fstat  # as in tests/conftest.py
 sys.path.insert(0, sys.argv[1])
 import torch
 from saelens_lite import atomic

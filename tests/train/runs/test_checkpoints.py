@@ -36,6 +36,7 @@ OPTIONS = {
     "batch_size_rows": 256,
     "buffer_rows": 2048,
     "dead_after_tokens": 512,
+    "eval_rows": 256,
     "log_every_steps": 3,
     "device": "cpu",
     "progress": False,
@@ -431,7 +432,7 @@ def test_broken_rows_are_found_before_the_start_among_those_that_it_reads(plante
     store = spoilt_store(planted.acts, tmp_path / "store", 11, float("nan"))
     for fraction in (0.0, 0.9):
         with pytest.raises(FloatingPointError, match="a row is not finite: row 11 of shard 1"):
-            train(store, tmp_path / "sae", held_out_fraction=fraction)
+            train(store, tmp_path / "sae", held_out_fraction=fraction, eval_rows=8192)
     assert not (tmp_path / "sae").exists()
 
 

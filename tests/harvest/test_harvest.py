@@ -231,10 +231,10 @@ def test_killed_and_run_again_gives_the_same_bytes(gpt2, byte_tokenizer, tmp_pat
         "model": str(tmp_path / "model"),
         "dataset": [str(tmp_path / "texts.txt")],
         "hook_points": BOTH,
-        "max_tokens": 15_000,
+        "max_tokens": 6_000,
         "context_length": 64,
         "batch_size_seqs": 2,
-        "documents_per_shard": 32,
+        "documents_per_shard": 12,
         "progress": False,
     }
     whole = content(run_harvest(HarvestConfig(store=str(tmp_path / "whole"), **options)).path)

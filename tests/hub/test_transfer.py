@@ -13,6 +13,13 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from .conftest import TOKEN
 
 REPO = "someone/tiny-saes"
+ONE_AFTER_ANOTHER = """
+import sys
+from saelens_lite.cli.commands import main
+sys.stderr = sys.stdout
+for words in {}:
+    print("ends with", main(words))
+"""
 
 
 @pytest.mark.long
@@ -59,12 +66,14 @@ def test_what_is_pushed_comes_back_byte_for_byte(hub, grid, command, tmp_path):
 
 @pytest.mark.long
 def test_offline_nothing_is_asked(hub, grid, command, tmp_path):
-    done = command("push", str(grid), REPO, HF_HUB_OFFLINE="1")
-    assert done.returncode == 2 and "HF_HUB_OFFLINE is set, so nothing is pushed" in done.stderr
-    done = command("push", str(grid), REPO, "--dry-run", HF_HUB_OFFLINE="1")
-    assert done.returncode == 0 and "would get 7 files; nothing was sent" in done.stdout
-    done = command("pull", REPO, str(tmp_path / "pulled"), HF_HUB_OFFLINE="1")
-    assert done.returncode == 2 and f"cannot pull {REPO}" in done.stderr
+    commands = [["push", str(grid), REPO], ["push", str(grid), REPO, "--dry-run"]]
+    commands.append(["pull", REPO, str(tmp_path / "pulled")])
+    done = command(code=ONE_AFTER_ANOTHER.format(commands), HF_HUB_OFFLINE="1")
+    assert re.findall("ends with (.)", done.stdout) == ["2", "0", "2"], done.stdout + done.stderr
+    pushed, dry, pulled, _ = done.stdout.split("ends with")
+    assert "HF_HUB_OFFLINE is set, so nothing is pushed" in pushed
+    assert "would get 7 files; nothing was sent" in dry
+    assert f"cannot pull {REPO}" in pulled
     assert hub.requests == []
 
 

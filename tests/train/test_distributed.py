@@ -28,7 +28,7 @@ from saelens_lite.train.rows.row_buffer import RowBuffer
 from saelens_lite.train.rows.row_order import RowOrder
 
 ROOT = Path(__file__).parents[2]
-D, N, K, BATCH = 12, 64, 4, 48
+D, N, K, BATCH, N_STEPS = 12, 64, 4, 48, 20
 CASES = {
     "topk": {"kind": "topk"},
     "topk, several k": {"kind": "topk", "multi_topk_coeff": 0.125},
@@ -80,7 +80,7 @@ def beginning(case, dtype):
         bias = sae.b_enc if hasattr(sae, "b_enc") else sae.b_gate
         bias[silent] = torch.where(latents % 2 == 0, -8.0, -50.0)[silent]
     sae = sae.to(dtype)
-    trainer = Trainer(sae, config, 20, kind_class(config.kind)(sae, config, communication()))
+    trainer = Trainer(sae, config, N_STEPS, kind_class(config.kind)(sae, config, communication()))
     trainer.dead_tracker.tokens_since_fired[silent] = 2 * BATCH
     return trainer
 
@@ -115,7 +115,7 @@ def rows(step):
 def all_cases():
     found = {}
     for case, fields in CASES.items():
-        for dtype, n_steps in ((torch.float64, 20), (torch.float32, 1)):
+        for dtype, n_steps in ((torch.float64, N_STEPS), (torch.float32, 1)):
             if "clip_norm" in fields and dtype == torch.float64:
                 continue  # torch's fused Adam takes the scale of gradients in float32 only
             state = trained(beginning(case, dtype), dtype, n_steps)
@@ -151,7 +151,7 @@ def test_several_processes_end_with_the_state_of_one(n_processes, latent_shards,
 
 def test_the_cases_of_relu_end_within_the_refit_phase():
     """So that processes are compared there: of 20 steps, the last 4 learn magnitudes."""
-    found = trained(beginning("relu", torch.float64), torch.float64, 20)
+    found = trained(beginning("relu", torch.float64), torch.float64, N_STEPS)
     assert (found["whole/kind.log_magnitude"] != 0).any()
 
 
@@ -245,20 +245,22 @@ def assert_trains_the_sae_of_one_process(store, tmp_path, ranks, kind, latent_sh
 def test_processes_stopped_leave_the_sae_and_one_goes_on_with_it(
     store, tmp_path, caplog, latent_shards, ranks
 ):
-    processes = ranks(2, *command(store, tmp_path, 1500, latent_shards=latent_shards))
+    processes = ranks(
+        2, *command(store, tmp_path, 600, latent_shards=latent_shards, log_every_steps=5, eval_rows=256)
+    )
     while not lines(tmp_path) and processes.poll() is None:
         time.sleep(0.01)
     processes.send_signal(signal.SIGTERM)
     _, output = processes.communicate(timeout=120)
     facts = sl.SparseAutoencoder.load(tmp_path).config.metadata["saelens_lite"]
-    assert 0 < facts["steps"] < 1500, output
-    assert f"stopped at step {facts['steps']} of 1500" in output
+    assert 0 < facts["steps"] < 600, output
+    assert f"stopped at step {facts['steps']} of 600" in output
     with caplog.at_level("INFO", logger="saelens_lite.train"):
-        sl.train_sae(store, output=str(tmp_path), n_steps=1500, **OPTIONS)
+        sl.train_sae(store, output=str(tmp_path), n_steps=600, log_every_steps=5, eval_rows=256, **OPTIONS)
     assert f"at step {facts['steps']}" in caplog.text
     assert "processes 2 → 1" in caplog.text and ("latent_shards 2 → 1" in caplog.text) == (latent_shards == 2)
     steps = [line["step"] for line in lines(tmp_path)]
-    assert steps == sorted(steps) and steps[-1] == 1500
+    assert steps == sorted(steps) and steps[-1] == 600
 
 
 def test_a_batch_that_the_processes_cannot_share_equally_is_refused(store, tmp_path, monkeypatch):

@@ -66,10 +66,10 @@ def command(model, folder, records, *more):
     how = ["--model", model, "--sae", f"{folder}/sae", "--baseline", f"{folder}/frozen", "--records", records]
     how += ["--fields", "answer=answers", "--prompt", "Question: {question} Answer:", "--max-new-tokens", "3"]
     how += ["--chat", "--chat-template", CHATML, "--system-prompt", "Be short."]
-    return ["study", *how, "--output", f"{folder}/study", "--n-controls", "5", "--n-ablated", "4", *AT, *more]
+    return ["study", *how, "--output", f"{folder}/study", "--n-controls", "3", "--n-ablated", "2", *AT, *more]
 
 
-def claims_nothing(saved, n_controls):
+def claims_nothing(saved):
     [primary, mitigation] = saved["fixed"]
     for of in (primary["less_baseline"], mitigation["less_baseline"]):
         assert of["low"] <= 0 <= of["high"]
@@ -84,7 +84,7 @@ def test_labels_by_a_hash_claim_nothing(folders, capsys):
     assert main(command("demo", folders, records, "--doses", "1", "--n-latents", "2")) == 0
     said = capsys.readouterr().out
     saved = json.loads((folders / "study" / "study.json").read_text())
-    claims_nothing(saved, 5)
+    claims_nothing(saved)
     assert saved["n_questions"] == saved["n_known"] + saved["n_unknown"] and saved["n_known"] > 3
     assert "Surface rivals: too few entities on a side of the split to tell." in said
     page = (folders / "study" / "study.html").read_text()
@@ -155,7 +155,7 @@ def test_a_real_model_of_stories_claims_nothing_and_resumes_after_a_kill(path, s
         json.loads((tmp_path / name / "study.json").read_text()) for name in ("killed", "whole")
     )
     assert resumed == whole
-    claims_nothing(whole, 19)
+    claims_nothing(whole)
 
 
 def _rows_of(path, shared_data, n=60):

@@ -71,7 +71,7 @@ def options(gpt2, byte_tokenizer, tmp_path):
         "model": str(tmp_path / "model"),
         "dataset": [str(tmp_path / "texts.jsonl")],
         "hook_points": ["blocks.0.hook_resid_post"],
-        "max_tokens": 15_000,
+        "max_tokens": 7_000,
         "context_length": 64,
         "batch_size_seqs": 4,
         "documents_per_shard": 16,

@@ -1,3 +1,5 @@
+from .autoencoders.config import AutoencoderConfig as AutoencoderConfig
+from .autoencoders.single import train_autoencoder as train_autoencoder
 from .config import TrainConfig as TrainConfig
 from .grid import train_grid as train_grid
 from .refit import refit_sae as refit_sae

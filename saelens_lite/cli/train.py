@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Annotated, get_args
 
+from saelens_lite.cli import train_relative
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.grouped_help import grouped_help
 from saelens_lite.cli.shared import (
@@ -117,6 +118,8 @@ OF_TEXT = ("text_column", "split", "context_length", "batch_size_seqs", "dtype")
 
 def run(argv: Sequence[str]) -> None:
     """A sparse autoencoder, or a grid of them, from the rows of a store, or straight from a model"""
+    if (relative := train_relative.named(argv)) is not None:
+        return train_relative.run(argv, relative)
     if {"-h", "--help"} & {*argv} and "--preset" not in argv and "--config" not in argv:
         given = " ".join(argv).replace("=", " ").split()
         print(help_text(given[given.index("--kind") + 1] if "--kind" in given[:-1] else None))

@@ -17,7 +17,7 @@ from saelens_lite.store.layout import FORMAT, MANIFEST, PLAN, VERSION, check_nam
 from saelens_lite.store.writer import write_manifest, writing_vectors
 
 Rows = np.ndarray | Tensor | Iterable[np.ndarray | Tensor]
-"""float[n d_model], or chunks of it."""
+"""float[n d_model], images [n c h w] or series [n c length], or chunks of them."""
 
 CHUNK_ROWS = 4096
 """Rows read and encoded at a time. A shard is gathered first, so its bytes do not depend on the chunks."""
@@ -36,17 +36,22 @@ def write_arrays(
         raise ValueError(f"rows_per_shard expected at least 1, got {rows_per_shard}")
     doc_ids = None if documents is None else _document_ids(documents)
     given = arrays if isinstance(arrays, Mapping) else {hook_point: arrays}
-    shards, d_models = {}, {}
+    shards, d_models, shapes = {}, {}, {}
     for name, rows in given.items():
-        parts = regrouped(_chunks(name, rows), rows_per_shard)
-        first = next(parts, None)
-        if first is None:
+        chunks = _chunks(name, rows)
+        chunk = next(chunks, torch.empty(0, 1))
+        parts = regrouped((c.flatten(1) for c in itertools.chain([chunk], chunks)), rows_per_shard)
+        if (first := next(parts, None)) is None:
             raise ValueError(f"arrays expected at least one row of {name}, got none")
-        shards[name], d_models[name] = itertools.chain([first], parts), first.shape[1]
+        shapes[name], d_models[name] = chunk.shape[1:], first.shape[1]
+        shards[name] = itertools.chain([first], parts)
     if not shards:
         raise ValueError("arrays expected the rows of at least one hook point, got an empty mapping")
 
-    hook_points = {name: {"d_model": d_model} for name, d_model in d_models.items()}
+    hook_points = {
+        name: {"d_model": d_model, **({"shape": list(shapes[name])} if len(shapes[name]) > 1 else {})}
+        for name, d_model in d_models.items()
+    }
     plan = begin_store(folder, {"source": {"kind": "arrays"}, "hook_points": hook_points, "dtype": dtype})
     n_rows = n_shards = 0
     for parts in itertools.zip_longest(*shards.values()):
@@ -111,33 +116,37 @@ def regrouped(chunks: Iterable[Tensor], n_rows: int) -> Iterator[Tensor]:
 
 
 def _chunks(hook_point: str, rows: Rows) -> Iterator[Tensor]:
-    """Finite float[n d_model] of one width, on the CPU."""
+    """Finite float[n …] of one shape a row, on the CPU."""
     if isinstance(rows, np.ndarray | Tensor) or not isinstance(rows, Iterable):
         whole = _as_rows(hook_point, rows)
         rows = (whole[start : start + CHUNK_ROWS] for start in range(0, len(whole), CHUNK_ROWS))
-    d_model, n_rows = None, 0
+    of_row, n_rows = None, 0
     for given in rows:
         chunk = _as_rows(hook_point, given)
-        if d_model not in (None, chunk.shape[1]):
-            got = f"{chunk.shape[1]} at row {n_rows}"
-            raise ValueError(f"{hook_point} expected rows of width {d_model} as before, got {got}")
+        shape = tuple(chunk.shape[1:])
+        if of_row not in (None, shape):
+            before, got = (str(s[0]) if len(s) == 1 else str(s) for s in (of_row, shape))
+            raise ValueError(
+                f"{hook_point} expected rows of width {before} as before, got {got} at row {n_rows}"
+            )
         tensor = chunk.detach().cpu() if isinstance(chunk, Tensor) else torch.from_numpy(np.array(chunk))
         tensor = tensor if tensor.is_floating_point() else tensor.float()
-        broken = (~tensor.isfinite().all(1)).nonzero()
+        broken = (~tensor.flatten(1).isfinite().all(1)).nonzero()
         if len(broken):
             raise ValueError(
                 f"row {n_rows + int(broken[0])} of {hook_point} holds nan or infinity: leave it out"
             )
-        d_model, n_rows = chunk.shape[1], n_rows + len(chunk)
+        of_row, n_rows = shape, n_rows + len(chunk)
         yield tensor
 
 
 def _as_rows(hook_point: str, rows: Any) -> np.ndarray | Tensor:
-    """raises: ValueError unless this is an array or tensor [n d_model], d_model ≥ 1"""
+    """raises: ValueError unless this is an array or tensor [n d_model], [n c h w] or [n c length], none 0"""
     shape = list(rows.shape) if isinstance(rows, np.ndarray | Tensor) else f"a {type(rows).__name__}"
-    if not isinstance(shape, list) or len(shape) != 2 or shape[1] < 1:
+    if not isinstance(shape, list) or len(shape) not in (2, 3, 4) or min(shape[1:]) < 1:
         raise ValueError(
-            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks, got {shape}"
+            f"arrays expected [n_rows, d_model] for {hook_point}, as array, tensor or chunks, got {shape}; "
+            "images are [n_rows, c, h, w] and series [n_rows, c, length]"
         )
     return rows
 

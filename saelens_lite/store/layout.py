@@ -125,7 +125,7 @@ _MANIFEST_FORM = {
     ],
 }
 _PLAN_FORM = {
-    "hook_points": {"*": {"d_model": int, "module_path?": str}},
+    "hook_points": {"*": {"d_model": int, "module_path?": str, "shape?": [int]}},
     "dtype?": str,
     "model?": {"name?": str, "revision?": str},
     "tokenizer?": {"name?": str},

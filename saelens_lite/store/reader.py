@@ -186,7 +186,8 @@ class ActivationStore:
 
         path: new or empty folder, or URL
         arrays: [n_rows, d_model] as numpy array or tensor, or an iterable of chunks of it; or a mapping from
-            hook point to either. Iterables are read once, a shard at a time
+            hook point to either. Iterables are read once, a shard at a time. Images [n_rows, c, h, w] and
+            series [n_rows, c, length] become rows in C order, and plan.json has their shape beside d_model
         hook_point: the rows' name if arrays is no mapping
         dtype: how rows are kept: float32, float16, bfloat16 or int8
         rows_per_shard: rows of a file; memory holds one shard of each hook point while writing

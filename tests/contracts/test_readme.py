@@ -33,6 +33,7 @@ from saelens_lite.cli.search import SearchConfig
 from saelens_lite.cli.steer import SteerConfig
 from saelens_lite.cli.study import StudyConfig
 from saelens_lite.cli.verify import VerifyConfig
+from saelens_lite.train.autoencoders.config import AutoencoderConfig
 
 ROOT = Path(__file__).parents[2]
 ROOMS = [ROOT / room / "README.md" for room in ("saelens_lite", "harvest", "train", "analyze")]
@@ -75,6 +76,8 @@ def flags(command: str) -> set[str]:
     """The long flags of a command, read from its dataclass as tyro does."""
     names = {field.name.replace("_", "-") for field in dataclasses.fields(CONFIGS[command])}
     names |= {"harvest": {"dry-run"}, "train": {"grid", "eval-model"}}.get(command, set())
+    if command == "train":  # with the kind of a relative of the SAE
+        names |= {f.name.replace("_", "-") for f in dataclasses.fields(AutoencoderConfig)}
     both = {f"--{name}" for name in names} | {f"--no-{name}" for name in names}
     return both | {"--help", "--config", "--traceback"}
 

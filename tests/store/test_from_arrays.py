@@ -220,3 +220,20 @@ def test_what_holds_no_rows_is_named(tmp_path, arrays):
     with pytest.raises(ValueError, match=expected):
         ActivationStore.from_arrays(tmp_path / "store", arrays)
     assert not (tmp_path / "store").exists()
+
+
+def test_pictures_become_rows_in_c_order_with_their_shape(tmp_path):
+    """Entry (channel 1, line 0, column 2) of a picture of 2 × 3 × 4 is number 1 · 12 + 0 · 4 + 2 = 14."""
+    pictures = torch.arange(5 * 24).float().view(5, 2, 3, 4)
+    store = ActivationStore.from_arrays(tmp_path / "a", list(pictures.split(2)), rows_per_shard=3)
+    assert store.plan["hook_points"] == {"acts": {"d_model": 24, "shape": [2, 3, 4]}}
+    assert store.plan["version"] == 1 and store.verify() == []
+    assert store.gather(torch.tensor([4]))[0, 14] == pictures[4, 1, 0, 2] == 110
+    series = ActivationStore.from_arrays(tmp_path / "b", pictures[:, 0].numpy())
+    assert series.plan["hook_points"]["acts"] == {"d_model": 12, "shape": [3, 4]}
+    with pytest.raises(
+        ValueError, match=r"expected rows of width \(2, 3, 4\) as before, got \(2, 4, 3\) at row 5"
+    ):
+        ActivationStore.from_arrays(tmp_path / "c", [pictures, pictures.transpose(2, 3)])
+    with pytest.raises(ValueError, match=r"got \[5, 2, 3, 4, 1\]; images are"):
+        ActivationStore.from_arrays(tmp_path / "d", pictures[..., None])

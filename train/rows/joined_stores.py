@@ -47,6 +47,14 @@ class JoinedStores:
         return self.stores[0].plan["hook_points"][self.hook_point].get("module_path", "")
 
     @property
+    def shape(self) -> tuple[int, ...] | None:
+        """Of rows that are images or series, in C order; None for others, or stores of several shapes."""
+        shapes = {
+            tuple(s.plan["hook_points"][s.hook_point(self.hook_point)].get("shape", ())) for s in self.stores
+        }
+        return (shapes.pop() or None) if len(shapes) == 1 else None
+
+    @property
     def model_name(self) -> str:
         """The model that all rows come from; "" for several, or where it is not known."""
         names = {store.model_name for store in self.stores}

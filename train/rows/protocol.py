@@ -28,6 +28,7 @@ class Rows(Protocol):
 
     Several runs may share them, so tensors from here are not to be altered.
     model_name, hf_module: where the rows come from; "" where that is not known
+    shape: of rows that are images or series, in C order, see ActivationStore.from_arrays; else None
     context_length: tokens a context, BOS included; None for rows that did not come from text
     scale: what brings the mean squared distance of rows from their mean to d_model, 1 without scale_input;
         not applied here, and not that of a run which resumes from a checkpoint of an older release
@@ -40,6 +41,7 @@ class Rows(Protocol):
     d_model: int
     hf_module: str
     model_name: str
+    shape: tuple[int, ...] | None
     context_length: int | None
     scale: float
     mean_to_spread: float | None

@@ -54,6 +54,7 @@ class StoreRows:
         stores = [stores] if isinstance(stores, ActivationStore) else list(stores)
         self._joined = joined = JoinedStores(stores, config.hook_point)
         self.hook_point, self.d_model, self.hf_module = joined.hook_point, joined.d_model, joined.hf_module
+        self.shape = joined.shape
         self.model_name, self.context_length = joined.model_name, joined.context_length
         self._held_out_fraction = config.held_out_fraction
         held_out = joined.held_out_rows(config.held_out_fraction)

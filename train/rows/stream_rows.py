@@ -101,6 +101,7 @@ class StreamRows:
         self._stream, self._config, self._device = stream, config, torch.device(device)
         self.hook_point, self.d_model = stream.hook_point, stream.d_model
         self.hf_module = stream.plan["hook_points"][stream.hook_point].get("module_path", "")
+        self.shape = None
         self.model_name, self.context_length = stream.plan["model"]["name"], stream.plan["context_length"]
         self.steps_per_epoch = self._n_steps = config.n_steps
         self._batch = config.batch_size_rows

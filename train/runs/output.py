@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from saelens_lite.atomic import check_output
+from saelens_lite.autoencoders.folder import FILE as AUTOENCODER
 from saelens_lite.json_data import loads
 from saelens_lite.sae.folder import CFG, SPARSITY, WEIGHTS, settle
 
 from .checkpoints import remove_checkpoints
 
-SAVED = (CFG,)
+SAVED = (CFG, AUTOENCODER)
 """Files of which one says that something trained is saved."""
 _CHECKPOINT = re.compile(r"step_\d+|\.step_.*\.(tmp|old)")
 
@@ -47,7 +48,7 @@ def seen(output: Path) -> object:
 def remove_run(output: Path) -> None:
     """Remove a run, finished or not; files of other names stay, and the folder with them."""
     check_ours(output)
-    for name in (CFG, WEIGHTS, SPARSITY, "train_config.json", "metrics.jsonl"):
+    for name in (AUTOENCODER, CFG, WEIGHTS, SPARSITY, "train_config.json", "metrics.jsonl"):
         (output / name).unlink(missing_ok=True)
     remove_checkpoints(output)
     with contextlib.suppress(OSError):
@@ -99,5 +100,6 @@ _WRITTEN: dict[str, Callable[[Path], bool]] = {
     CFG: _has("d_sae"),
     WEIGHTS: _beside_a_run,
     SPARSITY: _beside_a_run,
+    AUTOENCODER: _beside_a_run,
 }
 """How each name is known to be a run's, of this version or one before."""

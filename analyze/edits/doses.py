@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +123,45 @@ class DoseResponse(Tabular):
                 return math.copysign(near + (far - near) * (0.5 - low) / (high - low), doses[peak])
         return None
 
+    @property
+    def frontier(self) -> list[tuple[float, float, float]]:
+        """(dose, ΔCE on neutral text, effect) of the doses that no other beats at its cost, cheapest first.
+
+        A dose is beaten where another costs no more and does as much, in the direction of the largest effect.
+        raises: ValueError without neutral text
+        """
+        found: list[tuple[float, float, float]] = []
+        sign = math.copysign(1.0, max(self._columns()[1], key=abs))
+        for dose, cost, effect in sorted(self._costs(), key=lambda row: (row[1], -sign * row[2])):
+            if not found or sign * effect > sign * found[-1][2]:
+                found.append((dose, cost, effect))
+        return found
+
+    def effect_at(self, delta_ce: float) -> float:
+        """The effect at the smallest dose that costs so much ΔCE on neutral text, in nats, to compare edits.
+
+        It is linear between measured doses on the side of the largest effect, from no cost at dose 0; nan
+        where no dose there costs that much.
+        raises: ValueError without neutral text, or for a cost that is not above 0
+        """
+        if not delta_ce > 0:
+            raise ValueError(f"effect_at expected a ΔCE above 0 nats, got {delta_ce}")
+        peak = max(self._costs(), key=lambda row: abs(row[2]))[0]
+        side = sorted((abs(dose), cost, effect) for dose, cost, effect in self._costs() if dose * peak > 0)
+        for (_, low, start), (_, high, end) in pairwise([(0.0, 0.0, 0.0), *side]):
+            if low < delta_ce <= high:
+                return start + (end - start) * (delta_ce - low) / (high - low)
+        return math.nan
+
+    def _costs(self) -> list[tuple[float, float, float]]:
+        """(dose, ΔCE, effect) of each row."""
+        found = []
+        for row in self.rows:
+            if row.side_effects is None:
+                raise ValueError("expected doses measured on neutral text: give dose_response(neutral=…)")
+            found.append((row.dose, float(row.side_effects.delta_ce.estimate), float(row.effect.estimate)))
+        return found
+
     def _columns(self) -> tuple[list[float], list[float]]:
         return [row.dose for row in self.rows], [row.effect.estimate.item() for row in self.rows]
 
@@ -201,11 +240,17 @@ class DoseResponse(Tabular):
 
     __repr__ = Tabular.table
 
-    def plot(self, ax: Any = None) -> Any:
+    def plot(self, ax: Any = None, *, against: Literal["dose", "delta_ce"] = "dose") -> Any:
         """Matplotlib axes: the effect by dose with its interval, and the middle 90 % of every control.
 
-        ax: to draw on; None makes a figure. raises: ImportError without matplotlib
+        ax: to draw on; None makes a figure
+        against: "delta_ce" for the effect by its cost on neutral text instead, a point a dose, and `frontier`
+        raises: ImportError without matplotlib; ValueError for "delta_ce" without neutral text
         """
+        if against not in ("dose", "delta_ce"):
+            raise ValueError(f"against expected dose or delta_ce, got {against!r}")
+        if against == "delta_ce":
+            return self._plot_costs(new_axes(ax))
         ax, doses = new_axes(ax), [row.dose for row in self.rows]
         effects = [row.effect for row in self.rows]
         low, high = ([float(getattr(of, end)) for of in effects] for end in ("low", "high"))
@@ -217,6 +262,17 @@ class DoseResponse(Tabular):
             ax.fill_between(doses, low, high, color=f"C{place + 1}", alpha=0.2, label=control.name)
         ax.axhline(0, color="black", linewidth=0.5)
         ax.set_xlabel("dose")
+        ax.set_ylabel("effect")
+        ax.legend()
+        return ax
+
+    def _plot_costs(self, ax: Any) -> Any:
+        for dose, cost, effect in self._costs():
+            ax.annotate(f"{dose:g}", (cost, effect), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        ax.plot(*zip(*[row[1:] for row in self._costs()]), "o", label="doses")
+        ax.plot(*zip(*[row[1:] for row in self.frontier]), label="frontier")
+        ax.axhline(0, color="black", linewidth=0.5)
+        ax.set_xlabel("ΔCE on neutral text, nats")
         ax.set_ylabel("effect")
         ax.legend()
         return ax

@@ -164,7 +164,29 @@ def _dose_response(result: Any) -> list[Block]:
                 table,
             )
         )
+        figures += _costs(f"costs{len(figures)}", name, words, own, measure)
     return [Figures(figures)]
+
+
+def _costs(key: str, name: str, words: str, rows: Sequence[Any], measure: str) -> list[Figure]:
+    """What each dose does against what it costs on neutral text, where that was measured."""
+    if any(row.edit.side_effects is None for row in rows):
+        return []
+    points = [
+        (float(row.edit.side_effects.delta_ce.estimate), row.measures[measure].estimate.item())
+        for row in rows
+    ]
+    table = Table(
+        ["dose", "ΔCE", words],
+        [[f"{row.edit.dose:g}", *point] for row, point in zip(rows, points, strict=True)],
+        [],
+    )
+    about = (
+        "What each dose costs on neutral text, in nats a token. Of two doses that cost the same, take the "
+    )
+    about += "one that does more."
+    drawn = curves(key, f"{name}, by cost", Axis("ΔCE"), Axis(words), [Series("trained", sorted(points), 0)])
+    return [Figure(f"{name}: {words} against its cost", about, drawn, table)]
 
 
 def _histograms(result: Any) -> list[Block]:

@@ -22,7 +22,7 @@ from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 Documents = Tensor | Sequence[int] | Sequence[str]
-_STATISTICS = ("separation", "welch_t")
+_STATISTICS = ("separation", "welch_t", "output_score", "both")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,22 +88,37 @@ def select_latents(
     documents: Documents,
     *,
     n: int = 1,
-    by: Literal["separation", "welch_t"] = "separation",
+    by: Literal["separation", "welch_t", "output_score", "both"] = "separation",
     split: Split | None = None,
     allowed: Tensor | None = None,
+    output_score: Tensor | None = None,
+    output_quantile: float = 0.75,
 ) -> Selection:
     """The latents that tell label 1 from label 0 best, on the selecting side of the split alone.
+
+    Latents that read a concept often do not write it. To steer, choose by "both".
 
     acts: float[n_items d_model], one row an item, such as the last token of an entity
     labels: bool[n_items]; documents: one an item
     by: "separation" is P(fires | 1) − P(fires | 0); "welch_t" the difference of mean activations over its
-        standard error
+        standard error; "output_score" what the latent promotes in the output, among latents of positive
+        separation; "both" the separation among latents whose output score is above a quantile of all scores
     split: by default Split(); allowed: bool[d_sae], latents to choose from, such as those that fire rarely
+    output_score: float[d_sae], nan for none, such as an index's column("output_score"); for the last two
+    output_quantile: with "both"
     raises: ValueError for arguments that do not fit each other, or a selecting side without both labels
-    source: Ferrando et al. 2024, arXiv:2411.14257
+    source: Ferrando et al. 2024, arXiv:2411.14257; Arad et al. 2025, arXiv:2505.20063
     """
     if by not in _STATISTICS:
         raise ValueError(f"by expected one of {_STATISTICS}, got {by!r}{nearest(str(by), _STATISTICS)}")
+    writes = by in ("output_score", "both")
+    if writes != (output_score is not None):
+        raise ValueError(
+            f"output_score expected {'float[d_sae], as an index has it, with' if writes else 'None with'} "
+            f"by={by!r}, got {'none' if output_score is None else 'one'}"
+        )
+    if not 0 <= output_quantile < 1:
+        raise ValueError(f"output_quantile expected a share of at least 0 below 1, got {output_quantile}")
     split = split or Split()
     rows, ones = selecting_side(acts, labels, documents, split)
     with torch.no_grad():
@@ -116,7 +131,7 @@ def select_latents(
         return torch.zeros(sae.d_sae, dtype=torch.float64).index_add_(0, indices[here], of[here])
 
     counts = (int((~ones).sum()), int(ones.sum()))
-    if by == "separation":
+    if by != "welch_t":
         fires = (values > 0).double()
         statistic = sums(fires, True) / counts[1] - sums(fires, False) / counts[0]
     else:
@@ -124,12 +139,30 @@ def select_latents(
         square = [sums(values**2, label) / counts[label] for label in (False, True)]
         error = sum((square[i] - mean[i] ** 2).clamp_min(0) / max(counts[i] - 1, 1) for i in (0, 1))
         statistic = (mean[1] - mean[0]) / torch.where(error > 0, error, torch.inf).sqrt()
+    if output_score is not None:
+        scores = _of_latents(output_score, sae)
+        reads = statistic > 0
+        if by == "output_score":
+            statistic = torch.where(reads & ~scores.isnan(), scores, -torch.inf)
+        else:
+            least = scores.nanquantile(output_quantile)
+            statistic = torch.where(reads & (scores >= least), statistic, -torch.inf)
     if allowed is not None:
         statistic = statistic.masked_fill(~allowed.cpu(), -torch.inf)
     if n > (n_allowed := int(statistic.isfinite().sum())):
         raise ValueError(f"n={n} latents were asked for, got {n_allowed} that may be chosen")
     best = statistic.argsort(descending=True, stable=True)[:n]
     return Selection(best, statistic[best], by, split, len(rows))
+
+
+def _of_latents(scores: Tensor, sae: SparseAutoencoder) -> Tensor:
+    scores = torch.as_tensor(scores).detach().cpu().double()
+    if scores.shape != (sae.d_sae,) or scores.isnan().all():
+        raise ValueError(
+            f"output_score expected a score of each of d_sae={sae.d_sae} latents, got {list(scores.shape)}"
+            f"{' of nan alone' if scores.numel() else ''}: analyze --output-score makes them"
+        )
+    return scores
 
 
 def selecting_side(

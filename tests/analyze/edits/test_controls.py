@@ -2,6 +2,7 @@
 it."""
 
 import builtins
+from functools import partial
 
 import pytest
 import torch
@@ -153,6 +154,29 @@ def test_the_latent_that_tells_labels_apart_is_chosen(by):
     assert select_latents(axes_sae(), acts, labels, documents, by=by, allowed=allowed).latents[0] != 0
 
 
+def test_latents_that_write_are_chosen_among_those_that_read():
+    """Separations of eight latents by hand, and output scores of which the upper quarter is two of seven."""
+    documents = torch.arange(400)
+    labels = documents % 2 == 0
+    acts = torch.full((400, 8), -1.0)
+    shares = [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.0, 0.3]
+    for latent, share in enumerate(shares):  # fires on that share of label 1, and on none of label 0
+        acts[labels, latent] = torch.where(torch.arange(200) < 200 * share, 1.0, -1.0)
+    acts[labels] = acts[labels][torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    scores = torch.tensor([0.0, 0.1, 0.6, 0.2, 0.7, torch.nan, 0.9, 0.3])
+    select = partial(select_latents, axes_sae(), acts, labels, documents, output_score=scores)
+    # Scored in order: 0, .1, .2, .3, .6, .7, .9; the 75 % quantile lies half between .6 and .7.
+    both = select(by="both", n=1)
+    assert both.latents.tolist() == [4]
+    assert select(by="both", output_quantile=0.6, n=2).latents.tolist() == [2, 4]
+    assert both.statistic.item() == select_latents(axes_sae(), acts, labels, documents, n=5).statistic[4]
+    by_score = select(by="output_score", n=6)  # 6 reads nothing, 5 has no score
+    assert by_score.latents.tolist() == [4, 2, 7, 3, 1, 0]
+    torch.testing.assert_close(by_score.statistic, scores[by_score.latents].double())
+    with pytest.raises(ValueError, match="n=2 latents were asked for, got 1 that may be chosen"):
+        select(by="both", n=2)
+
+
 def test_the_test_side_has_no_say():
     acts, labels, documents = labelled()
     tests = Split().tests(documents)
@@ -190,6 +214,24 @@ def test_names_are_documents_too_and_the_split_holds_what_training_held_out():
         (lambda a, y, d: select_latents(axes_sae(), a, y | True, d), "both labels"),
         (lambda a, y, d: select_latents(axes_sae(), a, y, d, n=9), "n=9 latents were asked for, got 8"),
         (lambda a, y, d: select_latents(axes_sae(), a, y, d, by="seperation"), "did you mean 'separation'"),
+        (
+            lambda a, y, d: select_latents(axes_sae(), a, y, d, by="both"),
+            "float\\[d_sae\\], as an index has it",
+        ),
+        (
+            lambda a, y, d: select_latents(axes_sae(), a, y, d, output_score=torch.ones(8)),
+            "None with by='separation', got one",
+        ),
+        (
+            lambda a, y, d: select_latents(axes_sae(), a, y, d, by="both", output_score=torch.ones(7)),
+            "each of d_sae=8 latents, got \\[7\\]",
+        ),
+        (
+            lambda a, y, d: select_latents(
+                axes_sae(), a, y, d, by="both", output_score=torch.ones(8), output_quantile=1.0
+            ),
+            "at least 0 below 1, got 1.0",
+        ),
         (lambda a, y, d: Split(test_fraction=1.0), "between 0 and 1"),
         (lambda a, y, d: matched_latents(axes_sae(), 0, torch.ones(7)), "d_sae=8"),
         (lambda a, y, d: direction_control(axes_sae(), 0, torch.ones(7)), "d_model=8"),

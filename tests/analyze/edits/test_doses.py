@@ -2,6 +2,7 @@
 refused."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -12,7 +13,7 @@ from saelens_lite.analyze.edits.controls import direction_control, matched_laten
 from saelens_lite.analyze.edits.directions import steer_direction
 from saelens_lite.analyze.edits.doses import DoseResponse, DoseRow, dose_response
 from saelens_lite.analyze.edits.latents import clamp, scale, steer
-from saelens_lite.analyze.edits.neutral_text import NeutralText, repetition, side_effects
+from saelens_lite.analyze.edits.neutral_text import NeutralText, SideEffects, repetition, side_effects
 from saelens_lite.analyze.stats.bootstrap import cluster_bootstrap
 from saelens_lite.analyze.stats.document_split import Split, select_latents
 from saelens_lite.lm.losses import kl_divergence, token_losses
@@ -207,12 +208,43 @@ def test_a_strong_edit_repeats_itself_and_a_dose_of_zero_does_nothing(planted_la
 # The table --------------------------------------------------------------------------------------------------
 
 
-def response(doses, effects) -> DoseResponse:
+def response(doses, effects, costs=None) -> DoseResponse:
     rows = []
     for dose, effect in zip(doses, effects):
         interval = cluster_bootstrap(torch.full((3,), float(effect)), n_resamples=10)
-        rows.append(DoseRow(dose, interval, interval, None, (), ()))
+        side = None
+        if costs is not None:
+            cost = cluster_bootstrap(torch.full((3,), float(costs[len(rows)])), n_resamples=10)
+            side = SideEffects(cost, cost, 0.0, None)
+        rows.append(DoseRow(dose, interval, interval, side, (), ()))
     return DoseResponse((LATENT,), rows[0].score, tuple(rows), False)
+
+
+def test_the_frontier_and_effects_at_equal_cost_by_hand():
+    """Dose 4 costs more than dose 2 and does less; dose −1 costs as much as dose 1 and lowers the score."""
+    of = response([-1, 1, 2, 4], [-1, 2, 5, 4], [0.1, 0.1, 0.3, 0.9])
+    assert of.frontier == [(1, pytest.approx(0.1), 2), (2, pytest.approx(0.3), 5)]
+    assert of.effect_at(0.05) == pytest.approx(1)  # half of the way from nothing to dose 1
+    assert of.effect_at(0.2) == pytest.approx(3.5)
+    assert of.effect_at(0.6) == pytest.approx(4.5)
+    assert math.isnan(of.effect_at(1.0))
+    lowers = response([-1, 1, -2], [-1, 0.5, -3], [0.1, 0.1, 0.2])
+    assert lowers.frontier == [(-1, pytest.approx(0.1), -1), (-2, pytest.approx(0.2), -3)]
+    assert lowers.effect_at(0.15) == pytest.approx(-2)
+    with pytest.raises(ValueError, match="ΔCE above 0 nats, got 0"):
+        of.effect_at(0)
+    with pytest.raises(ValueError, match=r"give dose_response\(neutral=…\)"):
+        response([0, 1], [0, 1]).frontier  # noqa: B018
+
+
+def test_the_picture_of_costs_has_a_point_a_dose_and_the_frontier():
+    ax = response([1, 2, 4], [2, 5, 4], [0.1, 0.3, 0.9]).plot(against="delta_ce")
+    points, frontier, _ = ax.lines
+    assert points.get_xydata().ravel().tolist() == pytest.approx([0.1, 2, 0.3, 5, 0.9, 4])
+    assert frontier.get_xydata().ravel().tolist() == pytest.approx([0.1, 2, 0.3, 5])
+    assert [text.get_text() for text in ax.texts] == ["1", "2", "4"]
+    with pytest.raises(ValueError, match="against expected dose or delta_ce, got 'cost'"):
+        response([0, 1], [0, 1]).plot(against="cost")
 
 
 def test_half_of_the_effect_by_hand():

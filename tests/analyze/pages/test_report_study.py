@@ -4,9 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
+import torch
 
 import saelens_lite as sl
+from saelens_lite.analyze.edits.neutral_text import SideEffects
 from saelens_lite.analyze.pages.report_study import highlighted
+from saelens_lite.analyze.stats.bootstrap import cluster_bootstrap
 from saelens_lite.analyze.study.result import Flipped
 
 from ..study.test_study import (
@@ -66,6 +69,24 @@ def test_its_numbers_are_those_of_the_result(page):
     trade = {row[0]: row[1:] for row in rows_of(page, "Trade-off")}
     assert trade["constant on the logit of refusal"][-1].endswith("/ 1.00")
     assert trade["no edit"][0] == f"{HALLUCINATED:.2f} / 1.00"
+
+
+def test_effects_stand_beside_their_cost_on_neutral_text(result, tmp_path):  # noqa: F811
+    def costing(row):
+        cost = cluster_bootstrap(torch.full((3,), (row.edit.dose or 0.0) / 10), n_resamples=10)
+        return replace(row, edit=row.edit._replace(side_effects=SideEffects(cost, cost, 0.0, None)))
+
+    found = replace(result, rows=tuple(map(costing, result.rows)))
+    page = sl.pages.study_page(found, tmp_path / "study.html").read_text(encoding="utf-8")
+    head, *rows = rows_of(page, "clamp known: hallucination against its cost")
+    assert head == ["dose", "ΔCE", "hallucination"]
+    want = {
+        row.edit.dose: row.measures["hallucination"].estimate.item()
+        for row in result.rows
+        if (row.edit.name, row.edit.sae) == ("clamp known", "trained")
+    }
+    assert [(float(d), float(c)) for d, c, _ in rows] == [(d, pytest.approx(d / 10)) for d in sorted(want)]
+    assert [float(value) for *_, value in rows] == [pytest.approx(want[d], rel=1e-3) for d in sorted(want)]
 
 
 def test_texts_are_data_and_the_entity_is_marked(page):

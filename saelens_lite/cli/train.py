@@ -33,7 +33,8 @@ from saelens_lite.train.single import train_sae
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class TrainCommand(TrainConfig):
     """Train one SAE on a hook point of an activation store. With --grid, train many in one pass over the
-    store. With --model in place of --store, train on activations as they are made."""
+    store. With --model in place of --store, train on activations as they are made. A relative of the SAE,
+    such as --kind pca or --kind dense, has flags of its own: see --kind pca --help."""
 
     grid: tuple[str, ...] = ()
     """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1. Each gets a folder

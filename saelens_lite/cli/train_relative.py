@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
 from typing import get_args
 
 from saelens_lite.autoencoders.fields import RelativeKind, fields_of_kinds
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.grouped_help import grouped_help
 from saelens_lite.cli.shared import is_first_process
+from saelens_lite.json_data import loads
 from saelens_lite.train.autoencoders.config import AutoencoderConfig
 from saelens_lite.train.autoencoders.single import train_autoencoder
 
@@ -28,9 +32,13 @@ GROUPS = {
 
 
 def named(argv: Sequence[str]) -> str | None:
-    """The relative that --kind names; None for an SAE's kind, or none."""
-    given = " ".join(argv).replace("=", " ").split()
-    kind = given[given.index("--kind") + 1] if "--kind" in given[:-1] else None
+    """The relative that --kind names, or a file of --config; None for an SAE's kind, or none."""
+    given = [word for arg in argv for word in arg.split("=", 1)]
+    after = dict(pairwise(given))
+    kind = after.get("--kind")
+    if kind is None and "--config" in after:
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # which `configured` says
+            kind = loads(Path(after["--config"]).read_bytes()).get("kind")
     return kind if kind in get_args(RelativeKind) else None
 
 

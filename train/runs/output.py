@@ -55,6 +55,16 @@ def remove_run(output: Path) -> None:
         output.rmdir()
 
 
+def remove_others(output: Path, own: str) -> None:
+    """Remove what other kinds of training saved there. own: the file of `SAVED` that stays"""
+    check_ours(output)
+    beside = {CFG: (WEIGHTS, SPARSITY)}
+    for name in SAVED:
+        if name != own and (output / name).exists():
+            for file in (name, *beside.get(name, ())):
+                (output / file).unlink(missing_ok=True)
+
+
 def remove_leftovers(output: Path) -> None:
     """Remove what a kill left while an SAE was saved, or while a finished run removed its checkpoints."""
     settle(output)

@@ -27,7 +27,7 @@ from ..run_config import RunConfig
 from .checkpoints import Checkpoint, circumstances, remove_checkpoints, save_checkpoint
 from .identity import identity, unfinished
 from .learner import Learner
-from .output import check_ours, remove_leftovers, seen
+from .output import check_ours, remove_leftovers, remove_others, seen
 from .process import device_of, writes
 from .sae_learner import SAELearner
 
@@ -103,6 +103,8 @@ class Run:
                 remove_leftovers(self.output)
             if self._position is None and writes():
                 remove_checkpoints(self.output)
+                if self.config.overwrite:
+                    remove_others(self.output, self.learner.FILE)
                 self.learner.begin()
             self._started = time.perf_counter()
             try:

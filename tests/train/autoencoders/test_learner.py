@@ -124,6 +124,10 @@ def test_another_run_or_an_sae_in_the_output_is_refused(store, tmp_path):
     with pytest.raises(ValueError, match="another kind of training wrote"):
         train(store, tmp_path / "sae")
     assert train(store, tmp_path / "dense", code_size=4, overwrite=True).code_size == 4
+    train(store, tmp_path / "sae", overwrite=True)
+    left = {"autoencoder.safetensors", "metrics.jsonl", "train_config.json"}
+    assert {p.name for p in (tmp_path / "sae").iterdir() if not p.name.startswith(".")} == left
+    assert train(store, tmp_path / "sae").code_size == 3
 
 
 def test_rows_outside_of_probabilities_and_rows_without_a_shape_are_refused(store, tmp_path):

@@ -179,7 +179,7 @@ def _costs(key: str, name: str, words: str, rows: Sequence[Any], measure: str) -
     table = Table(
         ["dose", "ΔCE", words],
         [[f"{row.edit.dose:g}", *point] for row, point in zip(rows, points, strict=True)],
-        [],
+        [""] * len(points),
     )
     about = (
         "What each dose costs on neutral text, in nats a token. Of two doses that cost the same, take the "

@@ -42,7 +42,8 @@ def test_a_mean_of_any_size_costs_no_latent_and_no_variance(stores, tmp_path, ki
     for offset, store in stores.items():
         output = tmp_path / str(offset)
         options = {"d_sae": 96, "batch_size_rows": 256, "n_steps": 150, "lr": 0.03, "target_l0": 6.0}
-        options |= {"dead_after_tokens": 2048, "l1_warm_up_steps": 30}
+        options |= {"dead_after_tokens": 2048, "l1_warm_up_steps": 30, "eval_every_steps": 150}
+        options |= {"checkpoint_every_steps": 150}
         sl.train_sae(store, kind=kind, output=output, device="cpu", progress=False, **options)
         last = {}
         for line in (output / "metrics.jsonl").read_text().splitlines():

@@ -48,6 +48,7 @@ def store(tmp_path_factory, byte_tokenizer):
 
 def train(store, output, **fields):
     defaults = {"kind": "topk", "k": 4, "d_sae": 64, "n_steps": 30, "batch_size_rows": 256, "device": "cpu"}
+    defaults["checkpoint_every_steps"] = 100  # what a checkpoint holds: test_checkpoints.py
     return sl.train_sae(store, output=str(output), **{**defaults, "progress": False, **fields})
 
 
@@ -171,7 +172,6 @@ def test_a_finished_run_is_returned_and_nothing_is_written(store, tmp_path, monk
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.long
 def test_a_baseline_that_is_asked_for_later_is_trained_beside_the_finished_run(store, tmp_path):
     first = train(store, tmp_path)
     assert torch.equal(train(store, tmp_path, baseline=True).W_dec, first.W_dec)
@@ -206,7 +206,7 @@ def test_an_error_before_the_first_checkpoint_does_not_hold_up_the_same_call(
     with monkeypatch.context() as patch:
         patch.setattr(f"saelens_lite.train.runs.{broken}", full_disk)
         with pytest.raises((OSError, sl.CheckpointError), match="No space left"):
-            train(store, tmp_path / "run")
+            train(store, tmp_path / "run", checkpoint_every_steps=3)
     assert sl.SparseAutoencoder.load(tmp_path / "run").config.metadata["saelens_lite"]["steps"] == 3
     with pytest.raises(ValueError, match="holds another run"):
         train(store, tmp_path / "run", seed=1)
@@ -276,7 +276,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(store, tmp_p
     assert not (tmp_path / "cfg.json").exists()
 
 
-@pytest.mark.long
 def test_the_folder_tells_how_often_each_latent_fires_on_held_out_rows(store, tmp_path):
     sae = train(store, tmp_path, held_out_fraction=0.2)
     rows = store.held_out_rows(0.2).nonzero().flatten()
@@ -332,7 +331,6 @@ def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, forked_python, num
     assert 0 < facts["steps"] < 10**6
 
 
-@pytest.mark.long
 def test_rows_of_extreme_norm_are_left_out_of_training_when_asked_for(planted, tmp_path, monkeypatch, caplog):
     """Rows of norm about 2.8, of which every hundredth is made 50 times as long; their documents are held out
     as ever."""

@@ -43,6 +43,8 @@ def made(tmp_path_factory):
         "20",
         "--batch-size-rows",
         "256",
+        "--buffer-rows",
+        "2048",
     ]
     assert main([*training, "--no-progress", "--output", str(folder / "topk")]) == 0
     assert main([*training, "--no-progress", "--freeze-decoder", "--output", str(folder / "frozen")]) == 0
@@ -267,7 +269,8 @@ def test_train_streams_from_a_model(made, capsys):
 def test_train_mixes_several_stores(made, capsys):
     stores = [str(made / "store"), str(made / "store")]
     argv = ["train", "--store", *stores, "--store-weights", "0.5", "0.5", "--d-sae", "64", "--n-steps", "2"]
-    assert main([*argv, "--batch-size-rows", "256", "--output", str(made / "mixed")]) == 0
+    argv += ["--batch-size-rows", "256", "--buffer-rows", "2048"]
+    assert main([*argv, "--output", str(made / "mixed")]) == 0
     assert f"--sae {made / 'mixed'} --store {stores[0]} --model demo" in capsys.readouterr().out
     assert json.loads((made / "mixed" / "train_config.json").read_text())["store"] == stores
     argv = [

@@ -99,10 +99,10 @@ def test_it_ends_at_the_least_squares_solution():
     on = sae.pre_acts(acts).relu().detach()
     solution = torch.linalg.lstsq(torch.cat([on, on.new_ones(len(on), 1)], 1), acts).solution
     schedule = Schedule(
-        learning_steps=0, refit_steps=3000, lr=0.03, warm_up_steps=0, decay_steps=1, ramp_steps=0
+        learning_steps=0, refit_steps=1200, lr=0.03, warm_up_steps=0, decay_steps=1, ramp_steps=0
     )
-    trainer = Trainer(sae, CONFIG, 3000, Refit(sae, CONFIG, n_steps=160), schedule)
-    for _ in range(3000):
+    trainer = Trainer(sae, CONFIG, 1200, Refit(sae, CONFIG, n_steps=160), schedule)
+    for _ in range(1200):
         trainer.update(acts)
     residual = torch.cat([on, on.new_ones(len(on), 1)], 1) @ solution - acts
     recons = trainer.kind.folded()(acts).recons

@@ -288,10 +288,10 @@ def forked(gpt2, byte_tokenizer, tmp_path):
         "dataset": [str(tmp_path / "texts.txt")],
         "hook_points": BOTH,
         "store": str(tmp_path / "whole"),
-        "max_tokens": 5_000,
+        "max_tokens": 2_500,
         "context_length": 64,
         "batch_size_seqs": 2,
-        "documents_per_shard": 16,
+        "documents_per_shard": 8,
         "device": "cpu",
         "progress": False,
     }
@@ -405,6 +405,7 @@ def test_peak_memory_does_not_grow_with_the_harvest(forked, tmp_path):
         "dataset": [str(tmp_path / "long.txt")],
         "hook_points": [f"blocks.{i}.{kind}" for i in range(2) for kind in kinds],
         "batch_size_seqs": 16,
+        "documents_per_shard": 16,
         "dtype": "float32",
     }
     peaks = {}

@@ -39,7 +39,8 @@ class TrainConfig(RunConfig):
     topk. A field that the kind does not use is refused."""
     k: Annotated[int | None, AtLeast(1)] = None
     """Latents kept a token, by batchtopk and matryoshka on average over a batch; of topk and these two only.
-    More explain more and say less. None: that of `init_from`, else 32."""
+    More explain more and say less. None: that of `init_from`, else 32. The command line takes auto too: see
+    l0_choice.py."""
     k_anneal_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 0.0
     """Share of the run over which k falls linearly from `k_anneal_start` times itself; of the kinds that keep
     k; 0 keeps k throughout. More latents learn early on, and less of the run is left for the k that is saved,

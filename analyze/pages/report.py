@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from saelens_lite.atomic import check_output, write_file
 from saelens_lite.errors import SaelensLiteError
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.decoder_cosine import mean_decoder_cosine
 from saelens_lite.sae.folder import load_log_sparsity
 from saelens_lite.sae.metrics import window_name
 from saelens_lite.text_table import cell
@@ -281,10 +283,17 @@ _QUANTITIES: dict[str, tuple[str, str, Callable[[SparseAutoencoder], Tensor]]] =
 }
 
 
+_LEANING = (
+    "Mean |cosine| of pairs of decoder rows, of latents that fire, against latents a token. Where it has a "
+    "least value, fewer or more latents mix features (arXiv:2508.16560)."
+)
+
+
 def _weights(runs: Sequence[Run], problems: list[str]) -> list[Section]:
     """Sections on weights and firing rates; one SAE is in memory at a time."""
     measured: dict[str, dict[int, Tensor]] = {}
     rates: dict[int, Tensor] = {}
+    cosines: list[tuple[str, float, float, int]] = []
     for i, run in enumerate(runs):
         if run.config is None:
             continue
@@ -300,6 +309,9 @@ def _weights(runs: Sequence[Run], problems: list[str]) -> list[Section]:
             measured.setdefault(name, {})[i] = measure(sae)
         if log_rates is not None:
             rates[i] = log_rates
+        if (l0 := _final(run, "held_out_l0")) is not None:
+            fires = None if log_rates is None else log_rates > NEVER_FIRED
+            cosines.append((run.name, l0, mean_decoder_cosine(sae.W_dec.detach(), fires), i))
     figures = []
     for number, (name, values) in enumerate(measured.items()):
         title, definition, _ = _QUANTITIES.get(
@@ -309,6 +321,11 @@ def _weights(runs: Sequence[Run], problems: list[str]) -> list[Section]:
             of = f"Of more than {geometry.ALL_PAIRS:,} latents"
             definition += f" {of} a random sample, each compared with all others."
         figures.append(_histogram(f"weights{number}", title, definition, name, runs, values))
+    known = [of for of in cosines if math.isfinite(of[2])]
+    if leaning := against(
+        "leaning", "Decoder cosine against l0", _LEANING, ("held-out l0", "mean |cosine|"), known
+    ):
+        figures.append(leaning)
     sections = [Section("Weights", [Figures(figures)])] if figures else []
     if rates:
         fired = {i: log_rates[log_rates > NEVER_FIRED] for i, log_rates in rates.items()}

@@ -26,6 +26,7 @@ from saelens_lite.store.reader import ActivationStore
 from saelens_lite.train.config import KindName, TrainConfig
 from saelens_lite.train.grid import grid_members, grid_table, parsed_grid, train_grid
 from saelens_lite.train.kinds.choice import kind_class
+from saelens_lite.train.l0_choice import choose_l0
 from saelens_lite.train.presets import with_preset
 from saelens_lite.train.single import train_sae
 
@@ -125,7 +126,10 @@ def run(argv: Sequence[str]) -> None:
         given = " ".join(argv).replace("=", " ").split()
         print(help_text(given[given.index("--kind") + 1] if "--kind" in given[:-1] else None))
         raise SystemExit(0)  # as the other commands leave their help
+    argv, automatic = without_auto(argv)
     command = configured(TrainCommand, "train", argv, with_preset)
+    if automatic:
+        command = with_chosen_l0(command, automatic)
     if command.model is not None:
         from_model(command)
     elif command.dataset:
@@ -137,6 +141,38 @@ def run(argv: Sequence[str]) -> None:
             "train needs --store, the folder of an activation store (`saelens-lite harvest` makes one), or "
             "--model, whose activations are trained on as they are made"
         )
+
+
+def without_auto(argv: Sequence[str]) -> tuple[list[str], str]:
+    """The words without `--k auto` or `--target-l0 auto`, and which of the two it was; "" for neither."""
+    words = [part for word in argv for part in (word.split("=", 1) if word.endswith("=auto") else [word])]
+    for flag in ("--k", "--target-l0", "--target_l0"):
+        for place in range(len(words) - 1):
+            if words[place] == flag and words[place + 1].lower() == "auto":
+                return words[:place] + words[place + 2 :], flag
+    return list(argv), ""
+
+
+def with_chosen_l0(command: TrainCommand, flag: str) -> TrainCommand:
+    """The command with the l0 that choose_l0 found, its runs beside the output, in OUTPUT-l0.
+
+    raises: ValueError where none stands out, or with --grid or --model
+    """
+    if command.grid or command.model is not None or not command.store:
+        raise ValueError(
+            f"train {flag} auto looks for one l0 in the rows of --store: leave out --grid and --model"
+        )
+    config, field = command.training, flag.removeprefix("--").replace("-", "_")
+    chosen = choose_l0(
+        config.store, dataclasses.replace(config, output=f"{config.output}-l0", baseline=False)
+    )
+    if chosen.field != field:
+        raise ValueError(f"train {flag} auto expected --{chosen.field.replace('_', '-')} auto with this kind")
+    if is_first_process():
+        print(chosen)
+    if chosen.chosen is None:
+        raise ValueError(f"{chosen.why} Then give {flag} a number")
+    return dataclasses.replace(command, **{field: chosen.chosen})
 
 
 def from_model(command: TrainCommand) -> None:

@@ -466,8 +466,8 @@ def test_runs_of_training_are_shown_whole(store, trained, report):
     assert {"kind", "l1_coeff", "dead_after_tokens"} <= set(page.table("Settings that differ")["topk"])
     logged = {name for line in (topk / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
     plots = sum(attributes.get("role") == "img" for tag, attributes in page.tags if tag == "svg")
-    assert plots == len(logged - {"step", "tokens", "dead@256", "kernels"}) + 3 + 4 + 1, (
-        "two dead shares in one, L1 loss, fvu against l0; weights; firing rates"
+    assert plots == len(logged - {"step", "tokens", "dead@256", "kernels"}) + 3 + 5 + 1, (
+        "two dead shares in one, L1 loss, fvu against l0; weights, leaning rows; firing rates"
     )
 
 

@@ -121,7 +121,7 @@ def command(folder, output, *more):
 
 @pytest.mark.long
 def test_the_command_studies_any_model_and_writes_the_numbers(made, tmp_path, capsys):
-    few = ["--n-controls", "10", "--n-ablated", "5", "--doses", "1", "--score", "logits"]
+    few = ["--n-controls", "4", "--n-ablated", "5", "--doses", "1", "--score", "logits"]
     assert main(command(made, tmp_path / "out", "--baseline", f"{made}/sae/frozen", *few)) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert (

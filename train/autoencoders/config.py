@@ -23,8 +23,8 @@ class AutoencoderConfig(RunConfig, Relative):
     """Folder that receives autoencoder.safetensors, metrics.jsonl and train_config.json."""
     batch_size_rows: Annotated[int, AtLeast(1), OF_ROWS] = 256
     """Rows a step."""
-    lr: Annotated[float, Above(0)] = 1e-3
-    """Peak learning rate of Adam; in pretraining that of contrastive divergence too. Not of pca."""
+    lr: Annotated[float | None, Above(0)] = None
+    """Peak learning rate of Adam, also in pretraining; None: 1e-3, for deep_belief 1e-2. pca has none."""
     warm_up_steps: Annotated[int, AtLeast(0)] = 0
     """Steps of linear warm-up of the learning rate."""
     decay_fraction: Annotated[float, AtLeast(0), AtMost(1)] = 1 / 3

@@ -21,6 +21,7 @@ class DeepBeliefLearner(AutoencoderLearner):
     """
 
     autoencoder: DeepBelief
+    default_lr = 1e-2
 
     @property
     def phase(self) -> tuple[int, int, int]:
@@ -62,7 +63,7 @@ class DeepBeliefLearner(AutoencoderLearner):
         for below in range(number):
             v = self.machine(below).hidden(v)
         machine = self.machine(number)
-        again, gradients = machine.divergence(v, draws)
+        again, gradients = machine.divergence(v, draws, mean=True)
         parameters = (machine.weight, machine.hidden_bias, machine.visible_bias)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -39,6 +39,7 @@ class AutoencoderLearner:
 
     NAME, FILE = "autoencoder", FILE
     LEFT_OPEN: ClassVar[Mapping[str, Any]] = {}
+    default_lr: ClassVar[float] = 1e-3
 
     def __init__(
         self,
@@ -69,7 +70,7 @@ class AutoencoderLearner:
 
     @property
     def lr(self) -> float:
-        return self.config.lr
+        return self.config.lr or self.default_lr
 
     def weights(self) -> Iterable[Tensor]:
         """All that is saved."""

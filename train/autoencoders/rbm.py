@@ -55,14 +55,19 @@ class RBM:
         h = self.hidden(v)
         return h.T @ v / len(v), h.mean(0), (v - self.visible_bias if self.gaussian_visible else v).mean(0)
 
-    def divergence(self, v: Tensor, draws: torch.Generator | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def divergence(
+        self, v: Tensor, draws: torch.Generator | None, mean: bool = False
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         """CD-1: the reconstruction v′ of rows after one step of Gibbs sampling, and gradients of (W, c, b).
 
         Sampled are h given v and v′ given h; the gradient is the statistics of v′ less those of v, which
         stands for that of −log p(v).
+        mean: take E[v′ | h] in place of a sample, for rows that are means themselves, such as grey values.
+            source: Hinton 2012, "A Practical Guide to Training Restricted Boltzmann Machines", section 3.2
         """
         h = _drawn(self.hidden(v), self.gaussian_hidden, draws)
-        again = _drawn(self.visible(h), self.gaussian_visible, draws)
+        again = self.visible(h)
+        again = again if mean else _drawn(again, self.gaussian_visible, draws)
         pairs = zip(self.statistics(again), self.statistics(v), strict=True)
         return again, tuple(after - before for after, before in pairs)
 

@@ -1,6 +1,7 @@
 """Relatives trained on a store: killed and resumed to the bit, saved and loaded, refused in a line."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,6 +98,17 @@ def test_the_same_seed_gives_the_same_weights_whatever_else_is_drawn(store, tmp_
     assert not torch.equal(first.encoder[0].weight, other.encoder[0].weight)
 
 
+def test_each_step_draws_anew_and_repeats_its_draws():
+    learner = AutoencoderLearner.__new__(AutoencoderLearner)
+    learner.config, learner.device = SimpleNamespace(seed=3), torch.device("cpu")
+
+    def drawn(step):
+        learner.steps_done = step
+        return torch.rand(1, generator=learner.draws()).item()
+
+    assert len({drawn(step) for step in range(5)}) == 5 and drawn(2) == drawn(2)
+
+
 def test_none_with_a_linear_decoder_is_below_pca_on_the_rows_trained_on(store, tmp_path):
     """Bourlard & Kamp 1988: no affine map of three numbers leaves less than the first three components."""
     rows, fvu = store.gather(torch.arange(store.n_rows)), {}
@@ -104,7 +116,12 @@ def test_none_with_a_linear_decoder_is_below_pca_on_the_rows_trained_on(store, t
         linear = {} if kind == "pca" else {"activation": "linear", "n_steps": 150, "lr": 1e-2}
         linear |= {"hidden": None} if kind == "contractive" else {}
         linear |= {"sparsity_coeff": 0.0} if kind == "dense" else {}
-        trained = train(store, tmp_path / kind, kind, **{"held_out_fraction": 0.0, "n_steps": 18} | linear)
+        trained = train(
+            store,
+            tmp_path / kind,
+            kind,
+            **{"held_out_fraction": 0.0, "n_steps": 18, "checkpoint_every_steps": 500} | linear,
+        )
         sums = ReconstructionSums(16)
         sums.update(rows, trained(rows).recons)
         fvu[kind] = sums.fvu

@@ -50,15 +50,18 @@ def test_statistics_give_the_exact_gradient_of_the_likelihood():
         torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
 
 
-def test_many_updates_average_to_one_step_of_gibbs_sampling():
+@pytest.mark.parametrize("mean", [False, True])
+def test_many_updates_average_to_one_step_of_gibbs_sampling(mean):
     rbm, v = RBM(*machine()), STATES_V[[21]]
     p_h = torch.where(STATES_H.bool(), rbm.hidden(v), 1 - rbm.hidden(v)).prod(1)
     means = rbm.visible(STATES_H)
     p_next = sum(p * torch.where(STATES_V.bool(), m, 1 - m).prod(1) for p, m in zip(p_h, means, strict=True))
     assert float(p_next.sum()) == pytest.approx(1)
     each = [rbm.statistics(state[None]) for state in STATES_V]
+    if mean:
+        p_next, each = p_h, [rbm.statistics(m[None]) for m in means]
     draws, n = torch.Generator().manual_seed(0), 4000
-    found = [rbm.divergence(v, draws)[1] for _ in range(n)]
+    found = [rbm.divergence(v, draws, mean)[1] for _ in range(n)]
     errors = []
     for i in range(3):
         expected = sum(p * s[i] for p, s in zip(p_next, each, strict=True)) - rbm.statistics(v)[i]
@@ -89,3 +92,12 @@ def test_gaussian_units_have_the_free_energy_of_their_normal():
     exact += 0.5 * torch.log(torch.tensor(2 * torch.pi))
     torch.testing.assert_close(rbm.free_energy(v)[0], exact, rtol=0, atol=1e-8)
     assert float(rbm.hidden(v)) == pytest.approx(0.9) and float(rbm.visible(v)) == pytest.approx(0.8)
+
+
+@pytest.mark.parametrize("gaussian", [(False, False), (True, False), (False, True), (True, True)])
+def test_statistics_are_the_negative_gradient_of_the_free_energy(gaussian):
+    parameters, rows = [p.requires_grad_() for p in machine()], STATES_V[[5, 33]] + 0.25
+    rbm = RBM(*parameters, *gaussian)
+    expected = torch.autograd.grad(-rbm.free_energy(rows).mean(), parameters)
+    for found, other in zip(rbm.statistics(rows), expected, strict=True):
+        torch.testing.assert_close(found.detach(), other)

@@ -89,8 +89,11 @@ def _unusual(value: Any) -> str | None:
 
 
 def _says_what(error: Exception) -> bool:
-    """Whether a line of the package raised the error on purpose: its own words are better than ours."""
-    traceback = error.__traceback__
+    """Whether a line of the package raised the error on purpose: its own words are better than ours.
+
+    An AttributeError is about a name that our own code asked for, never about an argument.
+    """
+    traceback = None if isinstance(error, AttributeError) else error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
     if traceback is None or not traceback.tb_frame.f_globals.get("__name__", "").startswith("saelens_lite"):
@@ -122,19 +125,33 @@ def fits(value: Any, hint: Any) -> bool:
     if hint is float:
         return isinstance(value, numbers.Real) and not isinstance(value, bool)
     if hint is int:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+        return whole and -(2**63) <= value < 2**63
     kind = origin or hint
     if kind is collections.abc.Callable:
         return callable(value)
-    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
+    if not isinstance(kind, type):
         return True
+    if getattr(kind, "_is_protocol", False):
+        return all(hasattr(value, name) for name in _members(kind))
     if not isinstance(value, kind):
         return kind is os.PathLike and hasattr(value, "__fspath__")
-    if isinstance(value, list | tuple | str | bytes) and of and of[-1] is not ...:
+    if isinstance(value, str) and of:
+        return fits("", of[0])
+    if hasattr(value, "dtype") and of:  # holds numbers and arrays
+        return any(fits(member, of[0]) for member in (0, 0.5, value))
+    if isinstance(value, list | tuple | bytes) and of and of[-1] is not ...:
         return len(of) > 1 or all(fits(one, of[0]) for one in value)
     if isinstance(value, tuple) and len(of) == 2:
         return all(fits(one, of[0]) for one in value)
     return True
+
+
+def _members(protocol: type) -> set[str]:
+    """The public attributes and methods that a protocol asks for."""
+    own = [base for base in protocol.__mro__ if getattr(base, "_is_protocol", False)]
+    named = (name for base in own for name in (*vars(base), *inspect.get_annotations(base)))
+    return {name for name in named if not name.startswith("_")}
 
 
 def described(value: Any) -> str:

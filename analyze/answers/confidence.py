@@ -87,6 +87,7 @@ def answer_confidence(
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in found.items()}
 
 
+@names_misfits
 def semantic_entropy(samples: Sequence[str], prompt: str = "", entails: Entails | None = None) -> float:
     """Entropy over the meanings of samples, in nats: 0 where all mean the same, log n where all differ."""
     counts: list[int] = []

@@ -51,6 +51,7 @@ class EdgeAttribution:
     error: Tensor
     b_dec: Tensor
 
+    @names_misfits
     def strongest(self, n: int) -> tuple[Tensor, Tensor]:
         """The n largest effects, either sign: int64[n 2] (row of targets, upstream latent), float32[n]."""
         flat = self.effects.reshape(-1)

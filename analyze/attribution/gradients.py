@@ -68,6 +68,7 @@ class GradientAttribution:
         total = self.latents.values.new_zeros(self.latents.batch)
         return total.index_add_(0, self.latents.row_ids(), self.latents.values).view(self.latents.batch_shape)
 
+    @names_misfits
     def top(self, n: int = 10) -> list[LatentShare]:
         """The n largest, strongest first."""
         values, seq = self.latents.values, self.latents.batch_shape[-1]

@@ -58,6 +58,7 @@ class LogitAttribution:
         """float64[batch], the sum of all shares: logit_diff up to rounding."""
         return self.latents.to_dense().double().sum(-1) + torch.stack(list(self.parts.values())).sum(0)
 
+    @names_misfits
     def top(self, n: int = 10, example: int = 0) -> list[tuple[int, float]]:
         """The n largest, strongest first."""
         start, stop = self.latents.offsets[example : example + 2].tolist()

@@ -137,6 +137,7 @@ class DoseResponse(Tabular):
                 found.append((dose, cost, effect))
         return found
 
+    @names_misfits
     def effect_at(self, delta_ce: float) -> float:
         """The effect at the smallest dose that costs so much ΔCE on neutral text, in nats, to compare edits.
 
@@ -240,6 +241,7 @@ class DoseResponse(Tabular):
 
     __repr__ = Tabular.table
 
+    @names_misfits
     def plot(self, ax: Any = None, *, against: Literal["dose", "delta_ce"] = "dose") -> Any:
         """Matplotlib axes: the effect by dose with its interval, and the middle 90 % of every control.
 

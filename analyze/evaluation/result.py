@@ -229,6 +229,7 @@ class Evaluation(Tabular):
 
     __str__ = table
 
+    @names_misfits
     def plot(self, ax: Any = None) -> Any:
         """Matplotlib axes: how many latents fire how often, of the SAE and its baseline.
 

@@ -28,6 +28,7 @@ class Evaluations(Tabular):
 
     evaluations: Mapping[str, Evaluation]
 
+    @names_misfits
     def __getitem__(self, name: str) -> Evaluation:
         if name not in self.evaluations:
             raise KeyError(f"no SAE {name!r}, there are {', '.join(self.evaluations)}")

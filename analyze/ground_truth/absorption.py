@@ -87,6 +87,7 @@ class PlantedAbsorption(Tabular):
 
     rows: tuple[PlantedAbsorptionRow, ...]
 
+    @names_misfits
     def mean(self, name: str) -> float:
         """Mean of one number of the rows, such as "absorption", over those that have it; nan for none."""
         values = [getattr(row, name) for row in self.rows if row.scored]

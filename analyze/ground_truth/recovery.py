@@ -78,6 +78,7 @@ class Recovery(Tabular):
     """Features that fire on a scored row."""
     rows: tuple[RecoveryRow, ...]
 
+    @names_misfits
     def row(self, name: str) -> RecoveryRow:
         """The row of that name."""
         return next(row for row in self.rows if row.name == name)

@@ -247,14 +247,17 @@ class FeatureIndex:
             is_unigram(counts, self.column("token_share"), self.column("top_token_share")), counts
         )
 
+    @names_misfits
     def token(self, token: str | int, n: int = 10) -> list[Match]:
         """The latents that mark a token best: `fires_on_token`. index.token(" Lily")"""
         return fires_on_token(self, token, n)
 
+    @names_misfits
     def regex(self, pattern: str, n: int = 10) -> list[Match]:
         """The latents that mark the matches of a regular expression best: `fires_on_regex`."""
         return fires_on_regex(self, pattern, n)
 
+    @names_misfits
     def text(self, text: str, n: int = 10) -> list[Match]:
         """The latents that mark a text best where it occurs; `encode_text` says what fires on a text of your
         own.

@@ -70,6 +70,7 @@ class LatentFirings:
     def __len__(self) -> int:
         return len(self.firings)
 
+    @names_misfits
     def __getitem__(self, i: int) -> Firing:
         return self.firings[i]
 

@@ -110,6 +110,7 @@ class Labels:
         self.set_all(labels)
         return len(labels)
 
+    @names_misfits
     def read_json(self, file: str | os.PathLike[str]) -> list[Label]:
         """The labels of a file that a page or `export_labels` wrote. raises: ValueError as `import_json`"""
         try:
@@ -133,6 +134,7 @@ class Labels:
         known = {"sae": self._sae["sha256"], "decoder": self._sae.get("decoder")}
         return {name: value for name, value in known.items() if value}
 
+    @names_misfits
     def check_owner(self, file: str | os.PathLike[str], sae: str | None, decoder: str | None) -> None:
         """raises: ValueError for a file that says it holds labels of an SAE with another decoder"""
         if (sae or decoder) and not self._is_owner(sae, decoder):
@@ -144,6 +146,7 @@ class Labels:
     def _is_owner(self, sae: str | None, decoder: str | None) -> bool:
         return sae == self._sae["sha256"] or (decoder is not None and decoder == self._sae.get("decoder"))
 
+    @names_misfits
     def set_all(self, labels: Iterable[Label]) -> None:
         """Write several labels in place of what was written: all of them or none. One with neither label,
         notes nor star is forgotten.

@@ -53,6 +53,7 @@ class EncodedText(Tabular):
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @names_misfits
     def __getitem__(self, latent: int) -> Tensor:
         """The activation of one latent on each token: float32[n_tokens], 0 where it does not fire.
 
@@ -69,6 +70,7 @@ class EncodedText(Tabular):
         """Every token with all latents that fire on it."""
         return iter(self.top(self.latents.d_sae))
 
+    @names_misfits
     def top(self, n: int = 5) -> list[TokenFirings]:
         """The n latents that fire most strongly on each token; of equally strong ones the lower first."""
         found = []
@@ -79,6 +81,7 @@ class EncodedText(Tabular):
             found.append(TokenFirings(token, tuple(strongest[:n])))
         return found
 
+    @names_misfits
     def strongest(self, n: int = 10) -> list[tuple[int, float]]:
         """(latent, largest activation) of the n latents that fire most strongly on any token but the BOS."""
         largest = torch.zeros(self.latents.d_sae, dtype=self.latents.values.dtype)

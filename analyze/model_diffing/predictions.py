@@ -40,10 +40,12 @@ class TokenDivergence(Tabular):
     ce_base: Tensor
     ce_tuned: Tensor
 
+    @names_misfits
     def mean(self, name: str) -> Interval:
         """A mean over tokens with its 95 % interval, from drawing documents again. name: a column"""
         return cluster_bootstrap(getattr(self, name), self.documents)
 
+    @names_misfits
     def strongest(self, n: int = 20) -> Tensor:
         """int64[n]: rows of the largest KL(p_tuned ‖ p_base), largest first."""
         return self.rows[self.kl.topk(min(n, len(self.kl))).indices]

@@ -83,6 +83,8 @@ def feature_page(
     check_is_harvested(model, store, point)
     if latents is not None:
         latents = checked_latents(sae, latents)
+        if not len(latents):
+            raise ValueError("latents expected at least one index, got none; None shows the top ones")
     if n_examples < 1:
         raise ValueError(f"expected n_examples >= 1 firings a latent, got {n_examples}")
     with contextlib.ExitStack() as stack:

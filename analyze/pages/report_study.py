@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from markupsafe import Markup
@@ -36,8 +36,21 @@ _DOES_NOT_SHOW = (
 )
 
 
+class Studied(Protocol):
+    """What this page reads of the result of a study."""
+
+    hook_point: str
+    n_known: int
+    n_unknown: int
+    n_questions: int
+    rows: Sequence[Any]
+    tested: Any
+
+
 @names_misfits
-def study_page(result: Any, output: str | os.PathLike[str], asked: Mapping[str, Any] | None = None) -> Path:
+def study_page(
+    result: Studied, output: str | os.PathLike[str], asked: Mapping[str, Any] | None = None
+) -> Path:
     """Write a study's result as one page, whole or not at all; returns its path.
 
     result: what `HallucinationStudy.run` gave; asked: what was asked, by name, such as the command's flags

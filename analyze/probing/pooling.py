@@ -63,6 +63,7 @@ class PooledLatents:
     def __len__(self) -> int:
         return len(self.acts)
 
+    @names_misfits
     def __getitem__(self, name: str) -> csr_matrix:
         if name not in self.by_name:
             raise KeyError(f"no features of an SAE {name!r}, there are {', '.join(self.by_name) or 'none'}")

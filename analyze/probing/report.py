@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from saelens_lite.misfits import names_misfits
 from saelens_lite.text_table import Lines, Tabular, filled_columns, number, span
 
 from ..stats.interval_plots import interval_plot
@@ -95,6 +96,7 @@ class ProbeReport(Tabular):
     confidence: float
     guard: RivalReport | None
 
+    @names_misfits
     def __getitem__(self, name: str) -> ProbeRow:
         for row in self.rows:
             if row.name == name:
@@ -116,6 +118,7 @@ class ProbeReport(Tabular):
 
     __str__ = Tabular.table
 
+    @names_misfits
     def plot(self, ax: Any = None) -> Any:
         """Matplotlib axes: the AUROC of every probe with its interval.
 

@@ -267,6 +267,8 @@ def _numbered(clusters: Tensor | None, n_items: int) -> tuple[Tensor, int]:
 def _times_drawn(n: int, n_weights: int, n_resamples: int, seed: int) -> Iterator[Tensor]:
     """How often each of n clusters is drawn, float64[r n] in portions whose statistic may take n_weights
     numbers a draw."""
+    if n_resamples < 1:
+        raise ValueError(f"n_resamples expected at least 1 draw, got {n_resamples}")
     generator = torch.Generator().manual_seed(seed)
     for start in range(0, n_resamples, rows := max(1, _CHUNK_WEIGHTS // n_weights)):
         drawn = torch.randint(n, (min(rows, n_resamples - start), n), generator=generator)

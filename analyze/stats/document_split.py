@@ -66,6 +66,7 @@ class Selection:
     split: Split
     n_items: int
 
+    @names_misfits
     def check_unseen(self, documents: Documents) -> None:
         """raises: ValueError for a document of the side that chose the latents."""
         seen = ~self.split.tests(documents)

@@ -5,20 +5,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from saelens_lite.misfits import described
+
 
 def new_axes(ax: Any = None, *, height: float = 3.5) -> Any:
     """The matplotlib axes given, or those of a new figure. height: inches
 
-    raises: ImportError without matplotlib
+    raises: TypeError for what is none; ImportError without matplotlib
     """
-    if ax is not None:
-        return ax
     try:
+        import matplotlib.axes
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
             "plot expected matplotlib, which is not installed: pip install 'saelens_lite[notebooks]'"
         ) from error
+    if ax is not None:
+        if not isinstance(ax, matplotlib.axes.Axes):
+            raise TypeError(
+                f"plot expected ax as matplotlib axes, got {described(ax)}: plt.subplots() makes one"
+            )
+        return ax
     return plt.subplots(figsize=(6, height), layout="constrained")[1]
 
 

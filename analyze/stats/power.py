@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
+from saelens_lite.misfits import names_misfits
 
+
+@names_misfits
 def entities_needed(effect: float, sd: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
     """Entities that a mean change of this size needs, to be told from none with the given chance.
 

@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
+from saelens_lite.misfits import names_misfits
+
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
@@ -23,6 +25,7 @@ class Agreement:
     differing: tuple[int, ...]
 
 
+@names_misfits
 def agreement(first: Sequence[Hashable], second: Sequence[Hashable]) -> Agreement:
     """Two raters' labels of the same items compared; κ is nan where both give one and the same label to all.
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
+from saelens_lite.misfits import names_misfits
 from saelens_lite.text_table import Lines, Tabular, plain, span
 
 
@@ -67,6 +68,7 @@ class RivalReport(Tabular):
     n_clusters: tuple[tuple[int, int], tuple[int, int]]
     confidence: float
 
+    @names_misfits
     def __getitem__(self, name: str) -> GuardedScore:
         for row in self.scores:
             if row.name == name:

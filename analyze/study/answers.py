@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saelens_lite.lm.decoder import Decoder
 from saelens_lite.lm.forward_state import placed_inputs
+from saelens_lite.misfits import names_misfits
 
 from .questions import Question
 
@@ -49,6 +50,7 @@ class NextToken:
     options: Sequence[str | int] | None = None
     separator: str = " "
 
+    @names_misfits
     def bound(
         self, tokenizer: Any, records: Sequence[Question]
     ) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.hashing import hashed_uniform
+from saelens_lite.misfits import names_misfits
 
 from .answers import Answers, first_tokens
 from .judge import Judge, Verdict
@@ -54,6 +55,7 @@ class OpenAnswer:
                 "equal"
             )
 
+    @names_misfits
     def bound(
         self, tokenizer: Any, records: Sequence[Question]
     ) -> Callable[[nn.Module, dict[str, Tensor]], Answers]:

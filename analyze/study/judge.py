@@ -134,6 +134,7 @@ class Judge:
             return "correct" if self.match(answer, right) else "wrong"
         return "correct" if any(self._matches(answer, alias) for alias in right) else "wrong"
 
+    @names_misfits
     def agreement(
         self, answers: Sequence[str], right: Sequence[str | Sequence[str]], labels: Sequence[Verdict]
     ) -> Agreement:

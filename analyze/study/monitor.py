@@ -58,6 +58,7 @@ class Alarm:
     n_selecting: tuple[int, int]
     n_testing: tuple[int, int]
 
+    @names_misfits
     def probability(self, scores: Tensor) -> Tensor:
         """float64[...]: of a wrong answer."""
         return (self.weight * scores.double() + self.bias).sigmoid()
@@ -177,6 +178,7 @@ class Monitor:
         self._prompt_columns, self._n_examples = 0, 0
 
     @contextmanager
+    @names_misfits
     def reading(self, where: Tensor | None = None) -> Iterator[Monitor]:
         """Reads inside, the last `generate` call.
 
@@ -189,6 +191,7 @@ class Monitor:
         with edit(self._decoder, self.hook_point, self._read):
             yield self
 
+    @names_misfits
     def tokens(self, written: Any, eos_token_id: int | Sequence[int] | None = None) -> Tensor:
         """float32[answers n_new]: a score for each written token; nan behind an answer's end.
 
@@ -220,6 +223,7 @@ class Monitor:
             found, ended = read[:, : new.shape[1]], torch.zeros_like(new, dtype=torch.bool)
         return found.masked_fill(ended | self._behind_end(new, eos_token_id), torch.nan)
 
+    @names_misfits
     def answers(self, written: Any, eos_token_id: int | Sequence[int] | None = None) -> Tensor:
         """float32[answers]: the maximum over an answer's tokens, or those of the prompt that were read."""
         if self._of_prompt is not None:
@@ -228,6 +232,7 @@ class Monitor:
             return every.repeat_interleave(n // len(every))
         return self.tokens(written, eos_token_id).nan_to_num(-math.inf).amax(1)
 
+    @names_misfits
     def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
         """bool[rows]: answers that end here, as a stopping criterion of `generate`."""
         read = self._of_prompt if self._of_prompt is not None else self._steps[-1] if self._steps else None

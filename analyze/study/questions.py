@@ -12,6 +12,7 @@ from torch import Tensor
 
 from saelens_lite.config import check_fields
 from saelens_lite.lm.positions import span_mask
+from saelens_lite.misfits import names_misfits
 
 log = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class Batch:
     whole: Tensor
 
 
+@names_misfits
 def as_chat(
     tokenizer: Any, records: Sequence[Question], *, template: str | None = None, system: str | None = None
 ) -> list[Question]:

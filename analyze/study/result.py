@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.atomic import write_file
+from saelens_lite.misfits import names_misfits
 from saelens_lite.text_table import Lines, Tabular, filled_columns, span
 
 from ..edits.refusal_logit import TradeOff
@@ -118,6 +119,7 @@ class StudyResult(Tabular):
     flipped: tuple[Flipped, ...] = ()
     _left = 2
 
+    @names_misfits
     def row(self, name: str, sae: str = "trained", dose: float | None = None) -> StudyRow:
         """One row. raises: KeyError if there is none"""
         for row in self.rows:
@@ -229,6 +231,7 @@ class StudyResult(Tabular):
             [f"  Directions without an SAE, as strong: {', '.join(directions)}."] if directions else []
         )
 
+    @names_misfits
     def save(self, path: str | Path) -> None:
         """Write the numbers as a JSON file, whole or not at all."""
         write_file(path, json.dumps(self.to_dict(), indent=1) + "\n")
@@ -251,6 +254,7 @@ class StudyResult(Tabular):
 
     __repr__ = Tabular.table
 
+    @names_misfits
     def plot(self, measure: str | None = None, ax: Any = None) -> Any:
         """Matplotlib axes: one measure under every edit that was tested on it, with its interval.
 

@@ -118,6 +118,7 @@ class HallucinationStudy:
             }
             self._kept = Kept(keep, identity | how)
 
+    @names_misfits
     def label(
         self,
         n_right: int = 2,
@@ -154,6 +155,7 @@ class HallucinationStudy:
         self._labels, self._sides = list(labels), {}
         return self._labels
 
+    @names_misfits
     def select(
         self,
         n: int = 3,
@@ -204,6 +206,7 @@ class HallucinationStudy:
             found.append(Selection(order, statistic[order], by, self.split, len(side.entities.names)))
         return Chosen(*found, n, sae)
 
+    @names_misfits
     def run(
         self,
         chosen: Chosen | None = None,
@@ -296,6 +299,7 @@ class HallucinationStudy:
         chosen, known = [records[i] for i in kept], [bool(labels[i]) for i in kept]
         return self._side_of(chosen, known, judge=self._judge, kept=self._kept)
 
+    @names_misfits
     def answers(self, judge: NextToken | OpenAnswer | Judge | None = None) -> Outcome:
         """What the model answers to all records without an edit, by the study's judge or another."""
         judge = judge or self._judge
@@ -305,6 +309,7 @@ class HallucinationStudy:
             self._answers[key] = side.outcome(key=key)
         return self._answers[key]
 
+    @names_misfits
     def cost(self, **of_run: int) -> Cost:
         """What `run` takes at most, before anything is answered; of_run: n_doses, n_controls, n_more."""
         n_saes = 1 + (self.baseline is not None)

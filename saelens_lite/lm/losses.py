@@ -28,7 +28,14 @@ def kl_divergence(clean_logits: Tensor, logits: Tensor) -> Tensor:
 
     A token that p_clean rules out adds nothing (0 · log 0 = 0) and passes no gradient; one that p alone rules
     out makes the divergence infinite.
+
+    raises: ValueError for logits of two shapes
     """
+    if clean_logits.shape != logits.shape:
+        raise ValueError(
+            f"kl_divergence expected logits of one shape, got {list(clean_logits.shape)} and "
+            f"{list(logits.shape)}"
+        )
     clean, other = clean_logits.float().log_softmax(-1), logits.float().log_softmax(-1)
     # masked before the product: 0 · nan would be nan in the gradient too
     ratio = (clean - other).masked_fill(clean == -math.inf, 0.0)
@@ -42,9 +49,15 @@ def token_losses(model: nn.Module, input_ids: Tensor, attention_mask: Tensor | N
     input_ids: int64[batch seq]; attention_mask: {bool|int}[batch seq], padding on either side
     returns: float32[batch seq-1]; entry t belongs to token t+1. 0 where the token or the one before it is
         padding: divide sums by the number of real pairs, `(mask[:, 1:] & mask[:, :-1]).sum()`
+    raises: ValueError for a mask of another shape
     """
     inputs: dict[str, Any] = {"input_ids": input_ids}
     if attention_mask is not None:
+        if attention_mask.shape != input_ids.shape:
+            raise ValueError(
+                f"attention_mask expected {list(input_ids.shape)}, as input_ids, got "
+                f"{list(attention_mask.shape)}"
+            )
         inputs["attention_mask"] = attention_mask
     with torch.no_grad():
         logits = model(**placed_inputs(model, inputs)).logits

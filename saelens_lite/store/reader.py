@@ -286,6 +286,7 @@ class ActivationStore:
             )
         return found
 
+    @names_misfits
     def place(self, hook_point: str | None = None) -> Place:
         """Where in the model the rows of a hook point are from."""
         name = self.hook_point(hook_point)
@@ -418,6 +419,7 @@ class ActivationStore:
         totals, sq_norms = zip(*self._sums(hook_point), strict=True)
         return sum(sq_norms) / self.n_rows, torch.from_numpy(sum(totals) / self.n_rows)
 
+    @names_misfits
     def mean_to_spread(self, hook_point: str | None = None) -> float:
         """γ, the norm of the mean row against the rows' spread; see common_mean.py."""
         return mean_to_spread(*self.moments(hook_point))

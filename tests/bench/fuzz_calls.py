@@ -4,7 +4,8 @@
 
 Each call starts from arguments that are right, by the names of parameters, and replaces one or two of them.
 It may succeed, or be refused: by a ValueError, TypeError or error of the package that a line of the package
-raises on purpose, by Python for arguments that do not bind, or by the system for a path. Anything else (an
+raises on purpose, by Python for arguments that do not bind, or by the system for a path. An error from within
+a callable that stands for a function is the caller's. Anything else (an
 error from within torch or numpy, an AttributeError, a signal, a minute without end) is internal. Prints the
 internal ones and exits with 1 where there are any. The calls are made in a process of their own; one line a
 call goes to the output, and the same command leaves out the calls that are in it.
@@ -252,6 +253,12 @@ def is_refusal(error: Exception) -> bool:
     return own and said and isinstance(error, ValueError | TypeError | LookupError) and len(str(error)) > 12
 
 
+def is_of(functions: list[Callable[..., Any]], error: Exception) -> bool:
+    """Whether an error arose in one of the functions."""
+    codes = {getattr(function, "__code__", None) for function in functions}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 def one_call(number: int, seed: int, found: list[Target], world: dict[str, Any]) -> dict[str, Any]:
     rng = random.Random(f"{seed}-{number}")
     name, function = rng.choice(found)
@@ -267,7 +274,10 @@ def one_call(number: int, seed: int, found: list[Target], world: dict[str, Any])
         elif inspect.isgenerator(result):
             next(result, None)
     except Exception as error:
-        record["outcome"] = "refused" if is_refusal(error) else "internal"
+        theirs = [
+            type(given[n]).__call__ for n in bad if inspect.isfunction(world.get(n)) and callable(given[n])
+        ]
+        record["outcome"] = "refused" if is_refusal(error) or is_of(theirs, error) else "internal"
         record["error"] = f"{type(error).__name__}: {str(error)[:300]}"
         frames = traceback.extract_tb(error.__traceback__)
         record["at"] = [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in frames[-5:]]

@@ -105,3 +105,49 @@ def test_the_changelog_lists_every_name_that_changed():
 def test_an_unknown_name_is_an_attribute_error():
     with pytest.raises(AttributeError, match="has no attribute 'train_sea'.*train_sae"):
         _ = saelens_lite.train_sea
+
+
+HELD_ELSEWHERE = {
+    "SparseAutoencoder": "check_acts normalize latent_acts encode encode_normalized encode_dense forward",
+    "SparseLatents": "from_topk from_dense cat with_values",
+    "TrainConfig": "expect",
+    "HookPoint": "module width device",
+    "PackedContexts": "up_to first",
+    "LibraryVariants": "update",
+}
+"""Methods of hot paths, which check_acts guards, and those that only our own code calls."""
+
+
+def names_its_misfits(function: types.FunctionType) -> bool:
+    while Path(function.__code__.co_filename).name != "misfits.py":
+        function = getattr(function, "__wrapped__", None)
+        if function is None:
+            return False
+    return True
+
+
+def with_arguments(name: str, value: object) -> dict[str, types.FunctionType]:
+    """A public function, or the public methods of a class, that take something from the caller."""
+    if inspect.isfunction(value):
+        return {name: value}
+    if not inspect.isclass(value) or getattr(value, "_is_protocol", False):
+        return {}
+    called = {key: getattr(member, "__func__", member) for key, member in vars(value).items()}
+    held = HELD_ELSEWHERE.get(name, "").split()
+    return {
+        f"{name}.{key}": function
+        for key, function in called.items()
+        if inspect.isfunction(function)
+        and len(inspect.signature(function).parameters) > 1
+        and (key in ("__getitem__", "__call__") or not key.startswith("_"))
+        and key not in held
+    }
+
+
+@pytest.mark.parametrize("namespace", ["", *NAMESPACES])
+def test_everything_public_names_the_argument_that_does_not_fit(namespace):
+    face = getattr(saelens_lite, namespace) if namespace else saelens_lite
+    names = getattr(face, "__all__", ["SyntheticActivations", "SyntheticConfig"])
+    ours = {name: value for name in names if not inspect.ismodule(value := getattr(face, name))}
+    found = {k: f for name, value in ours.items() for k, f in with_arguments(name, value).items()}
+    assert [key for key, function in found.items() if not names_its_misfits(function)] == []

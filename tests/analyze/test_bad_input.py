@@ -293,6 +293,7 @@ def test_a_folder_of_a_store_or_sae_is_opened(folders, gpt2, tmp_path):
         (lambda m, s, st: sl.edits.matched_latents(s, [1], [0.1] * 48), "rates as a tensor, got list"),
         (lambda m, s, st: entered(sl.ablate(m, s, ["7"])), r"latents expected indices, got \['7'\]"),
         (lambda m, s, st: entered(sl.steer(m, s, [1], "2")), "strength expected a number.*got '2'"),
+        (lambda m, s, st: sl.feature_page(s, st, "page.html", latents=[]), "latents expected at least one"),
         (lambda m, s, st: st.gather([0.9]), "gather expected rows as whole numbers, got torch.float32"),
         (lambda m, s, st: st.mean([HOOK_POINT]), "expected the name of one hook point, got list"),
         (

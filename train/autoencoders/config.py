@@ -23,6 +23,8 @@ class AutoencoderConfig(RunConfig, Relative):
     """Folder that receives autoencoder.safetensors, metrics.jsonl and train_config.json."""
     batch_size_rows: Annotated[int, AtLeast(1), OF_ROWS] = 256
     """Rows a step."""
+    buffer_rows: Annotated[int, AtLeast(1), OF_ROWS] = 65_536
+    """Rows mixed in memory at a time (up to 4 · d_model bytes each); more mix better across the store."""
     lr: Annotated[float | None, Above(0)] = None
     """Peak learning rate of Adam, also in pretraining; None: 1e-3, for deep_belief 1e-2. pca has none."""
     warm_up_steps: Annotated[int, AtLeast(0)] = 0

@@ -40,6 +40,7 @@ def store(tmp_path_factory):
 def train(store, output, kind="dense", **fields):
     options = {"code_size": 3, "n_steps": 24, "batch_size_rows": 64, "device": "cpu", "progress": False}
     options |= {"checkpoint_every_steps": 7, "held_out_fraction": 0.2, "log_every_steps": 4}
+    options |= {"buffer_rows": 2048}
     return train_autoencoder(store, kind=kind, output=str(output), **options | SMALL[kind] | fields)
 
 

@@ -39,7 +39,6 @@ def printed():
     ).splitlines()
 
 
-@pytest.mark.long
 def test_the_core_brings_torch_and_safetensors_and_nothing_heavy(printed):
     loaded = set(printed[0].split())
     assert {"torch", "safetensors"} <= loaded

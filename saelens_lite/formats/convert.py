@@ -30,6 +30,8 @@ def write_for(config: SAEConfig, tensors: Mapping[str, Tensor], folder: Path, to
     """
     if to not in WRITERS:
         raise ValueError(f"to expected one of {', '.join(WRITERS)}, got {to!r}{nearest(to, WRITERS)}")
+    if config.target is not None:
+        raise ValueError(f"{to} cannot hold a transcoder; format saelens holds it")
     if config.normalize_activations != "none":
         raise ValueError(
             f"{to} cannot hold normalize_activations {config.normalize_activations!r}: it reads activations "

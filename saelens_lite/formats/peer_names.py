@@ -13,7 +13,7 @@ from typing import Any
 from saelens_lite.errors import nearest
 
 _MODEL = "a Hugging Face model as it is, under `sl.capture`, `sl.replace_with_reconstruction` or `sl.ablate`"
-_TRANSCODERS = "not here yet: SAEs only; SAELens opens transcoders"
+_TRANSCODERS = "`saelens_lite.sae.Transcoder`"
 _RUNNER = "`sl.harvest_activations`, then `sl.train_sae`; or `sl.train_streaming`"
 _CROSSCODERS = "`saelens_lite.sae.Crosscoder`"
 

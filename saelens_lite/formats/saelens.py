@@ -7,6 +7,10 @@ sae_weights         W_enc [d_in, d_sae]  b_enc [d_sae]  W_dec [d_sae, d_in]  b_d
                     threshold [d_sae]; gated has b_gate, b_mag, r_mag [d_sae] in place of b_enc; row vectors:
                     acts @ W_enc
 
+A transcoder ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder") has d_out,
+which W_dec and b_dec are of, W_skip [d_out, d_in] with a skip, and metadata.hook_name_out. The first two have
+a plain ReLU: per-token TopK has no form there and is saved under names of ours, which SAELens refuses.
+
 A crosscoder (architecture "crosscoder", which SAELens does not open) is such a folder of rows side by side:
 `sides` lists their blocks of d_in, and `latents` says which of these architectures its latents are of.
 
@@ -31,7 +35,7 @@ from saelens_lite.errors import CheckpointError, nearest
 from saelens_lite.formats import centred
 from saelens_lite.formats.opened import Place, check_shapes
 from saelens_lite.json_data import misfit
-from saelens_lite.sae.config import SAEConfig, Side
+from saelens_lite.sae.config import SAEConfig, Side, Target
 
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"
 BEFORE, SAVING = f"before.{WEIGHTS}", ".saving-"
@@ -60,12 +64,16 @@ _NORMALISATION_WAY_OUT = {
 _NORMALISATIONS = ("none", "layer_norm", "constant_norm_rescale")
 _NORMALISED = "normalize_activations"
 """Key of our own facts: what SAELens has no word for."""
-_TRANSCODER = "a transcoder, which reads one place of the model and writes another"
+_TRANSCODERS = {
+    "transcoder": ("relu", False),
+    "skip_transcoder": ("relu", True),
+    "jumprelu_transcoder": ("jumprelu", False),
+    "jumprelu_skip_transcoder": ("jumprelu", True),
+    "topk_transcoder": ("topk", False),
+    "topk_skip_transcoder": ("topk", True),
+}
+"""architecture -> kind, and whether it has a skip; the last two are our own."""
 _NOT_HERE = {
-    "transcoder": _TRANSCODER,
-    "skip_transcoder": _TRANSCODER,
-    "jumprelu_transcoder": _TRANSCODER,
-    "jumprelu_skip_transcoder": _TRANSCODER,
     "abstopk": "it keeps latents below zero too, chosen by their size",
     "matching_pursuit": "its latents are found one after another, each from what the others leave",
     "temporal": "its latents depend on the tokens before, by attention",
@@ -74,6 +82,8 @@ CROSSCODER = "crosscoder"
 _TRAINING_ONLY = ("batchtopk", "matryoshka_batchtopk")
 _PLACE = {"hook_name": "hook_point", "hf_hook_name": "hf_module", "model_name": "model_name"}
 """metadata key -> SAEConfig field, for where the SAE reads."""
+_TARGET_PLACE = {"hook_name_out": "hook_point", "hf_hook_name_out": "hf_module"}
+"""metadata key -> Target field, for where a transcoder writes."""
 
 _OLD_NAMES = {
     "hook_point": "hook_name",
@@ -123,6 +133,8 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
     metadata.setdefault("sae_lens_training_version", None)
     for key, field in _PLACE.items():
         metadata[key] = getattr(config, field)
+    if config.target is not None:
+        metadata |= {key: getattr(config.target, field) for key, field in _TARGET_PLACE.items()}
     normalised, ours = config.normalize_activations, dict(_ours(metadata))
     ours.pop(_NORMALISED, None)
     if normalised not in _NORMALISATIONS:
@@ -144,6 +156,10 @@ def to_cfg(config: SAEConfig) -> dict[str, Any]:
     }
     if config.kind == "topk":
         cfg |= {"k": config.k, "rescale_acts_by_decoder_norm": False}
+    if config.target is not None:
+        as_saved = (config.kind, config.target.skip)
+        name = next(name for name, of in _TRANSCODERS.items() if of == as_saved)
+        return cfg | {"d_out": config.d_out, "architecture": name}
     architecture = ARCHITECTURE_OF_KIND[config.kind]
     if config.sides:
         sides = [dataclasses.asdict(side) for side in config.sides]
@@ -175,20 +191,22 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
             raise CheckpointError(f"{where}: {found}")
         architecture = cfg["latents"]
         sides = tuple(Side(**{name: side[name] for name in _OF_SIDE}) for side in cfg["sides"])
+    kind, skip = _TRANSCODERS.get(architecture, (KIND_OF_ARCHITECTURE.get(architecture), None))
     if architecture in _TRAINING_ONLY:
         raise ValueError(
             f"{where}: architecture {architecture!r} is a training form without a fixed threshold; "
             "save it with SAELens' `save_inference_model`, which writes jumprelu, and load that folder"
         )
-    if architecture not in KIND_OF_ARCHITECTURE:
+    if kind is None:
         if architecture in _NOT_HERE:
             raise ValueError(
                 f"{where}: architecture {architecture!r} is not opened here: {_NOT_HERE[architecture]}; "
                 "sae_lens itself opens it"
             )
+        opened = (*KIND_OF_ARCHITECTURE, *_TRANSCODERS)
         raise ValueError(
-            f"{where}: expected architecture {', '.join(KIND_OF_ARCHITECTURE)}, got {architecture!r}"
-            f"{nearest(architecture, KIND_OF_ARCHITECTURE)}"
+            f"{where}: expected architecture {', '.join(opened)}, got {architecture!r}"
+            f"{nearest(architecture, opened)}"
         )
     reshape = cfg.get("reshape_activations", "none")
     if reshape not in ("none", "hook_z", None):  # heads side by side, as attn.hook_z has them here anyway
@@ -205,22 +223,27 @@ def from_cfg(cfg: Mapping[str, Any], where: str, dtype: str | None = None) -> SA
             f"{where}: normalize_activations {normalisation!r} is not supported (expected "
             f"{', '.join(_NORMALISATIONS)}): {way_out}"
         )
-    kind = KIND_OF_ARCHITECTURE[architecture]
     if found := misfit(dict(metadata), _OUR_FACTS, "metadata"):
         raise CheckpointError(f"{where}: {found}")
     metadata = {key: value for key, value in metadata.items() if (key, value) != ("saelens_lite", None)}
     place = {field: metadata[key] for key, field in _PLACE.items() if metadata.get(key) is not None}
+    target, known = None, {*_PLACE}
+    if skip is not None:
+        writes = {field: metadata[key] for key, field in _TARGET_PLACE.items() if metadata.get(key)}
+        target = Target(d_model=_required(cfg, "d_out", int, where), skip=skip, **writes)
+        known |= {*_TARGET_PLACE}
     return SAEConfig(
         d_model=_required(cfg, "d_in", int, where),
         d_sae=_required(cfg, "d_sae", int, where),
         kind=kind,
-        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", True)),
+        apply_b_dec_to_input=bool(cfg.get("apply_b_dec_to_input", skip is None)),
         normalize_activations=_ours(metadata).get(_NORMALISED)
         or centred.normalisation(metadata, normalisation, where),
         dtype=dtype or dtype_name(_required(cfg, "dtype", str, where), where),
-        metadata={key: value for key, value in metadata.items() if key not in _PLACE},
+        metadata={key: value for key, value in metadata.items() if key not in known},
         k=_required(cfg, "k", int, where) if kind == "topk" else None,
         sides=sides,
+        target=target,
         **place,
     )
 

@@ -2,8 +2,10 @@ from .autoencoder import SAEOutput as SAEOutput
 from .autoencoder import SparseAutoencoder as SparseAutoencoder
 from .config import SAEConfig as SAEConfig
 from .config import Side as Side
+from .config import Target as Target
 from .crosscoder import Crosscoder as Crosscoder
 from .latents import SparseLatents as SparseLatents
 from .metrics import FiringSums as FiringSums
 from .metrics import ReconstructionSums as ReconstructionSums
 from .nonlinearity import geometric_median as geometric_median
+from .transcoder import Transcoder as Transcoder

@@ -256,7 +256,7 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
                 raise ValueError(f"decode expected latents[..., d_sae={self.d_sae}], got {got}")
             return latents.to(self.dtype) @ self.W_dec + self.b_dec
         recons = kernels.decode(latents.values, latents.indices, latents.offsets, self.W_dec) + self.b_dec
-        return recons.view(*latents.batch_shape, self.d_model)
+        return recons.view(*latents.batch_shape, self.config.d_out)
 
     def forward(self, acts: Tensor) -> SAEOutput:
         """The reconstruction, in the scale of `acts`, and the latents; acts: float[... d_model]."""

@@ -40,8 +40,8 @@ class Parameter(NamedTuple):
 def _with(**roles: str) -> dict[str, Parameter]:
     return {
         "W_enc": Parameter(("d_model", "d_sae"), WEIGHT),
-        "W_dec": Parameter(("d_sae", "d_model"), WEIGHT),
-        "b_dec": Parameter(("d_model",), BIAS),
+        "W_dec": Parameter(("d_sae", "d_out"), WEIGHT),
+        "b_dec": Parameter(("d_out",), BIAS),
         **{name: Parameter(("d_sae",), role) for name, role in roles.items()},
     }
 
@@ -75,6 +75,22 @@ class Side:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Target:
+    """Where a transcoder writes: what it predicts from the rows it reads."""
+
+    d_model: Annotated[int, AtLeast(1)]
+    """Width of what it writes."""
+    skip: bool = False
+    """Whether a matrix W_skip maps the input straight to the target, beside the latents."""
+    hook_point: str = ""
+    hf_module: str = ""
+    """As SAEConfig has them, of the target."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SAEConfig:
     """What an SAE is, apart from its weights."""
 
@@ -102,6 +118,8 @@ class SAEConfig:
     """Other facts kept with the SAE; SAELens' metadata object."""
     sides: tuple[Side, ...] = ()
     """Blocks of d_model, in order, of a crosscoder; none of an SAE."""
+    target: Target | None = None
+    """What a transcoder writes; None for an SAE, which writes where it reads."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -123,11 +141,30 @@ class SAEConfig:
         if self.sides and sum(side.d_model for side in self.sides) != self.d_model:
             widths = " + ".join(str(side.d_model) for side in self.sides)
             raise ValueError(f"SAEConfig.sides expected widths of d_model={self.d_model}, got {widths}")
+        if self.target is not None:
+            self._check_target()
         dtype = getattr(torch, self.dtype, None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ValueError(
                 f"SAEConfig.dtype expected a float dtype of torch such as 'float32', got {self.dtype!r}"
             )
+
+    def _check_target(self) -> None:
+        """raises: ValueError for what a transcoder is not"""
+        for name, allowed in (
+            ("kind", ("relu", "topk", "jumprelu")),
+            ("apply_b_dec_to_input", (False,)),  # b_dec is of the target
+            ("normalize_activations", ("none",)),
+            ("sides", ((),)),
+        ):
+            if (got := getattr(self, name)) not in allowed:
+                told = ", ".join(map(repr, allowed))
+                raise ValueError(f"SAEConfig.{name} of a transcoder expected {told}, got {got!r}")
+
+    @property
+    def d_out(self) -> int:
+        """Width of what it writes; d_model, unless it is a transcoder."""
+        return self.d_model if self.target is None else self.target.d_model
 
     @property
     def trained_at(self) -> str:
@@ -146,7 +183,10 @@ class SAEConfig:
 
     @property
     def parameters(self) -> Mapping[str, Parameter]:
-        return PARAMETERS[self.kind]
+        of_kind = PARAMETERS[self.kind]
+        if self.target is None or not self.target.skip:
+            return of_kind
+        return {**of_kind, "W_skip": Parameter(("d_out", "d_model"), WEIGHT)}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -37,7 +37,9 @@ class Crosscoder(SparseAutoencoder):
 
     @classmethod
     def check_opens(cls, config: SAEConfig, name: str) -> None:
-        """raises: ValueError for an SAE, which has no sides"""
+        """raises: ValueError for a transcoder, and for an SAE, which has no sides"""
+        if config.target is not None:
+            super().check_opens(config, name)
         if len(config.sides) < 2:
             raise ValueError(
                 f"{name}: expected a crosscoder, got an SAE of d_model={config.d_model}: "

@@ -153,6 +153,11 @@ class SAEFolder:
                 f"{name}: expected an SAE, got a crosscoder of {len(config.sides)} sides: "
                 "saelens_lite.sae.Crosscoder.load opens it"
             )
+        if config.target is not None:
+            raise ValueError(
+                f"{name}: expected an SAE, got a transcoder of {config.d_model} to {config.d_out}: "
+                "saelens_lite.sae.Transcoder.load opens it"
+            )
 
     @staticmethod
     @names_misfits

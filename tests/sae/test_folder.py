@@ -301,8 +301,6 @@ def test_dtype_can_be_chosen(golden_copy):
         ({"normalize_activations": "sphere"}, "'sphere' is not supported"),
         ({"reshape_activations": "heads"}, "reshape_activations 'heads'"),
         ({"architecture": "batchtopk"}, "save_inference_model"),
-        ({"architecture": "transcoder"}, "'transcoder' is not opened here: a transcoder, which reads one"),
-        ({"architecture": "jumprelu_skip_transcoder"}, "is not opened here: a transcoder"),
         ({"architecture": "abstopk"}, "'abstopk' is not opened here: it keeps latents below zero"),
         ({"architecture": "matching_pursuit"}, "'matching_pursuit' is not opened here"),
         ({"architecture": "temporal"}, "'temporal' is not opened here: its latents depend on the tokens"),
@@ -324,6 +322,7 @@ def test_what_has_no_counterpart_is_refused_by_name(golden_copy, changes, messag
         ({"d_sae": ...}, "expected a key 'd_sae'"),
         ({"d_in": "8"}, "expected d_in to be int, got '8'"),
         ({"architecture": "gated"}, r"expected a tensor b_gate \[16\]"),
+        ({"architecture": "transcoder"}, "expected a key 'd_out'"),
         ({"metadata": [1]}, "expected metadata to be a JSON object"),
     ],
 )

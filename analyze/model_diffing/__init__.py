@@ -2,6 +2,7 @@
 
 row_differences   how far rows are apart, and along which directions
 predictions      how far predictions are apart, token by token
+latent_scaling   whether a latent of one model is in the other after all
 mean_difference   what the mean difference says in words
 """
 

@@ -1,9 +1,10 @@
 """What differs between two models that read one text: cheap baselines first, then crosscoders.
 
-row_differences   how far rows are apart, and along which directions
+row_differences  how far rows are apart, and along which directions
 predictions      how far predictions are apart, token by token
-latent_scaling   whether a latent of one model is in the other after all
-mean_difference   what the mean difference says in words
+scaling          whether a latent of one model is in the other after all
+one_side         the SAE of one side of a crosscoder
+mean_difference  what the mean difference says in words
 """
 
 from saelens_lite.faces import face

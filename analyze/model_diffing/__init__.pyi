@@ -1,6 +1,11 @@
 from .mean_difference import DifferenceLens as DifferenceLens
 from .mean_difference import difference_lens as difference_lens
+from .one_side import SideAgreement as SideAgreement
+from .one_side import side_agreement as side_agreement
+from .one_side import side_sae as side_sae
 from .predictions import TokenDivergence as TokenDivergence
 from .predictions import token_divergence as token_divergence
 from .row_differences import RowDifferences as RowDifferences
 from .row_differences import compare_rows as compare_rows
+from .scaling import LatentScaling as LatentScaling
+from .scaling import latent_scaling as latent_scaling

@@ -2,12 +2,13 @@
 
     β_m = Σ_x f(x) ⟨d, y_m(x)⟩ / (‖d‖² Σ_x f(x)²)        ν = β_against / β_of
 
-d is the latent's row in the decoder of the model that it seems to belong to, f its activation, and y_m what is
-to be explained in model m: β_m is the factor of f · d that explains y_m best. y is the reconstruction x̂_m, or
-the error with the latent's own part left in the rows, y_m = x_m − x̂_m + f d_m (of the plain error β is 0 at the
-optimum, and ν 0/0). Both ν of an exclusive latent are near 0. A ν of the error near 1 says that the other model
-has the same direction on the same tokens, and the crosscoder left it out there (complete shrinkage). A ν of the
-reconstruction near 1 says that other latents write it there (latent decoupling).
+d is the latent's row in the decoder of the model that it seems to belong to, f its activation, and y_m
+what is to be explained in model m: β_m is the factor of f · d that explains y_m best. y is the
+reconstruction x̂_m, or the error with the latent's own part left in the rows, y_m = x_m − x̂_m + f d_m
+(of the plain error β is 0 at the optimum, and ν 0/0). Both ν of an exclusive latent are near 0. A ν of
+the error near 1 says that the other model has the same direction on the same tokens, and the crosscoder
+left it out there (complete shrinkage). A ν of the reconstruction near 1 says that other latents write it
+there (latent decoupling).
 
 source: Minder et al. 2025, "Overcoming Sparsity Artifacts in Crosscoders to Interpret Chat-Tuning",
     arXiv:2504.02922. There the own part is left in for the tuned model alone.
@@ -84,8 +85,8 @@ def latent_scaling(
     mine, other = crosscoder.decoder(of), crosscoder.decoder(against)
     if mine.shape != other.shape:
         raise ValueError(
-            f"latent_scaling expected two sides of one width, got {mine.shape[1]} and {other.shape[1]}: a row "
-            "of one is looked for in the other"
+            f"latent_scaling expected two sides of one width, got {mine.shape[1]} and {other.shape[1]}: a "
+            "row of one is looked for in the other"
         )
     chosen, d_sae = checked_latents(crosscoder, latents), crosscoder.d_sae
     sides = (against, of)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from saelens_lite.analyze.model_diffing.latent_scaling import latent_scaling
+from saelens_lite.analyze.model_diffing.scaling import latent_scaling
 from saelens_lite.sae.config import SAEConfig, Side
 from saelens_lite.sae.crosscoder import Crosscoder
 from saelens_lite.store.derived import paired_store

@@ -41,6 +41,7 @@ def rows_of(page, heading):
     ]
 
 
+@pytest.mark.long
 def test_the_page_holds_every_part_and_runs_nothing(page):
     for heading in (
         "What was found", "Edits", "Dose and response", "The effect among its controls",
@@ -54,6 +55,7 @@ def test_the_page_holds_every_part_and_runs_nothing(page):
     assert "<dt>--doses</dt><dd>0.25, 1.0</dd>" in page and "--chat" not in page
 
 
+@pytest.mark.long
 def test_its_numbers_are_those_of_the_result(page):
     found = {(row[0], row[1], row[2]): row for row in rows_of(page, "To raise hallucination")}
     head = found["edit", "SAE", "dose"]
@@ -89,9 +91,13 @@ def test_effects_stand_beside_their_cost_on_neutral_text(result, tmp_path):  # n
     assert [float(value) for *_, value in rows] == [pytest.approx(want[d], rel=1e-3) for d in sorted(want)]
 
 
+@pytest.mark.long
 def test_texts_are_data_and_the_entity_is_marked(page):
     assert "Is &lt;b&gt;<mark>Ada</mark>&lt;/b&gt; old?" in page
     assert "refused: &lt;script&gt;" in page and "wrong: &amp;amp;" in page and "&lt;img src=x&gt;" in page
+
+
+def test_the_entity_stands_amid_its_text():
     long = highlighted("a" * 300 + "Ada" + "b" * 300, (300, 303))
     assert long == f"…{'a' * 78}<mark>Ada</mark>{'b' * 78}…"
     assert highlighted("c" * 200, None) == "…" + "c" * 160 and highlighted("<", None) == "&lt;"

@@ -39,6 +39,7 @@ def _margin(s, known=0.0, unknown=1.0):
     return math.sqrt(32) * (2 * unknown - 2 * known - s) / math.sqrt(known**2 + unknown**2 + s**2)
 
 
+@pytest.mark.long
 def test_the_primary_outcome_is_the_mean_over_doses_less_the_baseline(result):  # noqa: F811
     """The rates are H, 1 and 1 at doses 1/4, 1 and 2, and H with the baseline, which does nothing."""
     primary = result.fixed[0]
@@ -56,6 +57,7 @@ def test_the_primary_outcome_is_the_mean_over_doses_less_the_baseline(result):  
     assert str(primary).startswith(f"primary: hallucination raised by {expected:+.1%} at dose 0.25, 1, 2")
 
 
+@pytest.mark.long
 def test_mitigation_takes_the_dose_that_costs_no_accuracy(result):  # noqa: F811
     """u held at 0.9 d gives an unknown entity a refusal of 0.2 + 1.8 d against 1 or 3, a known one −2 + 1.8
     d.
@@ -91,6 +93,7 @@ def test_what_is_lost_counts_as_gain_in_mitigation():
     assert mitigating_dose(outcome(0, 0), {2.0: lost}, known) == 2.0
 
 
+@pytest.mark.long
 def test_a_constant_on_the_refusal_logit_draws_the_trade_off(result):  # noqa: F811
     """Clean margins are −12 (known), and 4 and −1.79 (unknown): a constant c refuses those above −c."""
     assert [point.constant for point in result.curve] == [-3.99, 1.79, 12.0]
@@ -113,6 +116,7 @@ def test_the_constant_is_gone_after_an_exception(world):  # noqa: F811
     assert torch.equal(edited[..., 10:], clean[..., 10:]) and torch.equal(model(input_ids=ids).logits, clean)
 
 
+@pytest.mark.long
 def test_p_values_are_corrected_by_the_largest_of_each_fake_ranking(result):  # noqa: F811
     tested = [row for row in result.rows if row.controls is not None]
     seen = torch.stack([row.measures[row.edit.measure].estimate for row in tested])
@@ -130,6 +134,7 @@ def test_attempts_by_hand():
     assert attempts(torch.ones(2).double(), torch.zeros(2).double(), None) == (0.0, None, None)
 
 
+@pytest.mark.long
 def test_attempts_and_flips_stand_in_the_result(result):  # noqa: F811
     clean, clamped = result.row("no edit", ""), result.row("clamp known", dose=1.0)
     n, unknown = result.n_questions, len(UNKNOWN_TESTED)
@@ -143,6 +148,7 @@ def test_attempts_and_flips_stand_in_the_result(result):  # noqa: F811
     assert len(saved["refusal_logit"]) == 3
 
 
+@pytest.mark.long
 def test_the_guard_stands_beside_every_latent(result):  # noqa: F811
     """All entities are one letter long: nothing on the surface tells them apart."""
     latent = result.guard[f"latent {KNOWS} (known)"]

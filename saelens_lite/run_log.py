@@ -101,11 +101,11 @@ def metric_chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
     with path.open("rb") as file:
         while lines := file.readlines(CHUNK_BYTES):
             try:  # at once: half the time of a line each
-                found = loads(b"[" + b",".join(line for line in lines if line.strip()) + b"]")
+                found = loads(b"[" + b",".join(filter(bytes.strip, lines)) + b"]")
             except ValueError:
                 found = []
-            as_many = len(found) == sum(not line.isspace() for line in lines)
-            if as_many and all(isinstance(values, dict) for values in found):
+            as_many = len(found) == len(lines) - sum(map(bytes.isspace, lines))
+            if as_many and {*map(type, found)} <= {dict}:
                 yield found
             else:
                 yield _each(path, lines, number)

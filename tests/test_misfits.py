@@ -116,6 +116,8 @@ def test_members_tell_whether_a_value_fits(value, hint, fit):
 def test_shapes_and_numbers_of_draws_are_named():
     with pytest.raises(ValueError, match=r"logits of one shape, got \[2, 9\] and \[1, 6\]"):
         sl.lm.kl_divergence(torch.zeros(2, 9), torch.zeros(1, 6))
+    with pytest.raises(ValueError, match=r"controls expected \[n ≥ 1, \[\]…\], got \[\]"):
+        sl.stats.rank_p(1.0, torch.tensor(3.0))
     with pytest.raises(ValueError, match="n_resamples expected at least 1 draw, got -1"):
         sl.stats.cluster_bootstrap([1.0, 2.0], n_resamples=-1)
     ids, mask = torch.zeros(1, 6).long(), torch.ones(5, 7)

@@ -102,7 +102,9 @@ class Run:
         """float64[n 2]: tokens or steps, and the value there or NaN, of the lines with the name, in order."""
         column = self.metrics.of(name)
         x = self.metrics.steps(column) * (self.tokens_per_step if over_tokens else 1)
-        return np.stack([x, column.values], axis=1)[np.argsort(x, kind="stable")]
+        points = np.stack([x, column.values], axis=1)
+        in_order = (x[1:] >= x[:-1]).all()
+        return points if in_order else points[np.argsort(x, kind="stable")]
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:

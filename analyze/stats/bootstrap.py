@@ -233,7 +233,7 @@ def _compared(observed: Tensor | float, controls: Tensor, alternative: str) -> t
     seen, drawn = (torch.as_tensor(one).detach().cpu().double() for one in (observed, controls))
     if alternative not in ALTERNATIVES:
         raise ValueError(f"alternative expected one of {ALTERNATIVES}, got {alternative!r}")
-    if not len(drawn) or drawn.shape[1:] != seen.shape:
+    if not drawn.ndim or not len(drawn) or drawn.shape[1:] != seen.shape:
         raise ValueError(f"controls expected [n ≥ 1, {list(seen.shape)}…], got {list(drawn.shape)}")
     if not (seen.isfinite().all() and drawn.isfinite().all()):
         raise ValueError("a rank expected finite numbers, got nan or infinity")

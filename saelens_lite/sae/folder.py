@@ -146,6 +146,7 @@ class SAEFolder:
         return sae.to(device=device)
 
     @classmethod
+    @names_misfits
     def check_opens(cls, config: SAEConfig, name: str) -> None:
         """raises: ValueError for what another class holds"""
         if config.sides:

@@ -47,12 +47,12 @@ def run(argv: Sequence[str]) -> None:
     """An SAE of one format into another"""
     config = configured(ConvertConfig, "convert", argv, leading=("source", "output"))
     from saelens_lite.formats import saelens
-    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.any_kind import load_any
 
     output = Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} expected a new or empty folder, got one with files; choose another")
-    sae = SparseAutoencoder.load(config.source, config.folder, dtype=config.dtype, format=config.format)
+    sae = load_any(config.source, config.folder, config.dtype, config.format)
     if config.to == saelens.NAME:
         sae.save(output)
     else:

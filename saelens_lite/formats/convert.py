@@ -30,7 +30,7 @@ def write_for(config: SAEConfig, tensors: Mapping[str, Tensor], folder: Path, to
     """
     if to not in WRITERS:
         raise ValueError(f"to expected one of {', '.join(WRITERS)}, got {to!r}{nearest(to, WRITERS)}")
-    if config.target is not None:
+    if config.target is not None and to != sparsify.NAME:
         raise ValueError(f"{to} cannot hold a transcoder; format saelens holds it")
     if config.normalize_activations != "none":
         raise ValueError(

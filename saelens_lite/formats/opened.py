@@ -20,7 +20,7 @@ from torch import Tensor
 
 from saelens_lite.errors import CheckpointError
 from saelens_lite.json_data import Form, loads, misfit
-from saelens_lite.sae.config import SAEConfig
+from saelens_lite.sae.config import SAEConfig, Target
 
 
 class Place(NamedTuple):
@@ -68,8 +68,17 @@ class Format(Protocol):
     read: Callable[[Place], Opened]
 
 
-def opened(tensors: Mapping[str, Tensor], where: str, notes: tuple[str, ...] = (), **fields: Any) -> Opened:
+def opened(
+    tensors: Mapping[str, Tensor],
+    where: str,
+    notes: tuple[str, ...] = (),
+    *,
+    target: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> Opened:
     """The SAE of tensors in our names; widths and dtype are theirs, the other facts are `fields`.
+
+    target: where a transcoder writes, in fields of Target
 
     Nothing is allocated: what does not fit is refused by its shape.
     raises: CheckpointError for a tensor that is missing, not known, of another shape or of no float type
@@ -84,6 +93,12 @@ def opened(tensors: Mapping[str, Tensor], where: str, notes: tuple[str, ...] = (
     for tensor in tensors.values():
         dtype = torch.promote_types(dtype, tensor.dtype)
     d_sae, d_model = decoder.shape
+    if target is not None:
+        if (encoder := tensors.get("W_enc")) is None or encoder.ndim != 2:
+            raise CheckpointError(f"{where}: expected an encoder of two dimensions; a transcoder has one")
+        fields |= {"target": Target(d_model=d_model, skip="W_skip" in tensors, **target)}
+        fields |= {"apply_b_dec_to_input": False}
+        d_model = encoder.shape[0]
     config = SAEConfig(d_model=d_model, d_sae=d_sae, dtype=str(dtype).removeprefix("torch."), **fields)
     check_shapes(tensors, config, where, f"by its decoder, d_model={d_model}, latents={d_sae}")
     return Opened(config, dict(tensors), notes)

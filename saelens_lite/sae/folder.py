@@ -136,14 +136,15 @@ class SAEFolder:
         raises: CheckpointError when a file is missing, short or contradicts another; ValueError for what has
             no counterpart here (an architecture, a normalisation), each with the way out
         """
-        source = located(path_or_repo, folder, format)
-        wanted = None if dtype is None else saelens.dtype_name(str(dtype), "load")
-        own = source.format == saelens.NAME
-        config, state = _read(source, wanted) if own else _read_foreign(source, wanted)
-        cls.check_opens(config, source.place.name)
+        return cls.of_state(*read(path_or_repo, folder, dtype, format)).to(device=device)
+
+    @classmethod
+    def of_state(cls, config: SAEConfig, state: dict[str, Tensor], name: str) -> Self:
+        """The module of what `read` gives. raises: ValueError for what another class holds, naming it"""
+        cls.check_opens(config, name)
         sae = cls(config)
         sae.load_state_dict(state)
-        return sae.to(device=device)
+        return sae
 
     @classmethod
     @names_misfits
@@ -168,6 +169,17 @@ class SAEFolder:
         if source.format != saelens.NAME:
             return _read_foreign(source, None)[0]
         return saelens.from_cfg(_read_cfg(source)[0], str(source.place.folder / CFG), None)
+
+
+def read(
+    path_or_repo: str | Path, folder: str | None, dtype: torch.dtype | str | None, format: str | None
+) -> tuple[SAEConfig, dict[str, Tensor], str]:
+    """What is there, its tensors and its name for messages. raises: as `load`, but for what a class holds"""
+    source = located(path_or_repo, folder, format)
+    wanted = None if dtype is None else saelens.dtype_name(str(dtype), "load")
+    own = source.format == saelens.NAME
+    config, state = _read(source, wanted) if own else _read_foreign(source, wanted)
+    return config, state, source.place.name
 
 
 def _read(found: Source, dtype: str | None) -> tuple[SAEConfig, dict[str, Tensor]]:

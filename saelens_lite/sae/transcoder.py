@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NoReturn
+from pathlib import Path
+from typing import NoReturn, Self
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
+from saelens_lite.formats import gemma_scope
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SAEOutput, SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig, Target
+from saelens_lite.sae.folder import read
 
 
 class Transcoder(SparseAutoencoder):
@@ -34,7 +38,15 @@ class Transcoder(SparseAutoencoder):
 
     @classmethod
     def check_opens(cls, config: SAEConfig, name: str) -> None:
-        """raises: ValueError for an SAE or a crosscoder, which have no target"""
+        """raises: ValueError for an SAE or a crosscoder, which have no target, and for a transcoder of a
+        place that no module reads
+        """
+        if gemma_scope.reads_before_gain(config):
+            model = config.model_name or "Gemma 2"
+            raise ValueError(
+                f"{name} reads {config.hook_point}, before the gain of the norm, where no module ends: pass "
+                f"the model, Transcoder.load(…, model=model) of {model}, and it moves behind the gain"
+            )
         if config.target is None:
             what, opens = ("a crosscoder", "Crosscoder") if config.sides else ("an SAE", "SparseAutoencoder")
             raise ValueError(
@@ -50,6 +62,28 @@ class Transcoder(SparseAutoencoder):
     @property
     def d_out(self) -> int:
         return self.config.d_out
+
+    @classmethod
+    @names_misfits
+    def load(
+        cls,
+        path_or_repo: str | Path,
+        folder: str | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | str | None = None,
+        format: str | None = None,
+        model: nn.Module | None = None,
+    ) -> Self:
+        """Read a transcoder: ours, SAELens' four architectures, or one of another format.
+
+        model: the model that it is of, a Hugging Face one; needed for Gemma Scope's of Gemma 2, which read
+            before the gain of the norm, to move them behind it, to blocks.{i}.mlp.hook_in
+        raises: as SparseAutoencoder.load; ValueError where the model is needed, or does not fit
+        """
+        config, state, name = read(path_or_repo, folder, dtype, format)
+        if model is not None and gemma_scope.reads_before_gain(config):
+            config, state = gemma_scope.after_gain(config, state, model)
+        return cls.of_state(config, state, name).to(device=device)
 
     def pruned(self, tau: float | None) -> NoReturn:
         """raises: ValueError: a leave-one-out score needs the target, which encoding does not see"""

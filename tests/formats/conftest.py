@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from saelens_lite.sae.any_kind import load_any
+from saelens_lite.sae.config import Target
 
 D, N, K = 12, 32, 4
+D_OUT = 10
 MARGIN = 1e-3
 
 Answer = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -27,6 +31,9 @@ class Golden:
     forward: Callable[[torch.Tensor], Answer]
     rows: torch.Tensor = field(default_factory=lambda: torch.empty(0))
     facts: dict = field(default_factory=dict)
+
+    def load(self, **options):
+        return load_any(self.folder, **options)
 
 
 CASES: dict[str, Callable] = {}
@@ -141,6 +148,36 @@ def gemma_scope_2(folder, generator):
 @case("gemma_scope_2", "gemma-scope-2-4b-it/attn_out_all/layer_3_width_16k_l0_small",
       model_name="google/gemma-3-4b-it", hook_point="blocks.3.attn.hook_z")  # fmt: skip
 def gemma_scope_2_without_config(folder, generator):
+    return write_gemma_scope_2(folder, generator, None)
+
+
+AFFINE = {
+    "architecture": "jump_relu", "model_name": "gemma-v3-1b-it", "affine_connection": True,
+    "hf_hook_point_in": "model.layers.7.pre_feedforward_layernorm.output",
+    "hf_hook_point_out": "model.layers.7.post_feedforward_layernorm.output",
+}  # fmt: skip
+
+
+@case("gemma_scope_2", "gemma-scope-2-1b-it/transcoder/layer_7_width_16k_l0_small_affine",
+      model_name="google/gemma-3-1b-it", hook_point="blocks.7.mlp.hook_in",
+      target=Target(d_model=D, skip=True, hook_point="blocks.7.hook_mlp_out"))  # fmt: skip
+def gemma_scope_2_affine_transcoder(folder, generator):
+    of_latents = write_gemma_scope_2(folder, generator, AFFINE)
+    skip = normal(generator, D, D)
+    tensors = load_file(folder / "params.safetensors") | {"affine_skip_connection": skip}
+    save_file(tensors, folder / "params.safetensors")
+
+    def forward(x):
+        latents, recons, gap = of_latents(x)
+        return latents, recons + x @ skip.double(), gap
+
+    return forward
+
+
+@case("gemma_scope_2", "gemma-scope-2-270m-pt/transcoder_all/layer_3_width_16k_l0_big",
+      model_name="google/gemma-3-270m", hook_point="blocks.3.mlp.hook_in",
+      target=Target(d_model=D, hook_point="blocks.3.hook_mlp_out"))  # fmt: skip
+def gemma_scope_2_transcoder_without_config(folder, generator):
     return write_gemma_scope_2(folder, generator, None)
 
 
@@ -329,6 +366,22 @@ def sparsify_of_old(folder, generator):
     return sparsify(
         folder, generator, activation=None, multi_topk=None, signed=False, normalize_decoder=False
     )
+
+
+@case("sparsify", "skip/layers.3.mlp", k=K, hook_point="blocks.3.mlp.hook_in",
+      target=Target(d_model=D, skip=True, hook_point="blocks.3.hook_mlp_out"))  # fmt: skip
+def sparsify_skip_transcoder(folder, generator):
+    """b_dec is not subtracted, and W_skip [d, d] is applied transposed."""
+    sparsify(folder, generator, transcode=True, skip_connection=True)
+    tensors = load_file(folder / "sae.safetensors") | {"W_skip": normal(generator, D, D)}
+    save_file(tensors, folder / "sae.safetensors")
+    wide_ones = {name: tensor.double() for name, tensor in tensors.items()}
+
+    def forward(x):
+        latents, gap = topk(x @ wide_ones["encoder.weight"].T + wide_ones["encoder.bias"])
+        return latents, latents @ wide_ones["W_dec"] + wide_ones["b_dec"] + x @ wide_ones["W_skip"].T, gap
+
+    return forward
 
 
 # dictionary_learning ---------------------------------------------------------------------------------
@@ -534,6 +587,44 @@ def saelens_rescaled(folder, generator):
         return latents, recons * size, gap
 
     return forward
+
+
+def transcoder(architecture):
+    """Register one of SAELens' four, of unlike widths."""
+
+    def write(folder, generator):
+        W_enc, b_enc, W_dec, _ = weights(generator)
+        W_dec, b_dec = W_dec[:, :D_OUT].contiguous(), normal(generator, D_OUT)
+        tensors = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+        if "jumprelu" in architecture:
+            tensors["threshold"] = 0.2 + torch.rand(N, generator=generator)
+        if "skip" in architecture:
+            tensors["W_skip"] = normal(generator, D_OUT, D)
+        save_file(tensors, folder / "sae_weights.safetensors")
+        metadata = {"sae_lens_version": "6.54.12", "hook_name": "blocks.2.mlp.hook_in", "model_name": "tiny"}
+        config = {
+            "d_in": D, "d_sae": N, "d_out": D_OUT, "dtype": "float32", "device": "cpu",
+            "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none",
+            "metadata": metadata | {"hook_name_out": "blocks.2.hook_mlp_out"}, "architecture": architecture,
+        }  # fmt: skip
+        write_json(folder / "cfg.json", config)
+        exact = {name: tensor.double() for name, tensor in tensors.items()}
+
+        def forward(x):
+            pre = x @ exact["W_enc"] + exact["b_enc"]
+            latents, gap = jumprelu(pre, exact["threshold"]) if "threshold" in exact else relu(pre)
+            recons = latents @ exact["W_dec"] + exact["b_dec"]
+            return latents, recons + x @ exact["W_skip"].T if "W_skip" in exact else recons, gap
+
+        return forward
+
+    write.__name__ = f"saelens_{architecture}"
+    target = Target(d_model=D_OUT, skip="skip" in architecture, hook_point="blocks.2.hook_mlp_out")
+    return case("saelens", hook_point="blocks.2.mlp.hook_in", model_name="tiny", target=target)(write)
+
+
+for architecture in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder"):
+    transcoder(architecture)
 
 
 # All of them -----------------------------------------------------------------------------------------

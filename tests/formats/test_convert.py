@@ -98,7 +98,7 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
 
 def test_every_golden_folder_is_written_or_refused_by_name(golden, golden_name, tmp_path, capsys):
     case = golden(golden_name)
-    ours = SparseAutoencoder.load(case.folder)
+    ours = case.load()
     for to in TARGETS:
         code = main(["convert", str(case.folder), str(tmp_path / to), "--to", to])
         told = capsys.readouterr()
@@ -108,13 +108,14 @@ def test_every_golden_folder_is_written_or_refused_by_name(golden, golden_name, 
         assert f"as {to}" in told.out
         rows = case.rows.double()
         with torch.no_grad():
-            expected = SparseAutoencoder.load(case.folder, dtype="float64")(rows).recons
-            found = SparseAutoencoder.load(tmp_path / to, dtype="float64")(rows).recons
+            expected = case.load(dtype="float64")(rows).recons
+            found = type(ours).load(tmp_path / to, dtype="float64")(rows).recons
             off = (found - expected).norm(dim=-1)
             assert (off <= 1e-5 * expected.norm(dim=-1).clamp_min(1e-3)).all()
-    assert (
-        ours.config.normalize_activations != "none" or (tmp_path / "dictionary_learning" / "ae.pt").exists()
-    )
+    held = ours.config.normalize_activations == "none" and ours.config.target is None
+    assert held == (tmp_path / "dictionary_learning" / "ae.pt").exists()
+    holds_topk = ours.kind == "topk" and ours.config.normalize_activations == "none"
+    assert holds_topk == (tmp_path / "sparsify" / "sae.safetensors").exists()
 
 
 def test_convert_says_what_is_wrong(tmp_path, capsys):

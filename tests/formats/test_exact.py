@@ -16,7 +16,7 @@ def test_encode_and_forward_equal_the_definition_in_float64(golden, golden_name)
     case = golden(golden_name)
     latents, recons, gap = case.forward(case.rows.double())
     assert (gap >= 1e-3).all() and (latents > 0).any(0).float().mean() > 0.5
-    sae = SparseAutoencoder.load(case.folder)
+    sae = case.load()
     with torch.no_grad():
         assert_rows_close(sae.encode(case.rows).to_dense(), latents)
         assert_rows_close(sae(case.rows).recons, recons)
@@ -29,8 +29,8 @@ def test_encode_and_forward_equal_the_definition_in_float64(golden, golden_name)
 
 def test_what_was_opened_is_the_same_saved_as_ours(golden, golden_name, tmp_path):
     case = golden(golden_name)
-    sae = SparseAutoencoder.load(case.folder)
-    again = SparseAutoencoder.load(sae.save(tmp_path / "sae"))
+    sae = case.load()
+    again = type(sae).load(sae.save(tmp_path / "sae"))
     with torch.no_grad():
         torch.testing.assert_close(again(case.rows).recons, sae(case.rows).recons, atol=0, rtol=0)
 

@@ -24,7 +24,9 @@ for folder, rows, answer in zip(*[iter(sys.argv[1:])] * 3):
     with torch.no_grad():
         acts, indices, _ = coder.encode(x)
         latents = torch.zeros(len(x), coder.num_latents).scatter(1, indices, acts)
-        save_file({"latents": latents, "recons": coder.decode(acts, indices).contiguous()}, answer)
+        skip = coder.W_skip if coder.cfg.skip_connection else None
+        recons = coder.decode(acts, indices) + (0 if skip is None else x @ skip.mT)
+        save_file({"latents": latents, "recons": recons.contiguous()}, answer)
 """
 DICTIONARY_LEARNING = """
 import importlib.util, json, sys, types
@@ -89,6 +91,22 @@ for loader, root, repo, folder, rows, answer in zip(*[iter(sys.argv[1:])] * 6):
     with torch.no_grad():
         save_file({"latents": sae.encode(x).contiguous(), "recons": sae(x).contiguous()}, answer)
 """
+SAELENS_FOLDERS = """
+import sys
+import torch
+from safetensors.torch import load_file, save_file
+from sae_lens import SAE
+for folder, rows, answer in zip(*[iter(sys.argv[1:])] * 3):
+    x = load_file(rows)["rows"]
+    try:
+        sae = SAE.load_from_disk(folder)
+    except Exception as error:
+        save_file({"refused": torch.zeros(1)}, answer)
+        continue
+    with torch.no_grad():
+        save_file({"latents": sae.encode(x).contiguous(), "recons": sae(x).contiguous()}, answer)
+"""
+FOUR = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
 
 
 @pytest.fixture(scope="module")
@@ -120,12 +138,11 @@ def assert_agree(sae: SparseAutoencoder, rows: torch.Tensor, theirs: dict[str, t
 
 
 def test_sparsify_computes_the_same_from_its_folders_and_from_ours(golden, ask, tmp_path):
-    cases = [
-        golden(name) for name in ("sparsify", "sparsify_of_old", "dictionary_AutoEncoderTopK", "qwen_scope")
-    ]
-    saes = [SparseAutoencoder.load(case.folder) for case in cases]
-    folders = [cases[0].folder, cases[1].folder]
-    folders += [sae.export(tmp_path / f"layers.{n}", "sparsify") for n, sae in enumerate(saes) if n > 1]
+    names = ("sparsify", "sparsify_of_old", "sparsify_skip_transcoder", "dictionary_AutoEncoderTopK")
+    cases = [golden(name) for name in (*names, "qwen_scope", "sparsify_skip_transcoder")]
+    saes = [case.load() for case in cases]
+    folders = [case.folder for case in cases[:3]]
+    folders += [sae.export(tmp_path / f"layers.{n}", "sparsify") for n, sae in enumerate(saes) if n > 2]
     rows = [case.rows for case in cases]
     for sae, x, theirs in zip(saes, rows, ask(SPARSIFY, [(folder,) for folder in folders], rows)):
         assert_agree(sae, x, theirs)
@@ -165,13 +182,29 @@ def test_saelens_computes_the_same_where_it_follows_the_origin(golden, ask):
         ("gemma_2", "gemma_scope_in_lower_case", "google/gemma-scope-9b-it-att"),
         ("gemma_3", "gemma_scope_2", "google/gemma-scope-2-270m-pt"),
         ("gemma_3", "gemma_scope_2_without_config", "google/gemma-scope-2-4b-it"),
+        ("gemma_3", "gemma_scope_2_affine_transcoder", "google/gemma-scope-2-1b-it"),
+        ("gemma_3", "gemma_scope_2_transcoder_without_config", "google/gemma-scope-2-270m-pt"),
         ("qwen_scope", "qwen_scope", "Qwen/SAE-Res-Qwen3-1.7B-Base-W32K-L0_4"),
         ("goodfire", "goodfire", "Goodfire/Llama-3.1-8B-Instruct-SAE-l19"),
         ("deepseek_r1", "deepseek_r1", "qresearch/DeepSeek-R1-Distill-Llama-8B-SAE-l19"),
     ]
     jobs, cases = zip(*jobs_of(golden, loaders))
     for case, theirs in zip(cases, ask(SAELENS, jobs, [case.rows for case in cases])):
-        assert_agree(SparseAutoencoder.load(case.folder), case.rows, theirs)
+        assert_agree(case.load(), case.rows, theirs)
+
+
+def test_saelens_opens_transcoders_as_it_writes_them_and_as_we_do(golden, ask, tmp_path):
+    cases = [golden(f"saelens_{architecture}") for architecture in FOUR] * 2
+    cases += [golden("gemma_scope_2_affine_transcoder"), golden("sparsify_skip_transcoder")]
+    saes = [case.load() for case in cases]
+    folders = [case.folder for case in cases[:4]]
+    folders += [sae.save(tmp_path / str(n)) for n, sae in enumerate(saes) if n >= 4]
+    rows = [case.rows for case in cases]
+    *answers, of_topk = ask(SAELENS_FOLDERS, [(folder,) for folder in folders], rows)
+    for sae, x, theirs in zip(saes, rows, answers):
+        assert (x == 0).all(-1).any() and x.norm(dim=-1).max() > 5e3
+        assert_agree(sae, x, theirs)
+    assert list(of_topk) == ["refused"]  # it would apply a plain ReLU
 
 
 def test_saelens_leaves_decoder_norms_out_of_llama_scopes_gate(golden, ask):

@@ -13,7 +13,8 @@ from .checkpoints import Checkpoint
 
 
 class Learner(Protocol):
-    """What a run trains on its rows; sae_learner.py has that of sparse autoencoders.
+    """What a run trains on its rows; sae_learner.py has that of sparse autoencoders, autoencoders/learner.py
+    that of their relatives.
 
     A `Run` owns the output, its locks, checkpoints, metrics.jsonl and clocks, and asks its learner for
     everything else. It makes the learner once `Rows.begin` was called, from the checkpoint that it resumes

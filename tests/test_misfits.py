@@ -120,6 +120,8 @@ def test_shapes_and_numbers_of_draws_are_named():
         sl.stats.rank_p(1.0, torch.tensor(3.0))
     with pytest.raises(ValueError, match="n_resamples expected at least 1 draw, got -1"):
         sl.stats.cluster_bootstrap([1.0, 2.0], n_resamples=-1)
+    with pytest.raises(ValueError, match="output expected the folder above the members', got float nan"):
+        sl.train_grid([], {"k": [2, 4]}, output=float("nan"))
     ids, mask = torch.zeros(1, 6).long(), torch.ones(5, 7)
     with pytest.raises(ValueError, match=r"attention_mask expected \[1, 6\], as input_ids, got \[5, 7\]"):
         sl.lm.token_losses(nn.Identity(), ids, mask)

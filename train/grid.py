@@ -15,6 +15,7 @@ import ast
 import dataclasses
 import itertools
 import logging
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 
 from saelens_lite import distributed
 from saelens_lite.config import takes_fields, to_mapping
-from saelens_lite.misfits import names_misfits
+from saelens_lite.misfits import described, names_misfits
 from saelens_lite.run_log import read_metrics
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
@@ -113,7 +114,9 @@ def _members(
             for values in itertools.product(*map(_values, grid, grid.values()))
         ]
     common = (to_mapping(config) if config else {}) | fields
-    output = Path(common.get("output", TrainConfig().output))
+    if not isinstance(folder := common.get("output", TrainConfig().output), str | os.PathLike):
+        raise ValueError(f"output expected the folder above the members', got {described(folder)}")
+    output = Path(folder)
     if (order_seed := common.get("order_seed")) is None:
         order_seed = common.get("seed", 0)
     members: dict[str, TrainConfig] = {}

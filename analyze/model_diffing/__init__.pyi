@@ -1,8 +1,11 @@
+from .exclusive import ExclusiveLatents as ExclusiveLatents
+from .exclusive import exclusive_latents as exclusive_latents
 from .mean_difference import DifferenceLens as DifferenceLens
 from .mean_difference import difference_lens as difference_lens
 from .one_side import SideAgreement as SideAgreement
 from .one_side import side_agreement as side_agreement
 from .one_side import side_sae as side_sae
+from .page import pair_page as pair_page
 from .predictions import TokenDivergence as TokenDivergence
 from .predictions import token_divergence as token_divergence
 from .row_differences import RowDifferences as RowDifferences

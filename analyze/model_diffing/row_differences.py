@@ -19,7 +19,7 @@ from torch import Tensor
 from saelens_lite.misfits import names_misfits
 from saelens_lite.store.derived import DerivedStore, difference_store
 from saelens_lite.store.reader import ActivationStore
-from saelens_lite.text_table import Lines, Tabular, plain, short
+from saelens_lite.text_table import Lines, Tabular, cell, plain
 
 _BLOCK_ROWS = 8192
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -75,10 +75,8 @@ class RowDifferences(Tabular):
 
     def _tables(self) -> list[tuple[str, Lines]]:
         facts = self._records()[0]
-        lines = [
-            [name.replace("_", " "), str(n) if isinstance(n, str) else short(n)] for name, n in facts.items()
-        ]
-        shares = [[f"component {i}", f"{share:.1%}"] for i, share in enumerate(self.shares.tolist())]
+        lines = [[name.replace("_", " "), cell(value)] for name, value in facts.items()]
+        shares = [[f"component {i}", f"{share:.1%}"] for i, share in enumerate(self.shares.tolist(), start=1)]
         return [("", [["rows", ""], *lines]), ("", [["differences", "share"], *shares])]
 
     def __repr__(self) -> str:

@@ -21,6 +21,7 @@ labels           labels of latents, as files
 browse           a live page of an index
 probe            labelled texts told apart by latents
 diff             what differs between two corpora
+diff_models      what differs between two models
 report           training runs beside each other
 convert          an SAE of one format into another
 saes             published SAEs, and which open

@@ -36,6 +36,7 @@ COMMANDS = {
     "browse": "The features of an index in a live page: read, label, type, steer, compare",
     "probe": "How well few latents tell labelled texts apart, beside the activations themselves",
     "diff": "Latents that fire in more documents of one corpus than of another, and what explains it",
+    "diff-models": "What differs between two models that read one text: rows, predictions, words, latents",
     "report": "What training runs did, beside each other, as one HTML page",
     "convert": "An SAE of one format into another",
     "saes": "The SAEs that others published, and which of them open here",

@@ -20,6 +20,7 @@ TO_LOWER = {
     "evaluate": "--max-tokens",
     "analyze": "--sample-tokens, --n-top or --n-latents",
     "diff": "--batch-size-texts, --max-texts or --max-tokens",
+    "diff-models": "--max-tokens",
     "probe": "--batch-size-texts or --max-tokens",
     "study": "--batch-size-seqs or --n-ablated",
 }

@@ -20,6 +20,7 @@ from saelens_lite.cli.commands import COMMANDS
 from saelens_lite.cli.convert import ConvertConfig
 from saelens_lite.cli.demo import DemoConfig
 from saelens_lite.cli.diff import DiffConfig
+from saelens_lite.cli.diff_models import DiffModelsConfig
 from saelens_lite.cli.evaluate import EvaluateConfig
 from saelens_lite.cli.export import ExportConfig
 from saelens_lite.cli.labels import LabelsConfig
@@ -58,6 +59,7 @@ CONFIGS = {
     "labels": LabelsConfig,
     "probe": ProbeConfig,
     "diff": DiffConfig,
+    "diff-models": DiffModelsConfig,
     "report": ReportConfig,
     "steer": SteerConfig,
     "push": PushConfig,

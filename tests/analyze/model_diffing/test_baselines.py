@@ -32,7 +32,7 @@ def test_two_rows_by_hand(tmp_path):
     torch.testing.assert_close(found.components.abs(), torch.eye(2, dtype=torch.float64))
     assert int(found.strongest[0]) in (0, 1) and int(found.along[0, 0]) in (0, 1)
     assert int(found.along[1, 0]) in (2, 3)
-    assert "component 0  80.0%" in str(found)
+    assert "component 1  80.0%" in str(found)
 
 
 def test_components_equal_those_of_the_rows_at_once(pair, harvested):

@@ -13,7 +13,10 @@ from saelens_lite.errors import nearest
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class ConvertConfig:
-    """Write an SAE in another format, exactly; what that format cannot hold is refused by name."""
+    """Write an SAE or a transcoder in another format, exactly; what it cannot hold is refused by name.
+
+    circuit-tracer takes transcoders of every layer: the source is a folder that has their folders in it.
+    """
 
     source: str
     """The SAE: a folder or file, a release and id such as gpt2-small-res-jb/blocks.8.hook_resid_pre, or a
@@ -23,7 +26,7 @@ class ConvertConfig:
     """The new folder."""
 
     to: str
-    """saelens (also ours), sparsify or dictionary_learning."""
+    """saelens (also ours), sparsify, dictionary_learning or circuit-tracer."""
 
     folder: str | None = None
     """The SAE's folder or file inside the source, or its id in a release."""
@@ -46,12 +49,15 @@ class ConvertConfig:
 def run(argv: Sequence[str]) -> None:
     """An SAE of one format into another"""
     config = configured(ConvertConfig, "convert", argv, leading=("source", "output"))
-    from saelens_lite.formats import saelens
+    from saelens_lite.formats import circuit_tracer, saelens
     from saelens_lite.sae.any_kind import load_any
 
     output = Path(config.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} expected a new or empty folder, got one with files; choose another")
+    if config.to == circuit_tracer.TARGET:
+        _write_set(config, output)
+        return
     sae = load_any(config.source, config.folder, config.dtype, config.format)
     if config.to == saelens.NAME:
         sae.save(output)
@@ -59,3 +65,25 @@ def run(argv: Sequence[str]) -> None:
         sae.export(output, config.to)
     files = ", ".join(sorted(file.name for file in output.iterdir()))
     print(f"{output}: {sae.kind}, d_model {sae.d_model}, {sae.d_sae:,} latents, as {config.to} ({files})")
+
+
+def _write_set(config: ConvertConfig, output: Path) -> None:
+    """circuit-tracer's folder of the transcoders below the source."""
+    from saelens_lite.formats import circuit_tracer
+    from saelens_lite.sae.source import folders_inside
+    from saelens_lite.sae.transcoder import Transcoder
+
+    source = Path(config.source, config.folder or "")
+    names = folders_inside(source, most=1000) if source.is_dir() else []
+    if not names:
+        raise ValueError(
+            f"convert --to {config.to} expected a folder with the folders of transcoders in it, one for each "
+            f"layer, got {source}"
+        )
+    transcoders = [Transcoder.load(source / name, dtype=config.dtype, format=config.format) for name in names]
+    circuit_tracer.write([(one.config, one.state_dict()) for one in transcoders], output)
+    first = transcoders[0]
+    print(
+        f"{output}: {len(transcoders)} transcoders, {first.kind}, d_model {first.d_model}, {first.d_sae:,} "
+        f"latents each, as {config.to} (config.yaml, layer_0.safetensors …)"
+    )

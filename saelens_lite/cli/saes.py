@@ -13,7 +13,6 @@ from saelens_lite.cli.shared import print_next
 from saelens_lite.config import check_fields
 from saelens_lite.errors import nearest
 from saelens_lite.sae.registry import (
-    NEEDS_TRANSCODERS,
     OPENS,
     REFUSED,
     Release,
@@ -22,7 +21,7 @@ from saelens_lite.sae.registry import (
 )
 from saelens_lite.text_table import Lines, Tabular, cell, in_format
 
-_SAID = {OPENS: "open here", NEEDS_TRANSCODERS: "need transcoders", REFUSED: "refused"}
+_SAID = {OPENS: "open here", REFUSED: "refused"}
 _LICENCE = "not recorded"
 
 
@@ -136,7 +135,9 @@ class _Saes(Tabular):
         ]
         opening = next((sae for sae in of.saes if not is_embedding(sae)), None)
         if of.status == OPENS and opening is not None:
-            notes.append(f'sae = sl.SparseAutoencoder.load("{of.name}", "{opening.id}")')
+            model = ", model=model" if of.loader == "gemma_2_transcoder" else ""
+            cls = "saelens_lite.sae.Transcoder" if of.transcodes else "sl.SparseAutoencoder"
+            notes.append(f'sae = {cls}.load("{of.name}", "{opening.id}"{model})')
         return notes
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saelens_lite.atomic import appearing_folder
 from saelens_lite.errors import nearest
-from saelens_lite.formats import dictionary_learning, saelens, sparsify
+from saelens_lite.formats import circuit_tracer, dictionary_learning, saelens, sparsify
 from saelens_lite.sae.config import SAEConfig
 
 Writer = Callable[[SAEConfig, Mapping[str, Tensor], Path], None]
@@ -18,8 +18,8 @@ WRITERS: dict[str, Writer] = {
     sparsify.NAME: sparsify.write,
     dictionary_learning.NAME: dictionary_learning.write,
 }
-TARGETS = (saelens.NAME, *WRITERS)
-"""The formats that an SAE is written in; the first by its own `save`."""
+TARGETS = (saelens.NAME, *WRITERS, circuit_tracer.TARGET)
+"""The formats that are written; the first by SAEs' own `save`, the last from transcoders of all layers."""
 
 
 def write_for(config: SAEConfig, tensors: Mapping[str, Tensor], folder: Path, to: str) -> Path:

@@ -6,6 +6,7 @@ from typing import cast
 
 from saelens_lite.errors import nearest
 from saelens_lite.formats import (
+    circuit_tracer,
     crosscoder,
     dictionary_learning,
     gemma_scope,
@@ -22,7 +23,7 @@ from saelens_lite.formats.opened import Format, Place
 
 _FORMATS = (
     gemma_scope, gemma_scope_2, qwen_scope, llama_scope, llamascopium, sparsify, dictionary_learning, openai,
-    goodfire, crosscoder,
+    goodfire, crosscoder, circuit_tracer,
 )  # fmt: skip
 FOREIGN = {form.NAME: cast(Format, form) for form in _FORMATS}
 NAMES = (saelens.NAME, *FOREIGN)
@@ -48,9 +49,9 @@ def recognised(place: Place, asked: str | None = None) -> str | None:
 
 
 def refused(place: Place) -> str:
-    """What the files are, where it is known and not opened here; "" where it is not known."""
-    if place.holds("config.yaml") and any(place.folder.glob("layer_*.safetensors")):
-        return "transcoders of circuit-tracer, which map one place of the model to another"
+    """What the files are, where it is known and none of one SAE; "" where it is not known."""
+    if place.path.is_dir() and place.holds("config.yaml") and any(place.path.glob("layer_*.safetensors")):
+        return "a set of circuit-tracer's transcoders: pass one, such as folder='layer_0.safetensors'"
     return ""
 
 

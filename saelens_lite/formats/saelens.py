@@ -32,9 +32,9 @@ import torch
 from torch import Tensor
 
 from saelens_lite.errors import CheckpointError, nearest
-from saelens_lite.formats import centred
 from saelens_lite.formats.opened import Place, check_shapes
 from saelens_lite.json_data import misfit
+from saelens_lite.sae import centred
 from saelens_lite.sae.config import SAEConfig, Side, Target
 
 CFG, WEIGHTS, SPARSITY = "cfg.json", "sae_weights.safetensors", "sparsity.safetensors"

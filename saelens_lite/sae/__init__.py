@@ -5,6 +5,7 @@ autoencoder     encode, decode and forward
 crosscoder      the same of rows side by side, with a decoder for each side
 transcoder      the same, which reads one place of a model and writes another
 any_kind        whichever of these a folder holds
+centred         SAEs of a model whose writing weights were centred
 biases          an encoder that subtracts b_dec, and one that does not
 nonlinearity    ReLU, TopK, JumpReLU and Gated
 pruning         codes without the latents that the others make up for

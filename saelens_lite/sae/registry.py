@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from saelens_lite.errors import CheckpointError, nearest
 
-OPENS, NEEDS_TRANSCODERS, REFUSED = "opens", "needs transcoders", "refused"
+OPENS, REFUSED = "opens", "refused"
 
 _FORMATS = {
     "sae_lens": "saelens",
@@ -31,17 +31,20 @@ _FORMATS = {
     "dictionary_learning_1": "dictionary_learning",
     "goodfire": "goodfire",
     "deepseek_r1": "goodfire",
+    "gemma_2_transcoder": "gemma_scope",
+    "mwhanna_transcoder": "circuit_tracer",
 }
 """sae-lens' loader -> the format here."""
-_TRANSCODERS = ("gemma_2_transcoder", "mwhanna_transcoder", "mntss_clt_layer_transcoder")
 _WHY = {
     "temporal": "its latents depend on the tokens before, by attention",
+    "mntss_clt_layer_transcoder": "its latents write to all layers that follow, a cross-layer transcoder",
     "connor_rob_hook_z": "a format of its own, two files without a common name",
 }
 _SITES = {
     "res": "hook_resid_post", "lxr": "hook_resid_post", "qwen": "hook_resid_post",
     "goodfire": "hook_resid_post", "andyrdt": "hook_resid_post", "distill": "hook_resid_post",
     "mlp": "hook_mlp_out", "lxm": "hook_mlp_out", "att": "attn.hook_z", "lxa": "hook_attn_out",
+    "transcoders": "mlp.hook_in",
 }  # fmt: skip
 _D_LLAMA = 4096
 
@@ -68,19 +71,20 @@ class Release:
 
     @property
     def status(self) -> str:
-        """OPENS, NEEDS_TRANSCODERS or REFUSED."""
-        if self.loader in _TRANSCODERS or "transcoder" in self.name or "clt" in self.name:
-            return NEEDS_TRANSCODERS
+        """OPENS or REFUSED."""
         return OPENS if self.loader in _FORMATS else REFUSED
 
     @property
     def why(self) -> str:
         """The reason, for a release that does not open, or not whole."""
-        if self.status == NEEDS_TRANSCODERS:
-            return "it maps one place of the model to another"
         if any(is_embedding(sae) for sae in self.saes):
             return "but for the SAEs of token embeddings, whose scale its sources leave open"
         return _WHY.get(self.loader, "")
+
+    @property
+    def transcodes(self) -> bool:
+        """Whether they are transcoders, which Transcoder.load opens."""
+        return "transcoders" in self.name
 
     @property
     def format(self) -> str:
@@ -88,8 +92,6 @@ class Release:
 
     def hook_point(self, sae: Listed) -> str:
         """Where it reads, "" where no name says it."""
-        if self.status == NEEDS_TRANSCODERS:
-            return ""
         if is_embedding(sae):
             return "hook_embed"
         if told := re.search(r"blocks\.(\d+)\.(hook_(?:z|resid_pre|resid_mid|resid_post|\w+?_out))", sae.id):
@@ -124,9 +126,14 @@ def releases() -> dict[str, Release]:
     file = Path(__file__).with_name("releases.json.xz")
     table = json.loads(lzma.decompress(file.read_bytes()))["releases"]
     return {
-        name: Release(name, saes=tuple(Listed(*sae) for sae in facts.pop("saes")), **facts)
+        name: Release(name, saes=tuple(_listed(*sae) for sae in facts.pop("saes")), **facts)
         for name, facts in table.items()
     }
+
+
+def _listed(id: str, path: str | int, l0: float | None, scale: float | None) -> Listed:
+    """The table has layers of a cross-layer transcoder by number."""
+    return Listed(id, str(path), l0, scale)
 
 
 def find(name: str, sae_id: str | None) -> tuple[Release, Listed] | None:

@@ -66,7 +66,7 @@ def located(path: str | Path, folder: str | None, format: str | None) -> Source:
     found = None
     if place.path.exists():
         if what := refused(place):
-            raise ValueError(f"{place.name}: {what}: not opened here")
+            raise ValueError(f"{place.name}: expected one SAE or transcoder, got {what}")
         found = recognised(place, format)
     if found is None:
         raise CheckpointError(_nothing_at(place.path, Path(path)))
@@ -76,7 +76,7 @@ def located(path: str | Path, folder: str | None, format: str | None) -> Source:
 
 def _nothing_at(path: Path, asked: Path) -> str:
     """Why there is no SAE at a path of this machine, and where there are some below it."""
-    if inside := _inside(asked):
+    if inside := folders_inside(asked):
         hint = f"SAEs in it: {', '.join(inside)} (pass one as folder=)"
     elif (path / "plan.json").is_file():
         hint = "the folder is an activation store, no SAE"
@@ -92,16 +92,16 @@ def _nothing_at(path: Path, asked: Path) -> str:
 def _beside(path: Path) -> str:
     """The SAEs in the folder where a path ends that does not exist."""
     parent = next((folder for folder in path.parents if folder.is_dir()), Path())
-    inside = [] if parent in (Path(), Path(path.anchor)) else _inside(parent)
+    inside = [] if parent in (Path(), Path(path.anchor)) else folders_inside(parent)
     return f"; SAEs in {parent}: {', '.join(inside)}" if inside else ""
 
 
-def _inside(folder: Path) -> list[str]:
-    """SAEs below a folder, up to ten: folders, or files where several lie in one."""
+def folders_inside(folder: Path, most: int = 10) -> list[str]:
+    """SAEs below a folder, up to so many: folders, or files where several lie in one."""
     found: list[str] = []
     for below in (folder, *sorted(folder.rglob("*/"))):
         name = below.relative_to(folder).as_posix()
-        if any(part.startswith(".") and part != "." for part in name.split("/")) or len(found) >= 10:
+        if any(part.startswith(".") and part != "." for part in name.split("/")) or len(found) >= most:
             continue
         pickles = [file for file in sorted(below.iterdir()) if file.suffix in _PICKLES]
         with contextlib.suppress(CheckpointError):
@@ -110,7 +110,7 @@ def _inside(folder: Path) -> list[str]:
                 continue
         if len(pickles) > 1:
             found += [file.relative_to(folder).as_posix() for file in pickles]
-    return found[:10]
+    return found[:most]
 
 
 def _files_of(format: str) -> tuple[str, ...]:

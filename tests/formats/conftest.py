@@ -627,6 +627,26 @@ for architecture in ("transcoder", "skip_transcoder", "jumprelu_transcoder", "ju
     transcoder(architecture)
 
 
+# circuit-tracer --------------------------------------------------------------------------------------
+
+
+@case("circuit_tracer", "qwen3-0.6b-transcoders-lowl0", file="layer_3.safetensors", kind="relu",
+      hook_point="blocks.3.mlp.hook_in",
+      target=Target(d_model=D, hook_point="blocks.3.hook_mlp_out"))  # fmt: skip
+def circuit_tracer_relu(folder, generator):
+    """Without config.yaml, as some repositories have it."""
+    W_enc, b_enc, W_dec, b_dec = weights(generator)
+    tensors = {"W_enc": W_enc.T.contiguous(), "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    save_file(tensors, folder / "layer_3.safetensors")
+    W_enc, b_enc, W_dec, b_dec = wide(W_enc, b_enc, W_dec, b_dec)
+
+    def forward(x):
+        latents, gap = relu(x @ W_enc + b_enc)
+        return latents, latents @ W_dec + b_dec, gap
+
+    return forward
+
+
 # All of them -----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 
 from saelens_lite.cli.commands import main
-from saelens_lite.formats.convert import TARGETS
+from saelens_lite.formats import saelens
+from saelens_lite.formats.convert import WRITERS
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.biases import subtracting
 from saelens_lite.sae.config import SAEConfig
@@ -99,7 +100,7 @@ def test_a_folder_with_files_is_left_alone(tmp_path):
 def test_every_golden_folder_is_written_or_refused_by_name(golden, golden_name, tmp_path, capsys):
     case = golden(golden_name)
     ours = case.load()
-    for to in TARGETS:
+    for to in (saelens.NAME, *WRITERS):
         code = main(["convert", str(case.folder), str(tmp_path / to), "--to", to])
         told = capsys.readouterr()
         if code:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from saelens_lite.errors import CheckpointError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -165,15 +165,6 @@ def test_token_wise_rows_are_brought_to_norm_sqrt_d(changed, golden):
     recons = (h @ tensors["decoder.weight"].T + tensors["decoder.bias"]) * size
     with torch.no_grad():
         torch.testing.assert_close(sae(x).recons.double(), recons, atol=1e-4, rtol=1e-4)
-
-
-def test_transcoder_sets_are_refused_by_name(tmp_path):
-    """circuit-tracer's set."""
-    (tmp_path / "set").mkdir()
-    (tmp_path / "set" / "config.yaml").write_text("model_kind: transcoder_set")
-    save_file({"W_enc": torch.zeros(4, 2)}, tmp_path / "set" / "layer_0.safetensors")
-    with pytest.raises(ValueError, match="set: transcoders of circuit-tracer, .*: not opened here"):
-        SparseAutoencoder.load(tmp_path / "set")
 
 
 def test_a_batchwise_dictionary_without_threshold_is_refused(golden, tmp_path):

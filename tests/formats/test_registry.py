@@ -14,6 +14,7 @@ from saelens_lite.formats.recognise import NAMES
 from saelens_lite.sae import registry
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.registry import releases
+from saelens_lite.sae.transcoder import Transcoder
 
 DATA = Path(registry.__file__).with_name("releases.json.xz")
 
@@ -21,9 +22,8 @@ DATA = Path(registry.__file__).with_name("releases.json.xz")
 def test_all_releases_are_there_each_with_its_mark():
     assert len(releases()) == 170 and sum(len(release.saes) for release in releases().values()) == 13_857
     assert Counter(release.status for release in releases().values()) == {
-        "opens": 140,
-        "needs transcoders": 27,
-        "refused": 3,
+        "opens": 166,
+        "refused": 4,
     }
     for release in releases().values():
         assert release.status == "opens" or release.why
@@ -48,7 +48,10 @@ def test_all_releases_are_there_each_with_its_mark():
          "blocks.12.hook_resid_post", 16_384),
         ("gpt2-small-resid-mid-v5-128k", "blocks.0.hook_resid_mid", "blocks.0.hook_resid_mid", 131_072),
         ("gpt-oss-20b-andyrdt", "resid_post_layer_3_trainer_0", "blocks.3.hook_resid_post", None),
-        ("gemma-scope-2b-pt-transcoders", "layer_0/width_16k/average_l0_76", "", 16_384),
+        ("gemma-scope-2b-pt-transcoders", "layer_0/width_16k/average_l0_76", "blocks.0.mlp.hook_in", 16_384),
+        ("gemma-scope-2-1b-it-transcoders-all", "layer_9_width_262k_l0_small_affine", "blocks.9.mlp.hook_in",
+         262_144),
+        ("mwhanna-qwen3-14b-transcoders-lowl0", "layer_39", "blocks.39.mlp.hook_in", None),
     ],
 )  # fmt: skip
 def test_place_and_width_follow_from_names(release, sae_id, hook_point, width):
@@ -160,6 +163,21 @@ def test_a_scale_that_only_the_table_has_is_folded(golden, hub):
     assert SparseAutoencoder.load(repo, path).config.normalize_activations == "center"
 
 
+def test_transcoders_of_a_release_open_by_its_name(golden, hub):
+    case, repo = golden("circuit_tracer_relu"), "mwhanna/qwen3-0.6b-transcoders-lowl0"
+    hub(case.folder, repo, "layer_3.safetensors")
+    transcoder = Transcoder.load("mwhanna-qwen3-0.6b-transcoders-lowl0", "layer_3")
+    assert hub.asked[0][0] == repo and {"config.yaml", "layer_3.safetensors"} <= {*hub.asked[0][1]}
+    assert (transcoder.kind, transcoder.config.hook_point) == ("relu", "blocks.3.mlp.hook_in")
+    with pytest.raises(ValueError, match="expected an SAE, got a transcoder of 12 to 12"):
+        SparseAutoencoder.load("mwhanna-qwen3-0.6b-transcoders-lowl0", "layer_3")
+    affine = golden("gemma_scope_2_affine_transcoder")
+    path = "transcoder/layer_7_width_16k_l0_small_affine"
+    hub(affine.folder, "google/gemma-scope-2-1b-it", path)
+    opened = Transcoder.load("gemma-scope-2-1b-it-transcoders", path)
+    assert opened.target.skip and opened.target.hook_point == "blocks.7.hook_mlp_out"
+
+
 def test_without_the_tables_scale_the_normalisation_is_refused(golden, hub):
     hub(golden("saelens_of_version_2").folder, "me/mine", "a", normalize_activations=True)
     with pytest.raises(ValueError, match="'expected_average_only_in' is not supported"):
@@ -171,7 +189,7 @@ def test_without_the_tables_scale_the_normalisation_is_refused(golden, hub):
     [
         (("gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_72",), "got 'layer_20/width_16k/.*_72' .did"),
         (("gpt2-small-res-jb",), "release gpt2-small-res-jb expected one of its 13 SAEs, got 'none'"),
-        (("gemma-scope-2b-pt-transcoders", "layer_0/width_16k/average_l0_76"), "needs transcoders: it maps"),
+        (("mntss-gemma-2-2b-2.5m-clt-as-per-layer", "layer_0"), "refused: its latents write to all layers"),
         (("temporal-sae-gemma-2-2b",), "refused: its latents depend on the tokens before"),
         (("gemma-scope-2b-pt-res/embedding/width_4k/average_l0_6",), "refused: the SAEs of token embeddings"),
     ],
@@ -193,14 +211,18 @@ def test_offline_it_says_what_it_would_fetch(hub):
 def test_saes_lists_releases_of_a_model_and_the_saes_of_one(capsys):
     assert main(["saes", "--model", "gemma-2-2b"]) == 0
     told = capsys.readouterr().out
-    assert "20 releases of 1,731 SAEs: 17 open here, 2 need transcoders, 1 refused" in told
+    assert "20 releases of 1,731 SAEs: 18 open here, 2 refused" in told
     assert "temporal-sae-gemma-2-2b" in told and "licences: not recorded" in told and "gpt2" not in told
     assert main(["saes", "gpt2-small-res-jb"]) == 0
     told = capsys.readouterr().out
     assert 'sl.SparseAutoencoder.load("gpt2-small-res-jb", "blocks.0.hook_resid_pre")' in told
     assert "https://huggingface.co/jbloom/GPT2-Small-SAEs-Reformatted" in told
+    assert main(["saes", "gemma-scope-2b-pt-transcoders"]) == 0
+    id = "layer_0/width_16k/average_l0_76"
+    call = f'saelens_lite.sae.Transcoder.load("gemma-scope-2b-pt-transcoders", "{id}", model=model)'
+    assert call in capsys.readouterr().out
     assert main(["saes"]) == 0
-    assert "170 releases of 13,857 SAEs: 140 open here" in capsys.readouterr().out
+    assert "170 releases of 13,857 SAEs: 166 open here" in capsys.readouterr().out
     assert main(["saes", "gpt2-small-res-jb", "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)["rows"]
     assert len(rows) == 13 and (rows[8]["where"], rows[8]["status"]) == ("blocks.8.hook_resid_pre", "opens")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from saelens_lite.formats.centred import normalisation
 from saelens_lite.lm.hooks import run_to
+from saelens_lite.sae.centred import normalisation
 
 CENTRED = {"center_writing_weights": True}
 

@@ -9,8 +9,8 @@ layer_{i}.safetensors   W_enc [n, d]  W_dec [n, d]  b_enc [n]  b_dec [d]; activa
     latents = activation(acts @ W_encᵀ + b_enc)        nothing is subtracted
     recons  = latents @ W_dec + b_dec (+ acts @ W_skipᵀ)
 
-Its TopK keeps the k largest below zero too; here, as everywhere, ReLU follows. So it does after JumpReLU, and
-a threshold below zero is written as 0, which is the same.
+Its TopK keeps the k largest below zero too; here, as everywhere, ReLU follows. ReLU follows JumpReLU
+here, too: a threshold below zero is written as 0, which computes the same.
 source: github.com/safety-research/circuit-tracer 0.4.1
 """
 

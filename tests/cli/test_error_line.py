@@ -78,7 +78,7 @@ def test_a_fault_of_this_program_keeps_its_traceback(error, running):
 
 @pytest.mark.parametrize("command", [command for command in TO_LOWER if command != "demo"])
 def test_what_is_to_be_lowered_are_flags_of_the_command(command):
-    module = import_module(f"saelens_lite.cli.{command}")
+    module = import_module(f"saelens_lite.cli.{command.replace('-', '_')}")
     of = [dataclasses.fields(cls) for cls in vars(module).values() if dataclasses.is_dataclass(cls)]
     names = {field.name for fields in of for field in fields}
     for word in TO_LOWER[command].replace(",", "").split():

@@ -21,7 +21,7 @@ from saelens_lite.config import takes_fields, to_mapping
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.decoder_cosine import mean_decoder_cosine
-from saelens_lite.sae.folder import load_log_sparsity
+from saelens_lite.sae.folder import NEVER_FIRED, load_log_sparsity
 from saelens_lite.text_table import Lines, Tabular
 
 from .config import TrainConfig
@@ -31,7 +31,6 @@ from .single import Store, configured, opened
 
 FLAT = 0.05
 """The least mean |cosine| stands out if those at both ends of the coarse grid are larger by this share."""
-NEVER_FIRED = -9.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +97,8 @@ def choose_l0(
     """
     stores = opened([store] if isinstance(store, Store) else store)
     given = (to_mapping(config) if config else {}) | fields
-    whole = filled(configured(config, {n: v for n, v in fields.items() if v is not None}, stores))
-    field = "k" if kind_class(str(whole.kind)).keeps_k else "target_l0"
+    whole = configured(config, fields, stores)
+    field = l0_field(whole)
     if asked := [name for name in ("k", "target_l0") if given.get(name) is not None]:
         raise ValueError(f"choose_l0 expected no {asked[0]}, as it looks for one, got {given[asked[0]]}")
     d_model = stores[0].d_model(whole.hook_point)
@@ -129,6 +128,11 @@ def choose_l0(
     values = tuple(sorted(found))
     l0, cosine, fvu = zip(*(found[v] for v in values), strict=True)
     return L0Choice(field, values, l0, cosine, fvu, chosen, why, whole.output)
+
+
+def l0_field(config: TrainConfig) -> str:
+    """The field that says how many latents a token has, of the configuration's kind: k or target_l0."""
+    return "k" if kind_class(str(filled(config).kind)).keeps_k else "target_l0"
 
 
 class _Point(NamedTuple):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from saelens_lite.misfits import names_misfits
@@ -78,8 +76,6 @@ def _leans(latents: ExclusiveLatents) -> Figure:
         "Relative decoder norms of latents that fire: ½ ((tuned − base) / the larger + 1). Those at the ends "
         "seem to be of one model alone."
     )
-    thirds: Sequence[tuple[str, float, float]] = (
-        ("base alone", -1, 0.1), ("shared", 0.1, 0.9), ("tuned alone", 0.9, 2)
-    )  # fmt: skip
-    lines = [[name, int(((lean > low) & (lean <= high)).sum())] for name, low, high in thirds]
+    base, tuned = (len(latents.scaling[side].latents) for side in ("base", "tuned"))
+    lines = [["base alone", base], ["shared", len(lean) - base - tuned], ["tuned alone", tuned]]
     return Figure("Whose latents they are", about, plot, Table(["lean", "latents"], lines, [""] * 3))

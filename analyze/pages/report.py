@@ -25,7 +25,7 @@ from saelens_lite.errors import SaelensLiteError
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.decoder_cosine import mean_decoder_cosine
-from saelens_lite.sae.folder import load_log_sparsity
+from saelens_lite.sae.folder import NEVER_FIRED, load_log_sparsity
 from saelens_lite.sae.metrics import window_name
 from saelens_lite.text_table import cell
 
@@ -38,8 +38,6 @@ from .run_folders import Run, find_runs
 log = logging.getLogger(__name__)
 
 N_BINS = 60
-NEVER_FIRED = -9.9
-"""log10(firing rate + 1e-10) of a latent that did not fire is −10."""
 
 _COLUMNS = {
     "reconstruction": (

@@ -26,7 +26,7 @@ from saelens_lite.store.reader import ActivationStore
 from saelens_lite.train.config import KindName, TrainConfig
 from saelens_lite.train.grid import grid_members, grid_table, parsed_grid, train_grid
 from saelens_lite.train.kinds.choice import kind_class
-from saelens_lite.train.l0_choice import choose_l0
+from saelens_lite.train.l0_choice import choose_l0, l0_field
 from saelens_lite.train.presets import with_preset
 from saelens_lite.train.single import train_sae
 
@@ -163,11 +163,11 @@ def with_chosen_l0(command: TrainCommand, flag: str) -> TrainCommand:
             f"train {flag} auto looks for one l0 in the rows of --store: leave out --grid and --model"
         )
     config, field = command.training, flag.removeprefix("--").replace("-", "_")
+    if (of_kind := l0_field(config)) != field:
+        raise ValueError(f"train {flag} auto expected --{of_kind.replace('_', '-')} auto with this kind")
     chosen = choose_l0(
         config.store, dataclasses.replace(config, output=f"{config.output}-l0", baseline=False)
     )
-    if chosen.field != field:
-        raise ValueError(f"train {flag} auto expected --{chosen.field.replace('_', '-')} auto with this kind")
     if is_first_process():
         print(chosen)
     if chosen.chosen is None:

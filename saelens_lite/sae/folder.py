@@ -238,6 +238,10 @@ def _read_cfg(source: Source) -> tuple[Any, float | None]:
     return {**cfg, "normalize_activations": "none"}, source.scale
 
 
+NEVER_FIRED = -9.9
+"""log10(firing rate + 1e-10) of a latent that did not fire is −10."""
+
+
 def load_log_sparsity(path: str | Path) -> Tensor | None:
     """The log10(firing rate + 1e-10) recorded beside the weights, float32[d_sae]; None if there is none."""
     cfg = _cfg_in(Path(path)) or {}

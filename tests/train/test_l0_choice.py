@@ -64,6 +64,15 @@ def test_the_command_trains_with_the_chosen_k(planted_l0, tmp_path, capsys):
     assert sl.SparseAutoencoder.load(tmp_path / "sae").config.metadata["saelens_lite"]["train"]["k"] == 5
 
 
+def test_auto_of_a_field_that_the_kind_does_not_take_trains_nothing(planted_l0, tmp_path):
+    from saelens_lite.cli.train import run
+
+    words = ["--store", str(planted_l0 / "store"), "--kind", "relu", "--k", "auto", "--n-steps", "2"]
+    with pytest.raises(ValueError, match="--k auto expected --target-l0 auto with this kind"):
+        run([*words, "--output", str(tmp_path / "sae"), "--no-progress"])
+    assert not any(tmp_path.iterdir())
+
+
 def test_auto_is_taken_from_the_words():
     assert without_auto(["--k", "auto", "--store", "s"]) == (["--store", "s"], "--k")
     assert without_auto(["--store", "s", "--target-l0=auto"]) == (["--store", "s"], "--target-l0")

@@ -53,8 +53,7 @@ def train_crosscoder(
     """
     open_stores = opened(stores)
     points = [None] * len(open_stores) if hook_points is None else list(hook_points)
-    paired_store(open_stores, points)  # whether they belong together, before rows are read
-    sides = tuple(side_of(store, point) for store, point in zip(open_stores, points, strict=True))
+    sides = tuple(map(side_of, open_stores, points))
     rows = paired_store(open_stores, points, [side.scale for side in sides])
     sae = train_sae(rows, kind=kind, output=str(Path(output) / RUN), **fields)
     crosscoder = Crosscoder.of_scaled(sae, sides)

@@ -93,7 +93,7 @@ def latent_scaling(
     products = torch.zeros(2, len(sides), d_sae, dtype=torch.float64)  # with reconstruction and error
     squares, n_fired = torch.zeros(d_sae, dtype=torch.float64), torch.zeros(d_sae, dtype=torch.int64)
     with torch.no_grad():
-        for _, acts in blocks(crosscoder, store, store.hook_points[0]):
+        for _, acts in blocks(crosscoder, store, store.hook_points[0]) if len(chosen) else ():
             codes = crosscoder.encode(acts)
             recons = crosscoder.decode(codes)
             values, indices = codes.values.double().cpu(), codes.indices.cpu()

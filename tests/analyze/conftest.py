@@ -20,22 +20,28 @@ HEADS = {"num_key_value_heads": 1, "head_dim": 8}
 TEXTS = [f"Story {i}: " + "".join(f"{WORDS[(i * j) % 8]} " for j in range(3 + i % 9)) for i in range(60)]
 
 
-@pytest.fixture(scope="session")
-def shared_store(shared_gpt2, byte_tokenizer, tmp_path_factory):
-    """What `store` is a copy of; shared by the tests of a process, so leave it as it is."""
+def harvested_store(model, tokenizer, folder, texts=TEXTS, **options):
+    """A small store of a model in several shards; options: of harvest_activations, such as max_tokens."""
     return harvest_activations(
-        shared_gpt2,
-        TEXTS,
+        model,
+        texts,
         [HOOK_POINT],
-        tmp_path_factory.mktemp("shared") / "store",
-        max_tokens=1500,
-        tokenizer=byte_tokenizer,
+        folder,
+        tokenizer=tokenizer,
         context_length=32,
         batch_size_seqs=4,
         documents_per_shard=16,
         dtype="float32",
         progress=False,
+        **options,
     )
+
+
+@pytest.fixture(scope="session")
+def shared_store(shared_gpt2, byte_tokenizer, tmp_path_factory):
+    """What `store` is a copy of; shared by the tests of a process, so leave it as it is."""
+    folder = tmp_path_factory.mktemp("shared") / "store"
+    return harvested_store(shared_gpt2, byte_tokenizer, folder, max_tokens=1500)
 
 
 @pytest.fixture

@@ -5,9 +5,7 @@ import copy
 import pytest
 import torch
 
-from saelens_lite.harvest import harvest_activations
-
-from ..conftest import HOOK_POINT, TEXTS
+from ..conftest import TEXTS, harvested_store
 
 
 class Pair:
@@ -17,21 +15,8 @@ class Pair:
 
 @pytest.fixture
 def harvested(byte_tokenizer, tmp_path):
-    def harvested(model, name, texts=TEXTS, **options):
-        return harvest_activations(
-            model,
-            texts,
-            [HOOK_POINT],
-            tmp_path / name,
-            max_tokens=options.pop("max_tokens", 800),
-            tokenizer=byte_tokenizer,
-            context_length=32,
-            batch_size_seqs=4,
-            documents_per_shard=16,
-            dtype="float32",
-            progress=False,
-            **options,
-        )
+    def harvested(model, name, texts=TEXTS, max_tokens=800):
+        return harvested_store(model, byte_tokenizer, tmp_path / name, texts, max_tokens=max_tokens)
 
     return harvested
 

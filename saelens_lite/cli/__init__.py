@@ -3,6 +3,7 @@
 commands         the list of commands, and `main`, which runs one
 error_line       what went wrong, in one line
 flags            a command's configuration from what was typed
+places           what each command takes by place
 grouped_help     the help of a command by what its flags are for
 shared           models by name, and what to type next
 demo             the whole way on the embedded model

@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.harvest.more_hook_points import add_hook_points
     from saelens_lite.store.reader import ActivationStore
 
-    config = configured(AddHookPointsConfig, "add-hook-points", argv, positional=True)
+    config = configured(AddHookPointsConfig, "add-hook-points", argv)
     store = ActivationStore(config.store)
     model = None
     if config.model is not None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def run(argv: Sequence[str]) -> None:
     """Every latent in one pass: an index to search, and the strongest firings as one HTML page"""
-    config = configured(AnalyzeConfig, "analyze", argv, leading=("store", "sae"))
+    config = configured(AnalyzeConfig, "analyze", argv)
     from saelens_lite.distributed import several_processes
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.store.reader import ActivationStore
@@ -110,8 +110,8 @@ def _harvest_for(sae: SparseAutoencoder, config: AnalyzeConfig, folder: Path) ->
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class AnalyzeConfig:
-    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML page. STORE
-    SAE in front of the flags are --store and --sae."""
+    """Index every latent of an SAE in one pass over a store, and write the strongest as one HTML
+    page."""
 
     sae: str
     """Folder of the SAE, ours or SAELens', or a hub repository."""

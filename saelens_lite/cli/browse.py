@@ -53,7 +53,7 @@ class BrowseConfig:
 
 def run(argv: Sequence[str]) -> None:
     """The features of an index in a live page: read, label, type, steer, compare"""
-    config = configured(BrowseConfig, "browse", argv, positional=True)
+    config = configured(BrowseConfig, "browse", argv)
     from saelens_lite.analyze.browse.answers import Answers, Comparison
     from saelens_lite.analyze.browse.server import BrowseServer
     from saelens_lite.analyze.index.feature_index import FeatureIndex

@@ -154,7 +154,8 @@ def _overview() -> str:
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
         [
-            "usage: saelens-lite COMMAND [flags]      saelens-lite COMMAND --help lists the flags",
+            "usage: saelens-lite COMMAND [words] [flags]      saelens-lite COMMAND --help lists the flags",
+            "       a word by its place, such as STORE or SAE, has a flag of its name too: --store, --sae",
             "",
             "Sparse autoencoders for any Hugging Face language model: from text to activations to features.",
             "",

@@ -48,7 +48,7 @@ class ConvertConfig:
 
 def run(argv: Sequence[str]) -> None:
     """An SAE of one format into another"""
-    config = configured(ConvertConfig, "convert", argv, leading=("source", "output"))
+    config = configured(ConvertConfig, "convert", argv)
     from saelens_lite.formats import circuit_tracer, saelens
     from saelens_lite.sae.any_kind import load_any
 

@@ -18,7 +18,7 @@ from saelens_lite.text_table import in_format
 
 def run(argv: Sequence[str]) -> None:
     """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
-    config = configured(EvaluateConfig, "evaluate", argv, leading=("store", "sae"))
+    config = configured(EvaluateConfig, "evaluate", argv)
     from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
     from saelens_lite.analyze.evaluation.side_by_side import evaluate_saes
     from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -85,7 +85,7 @@ def named_saes(given: Sequence[str]) -> dict[str, str]:
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class EvaluateConfig:
     """Score an SAE on the held-out documents of a store, beside what gives the numbers their meaning; or
-    several side by side. STORE SAE in front of the flags are --store and --sae."""
+    several side by side."""
 
     sae: tuple[str, ...]
     """Folder of the SAE, ours or SAELens', or a hub repository. Several are shown side by side; the folder of

@@ -51,7 +51,7 @@ class ExportConfig:
 
 def run(argv: Sequence[str]) -> None:
     """Dashboards for SAEDashboard or Neuronpedia from an index"""
-    config = configured(ExportConfig, "export", argv, positional=True)
+    config = configured(ExportConfig, "export", argv)
     from saelens_lite.analyze.exchange.whole_index import export_index
     from saelens_lite.analyze.index.feature_index import FeatureIndex
     from saelens_lite.sae.autoencoder import SparseAutoencoder

@@ -8,10 +8,10 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
-from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from saelens_lite.cli.places import PLACES, flags_for_places, with_places
 from saelens_lite.config import PERMISSION, bounds_in_words, check_fields, from_mapping, marked
 from saelens_lite.errors import nearest
 from saelens_lite.formats.peer_names import field_hint, is_runner_config, runner_commands
@@ -28,23 +28,18 @@ def configured(
     command: str,
     argv: Sequence[str],
     with_preset: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
-    *,
-    positional: bool = False,
-    leading: Sequence[str] = (),
 ) -> T:
-    """The configuration of a command from its flags, with --config FILE as defaults and --preset NAME beneath
-    these.
+    """The configuration of a command from its flags and what stands in their PLACES, with --config FILE as
+    defaults and --preset NAME beneath these.
 
     with_preset: adds what the preset sets that a mapping names; of commands that have presets
-    positional: fields without a default are given by their place, not by a flag
-    leading: fields that words before the first flag give as well; fewer words than fields give the last of
-        them
-    raises: ValueError for a file that is no JSON object of the fields, or a preset beside a file that has
-        another
+    raises: ValueError for a file that is no JSON object of the fields, a preset beside a file that has
+        another, or more words than places
     """
     import tyro
 
-    args, file = _without(_with_leading_named(cls, argv, leading), "--config", "a JSON file")
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    args, file = _without(argv, "--config", "a JSON file")
     mapping: Any = {}
     if file is not None:
         mapping = _read_json(file)
@@ -59,7 +54,6 @@ def configured(
                 "saelens_lite/COMING_FROM.md)"
             )
         mapping = {key: tuple(value) if isinstance(value, list) else value for key, value in mapping.items()}
-        defaults = {field.name: field.default for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
         for name in marked(cls, PERMISSION) & mapping.keys():
             if mapping[name] != defaults[name]:
                 flag = name.replace("_", "-")
@@ -77,20 +71,21 @@ def configured(
         mapping = with_preset(mapping)
     where = file or f"saelens-lite {command}"
     default = {"default": from_mapping(cls, mapping, where)} if mapping or file is not None else {}
-    by_place = (tyro.conf.PositionalRequiredArgs,) if positional else ()
+    settled = {name for name, value in defaults.items() if value is not dataclasses.MISSING} | mapping.keys()
+    args = flags_for_places(cls, command, args, settled)
     told = io.StringIO()
     try:
         with _bounds_shown(), redirect_stderr(told):
-            config = tyro.cli(cls, prog=f"saelens-lite {command}", args=args, config=by_place, **default)
+            config = tyro.cli(cls, prog=with_places(cls, command), args=args, **default)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise ValueError(_mistake(told.getvalue(), command, cls, args, positional)) from None
+        raise ValueError(_mistake(told.getvalue(), command, cls, args)) from None
     check_fields(config)
     return config
 
 
-def _mistake(box: str, command: str, cls: Any, args: Sequence[str], positional: bool) -> str:
+def _mistake(box: str, command: str, cls: Any, args: Sequence[str]) -> str:
     """What tyro says in a box of many lines, in one; a hint for a flag that is none."""
     lines = [line.strip("│╭╮╰╯ ") for line in re.sub(r"\x1b\[[0-9;]*m", "", box).splitlines()]
     parts = re.split(r"^[─-]{8,}$", "\n".join(lines[1:]), flags=re.MULTILINE)
@@ -104,10 +99,10 @@ def _mistake(box: str, command: str, cls: Any, args: Sequence[str], positional: 
             hint = field_hint(name, ()) or nearest(typed, flags)
             return f"{command} has no flag {typed}{hint}{help_}"
     if "Missing from" in said:
-        needed = re.findall(r"--[\w-]+", said)
-        if positional:
-            no_default = [field for field in flags.values() if field.default is dataclasses.MISSING]
-            needed = [field.name.upper() for field in no_default]
+        missing = re.findall(r"--[\w-]+", said)
+        by_place = {f"--{place.replace('_', '-')}": place.upper() for place in PLACES.get(command, ())}
+        needed = [name for flag, name in by_place.items() if flag in missing]
+        needed += [flag for flag in missing if flag not in by_place]
         return f"{command} needs {' and '.join(needed)}{help_}"
     said = re.sub(r"^Error parsing (\w+: )?", "", said)
     # of a flag that may be left out, what was said of its value's own type
@@ -140,22 +135,6 @@ def _bounds_shown() -> ConstructorRegistry:
         return dataclasses.replace(spec, fields=tuple(map(shown, spec.fields)))
 
     return registry
-
-
-def _with_leading_named(cls: Any, argv: Sequence[str], fields: Sequence[str]) -> list[str]:
-    """STORE SAE --flag … as --store STORE --sae SAE --flag …; a last field of several takes the rest"""
-    words = list(takewhile(lambda arg: not arg.startswith("-"), argv))
-    several = fields and str(cls.__dataclass_fields__[fields[-1]].type).startswith("tuple")
-    rest: list[str] = []
-    if several and len(words) > len(fields):
-        words, rest = words[: len(fields)], words[len(fields) :]
-    if fields and len(words) > len(fields):
-        raise ValueError(f"expected {' '.join(fields).upper()} before the flags, got {' '.join(words)}")
-    if not fields:
-        return list(argv)
-    names = fields[len(fields) - len(words) :]
-    named = [part for name, word in zip(names, words, strict=True) for part in (f"--{name}", word)]
-    return [*named, *rest, *argv[len(words) + len(rest) :]]
 
 
 def _read_json(file: str) -> Any:

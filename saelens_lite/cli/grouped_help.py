@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from saelens_lite.cli.places import with_places
 from saelens_lite.config import bounds_in_words
 
 WIDTH = 110
@@ -43,7 +44,7 @@ def grouped_help(
     texts, fields = documented(cls), {field.name: field for field in dataclasses.fields(cls)}
     hints = get_type_hints(cls, include_extras=True)
     about = " ".join((cls.__doc__ or "").split())
-    lines = [f"usage: saelens-lite {command} [flags]", "", *textwrap.wrap(about, WIDTH)]
+    lines = [f"usage: {with_places(cls, command)} [flags]", "", *textwrap.wrap(about, WIDTH)]
     for title, names in groups.items():
         lines += ["", title]
         for name in names:

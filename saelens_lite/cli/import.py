@@ -26,7 +26,7 @@ class ImportConfig:
 
 def run(argv: Sequence[str]) -> None:
     """An index to search and browse from dashboards of SAEDashboard or Neuronpedia"""
-    config = configured(ImportConfig, "import", argv, positional=True)
+    config = configured(ImportConfig, "import", argv)
     from saelens_lite.analyze.exchange.whole_index import import_index
 
     index = import_index(config.source, config.index, config.tokenizer)

@@ -37,7 +37,7 @@ class LabelsConfig:
 
 def run(argv: Sequence[str]) -> None:
     """Labels of latents: shown, into a file, from a file"""
-    config = configured(LabelsConfig, "labels", argv, positional=True)
+    config = configured(LabelsConfig, "labels", argv)
     from saelens_lite.analyze.exchange.label_files import export_labels, import_labels
     from saelens_lite.analyze.index.feature_index import FeatureIndex
     from saelens_lite.analyze.latents.text_windows import visible

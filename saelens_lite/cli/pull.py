@@ -11,7 +11,7 @@ from saelens_lite.cli.shared import print_next
 
 def run(argv: Sequence[str]) -> None:
     """SAEs of a repository of the Hugging Face hub into a folder"""
-    config = configured(PullConfig, "pull", argv, positional=True)
+    config = configured(PullConfig, "pull", argv)
     from saelens_lite.hub.transfer import pull_saes
 
     found = pull_saes(config.repo, config.folder, only=config.only, revision=config.revision)

@@ -11,7 +11,7 @@ from saelens_lite.cli.shared import print_next
 
 def run(argv: Sequence[str]) -> None:
     """SAEs of a run or a grid to the Hugging Face hub, with a model card"""
-    config = configured(PushConfig, "push", argv, positional=True)
+    config = configured(PushConfig, "push", argv)
     from saelens_lite.hub.transfer import push_saes
 
     how = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

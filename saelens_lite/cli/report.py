@@ -10,7 +10,7 @@ from saelens_lite.cli.flags import configured
 
 def run(argv: Sequence[str]) -> None:
     """What training runs did, beside each other, as one HTML page"""
-    config = configured(ReportConfig, "report", argv, positional=True)
+    config = configured(ReportConfig, "report", argv)
     from saelens_lite.analyze.pages.report import report_page
 
     print(f"page: {report_page(config.runs, config.output)}")

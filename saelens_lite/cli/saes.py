@@ -46,7 +46,7 @@ class SaesConfig:
 
 def run(argv: Sequence[str]) -> None:
     """Published SAEs, and which of them open here"""
-    config = configured(SaesConfig, "saes", argv, leading=("release",))
+    config = configured(SaesConfig, "saes", argv)
     shown = _Releases(_of_model(config.model)) if config.release is None else _Saes(_named(config.release))
     print(in_format(shown, config.format))
     if config.format == "table" and isinstance(shown, _Releases):

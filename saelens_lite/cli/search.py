@@ -210,7 +210,7 @@ def _direction(file: str) -> Tensor:
 
 def run(argv: Sequence[str]) -> None:
     """Latents of an index by token, text, regex, direction, number or label"""
-    config = configured(SearchConfig, "search", argv, positional=True)
+    config = configured(SearchConfig, "search", argv)
     kind = config.kind
     index = FeatureIndex.open(config.index)
     sae = model = None

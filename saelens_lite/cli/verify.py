@@ -19,7 +19,7 @@ HARVEST_AGAIN = "give the harvest call of this store again: it makes what is mis
 
 def run(argv: Sequence[str]) -> int:
     """Whether every bit of a store is as it was written; mends what is not"""
-    config = configured(VerifyConfig, "verify", argv, positional=True)
+    config = configured(VerifyConfig, "verify", argv)
     from saelens_lite.store.folder import open_folder
     from saelens_lite.store.layout import MANIFEST, PLAN, is_finished
     from saelens_lite.store.verify import repair_begun, repair_store, verify_store

@@ -16,6 +16,7 @@ refit            a relu SAE fitted again without its penalty
 evaluate         an SAE's scores beside their controls
 analyze          the index of an SAE and its page
 search           latents of an index
+search_answer    what a search found, as rows and as lines
 export           dashboards of other tools from an index
 import           an index from dashboards of other tools
 labels           labels of latents, as files

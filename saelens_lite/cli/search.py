@@ -1,11 +1,11 @@
-"""`saelens-lite search`: one search in a feature index, and its answer in lines."""
+"""`saelens-lite search`: one search in a feature index, and its answer."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Literal
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -20,11 +20,20 @@ from saelens_lite.analyze.index.search import (
     promotes_token,
     unigram_latents,
 )
-from saelens_lite.analyze.latents.text_windows import visible
 from saelens_lite.cli.flags import configured
+from saelens_lite.cli.search_answer import (
+    SearchAnswer,
+    with_facts,
+    with_firings,
+    with_labels,
+    with_matches,
+    with_numbers,
+    with_unigrams,
+)
 from saelens_lite.cli.shared import device_named, model_for, print_next
 from saelens_lite.config import AtLeast, check_fields
 from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.text_table import in_format
 
 KINDS = (
     "latent", "token", "regex", "text", "like", "direction", "promotes", "demotes", "by", "unigram",
@@ -106,6 +115,9 @@ class SearchConfig:
     n: Annotated[int, AtLeast(1)] = 10
     """Latents to show."""
 
+    format: Literal["table", "markdown", "csv", "json"] = "table"
+    """How what was found is printed; all but table print nothing else."""
+
     def __post_init__(self) -> None:
         check_fields(self)
         given = [kind for kind in KINDS if getattr(self, kind) is not None]
@@ -136,8 +148,8 @@ def answer(
     index: FeatureIndex,
     sae: SparseAutoencoder | None = None,
     model: nn.Module | None = None,
-) -> list[str]:
-    """What a search found, line by line.
+) -> SearchAnswer:
+    """What a search found.
 
     sae, model: loaded from what the configuration names, where it does
     raises: ValueError for what cannot be searched, or an SAE that is not the index's, both named
@@ -145,54 +157,54 @@ def answer(
     if sae is not None:
         index.check(sae)
     n = config.n
+    if config.label is not None:
+        assert config.latent is not None, "the configuration asks for it"
+        _write_label(index, config.latent, config.label, config.notes)
+    labels = {label.latent: label.label for label in index.labels.all()}
     if config.latent is not None:
-        view = index[config.latent]
-        if config.label is not None:
-            if config.label:
-                before = view.label or Label(config.latent, "")
-                notes = before.notes if config.notes is None else config.notes
-                index.labels.set(config.latent, config.label, notes, before.starred)
-            else:
-                index.labels.remove(config.latent)
-            view = index[config.latent]
-        return [repr(view)]
+        return with_facts(index[config.latent], n)
     if config.like is not None:
         view = index[config.like]
-        nearest = (("cosine", view.cosine), ("jaccard", view.jaccard), ("pmi", view.pmi))
-        return [line for name, pairs in nearest for line in _lines(index, pairs[:n], name)]
+        near = {"cosine": view.cosine[:n], "jaccard": view.jaccard[:n], "pmi": view.pmi[:n]}
+        return with_numbers(near, labels)
     if config.import_labels is not None:
         n_labels = index.labels.import_json(config.import_labels)
-        return [f"labels of {n_labels} latents from {config.import_labels}"]
-    if config.labelled is not None:
-        return [visible(repr(label)) for label in index.labels.search(config.labelled)]
-    if config.unigram is not None:
-        return [repr(index.unigram), *map(repr, unigram_latents(index, config.unigram, n))]
-    if config.by is not None:
-        return _lines(
-            index, by_number(index, config.by, config.low, config.high, n, config.ascending), config.by
+        return SearchAnswer(
+            [{"n_labels": n_labels, "file": config.import_labels}],
+            [f"labels of {n_labels} latents from {config.import_labels}"],
         )
+    if config.labelled is not None:
+        return with_labels(index.labels.search(config.labelled))
+    if config.unigram is not None:
+        return with_unigrams(index.unigram, unigram_latents(index, config.unigram, n))
+    if config.by is not None:
+        found = by_number(index, config.by, config.low, config.high, n, config.ascending)
+        return with_numbers({config.by: found}, labels)
     if config.promotes is not None:
-        return _lines(index, promotes_token(index, config.promotes, n), "logit")
+        return with_numbers({"logit": promotes_token(index, config.promotes, n)}, labels)
     if config.demotes is not None:
-        return _lines(index, promotes_token(index, config.demotes, n, demotes=True), "logit")
-    if config.token is not None:
-        return [repr(match) for match in index.token(config.token, n)]
+        return with_numbers({"logit": promotes_token(index, config.demotes, n, demotes=True)}, labels)
     if config.direction is not None:
         assert sae is not None, "the configuration asks for it"
-        return _lines(index, nearest_to(sae, _direction(config.direction), n), "cosine")
+        return with_numbers({"cosine": nearest_to(sae, _direction(config.direction), n)}, labels)
     if config.text is not None and model is not None:
         assert sae is not None, "the configuration asks for it"
-        found = fires_on_text(
-            sae, model, index.contexts.tokenizer, config.text, n, hook_point=index.hook_point
-        )
-        return [repr(firings) for firings in found]
-    found = index.text(config.text, n) if config.text is not None else index.regex(config.regex or "", n)
-    return [repr(match) for match in found]
+        tokenizer, point = index.contexts.tokenizer, index.hook_point
+        return with_firings(fires_on_text(sae, model, tokenizer, config.text, n, hook_point=point))
+    if config.token is not None:
+        return with_matches(index.token(config.token, n), labels)
+    if config.text is not None:
+        return with_matches(index.text(config.text, n), labels)
+    return with_matches(index.regex(config.regex or "", n), labels)
 
 
-def _lines(index: FeatureIndex, pairs: Sequence[tuple[int, float]], what: str) -> list[str]:
-    labels = {label.latent: f"  {label.label!r}" for label in index.labels.all()}
-    return [f"latent {latent:>7}  {what} {number:.4g}{labels.get(latent, '')}" for latent, number in pairs]
+def _write_label(index: FeatureIndex, latent: int, label: str, notes: str | None) -> None:
+    """Write what a latent stands for, or forget it for "". Notes of None and the star stay as they were."""
+    before = index[latent].label or Label(latent, "")
+    if label:
+        index.labels.set(latent, label, before.notes if notes is None else notes, before.starred)
+    else:
+        index.labels.remove(latent)
 
 
 def _direction(file: str) -> Tensor:
@@ -218,13 +230,15 @@ def run(argv: Sequence[str]) -> None:
         device = device_named(config.device)
         sae = SparseAutoencoder.load(config.sae, device=device)
         model = model_for(config.model, device, index)
-    lines = answer(config, index, sae, model)
-    if not lines:
+    found = answer(config, index, sae, model)
+    if not found.lines:
         sample = f"{len(index.token_sample.rows):,} sampled tokens of {index.n_tokens:,}"
-        print(f"no latent of {config.index} fits" + f", of {sample}" * (kind in ("token", "regex", "text")))
+        of_sample = f", of {sample}" * (kind in ("token", "regex", "text"))
+        found = dataclasses.replace(found, nothing=f"no latent of {config.index} fits{of_sample}")
+    print(in_format(found, config.format))
+    if config.format != "table":
         return
-    print("\n".join(lines))
     if kind == "import_labels":
         print_next("search", config.index, by="max")
-    elif kind != "latent" and (first := re.search(r"\blatent +(\d+)", "\n".join(lines))):
+    elif kind != "latent" and (first := re.search(r"\blatent +(\d+)", str(found))):
         print_next("search", config.index, latent=first[1])

@@ -1,5 +1,9 @@
 """Search: what it finds is what the sampled rows, the text, the directions and the numbers say."""
 
+import csv
+import io
+import json
+
 import pytest
 import torch
 import transformers
@@ -18,6 +22,7 @@ from saelens_lite.analyze.index.search import (
 from saelens_lite.analyze.latents.text_windows import Contexts
 from saelens_lite.cli.search import SearchConfig, answer
 from saelens_lite.lm.token_text import token_of
+from saelens_lite.text_table import in_format
 
 from ..conftest import HOOK_POINT, make_sae
 
@@ -112,7 +117,7 @@ def test_what_fires_on_a_regex_and_on_a_text_where_it_occurs(index, dense):
     assert fires_on_regex(index, r"\d*") == fires_on_regex(index, r"\d+") == fires_on_regex(index, r"\d")
     for pattern in ("(?=r)", r"\b", "(?<=t)", "$|^", "(?!x)"):
         assert fires_on_regex(index, pattern) == []
-    assert answer(SearchConfig(index="", text="ory 1", n=1), index) == [repr(match)]
+    assert answer(SearchConfig(index="", text="ory 1", n=1), index).lines == [repr(match)]
     for pattern, message in (("", "got an empty text"), ("(", r"got '\(': missing")):
         with pytest.raises(ValueError, match=message):
             fires_on_regex(index, pattern)
@@ -179,7 +184,7 @@ def test_errors_of_a_text_of_ones_own(index, sae, gpt2, byte_tokenizer):
         ValueError, match="blocks.0.* of GPT2LMHeadModel: expected one of d_model=32, got one of d_model=16"
     ):
         fires_on_text(make_sae(d_model=16), gpt2, byte_tokenizer, "sun")
-    lines = answer(SearchConfig(index="", text="sun", sae="-", model="-", n=2), index, sae, gpt2)
+    lines = answer(SearchConfig(index="", text="sun", sae="-", model="-", n=2), index, sae, gpt2).lines
     assert len(lines) == 4 and "'s'" in lines[1]
 
 
@@ -197,13 +202,48 @@ def test_directions(index, sae, tmp_path):
         name: SearchConfig(index="", direction=str(tmp_path / name), sae="-")
         for name in ("one.safetensors", "text")
     }
-    assert answer(asked["one.safetensors"], index, sae)[0].startswith("latent       7  cosine 0.99")
+    assert answer(asked["one.safetensors"], index, sae).lines[0].startswith("latent       7  cosine 0.99")
     with pytest.raises(ValueError, match="expected a safetensors file"):
         answer(asked["text"], index, sae)
     with pytest.raises(ValueError, match="expected one tensor, the direction; it holds 2: a, b"):
         answer(SearchConfig(index="", direction=str(tmp_path / "two.safetensors"), sae="-"), index, sae)
     with pytest.raises(ValueError, match="is the index of the topk SAE .* not of"):
         answer(asked["one.safetensors"], index, make_sae(k=5))
+
+
+def test_an_answer_has_rows_for_programs(index):
+    """Each in the formats that commands print; the lines hold the same numbers, rounded."""
+
+    def ask(**fields):
+        return answer(SearchConfig(index="", **fields), index)
+
+    [row] = json.loads(in_format(ask(token="S", n=1), "json"))["rows"]
+    [match] = index.token("S", 1)
+    assert row == {
+        "latent": match.latent, "f1": match.f1, "mean": match.mean, "fired": match.fired,
+        "n_rows": match.n_rows, "elsewhere": match.elsewhere, "label": None,
+    }  # fmt: skip
+    index.labels.set(5, 'a "quoted", one | two')
+    found = ask(by="density", n=48)
+    lines = list(csv.DictReader(io.StringIO(found.to_csv())))
+    pairs = [(int(line["latent"]), float(line["value"])) for line in lines]
+    assert pairs == by_number(index, "density", n=48)
+    assert [line["label"] for line in lines if line["latent"] == "5"] == ['a "quoted", one | two']
+    assert r'a "quoted", one \| two' in found.to_markdown()
+    assert [line.split()[1] for line in found.lines] == [line["latent"] for line in lines]
+    [facts] = ask(latent=7, n=3).to_dict()["rows"]
+    assert facts["density"] == index[7].density and facts["n_fired"] == index[7].n_fired
+    assert [of["activation"] for of in facts["strongest"]] == [value for value, _ in index[7].strongest[:3]]
+    assert facts["output_score"] is None, "nan is no JSON"
+    index.labels.set(5, "\u202ereversed\n")
+    assert ask(labelled="reversed").to_dict()["rows"] == [
+        {"latent": 5, "label": "\u202ereversed\n", "notes": "", "starred": False}
+    ]
+    assert "⟨U+202E⟩reversed↵" in ask(labelled="reversed").to_markdown()
+    none = ask(labelled="no such label")
+    assert in_format(none, "json") == '{\n "rows": []\n}' and in_format(none, "csv") == ""
+    assert none.to_markdown() == "nothing found" == str(none)
+    index.labels.remove(5)
 
 
 def test_the_lens_and_the_numbers(index, sae, gpt2, byte_tokenizer, dense):
@@ -234,7 +274,7 @@ def test_the_lens_and_the_numbers(index, sae, gpt2, byte_tokenizer, dense):
 
 def test_questions_of_the_command_line(index):
     def ask(**fields):
-        return answer(SearchConfig(index="", **fields), index)
+        return answer(SearchConfig(index="", **fields), index).lines
 
     assert ask(latent=7) == [repr(index[7])]
     assert "label: the sun (and the moon)" in ask(latent=7, label="the sun", notes="and the moon")[0]

@@ -114,7 +114,7 @@ def test_search_for_them(index):
     )
     assert [latent.latent for latent in unigram_latents(index, "O")] == [0], "in any case"
     assert len(unigram_latents(index, n=1)) == 1 and unigram_latents(index, "no such") == []
-    first, *lines = answer(SearchConfig(index="", unigram="o"), index)
+    first, *lines = answer(SearchConfig(index="", unigram="o"), index).lines
     assert first.startswith("unigram: ") and lines[0].startswith("latent       0  'o'")
     pairs = dict(by_number(index, "pair_share", low=1, n=5))
     assert 2 in pairs and 0 not in pairs

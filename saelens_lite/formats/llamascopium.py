@@ -33,6 +33,14 @@ _R1 = {
     "W_dec": "decoder.weight.T",
     "b_dec": "decoder.bias",
 }
+_OTHERS = {
+    "crosscoder": "a crosscoder reads and writes several places",
+    "transcoder": "a transcoder reads one place and writes another, in a layout that is not read here",
+    "clt": "latents of a cross-layer transcoder write to all layers that follow",
+    "lorsa": "latents of low-rank sparse attention depend on other tokens",
+    "molt": "a mixture of linear transforms has matrices in place of decoder rows",
+}
+"""What llamascopium trains beside SAEs, by sae_type."""
 
 
 def recognises(place: Place) -> bool:
@@ -43,10 +51,9 @@ def read(place: Place) -> Opened:
     """raises: ValueError for other types and settings of training; CheckpointError for other tensors"""
     file, weights = place.folder / "config.json", place.folder / "sae_weights.safetensors"
     config = read_json(file, _FORM)
-    expect(
-        config.get("sae_type"), "sae_type", ("sae",), str(file),
-        "transcoders, crosscoders, low-rank attention and others are not opened here",
-    )  # fmt: skip
+    family = config.get("sae_type")
+    other = _OTHERS.get(str(family).lower(), "no other is known here")
+    expect(family, "sae_type", ("sae",), str(file), other)
     where, tensors = str(weights), dict(read_tensors(weights))
     norms = {name.removeprefix(_NORM): tensors.pop(name) for name in [*tensors] if name.startswith(_NORM)}
     norms = {point: float(norm) for point, norm in norms.items() if norm.numel() == 1}

@@ -50,6 +50,8 @@ def recognised(place: Place, asked: str | None = None) -> str | None:
 
 def refused(place: Place) -> str:
     """What the files are, where it is known and none of one SAE; "" where it is not known."""
+    if any(place.path.glob("W_enc_*.safetensors")) and any(place.path.glob("W_dec_*.safetensors")):
+        return "circuit-tracer's cross-layer transcoders, whose latents write to all layers that follow"
     if place.path.is_dir() and place.holds("config.yaml") and any(place.path.glob("layer_*.safetensors")):
         return "a set of circuit-tracer's transcoders: pass one, such as folder='layer_0.safetensors'"
     return ""

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from saelens_lite.errors import CheckpointError
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -52,7 +52,11 @@ def changed(golden, tmp_path):
         ("llama_scope", "hyperparams.json", {"dataset_average_activation_norm": ...}, "above 0 .*got None"),
         ("llama_scope", "hyperparams.json", {"jump_relu_threshold": ...}, "a number jump_relu_threshold"),
         ("llama_scope", "hyperparams.json", {"d_sae": 64}, r"expected W_dec \[64, 12\]"),
-        ("llamascopium", "config.json", {"sae_type": "lorsa"}, "sae_type 'lorsa' is not supported"),
+        ("llamascopium", "config.json", {"sae_type": "lorsa"}, "'lorsa' is not supported .*low-rank sparse"),
+        ("llamascopium", "config.json", {"sae_type": "clt"}, "'clt' is not supported .*cross-layer"),
+        ("llamascopium", "config.json", {"sae_type": "molt"}, "'molt' is not supported .*mixture of linear"),
+        ("llamascopium", "config.json", {"sae_type": "crosscoder"}, "'crosscoder' is not .*several"),
+        ("llamascopium", "config.json", {"sae_type": "plt"}, "'plt' is not supported .*no other is known"),
         ("llamascopium", "config.json", {"use_glu_encoder": True}, "use_glu_encoder True"),
         ("llamascopium", "config.json", {"expansion_factor": 8}, r"expected W_dec \[96, 12\]"),
         ("gemma_scope_2", "config.json", {"architecture": "top_k"}, "architecture 'top_k' is not supported"),
@@ -92,6 +96,20 @@ def test_embeddings_of_gemma_scope_are_refused_by_name(golden, tmp_path):
         shutil.copytree(golden("gemma_scope").folder, tmp_path / name)
         with pytest.raises(ValueError, match=f"{name}.*: {message}"):
             SparseAutoencoder.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("config", [True, False])
+def test_cross_layer_transcoders_of_circuit_tracer_are_refused_by_name(tmp_path, config):
+    """W_dec_0 writes to both layers: float[n, 2, d]; W_dec_1 to its own alone."""
+    for layer in range(2):
+        bias = {f"b_enc_{layer}": torch.zeros(8), f"b_dec_{layer}": torch.zeros(4)}
+        encoder = {f"W_enc_{layer}": torch.zeros(8, 4), **bias}
+        save_file(encoder, tmp_path / f"W_enc_{layer}.safetensors")
+        save_file({f"W_dec_{layer}": torch.zeros(8, 2 - layer, 4)}, tmp_path / f"W_dec_{layer}.safetensors")
+    if config:
+        (tmp_path / "config.yaml").write_text("model_kind: cross_layer_transcoder\n")
+    with pytest.raises(ValueError, match="expected one SAE or transcoder, got circuit-tracer's cross-layer"):
+        SparseAutoencoder.load(tmp_path)
 
 
 def test_a_scaling_factor_is_dropped_where_it_is_one_and_refused_where_it_is_not(changed):

@@ -30,6 +30,7 @@ def grid(tmp_path):
     for k in (2, 4):
         torch.manual_seed(k)
         sae = SparseAutoencoder(SAEConfig(d_model=8, d_sae=16, k=k))
+        sae.W_enc.data.normal_()
         sae.W_dec.data.normal_()
         facts = {
             "store": "ab" * 32,
@@ -59,7 +60,9 @@ def grid(tmp_path):
 def command(hub, tmp_path):
     """Run code or a command against the hub, in a process whose settings of huggingface_hub are its own."""
 
-    def run(*words: str, code: str | None = None, **settings: str) -> subprocess.CompletedProcess:
+    def run(
+        *words: str, code: str | None = None, python: Path | str = sys.executable, **settings: str
+    ) -> subprocess.CompletedProcess:
         told = ["-c", code] if code else ["-m", "saelens_lite.cli", *words]
         env = os.environ | {
             "HF_ENDPOINT": hub.url,
@@ -74,6 +77,6 @@ def command(hub, tmp_path):
             for name, value in (env | settings).items()
             if name != "HF_HUB_OFFLINE" or name in settings
         }
-        return subprocess.run([sys.executable, *told], capture_output=True, text=True, env=env, cwd=tmp_path)
+        return subprocess.run([str(python), *told], capture_output=True, text=True, env=env, cwd=tmp_path)
 
     return run

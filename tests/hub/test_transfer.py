@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from saelens_lite.hub import push_saes
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -62,6 +63,35 @@ def test_what_is_pushed_comes_back_byte_for_byte(hub, grid, command, tmp_path):
     snippet = re.search(r"```python\n(import saelens_lite.*?)```", there["README.md"].decode(), re.DOTALL)[1]
     done = command(code=snippet + "print(sae)")
     assert done.returncode == 0 and "d_model=8, d_sae=16, kind='topk', k=2" in done.stdout, done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.peer
+def test_the_cards_other_snippet_opens_what_was_pushed(hub, grid, command, peer_python, tmp_path):
+    """SAELens' own code asks the hub for the files and computes from them what we compute."""
+    assert command("push", str(grid), REPO).returncode == 0
+    hub.requests.clear()
+    card = hub.repos[REPO]["README.md"].decode()
+    snippet = re.search(r"```python\n(from sae_lens.*?)```", card, re.DOTALL)[1]
+    acts = torch.randn(16, 8, generator=torch.Generator().manual_seed(0))
+    save_file({"acts": acts}, tmp_path / "acts.safetensors")
+    compute = """
+from safetensors.torch import load_file, save_file
+acts = load_file("acts.safetensors")["acts"]
+found = {"latents": sae.encode(acts), "recons": sae(acts)}
+save_file({name: of.detach().contiguous() for name, of in found.items()}, "theirs.safetensors")
+print(sae.cfg.architecture(), sae.cfg.metadata.hook_name)
+"""
+    done = command(code=snippet + compute, python=peer_python)
+    assert done.returncode == 0 and "topk blocks.1.hook_resid_post" in done.stdout, done.stderr
+    assert {f"/{REPO}/resolve/main/k=2/{name}" for name in ("cfg.json", "sae_weights.safetensors")} <= {
+        path for _, path, _ in hub.requests
+    }
+    sae, theirs = SparseAutoencoder.load(grid / "k=2"), load_file(tmp_path / "theirs.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(acts).to_dense(), theirs["latents"], atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(sae(acts).recons, theirs["recons"], atol=1e-6, rtol=1e-5)
+    assert ((theirs["latents"] != 0).sum(dim=1) <= 2).all() and (theirs["latents"] != 0).any()
 
 
 @pytest.mark.long

@@ -7,6 +7,7 @@ file. One question at a time uses the model.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from saelens_lite.json_data import Form, misfit
 from saelens_lite.lm.token_text import token_of
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
+from ..evaluation.recorded import recorded_evaluation
 from ..evaluation.result import Evaluation
 from ..index.feature_index import FeatureIndex
 from ..latents.compatibility import fits
@@ -67,7 +69,8 @@ class Answers:
     """Answers questions about an index.
 
     model, sae: for text of the reader's own and steering; both or neither
-    raises: ValueError where SAE, model and index do not belong together
+    evaluation: one of the SAE, or its file, for the head of the page
+    raises: ValueError where SAE, model, index and evaluation do not belong together
     """
 
     def __init__(
@@ -76,7 +79,7 @@ class Answers:
         model: nn.Module | None = None,
         sae: SparseAutoencoder | None = None,
         *,
-        evaluation: Evaluation | None = None,
+        evaluation: Evaluation | str | os.PathLike[str] | None = None,
         compared: Comparison | None = None,
     ) -> None:
         if (model is None) != (sae is None):
@@ -87,7 +90,10 @@ class Answers:
             index.check(sae)
             fits(sae, model, index.hook_point)
         self.index, self.model, self.sae = index, model, sae
-        self._evaluation, self._compared = evaluation, compared
+        self._evaluation = None
+        if evaluation is not None:
+            self._evaluation = recorded_evaluation(evaluation, index.hook_point)
+        self._compared = compared
         self._texts, self._known, self._other_known = TokenTexts(index.contexts.tokenizer), None, None
         self._one_at_a_time = threading.Lock()
 

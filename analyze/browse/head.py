@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from ..evaluation.result import TRAINED, Evaluation
+from ..evaluation.result import BASELINE, TRAINED
 from ..index.feature_index import FeatureIndex
 from ..index.labels import FORMAT, VERSION
 from ..index.tally import bin_edges
@@ -20,9 +21,12 @@ def page_head(
     after: int,
     *,
     rule: str = "",
-    evaluation: Evaluation | None = None,
+    evaluation: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """The head without what depends on the host: see start() in app.js for the rest."""
+    """The head without what depends on the host: see start() in app.js for the rest.
+
+    evaluation: as recorded_evaluation gives it
+    """
     plan = index.plan
     name = plan["model"]["name"] or "a model"
     name = os.path.basename(name) if os.path.isabs(name) else name
@@ -56,10 +60,17 @@ def page_head(
     }
 
 
-def _scores(evaluation: Evaluation) -> list[list[str]]:
-    row = evaluation.row(TRAINED)
-    of = "held-out " if evaluation.held_out else ""
-    facts = [["fvu", f"{row.fvu:.4f} ({evaluation.n_tokens:,} {of}tokens)"]]
-    if row.delta_ce is not None:
-        facts.append(["ΔCE", f"{row.delta_ce:.4f} nats ({evaluation.n_ce_tokens:,} {of}tokens)"])
+def _scores(evaluation: Mapping[str, Any]) -> list[list[str]]:
+    """fvu and ΔCE, beside those of the frozen decoder where it was given."""
+    rows = {row["name"]: row for row in evaluation["rows"] if row["given"]}
+    of = "held-out " if evaluation["held_out"] else ""
+    facts = []
+    for name, key, unit, n in (
+        ("fvu", "fvu", "", evaluation["n_tokens"]),
+        ("ΔCE", "delta_ce", " nats", evaluation["n_ce_tokens"]),
+    ):
+        value, frozen = (rows.get(row, {}).get(key) for row in (TRAINED, BASELINE))
+        if value is not None:
+            beside = "" if frozen is None else f", {frozen:.4f} with a frozen decoder"
+            facts.append([name, f"{value:.4f}{unit}{beside} ({n:,} {of}tokens)"])
     return facts

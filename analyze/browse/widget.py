@@ -37,7 +37,7 @@ class FeatureBrowser:
 
     index: an index or its folder
     model, sae: for text of your own and steering; both or neither
-    evaluation: its fvu and ΔCE are shown in the head
+    evaluation: one of the SAE, or its file: fvu and ΔCE are shown in the head
 
     Labels are saved in the index at once. Tried in JupyterLab; VS Code and Colab are untried. marimo shows
     `mo.ui.anywidget(browser.widget)`. While a continuation runs, the model is busy: other threads that call
@@ -52,7 +52,7 @@ class FeatureBrowser:
         model: nn.Module | None = None,
         sae: SparseAutoencoder | None = None,
         *,
-        evaluation: Evaluation | None = None,
+        evaluation: Evaluation | str | os.PathLike[str] | None = None,
     ) -> None:
         self.index = index if isinstance(index, FeatureIndex) else FeatureIndex.open(index)
         self._answers = Answers(self.index, model, sae, evaluation=evaluation)

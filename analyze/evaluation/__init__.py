@@ -3,6 +3,7 @@
 evaluate          the scores of an SAE on held-out documents
 side_by_side      several SAEs scored on the same rows
 result            the scores as a table
+recorded          the scores as plain values, from a result or its file
 seed_noise        how scores differ between seeds
 meta              scores of an SAE trained on decoder rows
 library_variants  the same scores as other libraries define them

@@ -8,6 +8,7 @@ labels.py imports. Not here: what needs a model at hand, which `saelens-lite bro
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from ..browse.head import page_head
 from ..browse.known_firings import encoded_firings
 from ..browse.static_files import EMBEDDED, write_page
 from ..browse.token_texts import TokenTexts
+from ..evaluation.recorded import recorded_evaluation
 from ..evaluation.result import Evaluation
 from ..index.build import IndexConfig, check_is_harvested, index_features
 from ..index.feature_index import FeatureIndex
@@ -53,7 +55,7 @@ def feature_page(
     *,
     latents: Sequence[int] | Tensor | None = None,
     n_examples: int = 12,
-    evaluation: Evaluation | None = None,
+    evaluation: Evaluation | str | os.PathLike[str] | None = None,
     hook_point: str | None = None,
     tokenizer: Any = None,
     index: FeatureIndex | None = None,
@@ -72,7 +74,7 @@ def feature_page(
         maximum first
     latents: these instead, in this order
     n_examples: strongest firings shown of each
-    evaluation: its fvu and ΔCE are shown in the head of the page
+    evaluation: one of the SAE, or its file: fvu and ΔCE are shown in the head of the page
     tokenizer: None loads the store's own
     index: of this SAE over this store; its logit lens serves where there is no model. None makes one for this
         call, by a pass over the store
@@ -85,6 +87,7 @@ def feature_page(
         latents = checked_latents(sae, latents)
         if not len(latents):
             raise ValueError("latents expected at least one index, got none; None shows the top ones")
+    scores = None if evaluation is None else recorded_evaluation(evaluation, point)
     if n_examples < 1:
         raise ValueError(f"expected n_examples >= 1 firings a latent, got {n_examples}")
     with contextlib.ExitStack() as stack:
@@ -118,7 +121,7 @@ def feature_page(
         return write_page(
             Path(path),
             index,
-            page_head(index, texts, before, after, rule=rule, evaluation=evaluation),
+            page_head(index, texts, before, after, rule=rule, evaluation=scores),
             texts,
             chosen,
             n_examples=n_examples,

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 
 from saelens_lite.atomic import check_output, temporary_folder
 from saelens_lite.cli.flags import configured
-from saelens_lite.cli.shared import carry_out, device_named, is_first_process, model_for, print_next
+from saelens_lite.cli.shared import (
+    carry_out,
+    device_named,
+    evaluation_to_show,
+    is_first_process,
+    model_for,
+    print_next,
+)
 from saelens_lite.config import AtLeast
 
 if TYPE_CHECKING:
@@ -56,11 +63,14 @@ def _index(config: AnalyzeConfig) -> str:
 
 def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationStore) -> None:
     from saelens_lite.analyze.index.build import IndexConfig, index_features
-    from saelens_lite.analyze.latents.compatibility import checked_latents
+    from saelens_lite.analyze.latents.compatibility import checked_latents, fits
     from saelens_lite.analyze.pages.page_of_features import feature_page
 
     folder = _index(config)
-    checked_latents(sae, config.latents)  # before the pass
+    # before the pass
+    checked_latents(sae, config.latents)
+    point = fits(sae, store, config.hook_point)
+    evaluation = evaluation_to_show(config.evaluation, config.sae, point)
     index = index_features(
         sae,
         store,
@@ -80,6 +90,7 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
         latents=config.latents or None,
         hook_point=config.hook_point,
         index=index,
+        evaluation=evaluation,
     )
     print(index.density)
     if index.tokens.has_tokens:
@@ -122,6 +133,10 @@ class AnalyzeConfig:
 
     output: str = "features.html"
     """The page to write, which needs no network."""
+
+    evaluation: str | None = None
+    """What `evaluate --output` wrote of the SAE, for the head of the page; None takes evaluation.json in the
+    SAE's folder where there is one."""
 
     index: str | None = None
     """Folder of the index, new or of this SAE; its labels stay. None takes the page's name with .index for

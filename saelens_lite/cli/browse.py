@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from saelens_lite.cli.flags import configured
-from saelens_lite.cli.shared import device_named, model_for
+from saelens_lite.cli.shared import device_named, evaluation_to_show, model_for
 from saelens_lite.config import AtLeast, check_fields
 
 
@@ -25,6 +25,10 @@ class BrowseConfig:
 
     model: str | None = None
     """The model that was harvested; "demo" is the embedded one."""
+
+    evaluation: str | None = None
+    """What `evaluate --output` wrote of the SAE, for the head of the page; None takes evaluation.json in the
+    folder of --sae where there is one."""
 
     compare: str | None = None
     """Folder of a second index over the same store, shown beside the first."""
@@ -68,7 +72,9 @@ def run(argv: Sequence[str]) -> None:
         other = FeatureIndex.open(config.compare)
         theirs = None if config.compare_sae is None else SparseAutoencoder.load(config.compare_sae)
         compared = Comparison(other, match_indexes(index, other, sae if theirs is not None else None, theirs))
-    server = BrowseServer(Answers(index, model, sae, compared=compared), config.port)
+    evaluation = evaluation_to_show(config.evaluation, config.sae, index.hook_point)
+    answers = Answers(index, model, sae, evaluation=evaluation, compared=compared)
+    server = BrowseServer(answers, config.port)
     port = server.server_address[1]
     print(f"page: {server.address}", flush=True)
     print(f"from another machine: ssh -L {port}:127.0.0.1:{port} USER@THIS-MACHINE, then open it there")

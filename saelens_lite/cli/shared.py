@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelens_lite.config import to_mapping
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from saelens_lite.analyze.index.feature_index import FeatureIndex
     from saelens_lite.harvest.config import HarvestConfig
     from saelens_lite.store.reader import ActivationStore
+
+logger = logging.getLogger(__name__)
 
 EMBEDDED = "demo"
 """As a --model the embedded language model, as a --dataset the source of Python's standard library."""
@@ -104,6 +108,27 @@ def model_of(store: str) -> str:
     except (SaelensLiteError, ValueError, OSError):
         return ""
     return EMBEDDED if name == str(MODEL_DIR) else name
+
+
+def evaluation_to_show(given: str | None, sae: str | None, hook_point: str) -> str | None:
+    """The file of the evaluation that a page shows: the given one, else evaluation.json in the SAE's folder
+    where it is one at the hook point.
+
+    raises: ValueError for a given one that is not
+    """
+    from saelens_lite.analyze.evaluation.recorded import recorded_evaluation
+
+    beside = Path(sae or "", "evaluation.json")
+    if given is None and (sae is None or not beside.is_file()):
+        return None
+    try:
+        recorded_evaluation(given or beside, hook_point)
+    except (OSError, ValueError) as error:
+        if given is not None:
+            raise
+        logger.info("the page does not show %s: %s", beside, error)
+        return None
+    return given or str(beside)
 
 
 def with_short_names(text: str) -> str:

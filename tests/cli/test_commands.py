@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -390,6 +391,23 @@ def test_what_comes_next_runs_as_it_is_printed(made, tmp_path, capsys):
 
 
 @pytest.mark.long
+def test_the_page_shows_the_evaluation_beside_the_sae(made, tmp_path, capsys):
+    sae = shutil.copytree(made / "topk", tmp_path / "topk")
+    evaluate = ["evaluate", made / "store", sae, "--max-tokens", "500", "--output", sae / "evaluation.json"]
+    assert main(list(map(str, evaluate))) == 0
+    fvu = json.loads((sae / "evaluation.json").read_text())["rows"][0]["fvu"]
+    analyze = ["analyze", made / "store", sae, "--output", tmp_path / "f.html", "--n-latents", "3"]
+    assert main(list(map(str, analyze))) == 0
+    assert re.search(rf'"fvu", ?"{fvu:.4f} \(', (tmp_path / "f.html").read_text())
+    other = json.loads((sae / "evaluation.json").read_text()) | {"hook_point": "blocks.9.hook_resid_post"}
+    (sae / "evaluation.json").write_text(json.dumps(other))
+    assert main(list(map(str, analyze))) == 0
+    assert not re.search(r'"fvu", ?"\d', (tmp_path / "f.html").read_text())
+    assert "evaluation.json: expected an evaluation at blocks." in capsys.readouterr().err
+    line = fails(capsys, *analyze, "--evaluation", sae / "evaluation.json")
+    assert "got one at blocks.9.hook_resid_post" in line
+
+
 def test_search_in_the_index(made, capsys):
     page, index = made / "searched.html", str(made / "searched.index")
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--model", "demo"]

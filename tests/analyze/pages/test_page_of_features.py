@@ -1,6 +1,7 @@
 """The page is inert: what it shows is right, whatever the tokens hold, in text and in a real
 browser."""
 
+import dataclasses
 import json
 import re
 from html.parser import HTMLParser
@@ -11,6 +12,7 @@ import torch
 from saelens_lite.analyze.browse.payload import as_text, packed
 from saelens_lite.analyze.browse.static_files import page_text
 from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
+from saelens_lite.analyze.evaluation.result import EvaluationRow
 from saelens_lite.analyze.index.build import IndexConfig, index_features
 from saelens_lite.analyze.index.feature_index import FeatureIndex
 from saelens_lite.analyze.index.labels import FORMAT
@@ -340,7 +342,7 @@ def test_the_rule_of_selection_is_said_and_kept(page_data, store, sae):
 
 
 @pytest.mark.long
-def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2):
+def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2, tmp_path):
     evaluation = evaluate_sae(sae, store, gpt2, held_out_fraction=0.3)
     facts = dict(page_data(evaluation=evaluation)["facts"])
     assert facts["SAE"] == "topk, k=4, 48 latents, width 32"
@@ -350,6 +352,15 @@ def test_the_head_says_what_the_page_rests_on(page_data, store, sae, gpt2):
         and "held-out tokens" in facts["fvu"]
     )
     assert facts["ΔCE"].startswith(f"{evaluation.row('trained').delta_ce:.4f} nats")
+    ours, frozen = evaluation.row("trained"), EvaluationRow(name="baseline", fvu=0.75, delta_ce=1.5)
+    beside = dataclasses.replace(evaluation, rows=(ours, frozen))
+    (tmp_path / "evaluation.json").write_text(json.dumps(beside.to_dict()))
+    from_file = dict(page_data(evaluation=tmp_path / "evaluation.json")["facts"])
+    n, n_ce = evaluation.n_tokens, evaluation.n_ce_tokens
+    assert from_file["fvu"] == f"{ours.fvu:.4f}, 0.7500 with a frozen decoder ({n:,} held-out tokens)"
+    assert from_file["ΔCE"] == (
+        f"{ours.delta_ce:.4f} nats, 1.5000 with a frozen decoder ({n_ce:,} held-out tokens)"
+    )
     without = page_data(model=None)
     assert "fvu" not in dict(without["facts"])
     assert without["title"] == "Features of GPT2LMHeadModel at blocks.0.hook_resid_post"

@@ -72,7 +72,7 @@ function heardLine(said, heard) {
   heard(said);
 }
 
-// Messages to the kernel: { ask, name, params } and { stop: ask }; back come { ask, json | line | error | done } with a buffer of arrays.
+// Messages to the kernel: { ask, name, params }, { heard: ask } for each line that is drawn, and { stop: ask }; back come { ask, json | line | error } with a buffer of arrays.
 function widgetHost(model) {
   const waiting = new Map();
   let asked = 0, commands = null;
@@ -84,10 +84,11 @@ function widgetHost(model) {
     if (!one) return;
     if (message.line) {
       one.heard(message.line);
+      model.send({ heard: message.ask });
       return;
     }
     waiting.delete(message.ask);
-    if (message.error) one.reject(message.stopped ? new DOMException("stopped", "AbortError") : new Error(message.error));
+    if (message.error) one.reject(new Error(message.error));
     else if (buffers?.length) {
       const { buffer, byteOffset, byteLength } = buffers[0];
       one.resolve(unpack(byteOffset === undefined ? buffers[0] : buffer.slice(byteOffset, byteOffset + byteLength)));
@@ -97,7 +98,11 @@ function widgetHost(model) {
     ask: (name, params, { signal, heard } = {}) => new Promise((resolve, reject) => {
       const ask = `${++asked}-${Math.random()}`; // several views share the model
       waiting.set(ask, { resolve, reject, heard });
-      signal?.addEventListener("abort", () => model.send({ stop: ask }));
+      signal?.addEventListener("abort", () => {
+        waiting.delete(ask);
+        model.send({ stop: ask });
+        reject(new DOMException("stopped", "AbortError"));
+      });
       model.send({ ask, name, params });
     }),
     place: () => null,

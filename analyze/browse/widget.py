@@ -24,6 +24,9 @@ from .answers import Answers
 from .module import widget_module
 
 _OF_THE_MODEL = ("text", "steer", "effect", "compare")
+AHEAD = 2
+"""Lines of a continuation that may be on their way to the page."""
+_PATIENCE_S = 2.0
 
 
 class FeatureBrowser:
@@ -58,7 +61,7 @@ class FeatureBrowser:
         self._answers = Answers(self.index, model, sae, evaluation=evaluation)
         self._selected: int | None = None
         self._wanted: dict[str, Any] = {}
-        self._stops: dict[str, threading.Event] = {}
+        self._runs: dict[str, _Run] = {}
         self._widget: Any = None
 
     @property
@@ -116,13 +119,16 @@ class FeatureBrowser:
             return
         if isinstance(content.get("selected"), int) and 0 <= content["selected"] < len(self.index):
             self._selected = content["selected"]
+        elif isinstance(content.get("heard"), str):
+            if run := self._runs.get(content["heard"]):
+                run.heard()
         elif isinstance(content.get("stop"), str):
-            if stop := self._stops.get(content["stop"]):
-                stop.set()
+            if run := self._runs.get(content["stop"]):
+                run.stop()
         elif isinstance(content.get("ask"), str) and isinstance(content.get("name"), str):
             asked = content["ask"], content["name"], content.get("params")
             if content["name"] in _OF_THE_MODEL:
-                self._stops[content["ask"]] = threading.Event()
+                self._runs[content["ask"]] = _Run()
                 threading.Thread(target=self._answer, args=asked, daemon=True).start()
             else:
                 self._answer(*asked)
@@ -139,17 +145,37 @@ class FeatureBrowser:
             elif isinstance(found, dict):
                 self.widget.send({"ask": ask, "json": found})
             else:
+                run = self._runs[ask]
                 with contextlib.closing(found):  # type: ignore[type-var]
-                    for line in found:
-                        if self._stops[ask].is_set():
-                            self.widget.send({"ask": ask, "error": "stopped", "stopped": True})
-                            return
+                    while run.goes_on() and (line := next(found, None)) is not None:
                         self.widget.send({"ask": ask, "line": line})
                 self.widget.send({"ask": ask, "json": {}})
         except Exception as error:
             self.widget.send({"ask": ask, "error": str(error) or type(error).__name__})
         finally:
-            self._stops.pop(ask, None)
+            self._runs.pop(ask, None)
+
+
+class _Run:
+    """A continuation on its way to the page: it waits where AHEAD of its lines are still to be drawn, so that
+    Stop ends it within as many tokens. A cell that runs keeps the page from being heard; then it goes on
+    after a while."""
+
+    def __init__(self) -> None:
+        self._room, self._stopped, self._waits = threading.Semaphore(AHEAD), threading.Event(), True
+
+    def heard(self) -> None:
+        """The page has drawn a line."""
+        self._room.release()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._room.release()
+
+    def goes_on(self) -> bool:
+        """Whether a further line is wanted, once there is room for it."""
+        self._waits = self._waits and self._room.acquire(timeout=_PATIENCE_S)
+        return not self._stopped.is_set()
 
 
 @cache

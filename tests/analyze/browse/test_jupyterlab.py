@@ -119,6 +119,11 @@ def test_a_notebook_in_jupyterlab(store, sae, gpt2, byte_tokenizer, tmp_path):
         click("#continue")
         page.wait(f"Number({FIND}.querySelector('#steer .rows').dataset.tokens) >= 3", 60)
         click("#stop")
+        page.wait(f"{FIND}.querySelector('#steer output').textContent.startsWith('stopped after')", 2)
+        tokens = f"Number({FIND}.querySelector('#steer .rows').dataset.tokens)"
+        shown = page.js(tokens)
+        time.sleep(0.5)
+        assert page.js(tokens) == shown < 40
         page.js("jupyterapp.commands.execute('notebook:move-cursor-down')")
         page.js("jupyterapp.shell.currentWidget.content.activeCellIndex = 1")
         page.js("jupyterapp.commands.execute('notebook:run-cell')")

@@ -303,8 +303,18 @@ def chromium(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_a_reader_searches_labels_types_steers_and_compares(server, chromium, sae_and_index):
+def test_a_reader_searches_labels_types_steers_and_compares(
+    server, chromium, sae_and_index, embedded, monkeypatch
+):
     _, index = sae_and_index
+    steps = []
+    forward = embedded[0].forward
+
+    def counted(*given, **named):
+        steps.extend([1] * bool(named.get("use_cache")))
+        return forward(*given, **named)
+
+    monkeypatch.setattr(embedded[0], "forward", counted)
     page = Tab(chromium, server.address)
     text = lambda selector: page.js(f"document.querySelector({selector!r}).textContent")  # noqa: E731
     page.wait("document.getElementById('browser').dataset.ready")
@@ -352,8 +362,12 @@ def test_a_reader_searches_labels_types_steers_and_compares(server, chromium, sa
     page.type("def f(")
     page.click("#continue")
     page.wait("document.querySelector('#steer .rows').dataset.tokens >= 3")
-    page.click("#stop")
+    tokens = "document.querySelector('#steer .rows').dataset.tokens"
+    at_click = page.js(f"(() => {{ document.querySelector('#stop').click(); return Number({tokens}) }})()")
     page.wait("document.querySelector('#steer output').textContent.startsWith('stopped after')")
+    assert text("#steer output") == f"stopped after {at_click} tokens"
+    assert asked(server, "text", {"text": "def f"})[0] == 200, "which waits for the model"
+    assert at_click <= len(steps) <= at_click + 2 and int(page.js(tokens)) == at_click
     assert page.js("[...document.querySelectorAll('#steer [data-row]')].map(e => e.dataset.row)") == [
         "clean", "steered", "control",
     ]  # fmt: skip

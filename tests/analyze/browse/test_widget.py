@@ -3,6 +3,7 @@
 import builtins
 import json
 import threading
+import time
 
 import pytest
 from safetensors import safe_open
@@ -82,26 +83,48 @@ def test_selection_goes_both_ways(index):
         browser.select(48)
 
 
-def test_generation_runs_beside_and_stops(index, sae, gpt2):
-    page = Page(FeatureBrowser(index, gpt2, sae))
+def steering(index):
     latent = int(index.column("counts").argmax())
-    steering = {
-        "latents": [latent],
-        "mode": "add",
-        "dose": 1,
-        "where": "all",
-        "prompt": "Story",
-        "temperature": 1,
-    }
-    page.ask("steer", "long", **steering, max_new_tokens=40)
+    edit = {"latents": [latent], "mode": "add", "dose": 1, "where": "all"}
+    return edit | {"prompt": "Story", "temperature": 1, "max_new_tokens": 40}
+
+
+def lines_of(page, ask):
+    return [content["line"] for content, _ in page.heard if content["ask"] == ask and "line" in content]
+
+
+def test_generation_runs_beside_and_stops_within_two_tokens(index, sae, gpt2, monkeypatch):
+    """Whatever the page hears, the model is at most AHEAD = 2 lines further when Stop comes."""
+    monkeypatch.setattr(widget, "_PATIENCE_S", 60.0)
+    made = []
+    real = gpt2.forward
+    monkeypatch.setattr(gpt2, "forward", lambda *given, **named: made.append(1) or real(*given, **named))
+    page = Page(FeatureBrowser(index, gpt2, sae))
+    page.ask("steer", "long", **steering(index))
     page.until(lambda content, _: "pieces" in content.get("line", {}))
+    time.sleep(0.2)
+    assert len(lines_of(page, "long")) == 2 and len(made) == 1, "the names of the rows, and a token of each"
+    for n in range(3):
+        page.say(heard="long")
+        page.until(lambda *_, n=n: len(lines_of(page, "long")) == 3 + n)
+    time.sleep(0.1)
+    assert len(made) == 4, "four tokens, of which the page has drawn two"
     page.say(stop="long")
-    page.until(lambda content, _: content.get("stopped"))
-    n = len(page.heard)
-    assert n < 40
+    page.until(lambda content, _: content == {"ask": "long", "json": {}})
+    assert len(made) == 4 and len(lines_of(page, "long")) == 5
     page.ask("text", "after", text="sun moon")
     _, buffers = page.until(lambda content, _: content["ask"] == "after")
     assert set(load(buffers[0])) == {"act", "at", "latent"}, "the model is free again"
+
+
+def test_generation_ends_where_nobody_hears(index, sae, gpt2, monkeypatch):
+    """As beside a cell that runs for long: after a while it no longer waits."""
+    monkeypatch.setattr(widget, "_PATIENCE_S", 0.05)
+    page = Page(FeatureBrowser(index, gpt2, sae))
+    page.ask("steer", "long", **steering(index))
+    page.until(lambda content, _: content == {"ask": "long", "json": {}})
+    pieces = [line["pieces"] for line in lines_of(page, "long")[1:]]
+    assert len(pieces) == 40 or all(piece is None for piece in pieces[-1])
 
 
 def test_the_widget_holds_its_module_and_no_data(index):

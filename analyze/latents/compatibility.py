@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelens_lite.autoencoders.autoencoder import Autoencoder
 from saelens_lite.errors import with_option
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.hooks import resolve
@@ -17,20 +18,23 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.places import Place, place_among, same_place
 from saelens_lite.store.reader import ActivationStore
 
+Coder = SparseAutoencoder | Autoencoder
+"""An SAE, or a relative of it."""
+
 _OTHER_NAMES = {"gpt2-small": "gpt2"}
 """Names of one model that differ beyond the owner: SAELens writes those of TransformerLens."""
 
 
 @names_misfits
 def fits(
-    sae: SparseAutoencoder,
+    sae: Coder,
     source: Model | ActivationStore,
     hook_point: str | None = None,
     *,
     vouched: bool | None = None,
     name: str = "the SAE",
 ) -> str:
-    """The hook point of a model or store that the SAE reads.
+    """The hook point of a model or store that the SAE, or a relative of it, reads.
 
     hook_point: by default where the SAE was trained
     vouched: whether the caller vouches that the SAE may be used there, as when naming a hook point (the
@@ -43,7 +47,7 @@ def fits(
     vouched = hook_point is not None if vouched is None else vouched
     if not isinstance(source, (nn.Module, Decoder)):
         return _fits_store(sae, source, hook_point, vouched, name)
-    decoder, point = Decoder.of(source), hook_point or sae.config.trained_at
+    decoder, point = Decoder.of(source), hook_point or place_of(sae).name
     if not point:
         raise with_option(
             ValueError(f"{name} does not say where it was trained: pass hook_point="), "hook_point"
@@ -54,13 +58,11 @@ def fits(
     return point
 
 
-def _fits_store(
-    sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None, vouched: bool, name: str
-) -> str:
+def _fits_store(sae: Coder, store: ActivationStore, hook_point: str | None, vouched: bool, name: str) -> str:
     trained_at = None
-    if sae.config.trained_at:
+    if place_of(sae).name:
         trained_at = place_among(place_of(sae), store.plan["hook_points"])
-    if hook_point is None and sae.config.trained_at and trained_at is None:
+    if hook_point is None and place_of(sae).name and trained_at is None:
         raise _misfit(
             sae, name, str(store.path), ", ".join(store.hook_points),
             "harvest that hook point, or pass hook_point= to use the SAE on another one",
@@ -71,32 +73,39 @@ def _fits_store(
     return point
 
 
-def place_of(sae: SparseAutoencoder) -> Place:
-    """Where the SAE was trained, as it records it."""
+def place_of(sae: Coder) -> Place:
+    """Where the SAE, or a relative of it, was trained, as it records it."""
+    if isinstance(sae, Autoencoder):
+        return Place(sae.hook_point)
     return Place(sae.config.trained_at, sae.config.hf_module)
 
 
+def _model_name(sae: Coder) -> str:
+    return sae.metadata.get("model_name", "") if isinstance(sae, Autoencoder) else sae.config.model_name
+
+
 def _check(
-    sae: SparseAutoencoder, at: Place, source: str, model: str, width: int | None, vouched: bool, name: str
+    sae: Coder, at: Place, source: str, model: str, width: int | None, vouched: bool, name: str
 ) -> None:
     """raises: ValueError for another width or, unless vouched, another model or hook point"""
-    point, given = at.name, sae.config
+    point, trained_on = at.name, _model_name(sae)
     place = f"{point} of {source}"
     way_out = f"pass hook_point={point!r} if the two are one, or the SAE is to be transferred"
     if width not in (None, sae.d_model):
         raise _misfit(sae, name, place, f"d_model={width}", "choose an SAE of this model")
     if vouched:
         return
-    if model and given.model_name not in ("", source) and not _one_model(given.model_name, model):
+    if model and trained_on not in ("", source) and not _one_model(trained_on, model):
         raise _misfit(sae, name, place, model, way_out)
-    if given.trained_at and not same_place(place_of(sae), at):
+    if place_of(sae).name and not same_place(place_of(sae), at):
         raise _misfit(sae, name, place, point, way_out)
 
 
-def _misfit(sae: SparseAutoencoder, name: str, place: str, expected: str, way_out: str) -> ValueError:
+def _misfit(sae: Coder, name: str, place: str, expected: str, way_out: str) -> ValueError:
+    trained_on = f"rows of {sae.hook_point}" if isinstance(sae, Autoencoder) else sae.config.trained_on
     error = ValueError(
         f"{name} does not fit {place}: expected one of {expected}, got one of d_model={sae.d_model}, trained "
-        f"on {sae.config.trained_on}; {way_out}"
+        f"on {trained_on}; {way_out}"
     )
     return with_option(error, "hook_point")
 
@@ -117,9 +126,9 @@ def _one_model(one: str, other: str) -> bool:
     return bare_model_name(one) in parts(other) or bare_model_name(other) in parts(one)
 
 
-def check_finite_weights(sae: SparseAutoencoder) -> None:
-    """raises: ValueError for an SAE that holds nan or infinity"""
-    for name, parameter in sae.named_parameters():
+def check_finite_weights(sae: Coder) -> None:
+    """raises: ValueError for one that holds nan or infinity"""
+    for name, parameter in sae.state_dict().items():
         if not parameter.isfinite().all():
             raise ValueError(
                 f"expected an SAE with finite weights, {name} holds nan or infinity: load another checkpoint"

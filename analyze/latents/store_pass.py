@@ -12,6 +12,8 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.store.reader import ActivationStore
 
+from .compatibility import Coder
+
 BLOCK_ROWS = 4096
 
 
@@ -22,9 +24,7 @@ class Block(NamedTuple):
     acts: Tensor
 
 
-def blocks(
-    sae: SparseAutoencoder, store: ActivationStore, hook_point: str, start_row: int = 0
-) -> Iterator[Block]:
+def blocks(sae: Coder, store: ActivationStore, hook_point: str, start_row: int = 0) -> Iterator[Block]:
     """The rows of the store in order, from start_row on. Blocks end at the edges of shards.
 
     raises: ValueError when a row holds nan or infinity, naming it
@@ -36,7 +36,7 @@ def blocks(
 
 
 def shard_blocks(
-    sae: SparseAutoencoder,
+    sae: Coder,
     store: ActivationStore,
     hook_point: str,
     shard: int,

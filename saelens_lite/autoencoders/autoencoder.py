@@ -69,6 +69,10 @@ class Autoencoder(nn.Module, OnDisk):
         return self.shift.device
 
     @property
+    def dtype(self) -> torch.dtype:
+        return self.shift.dtype
+
+    @property
     def hook_point(self) -> str:
         """Of the rows that it was trained on; "" where that is not known."""
         return str(self.metadata.get("hook_point", ""))

@@ -47,14 +47,14 @@ def test_surprise_by_hand():
     normal = torch.tensor([[e, 0, 0.5], [e, 0, -0.5], [e**3, 0, 1.0], [0, e**2, 2.0]])
     detector = fit_anomaly(sae, normal)
     p = [3.5 / 5, 1.5 / 5]
-    assert detector.rates.tolist() == pytest.approx(p)
+    assert detector.surprise.rates.tolist() == pytest.approx(p)
     pooled_mean = 7 / 4
     pooled_variance = 15 / 4 - pooled_mean**2
     mean = [(5 + 2 * pooled_mean) / 5, (2 + 2 * pooled_mean) / 3]
     own = [2 * (1 - mean[0]) ** 2 + (3 - mean[0]) ** 2, (2 - mean[1]) ** 2]
     std = [math.sqrt((own[0] + 2 * pooled_variance) / 5), math.sqrt((own[1] + 2 * pooled_variance) / 3)]
-    assert detector.log_mean.tolist() == pytest.approx(mean, abs=1e-6)
-    assert detector.log_std.tolist() == pytest.approx(std, abs=1e-6)
+    assert detector.surprise.log_mean.tolist() == pytest.approx(mean, abs=1e-6)
+    assert detector.surprise.log_std.tolist() == pytest.approx(std, abs=1e-6)
     scores = detector.scores(torch.tensor([[0.0, 0.0, 0.0], [e**2, 0.0, 3.0]]))
     q = math.erfc((2 - mean[0]) / std[0] / math.sqrt(2))
     silent = -math.log(1 - p[0]) - math.log(1 - p[1])
@@ -122,7 +122,7 @@ def test_planted_rows_against_rows_of_other_directions(planted):
 def test_stores_of_arrays_and_the_size_of_blocks(tmp_path, monkeypatch):
     store = ActivationStore.from_arrays(tmp_path / "store", NORMAL[:700], dtype="float32", rows_per_shard=300)
     of_store, of_rows = fit_anomaly(axis_sae(), store), fit_anomaly(axis_sae(), NORMAL[:700])
-    assert torch.equal(of_store.rates, of_rows.rates)
+    assert torch.equal(of_store.surprise.rates, of_rows.surprise.rates)
     monkeypatch.setattr("saelens_lite.analyze.anomaly.BLOCK_ROWS", 64)
     whole, cut = of_rows.scores(NORMAL[:700]), of_store.scores(store)
     torch.testing.assert_close(cut.combined, whole.combined)

@@ -66,6 +66,26 @@ def cut(flat: list[Any], offsets: np.ndarray) -> list[list[Any]]:
     return [flat[start:end] for start, end in pairwise(offsets.tolist())]
 
 
+def places(
+    values: Sequence[Sequence[float]], bins: Sequence[Sequence[float]], *readings: Sequence[int]
+) -> list[int]:
+    """The place in each window of the token that it was chosen for: of several readings of a file, or each
+    window's strongest token, that under which most windows hold a value of their interval; of equal ones the
+    first. Where it lies outside a window, the strongest.
+
+    values: of the tokens of each window; bins: (low, high, …) of its interval
+    """
+
+    def fits(of: Sequence[float], bin_: Sequence[float], at: int) -> bool:
+        return 0 <= at < len(of) and of[at] > 0 and bin_[0] - 1e-3 <= of[at] <= bin_[1] + 1e-3
+
+    strongest = [max(range(len(of)), key=of.__getitem__) for of in values]
+    best = max([*readings, strongest], key=lambda at: sum(map(fits, values, bins, at)))
+    return [
+        at if 0 <= at < len(of) else most for of, at, most in zip(values, best, strongest, strict=True)
+    ]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Dashboards:
     """Dashboards of n latents, with w windows of text and t tokens in them.

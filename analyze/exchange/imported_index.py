@@ -45,7 +45,7 @@ def write_imported(dashboards: Dashboards, path: Path, tokenizer: str | None = N
             described[name] = {"file": file, **write_tensors(folder, file, content)}
         if tokenizer is None:
             _write_tokenizer(dashboards.texts, folder)
-        facts, n_rows = dashboards.facts, len(dashboards.tokens.values)
+        facts = dashboards.facts
         digest = str(described["dashboards"]["sha256"])
         sae = {"sha256": digest, "d_sae": dashboards.d_sae, "d_model": 0, "kind": "imported", "k": None}
         plan = {
@@ -56,7 +56,7 @@ def write_imported(dashboards: Dashboards, path: Path, tokenizer: str | None = N
             },
             "model": {"name": facts["model_id"], "revision": None},
             "hook_point": facts["hook_name"],
-            "rows": facts["n_prompts_total"] * facts["n_tokens_in_prompt"] or n_rows,
+            "rows": _n_tokens(dashboards),
             "settings": settings,
         }
         has = {"lens": "promoted_ids" in tensors, "output_score": False}
@@ -65,6 +65,19 @@ def write_imported(dashboards: Dashboards, path: Path, tokenizer: str | None = N
             {"plan": plan, "has": has, "files": described, "token_positions": [0] * N_POSITION_BINS},
         )
     return FeatureIndex.open(path)
+
+
+def _n_tokens(of: Dashboards) -> int:
+    """Tokens that the dashboards rest on. SaeVisData does not say how many: there firings over share of
+    tokens tell, of most latents alike; their histograms leave out tokens that were ignored."""
+    if stated := of.facts["n_prompts_total"] * of.facts["n_tokens_in_prompt"]:
+        return stated
+    bars = of.lists["freq_hist_data_bar_heights"]
+    fired = np.add.reduceat(np.append(bars.values, 0.0), bars.offsets[:-1]) * (np.diff(bars.offsets) > 0)
+    told = (fired > 0) & (of.frac_nonzero > 0)
+    if not told.any():
+        return len(of.tokens.values)
+    return round(float(np.median(fired[told] / of.frac_nonzero[told])))
 
 
 def _latents(of: Dashboards) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -77,7 +90,6 @@ def _latents(of: Dashboards) -> tuple[dict[str, Tensor], dict[str, Any]]:
     for name, chosen in (("top", strongest), ("sample", ~strongest)):
         chosen = chosen & (values > 0)
         columns |= _by_latent(name, window_latent[chosen], values[chosen], rows[chosen], d_sae)
-    n_stated = of.facts["n_prompts_total"] * of.facts["n_tokens_in_prompt"] or len(of.tokens.values)
     heights, middles = (of.lists[f"freq_hist_data_bar_{part}"] for part in ("heights", "values"))
     bar_latent = torch.from_numpy(np.repeat(of.latents, np.diff(heights.offsets)))
     fired = torch.from_numpy(heights.values).double()
@@ -87,7 +99,7 @@ def _latents(of: Dashboards) -> tuple[dict[str, Tensor], dict[str, Any]]:
     )
     counts = torch.zeros(d_sae, dtype=torch.float64).index_add_(0, bar_latent, fired).round().long()
     latents = torch.from_numpy(of.latents)
-    stated = torch.from_numpy(of.frac_nonzero * n_stated).round().long()
+    stated = torch.from_numpy(of.frac_nonzero * _n_tokens(of)).round().long()
     counts[latents] = torch.where(counts[latents] > 0, counts[latents], stated)
     never = torch.full((d_sae,), torch.iinfo(torch.int64).max)
     seen, at = torch.from_numpy(window_latent), torch.from_numpy(rows)

@@ -4,8 +4,9 @@
      dashboards.LISTS, "frac_nonzero", "n_prompts_total", "n_tokens_in_prompt", "dataset", "activations":
      [{"bin_min", "bin_max", "bin_contains", "tokens", "values", "qualifying_token_index"}, …]}, …]}
 
-Numbers have 3 decimals, shares 8; `qualifying_token_index` is a place among the tokens. Where SAEDashboard
-writes it for a whole prompt, it is the place there too. Its DFA values of attention SAEs are not kept.
+Numbers have 3 decimals, shares 8; `qualifying_token_index` is a place among the tokens, in files of
+SAEDashboard in the prompt: where it shows a part of one, the token stands in the middle of that. Its DFA
+values of attention SAEs are not kept.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from saelens_lite.atomic import write_file
 from saelens_lite.json_data import loads, misfit
 
-from .dashboards import INTEGERS, LISTS, NUMBERS, TOKENS, Dashboards, Ragged, TextIds, cut
+from .dashboards import INTEGERS, LISTS, NUMBERS, TOKENS, Dashboards, Ragged, TextIds, cut, places
 
 _FILE = re.compile(r"batch-(\d{1,9})\.json")
 _ACTIVATION = {"tokens": [str], "values": [float], "bin_min": float, "bin_max": float, "bin_contains": float}
@@ -130,7 +131,9 @@ def of_features(found: list[dict[str, Any]], facts: dict[str, Any], source: str)
             )
     acts = Ragged.of([window["values"] for window in windows], float)
     sizes = Ragged.of([one["activations"] for one in found], object).offsets
-    at = [_qualifying(window) for window in windows]
+    bins = [(window["bin_min"], window["bin_max"], window["bin_contains"]) for window in windows]
+    values = [window["values"] for window in windows]
+    at = places(values, bins, [*map(_qualifying, windows)], [len(of) // 2 for of in values])
     latents = np.array([one["feature_index"] for one in found], dtype=np.int64)
     strongest = [max((max(w["values"]) for w in one["activations"]), default=0.0) for one in found]
     return Dashboards(
@@ -141,9 +144,7 @@ def of_features(found: list[dict[str, Any]], facts: dict[str, Any], source: str)
         largest=np.array([one.get("maxActApprox", most) for one, most in zip(found, strongest)], dtype=float),
         lists=lists,
         windows=sizes,
-        bins=np.array(
-            [[w["bin_min"], w["bin_max"], w["bin_contains"]] for w in windows], dtype=float
-        ).reshape(-1, 3),
+        bins=np.array(bins, dtype=float).reshape(-1, 3),
         prompt=np.arange(len(windows)),
         position=np.array(at, dtype=np.int64),
         at=np.array(at, dtype=np.int64),
@@ -158,8 +159,6 @@ def of_features(found: list[dict[str, Any]], facts: dict[str, Any], source: str)
 
 
 def _qualifying(window: dict[str, Any]) -> int:
-    """The place of the token that a window was chosen for; its strongest where the file does not say."""
+    """The place that a file states; -1 for none"""
     at = window.get("qualifying_token_index")
-    if isinstance(at, int) and 0 <= at < len(window["values"]):
-        return at
-    return window["values"].index(max(window["values"]))
+    return at if isinstance(at, int) else -1

@@ -7,14 +7,15 @@
 
 Tokens are ids, so reading one needs a tokenizer for texts. Intervals, shares and the largest activation stand
 in titles ("INTERVAL 0.100 - 0.200<br>CONTAINS 1.000%"). The viewer marks the middle token of a window, so
-windows are cut to equal sides. Quantiles for its view by prompts are left empty.
+windows are cut to equal sides; where SAEDashboard shows whole prompts, they lack the first token and
+`qualifying_token_index` counts it. Quantiles for its view by prompts are left empty.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from itertools import groupby, pairwise
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ import numpy as np
 from saelens_lite.atomic import write_file
 from saelens_lite.json_data import loads, misfit
 
-from .dashboards import Dashboards, Ragged, cut
+from .dashboards import Dashboards, Ragged, cut, places
 
 _TABLES = {
     name: name.replace("_l1", "_cossim") if name.startswith("correlated") else name
@@ -210,6 +211,9 @@ def read_vis(file: Path) -> Dashboards:
         if not len(window["token_ids"]) == len(window["feat_acts"]) == len(window["token_logits"]) > 0:
             raise ValueError(f"{file} expected an activation and a logit for each token of a window")
     tokens = Ragged.of([window["token_ids"] for _, window in windows], int)
+    values, bins = [window["feat_acts"] for _, window in windows], [of for of, _ in windows]
+    of_prompt = [window["qualifying_token_index"] - 1 for _, window in windows]
+    at = places(values, bins, [len(of) // 2 for of in values], of_prompt)
     sizes = np.array([sum(len(group["seq_data"]) for group in of) for of in groups], dtype=np.int64)
     latents = np.array([*map(int, names)], dtype=np.int64)
     used = np.unique(np.concatenate([tokens.values, lists["pos_str"].values, lists["neg_str"].values]))
@@ -222,12 +226,12 @@ def read_vis(file: Path) -> Dashboards:
         largest=np.array(stats["max"], dtype=float),
         lists=lists,
         windows=np.concatenate([[0], sizes.cumsum()]),
-        bins=np.array([bins for bins, _ in windows], dtype=float).reshape(-1, 3),
+        bins=np.array(bins, dtype=float).reshape(-1, 3),
         prompt=np.array([window["original_index"] for _, window in windows], dtype=np.int64),
         position=np.array([window["qualifying_token_index"] for _, window in windows], dtype=np.int64),
-        at=np.array([b - a for a, b in pairwise(tokens.offsets.tolist())], dtype=np.int64) // 2,
+        at=np.array(at, dtype=np.int64),
         tokens=tokens,
-        acts=Ragged.of([window["feat_acts"] for _, window in windows], float).values,
+        acts=Ragged.of(values, float).values,
         logits=Ragged.of([window["token_logits"] for _, window in windows], float).values,
         texts={int(i): f"<{i}>" for i in used},
     )

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import saelens_lite as sl
-from saelens_lite.analyze.exchange import export_index
+from saelens_lite.analyze.exchange import export_index, import_index
 from saelens_lite.demo import load_model
 from saelens_lite.demo.corpus import documents
 from saelens_lite.sae.autoencoder import SparseAutoencoder
@@ -58,7 +59,7 @@ def world(peer, tmp_path_factory):
     model, tokenizer = load_model()
     model = model.float()
     store = sl.harvest_activations(
-        model, [module["text"] for module in documents()[:40]], [POINT], folder / "store", max_tokens=6000,
+        model, [module["text"] for module in documents()[:40]], [POINT], folder / "store", max_tokens=96 * 63,
         tokenizer=tokenizer, context_length=64, dtype="float32", progress=False,
     )  # fmt: skip
     sae = SparseAutoencoder(
@@ -104,3 +105,46 @@ def test_its_loader_and_viewer_read_our_vis_data(peer, world):
     assert answer["features"] == len(content["feature_data_dict"]) > 50 and answer["html"] > 100_000
     assert rounded(again["feature_data_dict"]) == rounded(content["feature_data_dict"])
     assert again["feature_stats"]["max"] == content["feature_stats"]["max"]
+
+
+@pytest.fixture(scope="module")
+def theirs(peer, world):
+    """What SAEDashboard itself writes of 24 of the latents over the same tokens: SaeVisData and a batch."""
+    folder, _, store, _, _ = world
+    tokens = torch.cat([store.tokens(shard).input_ids for shard in range(store.n_shards)])
+    save_file({"tokens": tokens}, folder / "tokens.safetensors")
+    files = {"vis": folder / "their_vis.json", "batch": folder / "their_batch.json"}
+    peer("run", tokens=folder / "tokens.safetensors", features=[0, 24], **files)
+    return files
+
+
+def test_ours_reads_what_it_writes(theirs, world, tmp_path):
+    """Counts, strongest activations and tokens are what the SAE does, and the lens that of the weights."""
+    _, model, store, sae, index = world
+    tokens = torch.cat([store.tokens(shard).input_ids for shard in range(store.n_shards)])
+    assert tokens.shape == (96, 64) and store.n_rows == 96 * 63, "a BOS and 63 rows each"
+    with torch.no_grad():
+        dense = sae.encode_dense(store.gather(torch.arange(store.n_rows)))[:, :24].view(96, 63, 24)
+        logits = sae.W_dec[:24] @ model.get_output_embeddings().weight.T
+    # windows of 5 tokens before, which have one more before them, and 5 after
+    inside = dense[:, 5:58].reshape(-1, 24)
+    for kind, digits in (("vis", 4), ("batch", 3)):
+        read = import_index(theirs[kind], tmp_path / kind, store.tokenizer_name if kind == "vis" else None)
+        assert read.n_tokens == 96 * 64
+        assert read.column("counts").tolist() == (dense > 0).sum((0, 1)).tolist()
+        for latent in range(24):
+            found, strongest = read[latent], inside[:, latent].topk(20)
+            values = strongest.values[strongest.values > 0].tolist()
+            assert [value for value, _ in found.strongest] == pytest.approx(
+                values, rel=1e-5, abs=0.6 * 10**-digits
+            )
+            for pairs, sign in ((found.promoted_ids, 1), (found.demoted_ids, -1)):
+                best = (sign * logits[latent]).topk(10).values * sign
+                assert [value for _, value in pairs] == pytest.approx(best.tolist(), abs=0.6e-3)
+            if kind == "vis":
+                at = int(strongest.indices[0])
+                row, position = at // 53, at % 53 + 6
+                window = tokens[row, position - 5 : position + 6]
+                assert found.firings[0].token == index.contexts.strings([int(window[5])])[0]
+        again = json.loads(export_index(read, tmp_path / f"{kind}.json", f"saedashboard-{kind}").read_text())
+        assert len(again["features" if kind == "batch" else "feature_data_dict"]) == 24

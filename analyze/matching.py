@@ -30,6 +30,7 @@ from .latents.store_pass import spans
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+SAME = 0.999
 _CANDIDATES = 16
 _BLOCK_CELLS, _BLOCK_PAIRS = 2**22, 2**18
 
@@ -56,6 +57,25 @@ class IndexMatch(Tabular):
 
     def __len__(self) -> int:
         return len(self.latents_a)
+
+    @property
+    def same(self) -> Tensor:
+        """Pairs that are one latent twice, bool[n_pairs]: of decoder cosine SAME or more, or, where no cosine
+        is known, of that correlation."""
+        return torch.where(self.cosine.isnan(), self.correlation, self.cosine) >= SAME
+
+    def in_words(self) -> str:
+        """How many latents are the same in both, under which number, and how many have no partner."""
+        n, n_a, n_b = int(self.same.sum()), len(self.unmatched_a), len(self.unmatched_b)
+        moved = int((self.same & (self.latents_a != self.latents_b)).sum())
+        by = "correlation" if self.cosine.isnan().all() else "decoder cosine"
+        text = f"{n:,} of {len(self) + n_a:,} latents are the same in both ({by} {SAME} or more)"
+        if moved:
+            text += f", {'all' if moved == n else f'{moved:,}'} of them under another number: shuffled"
+        if n_a or n_b:
+            replaced = ": replaced" if n_a == n_b and n == len(self) else ""
+            text += f"; {n_a:,} and {n_b:,} have no partner in the other{replaced}"
+        return f"{text}."
 
     def _records(self) -> list[dict[str, Any]]:
         columns = (of.tolist() for of in (self.latents_a, self.latents_b, self.cosine, self.correlation))

@@ -214,6 +214,7 @@ class Answers:
         }  # fmt: skip
         labels = [[one.latent, one.label] for one in compared.index.labels.all() if one.label]
         said = {"name": compared.index.path.name, "own": self.index.path.name, "labels": labels}
+        said["found"] = match.in_words()
         return packed(arrays, self._texts.wide, said | {"texts": self._texts_of(arrays)})
 
     def _other(self, params: dict[str, Any]) -> bytes:

@@ -28,7 +28,7 @@ function compareView(app) {
     list.append(inner);
     list.addEventListener("scroll", draw);
     const note = element("p", "note");
-    note.append("Here: ", found.json.own, ". The other: ", found.json.name, ". Matched one to one by decoder cosine and by correlation of their activations.");
+    note.append("Here: ", found.json.own, ". The other: ", found.json.name, ". Matched one to one by decoder cosine and by correlation of their activations. ", found.json.found);
     box.replaceChildren(note, heads, list, beside);
     made = { heads, list, inner, beside, by };
     refresh();

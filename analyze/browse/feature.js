@@ -274,7 +274,7 @@ function featureView(app) {
   function panels(feature) {
     const found = element("div", "panels");
     const columns = (...content) => element("div", "columns", ...content);
-    if (feature.fired) found.append(section("Positive activations", "Tokens by strength of firing.", histogram(feature, head.edges)));
+    if (feature.bins[1].length) found.append(section("Positive activations", "Tokens by strength of firing.", histogram(feature, head.edges)));
     if (feature.top) {
       const note = "Tokens that the direction alone argues for and against: logits for a unit of activation.";
       found.append(section("Logit lens", note, columns(lens("raises", feature.top), lens("lowers", feature.bottom))));

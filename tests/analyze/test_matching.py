@@ -1,11 +1,14 @@
 """Latents of two indexes are matched one to one; what was replaced has no partner."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from saelens_lite.analyze import match_indexes, matching
 from saelens_lite.analyze.index.build import IndexConfig, index_features
+from saelens_lite.analyze.matching import IndexMatch
 from tests.analyze.conftest import make_sae
 
 REPLACED = torch.tensor([3, 17, 20, 41])
@@ -48,8 +51,34 @@ def test_a_shuffled_sae_is_matched_and_its_replaced_latents_are_listed(pair):
     assert list(frame.columns) == ["latent_a", "latent_b", "cosine", "correlation"] and len(frame) == 52
     assert frame.latent_b[44:48].isna().all() and frame.latent_a[48:].isna().all()
     assert frame.latent_b[48:].tolist() == REPLACED.tolist()
+    assert found.same.all() and (found.latents_a != found.latents_b).all()
+    assert found.in_words() == (
+        "44 of 48 latents are the same in both (decoder cosine 0.999 or more), all of them under another "
+        "number: shuffled; 4 and 4 have no partner in the other: replaced."
+    )
     assert repr(found).startswith("IndexMatch(44 pairs, median cosine 1.000 and correlation ")
     assert repr(found).endswith("; 4 of 48 and 4 of 48 unmatched)")
+
+
+def test_what_two_indexes_have_in_common_in_words():
+    """Pairs 0–0 and 1–2 by cosine 1, 2–1 by cosine 0.8; without cosines the correlations count."""
+    nan, none = torch.tensor([torch.nan] * 3), torch.tensor([], dtype=torch.long)
+    pairs = {"latents_a": torch.tensor([0, 1, 2]), "latents_b": torch.tensor([0, 2, 1]), "n_rows": 9}
+    found = IndexMatch(
+        **pairs, cosine=torch.tensor([1, 0.9995, 0.8]), correlation=torch.tensor([0.5, 1, 1]),
+        unmatched_a=torch.tensor([3]), unmatched_b=none,
+    )  # fmt: skip
+    assert found.same.tolist() == [True, True, False]
+    assert found.in_words() == (
+        "2 of 4 latents are the same in both (decoder cosine 0.999 or more), 1 of them under another number: "
+        "shuffled; 1 and 0 have no partner in the other."
+    )
+    found = dataclasses.replace(found, cosine=nan, unmatched_a=none)
+    assert found.same.tolist() == [False, True, True]
+    assert found.in_words() == (
+        "2 of 3 latents are the same in both (correlation 0.999 or more), all of them under another number: "
+        "shuffled."
+    )
 
 
 def test_folders_serve_as_well(pair, tmp_path):

@@ -380,6 +380,7 @@ def test_a_reader_searches_labels_types_steers_and_compares(
     page.press("Escape", "Escape", "p")
     page.wait("document.querySelector('.match') !== null")
     assert text('[data-kind="pairs"]').startswith(f"{len(match_indexes(index, index))} ")
+    assert match_indexes(index, index).in_words() in text("#compare .note")
     page.click(".match")
     page.wait("document.querySelectorAll('.beside section').length === 2")
     page.js("1")

@@ -13,7 +13,7 @@ from saelens_lite.json_data import loads
 
 log = logging.getLogger(__name__)
 
-CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 20
 
 
 class Tracker:
@@ -97,19 +97,28 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 def metric_chunks(path: Path) -> Iterator[list[dict[str, Any]]]:
     """As read_metrics, a stretch of lines at a time, so that a long file is never held whole."""
-    number = 0
+    return (parsed(path, lines, before) for before, lines in line_stretches(path))
+
+
+def line_stretches(path: Path) -> Iterator[tuple[int, list[bytes]]]:
+    """How many lines stand before a stretch of a file, and its lines."""
+    before = 0
     with path.open("rb") as file:
         while lines := file.readlines(CHUNK_BYTES):
-            try:  # at once: half the time of a line each
-                found = loads(b"[" + b",".join(filter(bytes.strip, lines)) + b"]")
-            except ValueError:
-                found = []
-            as_many = len(found) == len(lines) - sum(map(bytes.isspace, lines))
-            if as_many and {*map(type, found)} <= {dict}:
-                yield found
-            else:
-                yield _each(path, lines, number)
-            number += len(lines)
+            yield before, lines
+            before += len(lines)
+
+
+def parsed(path: Path, lines: list[bytes], before: int) -> list[dict[str, Any]]:
+    """The objects of a stretch of lines, blank ones left out. raises: as read_metrics"""
+    full = list(filter(bytes.strip, lines))
+    try:  # at once: half the time of a line each
+        found = loads(b"[" + b",".join(full) + b"]")
+    except ValueError:
+        found = []
+    if len(found) == len(full) and {*map(type, found)} <= {dict}:
+        return found
+    return _each(path, lines, before)
 
 
 def _each(path: Path, lines: list[bytes], before: int) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from saelens_lite.run_log import CHUNK_BYTES, Tracker, metric_chunks, read_metrics
+from saelens_lite import run_log
+from saelens_lite.run_log import Tracker, metric_chunks, read_metrics
 
 
 def test_what_was_logged_comes_back(tmp_path):
@@ -51,11 +52,14 @@ def test_a_broken_line_before_the_last_is_named(tmp_path, line, told):
         (b"\xef\xbb\xbf", "line 5001: "),
     ],
 )
-def test_a_long_file_is_read_in_stretches_and_its_broken_line_has_its_number(tmp_path, broken, told):
+def test_a_long_file_is_read_in_stretches_and_its_broken_line_has_its_number(
+    tmp_path, monkeypatch, broken, told
+):
+    monkeypatch.setattr(run_log, "CHUNK_BYTES", 1 << 18)
     path = tmp_path / "metrics.jsonl"
     whole = [{"step": i, "loss": i / 7, "dead@100": None} for i in range(20_000)]
     lines = [json.dumps(line).encode() for line in whole]
-    assert sum(map(len, lines)) > 2 * CHUNK_BYTES
+    assert sum(map(len, lines)) > 2 * run_log.CHUNK_BYTES
     path.write_bytes(b"\n\n".join(lines) + b"\n  \n" + lines[0][:9])
     assert [len(chunk) > 1_000 for chunk in metric_chunks(path)].count(True) > 2
     assert read_metrics(path) == whole

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from saelens_lite.json_data import is_number
+from saelens_lite.run_log import line_stretches, parsed
 
 NOT_NUMBERS = ("step", "tokens")
 """Columns of metrics.jsonl that say when, not what."""
+
+_MANY_LINES = 256
+"""Lines alike in one stretch that are worth a table: pyarrow reads them in a third of json's time."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,26 +81,20 @@ class MetricColumns:
         return steps.values if same else steps.values[np.searchsorted(steps.lines, column.lines)]
 
 
-def metric_columns(chunks: Iterable[Sequence[dict[str, Any]]]) -> MetricColumns:
-    """The columns of lines that come a stretch at a time."""
-    parts: dict[str, list[Column]] = {}
-    n_read = 0
-    for lines in chunks:
-        alike: dict[tuple[str, ...], list[int]] = {}
-        for i, line in enumerate(lines):
-            alike.setdefault(tuple(line), []).append(i)
-        for names, members in alike.items():
-            if "step" in names:
-                columns = [_numbers(values) for values in zip(*(lines[i].values() for i in members))]
-                with_step = ~np.isnan(columns[names.index("step")][0])
-                at = (np.array(members) + n_read)[with_step]
-                for name, (values, whole) in zip(names, columns) if len(at) else ():
-                    parts.setdefault(name, []).append(Column(at, values[with_step], whole))
-        n_read += len(lines)
+def metric_columns(path: Path) -> MetricColumns:
+    """The columns of a metrics.jsonl. raises: as read_metrics"""
+    parts: dict[str, _Part] = defaultdict(_Part)
+    for before, lines in line_stretches(path):
+        for at, numbers in sorted(_groups(path, lines, before), key=lambda group: group[0][0]):
+            if "step" in numbers:
+                with_step = ~np.isnan(numbers["step"][0])
+                at = before + np.array(at)[with_step]
+                for name, (values, whole) in numbers.items() if len(at) else ():
+                    parts[name].add(at, values[with_step], whole)
     found: dict[str, Column] = {}
     shared: dict[tuple[int, int], NDArray[np.int64]] = {}
     for name in list(parts):
-        column = _joined(parts.pop(name))
+        column = parts.pop(name).column()
         lines = shared.setdefault((len(column.lines), int(column.lines.sum())), column.lines)
         if np.array_equal(lines, column.lines):
             column = Column(lines, column.values, column.whole)
@@ -101,11 +102,73 @@ def metric_columns(chunks: Iterable[Sequence[dict[str, Any]]]) -> MetricColumns:
     return MetricColumns(found)
 
 
-def _joined(parts: Sequence[Column]) -> Column:
-    lines = np.concatenate([part.lines for part in parts])
-    values = np.concatenate([part.values for part in parts])
-    order = np.argsort(lines, kind="stable")
-    return Column(lines[order], values[order], all(part.whole for part in parts))
+_Numbers = dict[str, tuple[NDArray[np.float64], bool]]
+"""Column.values and whole, by name."""
+
+
+def _groups(path: Path, lines: list[bytes], before: int) -> Iterator[tuple[list[int], _Numbers]]:
+    """Lines that have the same names, by their place in the stretch, and what they say; uses `lines` up."""
+    alike: dict[Any, list[int]] = defaultdict(list)
+    for i, line in enumerate(lines):
+        alike[line.count(b":")].append(i)
+    for at in alike.values():
+        if len(at) >= _MANY_LINES and (numbers := _table([lines[i] for i in at])):
+            yield at, numbers
+            for i in at:
+                lines[i] = b"\n"
+    places = (i for i, line in enumerate(lines) if not line.isspace())
+    objects = parsed(path, lines, before)
+    alike = defaultdict(list)
+    for i, line in zip(places, objects):
+        alike[tuple(line)].append((i, line))
+    for names, found in alike.items():
+        values = zip(*(line.values() for _, line in found))
+        yield [i for i, _ in found], dict(zip(names, map(_numbers, values)))
+
+
+def _table(lines: list[bytes]) -> _Numbers | None:
+    """What lines say that all have a number under the same names, each once; None for any others."""
+    import pyarrow
+    from pyarrow import json
+
+    text = b"".join(lines)
+    whole_text = json.ReadOptions(use_threads=False, block_size=len(text) + 1)
+    try:
+        pool = pyarrow.system_memory_pool()  # its own keeps what it once took
+        table = json.read_json(pyarrow.BufferReader(text), read_options=whole_text, memory_pool=pool)
+        names = table.column_names
+    except (ValueError, pyarrow.ArrowException):
+        return None
+    found = {}
+    for name, column in zip(names, table.columns):
+        if column.null_count or column.type not in (pyarrow.int64(), pyarrow.float64()):
+            return None
+        values = column.to_numpy().astype(np.float64)
+        if (np.abs(values) >= 2.0**63).any():  # infinite, or an int that pyarrow takes for a float
+            return None
+        found[name] = values, column.type == pyarrow.int64()
+    return found if len(table) == len(lines) else None
+
+
+class _Part:
+    """A column as its lines are read; its numbers lie in one array that grows, which leaves no gaps."""
+
+    def __init__(self) -> None:
+        self._lines: list[NDArray[np.int64]] = []
+        self._values = array("d")
+        self._whole = True
+
+    def add(self, lines: NDArray[np.int64], values: NDArray[np.float64], whole: bool) -> None:
+        self._lines.append(lines)
+        self._values.frombytes(values.tobytes())
+        self._whole &= whole
+
+    def column(self) -> Column:
+        lines, values = np.concatenate(self._lines), np.frombuffer(self._values)
+        if (lines[1:] < lines[:-1]).any():
+            order = np.argsort(lines, kind="stable")
+            lines, values = lines[order], values[order]
+        return Column(lines, values, self._whole)
 
 
 def _numbers(values: Sequence[Any]) -> tuple[NDArray[np.float64], bool]:

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from saelens_lite.errors import SaelensLiteError
 from saelens_lite.formats import saelens
 from saelens_lite.json_data import loads, misfit
-from saelens_lite.run_log import metric_chunks
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.folder import CFG
 
@@ -166,7 +165,7 @@ def _read(folder: Path, name: str) -> Run:
     return Run(
         name=name,
         folder=folder,
-        metrics=metric_columns(metric_chunks(metrics) if metrics.is_file() else ()),
+        metrics=metric_columns(metrics) if metrics.is_file() else MetricColumns(),
         settings=_object(folder / SETTINGS, problems, _SETTINGS),
         config=_config(folder, problems),
         evaluations=_evaluations(folder),

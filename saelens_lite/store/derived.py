@@ -122,7 +122,8 @@ class DerivedStore(ActivationStore):
     def gather_into(self, out: Tensor, places: Tensor, rows: Tensor, hook_point: str | None = None) -> None:
         """As for a store of files."""
         self.hook_point(hook_point)
-        for at, some in zip(places.split(_PIECE_ROWS), rows.split(_PIECE_ROWS)):
+        ascending, order = rows.sort()  # then a shard's rows are in one piece, or two
+        for at, some in zip(places[order].split(_PIECE_ROWS), ascending.split(_PIECE_ROWS)):
             parts = [store.gather(some, point) for store, point in self.sources]
             out[at] = self._combine(parts).to(out.dtype)
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import IO
 from urllib.parse import unquote
@@ -61,6 +61,10 @@ class Folder(ABC):
     @abstractmethod
     def sizes(self, under: str = "") -> dict[str, int]:
         """Bytes of every file under a subfolder, by name; empty without such a folder."""
+
+    @abstractmethod
+    def sizes_of(self, names: Iterable[str]) -> Iterator[int | None]:
+        """Bytes of each of many files; None for one that does not exist."""
 
     @abstractmethod
     def is_empty(self, but_for: Collection[str] = ()) -> bool:
@@ -151,6 +155,13 @@ class LocalFolder(Folder):
                 with contextlib.suppress(FileNotFoundError):  # another process may move its temporary file
                     found[prefix + name] = os.stat(os.path.join(folder, name)).st_size
         return found
+
+    def sizes_of(self, names: Iterable[str]) -> Iterator[int | None]:
+        for name in names:
+            try:
+                yield os.stat(f"{self.root}/{name}").st_size
+            except (FileNotFoundError, NotADirectoryError):
+                yield None
 
     def is_empty(self, but_for: Collection[str] = ()) -> bool:
         return not self.root.is_dir() or {*os.listdir(self.root)} <= {LOCK, *but_for}
@@ -281,6 +292,9 @@ class RemoteFolder(Folder):
         with self._reading(under):
             found = self.fs.find(self._path(under), detail=True)
         return {path.removeprefix(self._root).lstrip("/"): info["size"] for path, info in found.items()}
+
+    def sizes_of(self, names: Iterable[str]) -> Iterator[int | None]:
+        return map(self.sizes().get, names)
 
     def is_empty(self, but_for: Collection[str] = ()) -> bool:
         return all(name in but_for for name in self.sizes())

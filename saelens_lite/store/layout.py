@@ -99,9 +99,17 @@ def encode_json(content: dict[str, Any]) -> bytes:
 
 def read_json(store: Folder, name: str, missing: str = "it belongs to the store") -> dict[str, Any]:
     """A JSON file of a store. raises: ShardError if it is missing or not a JSON object."""
+    return read_json_and_sha256(store, name, missing)[0]
+
+
+def read_json_and_sha256(
+    store: Folder, name: str, missing: str = "it belongs to the store"
+) -> tuple[dict[str, Any], str]:
+    """A JSON file of a store and the sha256 of its bytes, read once. raises: as read_json"""
     path = store.describe(name)
     try:
-        content = loads(store.read(name).decode())
+        raw = store.read(name)
+        content = loads(raw.decode())
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ShardError(f"{path} does not exist: {missing}") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -109,7 +117,7 @@ def read_json(store: Folder, name: str, missing: str = "it belongs to the store"
     if not isinstance(content, dict):
         got = type(content).__name__
         raise ShardError(f"{path} expected a JSON object, got a {got}: the file was altered")
-    return content
+    return content, hashlib.sha256(raw).hexdigest()
 
 
 _MANIFEST_FORM = {

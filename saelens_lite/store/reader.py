@@ -35,24 +35,21 @@ Readers map files into memory and never unpickle. writer.py writes.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import os
-import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saelens_lite.errors import ShardError, nearest
 from saelens_lite.hashing import is_held_out
 from saelens_lite.misfits import names_misfits
-from saelens_lite.store.codecs import check_shapes, decode, mapped
+from saelens_lite.store.codecs import check_shapes, decode
 from saelens_lite.store.common_mean import mean_to_spread
 from saelens_lite.store.folder import Folder, LocalFolder, open_folder
 from saelens_lite.store.layout import (
@@ -73,8 +70,10 @@ from saelens_lite.store.layout import (
     manifest_sha256,
     plan_of,
     read_json,
+    read_json_and_sha256,
     tokens_name,
 )
+from saelens_lite.store.mapped_files import MappedFiles
 from saelens_lite.store.packing import PackedContexts
 from saelens_lite.store.places import Place, place_among
 
@@ -103,14 +102,10 @@ class _Renamed:
         raise AttributeError(f"{self._name} is now {self._today}")
 
 
-try:
-    _MAPPED_FILES = int(Path("/proc/sys/vm/max_map_count").read_text()) // 2
-except (OSError, ValueError):  # not Linux
-    _MAPPED_FILES = 16_384
-"""Data files that stay mapped, by all stores together: beyond its limit the system maps no more."""
 _HELD_OUT_ROWS = 1_000_000
 """Rows whose documents are hashed at a time."""
-_OPEN: weakref.WeakSet[ActivationStore] = weakref.WeakSet()
+_GATHERED_BYTES = 2**19
+"""Rows of small shards that are put in their places at a time."""
 
 
 class ActivationStore:
@@ -158,15 +153,14 @@ class ActivationStore:
         except ValueError as error:
             raise ShardError(f"{folder.describe(PLAN)} leads out of the store: {error}") from error
         self._shards: list[dict[str, Any]] = self._manifest["shards"]
-        self._mapped: dict[tuple[int, str], dict[str, Tensor]] = {}
+        self._files = MappedFiles(folder, self.fingerprint)
         rows = [shard["rows"] for shard in self._shards]
         self._shard_rows = [*rows[:-1], self._manifest["rows_used"]]
         self._ends = torch.tensor(self._shard_rows).cumsum(0)
-        self._firsts = (self._ends - torch.tensor(self._shard_rows)).tolist()
-        _OPEN.add(self)
-        sizes = folder.sizes("shards")
-        for name, size_bytes in self._files():
-            check_size(folder, name, sizes.get(name), size_bytes)
+        self._firsts = self._ends - torch.tensor(self._shard_rows)
+        recorded = dict(self._recorded_sizes())
+        for (name, size_bytes), found in zip(recorded.items(), folder.sizes_of(recorded), strict=True):
+            check_size(folder, name, found, size_bytes)
 
     @classmethod
     @names_misfits
@@ -303,13 +297,13 @@ class ActivationStore:
 
         A float store gives them memory-mapped, in its dtype; an int8 store decodes them to float32.
         """
-        tensors = self._tensors(shard, hook_point)
+        tensors = self._tensors(shard, self.hook_point(hook_point))
         return decode(tensors, slice(*rows.indices(self._shard_rows[shard])))
 
     @names_misfits
     def norms(self, shard: int, hook_point: str | None = None) -> Tensor:
         """The L2 norm of each row of one shard: float32[n_rows]."""
-        return self._tensors(shard, hook_point)["norm"][: self._shard_rows[shard]]
+        return self._tensors(shard, self.hook_point(hook_point))["norm"][: self._shard_rows[shard]]
 
     @names_misfits
     def median_norm(self, hook_point: str | None = None) -> float:
@@ -338,10 +332,9 @@ class ActivationStore:
     def contexts(self, shard: int) -> PackedContexts:
         """The contexts of one shard as they were packed; the last shard's reach beyond max_tokens."""
         self._need_tokens()
-        with self._open(tokens_name(self._index(shard)), self._shards[shard]["tokens"]["bytes"]) as file:
-            names = ("input_ids", "attended", "kept", "doc_id")
-            arrays = {name: file.get_tensor(name).numpy() for name in names}
-            return PackedContexts(**arrays, first_doc=int(file.get_tensor("first_doc")))
+        names = ("input_ids", "attended", "kept", "doc_id", "first_doc")
+        *arrays, first_doc = self._text(tokens_name(self._index(shard)), shard, "tokens", names)
+        return PackedContexts(*(array.numpy() for array in arrays), first_doc=int(first_doc))
 
     @names_misfits
     def row_positions(self, shard: int) -> tuple[Tensor, Tensor]:
@@ -353,9 +346,8 @@ class ActivationStore:
     def row_docs(self, shard: int) -> Tensor:
         """Global index of each row's document, for one shard: int64[n_rows]."""
         if not self.has_tokens:
-            name = documents_name(self._index(shard))
-            with self._open(name, self._shards[shard]["documents"]["bytes"]) as file:
-                return file.get_tensor("doc_id")[: self._shard_rows[shard]]
+            (docs,) = self._text(documents_name(self._index(shard)), shard, "documents", ("doc_id",))
+            return docs[: self._shard_rows[shard]]
         tokens = self.tokens(shard)
         return tokens.doc_id[tokens.kept.bool()].long() + tokens.first_doc
 
@@ -397,11 +389,19 @@ class ActivationStore:
         hook_point = self.hook_point(hook_point)
         ascending, order = rows.sort()
         places = places[order]
-        edges = torch.searchsorted(ascending, self._ends).tolist()
-        for shard, (start, stop) in enumerate(zip([0, *edges[:-1]], edges, strict=True)):
-            if start < stop:
-                local = ascending[start:stop] - self._firsts[shard]
-                out[places[start:stop]] = decode(self._tensors(shard, hook_point), local, out.dtype)
+        of_shards = torch.searchsorted(ascending, self._ends).diff(prepend=torch.zeros(1, dtype=torch.int64))
+        shards = of_shards.nonzero().view(-1)
+        sizes = of_shards[shards]
+        local = (ascending - self._firsts[shards].repeat_interleave(sizes)).split(sizes.tolist())
+        at_once = _GATHERED_BYTES // (out.shape[1] * out.element_size())
+        read: list[Tensor] = []
+        start = stop = 0
+        for shard, of_shard in zip(shards.tolist(), local, strict=True):
+            read.append(decode(self._tensors(shard, hook_point), of_shard, out.dtype))
+            stop += len(of_shard)
+            if stop - start >= at_once or stop == len(rows):
+                out.index_copy_(0, places[start:stop], read[0] if len(read) == 1 else torch.cat(read))
+                read, start = [], stop
 
     @names_misfits
     def mean(self, hook_point: str | None = None) -> Tensor:
@@ -434,8 +434,8 @@ class ActivationStore:
     def commit(self, shard: int, hook_point: str) -> dict[str, Any]:
         """The commit of a shard and hook point, as it was written. raises: ShardError if it was altered"""
         name, promised = commit_name(shard, hook_point), self._shards[shard]["hook_points"][hook_point]
-        record = read_json(self.folder, name)
-        if self.folder.sha256(name) != promised["commit_sha256"]:
+        record, sha256 = read_json_and_sha256(self.folder, name)
+        if sha256 != promised["commit_sha256"]:
             raise altered(self.folder, name, MANIFEST)
         return record
 
@@ -444,7 +444,7 @@ class ActivationStore:
             raise IndexError(f"{self.path} has shards 0 to {self.n_shards - 1}, got {shard}")
         return shard
 
-    def _files(self) -> Iterator[tuple[str, int]]:
+    def _recorded_sizes(self) -> Iterator[tuple[str, int]]:
         for index, shard in enumerate(self._shards):
             if self.has_tokens:
                 yield tokens_name(index), shard["tokens"]["bytes"]
@@ -453,25 +453,15 @@ class ActivationStore:
             for hook_point in self.hook_points:
                 yield data_name(index, hook_point), shard["hook_points"][hook_point]["bytes"]
 
-    def _local(self, name: str, size_bytes: int) -> Path:
-        """Where a file is read from. raises: ShardError unless it has that size"""
-        path = self.folder.local(name, cache_key=self.fingerprint)
-        try:
-            found = os.stat(path).st_size
-        except FileNotFoundError:
-            found = None
-        check_size(self.folder, name, found, size_bytes)
-        return path
-
-    def _open(self, name: str, size_bytes: int) -> Any:
-        """A safetensors file, mapped into memory."""
-        path = self._local(name, size_bytes)
-        try:
-            return safe_open(path, framework="pt")
-        except SafetensorError as error:
+    def _text(self, name: str, shard: int, what: str, tensors: Sequence[str]) -> list[Tensor]:
+        """Tensors of a file that tells which tokens or documents the rows of a shard are of."""
+        found = self._files.tensors(name, self._shards[shard][what]["bytes"])
+        if missing := [tensor for tensor in tensors if tensor not in found]:
             raise ShardError(
-                f"{path} is no readable safetensors file ({error}): the file was altered"
-            ) from error
+                f"{self.folder.describe(name)} expected {', '.join(tensors)}, it has no {missing[0]}: "
+                "the file was altered"
+            )
+        return [found[tensor] for tensor in tensors]
 
     def _need_tokens(self) -> None:
         if not self.has_tokens:
@@ -480,32 +470,15 @@ class ActivationStore:
                 "row_docs and gather, or harvest the text itself with harvest_activations"
             )
 
-    def _tensors(self, shard: int, hook_point: str | None) -> dict[str, Tensor]:
-        """One shard's data file, memory-mapped, unused rows included.
-
-        Its size is looked at each time: reading what was cut off since would end the process by a signal.
-        """
-        key = (self._index(shard), self.hook_point(hook_point))
-        if key in self._mapped:
-            self._mapped[key] = self._mapped.pop(key)  # the last one used is the last one to go
-        if key not in self._mapped:
-            while len(self._mapped) >= max(1, _MAPPED_FILES // len(_OPEN)):
-                del self._mapped[next(iter(self._mapped))]
-            name = data_name(*key)
-            size_bytes = self._shards[shard]["hook_points"][key[1]]["bytes"]
-            tensors = mapped(self._local(name, size_bytes), size_bytes)
-            if tensors is None:
-                with self._open(name, size_bytes) as file:
-                    tensors = {tensor: file.get_tensor(tensor) for tensor in file.keys()}  # noqa: SIM118
-            n_rows, d_model = self._shards[shard]["rows"], self.d_model(key[1])
-            check_shapes(tensors, n_rows, d_model, self.folder.describe(name))
-            self._mapped[key] = tensors
-        elif isinstance(self.folder, LocalFolder):
-            name = data_name(*key)
-            with contextlib.suppress(FileNotFoundError):  # what was removed stays mapped
-                found = os.stat(f"{self.folder.root}/{name}").st_size
-                check_size(self.folder, name, found, self._shards[shard]["hook_points"][key[1]]["bytes"])
-        return self._mapped[key]
+    def _tensors(self, shard: int, hook_point: str) -> dict[str, Tensor]:
+        """One shard's data file, memory-mapped, unused rows included; hook_point: as the store has it."""
+        name, facts = data_name(self._index(shard), hook_point), self._shards[shard]
+        size_bytes = facts["hook_points"][hook_point]["bytes"]
+        if (tensors := self._files.kept(name, size_bytes)) is None:
+            tensors = self._files.tensors(name, size_bytes)
+            check_shapes(tensors, facts["rows"], self.d_model(hook_point), self.folder.describe(name))
+            self._files.keep(name, tensors)
+        return tensors
 
     def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:
         """(float64[d_model] sum of rows, sum of squared norms) of each shard's used rows."""

@@ -5,18 +5,16 @@ import json
 import os
 import resource
 import struct
-import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from saelens_lite.errors import ShardError
 from saelens_lite.hashing import is_held_out
 from saelens_lite.store import reader
-from saelens_lite.store.codecs import STORE_DTYPES, mapped
+from saelens_lite.store.codecs import STORE_DTYPES
 from saelens_lite.store.folder import open_folder
 from saelens_lite.store.layout import FORMAT, encode_json
 from saelens_lite.store.packing import PackedContexts, pack
@@ -356,31 +354,20 @@ def many(tmp_path):
     return make
 
 
-@pytest.mark.long
-def test_few_files_stay_mapped_and_all_are_read(many, monkeypatch):
-    store, other = many(40), many(30)
-    monkeypatch.setattr(reader, "_OPEN", weakref.WeakSet([store, other]))
-    monkeypatch.setattr(reader, "_MAPPED_FILES", 16)
-    for _ in range(2):
-        rows = torch.randperm(160)
-        for point, sign in (("a", 1), ("b", -1)):
-            assert store.gather(rows, point)[:, 0].tolist() == (sign * rows).tolist()
-        assert len(store._mapped) == 8
-        assert other.gather(torch.arange(120), "b")[:, 1].tolist() == [-(r + 0.5) for r in range(120)]
-        assert len(other._mapped) == 8
-    assert len(store.all_norms("b")) == 160
-    kept = store.acts(3, "a")
-    store.gather(torch.arange(160), "a")
-    assert kept[:, 0].tolist() == [12, 13, 14, 15]  # a view outlives what is forgotten
-
-
-def test_the_last_file_used_is_the_last_to_go(many, monkeypatch):
-    store = many(6)
-    monkeypatch.setattr(reader, "_OPEN", weakref.WeakSet([store]))
-    monkeypatch.setattr(reader, "_MAPPED_FILES", 2)
-    for shard in (0, 1, 0, 2):
-        store.acts(shard, "a")
-    assert list(store._mapped) == [(0, "a"), (2, "a")]
+def test_rows_of_many_small_shards_stand_where_they_are_asked_for(many, monkeypatch):
+    """Also where a row is asked for twice, and whatever number of shards is put in place at a time."""
+    store = many(40)
+    rows = torch.randperm(160, generator=torch.Generator().manual_seed(0))[:97].repeat(2)
+    places = torch.randperm(200)[: len(rows)]
+    for at_once in (1, 64, 2**19):  # bytes: a shard at a time, 8 rows, all
+        monkeypatch.setattr(reader, "_GATHERED_BYTES", at_once)
+        out = torch.full((200, 2), -1.0)
+        store.gather_into(out, places, rows, "b")
+        expected = torch.full((200, 2), -1.0)
+        expected[places] = -(rows[:, None] + torch.tensor([0.0, 0.5]))
+        assert torch.equal(out, expected)
+        assert torch.equal(store.gather(rows, "b", torch.bfloat16), expected[places].bfloat16())
+    assert store.gather(rows[:0], "b").shape == (0, 2)
 
 
 def test_of_more_shards_each_costs_the_same(many, monkeypatch):
@@ -400,23 +387,3 @@ def test_of_more_shards_each_costs_the_same(many, monkeypatch):
     store.mean_sq_norm("a")
     assert len(made) <= 1  # of the sums
     assert store.shard_rows is store.shard_rows
-
-
-def test_files_that_are_not_plain_are_left_to_safetensors(tmp_path):
-    save_file({"acts": torch.arange(6.0).view(3, 2), "norm": torch.ones(3)}, tmp_path / "good")
-    good = (tmp_path / "good").read_bytes()
-    tensors = mapped(tmp_path / "good", len(good))
-    assert tensors["acts"].tolist() == [[0, 1], [2, 3], [4, 5]] and tensors["norm"].tolist() == [1, 1, 1]
-    size = int.from_bytes(good[:8], "little")
-    header = json.loads(good[8 : 8 + size])
-    for name, value in (
-        ("shape", [3, 3]), ("shape", [-3, -2]), ("shape", [True, 6]), ("shape", 6), ("dtype", "F33"),
-        ("data_offsets", [0, 24000]), ("data_offsets", [-24, 0]), ("data_offsets", [0]),
-        ("data_offsets", None), ("data_offsets", [1, 25]),
-    ):  # fmt: skip
-        bad = json.dumps({**header, "acts": {**header["acts"], name: value}}).encode()
-        (tmp_path / "bad").write_bytes(len(bad).to_bytes(8, "little") + bad + good[8 + size :])
-        assert mapped(tmp_path / "bad", (tmp_path / "bad").stat().st_size) is None
-    for content in (b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"[]", b"\x04" + b"\0" * 7 + b"null"):
-        (tmp_path / "bad").write_bytes(content)
-        assert mapped(tmp_path / "bad", len(content)) is None

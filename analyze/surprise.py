@@ -26,6 +26,7 @@ from saelens_lite.autoencoders.variational import Variational
 from saelens_lite.device import in_float64
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
+from saelens_lite.store.covariance import Covariance
 
 from .latents.compatibility import Coder
 from .latents.store_pass import to_cpu
@@ -86,18 +87,13 @@ class OfDenseCodes:
     whitening: Tensor
 
     @classmethod
-    def learn(cls, codes: Iterable[Tensor]) -> OfDenseCodes:
-        """In one pass, by the exact merge of Chan, Golub & LeVeque 1983."""
-        n, mean, scatter = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    def learn(cls, code_size: int, codes: Iterable[Tensor]) -> OfDenseCodes:
+        sums = Covariance(code_size)
         for block in codes:
-            z = in_float64(block).cpu()
-            shift, whole = z.mean(0) - mean, n + len(z)
-            centred = z - z.mean(0)
-            scatter = scatter + centred.T @ centred + torch.outer(shift, shift) * (n * len(z) / whole)
-            mean, n = mean + shift * (len(z) / whole), whole
-        variances, vectors = torch.linalg.eigh(scatter / max(1, n - 1))
+            sums.update(block)
+        variances, vectors = torch.linalg.eigh(sums.covariance)
         least = LEAST_VARIANCE * variances.mean().clamp_min(torch.finfo(torch.float32).tiny)
-        return cls(mean, vectors / torch.maximum(variances, least).sqrt())
+        return cls(sums.mean, vectors / torch.maximum(variances, least).sqrt())
 
     def __call__(self, acts: Tensor, codes: Tensor) -> Tensor:
         """float64[n], T² of each row."""
@@ -125,7 +121,7 @@ def learnt_surprise(autoencoder: Coder, codes: Iterable[Code]) -> Surprise:
         return OfLatents.learn(autoencoder.d_sae, codes)  # type: ignore[arg-type]
     if isinstance(autoencoder, Variational):
         return OfBound(autoencoder)
-    return OfDenseCodes.learn(codes)  # type: ignore[arg-type]
+    return OfDenseCodes.learn(autoencoder.code_size, codes)  # type: ignore[arg-type]
 
 
 def _firings(latents: SparseLatents) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,8 @@
 """How good an SAE is, beside its controls.
 
 evaluate          the scores of an SAE on held-out documents
+family            SAEs and relatives of them on the same rows, beside principal components
+code_scores       what a code is worth: bits, dead units, classes, likeness, a map, noise taken away
 side_by_side      several SAEs scored on the same rows
 result            the scores as a table
 recorded          the scores as plain values, from a result or its file

@@ -1,4 +1,9 @@
+from .code_scores import denoising_gain as denoising_gain
+from .code_scores import latent_map as latent_map
+from .code_scores import linear_cka as linear_cka
 from .evaluate import evaluate_sae as evaluate_sae
+from .family import Comparison as Comparison
+from .family import compare_autoencoders as compare_autoencoders
 from .library_variants import LibraryVariants as LibraryVariants
 from .meta import Decomposition as Decomposition
 from .result import Evaluation as Evaluation

@@ -254,13 +254,14 @@ def _scored_rows(
         if len(rows):
             waiting = torch.cat([waiting, torch.stack([rows, store.row_docs(shard)[scored]])], dim=1)
         while waiting.shape[1] >= BLOCK_ROWS:
-            yield _finite_rows(store, point, waiting[0, :BLOCK_ROWS]), waiting[1, :BLOCK_ROWS]
+            yield finite_rows(store, point, waiting[0, :BLOCK_ROWS]), waiting[1, :BLOCK_ROWS]
             waiting = waiting[:, BLOCK_ROWS:]
     if waiting.shape[1]:
-        yield _finite_rows(store, point, waiting[0]), waiting[1]
+        yield finite_rows(store, point, waiting[0]), waiting[1]
 
 
-def _finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:
+def finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:
+    """Rows of the store. raises: ValueError when one holds nan or infinity, naming it"""
     acts = store.gather(rows, point)
     if not acts.isfinite().all():
         row = int(rows[~acts.isfinite().all(1)][0])

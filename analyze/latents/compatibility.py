@@ -154,12 +154,14 @@ def checked_latents(sae: SparseAutoencoder, latents: int | Sequence[int] | Tenso
     return chosen
 
 
-def training_record(sae: SparseAutoencoder) -> dict[str, Any]:
-    """What our training wrote into the SAE's metadata; empty for one from elsewhere."""
+def training_record(sae: Coder) -> dict[str, Any]:
+    """What our training wrote into the metadata; empty for an SAE from elsewhere."""
+    if isinstance(sae, Autoencoder):
+        return sae.metadata
     return sae.config.metadata.get("saelens_lite") or {}
 
 
-def recorded_fraction(saes: Iterable[SparseAutoencoder]) -> float:
-    """The share that no SAE was trained on, by their records: a smaller share is part of a larger one."""
+def recorded_fraction(saes: Iterable[Coder]) -> float:
+    """The share that none was trained on, by their records: a smaller share is part of a larger one."""
     trained = [training_record(sae).get("train", {}).get("held_out_fraction") for sae in saes]
     return min((fraction for fraction in trained if fraction is not None), default=0.05)

@@ -20,7 +20,10 @@ def run(argv: Sequence[str]) -> None:
     """fvu, l0, dead latents and the cost in cross-entropy, with their controls"""
     config = configured(EvaluateConfig, "evaluate", argv)
     from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
+    from saelens_lite.analyze.evaluation.family import compare_autoencoders
     from saelens_lite.analyze.evaluation.side_by_side import evaluate_saes
+    from saelens_lite.autoencoders.autoencoder import Autoencoder
+    from saelens_lite.autoencoders.folder import FILE
     from saelens_lite.sae.autoencoder import SparseAutoencoder
     from saelens_lite.store.reader import ActivationStore
 
@@ -28,6 +31,12 @@ def run(argv: Sequence[str]) -> None:
         check_output(config.output)
     store, device = ActivationStore(config.store), device_named(config.device)
     named = named_saes(config.sae)
+    relatives = [name for name, path in named.items() if Path(path, FILE).exists()]
+    if relatives and (config.baseline or config.seeds or config.all):
+        raise ValueError(
+            f"--baseline, --seeds and --all go with one SAE, {relatives[0]} is a relative: name an SAE "
+            "with a frozen decoder beside them in --sae"
+        )
     if len(named) > 1 and (config.baseline or config.seeds or config.all):
         raise ValueError(
             "--baseline, --seeds and --all go with one --sae; beside several, the baseline of each is its "
@@ -35,12 +44,19 @@ def run(argv: Sequence[str]) -> None:
         )
     model = model_for(config.model, device, store)
     how = {name: getattr(config, name) for name in OF_ROWS}
-    opened = {name: SparseAutoencoder.load(path, device=device) for name, path in named.items()}
-    if len(named) == 1:
+    opened: dict[str, Any] = {
+        name: (Autoencoder if name in relatives else SparseAutoencoder).load(path, device=device)
+        for name, path in named.items()
+    }
+    if relatives:
+        del how["windows_tokens"]
+        result: Any = compare_autoencoders(opened, store, model, **how)
+        text = result.table()
+    elif len(named) == 1:
         [sae] = opened.values()
         seeds = [SparseAutoencoder.load(path, device=device) for path in config.seeds]
         baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
-        result: Any = evaluate_sae(sae, store, model, baseline, seeds, **how)
+        result = evaluate_sae(sae, store, model, baseline, seeds, **how)
         text = result.table(config.all)
     else:
         frozen = {name: Path(path, "frozen") for name, path in named.items()}
@@ -62,8 +78,8 @@ def run(argv: Sequence[str]) -> None:
     name = config.model or model_of(config.store)
     if config.model is None and name.isprintable():
         print(f"for the cost in cross-entropy: --model {shlex.quote(name) if name else 'NAME'}")
-    first = next(iter(named.values()))
-    print_next("analyze", sae=first, store=config.store, hook_point=config.hook_point, model=name)
+    if first := next((path for name, path in named.items() if name not in relatives), None):
+        print_next("analyze", sae=first, store=config.store, hook_point=config.hook_point, model=name)
 
 
 OF_ROWS = ("held_out", "held_out_fraction", "max_tokens", "windows_tokens", "hook_point")
@@ -89,7 +105,8 @@ class EvaluateConfig:
 
     sae: tuple[str, ...]
     """Folder of the SAE, ours or SAELens', or a hub repository. Several are shown side by side; the folder of
-    a grid stands for its SAEs."""
+    a grid stands for its SAEs. With a relative among them (pca, dense, variational, …) the table is theirs: fvu
+    beside as many principal components, bits a row, codes of few bits, and dead units by their variance."""
 
     store: str
     """Folder of the activation store."""

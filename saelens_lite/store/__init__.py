@@ -8,6 +8,7 @@ codecs               how a row is stored: f32, f16, bf16, int8
 folder               a local folder or a URL
 mapped_files         data files mapped into memory, as many as the system allows
 document_sample      which rows are scored: documents drawn by hash
+covariance           mean and covariance of rows
 common_mean          how large the rows' common mean is against their spread
 packing              documents into contexts
 event_log            a line an event, each with its checksum

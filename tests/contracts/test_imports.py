@@ -18,8 +18,8 @@ LAYERS = (
     {"latents", "stats"},
     {"render", "edits"},
     {"attribution"},
-    {"index"},
-    {"evaluation", "probing"},
+    {"index", "probing"},
+    {"evaluation"},
     {"browse", "answers", "corpora", "model_diffing"},
     {"ground_truth", "study", "exchange", "pages"},
 )

@@ -97,6 +97,7 @@ class Comparison(Tabular):
     n_documents: int
     held_out: bool
 
+    @names_misfits
     def row(self, name: str) -> FamilyRow:
         """raises: KeyError naming those there are"""
         for row in self.rows:
@@ -110,6 +111,7 @@ class Comparison(Tabular):
             name: getattr(self, name) for name in ("hook_point", "n_rows", "n_documents", "held_out")
         } | {"pca_curve": list(self.pca_curve)}  # fmt: skip
 
+    @names_misfits
     def plot(self, ax: Any = None) -> Any:
         """Matplotlib axes: fvu against code size, with the exact curve of principal components.
 

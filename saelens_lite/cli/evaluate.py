@@ -105,7 +105,7 @@ class EvaluateConfig:
 
     sae: tuple[str, ...]
     """Folder of the SAE, ours or SAELens', or a hub repository. Several are shown side by side; the folder of
-    a grid stands for its SAEs. With a relative among them (pca, dense, variational, …) the table is theirs: fvu
+    a grid stands for its SAEs. With a relative among them (pca, dense, variational, …) the table shows fvu
     beside as many principal components, bits a row, codes of few bits, and dead units by their variance."""
 
     store: str

@@ -3,6 +3,7 @@
 single          one SAE
 grid            many SAEs from one pass over the rows
 crosscoders     one crosscoder
+transcoders     one transcoder
 l0_choice       how many latents a token, by how decoder rows lie
 refit           what the penalty shrank in an SAE that exists, fitted again
 config          what the training of an SAE is asked for

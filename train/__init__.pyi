@@ -7,3 +7,5 @@ from .l0_choice import L0Choice as L0Choice
 from .l0_choice import choose_l0 as choose_l0
 from .refit import refit_sae as refit_sae
 from .single import train_sae as train_sae
+from .transcoders import TranscoderConfig as TranscoderConfig
+from .transcoders import train_transcoder as train_transcoder

@@ -8,7 +8,7 @@ from torch import Tensor
 _BLOCK_ROWS = 256
 """Rows of noise that one generator draws: what a row gets depends on its place in the whole batch alone."""
 
-NOISE, RESAMPLING, AUTOENCODER = 2**40, 2**41, 2**42
+NOISE, RESAMPLING, AUTOENCODER, READING = 2**40, 2**41, 2**42, 2**43
 """First numbers of keys, one a purpose."""
 
 

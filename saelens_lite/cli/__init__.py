@@ -12,6 +12,7 @@ add_hook_points  further hook points for a store
 verify           a store checked and mended
 train            an SAE, a grid of them, or one from a stream
 train_relative   a relative of the SAE
+transcoders      a transcoder trained, by `train`
 refit            a relu SAE fitted again without its penalty
 evaluate         an SAE's scores beside their controls
 analyze          the index of an SAE and its page

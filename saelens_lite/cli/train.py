@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from typing import Annotated, get_args
 
-from saelens_lite.cli import train_relative
+from saelens_lite.cli import train_relative, transcoders
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.grouped_help import grouped_help
 from saelens_lite.cli.shared import (
@@ -35,7 +35,8 @@ from saelens_lite.train.single import train_sae
 class TrainCommand(TrainConfig):
     """Train one SAE on a hook point of an activation store. With --grid, train many in one pass over the
     store. With --model in place of --store, train on activations as they are made. A relative of the SAE,
-    such as --kind pca or --kind dense, has flags of its own: see --kind pca --help."""
+    such as --kind pca or --kind dense, has flags of its own: see --kind pca --help. With --target-hook-point,
+    train a transcoder: see --target-hook-point --help."""
 
     grid: tuple[str, ...] = ()
     """Flags and values whose every combination is trained, such as k=16,32,64 seed=0,1. Each gets a folder
@@ -122,6 +123,8 @@ def run(argv: Sequence[str]) -> None:
     """A sparse autoencoder, or a grid of them, from the rows of a store, or straight from a model"""
     if (relative := train_relative.named(argv)) is not None:
         return train_relative.run(argv, relative)
+    if transcoders.wanted(argv):
+        return transcoders.run(argv)
     if {"-h", "--help"} & {*argv} and "--preset" not in argv and "--config" not in argv:
         given = " ".join(argv).replace("=", " ").split()
         print(help_text(given[given.index("--kind") + 1] if "--kind" in given[:-1] else None))

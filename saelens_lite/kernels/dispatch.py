@@ -135,6 +135,11 @@ def latent_pass(
     out: LatentPass | None = None,
     offsets: Tensor | None = None,
 ) -> LatentPass:
-    """Gradients of both weight matrices and the encoder bias from the firing pairs; see `token_pass`."""
+    """Gradients of both weight matrices and the encoder bias from the firing pairs; see `token_pass`.
+
+    inputs may have another width than W_dec's rows, in a transcoder: torch_ops.py takes those, without `out`
+    """
+    if inputs.shape[1] != W_dec.shape[1]:
+        return torch_ops.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, None, offsets)
     path = _path(recons_grad, inputs, values, pair_grads, W_dec)
     return path.latent_pass(recons_grad, inputs, values, pair_grads, indices, W_dec, out, offsets)

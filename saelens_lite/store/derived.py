@@ -189,19 +189,22 @@ def paired_store(
     stores: Sequence[ActivationStore],
     hook_points: Sequence[str | None] | None = None,
     scales: Sequence[float] | None = None,
+    shifts: Sequence[Tensor | None] | None = None,
 ) -> DerivedStore:
-    """Rows side by side, [x of the first, x of the second, …]: what a crosscoder reads.
+    """Rows side by side, [x of the first, x of the second, …]: what crosscoders and transcoders train on.
 
         paired_store([base, tuned])                                  one place of two models
         paired_store([store, store], ["blocks.3.hook_resid_post", "blocks.5.hook_resid_post"])
 
     hook_points: of each store; None means the only one that it holds
     scales: what the rows of each are multiplied by; None for nothing
+    shifts: float32[d_model], what is subtracted from the rows of each before that; None for nothing
     raises: ValueError for fewer than two sides, or stores of different texts
     """
     given = [None] * len(stores) if hook_points is None else list(hook_points)
     factors = [1.0] * len(stores) if scales is None else list(scales)
-    if len(stores) < 2 or not len(given) == len(factors) == len(stores):
+    centres = [None] * len(stores) if shifts is None else list(shifts)
+    if len(stores) < 2 or not len(given) == len(factors) == len(centres) == len(stores):
         raise ValueError(
             f"paired_store expected two stores or more and a hook point for each, got {len(stores)} and "
             f"{len(given)}"
@@ -209,18 +212,21 @@ def paired_store(
     sources = [(store, store.hook_point(point)) for store, point in zip(stores, given)]
 
     def combine(rows: list[Tensor]) -> Tensor:
-        scaled = (part if factor == 1 else part * factor for part, factor in zip(rows, factors))
+        shifted = (part if centre is None else part - centre for part, centre in zip(rows, centres))
+        scaled = (part if factor == 1 else part * factor for part, factor in zip(shifted, factors))
         return torch.cat(list(scaled), dim=1)
 
     store = _PairedStore(
         sources,
         combine,
         sum(store.d_model(point) for store, point in sources),
-        name="pair" if scales is None else f"pair times {factors}",
+        name="pair"
+        + ("" if scales is None else f" times {factors}")
+        + ("" if shifts is None else f" less {_digest(centres)}"),
         hook_point=" + ".join(dict.fromkeys(point for _, point in sources)),
         model_name=" + ".join(dict.fromkeys(store.model_name for store, _ in sources)),
     )
-    store.factors = factors
+    store.factors, store.centres = factors, centres
     dtypes = {one.plan["dtype"] for one in stores}
     store.plan["dtype"] = dtypes.pop() if len(dtypes) == 1 else "float32"
     return store
@@ -230,9 +236,27 @@ class _PairedStore(DerivedStore):
     """Sums of rows side by side are known from those of the sources."""
 
     factors: list[float]
+    centres: list[Tensor | None]
 
     def _sums(self, hook_point: str | None) -> Iterator[tuple[np.ndarray, float]]:
         self.hook_point(hook_point)
-        for of_shard in zip(*(store._sums(point) for store, point in self.sources)):
-            totals = [factor * total for factor, (total, _) in zip(self.factors, of_shard)]
-            yield np.concatenate(totals), sum(f**2 * sq for f, (_, sq) in zip(self.factors, of_shard))
+        sources = zip(*(store._sums(point) for store, point in self.sources))
+        for n_rows, of_shard in zip(self._shard_rows, sources):
+            parts = [_about(centre, n_rows, *sums) for centre, sums in zip(self.centres, of_shard)]
+            totals = [factor * total for factor, (total, _) in zip(self.factors, parts)]
+            yield np.concatenate(totals), sum(f**2 * sq for f, (_, sq) in zip(self.factors, parts))
+
+
+def _about(
+    centre: Tensor | None, n_rows: int, total: np.ndarray, sq_norms: float
+) -> tuple[np.ndarray, float]:
+    """Sum and summed squared norms of n rows x − centre, from those of x."""
+    if centre is None:
+        return total, sq_norms
+    away = centre.double().numpy()
+    return total - n_rows * away, sq_norms - 2 * float(total @ away) + n_rows * float(away @ away)
+
+
+def _digest(centres: Sequence[Tensor | None]) -> str:
+    values = [None if centre is None else centre.tolist() for centre in centres]
+    return hashlib.sha256(encode_json({"shifts": values})).hexdigest()[:16]

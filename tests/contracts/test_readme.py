@@ -35,6 +35,7 @@ from saelens_lite.cli.steer import SteerConfig
 from saelens_lite.cli.study import StudyConfig
 from saelens_lite.cli.verify import VerifyConfig
 from saelens_lite.train.autoencoders.config import AutoencoderConfig
+from saelens_lite.train.transcoders import TranscoderConfig
 
 ROOT = Path(__file__).parents[2]
 ROOMS = [ROOT / room / "README.md" for room in ("saelens_lite", "harvest", "train", "analyze")]
@@ -80,6 +81,7 @@ def flags(command: str) -> set[str]:
     names |= {"harvest": {"dry-run"}, "train": {"grid", "eval-model"}}.get(command, set())
     if command == "train":  # with the kind of a relative of the SAE
         names |= {f.name.replace("_", "-") for f in dataclasses.fields(AutoencoderConfig)}
+        names |= {f.name.replace("_", "-") for f in dataclasses.fields(TranscoderConfig)}
     both = {f"--{name}" for name in names} | {f"--no-{name}" for name in names}
     return both | {"--help", "--config", "--traceback"}
 

@@ -7,9 +7,14 @@ import pytest
 import torch
 
 import saelens_lite as sl
+from saelens_lite.kernels.reference import remove_parallel
+from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.crosscoder import Crosscoder
 from saelens_lite.store.derived import paired_store
+from saelens_lite.train.config import TrainConfig
 from saelens_lite.train.crosscoders import side_of, train_crosscoder
+from saelens_lite.train.kinds.choice import kind_class
+from saelens_lite.train.kinds.kind import unit_rows_
 
 N, SHARED, EXCLUSIVE, WIDTH = 20_000, 12, 4, 20
 FIELDS = {"kind": "batchtopk", "k": 3, "d_sae": 32, "n_steps": 400, "batch_size_rows": 512, "progress": False}
@@ -112,3 +117,39 @@ def test_saelens_fields_say_what_it_is(pair, tmp_path):
     assert json.loads((tmp_path / "c/cfg.json").read_text())["architecture"] == "crosscoder"
     with pytest.raises(Exception, match="Crosscoder.load opens it"):
         sl.SparseAutoencoder.load(tmp_path / "c")
+
+
+def test_gradients_equal_autograds_of_each_side():
+    """In float64, from the crosscoder's own equations, side by side; rows in the scale of each."""
+    widths, n, k = (5, 9), 24, 3
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    sae = sl.SparseAutoencoder(SAEConfig(d_model=sum(widths), d_sae=n, k=k, dtype="float64"))
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(0.5 * randn(*parameter.shape))
+        unit_rows_(sae.W_dec)
+    rows = randn(17, sum(widths))
+    sides = rows.split(widths, dim=1)
+    encoders = [block.detach().clone().requires_grad_() for block in sae.W_enc.split(widths)]
+    decoders = [block.detach().clone().requires_grad_() for block in sae.W_dec.split(widths, dim=1)]
+    centres = [block.detach().clone().requires_grad_() for block in sae.b_dec.split(widths)]
+    b_enc = sae.b_enc.detach().clone().requires_grad_()
+    pre_acts = sum((x - c) @ W for x, c, W in zip(sides, centres, encoders, strict=True)) + b_enc
+    kept = pre_acts.relu().topk(k, dim=1)
+    z = torch.zeros_like(pre_acts).scatter(1, kept.indices, kept.values)
+    errors = [x - (z @ W + c) for x, W, c in zip(sides, decoders, centres, strict=True)]
+    sum(error.square().sum(1).mean() for error in errors).backward()
+
+    kind = kind_class("topk")(sae, TrainConfig(kind="topk", k=k, aux_coeff=0.0))
+    with torch.no_grad():
+        kind.gradients(rows, None, 1.0)
+    close = {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(sae.W_enc.grad, torch.cat([W.grad for W in encoders]), **close)
+    torch.testing.assert_close(sae.b_enc.grad, b_enc.grad, **close)
+    torch.testing.assert_close(sae.b_dec.grad, torch.cat([c.grad for c in centres]), **close)
+    decoder = remove_parallel(torch.cat([W.grad for W in decoders], dim=1), sae.W_dec.detach())
+    torch.testing.assert_close(sae.W_dec.grad, decoder, **close)

@@ -60,7 +60,7 @@ class BatchTopK(TopK):
 
     @torch.no_grad()
     def calibrate(self, acts: Tensor) -> None:
-        inputs, n_pairs = acts - self.sae.b_dec, self.config.k * len(acts)
+        inputs, n_pairs = self.centred(acts), self.config.k * len(acts)
         _, of_all = self.comm.largest_of_batch(lambda n: self._largest(inputs, n), n_pairs, same_rows=True)
         self.sae.threshold.copy_(just_below(of_all))
 

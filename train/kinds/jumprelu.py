@@ -45,7 +45,7 @@ class JumpReLU(Kind):
         self.ramp_fraction = 0.05 if step else 1.0
         self.bandwidth = config.bandwidth or (0.5 if step else 2.0)
         self.initial_threshold = config.initial_threshold or (0.3 if step else 0.1)
-        self.l0_coeff = config.l0_coeff or (1.0 if config.target_l0 is None else float(sae.d_model))
+        self.l0_coeff = config.l0_coeff or (1.0 if config.target_l0 is None else float(sae.config.d_out))
         if config.init_from is None or config.initial_threshold is not None:
             torch.nn.init.constant_(sae.threshold, self.initial_threshold)
         # Of a threshold of 0 it is −∞, which stays: its gradient is 0.
@@ -64,12 +64,13 @@ class JumpReLU(Kind):
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Of reconstruction + l0_coeff · penalty."""
         inputs, coeff = self.encoder_inputs(acts), self.l0_coeff * ramp / len(acts)
+        targets = self.targets(acts, inputs)
         pre_acts = torch.addmm(self.sae.b_enc, inputs, self.sae.W_enc)
         if self.config.jumprelu_penalty == "step" and self.config.unit_decoder:
             pairs = few_pairs(pre_acts > self.sae.threshold - self.bandwidth / 2)
             if pairs is not None:
-                return self._sparse(acts, inputs, pre_acts, coeff, pairs)
-        return self._dense(acts, inputs, pre_acts, coeff)
+                return self._sparse(targets, inputs, pre_acts, coeff, pairs)
+        return self._dense(targets, inputs, pre_acts, coeff)
 
     def _l0_penalty(self, l0: Tensor) -> tuple[Tensor, Tensor]:
         """The step penalty and its derivative, of l0 float[""]."""
@@ -80,16 +81,16 @@ class JumpReLU(Kind):
         return distance.square(), 2 * distance / self.config.target_l0
 
     def _sparse(
-        self, acts: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float, pairs: PairPlaces
+        self, targets: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float, pairs: PairPlaces
     ) -> tuple[StepStats, Tensor]:
         """The step penalty, over the pairs that are on or so near the threshold that it learns from them."""
         sae, threshold, (tokens, indices, offsets) = self.sae, self.sae.threshold, pairs
         above = pre_acts[tokens, indices] - threshold[indices]
         values = pre_acts[tokens, indices] * (above > 0)
         recons_grad, pair_grads, sq_error = self.comm.token_pass(
-            acts, values, indices, sae.W_dec, sae.b_dec, 2.0 / len(acts), offsets=offsets
+            targets, values, indices, sae.W_dec, sae.b_dec, 2.0 / len(targets), offsets=offsets
         )
-        l0 = self.comm.sum((values > 0).sum(dtype=acts.dtype) / len(acts))
+        l0 = self.comm.sum((values > 0).sum(dtype=targets.dtype) / len(targets))
         penalty, l0_grad = self._l0_penalty(l0)
         jumps = (threshold[indices] * pair_grads + coeff * l0_grad) * (above.abs() < self.bandwidth / 2)
         threshold_grad = torch.zeros_like(threshold).index_add_(0, indices, jumps) / -self.bandwidth
@@ -98,22 +99,24 @@ class JumpReLU(Kind):
         )
         self.log_threshold.grad = threshold_grad * threshold
         self.write_gradients(dec_grad, enc_grad, sae.b_enc.grad, recons_grad.sum(0))
-        self.contract_pairs(values, indices, len(acts))
+        self.write_skip_gradient(inputs, recons_grad)
+        self.contract_pairs(values, indices, len(targets))
         return StepStats(sq_error.mean(), penalty, l0), fired
 
     def _dense(
-        self, acts: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float
+        self, targets: Tensor, inputs: Tensor, pre_acts: Tensor, coeff: float
     ) -> tuple[StepStats, Tensor]:
-        sae, config, n_tokens, threshold = self.sae, self.config, len(acts), self.sae.threshold
-        on = (pre_acts > threshold).to(acts.dtype)  # masks as numbers: each product would convert them again
+        sae, config, n_tokens, threshold = self.sae, self.config, len(targets), self.sae.threshold
+        # Masks as numbers: each product would convert them again.
+        on = (pre_acts > threshold).to(targets.dtype)
         latent_acts = pre_acts * on
-        error = self.comm.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(acts)
+        error = self.comm.decode(latent_acts, sae.W_dec, sae.b_dec).sub_(targets)
         reconstruction = torch.linalg.vecdot(error, error).mean()
         recons_grad = error.mul_(2.0 / n_tokens)
         dec_grad = latent_acts.T @ recons_grad
         acts_grad = recons_grad @ sae.W_dec.T  # ∂L/∂latent_acts
         # Where the estimate of ∂ 1[pre_acts > threshold] / ∂threshold is −1 / bandwidth.
-        near = ((pre_acts - threshold).abs_() < self.bandwidth / 2).to(acts.dtype)
+        near = ((pre_acts - threshold).abs_() < self.bandwidth / 2).to(targets.dtype)
         n_fired = on.sum(0)
         l0 = self.comm.sum(n_fired.sum() / n_tokens)
 
@@ -143,6 +146,7 @@ class JumpReLU(Kind):
         sae.b_enc.grad = pre_grad.sum(0)
         dec_grad = self.along_constraint(dec_grad)
         self.write_gradients(dec_grad, pre_grad.T @ inputs, sae.b_enc.grad, recons_grad.sum(0))
+        self.write_skip_gradient(inputs, recons_grad)
         self.contract(n_fired, n_tokens)
         return StepStats(reconstruction, penalty, l0), n_fired > 0
 

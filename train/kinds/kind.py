@@ -67,7 +67,8 @@ class Kind:
     """Share of the run over which `ramp` rises, unless the configuration gives its steps."""
 
     def __init__(self, sae: SparseAutoencoder, config: TrainConfig, comm: Alone = ALONE) -> None:
-        assert sae.kind == self.sae_kind and sae.config.apply_b_dec_to_input
+        assert sae.kind == self.sae_kind
+        assert sae.config.apply_b_dec_to_input != (sae.config.target is not None)
         self.sae, self.config, self.comm = sae, config, comm
         self.train_decoder = not config.freeze_decoder
         self.step = 0
@@ -112,7 +113,8 @@ class Kind:
     def gradients(self, acts: Tensor, dead: Tensor | None, ramp: float) -> tuple[StepStats, Tensor]:
         """Write the gradients of one batch into `.grad`.
 
-        acts: float[B d_model]; dead: int64[m], or None where `uses_dead` is False
+        acts: float[B d_model]; of a transcoder float[B d_model+d_out], those of the target beside its input
+        dead: int64[m], or None where `uses_dead` is False
         ramp: share of the sparsity coefficient in (0, 1], which rises over the first steps
         returns: the stats and fired bool[d_sae]
         Of a shard: what a dense tensor would show of its latents; b_dec's gradient is a part of a sum over
@@ -129,24 +131,62 @@ class Kind:
     ) -> None:
         """Into `.grad` of W_dec, W_enc and b_dec; of a shard, its part of that of b_dec.
 
-        dec_grad, enc_grad: float[d_sae d_model], latent-major
+        dec_grad, enc_grad: float[d_sae d_out] and float[d_sae d_model], latent-major
         product_grad: float[d_sae], of inputs @ W_enc, summed over tokens
-        b_dec_grad: float[d_model], ∂L/∂recons summed over tokens and reconstructions that add b_dec
+        b_dec_grad: float[d_out], ∂L/∂recons summed over tokens and reconstructions that add b_dec
         """
         sae = self.sae
         sae.W_dec.grad = dec_grad if self.train_decoder else None
         sae.W_enc.grad = enc_grad.T
-        # All shards have the first part. The second, from b_dec in the encoder's input, sums over latents.
-        sae.b_dec.grad = b_dec_grad / self.comm.n_shards - sae.W_enc @ product_grad
+        sae.b_dec.grad = b_dec_grad / self.comm.n_shards  # all shards have this part
+        if sae.config.apply_b_dec_to_input:  # this one, from b_dec in the encoder's input, sums over latents
+            sae.b_dec.grad -= sae.W_enc @ product_grad
+
+    def write_skip_gradient(self, inputs: Tensor, *recons_grads: Tensor) -> None:
+        """Into `.grad` of a skip-transcoder's W_skip; recons_grads: float[B d_out], ∂L/∂recons of each
+        reconstruction."""
+        if self.has_skip:
+            self.sae.W_skip.grad = sum(grad.T @ inputs for grad in recons_grads)
+
+    @property
+    def has_skip(self) -> bool:
+        target = self.sae.config.target
+        return target is not None and target.skip
+
+    def read(self, acts: Tensor) -> tuple[Tensor, Tensor]:
+        """What the SAE reads and what it is to reconstruct: the same, unless it is a transcoder.
+
+        acts: as `gradients` takes them; returns: float[B d_model], float[B d_out]
+        """
+        config = self.sae.config
+        if config.target is None:
+            return acts, acts
+        return acts[:, : config.d_model], acts[:, config.d_model :]
+
+    def centred(self, acts: Tensor, out: Tensor | None = None) -> Tensor:
+        """What the encoder multiplies, float[B d_model]: acts − b_dec; of a transcoder what it reads, centred
+        already."""
+        if self.sae.config.target is None:
+            return torch.sub(acts, self.sae.b_dec, out=out)
+        inputs, _ = self.read(acts)
+        return inputs.contiguous() if out is None else out.copy_(inputs)
+
+    def targets(self, acts: Tensor, inputs: Tensor) -> Tensor:
+        """What latents and b_dec are to reconstruct, float[B d_out]: acts; of a transcoder the target's rows,
+        less what its skip makes of `inputs`."""
+        _, targets = self.read(acts)
+        if self.has_skip:
+            return torch.addmm(targets, inputs, self.sae.W_skip.T, alpha=-1)
+        return targets.contiguous()
 
     def encoder_inputs(self, acts: Tensor, out: Tensor | None = None) -> Tensor:
-        """What the encoder sees, float[B d_model]: acts − b_dec, plus noise where `input_noise` asks for it.
+        """What the encoder sees, float[B d_model]: `centred`, plus noise where `input_noise` asks for it.
 
         source: Vincent et al. 2008, "Extracting and Composing Robust Features with Denoising Autoencoders"
         """
-        inputs = torch.sub(acts, self.sae.b_dec, out=out)
+        inputs = self.centred(acts, out)
         if self.config.input_noise:
-            noise = row_noise(acts, self.comm.first_row(len(acts)), self.config.seed, self.step)
+            noise = row_noise(inputs, self.comm.first_row(len(acts)), self.config.seed, self.step)
             inputs.add_(noise, alpha=self.config.input_noise)
         return inputs
 

@@ -55,20 +55,22 @@ class TopK(Kind):
         sae, work, scale = self.sae, self.workspace, 2.0 / len(acts)
         work.fit(acts, sae)
         inputs = self.encoder_inputs(acts, work.inputs)
+        targets = self.targets(acts, inputs)
         if multi := self.config.multi_topk_coeff:
             pairs, wide = self.select_nested(inputs, self.k, min(_MULTI * self.k, self.d_sae))
         else:
             pairs, wide = self.select(inputs), None
-        work.pass_over(acts, inputs, pairs, sae, scale)
+        work.pass_over(targets, inputs, pairs, sae, scale)
         recons_grad, _, sq_error = work.tokens
         auxk = add_auxk(self, inputs, recons_grad / -scale, dead, work.latents)
-        b_dec_grad = recons_grad.sum(0)
+        recons_grads = [recons_grad]
         if wide is not None:
-            self.wide_workspace.pass_over(acts, inputs, wide, sae, multi * scale)
+            self.wide_workspace.pass_over(targets, inputs, wide, sae, multi * scale)
             for grad, wide_grad in zip(work.latents[:3], self.wide_workspace.latents[:3], strict=True):
                 grad += wide_grad
-            b_dec_grad += self.wide_workspace.tokens.recons_grad.sum(0)
-        self.write(work.latents, b_dec_grad)
+            recons_grads.append(self.wide_workspace.tokens.recons_grad)
+        self.write(work.latents, sum(grad.sum(0) for grad in recons_grads))
+        self.write_skip_gradient(inputs, *recons_grads)
         self.contract_pairs(pairs.values, pairs.indices, len(acts))
         l0 = self.comm.sum((pairs.values > 0).sum(dtype=acts.dtype)) / len(acts)
         return StepStats(sq_error.mean(), auxk, l0), work.latents.fired

@@ -45,21 +45,21 @@ class Workspace:
 
     def fit(self, acts: Tensor, sae: SparseAutoencoder) -> None:
         """Keep inputs float[B d_model], and products on a CPU, that fit a batch, or make new ones."""
-        if self.inputs is None or self.inputs.shape != acts.shape:
-            self.inputs = torch.empty_like(acts)
+        if self.inputs is None or len(self.inputs) != len(acts):
+            self.inputs = acts.new_empty(len(acts), sae.d_model)
             if acts.device.type == "cpu":  # elsewhere torch keeps freed memory, and may need no product
                 self.products = _product_chunk(acts, sae.d_sae)
             self.tokens = self.latents = None
 
     def pass_over(
-        self, acts: Tensor, inputs: Tensor, pairs: Pairs, sae: SparseAutoencoder, scale: float
+        self, targets: Tensor, inputs: Tensor, pairs: Pairs, sae: SparseAutoencoder, scale: float
     ) -> None:
-        """Decode and send scale/2 · Σ ‖recons − acts‖² back to the weights: fills `tokens` and `latents`."""
+        """Decode and send scale/2 · Σ ‖recons − targets‖² to the weights: fills `tokens` and `latents`."""
         values, indices, offsets = pairs
         fits = self.tokens is not None and len(self.tokens.pair_grads) == values.numel()
         reuse = self.tokens if fits else None
         table = self.gathered(sae.W_dec)
-        self.tokens = self.comm.token_pass(acts, values, indices, table, sae.b_dec, scale, reuse, offsets)
+        self.tokens = self.comm.token_pass(targets, values, indices, table, sae.b_dec, scale, reuse, offsets)
         values, indices, pair_grads = values.view(-1), indices.view(-1), self.tokens.pair_grads
         rows = self.gathered(self.tokens.recons_grad), self.gathered(inputs)
         self.latents = kernels.latent_pass(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from saelens_lite.device import in_float64
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 
@@ -13,10 +15,39 @@ def fold_scale(sae: SparseAutoencoder, scale: float) -> SparseAutoencoder:
 
     Activations are homogeneous in (x, biases, thresholds), so only those are divided.
     """
-    folded = SparseAutoencoder(sae.config).to(sae.device)
+    folded = type(sae)(sae.config).to(sae.device)
     for name, of in sae.config.parameters.items():
         parameter = sae.get_parameter(name)
         folded.get_parameter(name).copy_(parameter / scale if of.in_units_of_acts else parameter)
+    return folded
+
+
+@torch.no_grad()
+def fold_pair(
+    transcoder: SparseAutoencoder, scales: tuple[float, float], centre: Tensor
+) -> SparseAutoencoder:
+    """The transcoder of x to y, of one that maps scales[0] · (x − centre) to scales[1] · y.
+
+    Latents are divided by scales[1], so that decoder rows keep their norms: W_enc and W_skip times
+    scales[0] / scales[1], biases and thresholds / scales[1]. The centre goes into the biases:
+    b_enc − centre · W_enc and b_dec − centre · W_skipᵀ. In float64, as the centre's part may be far larger
+    than what it leaves.
+    centre: float[d_model], in the units of x
+    """
+    s_in, s_out = scales
+    folded = type(transcoder)(transcoder.config).to(transcoder.device)
+    state = {name: in_float64(parameter) for name, parameter in transcoder.named_parameters()}
+    for name, of in transcoder.config.parameters.items():
+        if of.in_units_of_acts:
+            state[name] = state[name] / s_out
+    centre = in_float64(centre.to(transcoder.device))
+    state["W_enc"] = state["W_enc"] * (s_in / s_out)
+    state["b_enc"] = state["b_enc"] - centre @ state["W_enc"]
+    if "W_skip" in state:
+        state["W_skip"] = state["W_skip"] * (s_in / s_out)
+        state["b_dec"] = state["b_dec"] - centre @ state["W_skip"].T
+    for name, parameter in folded.named_parameters():
+        parameter.copy_(state[name])
     return folded
 
 

@@ -12,8 +12,10 @@ from torch import Tensor
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.sae.nonlinearity import geometric_median
+from saelens_lite.sae.transcoder import Transcoder
 
 from ..comm import ALONE, Alone
+from ..random_streams import READING, generator
 from .fold import fold_decoder_norms_, fold_scale
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,26 @@ def initial_sae(
         sae.W_enc.copy_(encoder_scale * sae.W_dec.T)
         sae.b_dec.copy_(geometric_median(sample))
     return sae
+
+
+def initial_transcoder(
+    config: SAEConfig, targets: Tensor, seed: int, encoder_scale: float = 1.0, comm: Alone = ALONE
+) -> Transcoder:
+    """A fresh transcoder: unit rows of W_dec and unit columns of W_enc, drawn apart, times encoder_scale.
+
+    What a latent reads and what it writes are directions of two spaces, so that neither can start as the
+    other. b_enc and W_skip are 0, and b_dec is the geometric median of the targets.
+    targets: float[n d_out], rows in the scale of training
+    """
+    transcoder = Transcoder(comm.shard_config(config))
+    reading = torch.randn(config.d_sae, config.d_model, generator=generator(seed, READING))
+    with torch.no_grad():
+        first = comm.first_latent(transcoder)
+        rows = random_rows(config.d_sae, config.d_out, seed, first, transcoder.d_sae)
+        transcoder.W_dec.copy_(torch.nn.functional.normalize(rows, dim=1))
+        transcoder.W_enc.copy_(encoder_scale * torch.nn.functional.normalize(reading, dim=1).T)
+        transcoder.b_dec.copy_(geometric_median(targets))
+    return transcoder
 
 
 def sae_to_finetune(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from fractions import Fraction
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from saelens_lite.config import marked
+from saelens_lite.sae.config import Target
 from saelens_lite.store.codecs import STORE_DTYPES
 
 from ..config import TrainConfig
@@ -21,6 +22,19 @@ BUFFER_DTYPES = STORE_DTYPES | {"int8": torch.bfloat16}
 
 ROW_FIELDS = ("row_seed", *sorted(marked(TrainConfig, OF_ROWS)))
 """What the rows of a run depend on: configurations that agree in these can share them."""
+
+
+class Pair(NamedTuple):
+    """What a transcoder's rows [scales[0] · (x − centre), scales[1] · y] are made of: input x and target y.
+
+    centre: float32[d_model], in the units of x
+    mean_to_spread: γ of x and of y, see store/common_mean.py
+    """
+
+    target: Target
+    scales: tuple[float, float]
+    centre: Tensor
+    mean_to_spread: tuple[float, float]
 
 
 class Rows(Protocol):
@@ -35,6 +49,8 @@ class Rows(Protocol):
     mean_to_spread: γ of the rows, see store/common_mean.py; None where an older release began the run
     left_out_share: of the training rows, by max_norm_ratio; None where it is off
     steps_per_epoch: batches in one pass over the training rows
+    pair: of a transcoder, whose rows hold two places side by side, [n d_model+d_out] where [n d_model] stands
+        here, in units of their own; else None
     """
 
     hook_point: str
@@ -47,6 +63,7 @@ class Rows(Protocol):
     mean_to_spread: float | None
     left_out_share: float | None
     steps_per_epoch: int
+    pair: Pair | None
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from saelens_lite.store.reader import ActivationStore
 from ..run_config import RunConfig
 from .input_scale import input_scale
 from .joined_stores import JoinedStores
-from .protocol import BUFFER_DTYPES, ahead, n_steps, spread
+from .protocol import BUFFER_DTYPES, Pair, ahead, n_steps, spread
 from .row_buffer import RowBuffer
 from .row_order import MixedOrder, Order, RowOrder, shares
 
@@ -37,6 +37,8 @@ class StoreRows:
     raises: ValueError for stores that do not go together, too few rows, or a batch that the processes cannot
         share equally
     """
+
+    pair: Pair | None = None
 
     def __init__(
         self,

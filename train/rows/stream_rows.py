@@ -82,6 +82,7 @@ class StreamRows:
     """
 
     left_out_share = None
+    pair = None
     mean_to_spread: float | None = None
 
     def __init__(self, stream: Stream, config: TrainConfig, device: torch.device | str = "cpu") -> None:

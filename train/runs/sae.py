@@ -9,8 +9,8 @@ from saelens_lite.sae.config import SAEConfig
 from ..comm import Alone
 from ..config import TrainConfig
 from ..kinds.choice import kind_class
-from ..optimise.fold import fold_decoder_norms_, fold_scale
-from ..optimise.initial import initial_sae, sae_to_finetune
+from ..optimise.fold import fold_decoder_norms_, fold_pair, fold_scale
+from ..optimise.initial import initial_sae, initial_transcoder, sae_to_finetune
 from ..optimise.trainer import Trainer
 from ..rows.protocol import Rows
 
@@ -33,6 +33,8 @@ def sae_config(config: TrainConfig, rows: Rows, d_sae: int | None = None) -> SAE
         d_sae=d_sae,
         kind=kind,
         k=config.k if kind == "topk" else None,
+        apply_b_dec_to_input=rows.pair is None,
+        target=rows.pair and rows.pair.target,
         hook_point=rows.hook_point,
         hf_module=rows.hf_module,
         model_name=rows.model_name,
@@ -43,9 +45,12 @@ def sae_config(config: TrainConfig, rows: Rows, d_sae: int | None = None) -> SAE
 def starting_sae(config: TrainConfig, rows: Rows, comm: Alone) -> SparseAutoencoder:
     """This process's shard at step 0, on the CPU, in the scale of training."""
     sample, whole = rows.sample(_INIT_ROWS) * rows.scale, sae_config(config, rows)
+    scale = kind_class(str(config.kind)).encoder_scale
+    if rows.pair is not None:
+        return initial_transcoder(whole, sample[:, rows.d_model :], config.seed, scale, comm)
     if config.init_from is not None:
         return sae_to_finetune(whole, config.init_from, rows.scale, config.unit_decoder, comm)
-    return initial_sae(whole, sample, config.seed, kind_class(str(config.kind)).encoder_scale, comm)
+    return initial_sae(whole, sample, config.seed, scale, comm)
 
 
 def saved_sae(trainer: Trainer, rows: Rows) -> SparseAutoencoder:
@@ -53,4 +58,6 @@ def saved_sae(trainer: Trainer, rows: Rows) -> SparseAutoencoder:
     sae = fold_scale(trainer.kind.folded(), trainer.scale)
     if not trainer.config.unit_decoder:
         fold_decoder_norms_(sae)
+    if rows.pair is not None:
+        sae = fold_pair(sae, rows.pair.scales, rows.pair.centre)
     return trainer.comm.whole_sae(sae, sae_config(trainer.config, rows, trainer.kind.d_sae))

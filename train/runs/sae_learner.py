@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from saelens_lite import distributed
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.folder import CFG
+from saelens_lite.sae.transcoder import Transcoder
 
 from ..config import LEFT_OPEN, TrainConfig
 from ..kinds.choice import kind_for, unused
@@ -51,7 +52,7 @@ class SAELearner:
                 warn_of_silence(sae, rows.sample(ROWS) * rows.scale)
         else:
             whole = sae_config(config, rows, len(checkpoint.state["sae.W_dec"]))
-            sae = SparseAutoencoder(comm.shard_config(whole))
+            sae = (Transcoder if whole.target else SparseAutoencoder)(comm.shard_config(whole))
         scale = checkpoint.progress["scale"] if checkpoint else rows.scale
         kind = kind_for(config, sae.to(self.device), model, rows, scale, comm)
         schedule = schedule_of(checkpoint, config, kind, n_steps)

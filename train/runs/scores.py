@@ -53,17 +53,19 @@ class HeldOutScores:
 
         raises: FloatingPointError if the error is not finite
         """
-        held_out, sae, comm = self.rows.held_out(), self.trainer.kind.folded(), self.trainer.comm
+        held_out, kind, comm = self.rows.held_out(), self.trainer.kind, self.trainer.comm
+        sae = kind.folded()
         if not len(held_out):
             return dict.fromkeys(_NAMES)
         scale, config = self.trainer.scale, self.trainer.config
-        norms = torch.linalg.vector_norm(held_out, dim=1, dtype=torch.float64)
+        norms = torch.linalg.vector_norm(kind.read(held_out)[1], dim=1, dtype=torch.float64)
         median_norm = float(norms.median())
-        sums, firing = ReconstructionSums(sae.d_model, median_norm), FiringSums(sae.d_sae, sae.device)
+        sums, firing = ReconstructionSums(sae.config.d_out, median_norm), FiringSums(sae.d_sae, sae.device)
         for rows in held_out.split(config.batch_size_rows):
             k = config.k if sae.kind == "topk" else None
-            recons, latents = comm.forward(sae, (rows * scale).to(sae.device), k)
-            sums.update(rows, recons.cpu() / scale)
+            inputs, targets = kind.read(rows)
+            recons, latents = comm.forward(sae, (inputs * scale).to(sae.device), k)
+            sums.update(targets, recons.cpu() / scale)
             firing.update(latents)
         self._finite.check(sums.squared_error, "the error on held-out rows is not finite")
         density = comm.whole(firing.density, 0)

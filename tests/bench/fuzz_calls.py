@@ -36,14 +36,16 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 HANG_S = 60
-OF_FACES = "lm store recipes synthetic analyze".split()
+OF_FACES = "lm store recipes synthetic analyze train autoencoders sae".split()
 OF_ANALYZE = (
-    "answers attribution edits evaluation ground_truth index latents pages probing stats study".split()
-)
+    "answers attribution corpora edits evaluation exchange ground_truth index latents model_diffing pages "
+    "probing stats study"
+).split()
 CLASSES = (
     "IndexConfig HarvestConfig SAEConfig SyntheticConfig SyntheticActivations SparseAutoencoder "
     "ActivationStore "
-    "SparseLatents Split Fires NextToken Question NeutralText HallucinationStudy Labels"
+    "SparseLatents Split Fires NextToken Question NeutralText HallucinationStudy Labels TrainConfig "
+    "AutoencoderConfig Relative Autoencoder Crosscoder Transcoder Side Target"
 ).split()
 """Classes that a caller makes; the others are results."""
 HOW_MUCH = (
@@ -62,7 +64,10 @@ HOW_MUCH = (
 )
 """Parts of names of parameters of which a huge number is a long computation, and no mistake."""
 
-Target = tuple[str, Callable[..., Any]]
+ALWAYS = ("progress", "n_steps", "n_resamples", "n_rows", "batch_size_rows", "d_sae", "highest", "code_size")
+"""Parameters that are given although they have defaults, for calls that are short and reach the end."""
+
+Call = tuple[str, Callable[..., Any]]
 
 
 def bad_values(rng: random.Random, world: dict[str, Any]) -> Any:
@@ -106,7 +111,11 @@ def made_world(folder: Path) -> dict[str, Any]:
     """Right arguments by the names of parameters; a folder that is new, which becomes the working folder."""
     os.chdir(folder)
     import saelens_lite as sl
+    from saelens_lite.analyze import model_diffing
+    from saelens_lite.analyze.exchange import export_index, export_labels
     from saelens_lite.demo.embedded import load_model
+    from saelens_lite.sae import Target
+    from saelens_lite.train import train_autoencoder, train_crosscoder
 
     torch.manual_seed(0)
     model, tokenizer = load_model()
@@ -125,6 +134,15 @@ def made_world(folder: Path) -> dict[str, Any]:
     acts = torch.randn(60, d)
     labels, documents = torch.arange(60) % 2 == 0, torch.arange(60)
     ids = torch.tensor([[1, 7, 8, 9, 10, 11]])
+    pair = sl.store.paired_store([store, store])
+    few = {"k": 4, "n_steps": 2, "d_sae": 48, "batch_size_rows": 64, "progress": False}
+    crosscoder = train_crosscoder([store, store], output="crosscoder", **few)
+    relative = train_autoencoder(
+        store, code_size=8, n_steps=2, batch_size_rows=64, output="relative", progress=False
+    )
+    rows_compared = model_diffing.compare_rows(store, store)
+    divergence = model_diffing.token_divergence(model, model, store, max_tokens=200)
+    scaling = model_diffing.latent_scaling(crosscoder, pair, [0, 1])
     synthetic = sl.synthetic.SyntheticActivations(
         sl.synthetic.SyntheticConfig(d_model=d, n_features=40, l0=3)
     )
@@ -149,24 +167,45 @@ def made_world(folder: Path) -> dict[str, Any]:
         synthetic=synthetic, source=store, rows=torch.arange(5), progress=False, batch_size_rows=64, by="max",
         n_resamples=20, n_draws=5, indices=torch.arange(8).reshape(2, 4), m=3, config=None, overwrite=True,
         prompt="Is it", entity="it", answer="yes", n_shuffles=2, saes=sae, x=acts, device="cpu",
-        windows_tokens=(100,),
+        windows_tokens=(100,), base=store, tuned=store, stores=[store, store], crosscoder=crosscoder,
+        tuned_model=model, in_a=labels, rivals={"odd": ~labels}, file="labels.json", format="neuronpedia",
+        highest=8, code_size=8,
     )  # fmt: skip
     named["by_class"] = {
         "Split": sl.stats.Split(), "Fires": sl.edits.Fires(3), "SyntheticActivations": synthetic,
         "SAEConfig": config,
         "SparseLatents": sae.encode_sparse(acts) if hasattr(sae, "encode_sparse") else None,
     }  # fmt: skip
+    export_index(index, "exported", "neuronpedia", sae, store, model)
+    export_labels(index, "labels.json")
+    pooled = sl.probing.pooled_latents(model, tokenizer, texts, sae, pool="max")
+    target = {"target": Target(d_model=d), "apply_b_dec_to_input": False}
+    of_two_places = sl.SAEConfig(d_model=d, d_sae=48, kind="relu", **target)
+    named["by_function"] = {
+        "compare_corpora": {
+            "features": pooled, "in_a": torch.arange(40) % 2 == 0, "rivals": {"odd": torch.rand(40)}
+        },
+        "pair_page": {"rows": rows_compared},
+        "token_divergence": {"base": model, "tuned": model},
+        "geometric_median": {"rows": acts},
+        "import_index": {"source": "exported"},
+        "Crosscoder": {"config": crosscoder.config},
+        "Transcoder": {"config": of_two_places},
+    }
+    of_pairs = "exclusive_latents side_agreement side_sae latent_scaling".split()
+    named["by_function"] |= {name: {"store": pair} for name in of_pairs}
     named["objects"] = [
+        pair, crosscoder, relative, rows_compared, divergence, scaling,
         sae, store, index, index[3], sl.latents.latent_density(sae, store), sl.latent_stats(sae, store),
         sl.dead_latents(sae, store, [100]), sl.max_activating_tokens(sae, store), synthetic,
         sl.evaluate_sae(sae, store, held_out=False, max_tokens=200), sl.stats.Split(),
         sl.logit_lens(sae, model),
-        sl.analyze.fit_anomaly(sae, acts), config,
+        sl.analyze.fit_anomaly(sae, acts), config, relative.config, pooled,
     ]  # fmt: skip
     return named
 
 
-def targets(world: dict[str, Any]) -> list[Target]:
+def targets(world: dict[str, Any]) -> list[Call]:
     """Public functions, classes that callers make, and methods of the objects, by name."""
     found: dict[str, Callable[..., Any]] = {}
     faces = ["", *(f".{n}" for n in OF_FACES), *(f".analyze.{n}" for n in OF_ANALYZE)]
@@ -202,7 +241,7 @@ def arguments(
         p.name: world[p.name]
         for p in parameters
         if p.name in world
-        and (p.default is p.empty or p.name in ("progress", "n_steps", "n_resamples", "n_rows"))
+        and (p.default is p.empty or p.name in ALWAYS)
     }
     names = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
     if (
@@ -215,6 +254,7 @@ def arguments(
         given["store"] = "new-store"
     if function.__name__ == "read_saelens_activations":
         given["source"] = "texts.jsonl"
+    given |= world["by_function"].get(function.__name__, {})
     bad = rng.sample(names, min(len(names), rng.choice([1, 1, 2])))
     for name in bad:
         value = bad_values(rng, world)
@@ -259,7 +299,7 @@ def is_of(functions: list[Callable[..., Any]], error: Exception) -> bool:
     return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-def one_call(number: int, seed: int, found: list[Target], world: dict[str, Any]) -> dict[str, Any]:
+def one_call(number: int, seed: int, found: list[Call], world: dict[str, Any]) -> dict[str, Any]:
     rng = random.Random(f"{seed}-{number}")
     name, function = rng.choice(found)
     torch.manual_seed(0)

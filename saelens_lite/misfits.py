@@ -49,6 +49,13 @@ def names_misfits(function: F) -> F:
     return cast(F, called)
 
 
+def methods_name_misfits(cls: type) -> None:
+    """Give the public methods that a class defines what `names_misfits` gives a function."""
+    for name, value in list(vars(cls).items()):
+        if inspect.isfunction(value) and (name == "__init__" or not name.startswith("_")):
+            setattr(cls, name, names_misfits(value))
+
+
 def _explain(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
 ) -> None:
@@ -62,7 +69,7 @@ def _explain(
     for name, value in given.items():
         hint = function.__annotations__.get(name)
         if isinstance(hint, str):
-            hint = _named(hint, function.__globals__)
+            hint = _named(hint, inspect.unwrap(function).__globals__)
         told = function.__annotations__.get(name)
         if value is not None or signature.parameters[name].default is not None:
             if name == "tokenizer" and not (hasattr(value, "decode") and callable(value)):

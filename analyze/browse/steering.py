@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from operator import index
 from typing import Any, Literal
 
 import torch
@@ -109,7 +110,7 @@ def continuations(
         "ratio": None if drawn is None else drawn.rate_ratio,
     }
     directions = torch.stack(list(rows.values()))
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     decoder = Decoder(model)
     ends, n = set(_end_ids(model, tokenizer)), len(rows)
     texts = [_Pieces(tokenizer, ids) for _ in range(n)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -129,7 +130,7 @@ def one_control(
     if (most := int(eligible.sum())) <= len(chosen):
         return None
     drawn = matched_latents(sae, chosen, rates, n_draws=min(100, most) if len(chosen) == 1 else 1, seed=seed)
-    one = int(torch.randint(len(drawn), (1,), generator=torch.Generator().manual_seed(seed)))
+    one = int(torch.randint(len(drawn), (1,), generator=torch.Generator().manual_seed(index(seed))))
     assert drawn.latents is not None, "these controls are latents'"
     picked = slice(one, one + 1)
     return Controls(drawn.name, drawn.directions[picked], drawn.latents[picked], drawn.rate_ratio)

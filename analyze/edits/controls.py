@@ -10,6 +10,7 @@ rivals in doses.py).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -89,7 +90,7 @@ def matched_latents(
     distance = torch.cdist(where[chosen], where, compute_mode="donot_use_mm_for_euclid_dist")
     nearest = distance.masked_fill(~eligible, torch.inf).argsort(dim=1, stable=True)[:, : int(eligible.sum())]
 
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     if len(chosen) == 1:
         drawn = nearest[0, torch.randperm(n_draws, generator=generator)][:, None]
     else:
@@ -107,7 +108,7 @@ def random_directions(
 ) -> Controls:
     """Directions drawn evenly from the sphere, one for each latent."""
     chosen = checked_latents_of(sae, latents)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     drawn = torch.randn(n_draws, len(chosen), sae.d_model, generator=generator)
     return Controls("random directions", _as_long(sae, chosen, drawn.to(sae.W_dec)))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import index
 from statistics import NormalDist
 from typing import Literal
 
@@ -269,7 +270,7 @@ def _times_drawn(n: int, n_weights: int, n_resamples: int, seed: int) -> Iterato
     numbers a draw."""
     if n_resamples < 1:
         raise ValueError(f"n_resamples expected at least 1 draw, got {n_resamples}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(index(seed))
     for start in range(0, n_resamples, rows := max(1, _CHUNK_WEIGHTS // n_weights)):
         drawn = torch.randint(n, (min(rows, n_resamples - start), n), generator=generator)
         once = torch.ones(drawn.shape, dtype=torch.float64)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Literal, get_type_hints
+from typing import Annotated, Literal, NoReturn, get_type_hints
 
 from saelens_lite.config import Above, AtLeast, AtMost, Below, check_fields
+from saelens_lite.misfits import names_misfits
 
 RelativeKind = Literal[
     "pca",
@@ -85,24 +86,21 @@ class Relative:
         for name, kinds in fields_of_kinds().items():
             if self.kind not in kinds and getattr(self, name) != DEFAULTS[name]:
                 takes = ", ".join(kinds)
-                self.refuse(name, f"{DEFAULTS[name]} for the kind {self.kind} ({takes} take it)")
+                refuse(self, name, f"{DEFAULTS[name]} for the kind {self.kind} ({takes} take it)")
         if self.error == "cross_entropy" and self.output_activation != "sigmoid":
-            self.refuse("error", "squared unless output_activation is sigmoid")
+            refuse(self, "error", "squared unless output_activation is sigmoid")
         if self.sparsity_coeff and self.activation != "sigmoid":
-            self.refuse("sparsity_coeff", "0 without sigmoid codes, whose means are rates")
+            refuse(self, "sparsity_coeff", "0 without sigmoid codes, whose means are rates")
         if self.kind == "deep_belief" and self.activation != "sigmoid":
-            self.refuse("activation", "sigmoid for deep_belief, whose units are Bernoulli")
+            refuse(self, "activation", "sigmoid for deep_belief, whose units are Bernoulli")
         if self.kind == "denoising" and self.noise == "masking" and self.noise_level >= 1:
-            self.refuse("noise_level", "below 1 for masking, a share of coordinates")
+            refuse(self, "noise_level", "below 1 for masking, a share of coordinates")
         if self.kernel_size % 2 == 0:
-            self.refuse("kernel_size", "an odd number")
+            refuse(self, "kernel_size", "an odd number")
         if self.code_layer is not None and self.code_layer > 2 * len(self.hidden or (1, 1)) + 1:
-            self.refuse("code_layer", f"at most {2 * len(self.hidden or (1, 1)) + 1}, the hidden layers")
+            refuse(self, "code_layer", f"at most {2 * len(self.hidden or (1, 1)) + 1}, the hidden layers")
 
-    def refuse(self, name: str, expected: str) -> None:
-        """raises: ValueError"""
-        raise ValueError(f"{type(self).__name__}.{name} expected {expected}, got {getattr(self, name)!r}")
-
+    @names_misfits
     def widths(self, d_model: int) -> list[int]:
         """Of the encoder's layers, from the row to the middle."""
         shares = {"multilayer": (2, 1), "variational": (2,), "deep_belief": (1.25, 0.65, 0.35)}
@@ -110,6 +108,11 @@ class Relative:
         if hidden is None:
             hidden = tuple(max(1, round(share * d_model)) for share in shares.get(self.kind, ()))
         return [d_model, *hidden, self.code_size]
+
+
+def refuse(relative: Relative, name: str, expected: str) -> NoReturn:
+    """raises: ValueError"""
+    raise ValueError(f"{type(relative).__name__}.{name} expected {expected}, got {getattr(relative, name)!r}")
 
 
 DEFAULTS = {field.name: field.default for field in fields(Relative)}

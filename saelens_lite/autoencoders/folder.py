@@ -22,6 +22,7 @@ from saelens_lite.atomic import write_file
 from saelens_lite.config import from_mapping
 from saelens_lite.errors import CheckpointError
 from saelens_lite.json_data import loads
+from saelens_lite.misfits import methods_name_misfits, names_misfits
 
 from .fields import Relative
 from .kinds import class_of
@@ -39,6 +40,11 @@ class OnDisk:
     shape: tuple[int, ...] | None
     metadata: dict[str, Any]
 
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        methods_name_misfits(cls)
+
+    @names_misfits
     def save(self, folder: str | Path) -> Path:
         """Write autoencoder.safetensors into a folder; a relative in it is replaced, other files stay.
 
@@ -66,6 +72,7 @@ class OnDisk:
         return folder
 
     @staticmethod
+    @names_misfits
     def load(folder: str | Path, device: str | torch.device = "cpu") -> Any:
         """The relative that `save` wrote into a folder, of its kind's class.
 

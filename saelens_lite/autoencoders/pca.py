@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .autoencoder import Autoencoder
-from .fields import Relative
+from .fields import Relative, refuse
 
 
 class PCA(Autoencoder):
@@ -27,7 +27,7 @@ class PCA(Autoencoder):
     def __init__(self, config: Relative, d_model: int, shape: tuple[int, ...] | None = None) -> None:
         super().__init__(config, d_model, shape)
         if config.code_size > d_model:
-            config.refuse("code_size", f"at most {d_model}, the width of a row, for pca")
+            refuse(config, "code_size", f"at most {d_model}, the width of a row, for pca")
         self.register_buffer("components", torch.eye(config.code_size, d_model))
         self.register_buffer("variances", torch.zeros(d_model))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from operator import index
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class Variational(Network):
         """A lower bound of log p(x) of rows float[n d_model], in nats of the scale of training: float[n]."""
         x = self.inputs(acts)
         mean, log_var = self._posterior(x)
-        generator = torch.Generator(x.device).manual_seed(seed)
+        generator = torch.Generator(x.device).manual_seed(index(seed))
         surprise = sum(self._surprise(x, mean, log_var, generator) for _ in range(n_draws)) / n_draws
         return -(surprise + normal_divergence(mean, log_var).sum(-1))
 
@@ -60,7 +61,7 @@ class Variational(Network):
 
         returns: float[n d_model], in the units of the store
         """
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generator = torch.Generator(self.device).manual_seed(index(seed))
         return self.decode(torch.empty(n, self.code_size, device=self.device).normal_(generator=generator))
 
     @torch.no_grad()

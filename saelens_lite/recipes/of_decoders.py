@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -74,7 +75,7 @@ def meta_sae(
     decoder, saes = _meta_scores([rows for _ in seeds], seeds, options)
     random = None
     if control:
-        draws = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        draws = [torch.randn(rows.shape, generator=torch.Generator().manual_seed(index(s))) for s in seeds]
         draws = [torch.nn.functional.normalize(drawn, dim=1) for drawn in draws]
         random = _meta_scores(draws, seeds, options)[0]
     sizes = {"k": k, "d_meta": width, "n_rows": len(rows) - held_out, "n_held_out": held_out}

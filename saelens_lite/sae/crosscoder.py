@@ -36,6 +36,7 @@ class Crosscoder(SparseAutoencoder):
         super().__init__(config)
 
     @classmethod
+    @names_misfits
     def check_opens(cls, config: SAEConfig, name: str) -> None:
         """raises: ValueError for a transcoder, and for an SAE, which has no sides"""
         if config.target is not None:
@@ -50,6 +51,7 @@ class Crosscoder(SparseAutoencoder):
     def sides(self) -> tuple[Side, ...]:
         return self.config.sides
 
+    @names_misfits
     def block(self, side: int) -> slice:
         """Which of the d_model columns a side has. raises: ValueError for a side that there is not"""
         if not 0 <= side < len(self.sides):
@@ -57,6 +59,7 @@ class Crosscoder(SparseAutoencoder):
         ends = [0, *accumulate(one.d_model for one in self.sides)]
         return slice(ends[side], ends[side + 1])
 
+    @names_misfits
     def decoder(self, side: int) -> Tensor:
         """A side's rows of W_dec, float[d_sae d_m], in its own units; a view."""
         return self.W_dec[:, self.block(side)]
@@ -67,6 +70,7 @@ class Crosscoder(SparseAutoencoder):
         norms = [self.decoder(i).norm(dim=1) * side.scale for i, side in enumerate(self.sides)]
         return torch.stack(norms, dim=1)
 
+    @names_misfits
     def lean(self, side: int = 1, against: int = 0) -> Tensor:
         """How far latents lean to one of two sides, float[d_sae]: ½ ((n − n') / max(n, n') + 1) of the norms.
 
@@ -79,6 +83,7 @@ class Crosscoder(SparseAutoencoder):
 
     @classmethod
     @torch.no_grad()
+    @names_misfits
     def of_scaled(cls, sae: SparseAutoencoder, sides: tuple[Side, ...]) -> Crosscoder:
         """The crosscoder in the units of each side, of an SAE on the sides' rows times their scales."""
         found = cls(dataclasses.replace(sae.config, sides=sides)).to(sae.device)

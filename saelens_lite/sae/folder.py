@@ -139,6 +139,7 @@ class SAEFolder:
         return cls.of_state(*read(path_or_repo, folder, dtype, format)).to(device=device)
 
     @classmethod
+    @names_misfits
     def of_state(cls, config: SAEConfig, state: dict[str, Tensor], name: str) -> Self:
         """The module of what `read` gives. raises: ValueError for what another class holds, naming it"""
         cls.check_opens(config, name)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saelens_lite.kernels import dispatch as kernels
+from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.latents import SparseLatents
 
 
@@ -54,11 +55,16 @@ def gated(gate: Tensor, magnitude: Tensor) -> Tensor:
     return magnitude.relu() * (gate > 0)
 
 
+@names_misfits
 def geometric_median(rows: Tensor, n_iterations: int = 50) -> Tensor:
     """The point with the least summed distance to `rows`, by Weiszfeld's iteration.
 
-    rows: float[n d]; returns: float[d], where a decoder bias should start (Gao et al. 2024, appendix A.1)
+    rows: float[n d], n ≥ 1
+    returns: float[d], where a decoder bias should start (Gao et al. 2024, appendix A.1)
+    raises: ValueError for other rows
     """
+    if not rows.is_floating_point() or rows.dim() != 2 or not len(rows):
+        raise ValueError(f"geometric_median expected rows float[n d], got {rows.dtype} {list(rows.shape)}")
     guess = rows.mean(0)
     for _ in range(n_iterations):
         weights = 1 / (rows - guess).norm(dim=1).clamp_min(1e-8)

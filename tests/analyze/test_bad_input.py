@@ -1,6 +1,7 @@
 """What cannot be right is refused by every function that meets it: another model's SAE, no text, numbers that
 are none."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from saelens_lite.analyze.probing.labelled_texts import read_labelled
 from saelens_lite.errors import HookError
 from saelens_lite.lm.forward_state import placed_inputs
 from saelens_lite.misfits import names_misfits
+from saelens_lite.sae import Crosscoder, Side, geometric_median
 
 from .conftest import HOOK_POINT, make_sae
 
@@ -367,11 +369,36 @@ def test_one_latent_of_an_index_is_named_rightly(store, tmp_path):
             "input_ids as a tensor of whole numbers",
         ),
         (lambda s, m: sl.edits.NeutralText(input_ids=[[1, 2]]), "input_ids expected a tensor, got list"),
+        (lambda s, m: crosscoder().block(""), "block expected side as int, got str ''"),
+        (lambda s, m: crosscoder().decoder([-1]), "side as int, got list"),
+        (lambda s, m: crosscoder().lean(ROWS), "lean expected side as int, got Tensor"),
+        (lambda s, m: Crosscoder.of_scaled(ROWS, ()), "sae as SparseAutoencoder, got Tensor"),
+        (lambda s, m: Crosscoder.of_state(None, {}, "x"), "expected config as SAEConfig, got NoneType"),
+        (lambda s, m: geometric_median(ROWS.long()), r"rows float\[n d\], got torch.int64 \[60, 32\]"),
+        (lambda s, m: geometric_median([1.0]), "geometric_median expected rows as Tensor, got list"),
+        (lambda s, m: sl.edits.random_directions(s, [1], seed=0.5), "expected seed as int, got float 0.5"),
     ],
 )
 def test_an_error_further_inside_names_the_argument_that_did_not_fit(call, said, gpt2):
     with pytest.raises((ValueError, TypeError), match=said):
         call(make_sae(), gpt2)
+
+
+def crosscoder():
+    sides = (Side(d_model=16), Side(d_model=16))
+    return Crosscoder(sl.SAEConfig(d_model=32, d_sae=48, kind="relu", sides=sides))
+
+
+def test_seeds_of_numpy_are_ints():
+    """As they come out of an array of seeds."""
+    one, other = np.arange(2, dtype=np.int64)
+    drawn, same, others = (
+        sl.edits.random_directions(make_sae(), [1], seed=seed).directions for seed in (one, 0, other)
+    )
+    assert torch.equal(drawn, same) and not torch.equal(drawn, others)
+    values = torch.arange(9.0)
+    found, same = (sl.stats.cluster_bootstrap(values, seed=seed) for seed in (one, 0))
+    assert (found.low, found.high) == (same.low, same.high)
 
 
 def test_an_error_of_ours_stays_as_it_is_where_all_arguments_fit():

@@ -272,7 +272,7 @@ def is_refusal(error: Exception) -> bool:
     from saelens_lite.errors import SaelensLiteError
 
     frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SaelensLiteError | OSError | ImportError):
+    if isinstance(error, SaelensLiteError | OSError | ImportError) or is_of_wandb(error):
         return True
     last = frames[-1]
     if "embedded null byte" in str(error) or "bad_values.<locals>" in str(
@@ -291,6 +291,11 @@ def is_refusal(error: Exception) -> bool:
     own = Path(last.filename).resolve().is_relative_to(ROOT) and "/tests/" not in last.filename
     said = linecache.getline(last.filename, last.lineno or 0).strip().startswith("raise")
     return own and said and isinstance(error, ValueError | TypeError | LookupError) and len(str(error)) > 12
+
+
+def is_of_wandb(error: Exception) -> bool:
+    """Whether it is one of wandb's own errors, such as that there is no API key."""
+    return type(error).__module__.startswith("wandb.errors")
 
 
 def is_of(functions: list[Callable[..., Any]], error: Exception) -> bool:

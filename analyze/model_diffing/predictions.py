@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelens_lite.errors import nearest
 from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
 from saelens_lite.lm.store_losses import check_model, scored_contexts, scored_logits
@@ -42,7 +43,14 @@ class TokenDivergence(Tabular):
 
     @names_misfits
     def mean(self, name: str) -> Interval:
-        """A mean over tokens with its 95 % interval, from drawing documents again. name: a column"""
+        """A mean over tokens with its 95 % interval, from drawing documents again.
+
+        name: kl, kl_reverse, ce_base or ce_tuned
+        raises: ValueError for another name
+        """
+        if name not in _COLUMNS:
+            hint = nearest(name, _COLUMNS)
+            raise ValueError(f"mean expected one of {', '.join(_COLUMNS)}, got {name!r}{hint}")
         return cluster_bootstrap(getattr(self, name), self.documents)
 
     @names_misfits

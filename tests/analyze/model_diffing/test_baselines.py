@@ -88,6 +88,9 @@ def test_divergence_equals_the_definition(pair):
 
 def test_a_model_against_itself_has_no_divergence(pair):
     found = token_divergence(pair.base, pair.base, pair.base_store)
+    for name, hint in (("rows", ""), ("mean", ""), ("ce_tune", r" \(did you mean 'ce_tuned'\?\)")):
+        with pytest.raises(ValueError, match=rf"mean expected one of kl, kl_reverse, .*, got '{name}'{hint}"):
+            found.mean(name)
     assert found.kl.abs().max() == 0
     torch.testing.assert_close(found.ce_base, found.ce_tuned)
 

@@ -17,6 +17,7 @@ from saelens_lite.device import in_float64
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
+from saelens_lite.sae.metrics import dead_units
 
 from ..latents.compatibility import Coder
 from ..latents.store_pass import BLOCK_ROWS, to_cpu
@@ -25,8 +26,6 @@ from ..stats.ranks import auroc
 
 BITS = 8
 """A number, in `code_bits`."""
-DEAD = 1e-4
-"""Of the mean variance of units: one of less is dead."""
 INVERSE_L2 = 0.1
 """C of a probe, in scikit-learn's sense, on units over their standard deviation."""
 
@@ -95,9 +94,8 @@ class CodeSums:
 
     @property
     def dead(self) -> float:
-        """Share of units whose variance is at most 1e-4 of the units' mean variance."""
-        variances = self._squares / self.n - (self._sum / self.n).square()
-        return float((variances <= DEAD * variances.mean()).double().mean())
+        """`dead_units` of their variances over rows."""
+        return dead_units(self._squares / self.n - (self._sum / self.n).square())
 
     def quantised(self, codes: SparseLatents, bits: int) -> SparseLatents:
         """Every number at the nearest of 2^bits levels, evenly spaced over its unit's range; 0 stays 0."""

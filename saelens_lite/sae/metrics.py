@@ -231,6 +231,11 @@ class FiringSums:
         return {n: None if mask is None else in_float64(mask).mean().item() for n, mask in masks.items()}
 
 
+def dead_units(variances: Tensor) -> float:
+    """Share of units of a code, float64[code_size], whose variance is at most 1e-4 of the units' mean."""
+    return float((variances <= 1e-4 * variances.mean()).double().mean())
+
+
 def ce_score(clean: float, spliced: float, ablated: float) -> float:
     """Loss recovered, (ablated − spliced) / (ablated − clean): 1 for no damage, 0 for that of the ablation.
 

@@ -15,7 +15,7 @@ from saelens_lite.autoencoders.autoencoder import Autoencoder, Loss
 from saelens_lite.autoencoders.folder import FILE
 from saelens_lite.autoencoders.kinds import class_of
 from saelens_lite.errors import CheckpointError
-from saelens_lite.sae.metrics import ReconstructionSums
+from saelens_lite.sae.metrics import ReconstructionSums, dead_units
 
 from ..optimise.precision import matmul_precision, multiplying
 from ..optimise.schedules import lr_factor
@@ -27,8 +27,6 @@ from ..runs.process import device_of, writes
 from .config import AutoencoderConfig
 
 _SAMPLE_ROWS = 32_768
-_DEAD = 1e-4
-"""Of the mean variance of code units: one of less is dead."""
 
 
 class AutoencoderLearner:
@@ -115,7 +113,7 @@ class AutoencoderLearner:
 
     @torch.no_grad()
     def score(self) -> dict[str, float | None]:
-        """held_out_fvu, and the share of code units whose variance is below 1e-4 of the units' mean."""
+        """held_out_fvu, and the share of code units that are dead (`dead_units`)."""
         if self._scored[0] == self.steps_done:
             return self._scored[1]
         sums, codes = ReconstructionSums(self.rows.d_model), []
@@ -127,8 +125,7 @@ class AutoencoderLearner:
         if sums.n_tokens > 1 and sums.squared_deviation:
             self.finite.check(sums.squared_error, "the error on held-out rows is not finite")
             variances = torch.cat(codes).double().var(0)
-            dead = float((variances <= _DEAD * variances.mean()).double().mean())
-            found = {"held_out_fvu": sums.fvu, "held_out_dead_units": dead}
+            found = {"held_out_fvu": sums.fvu, "held_out_dead_units": dead_units(variances)}
         self._scored = self.steps_done, found
         return found
 

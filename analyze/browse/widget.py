@@ -42,9 +42,9 @@ class FeatureBrowser:
     model, sae: for text of your own and steering; both or neither
     evaluation: one of the SAE, or its file: fvu and ΔCE are shown in the head
 
-    Labels are saved in the index at once. Tried in JupyterLab; VS Code and Colab are untried. marimo shows
-    `mo.ui.anywidget(browser.widget)`. While a continuation runs, the model is busy: other threads that call
-    it get a HookError.
+    Labels are saved in the index at once. Tried in JupyterLab 4.6 and in marimo 0.25, which shows
+    `mo.ui.anywidget(browser.widget)`; VS Code and Colab are untried. While a continuation runs, the model is
+    busy: other threads that call it get a HookError.
     raises: ValueError where SAE, model and index do not belong together
     """
 

@@ -32,6 +32,7 @@ steer            latents edited while a model writes
 push             SAEs to the hub
 pull             SAEs from the hub
 study            the hallucination study
+study_choices    multiple choice in the study
 """
 
 from saelens_lite.faces import face

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from saelens_lite.atomic import check_output
 from saelens_lite.cli.flags import configured
 from saelens_lite.cli.shared import device_named, model_and_tokenizer, print_next
+from saelens_lite.cli.study_choices import read_lists, scored
 from saelens_lite.config import Above, AtLeast, AtMost
 from saelens_lite.text_table import in_format
 
@@ -32,11 +33,24 @@ if TYPE_CHECKING:
 def run(argv: Sequence[str]) -> None:
     """Latents of what the model knows, edited: does it then hallucinate, or refuse?"""
     config = configured(StudyConfig, "study", argv)
+    if config.multiple_choice is not None:
+        _multiple_choice(config)
+        return
     if config.format == "table":
         _study(config)
         return
     with redirect_stdout(sys.stderr):
         found = _study(config)
+    print(in_format(found, config.format))
+
+
+def _multiple_choice(config: StudyConfig) -> None:
+    """The model's scores on a file of questions with options, and nothing else."""
+    if config.model is None:
+        raise ValueError("study --multiple-choice needs --model, whose answers it scores")
+    lists = read_lists(config.multiple_choice)
+    model, tokenizer = model_and_tokenizer(config.model, device_named(config.device))
+    found = scored(model, tokenizer, lists, config.choices_preset, min(config.batch_size_seqs, 16))
     print(in_format(found, config.format))
 
 
@@ -325,6 +339,14 @@ class StudyConfig:
 
     label_temperature: Annotated[float, Above(0)] = 0.5
     """With --label-by share, where temperature is 0."""
+
+    multiple_choice: str | None = None
+    """A file in the form of TruthfulQA's mc_task.json: print MC0, MC1 and MC2 of --model on it, by log
+    probability, beside the same with the questions hidden, and stop."""
+
+    choices_preset: str | None = None
+    """With --multiple-choice: qa, TruthfulQA's prompt of six answered questions, null, or a prompt with
+    {question}; None takes qa."""
 
     label_only: bool = False
     """Print who is known, counted by relation, with examples, and stop."""

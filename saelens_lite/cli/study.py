@@ -240,7 +240,7 @@ def _in_a_small_world(config: StudyConfig, split: Split) -> StudyConfig:
     )
     size: dict[str, int] = SMALLER if config.quick else {}
     if config.quick:  # fewer latents fire on fewer people
-        most = {"n_controls": 50, "n_ablated": 20}
+        most = {"n_controls": 20, "n_ablated": 20}
         config = dataclasses.replace(
             config, **{name: min(getattr(config, name), n) for name, n in most.items()}
         )
@@ -266,7 +266,8 @@ class StudyConfig:
     """Folder for study.json, and without --model for the world: model, SAE with its baseline, records."""
 
     quick: bool = False
-    """A smaller world, for a first look: wider intervals, at most 50 controls and 20 latents removed."""
+    """A smaller world, for a first look: wider intervals, at most 20 controls, so that no p is
+    below 0.048, and 20 latents removed."""
 
     model: str | None = None
     """A hub id or folder, or demo; with --sae and --records."""

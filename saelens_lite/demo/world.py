@@ -75,7 +75,7 @@ class WorldConfig:
             )
 
 
-SMALLER = {"n_known": 200, "n_refused": 400, "n_studied": 200, "n_steps": 450, "batch_size_prompts": 256}
+SMALLER = {"n_known": 120, "n_refused": 240, "n_studied": 100, "n_steps": 300, "batch_size_prompts": 256}
 SMALLER |= {"n_sae_steps": 300}
 """Sizes of a world of about a minute."""
 

@@ -228,16 +228,8 @@ def edited_latents(
 
 
 def latent_acts_of(sae: SparseAutoencoder, acts: Tensor, latents: Tensor) -> Tensor:
-    """float[... n]: activations of these latents; only TopK has to compute the others."""
-    if sae.kind != "topk":
-        return sae.latent_acts(sae.normalize(acts)[0], latents)
-    encoded, n = sae.encode_normalized(sae.normalize(acts)[0]), len(latents)
-    # the others share a column that is cut off again
-    column = torch.full((sae.d_sae,), n, device=latents.device)
-    column[latents] = torch.arange(n, device=latents.device)
-    found = encoded.values.new_zeros(encoded.batch, n + 1)
-    found = found.index_put((encoded.row_ids(), column[encoded.indices]), encoded.values, accumulate=True)
-    return found[:, :n].view(*acts.shape[:-1], n)
+    """float[... n]: activations of these latents."""
+    return sae.latent_acts(sae.normalize(acts)[0], latents)
 
 
 def in_latent_units(

@@ -185,14 +185,28 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
     def latent_acts(self, normalized: Tensor, latents: Tensor | None = None) -> Tensor:
         """Dense latent activations of rows from `normalize`, or only their columns `latents`.
 
-        TopK needs every pre-activation to select, so its columns cost the whole encoding.
+        TopK needs every pre-activation of a row to select, on a CPU only where one of the latents is above 0.
         returns: float[... d_sae] or float[... m]
         """
         self.check_acts(normalized)
-        if self.kind == "topk" or self.prune_above is not None:
-            dense = self.encode_normalized(normalized).to_dense()
-            return dense if latents is None else dense[..., latents]
+        if latents is None and (self.kind == "topk" or self.prune_above is not None):
+            return self.encode_normalized(normalized).to_dense()
+        if self.prune_above is not None:
+            return self.encode_normalized(normalized).columns(latents)
+        if self.kind == "topk":
+            return self._topk_acts(normalized, latents)
         return self._dense_acts(normalized, latents)
+
+    def _topk_acts(self, normalized: Tensor, latents: Tensor) -> Tensor:
+        """`latent_acts` of some latents of TopK, unpruned."""
+        if normalized.device.type != "cpu":  # where the host would wait for the rows
+            return self.encode_normalized(normalized).columns(latents)
+        flat = normalized.reshape(-1, self.d_model)
+        rows = (self.pre_acts(flat, latents) > 0).any(-1).nonzero().flatten()
+        found = flat.new_zeros(len(flat), len(latents))
+        if len(rows):
+            found = found.index_put((rows,), self.encode_normalized(flat[rows]).columns(latents))
+        return found.view(*normalized.shape[:-1], len(latents))
 
     def _dense_acts(self, normalized: Tensor, latents: Tensor | None) -> Tensor:
         """`latent_acts` of a kind whose latents do not depend on each other, unpruned."""

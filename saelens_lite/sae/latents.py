@@ -102,6 +102,16 @@ class SparseLatents:
         dense = dense.index_put((self.row_ids(), self.indices), self.values)
         return dense.view(*self.batch_shape, self.d_sae)
 
+    def columns(self, latents: Tensor) -> Tensor:
+        """float[... m]: the activations of different latents int64[m]."""
+        n = len(latents)
+        # the others share a column that is cut off again
+        column = torch.full((self.d_sae,), n, device=latents.device)
+        column[latents] = torch.arange(n, device=latents.device)
+        found = self.values.new_zeros(self.batch, n + 1)
+        found = found.index_put((self.row_ids(), column[self.indices]), self.values, accumulate=True)
+        return found[:, :n].view(*self.batch_shape, n)
+
     def l0(self) -> Tensor:
         """float32[...]: how many latents fire on each token."""
         fires = (self.values != 0).to(torch.float32)

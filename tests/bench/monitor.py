@@ -36,10 +36,15 @@ def main() -> None:
     fields = {"d_model": width, "d_sae": 16 * width, "hook_point": POINT, "model_name": "demo"}
     relu = SparseAutoencoder(SAEConfig(kind="relu", **fields))
     topk = SparseAutoencoder(SAEConfig(kind="topk", k=32, **fields))
+    # most latents of a trained SAE are below 0 on most rows
+    seldom = SparseAutoencoder(SAEConfig(kind="topk", k=32, **fields))
+    with torch.no_grad():
+        seldom.b_enc.fill_(-1e4)
     monitors = {
         "probe": Monitor(model, None, torch.randn(width), hook_point=POINT),
         "3 latents of relu": Monitor(model, relu, [1, 2, 3], hook_point=POINT),
         "3 latents of topk": Monitor(model, topk, [1, 2, 3], hook_point=POINT),
+        "3 latents of topk, below 0": Monitor(model, seldom, [1, 2, 3], hook_point=POINT),
     }
 
     def written() -> float:

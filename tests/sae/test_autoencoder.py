@@ -72,6 +72,20 @@ def test_a_subset_of_latents_is_those_columns(kind, k):
     assert_close(sae.latent_acts(acts, some), sae.encode_dense(acts)[:, some])
 
 
+def test_topk_selects_only_where_one_of_the_latents_is_above_0(monkeypatch):
+    """Of 60 rows, those on which latent 7 or 0 has a positive pre-activation are encoded; the rest are 0."""
+    sae, some = sae_of("topk", 3), torch.tensor([7, 0])
+    acts = torch.randn(3, 20, 6, generator=torch.Generator().manual_seed(2))
+    dense = sae.encode_dense(acts)[..., some]
+    above = (((acts - sae.b_dec) @ sae.W_enc + sae.b_enc)[..., some] > 0).any(-1)
+    rows, real = [], sae._encode_rows
+    monkeypatch.setattr(sae, "_encode_rows", lambda given: rows.append(len(given)) or real(given))
+    assert_close(sae.latent_acts(acts, some), dense)
+    assert rows == [int(above.sum())] and 10 < rows[0] < 50 and not dense[~above].any()
+    none = torch.full((2, 6), -50.0) * sae.W_enc[:, 7].sign()
+    assert sae.latent_acts(none, some[:1]).tolist() == [[0.0], [0.0]] and len(rows) == 1
+
+
 def test_chunks_of_rows_do_not_matter(monkeypatch):
     sae, acts = sae_of("topk", 3), torch.randn(50, 6)
     whole = sae.encode(acts).to_dense()

@@ -10,9 +10,11 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 EACH = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
 
-def test_there_are_the_five():
-    names = ["01_harvest", "02_train", "03_analyze", "04_ablate", "05_hallucination"]
-    assert [path.stem for path in NOTEBOOKS] == names
+STEPS, SLOW = ["01_harvest", "02_train", "03_analyze", "04_ablate"], ["05_hallucination", "06_autoencoders"]
+
+
+def test_there_are_the_six():
+    assert [path.stem for path in NOTEBOOKS] == STEPS + SLOW
 
 
 SHORTER = {"MAX_TOKENS = 60_000": "MAX_TOKENS = 15_000", '"n_steps": 150': '"n_steps": 50'}
@@ -41,14 +43,14 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=pytest.mark.slow) if path.stem == "05_hallucination" else path
+        pytest.param(path, marks=pytest.mark.slow) if path.stem in SLOW else path
         for path in NOTEBOOKS
     ],
     ids=lambda path: path.stem,
 )
 def test_its_cells_run(path, folder, forked_python):
     sources = json.dumps(code_of(path))
-    if path.stem != "05_hallucination":
+    if path.stem in STEPS:
         assert "MAX_TOKENS = 60_000" in sources
         for written, shorter in SHORTER.items():
             sources = sources.replace(json.dumps(written)[1:-1], json.dumps(shorter)[1:-1])

@@ -3,7 +3,8 @@ context managers, for `generate` and plain forwards.
 
     stream ← stream + (z_new − z) · W_dec
 
-with z the latents of the stream as it is. The SAE's error is never recomputed: what the SAE does not explain
+with z the latents of the stream as it is. A transcoder's are those at its input, and its edit is added where
+it writes, to what the MLP adds. The SAE's error is never recomputed: what the SAE does not explain
 stays, and a row where z_new = z keeps every bit. Where the SAE normalises its inputs at run time, the edit is
 multiplied by the row's scale. The latents of one call are edited at once; nested contexts act in the order
 they were entered, each on the stream that the one before left, at one hook point or at several: `with
@@ -222,8 +223,8 @@ def replace_with_reconstruction(
     raises: as `ablate`
     """
 
-    def change(acts: Tensor, info: EditInfo) -> Tensor:
-        recons = sae(acts.to(sae.device)).recons.to(acts.device)
+    def change(acts: Tensor, info: EditInfo, read: Tensor) -> Tensor:
+        recons = sae(read.to(sae.device)).recons.to(acts.device)
         wider = torch.promote_types(acts.dtype, recons.dtype)
         return recons.to(wider) - acts.to(wider)
 

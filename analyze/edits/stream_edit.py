@@ -22,10 +22,11 @@ from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit, resolve
 from saelens_lite.lm.positions import Positions, Where
+from saelens_lite.lm.replacement import read_by
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.places import CANONICAL
 
-from ..latents.compatibility import checked_latents, fits
+from ..latents.compatibility import checked_latents, fits, fits_edit
 
 Latents = int | Sequence[int] | Tensor
 PerLatent = float | Sequence[float] | Tensor
@@ -34,6 +35,9 @@ UNITS = ("raw", "max_act", "resid_norm")
 
 Change = Callable[[Tensor, EditInfo], Tensor]
 """From acts float[batch seq d_model], as the model has them, to what is added to them, in any dtype."""
+
+ChangeByReading = Callable[[Tensor, EditInfo, Tensor], Tensor]
+"""The same of an SAE, also from what it reads: the acts themselves, or those at the input of a transcoder."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +61,8 @@ class Place(TypedDict, total=False):
     """Where in the model and in the text an edit acts, besides `where`."""
 
     hook_point: str | Sequence[str] | None
-    """by default where the SAE was trained; several act at each of them, on what the one before left"""
+    """by default where the SAE was trained, or a transcoder's target; several act at each of them, on what
+    the one before left"""
     skip_ids: Sequence[int] | None
     """token ids that "all", "prompt" and "generated" leave out; by default the model's BOS, EOS and
     padding"""
@@ -79,7 +84,7 @@ class LatentPlace(Place, total=False):
 @contextmanager
 def edited(
     model: Model,
-    change: Change,
+    change: Change | ChangeByReading,
     where: Where,
     *,
     sae: SparseAutoencoder | None = None,
@@ -88,7 +93,7 @@ def edited(
     prompt_tokens: int | Sequence[int] | Tensor | None = None,
     when: Fires | None = None,
 ) -> Iterator[None]:
-    """Add change(acts, info) at the chosen positions.
+    """Add change(acts, info) at the chosen positions; with an SAE change(acts, info, what it reads).
 
     raises: ValueError for arguments that do not fit each other, the SAE or the model; HookError as
         `hooks.edit`
@@ -97,8 +102,9 @@ def edited(
     skipped = decoder.special_ids if skip_ids is None else tuple(skip_ids)
     positions = Positions(where=where, skip_ids=skipped, prompt_tokens=prompt_tokens)
 
-    def moved(acts: Tensor, info: EditInfo, holds: Change | None) -> Tensor:
-        delta = _MinusZero.apply(change(acts, info).to(acts.device))
+    def moved(acts: Tensor, info: EditInfo, holds: Change | None, read: Change | None) -> Tensor:
+        by_reading = () if read is None else (read(acts, info),)
+        delta = _MinusZero.apply(change(acts, info, *by_reading).to(acts.device))
         touched = positions(info)[..., None].to(acts.device)
         if holds is not None:
             touched = touched & holds(acts, info)[..., None].to(acts.device)
@@ -110,10 +116,12 @@ def edited(
         raise ValueError(f"hook_point expected each place once, got two names of one in {list(names)}")
     with ExitStack() as stack:
         for name in names:
+            read = None
             if sae is not None:
-                fits(sae, decoder, name, vouched=hook_point is not None)
+                fits_edit(sae, decoder, name, vouched=hook_point is not None)
+                read = stack.enter_context(read_by(decoder, sae, name))
             holds = None if when is None else stack.enter_context(_condition(decoder, when, sae, name))
-            stack.enter_context(edit(decoder, name, partial(moved, holds=holds)))
+            stack.enter_context(edit(decoder, name, partial(moved, holds=holds, read=read)))
         yield
 
 
@@ -137,7 +145,7 @@ def hook_point_names(
     raises: ValueError for none, or for a place named twice
     """
     given = (hook_point,) if isinstance(hook_point, str) else tuple(hook_point or ())
-    names = given or ("" if sae is None else sae.config.trained_at,)
+    names = given or ("" if sae is None else sae.config.writes_at,)
     if not all(names):
         silent = "a direction does not say where it belongs"
         if sae is not None:
@@ -160,8 +168,9 @@ def _condition(decoder: Decoder, when: Fires, sae: SparseAutoencoder | None, nam
     checked_latents_of(reader, when.latent)
     if math.isnan(when.above):
         raise ValueError("when= expected Fires(latent, above) with a number, got above=nan")
-    place = when.hook_point or (when.sae.config.trained_at if when.sae is not None else "") or name
-    vouched = when.hook_point is not None or when.sae is None
+    own = when.sae is not None or reader.config.target is not None
+    place = when.hook_point or (reader.config.trained_at if own else "") or name
+    vouched = when.hook_point is not None or not own
     fits(reader, decoder, place, vouched=vouched, name="the SAE of when=")
 
     def fires(acts: Tensor) -> Tensor:
@@ -213,15 +222,15 @@ def edited_latents(
     """Add (z_new − z) · W_dec in the scale of the stream; with reads_latents=False, z is given as 0."""
     along = _checked_directions(sae, chosen, directions)
 
-    def change(acts: Tensor, info: EditInfo) -> Tensor:
+    def change(acts: Tensor, info: EditInfo, read: Tensor) -> Tensor:
         wide, latents = acts.to(sae.device, sae.dtype), chosen.to(sae.device)
         z = (
-            latent_acts_of(sae, wide, latents)
+            latent_acts_of(sae, read.to(wide), latents)
             if reads_latents
             else wide.new_zeros(*wide.shape[:-1], len(latents))
         )
         delta = difference(z, wide, info) @ (sae.W_dec[latents] if along is None else along.to(wide))
-        row_scale = sae.normalize(wide)[1]
+        row_scale = row_scale_of(sae, wide)
         return delta if row_scale is None else delta * row_scale
 
     return edited(model, change, where, sae=sae, **place)
@@ -262,12 +271,18 @@ def in_latent_units(
         if unit != "resid_norm":
             return amounts.to(acts)
         tiny = torch.finfo(acts.dtype).tiny
-        row_scale = sae.normalize(acts)[1]
+        row_scale = row_scale_of(sae, acts)
         norm = acts.norm(dim=-1, keepdim=True)
         in_scale = norm if row_scale is None else norm / row_scale.clamp_min(tiny)
         return in_scale * (amounts.to(acts) / sae.W_dec[chosen.to(sae.device)].norm(dim=-1).clamp_min(tiny))
 
     return in_row
+
+
+def row_scale_of(sae: SparseAutoencoder, acts: Tensor) -> Tensor | None:
+    """What brings a row's edit back to the scale of its acts, float[... 1]; None where nothing does, as in a
+    transcoder, which normalises no row."""
+    return None if sae.config.normalize_activations == "none" else sae.normalize(acts)[1]
 
 
 def checked_latents_of(sae: SparseAutoencoder, latents: Latents) -> Tensor:
@@ -307,10 +322,10 @@ def of_latents(values: PerLatent, chosen: Tensor, sae: SparseAutoencoder, name: 
 
 
 def _checked_directions(sae: SparseAutoencoder, chosen: Tensor, directions: Tensor | None) -> Tensor | None:
-    own = (len(chosen), sae.d_model)
+    own = (len(chosen), sae.config.d_out)
     if directions is not None and (directions.ndim not in (2, 3) or directions.shape[-2:] != own):
         raise ValueError(
-            f"directions expected float[{len(chosen)} latents, d_model={sae.d_model}], or that for each row "
+            f"directions expected float[{len(chosen)} latents, d_model={own[1]}], or that for each row "
             f"of the batch, got {list(directions.shape)}"
         )
     return directions

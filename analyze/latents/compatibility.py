@@ -58,6 +58,26 @@ def fits(
     return point
 
 
+def fits_edit(sae: SparseAutoencoder, model: Model, point: str, *, vouched: bool) -> None:
+    """Whether an edit of the SAE's latents may be written at a point.
+
+    raises: as `fits`; ValueError for a transcoder and a point of another width than it writes
+    """
+    if sae.config.target is None:
+        fits(sae, model, point, vouched=vouched)
+        return
+    fits(sae, model, name="the transcoder")
+    width = resolve(model, point).width(model)
+    if width not in (None, sae.config.d_out):
+        raise with_option(
+            ValueError(
+                f"the transcoder expected a place of width {sae.config.d_out} to write to, such as "
+                f"{sae.config.writes_at}, got {point} of width {width}: leave out hook_point="
+            ),
+            "hook_point",
+        )
+
+
 def _fits_store(sae: Coder, store: ActivationStore, hook_point: str | None, vouched: bool, name: str) -> str:
     trained_at = None
     if place_of(sae).name:

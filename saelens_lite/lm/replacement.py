@@ -1,17 +1,19 @@
 """A model that runs on an SAE's reconstruction in place of its activations, or on zero or their mean.
 
-The three replacements touch the same positions, so their losses compare.
+A transcoder reads at one place and replaces what another gives, such as what an MLP adds. The three
+replacements touch the same positions, so their losses compare.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from saelens_lite.errors import HookError
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
 from saelens_lite.lm.hooks import edit
@@ -32,8 +34,9 @@ def splice(
 ) -> Iterator[None]:
     """Inside, forwards continue with a replacement of the activations at the masked positions.
 
-    sae: gives the reconstruction; may be None for zero and mean when hook_point is given
-    hook_point: by default where the SAE was trained
+    sae: gives the reconstruction; may be None for zero and mean when hook_point is given. A transcoder gives
+        it from what it reads at its input
+    hook_point: what is replaced: by default where the SAE was trained, or the target of a transcoder
     mean: float[d_model], for mode="mean"
     positions: "non_bos" (every real token but BOS, EOS and padding ids), "all" real tokens, bool[batch
         width], or a function of EditInfo giving bool[batch seq]
@@ -47,7 +50,7 @@ def splice(
         )
     if mode == "sae" and sae is None:
         raise ValueError("mode='sae' expected an SAE, got None")
-    decoder, point = Decoder.of(model), hook_point or (sae.config.trained_at if sae is not None else None)
+    decoder, point = Decoder.of(model), hook_point or (sae.config.writes_at if sae is not None else None)
     if not point:
         raise ValueError("expected hook_point=, since the SAE does not say where it was trained")
     chosen = Positions(
@@ -55,15 +58,50 @@ def splice(
         skip_ids=decoder.special_ids if isinstance(positions, str) and positions == "non_bos" else (),
     )
 
-    def replace(acts: Tensor, info: EditInfo) -> Tensor:
+    with ExitStack() as stack:
         if mode == "sae":
-            new = sae(acts.to(sae.device)).recons
-        else:
-            new = torch.zeros(()) if mean is None else mean
-        return torch.where(chosen(info)[..., None], new.to(acts.device, acts.dtype), acts)
+            source = stack.enter_context(read_by(decoder, sae, point))
 
-    with edit(decoder, point, replace):
+        def replace(acts: Tensor, info: EditInfo) -> Tensor:
+            if mode == "sae":
+                new = sae(source(acts, info).to(sae.device)).recons
+            else:
+                new = torch.zeros(()) if mean is None else mean
+            return torch.where(chosen(info)[..., None], new.to(acts.device, acts.dtype), acts)
+
+        stack.enter_context(edit(decoder, point, replace))
         yield
+
+
+@contextmanager
+def read_by(
+    decoder: Decoder, sae: SparseAutoencoder, point: str
+) -> Iterator[Callable[[Tensor, EditInfo], Tensor]]:
+    """Inside, a function for an edit at `point`: from its acts and the pass to the acts that the SAE reads.
+
+    They are those of the point itself, or those at the input of a transcoder in the same pass, as edits
+    entered before left them.
+    raises: HookError as `hooks.edit`, and from the function where the model reaches the input after the point
+    """
+    if sae.config.target is None:
+        yield lambda acts, info: acts
+        return
+    place, ours = sae.config.trained_at, object()  # the key of this reading among the notes of a pass
+
+    def keep(acts: Tensor, info: EditInfo) -> Tensor:
+        info.notes[ours] = acts
+        return acts
+
+    def recalled(acts: Tensor, info: EditInfo) -> Tensor:
+        if ours not in info.notes:
+            raise HookError(
+                f"the transcoder reads {place}, which the model reaches only after {point}, where it writes: "
+                "name the place that it was trained to write"
+            )
+        return info.notes.pop(ours)
+
+    with edit(decoder, place, keep):
+        yield recalled
 
 
 def _word(positions: str) -> Literal["all"]:

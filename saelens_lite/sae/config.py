@@ -172,6 +172,13 @@ class SAEConfig:
         return self.hook_point or self.hf_module
 
     @property
+    def writes_at(self) -> str:
+        """The hook point or module that its output stands for: a transcoder's target, else where it reads."""
+        if self.target is None:
+            return self.trained_at
+        return self.target.hook_point or self.target.hf_module
+
+    @property
     def trained_on(self) -> str:
         """Model and place of the activations, in words: "gpt2 at blocks.8.hook_resid_post"."""
         model = self.model_name or "an unnamed model"

@@ -5,14 +5,17 @@ import json
 import pytest
 import torch
 
+import saelens_lite as sl
 from saelens_lite.analyze.evaluation.evaluate import evaluate_sae
 from saelens_lite.analyze.evaluation.family import compare_autoencoders
 from saelens_lite.cli.commands import main
+from saelens_lite.demo import documents
 from saelens_lite.train.autoencoders.single import train_autoencoder
 from tests.autoencoders.test_network import made
 
 from ..conftest import make_sae
 
+POINT = "blocks.2.hook_resid_post"
 HELD = {"held_out_fraction": 0.3}
 RUN = {"device": "cpu", "progress": False, "batch_size_rows": 64} | HELD
 
@@ -78,6 +81,27 @@ def test_no_linear_decoder_is_below_the_components_of_the_scored_rows(store, rel
     assert found.n_rows == store.n_rows
     for row in found.rows:
         assert row.fvu >= row.pca_same_size > 0
+
+
+@pytest.mark.long
+def test_on_the_embedded_model_a_larger_code_costs_less(embedded, tmp_path):
+    """All components cost nothing. tests/bench/relatives.py has a larger model and all kinds."""
+    (model, tokenizer), texts = embedded, [str(text)[:200] for text in documents()[:40]]
+    store = sl.harvest_activations(
+        model, texts, [POINT], tmp_path / "s", tokenizer=tokenizer, max_tokens=2000,
+        context_length=64, dtype="float32", progress=False,
+    )  # fmt: skip
+    given = {
+        size: train_autoencoder(store, kind="pca", code_size=size, output=tmp_path / str(size), **RUN)
+        for size in (4, 32, store.d_model(POINT))
+    }
+    sae = sl.train_sae(store, kind="topk", k=4, expansion=2, n_steps=100, output=str(tmp_path / "sae"), **RUN)
+    named = {str(size): one for size, one in given.items()} | {"topk": sae}
+    found = compare_autoencoders(named, store, model)
+    few, some, whole, sparse = found.rows
+    assert few.fvu > some.fvu > whole.fvu and few.delta_ce > some.delta_ce > whole.delta_ce
+    assert whole.fvu < 1e-6 and abs(whole.delta_ce) < 1e-3
+    assert sparse.pca_same_active == pytest.approx(few.fvu, rel=1e-3) and sparse.fvu < few.fvu
 
 
 def test_what_does_not_fit_is_refused(store, relatives):

@@ -24,6 +24,13 @@ _TENSORS = ("acts", "rates", "direction", "similarity")
 _NAMES = (*_SAES, *_TENSORS, "seeds", "saes", "autoencoder", "autoencoders", "store", "batches")
 
 
+def at_most(n: int, there: int) -> int:
+    """n, or as many as there are. raises: ValueError for n below 0"""
+    if n < 0:
+        raise ValueError(f"expected n of 0 or more, got {n}")
+    return min(n, there)
+
+
 def takes_folders(function: F) -> F:
     """The function, with SAEs and stores opened where a folder stands for them.
 

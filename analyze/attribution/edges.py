@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.arguments import takes_folders
+from saelens_lite.arguments import at_most, takes_folders
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.hooks import run_to
 from saelens_lite.lm.positions import Positions
@@ -55,7 +55,7 @@ class EdgeAttribution:
     def strongest(self, n: int) -> tuple[Tensor, Tensor]:
         """The n largest effects, either sign: int64[n 2] (row of targets, upstream latent), float32[n]."""
         flat = self.effects.reshape(-1)
-        found = flat.abs().topk(min(n, len(flat))).indices
+        found = flat.abs().topk(at_most(n, len(flat))).indices
         d_sae = self.effects.shape[1]
         return torch.stack([found // d_sae, found % d_sae], dim=1), flat[found]
 

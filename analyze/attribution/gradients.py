@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.arguments import takes_folders
+from saelens_lite.arguments import at_most, takes_folders
 from saelens_lite.errors import HookError
 from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo, placed_inputs
@@ -72,7 +72,7 @@ class GradientAttribution:
     def top(self, n: int = 10) -> list[LatentShare]:
         """The n largest, strongest first."""
         values, seq = self.latents.values, self.latents.batch_shape[-1]
-        found = values.abs().topk(min(n, len(values))).indices
+        found = values.abs().topk(at_most(n, len(values))).indices
         rows = self.latents.row_ids()[found].tolist()
         shares = zip(values[found].tolist(), self.latents.indices[found].tolist(), rows, strict=True)
         return [LatentShare(value, latent, row // seq, row % seq) for value, latent, row in shares]

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelens_lite.arguments import takes_folders
+from saelens_lite.arguments import at_most, takes_folders
 from saelens_lite.errors import HookError, with_option
 from saelens_lite.lm.decoder import Decoder, evaluation_mode
 from saelens_lite.lm.forward_state import placed_inputs
@@ -63,7 +63,7 @@ class LogitAttribution:
         """The n largest, strongest first."""
         start, stop = self.latents.offsets[example : example + 2].tolist()
         values, latents = self.latents.values[start:stop], self.latents.indices[start:stop]
-        found = values.abs().topk(min(n, len(values))).indices
+        found = values.abs().topk(at_most(n, len(values))).indices
         return list(zip(latents[found].tolist(), values[found].tolist(), strict=True))
 
     def __repr__(self) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelens_lite.arguments import at_most
 from saelens_lite.errors import nearest
 from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.losses import cross_entropy, kl_divergence
@@ -56,7 +57,7 @@ class TokenDivergence(Tabular):
     @names_misfits
     def strongest(self, n: int = 20) -> Tensor:
         """int64[n]: rows of the largest KL(p_tuned ‖ p_base), largest first."""
-        return self.rows[self.kl.topk(min(n, len(self.kl))).indices]
+        return self.rows[self.kl.topk(at_most(n, len(self.kl))).indices]
 
     def to_dict(self) -> dict[str, Any]:
         """Means with their intervals, for JSON."""

@@ -63,6 +63,8 @@ def test_parts_add_up_where_the_way_is_linear():
     latents = torch.tensor([latent for *_, latent in TARGETS])
     rest = downstream.b_enc[latents] - downstream.b_dec @ downstream.W_enc[:, latents]
     torch.testing.assert_close(whole + rest.detach(), found.pre_acts, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ValueError, match="expected n of 0 or more, got -1"):
+        found.strongest(-1)
     edges, effects = found.strongest(20)
     exact = edge_ablation(model, upstream, downstream, TARGETS, edges, input_ids=IDS)
     torch.testing.assert_close(exact, effects, atol=1e-4, rtol=1e-4)

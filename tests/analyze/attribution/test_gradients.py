@@ -73,6 +73,8 @@ def test_is_the_slope_of_a_small_ablation():
         assert float(found.by_latent()[latent]) == pytest.approx(slope, rel=1e-3)
     assert not found.latents.to_dense()[:, 0].any(), "BOS is left out, as in an ablation"
     best = found.top(1)[0]
+    with pytest.raises(ValueError, match="expected n of 0 or more, got -2"):
+        found.top(-2)
     assert best.contribution == float(found.latents.to_dense()[best.example, best.position, best.latent])
     assert "latent" in repr(found)
 

@@ -91,6 +91,8 @@ def test_a_model_against_itself_has_no_divergence(pair):
     for name, hint in (("rows", ""), ("mean", ""), ("ce_tune", r" \(did you mean 'ce_tuned'\?\)")):
         with pytest.raises(ValueError, match=rf"mean expected one of kl, kl_reverse, .*, got '{name}'{hint}"):
             found.mean(name)
+    with pytest.raises(ValueError, match="expected n of 0 or more, got -1"):
+        found.strongest(-1)
     assert found.kl.abs().max() == 0
     torch.testing.assert_close(found.ce_base, found.ce_tuned)
 

@@ -3,7 +3,8 @@
     python tests/bench/many_shards.py [--shards 20000] [--rows 1000000] [--d-model 256]
 
 Stores are made of hard links to one shard, without a sync. Prints seconds of opening, sums, a first gather of
-evenly spread rows and one more, and of 100 training steps.
+evenly spread rows and one more, and of 100 training steps: a JSON line each as it is known, then a table of
+wall clock.
 """
 
 from __future__ import annotations
@@ -68,10 +69,13 @@ def main() -> None:
             store = sl.ActivationStore(folder)
             rows = torch.arange(args.gathered) * (store.n_rows // args.gathered)
 
-            def timed(name: str, call: Callable[[], Any]) -> None:
-                start = time.perf_counter()
+            def timed(name: str, call: Callable[[], Any], n: int = n_shards) -> None:
+                wall, cpu = time.perf_counter(), time.process_time()
                 call()
-                found.setdefault(name, []).append(time.perf_counter() - start)
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                found.setdefault(name, []).append(wall)
+                line = {"shards": n, "what": name, "seconds": round(wall, 3), "of processor": round(cpu, 3)}
+                print(json.dumps(line), flush=True)
 
             def trained(store: sl.ActivationStore = store, n: int = n_shards) -> None:
                 fields = {"d_sae": 16 * args.d_model, "n_steps": 100, "eval_every_steps": 100}

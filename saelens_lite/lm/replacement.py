@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from saelens_lite.autoencoders.autoencoder import Autoencoder
 from saelens_lite.errors import HookError
 from saelens_lite.lm.decoder import Decoder, Model
 from saelens_lite.lm.forward_state import EditInfo
@@ -26,7 +27,7 @@ MODES = ("sae", "zero", "mean")
 @contextmanager
 def splice(
     model: Model,
-    sae: SparseAutoencoder | None,
+    sae: SparseAutoencoder | Autoencoder | None,
     hook_point: str | None = None,
     mode: Literal["sae", "zero", "mean"] = "sae",
     mean: Tensor | None = None,
@@ -34,8 +35,8 @@ def splice(
 ) -> Iterator[None]:
     """Inside, forwards continue with a replacement of the activations at the masked positions.
 
-    sae: gives the reconstruction; may be None for zero and mean when hook_point is given. A transcoder gives
-        it from what it reads at its input
+    sae: an SAE or a relative of it, gives the reconstruction; may be None for zero and mean when hook_point
+        is given. A transcoder gives it from what it reads at its input
     hook_point: what is replaced: by default where the SAE was trained, or the target of a transcoder
     mean: float[d_model], for mode="mean"
     positions: "non_bos" (every real token but BOS, EOS and padding ids), "all" real tokens, bool[batch
@@ -50,7 +51,7 @@ def splice(
         )
     if mode == "sae" and sae is None:
         raise ValueError("mode='sae' expected an SAE, got None")
-    decoder, point = Decoder.of(model), hook_point or (sae.config.writes_at if sae is not None else None)
+    decoder, point = Decoder.of(model), hook_point or _written_by(sae)
     if not point:
         raise ValueError("expected hook_point=, since the SAE does not say where it was trained")
     chosen = Positions(
@@ -75,7 +76,7 @@ def splice(
 
 @contextmanager
 def read_by(
-    decoder: Decoder, sae: SparseAutoencoder, point: str
+    decoder: Decoder, sae: SparseAutoencoder | Autoencoder, point: str
 ) -> Iterator[Callable[[Tensor, EditInfo], Tensor]]:
     """Inside, a function for an edit at `point`: from its acts and the pass to the acts that the SAE reads.
 
@@ -83,7 +84,7 @@ def read_by(
     entered before left them.
     raises: HookError as `hooks.edit`, and from the function where the model reaches the input after the point
     """
-    if sae.config.target is None:
+    if isinstance(sae, Autoencoder) or sae.config.target is None:
         yield lambda acts, info: acts
         return
     place, ours = sae.config.trained_at, object()  # the key of this reading among the notes of a pass
@@ -102,6 +103,13 @@ def read_by(
 
     with edit(decoder, place, keep):
         yield recalled
+
+
+def _written_by(sae: SparseAutoencoder | Autoencoder | None) -> str:
+    """The hook point that is replaced unless another is named; "" where that is not known."""
+    if isinstance(sae, Autoencoder):
+        return sae.hook_point
+    return "" if sae is None else sae.config.writes_at
 
 
 def _word(positions: str) -> Literal["all"]:

@@ -30,7 +30,7 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from ..edits.latents import ablate
 from ..latents.compatibility import fits
 from .gradients import stream_leaves
-from .stream_parts import StreamParts
+from .stream_parts import StreamParts, written_at
 
 Targets = Tensor | Sequence[tuple[int, int, int]]
 """int64[n 3] rows of (example, position, downstream latent)."""
@@ -91,7 +91,7 @@ def edge_attribution(
     decoder = Decoder(model)
     source, sink = fits(upstream, decoder, upstream_point), fits(downstream, decoder, downstream_point)
     targets = _checked_targets(targets, downstream)
-    with evaluation_mode(decoder), torch.enable_grad(), stream_leaves(decoder, source) as leaves:
+    with evaluation_mode(decoder), torch.enable_grad(), stream_leaves(decoder, upstream, source) as leaves:
         acts = run_to(decoder, [sink], **model_inputs)[sink]
         if len(leaves) != 1 or not acts.requires_grad or source == sink:
             raise ValueError(
@@ -99,7 +99,7 @@ def edge_attribution(
             )
         (leaf,) = leaves
         pre_acts = _read(downstream, acts, targets)
-        parts = StreamParts(upstream, leaf.acts)
+        parts = StreamParts(upstream, leaf.acts, leaf.read)
         skipped = decoder.special_ids if skip_ids is None else tuple(skip_ids)
         chosen = Positions(skip_ids=skipped)(leaf.info)[..., None]
         n, batch = len(targets), len(acts)
@@ -150,13 +150,13 @@ def edge_ablation(
         raise ValueError(
             f"edges expected [m 2] rows of (target 0 to {len(targets) - 1}, latent), got {list(edges.shape)}"
         )
-    effects = torch.zeros(len(edges))
+    effects, written = torch.zeros(len(edges)), written_at(upstream, decoder, source)
     with evaluation_mode(decoder), torch.no_grad():
         clean = _read(downstream, run_to(decoder, [sink], **model_inputs)[sink], targets)
         for latent in edges[:, 1].unique().tolist():
             of_latent = (edges[:, 1] == latent).nonzero()[:, 0]
             read = edges[of_latent, 0]
-            with ablate(decoder, upstream, latent, hook_point=source, skip_ids=skip_ids):
+            with ablate(decoder, upstream, latent, hook_point=written, skip_ids=skip_ids):
                 ablated = _read(downstream, run_to(decoder, [sink], **model_inputs)[sink], targets[read])
             effects[of_latent] = (clean[read.to(clean.device)] - ablated).float().cpu()
     return effects

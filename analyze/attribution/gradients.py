@@ -5,7 +5,7 @@
 The stream itself is made the leaf of one forward and one backward, so the run is the model's own, bit for
 bit; the SAE's error and its row scale are constants. At each token latents, b_dec and error add up to acts ·
 ∂metric/∂acts. The contributions of a latent summed over tokens are the first-order estimate of metric −
-metric with the latent ablated.
+metric with the latent ablated. A transcoder's z is of what it reads, and acts are what stands at its target.
 
 source: attribution patching, Nanda 2023; of SAE latents with the error kept, Marks et al. 2024,
     arXiv:2403.19647
@@ -14,7 +14,7 @@ source: attribution patching, Nanda 2023; of SAE latents with the error kept, Ma
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -27,12 +27,13 @@ from saelens_lite.lm.decoder import Decoder, Model, evaluation_mode
 from saelens_lite.lm.forward_state import EditInfo, placed_inputs
 from saelens_lite.lm.hooks import edit
 from saelens_lite.lm.positions import Positions, Where
+from saelens_lite.lm.replacement import read_by
 from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
 from ..latents.compatibility import fits
-from .stream_parts import StreamParts
+from .stream_parts import StreamParts, written_at
 
 
 class LatentShare(NamedTuple):
@@ -48,8 +49,8 @@ class GradientAttribution:
 
     metric: its value in this run
     latents: SparseLatents of float32 over [batch seq], contributions in place of activations
-    b_dec, error: float32[batch seq]
-    stream_gradient: float[batch seq d_model], ∂metric/∂acts
+    b_dec, error: float32[batch seq]; b_dec of a skip-transcoder with what its skip adds
+    stream_gradient: float[batch seq d_out], ∂metric/∂acts
     """
 
     metric: float
@@ -108,7 +109,7 @@ def gradient_attribution(
     decoder = Decoder(model)
     point = fits(sae, decoder, hook_point)
     positions = Positions(where=where, skip_ids=decoder.special_ids if skip_ids is None else tuple(skip_ids))
-    with evaluation_mode(decoder), torch.enable_grad(), stream_leaves(decoder, point) as leaves:
+    with evaluation_mode(decoder), torch.enable_grad(), stream_leaves(decoder, sae, point) as leaves:
         value = metric(model(**placed_inputs(decoder, model_inputs)).logits)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -127,26 +128,36 @@ def gradient_attribution(
         (gradient,) = torch.autograd.grad(value.sum(), leaf.acts)
     chosen = positions(leaf.info)[..., None].to(gradient.device)
     gradient = torch.where(chosen, gradient, 0)
-    parts = StreamParts(sae, leaf.acts).along(gradient)
+    parts = StreamParts(sae, leaf.acts, leaf.read).along(gradient)
     return GradientAttribution(value.item(), *parts, gradient)
 
 
 class Leaf(NamedTuple):
-    """The stream at a point, float[batch seq d_model], as a leaf of the graph."""
+    """What stands where an SAE writes, float[batch seq d_out], as a leaf of the graph.
+
+    read: float[batch seq d_model], what the SAE reads, without a graph
+    """
 
     acts: Tensor
     info: EditInfo
+    read: Tensor
 
 
 @contextmanager
-def stream_leaves(model: Model, point: str) -> Iterator[list[Leaf]]:
-    """Inside, the forward continues from a leaf with the same values, kept in the list."""
+def stream_leaves(model: Model, sae: SparseAutoencoder, point: str) -> Iterator[list[Leaf]]:
+    """Inside, the forward continues from a leaf with the same values, kept in the list.
+
+    point: which the SAE reads; the leaf stands there, of a transcoder at its target
+    """
     leaves: list[Leaf] = []
+    written = written_at(sae, model, point)
+    with ExitStack() as stack:
+        source = stack.enter_context(read_by(Decoder.of(model), sae, written))
 
-    def begin(acts: Tensor, info: EditInfo) -> Tensor:
-        leaf = acts.detach().requires_grad_()
-        leaves.append(Leaf(leaf, info))
-        return leaf.clone()  # some blocks add into the stream in place, which a leaf does not allow
+        def begin(acts: Tensor, info: EditInfo) -> Tensor:
+            leaf, read = acts.detach().requires_grad_(), source(acts, info).detach()
+            leaves.append(Leaf(leaf, info, read))
+            return leaf.clone()  # some blocks add into the stream in place, which a leaf does not allow
 
-    with edit(model, point, begin):
+        stack.enter_context(edit(model, written, begin))
         yield leaves

@@ -34,7 +34,7 @@ from saelens_lite.sae.latents import SparseLatents
 from ..latents.compatibility import fits
 from ..latents.store_pass import to_cpu
 from .final_norm import final_norm, norm_parts
-from .stream_parts import StreamParts
+from .stream_parts import StreamParts, written_at
 
 Tokens = int | Tensor
 """One token id, or int64[batch]."""
@@ -90,12 +90,14 @@ def direct_logit_attribution(
 
     target, against: token ids, one for all or int64[batch]; against=None: the mean logit of the vocabulary
     position: column, one for all or int64[batch]; None: the last real token
-    hook_point: a canonical point of the stream or of what a block adds to it
+    hook_point: a canonical point of the stream or of what a block adds to it; of a transcoder, whose target
+        is one, where it reads
     raises: ValueError for an SAE that does not fit the model; HookError where the logits are no linear
         read-out of a normed stream, or the parts do not add up to them
     """
     decoder = Decoder(model)
-    place = _Place(decoder, fits(sae, decoder, hook_point))
+    reads = fits(sae, decoder, hook_point)
+    place = _Place(decoder, written_at(sae, decoder, reads))
     head, inputs = decoder.head, placed_inputs(decoder, model_inputs)
     read: dict[str, Tensor] = {}
 
@@ -105,7 +107,7 @@ def direct_logit_attribution(
     with ExitStack() as stack:
         stack.enter_context(evaluation_mode(decoder))
         stack.enter_context(torch.no_grad())
-        stream = stack.enter_context(capture(decoder, place.captured))
+        stream = stack.enter_context(capture(decoder, list(dict.fromkeys([*place.captured, reads]))))
         stack.callback(head.register_forward_hook(on_head).remove)
         model(**inputs)
     batch, seq = stream[place.captured[0]].shape[:2]
@@ -125,11 +127,13 @@ def direct_logit_attribution(
     logit_diff = ends[0] - ends[1]
     vectors, head_bias = _read_out(head, normed, ids)
     last = at(stream[place.last])
-    norm = norm_parts(final_norm(decoder, sae.d_model), normed)
+    norm = norm_parts(final_norm(decoder, sae.config.d_out), normed)
     direct = norm.center(norm.weight * vectors) / norm.scale(last, normed.cpu())
 
-    acts = stream[place.name][torch.arange(batch), columns.to(stream[place.name].device)]
-    own = StreamParts(sae, acts).along(direct)
+    acts, read_acts = (
+        stream[name][torch.arange(batch), columns.to(stream[name].device)] for name in (place.name, reads)
+    )
+    own = StreamParts(sae, acts, read_acts).along(direct)
     parts = {"error": own.error, "b_dec": own.b_dec}
     parts |= {
         name: (sum(sign * at(stream[point]) for sign, point in terms) * direct).sum(-1)

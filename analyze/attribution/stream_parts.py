@@ -1,9 +1,11 @@
-"""The parts that an SAE sees in the stream, and what each contributes along a vector.
+"""The parts that an SAE sees in the stream, or a transcoder at its target, and what each contributes along
+a vector.
 
     acts = Σ_i latent_acts_i · scale · W_dec[i] + constant + error
 
 scale is the row's own where the SAE normalises at run time, else 1; constant is b_dec in the scale of acts,
-with the mean that a layer_norm took away. What is linear in acts divides among these parts.
+with the mean that a layer_norm took away, and with what a skip-transcoder's skip adds. What is linear in acts
+divides among these parts.
 """
 
 from __future__ import annotations
@@ -13,10 +15,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from saelens_lite.lm.decoder import Model
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
+from ..latents.compatibility import fits_edit
+
 _CHUNK_VALUES = 2**22
+
+
+def written_at(sae: SparseAutoencoder, model: Model, point: str) -> str:
+    """The point that an SAE writes: the one that it reads, or the target of a transcoder.
+
+    raises: ValueError for a transcoder that does not say where it writes, or a place of another width
+    """
+    if sae.config.target is None:
+        return point
+    if not (place := sae.config.writes_at):
+        raise ValueError("the transcoder does not say where it writes: set hook_point of its config's target")
+    fits_edit(sae, model, place, vouched=False)
+    return place
 
 
 class Contributions(NamedTuple):
@@ -29,27 +47,33 @@ class Contributions(NamedTuple):
 
 
 class StreamParts:
-    """Rows of the stream, float[... d_model], taken apart by an SAE; without gradients."""
+    """Rows of the stream, float[... d_out], taken apart by an SAE; without gradients.
 
-    def __init__(self, sae: SparseAutoencoder, acts: Tensor) -> None:
+    read: float[... d_model], what a transcoder reads; None for an SAE, which reads `acts`
+    """
+
+    def __init__(self, sae: SparseAutoencoder, acts: Tensor, read: Tensor | None = None) -> None:
         with torch.no_grad():
             acts = acts.detach().to(sae.device)
-            recons, self.latents = sae(acts)
-            _, self._scale, shift = sae.normalize(acts)
+            read = acts if read is None else read.detach().to(sae.device)
+            recons, self.latents = sae(read)
+            _, self._scale, shift = sae.normalize(read)
             constant = sae.b_dec.detach() if self._scale is None else sae.b_dec.detach() * self._scale
+            if sae.config.target is not None and sae.config.target.skip:
+                constant = constant + read.to(sae.dtype) @ sae.W_skip.T
             self._constant = (constant if shift is None else constant + shift).float()
             self._error = acts.float() - recons.float()
         self._sae = sae
 
     def along(self, vectors: Tensor) -> Contributions:
-        """Contributions to (acts · vectors).sum(-1); vectors: float[... d_model], one for each row."""
+        """Contributions to (acts · vectors).sum(-1); vectors: float[... d_out], one for each row."""
         with torch.no_grad():
             vectors = vectors.to(self._sae.device, torch.float32)
-            flat = vectors.reshape(-1, self._sae.d_model)
+            flat = vectors.reshape(-1, self._sae.config.d_out)
             # a reconstruction adds scale · value · W_dec[i] to the row
             read = flat if self._scale is None else flat * self._scale.reshape(-1, 1).float()
             pairs = zip(
-                *(part.split(max(1, _CHUNK_VALUES // self._sae.d_model)) for part in (
+                *(part.split(max(1, _CHUNK_VALUES // flat.shape[1])) for part in (
                     self.latents.row_ids(), self.latents.indices, self.latents.values
                 ))
             )  # fmt: skip

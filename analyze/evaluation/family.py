@@ -186,6 +186,12 @@ def compare_autoencoders(
             "compare_autoencoders expected autoencoders by name, and other seeds by names among them, got "
             f"{list(autoencoders)} and {list(others)}"
         )
+    for name, one in {**autoencoders, **others}.items():
+        if isinstance(one, SparseAutoencoder) and one.config.target is not None:
+            raise ValueError(
+                f"expected codes of rows that they reconstruct, got {name}, a transcoder to "
+                f"{one.config.writes_at}: evaluate_saes compares it with SAEs there"
+            )
     if labels is not None and len(labels) != store.n_rows:
         raise ValueError(f"labels expected one of each of {store.n_rows:,} rows, got {len(labels):,}")
     points = {fits(one, store, hook_point) for one in [*autoencoders.values(), *others.values()]}

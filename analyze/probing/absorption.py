@@ -165,6 +165,11 @@ def label_absorption(
         absorbs nothing: what frequent children absorb shows in n_latents, or as a rate with max_latents=1
     raises: as `feature_splitting`; ValueError without labels, or for a latent out of range
     """
+    if sae.config.target is not None:
+        raise ValueError(
+            "label_absorption expected an SAE, whose latents write where probes read, got a transcoder to "
+            f"{sae.config.writes_at}"
+        )
     if not labels:
         raise ValueError("label_absorption expected at least one label, got none")
     sides = {name: testing_side(acts, ones, documents, split) for name, ones in labels.items()}

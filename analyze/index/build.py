@@ -20,6 +20,7 @@ from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.reader import ActivationStore
 
 from ..attribution.lens import logit_lens
+from ..attribution.stream_parts import written_at
 from ..latents.compatibility import fits
 from ..latents.geometry import decoder_neighbors
 from ..latents.text_windows import Contexts
@@ -129,7 +130,8 @@ def index_features(
         "settings": dataclasses.asdict(config),
     }
     # what never enters the stream has no lens
-    asked = {"lens": model is not None and enters_stream(model, point), "output_score": output_score}
+    written = point if model is None else written_at(sae, model, point)
+    asked = {"lens": model is not None and enters_stream(model, written), "output_score": output_score}
     check_ours(folder)
     processes = Processes(f"index {folder}")
     found = processes.agreed("found", lambda: read_index(folder))
@@ -179,7 +181,13 @@ def _write(
     if model is not None and (has["lens"] or has["output_score"]):
         tokenizer = Contexts(store, tokenizer).tokenizer if has["output_score"] else None
         tensors |= of_model(
-            sae, model, tally, hook_point, plan["settings"]["n_logits"], has["output_score"], tokenizer
+            sae,
+            model,
+            tally,
+            written_at(sae, model, hook_point),
+            plan["settings"]["n_logits"],
+            has["output_score"],
+            tokenizer,
         )
     key = key_of(plan, has)
     files = {"latents": f"latents-{key}.safetensors", "tokens": f"tokens-{key}.safetensors"}
@@ -222,7 +230,10 @@ def of_model(
     output_score: bool,
     tokenizer: Any,
 ) -> dict[str, Tensor]:
-    """What only a model tells: the logit lens and, if wanted, the output score."""
+    """What only a model tells: the logit lens and, if wanted, the output score.
+
+    hook_point: where the SAE writes
+    """
     tensors: dict[str, Tensor] = {}
     for latents in torch.arange(tally.d_sae).split(_LENS_LATENTS):
         lens = logit_lens(sae, model, latents, n=n)

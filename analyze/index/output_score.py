@@ -39,6 +39,7 @@ def output_scores(
     """float32[d_sae]; nan for latents that never fired. One forward of the prompt for each latent.
 
     largest: float[d_sae], largest activation of each latent; 0: never fired
+    hook_point: where the SAE writes
     promoted_ids: int[d_sae n], the top of the logit lens
     raises: ValueError for a prompt without tokens
     """
@@ -47,8 +48,10 @@ def output_scores(
     if ids.numel() == 0:
         raise ValueError(f"output_scores expected a prompt with tokens, got {prompt!r}")
     with evaluation_mode(model):
-        stream = run_to(model, [hook_point], input_ids=ids)[hook_point]
-        _, scale, _ = sae.normalize(stream[:, -1].to(sae.device))
+        scale = None
+        if sae.config.target is None:  # a transcoder does not normalise, and reads elsewhere
+            stream = run_to(model, [hook_point], input_ids=ids)[hook_point]
+            _, scale, _ = sae.normalize(stream[:, -1].to(sae.device))
         unit = 1.0 if scale is None else float(scale)
         clean = model(input_ids=ids).logits[:, -1]
         scores = torch.full((sae.d_sae,), torch.nan)

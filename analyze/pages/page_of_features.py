@@ -82,12 +82,13 @@ def feature_page(
     """
     check_output(path)
     point = fits(sae, store, hook_point)
+    written = sae.config.writes_at if sae.config.target is not None else point
     check_is_harvested(model, store, point)
     if latents is not None:
         latents = checked_latents(sae, latents)
         if not len(latents):
             raise ValueError("latents expected at least one index, got none; None shows the top ones")
-    scores = None if evaluation is None else recorded_evaluation(evaluation, point)
+    scores = None if evaluation is None else recorded_evaluation(evaluation, written)
     if n_examples < 1:
         raise ValueError(f"expected n_examples >= 1 firings a latent, got {n_examples}")
     with contextlib.ExitStack() as stack:
@@ -127,7 +128,7 @@ def feature_page(
             n_examples=n_examples,
             after=after,
             encoded=firings,
-            lens=lens if model is not None and enters_stream(model, point) else None,
+            lens=lens if model is not None and enters_stream(model, written) else None,
             norms=decoder_norms(sae),
         )
 

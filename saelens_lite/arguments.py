@@ -14,6 +14,7 @@ from torch import Tensor
 from saelens_lite.autoencoders.autoencoder import Autoencoder
 from saelens_lite.autoencoders.folder import FILE
 from saelens_lite.misfits import described
+from saelens_lite.sae.any_kind import load_reader
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.store.reader import ActivationStore
 
@@ -78,7 +79,7 @@ def _meant(expected: str, name: str, value: Any) -> Any:
 def opened_sae(expected: str, value: Any) -> Any:
     """The SAE, or the one in the folder or repository of this name. raises: TypeError for anything else"""
     if isinstance(value, str | os.PathLike):
-        return SparseAutoencoder.load(value)
+        return load_reader(value)
     if not isinstance(value, SparseAutoencoder):
         raise TypeError(f"{expected} as a SparseAutoencoder or its folder, got {described(value)}")
     return value

@@ -134,7 +134,7 @@ def lens_logits(
     """The whole lens of latents int64[m], some at a time: their places int64[c] among the chosen, and logits
     float32[c vocabulary] on the model's device. raises: as `logit_lens`"""
     decoder = Decoder(model)
-    point = sae.config.trained_at
+    point = sae.config.writes_at
     if point and not enters_stream(decoder, point):
         raise ValueError(
             f"logit_lens expected an SAE of the stream or of what a block adds to it, got one of {point}, "

@@ -1,7 +1,8 @@
 """How good an SAE is, beside what gives the numbers their meaning: a baseline, zero and mean ablation.
 
 Reconstruction is scored on rows of held-out documents, cross-entropy on their tokens. Only positions that
-have rows in the store are replaced: BOS, special tokens and padding stay, in every row of the table.
+have rows in the store are replaced: BOS, special tokens and padding stay, in every row of the table. A
+transcoder is scored where it writes: on the rows of its target, and in the place of what the model has there.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from saelens_lite.sae.metrics import FiringSums, ReconstructionSums, ce_score, k
 from saelens_lite.store.document_sample import sampled_rows
 from saelens_lite.store.reader import ActivationStore
 
-from ..latents.compatibility import fits, recorded_fraction, training_record
+from ..latents.compatibility import places_in_store, recorded_fraction, training_record
 from ..latents.density import WINDOWS_TOKENS
 from ..latents.geometry import decoder_norms, encoder_decoder_cosine
 from ..latents.store_pass import BLOCK_ROWS, latent_blocks, to_cpu
@@ -59,7 +60,9 @@ def evaluate_sae(
     """Reconstruction, sparsity, dead share and, with a model, what the reconstruction costs in cross-entropy.
 
     model: the one that was harvested; without it there are no CE columns
-    baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True))
+    sae: an SAE or a transcoder, of which the store has both places
+    baseline: an SAE to compare with, usually the frozen-decoder one (train_sae(freeze_decoder=True)); of a
+        transcoder another, or an SAE of its target
     seeds: SAEs that differ from `sae` in their seed only, for the noise of every number
     held_out: score held-out documents only (saelens_lite.hashing.is_held_out)
     held_out_fraction: the share of documents that training held out; None: as the SAEs record, else 0.05
@@ -70,11 +73,13 @@ def evaluate_sae(
     """
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens expected 1 or more, or None for all, got {max_tokens}")
-    point = fits(sae, store, hook_point)
+    reads_at, point = places_in_store(sae, store, hook_point)
+    reads = {TRAINED: reads_at}
     saes = {TRAINED: sae} | ({} if baseline is None else {BASELINE: baseline})
     others = {f"seed {i}": one for i, one in enumerate(seeds, 1)}
     for name, one in (saes | others).items():
-        if (point_there := fits(one, store, hook_point)) != point:
+        reads[name], point_there = places_in_store(one, store, hook_point)
+        if point_there != point:
             raise ValueError(
                 f"the {name} is of {point_there} and the SAE of {point}: compare SAEs of one hook point"
             )
@@ -84,8 +89,8 @@ def evaluate_sae(
         held_out_fraction = recorded_fraction(saes.values())
     fraction = held_out_fraction if held_out else None
 
-    sums, variants, firing, documents = _reconstruction(saes, store, point, fraction, max_tokens)
-    dead = {name: _dead_shares(one, store, point, windows_tokens) for name, one in saes.items()}
+    sums, variants, firing, documents = _reconstruction(saes, reads, store, point, fraction, max_tokens)
+    dead = {name: _dead_shares(one, store, reads[name], windows_tokens) for name, one in saes.items()}
     losses = None
     if model is not None:
         replacements: dict[str, dict[str, Any] | None] = {"clean": None}
@@ -135,7 +140,9 @@ def _of_latents(sae: SparseAutoencoder, firing: FiringSums, dead: dict[int, floa
     quantiles = firing.density.quantile(torch.tensor([0.05, 0.5, 0.95], dtype=torch.float64)).tolist()
     density = dict(zip(("density_q05", "density_q50", "density_q95"), quantiles, strict=True))
     density |= {name: (firing.density > over).double().mean().item() for name, over in _DENSE.items()}
-    cosine = encoder_decoder_cosine(sae).double().mean().item()
+    cosine = None  # of a transcoder, which reads and writes in two spaces
+    if sae.config.target is None:
+        cosine = encoder_decoder_cosine(sae).double().mean().item()
     numbers = {name: getattr(firing, name) for name in ("l0", "l1", "l1_weighted")}
     return numbers | {"dead": dead, "density": density, "encoder_decoder_cosine": cosine}
 
@@ -163,12 +170,14 @@ def _stores(sae: SparseAutoencoder) -> set[str]:
 
 def _reconstruction(
     saes: dict[str, SparseAutoencoder],
+    reads: dict[str, str],
     store: ActivationStore,
     point: str,
     fraction: float | None,
     max_tokens: int | None,
 ) -> tuple[dict[str, ReconstructionSums], dict[str, LibraryVariants], dict[str, FiringSums], DocumentSums]:
-    """The last: by document Σ‖x − mean‖² over the store's mean as "", and Σ‖x − x̂‖² of each SAE."""
+    """Of rows at `point`, which each SAE makes of those at its own place. The last: by document Σ‖x − mean‖²
+    over the store's mean as "", and Σ‖x − x̂‖² of each SAE."""
     some = range(0, store.n_shards, -(-store.n_shards // _NORM_SHARDS))
     median_norm = float(torch.cat([store.norms(shard, point) for shard in some]).median())
     sums = {name: ReconstructionSums(store.d_model(point), median_norm) for name in (*saes, ZERO, MEAN)}
@@ -177,13 +186,15 @@ def _reconstruction(
         name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()
     }
     mean, documents = store.mean(point), ByDocument()
-    blocks = _scored_rows(store, point, fraction, max_tokens)
-    for acts, docs in bar(blocks, "reconstruction", f"× {BLOCK_ROWS:,} rows"):
+    blocks = _scored_rows(store, fraction, max_tokens)
+    for rows, docs in bar(blocks, "reconstruction", f"× {BLOCK_ROWS:,} rows"):
+        found = {place: finite_rows(store, place, rows) for place in {point, *reads.values()}}
+        acts = found[point]
         of_rows = [torch.ones(len(acts), dtype=torch.float64), (acts - mean).square().sum(1)]
         recons = {ZERO: torch.zeros_like(acts), MEAN: mean.expand_as(acts)}
         for name, one in saes.items():
             with torch.no_grad():
-                out = one(acts.to(one.device))
+                out = one(found[reads[name]].to(one.device))
             recons[name] = out.recons.to(acts.device, torch.float32)
             firing[name].update(to_cpu(out.latents))
             if not recons[name].isfinite().all():
@@ -240,13 +251,10 @@ def _ratios(numerators: list[Tensor], denominator: Tensor, factors: Tensor | flo
 
 
 def _scored_rows(
-    store: ActivationStore, point: str, fraction: float | None, max_tokens: int | None
+    store: ActivationStore, fraction: float | None, max_tokens: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The rows to score, at most max_tokens of them: blocks float32[BLOCK_ROWS d_model], the last shorter,
-    and the document of each row.
-
-    raises: ValueError when a row holds nan or infinity, naming it
-    """
+    """The rows to score, at most max_tokens of them: blocks int64[BLOCK_ROWS], the last shorter, and the
+    document of each row."""
     first_row, waiting = 0, torch.empty(2, 0, dtype=torch.int64)
     for shard, scored in enumerate(sampled_rows(store, fraction, max_tokens)):
         rows = first_row + scored.nonzero().flatten()
@@ -254,10 +262,10 @@ def _scored_rows(
         if len(rows):
             waiting = torch.cat([waiting, torch.stack([rows, store.row_docs(shard)[scored]])], dim=1)
         while waiting.shape[1] >= BLOCK_ROWS:
-            yield finite_rows(store, point, waiting[0, :BLOCK_ROWS]), waiting[1, :BLOCK_ROWS]
+            yield waiting[0, :BLOCK_ROWS], waiting[1, :BLOCK_ROWS]
             waiting = waiting[:, BLOCK_ROWS:]
     if waiting.shape[1]:
-        yield finite_rows(store, point, waiting[0]), waiting[1]
+        yield waiting[0], waiting[1]
 
 
 def finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:

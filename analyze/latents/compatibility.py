@@ -78,6 +78,28 @@ def fits_edit(sae: SparseAutoencoder, model: Model, point: str, *, vouched: bool
         )
 
 
+def places_in_store(
+    sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None, name: str = "the SAE"
+) -> tuple[str, str]:
+    """The hook points of a store that the SAE reads and that its output stands for: two of a transcoder.
+
+    hook_point: of an SAE, as for `fits`; a transcoder says where it reads and writes
+    raises: as `fits`; ValueError for a store without the target of a transcoder, or with another width there
+    """
+    target = sae.config.target
+    if target is None:
+        point = fits(sae, store, hook_point, name=name)
+        return point, point
+    writes = place_among(Place(sae.config.writes_at, target.hf_module), store.plan["hook_points"])
+    if writes is None or store.d_model(writes) != target.d_model:
+        there = ", ".join(f"{point} ({store.d_model(point)})" for point in store.hook_points)
+        raise ValueError(
+            f"{name}, a transcoder, expected a store with rows of width {target.d_model} at "
+            f"{sae.config.writes_at}, got {store.path} with {there}: harvest both places"
+        )
+    return fits(sae, store, name=name), writes
+
+
 def _fits_store(sae: Coder, store: ActivationStore, hook_point: str | None, vouched: bool, name: str) -> str:
     trained_at = None
     if place_of(sae).name:

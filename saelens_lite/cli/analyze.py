@@ -28,7 +28,7 @@ def run(argv: Sequence[str]) -> None:
     """Every latent in one pass: an index to search, and the strongest firings as one HTML page"""
     config = configured(AnalyzeConfig, "analyze", argv)
     from saelens_lite.distributed import several_processes
-    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.any_kind import load_reader
     from saelens_lite.store.reader import ActivationStore
 
     if config.store is None and (config.model is None or not config.dataset):
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> None:
     if config.store is None and several_processes():
         raise ValueError("analyze under torchrun needs --store: harvest one first, under torchrun as well")
     _check_output(config)
-    sae = SparseAutoencoder.load(config.sae, device=device_named(config.device))
+    sae = load_reader(config.sae, device=device_named(config.device))
     if config.store is not None:
         _analyze(config, sae, ActivationStore(config.store))
         return

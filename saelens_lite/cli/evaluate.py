@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.evaluation.side_by_side import evaluate_saes
     from saelens_lite.autoencoders.autoencoder import Autoencoder
     from saelens_lite.autoencoders.folder import FILE
-    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.any_kind import load_reader
     from saelens_lite.store.reader import ActivationStore
 
     if config.output is not None:
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     model = model_for(config.model, device, store)
     how = {name: getattr(config, name) for name in OF_ROWS}
     opened: dict[str, Any] = {
-        name: (Autoencoder if name in relatives else SparseAutoencoder).load(path, device=device)
+        name: (Autoencoder.load if name in relatives else load_reader)(path, device=device)
         for name, path in named.items()
     }
     if relatives:
@@ -54,14 +54,14 @@ def run(argv: Sequence[str]) -> None:
         text = result.table()
     elif len(named) == 1:
         [sae] = opened.values()
-        seeds = [SparseAutoencoder.load(path, device=device) for path in config.seeds]
-        baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
+        seeds = [load_reader(path, device=device) for path in config.seeds]
+        baseline = load_reader(config.baseline, device=device) if config.baseline else None
         result = evaluate_sae(sae, store, model, baseline, seeds, **how)
         text = result.table(config.all)
     else:
         frozen = {name: Path(path, "frozen") for name, path in named.items()}
         baselines = {
-            name: SparseAutoencoder.load(path, device=device)
+            name: load_reader(path, device=device)
             for name, path in frozen.items()
             if (path / "cfg.json").exists()
         }

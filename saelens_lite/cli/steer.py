@@ -25,11 +25,11 @@ def run(argv: Sequence[str]) -> None:
     config = configured(SteerConfig, "steer", argv)
     from saelens_lite.analyze.edits.continued_text import continuations, one_control
     from saelens_lite.analyze.latents.compatibility import fits
-    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.any_kind import load_reader
 
     latents, amounts = asked(config.latent, config.mode)
     device = device_named(config.device)
-    sae = SparseAutoencoder.load(config.sae, device=device)
+    sae = load_reader(config.sae, device=device)
     model, tokenizer = model_and_tokenizer(config.model, device)
     fits(sae, model, config.hook_point)
     rates = _rates(config, sae)

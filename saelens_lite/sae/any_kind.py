@@ -12,6 +12,15 @@ from saelens_lite.sae.folder import read
 from saelens_lite.sae.transcoder import Transcoder
 
 
+def load_reader(
+    path_or_repo: str | Path, device: str | torch.device = "cpu"
+) -> SparseAutoencoder | Transcoder:
+    """The SAE or the transcoder that is there. raises: as SparseAutoencoder.load, for a crosscoder too"""
+    config, state, name = read(path_or_repo, None, None, None)
+    cls = Transcoder if config.target else SparseAutoencoder
+    return cls.of_state(config, state, name).to(device=device)
+
+
 def load_any(
     path_or_repo: str | Path,
     folder: str | None = None,

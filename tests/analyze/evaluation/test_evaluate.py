@@ -136,8 +136,8 @@ def test_the_split_is_the_one_that_training_recorded(store, sae):
 def test_a_baseline_of_another_hook_point_is_refused(store, sae, monkeypatch):
     baseline = make_sae("topk")
     monkeypatch.setattr(
-        "saelens_lite.analyze.evaluation.evaluate.fits",
-        lambda one, *_: "there" if one is baseline else "here",
+        "saelens_lite.analyze.evaluation.evaluate.places_in_store",
+        lambda one, *_: ("there", "there") if one is baseline else ("here", "here"),
     )
     with pytest.raises(ValueError, match="the baseline is of there and the SAE of here"):
         evaluate_sae(sae, store, baseline=baseline)

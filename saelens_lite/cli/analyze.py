@@ -70,7 +70,8 @@ def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationSto
     # before the pass
     checked_latents(sae, config.latents)
     point = fits(sae, store, config.hook_point)
-    evaluation = evaluation_to_show(config.evaluation, config.sae, point)
+    scored = point if sae.config.target is None else sae.config.writes_at
+    evaluation = evaluation_to_show(config.evaluation, config.sae, scored)
     index = index_features(
         sae,
         store,

@@ -62,15 +62,15 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.browse.server import BrowseServer
     from saelens_lite.analyze.index.feature_index import FeatureIndex
     from saelens_lite.analyze.matching import match_indexes
-    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.any_kind import load_reader
 
     index, device = FeatureIndex.open(config.index), device_named(config.device)
-    sae = None if config.sae is None else SparseAutoencoder.load(config.sae, device=device)
+    sae = None if config.sae is None else load_reader(config.sae, device=device)
     model = model_for(config.model, device, index)
     compared = None
     if config.compare is not None:
         other = FeatureIndex.open(config.compare)
-        theirs = None if config.compare_sae is None else SparseAutoencoder.load(config.compare_sae)
+        theirs = None if config.compare_sae is None else load_reader(config.compare_sae)
         compared = Comparison(other, match_indexes(index, other, sae if theirs is not None else None, theirs))
     evaluation = evaluation_to_show(config.evaluation, config.sae, index.hook_point)
     answers = Answers(index, model, sae, evaluation=evaluation, compared=compared)

@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
     from saelens_lite.analyze.probing.probes import sparse_probes
     from saelens_lite.analyze.stats.document_split import Split
     from saelens_lite.analyze.stats.surface import surface_rivals
-    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.any_kind import load_reader
 
     if config.output is not None:
         check_output(config.output)
@@ -38,9 +38,9 @@ def run(argv: Sequence[str]) -> None:
         seed=config.seed,
     )
     device = device_named(config.device)
-    saes = {"sae": SparseAutoencoder.load(config.sae, device=device)}
+    saes = {"sae": load_reader(config.sae, device=device)}
     if config.baseline is not None:
-        saes["baseline"] = SparseAutoencoder.load(config.baseline, device=device)
+        saes["baseline"] = load_reader(config.baseline, device=device)
     model, tokenizer = model_and_tokenizer(config.model, device)
     features = pooled_latents(
         model,

@@ -32,6 +32,7 @@ from saelens_lite.cli.search_answer import (
 )
 from saelens_lite.cli.shared import device_named, model_for, print_next
 from saelens_lite.config import AtLeast, check_fields
+from saelens_lite.sae.any_kind import load_reader
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.text_table import in_format
 
@@ -228,7 +229,7 @@ def run(argv: Sequence[str]) -> None:
     sae = model = None
     if kind in ("text", "direction") and config.sae is not None:
         device = device_named(config.device)
-        sae = SparseAutoencoder.load(config.sae, device=device)
+        sae = load_reader(config.sae, device=device)
         model = model_for(config.model, device, index)
     found = answer(config, index, sae, model)
     if not found.lines:

@@ -64,7 +64,7 @@ def _study(config: StudyConfig) -> StudyResult:
     from saelens_lite.analyze.study.labels import label_counts, labelled
     from saelens_lite.analyze.study.questions import as_chat, with_instruction
     from saelens_lite.analyze.study.study import HallucinationStudy
-    from saelens_lite.sae.autoencoder import SparseAutoencoder
+    from saelens_lite.sae.any_kind import load_reader
     from saelens_lite.store.reader import ActivationStore
 
     given = [config.model, config.sae, config.records]
@@ -79,8 +79,8 @@ def _study(config: StudyConfig) -> StudyResult:
         config = _in_a_small_world(config, split)
     device, records = device_named(config.device), _records(config)
     store = None if config.store is None else ActivationStore(config.store)
-    sae = SparseAutoencoder.load(config.sae, device=device)
-    baseline = SparseAutoencoder.load(config.baseline, device=device) if config.baseline else None
+    sae = load_reader(config.sae, device=device)
+    baseline = load_reader(config.baseline, device=device) if config.baseline else None
     model, tokenizer = model_and_tokenizer(config.model, device)
     instructed = None if config.instruction is None else with_instruction(records, config.instruction)
     if config.chat:

@@ -12,6 +12,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from saelens_lite.misfits import names_misfits
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SparseLatents:
@@ -102,6 +104,7 @@ class SparseLatents:
         dense = dense.index_put((self.row_ids(), self.indices), self.values)
         return dense.view(*self.batch_shape, self.d_sae)
 
+    @names_misfits
     def columns(self, latents: Tensor) -> Tensor:
         """float[... m]: the activations of different latents int64[m]."""
         n = len(latents)

@@ -1,11 +1,15 @@
 """The widget's page in a real browser, without a notebook: hostile strings run nothing, and it does what it
 should. test_jupyterlab.py does the same in a real JupyterLab."""
 
+import base64
 import json
 import time
+import urllib.request
 
 import pytest
+from safetensors.numpy import load
 
+from saelens_lite.analyze.browse.module import widget_module
 from saelens_lite.analyze.browse.widget import FeatureBrowser
 from saelens_lite.analyze.exchange import import_index
 
@@ -113,3 +117,15 @@ def test_a_label_written_in_the_widget_is_in_the_index(hostile, chromium):
         shown(page, 3)
         assert browser.selected == 3
         page.close()
+
+
+def test_the_page_has_the_widgets_module_and_a_comm(hostile):
+    browser = FeatureBrowser(hostile)
+    with widget_page(browser) as address:
+        with urllib.request.urlopen(f"{address}widget.js") as answer:
+            assert answer.read().decode() == widget_module()
+        asked = json.dumps({"ask": "1", "name": "latents", "params": {"latents": [3]}}).encode()
+        urllib.request.urlopen(f"{address}say", data=asked).close()
+        with urllib.request.urlopen(f"{address}hear") as answer:
+            [[content, [buffer]]] = json.loads(answer.read())
+        assert content == {"ask": "1"} and load(base64.b64decode(buffer))["latents"].tolist() == [3]

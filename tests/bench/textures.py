@@ -128,7 +128,7 @@ def image_auroc(images: np.ndarray) -> float:
     return float(roc_auc_score(np.arange(len(images)) >= len(images) // 2, images))
 
 
-def measured(each: list[tuple[np.ndarray, np.ndarray]], draws: int = 1000) -> dict[str, object]:
+def measured(each: list[tuple[np.ndarray, np.ndarray]], draws: int = 300) -> dict[str, object]:
     """Scores of maps and places of defects, a pair a seed; a tile is drawn again with its defective copy."""
     images = [scored.reshape(len(scored), -1).max(1) for scored, _ in each]
     shares = [found_shares(*one) for one in each]
@@ -213,13 +213,14 @@ def main() -> None:
     )
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--textures", nargs="+", choices=TEXTURES, default=TEXTURES)
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.output.mkdir(parents=True, exist_ok=True)
     results, seeds = options.output / "results.jsonl", range(options.seeds)
     lines = [json.loads(line) for line in results.read_text().splitlines()] if results.exists() else []
     done = {(one["texture"], one["defect"], one["method"]) for one in lines}
-    for texture in TEXTURES:
+    for texture in options.textures:
         methods = trained(texture, options.output, seeds)
         for defect in DEFECTS:
             strength = strength_of(texture, defect, methods["pca"][0])

@@ -39,7 +39,8 @@ def test_scores_by_hand():
     assert textures.found_shares(scored, where).tolist() == [[0.5] * 61]
     found = textures.measured([(scored, where)] * 2, draws=3)
     assert (found["image_auroc"], found["overlap"], found["pixel_auroc"]) == (1.0, 0.5, 0.75)
-    assert textures.image_auroc(np.array([1.0, 4.0, 3.0, 2.0])) == 0.5
+    four = np.array([1.0, 3.0, 3.0, 2.0])[:, None, None]  # clean 1 and 3, defective 3 and 2
+    assert textures.image_wins(four).tolist() == [[1.0, 1.0], [0.5, 0.0]]
 
 
 def test_the_rival_is_the_distance_of_mean_and_log_variance():

@@ -47,6 +47,7 @@ def test_a_single_process_takes_all_and_waits_for_nobody(monkeypatch):
     alone.wait_for_all()
 
 
+@pytest.mark.long
 def test_a_process_that_ended_is_not_waited_for(two, monkeypatch):
     monkeypatch.setattr(claims, "_BEAT_S", 0.05)
     monkeypatch.setattr(claims, "_SILENCE_S", 0.5)

@@ -160,6 +160,7 @@ def test_hook_points_are_added_and_a_flipped_bit_is_mended(made, tmp_path, capsy
     assert (store / file).read_bytes() == whole
 
 
+@pytest.mark.long
 def test_of_several_processes_the_first_speaks(made, capsys, monkeypatch):
     argv = [
         *HARVEST,
@@ -408,6 +409,7 @@ def test_the_page_shows_the_evaluation_beside_the_sae(made, tmp_path, capsys):
     assert "got one at blocks.9.hook_resid_post" in line
 
 
+@pytest.mark.long
 def test_search_in_the_index(made, capsys):
     page, index = made / "searched.html", str(made / "searched.index")
     argv = ["analyze", "--sae", made / "topk", "--store", made / "store", "--output", page, "--model", "demo"]

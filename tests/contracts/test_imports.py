@@ -162,6 +162,7 @@ def room_of(module: str) -> str | None:
     return parts[1] if parts[0] == "saelens_lite" and len(parts) > 1 and parts[1] in ROOMS else None
 
 
+@pytest.mark.long
 def test_rooms_are_reached_only_from_where_they_may_be():
     for name, path, package in files():
         top, _, rest = name.partition("/")

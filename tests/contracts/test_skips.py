@@ -35,12 +35,14 @@ def test_an_unlisted_skip_fails_the_run(run_pytest, options):
     assert "NOT LISTED in tests/skips.txt: test_it.py::test_it: did not feel like it" in out
 
 
+@pytest.mark.long
 def test_a_listed_skip_is_reported(run_pytest):
     code, out = run_pytest("shared data absent: expected ../shared/data beside the checkout")
     assert code == 0, out
     assert "skipped: test_it.py::test_it: shared data absent" in out
 
 
+@pytest.mark.long
 def test_a_module_that_skips_itself_counts(forked_python, tmp_path):
     (tmp_path / "test_missing.py").write_text("import pytest\npytest.importorskip('no_such_library')\n")
     code, out = run_rule(forked_python, tmp_path, "test_missing.py")

@@ -35,6 +35,7 @@ def test_documents_are_source_and_neither_tests_nor_tables():
         assert not name.startswith("_sysconfigdata"), name
 
 
+@pytest.mark.long
 def test_line_ends_are_newlines():
     assert not any("\r\n" in document["text"] for document in stdlib_documents("held_out"))
 

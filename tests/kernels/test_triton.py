@@ -129,6 +129,7 @@ if REAL:
         with pytest.raises(ValueError, match="expected torch, cpu or triton, got 'tritn'"):
             kernels._path(*tensors)
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "kernel", ["_token_pass", "_latent_pass", "_bag_sum", "_encode_groups", "_compute_groups"]
     )

@@ -70,6 +70,7 @@ def test_the_curve_is_that_of_the_trained_components(store, relatives):
     assert [line.get_xdata()[0] for line in lines[1:]] == [5, 5]
 
 
+@pytest.mark.long
 def test_no_linear_decoder_is_below_the_components_of_the_scored_rows(store, relatives, tmp_path):
     """Bourlard & Kamp 1988, for one that is trained, whatever its encoder."""
     options = RUN | {"held_out_fraction": 0.0}

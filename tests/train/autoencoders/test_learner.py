@@ -110,6 +110,7 @@ def test_each_step_draws_anew_and_repeats_its_draws():
     assert len({drawn(step) for step in range(5)}) == 5 and drawn(2) == drawn(2)
 
 
+@pytest.mark.long
 def test_none_with_a_linear_decoder_is_below_pca_on_the_rows_trained_on(store, tmp_path):
     """Bourlard & Kamp 1988: no affine map of three numbers leaves less than the first three components."""
     rows, fvu = store.gather(torch.arange(store.n_rows)), {}

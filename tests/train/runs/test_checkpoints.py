@@ -180,6 +180,7 @@ def test_killed_while_a_checkpoint_is_written_it_goes_on_at_one_that_is_whole(
         assert [path.name for path in output.iterdir() if path.name.startswith((".", "state"))] == []
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_stopped_it_leaves_the_sae_and_goes_on_where_it_was(forked, whole, tmp_path, number, code):
     assert forked(tmp_path, (UPDATE, number, 18)) == code

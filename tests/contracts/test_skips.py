@@ -28,7 +28,9 @@ def run_rule(forked_python, folder, *arguments):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("options", [[], ["-n", "1"]], ids=["alone", "with a worker"])
+@pytest.mark.parametrize(
+    "options", [[], pytest.param(["-n", "1"], marks=pytest.mark.slow)], ids=["alone", "with a worker"]
+)
 def test_an_unlisted_skip_fails_the_run(run_pytest, options):
     code, out = run_pytest("did not feel like it", *options)
     assert code == 1

@@ -249,7 +249,7 @@ def whole(forked, tmp_path_factory):
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_at_random_steps_it_ends_with_the_same_bits(forked, whole, tmp_path):
     for i in range(3):
         at = random.Random(i).randint(43 * i + 1, 43 * (i + 1))

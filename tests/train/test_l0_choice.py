@@ -53,7 +53,7 @@ def test_a_planted_l0_is_chosen_and_its_run_is_there(planted_l0, tmp_path):
     assert line.split()[:1] == ["5"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_command_trains_with_the_chosen_k(planted_l0, tmp_path, capsys):
     from saelens_lite.cli.train import run
 

@@ -314,7 +314,7 @@ def test_wandb_offline_writes_a_run(store, tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGINT])
 def test_a_stopped_run_leaves_a_loadable_sae(store, tmp_path, forked_python, number):
     code = (
         "import sys, saelens_lite as sl\n"

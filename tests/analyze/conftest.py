@@ -12,6 +12,8 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.config import SAEConfig
 from saelens_lite.store.reader import ActivationStore
 
+from .chromium import Browser, installed
+
 HOOK_POINT = "blocks.0.hook_resid_post"
 WORDS = ["sun", "moon", "star", "é", "😀", "</script>", "\n", "<b>"]
 COMMON = {"vocab_size": 40, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
@@ -112,3 +114,12 @@ def browser():
         return done.stdout
 
     return rendered
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    if installed() is None:
+        pytest.skip("no Chromium: the page is tried in a real browser where there is one")
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()

@@ -3,6 +3,7 @@ all loaded."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 import pytest
 
 from saelens_lite.train.optimise.trainer import Trainer
+from saelens_lite.train.runs.run import Run
 
 SERVER = """
 import json, os, pkgutil, sys
@@ -115,3 +117,19 @@ def killed_before(monkeypatch):
             yield
 
     return killed_before
+
+
+@pytest.fixture
+def stop_after(monkeypatch):
+    """stop_after(step): trainings of this process get SIGTERM after that step, until monkeypatch.undo()."""
+    after_step = Run.after_step
+
+    def stop_after(step):
+        def stopped(self, stats):
+            after_step(self, stats)
+            if self.steps_done == step:
+                signal.raise_signal(signal.SIGTERM)
+
+        monkeypatch.setattr(Run, "after_step", stopped)
+
+    return stop_after

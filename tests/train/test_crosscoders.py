@@ -1,7 +1,6 @@
 """Crosscoders trained on rows of two models side by side."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -72,7 +71,9 @@ def test_it_is_the_sae_of_rows_in_the_scale_of_each_side(pair, tmp_path):
     assert all(torch.equal(p, q) for p, q in zip(again.parameters(), crosscoder.parameters(), strict=True))
 
 
-def test_a_finished_one_is_returned_and_a_stopped_one_resumes_bit_for_bit(pair, tmp_path, monkeypatch):
+def test_a_finished_one_is_returned_and_a_stopped_one_resumes_bit_for_bit(
+    pair, tmp_path, monkeypatch, stop_after
+):
     stores, _ = pair
     short = FIELDS | {"n_steps": 12, "checkpoint_every_steps": 4}
     whole = train_crosscoder(stores, output=str(tmp_path / "whole"), **short)
@@ -80,16 +81,7 @@ def test_a_finished_one_is_returned_and_a_stopped_one_resumes_bit_for_bit(pair, 
     again = train_crosscoder(stores, output=str(tmp_path / "whole"), **short)
     assert (tmp_path / "whole/training/metrics.jsonl").read_bytes() == log
 
-    from saelens_lite.train.runs.run import Run
-
-    after_step = Run.after_step
-
-    def stopped(self, stats):
-        after_step(self, stats)
-        if self.steps_done == 7:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Run, "after_step", stopped)
+    stop_after(7)
     with pytest.raises(SystemExit):
         train_crosscoder(stores, output=str(tmp_path / "stopped"), **short)
     monkeypatch.undo()

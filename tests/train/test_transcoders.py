@@ -1,7 +1,6 @@
 """Transcoders trained on two places of one store: gradients, units, resuming, processes, what is refused."""
 
 import json
-import signal
 
 import pytest
 import torch
@@ -176,7 +175,7 @@ def test_the_skip_takes_the_affine_part(store, tmp_path):
 
 @pytest.mark.parametrize(("kind", "skip"), [("topk", False), ("batchtopk", True), ("jumprelu", True)])
 def test_a_stopped_one_resumes_bit_for_bit_and_a_finished_one_is_returned(
-    store, tmp_path, monkeypatch, kind, skip
+    store, tmp_path, monkeypatch, stop_after, kind, skip
 ):
     fields = {"kind": kind, "skip": skip, "checkpoint_every_steps": 4}
     fields |= {"k": None, "target_l0": 4.0} if kind == "jumprelu" else {}
@@ -185,16 +184,7 @@ def test_a_stopped_one_resumes_bit_for_bit_and_a_finished_one_is_returned(
     again = train(store, tmp_path / "whole", **fields)
     assert (tmp_path / "whole/metrics.jsonl").read_bytes() == log
 
-    from saelens_lite.train.runs.run import Run
-
-    after_step = Run.after_step
-
-    def stopped(self, stats):
-        after_step(self, stats)
-        if self.steps_done == 7:
-            signal.raise_signal(signal.SIGTERM)
-
-    monkeypatch.setattr(Run, "after_step", stopped)
+    stop_after(7)
     with pytest.raises(SystemExit):
         train(store, tmp_path / "stopped", **fields)
     as_it_stood = Transcoder.load(tmp_path / "stopped")

@@ -23,7 +23,7 @@ from saelens_lite.demo.embedded import load_model
 from saelens_lite.harvest import harvest_activations
 from saelens_lite.train import train_sae
 
-from ..chromium import Browser, Tab, installed
+from ..chromium import Tab
 from ..conftest import HOOK_POINT, TEXTS, make_sae
 
 POINT = "blocks.2.hook_resid_post"
@@ -291,15 +291,6 @@ def test_a_reader_who_leaves_ends_the_work(server):
 
 
 # In a browser ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    if installed() is None:
-        pytest.skip("no Chromium: the page is tried in a real browser where there is one")
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
 
 
 @pytest.mark.long

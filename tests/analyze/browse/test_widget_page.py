@@ -13,7 +13,7 @@ from saelens_lite.analyze.browse.module import widget_module
 from saelens_lite.analyze.browse.widget import FeatureBrowser
 from saelens_lite.analyze.exchange import import_index
 
-from ..chromium import Browser, Tab, installed
+from ..chromium import Tab
 from ..widget_page import widget_page
 
 ROOT = "document.getElementById('cell').shadowRoot"
@@ -30,15 +30,6 @@ SEEDS = [
     "javascript:document.title='broken'",
 ]
 HOSTILE = [f"{SEEDS[i % 10]}{'<' * (i % 7)}{i}" for i in range(250)]
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    if installed() is None:
-        pytest.skip("no Chromium: the page is tried in a real browser where there is one")
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

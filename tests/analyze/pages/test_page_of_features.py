@@ -22,7 +22,7 @@ from saelens_lite.analyze.latents.text_windows import invisible_in_js, visible
 from saelens_lite.analyze.pages.page_of_features import feature_page
 from saelens_lite.analyze.render.html import inert_json
 
-from ..chromium import Browser, Tab, installed
+from ..chromium import Tab
 from ..conftest import make_sae
 from ..page_reader import parts_of, read_page
 
@@ -371,15 +371,6 @@ H2 = "document.querySelector('h2').textContent"
 
 
 # In a browser -------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory):
-    if installed() is None:
-        pytest.skip("no Chromium: the page is tried in a real browser where there is one")
-    browser = Browser(tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture

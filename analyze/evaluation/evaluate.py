@@ -73,8 +73,8 @@ def evaluate_sae(
     """
     if max_tokens is not None and max_tokens < 1:
         raise ValueError(f"max_tokens expected 1 or more, or None for all, got {max_tokens}")
-    reads_at, point = places_in_store(sae, store, hook_point)
-    reads = {TRAINED: reads_at}
+    _, point = places_in_store(sae, store, hook_point)
+    reads = {}
     saes = {TRAINED: sae} | ({} if baseline is None else {BASELINE: baseline})
     others = {f"seed {i}": one for i, one in enumerate(seeds, 1)}
     for name, one in (saes | others).items():
@@ -186,7 +186,7 @@ def _reconstruction(
         name: FiringSums(one.d_sae, decoder_norms=decoder_norms(one).cpu()) for name, one in saes.items()
     }
     mean, documents = store.mean(point), ByDocument()
-    blocks = _scored_rows(store, fraction, max_tokens)
+    blocks = scored_rows(store, fraction, max_tokens)
     for rows, docs in bar(blocks, "reconstruction", f"× {BLOCK_ROWS:,} rows"):
         found = {place: finite_rows(store, place, rows) for place in {point, *reads.values()}}
         acts = found[point]
@@ -207,11 +207,6 @@ def _reconstruction(
         for name in sums:
             sums[name].update(acts, recons[name])
             variants[name].update(acts, recons[name])
-    if sums[ZERO].n_tokens == 0:
-        raise ValueError(
-            f"{store.path} has no rows of held-out documents (share {fraction}); "
-            "harvest more documents, or pass held_out=False to score rows that training has seen"
-        )
     if (told := sums[TRAINED].massive_rows_in_words) is not None:
         log.warning(told)
     tokens, *of_documents = documents.total().unbind(1)
@@ -250,15 +245,15 @@ def _ratios(numerators: list[Tensor], denominator: Tensor, factors: Tensor | flo
         return None
 
 
-def _scored_rows(
+def scored_rows(
     store: ActivationStore, fraction: float | None, max_tokens: int | None
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The rows to score, at most max_tokens of them: blocks int64[BLOCK_ROWS], the last shorter, and the
-    document of each row."""
-    first_row, waiting = 0, torch.empty(2, 0, dtype=torch.int64)
+    document of each row. raises: ValueError, at the end, where there are none"""
+    first_row, n_scored, waiting = 0, 0, torch.empty(2, 0, dtype=torch.int64)
     for shard, scored in enumerate(sampled_rows(store, fraction, max_tokens)):
         rows = first_row + scored.nonzero().flatten()
-        first_row += len(scored)
+        first_row, n_scored = first_row + len(scored), n_scored + len(rows)
         if len(rows):
             waiting = torch.cat([waiting, torch.stack([rows, store.row_docs(shard)[scored]])], dim=1)
         while waiting.shape[1] >= BLOCK_ROWS:
@@ -266,6 +261,11 @@ def _scored_rows(
             waiting = waiting[:, BLOCK_ROWS:]
     if waiting.shape[1]:
         yield waiting[0], waiting[1]
+    if not n_scored:
+        raise ValueError(
+            f"{store.path} has no rows of held-out documents (share {fraction}); "
+            "harvest more documents, or pass held_out=False to score rows that training has seen"
+        )
 
 
 def finite_rows(store: ActivationStore, point: str, rows: Tensor) -> Tensor:

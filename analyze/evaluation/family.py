@@ -32,7 +32,6 @@ from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.sae.metrics import ReconstructionSums
 from saelens_lite.store.covariance import Covariance
-from saelens_lite.store.document_sample import sampled_rows
 from saelens_lite.store.reader import ActivationStore
 from saelens_lite.text_table import Lines, Tabular, number
 
@@ -42,7 +41,7 @@ from ..latents.store_pass import BLOCK_ROWS
 from ..stats.document_split import Split
 from ..stats.interval_plots import new_axes
 from .code_scores import CodeSums, as_sparse, coded, decoded, linear_cka, probe_auroc
-from .evaluate import finite_rows
+from .evaluate import finite_rows, scored_rows
 
 _REFERENCE_ROWS = 100_000
 """The principal components are of this many rows at most, evenly spread."""
@@ -201,7 +200,8 @@ def compare_autoencoders(
     if held_out_fraction is None:
         held_out_fraction = recorded_fraction(autoencoders.values())
     fraction = held_out_fraction if held_out else None
-    rows, docs = _scored(store, fraction, max_tokens)
+    blocks = scored_rows(store, fraction, max_tokens)
+    rows, docs = torch.cat([torch.stack(block) for block in blocks], dim=1)
     curve = _pca_curve(store, point, rows, fraction)
     classes = None if labels is None else torch.as_tensor(labels).cpu()[rows].long()
     costs = _costs(model, autoencoders, store, point, fraction, max_tokens, batch_size_seqs)
@@ -218,21 +218,6 @@ def compare_autoencoders(
         found.append(FamilyRow(name=name, kind=one.kind, delta_ce=costs.get(name), **numbers))
     of_rows = {"n_rows": len(rows), "n_documents": len(docs.unique()), "held_out": held_out}
     return Comparison(hook_point=point, rows=tuple(found), pca_curve=curve, **of_rows)
-
-
-def _scored(store: ActivationStore, fraction: float | None, max_tokens: int | None) -> tuple[Tensor, Tensor]:
-    """The rows that are scored, and the document of each: int64[n] twice."""
-    first, rows, docs = 0, [], []
-    for shard, scored in enumerate(sampled_rows(store, fraction, max_tokens)):
-        rows.append(first + scored.nonzero().flatten())
-        docs.append(store.row_docs(shard)[scored])
-        first += len(scored)
-    if not sum(map(len, rows)):
-        raise ValueError(
-            f"{store.path} has no rows of held-out documents (share {fraction}); harvest more documents, or "
-            "pass held_out=False to score rows that training has seen"
-        )
-    return torch.cat(rows), torch.cat(docs)
 
 
 def _blocks(store: ActivationStore, point: str, rows: Tensor) -> Iterator[Tensor]:

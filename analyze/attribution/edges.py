@@ -28,9 +28,9 @@ from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 
 from ..edits.latents import ablate
-from ..latents.compatibility import fits
+from ..latents.compatibility import fits, written_at
 from .gradients import stream_leaves
-from .stream_parts import StreamParts, written_at
+from .stream_parts import StreamParts
 
 Targets = Tensor | Sequence[tuple[int, int, int]]
 """int64[n 3] rows of (example, position, downstream latent)."""

@@ -32,8 +32,8 @@ from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
-from ..latents.compatibility import fits
-from .stream_parts import StreamParts, written_at
+from ..latents.compatibility import fits, written_at
+from .stream_parts import StreamParts
 
 
 class LatentShare(NamedTuple):

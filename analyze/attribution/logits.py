@@ -31,10 +31,10 @@ from saelens_lite.misfits import names_misfits
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
-from ..latents.compatibility import fits
+from ..latents.compatibility import fits, written_at
 from ..latents.store_pass import to_cpu
 from .final_norm import final_norm, norm_parts
-from .stream_parts import StreamParts, written_at
+from .stream_parts import StreamParts
 
 Tokens = int | Tensor
 """One token id, or int64[batch]."""

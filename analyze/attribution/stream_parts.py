@@ -15,26 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from saelens_lite.lm.decoder import Model
 from saelens_lite.sae.autoencoder import SparseAutoencoder
 from saelens_lite.sae.latents import SparseLatents
 
-from ..latents.compatibility import fits_edit
-
 _CHUNK_VALUES = 2**22
-
-
-def written_at(sae: SparseAutoencoder, model: Model, point: str) -> str:
-    """The point that an SAE writes: the one that it reads, or the target of a transcoder.
-
-    raises: ValueError for a transcoder that does not say where it writes, or a place of another width
-    """
-    if sae.config.target is None:
-        return point
-    if not (place := sae.config.writes_at):
-        raise ValueError("the transcoder does not say where it writes: set hook_point of its config's target")
-    fits_edit(sae, model, place, vouched=False)
-    return place
 
 
 class Contributions(NamedTuple):

@@ -20,8 +20,7 @@ from saelens_lite.store.folder import LocalFolder
 from saelens_lite.store.reader import ActivationStore
 
 from ..attribution.lens import logit_lens
-from ..attribution.stream_parts import written_at
-from ..latents.compatibility import fits
+from ..latents.compatibility import fits, written_at
 from ..latents.geometry import decoder_neighbors
 from ..latents.text_windows import Contexts
 from .cofiring import cofiring

@@ -78,6 +78,27 @@ def fits_edit(sae: SparseAutoencoder, model: Model, point: str, *, vouched: bool
         )
 
 
+def output_place(sae: SparseAutoencoder, point: str) -> str:
+    """What the output stands for: `point`, which an SAE reads, or the target of a transcoder; "" of one that
+    does not say."""
+    return point if sae.config.target is None else sae.config.writes_at
+
+
+def written_at(sae: SparseAutoencoder, model: Model, point: str) -> str:
+    """The `output_place`, shown to be one of the model.
+
+    raises: ValueError for a transcoder that does not say where it writes, or a place of another width
+    """
+    place = output_place(sae, point)
+    if sae.config.target is not None:
+        if not place:
+            raise ValueError(
+                "the transcoder does not say where it writes: set hook_point of its config's target"
+            )
+        fits_edit(sae, model, place, vouched=False)
+    return place
+
+
 def places_in_store(
     sae: SparseAutoencoder, store: ActivationStore, hook_point: str | None, name: str = "the SAE"
 ) -> tuple[str, str]:

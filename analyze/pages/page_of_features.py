@@ -34,7 +34,7 @@ from ..evaluation.result import Evaluation
 from ..index.build import IndexConfig, check_is_harvested, index_features
 from ..index.feature_index import FeatureIndex
 from ..index.tally import Tally
-from ..latents.compatibility import checked_latents, fits
+from ..latents.compatibility import checked_latents, fits, output_place
 from ..latents.geometry import decoder_norms
 from ..latents.text_windows import Contexts
 
@@ -82,7 +82,7 @@ def feature_page(
     """
     check_output(path)
     point = fits(sae, store, hook_point)
-    written = sae.config.writes_at if sae.config.target is not None else point
+    written = output_place(sae, point)
     check_is_harvested(model, store, point)
     if latents is not None:
         latents = checked_latents(sae, latents)

@@ -63,15 +63,14 @@ def _index(config: AnalyzeConfig) -> str:
 
 def _analyze(config: AnalyzeConfig, sae: SparseAutoencoder, store: ActivationStore) -> None:
     from saelens_lite.analyze.index.build import IndexConfig, index_features
-    from saelens_lite.analyze.latents.compatibility import checked_latents, fits
+    from saelens_lite.analyze.latents.compatibility import checked_latents, fits, output_place
     from saelens_lite.analyze.pages.page_of_features import feature_page
 
     folder = _index(config)
     # before the pass
     checked_latents(sae, config.latents)
     point = fits(sae, store, config.hook_point)
-    scored = point if sae.config.target is None else sae.config.writes_at
-    evaluation = evaluation_to_show(config.evaluation, config.sae, scored)
+    evaluation = evaluation_to_show(config.evaluation, config.sae, output_place(sae, point))
     index = index_features(
         sae,
         store,

@@ -147,7 +147,7 @@ class FeatureBrowser:
             else:
                 run = self._runs[ask]
                 with contextlib.closing(found):  # type: ignore[type-var]
-                    while run.goes_on() and (line := next(found, None)) is not None:
+                    while run.wants_more() and (line := next(found, None)) is not None:
                         self.widget.send({"ask": ask, "line": line})
                 self.widget.send({"ask": ask, "json": {}})
         except Exception as error:
@@ -158,7 +158,7 @@ class FeatureBrowser:
 
 class _Run:
     """A continuation on its way to the page: it waits where AHEAD of its lines are still to be drawn, so that
-    Stop ends it within as many tokens. A cell that runs keeps the page from being heard; then it goes on
+    Stop ends it within as many tokens. A cell that runs keeps the page from being heard; then it resumes
     after a while."""
 
     def __init__(self) -> None:
@@ -172,7 +172,7 @@ class _Run:
         self._stopped.set()
         self._room.release()
 
-    def goes_on(self) -> bool:
+    def wants_more(self) -> bool:
         """Whether a further line is wanted, once there is room for it."""
         self._waits = self._waits and self._room.acquire(timeout=_PATIENCE_S)
         return not self._stopped.is_set()

@@ -127,9 +127,13 @@ def _groups(path: Path, lines: list[bytes], before: int) -> Iterator[tuple[list[
 
 
 def _table(lines: list[bytes]) -> _Numbers | None:
-    """What lines say that all have a number under the same names, each once; None for any others."""
-    import pyarrow
-    from pyarrow import json
+    """What lines say that all have a number under the same names, each once; None for any others, and without
+    pyarrow, which comes with `datasets`."""
+    try:
+        import pyarrow
+        from pyarrow import json
+    except ImportError:
+        return None
 
     text = b"".join(lines)
     whole_text = json.ReadOptions(use_threads=False, block_size=len(text) + 1)

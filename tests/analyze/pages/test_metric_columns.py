@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import sys
 
 import numpy as np
 import pytest
@@ -90,3 +91,10 @@ def test_two_objects_a_line_are_no_lines_of_metrics(tmp_path):
     (tmp_path / "m").write_text('{"step": 7}{"step": 8}\n' * 300)
     with pytest.raises(ValueError, match=r"line 1: Extra data"):
         metric_columns(tmp_path / "m")
+
+
+def test_without_pyarrow_the_lines_say_the_same(tmp_path, monkeypatch):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text("".join(f'{{"step": {i}, "fvu": {1 / (i + 1)}}}\n' for i in range(600)))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert check(file).columns["fvu"].values[599] == 1 / 600

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from saelens_lite.device import in_float64
 from saelens_lite.misfits import names_misfits
-from saelens_lite.sae.autoencoder import SparseAutoencoder
+from saelens_lite.sae.autoencoder import SparseAutoencoder, denormalized
 from saelens_lite.sae.latents import SparseLatents
 from saelens_lite.sae.metrics import dead_units
 
@@ -49,9 +49,7 @@ def decoded(autoencoder: Coder, acts: Tensor, codes: SparseLatents) -> Tensor:
         return autoencoder.decode(codes.to_dense().to(device)).cpu()
     _, scale, shift = autoencoder.normalize(acts.to(device))
     there = {name: getattr(codes, name).to(device) for name in ("values", "indices", "offsets")}
-    recons = autoencoder.decode(replace(codes, **there))
-    recons = recons if scale is None else recons * scale
-    return (recons if shift is None else recons + shift).cpu()
+    return denormalized(autoencoder.decode(replace(codes, **there)), scale, shift).cpu()
 
 
 def code_bits(codes: SparseLatents) -> Tensor:

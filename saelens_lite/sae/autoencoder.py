@@ -276,14 +276,16 @@ class SparseAutoencoder(SAEFolder, nn.Module, metaclass=_NamesOfPeers):
         """The reconstruction, in the scale of `acts`, and the latents; acts: float[... d_model]."""
         normalized, scale, shift = self.normalize(acts)
         latents = self.encode_normalized(normalized)
-        recons = self.decode(latents)
-        if scale is not None:
-            recons = recons * scale
-        if shift is not None:
-            recons = recons + shift
+        recons = denormalized(self.decode(latents), scale, shift)
         if recons.dtype is torch.float16 and not recons.isfinite().all() and acts.isfinite().all():
             raise FloatingPointError(
                 "the reconstruction overflows float16, whose largest number is 65,504: load the SAE in "
                 "float32 or bfloat16, SparseAutoencoder.load(…, dtype='float32')"
             )
         return SAEOutput(recons, latents)
+
+
+def denormalized(recons: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+    """A reconstruction in the scale of the acts that `normalize` gave this scale and shift."""
+    recons = recons if scale is None else recons * scale
+    return recons if shift is None else recons + shift

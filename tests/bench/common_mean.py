@@ -20,11 +20,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from l1 import Bench
-from safetensors.torch import save_file
+from l1 import Bench, bench_parser, sums_over
+from safetensors.torch import load_file, save_file
 
 import saelens_lite as sl
-from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
 
 GAMMAS = (0.5, 2.0, 5.0, 15.0)
 KINDS: dict[str, dict[str, Any]] = {
@@ -66,16 +65,9 @@ class Worlds:
         return folder
 
 
-@torch.no_grad()
 def scores(folder: Path, data: Path) -> dict[str, float]:
-    from safetensors.torch import load_file
-
     sae = sl.SparseAutoencoder.load(folder)
-    sums, firing = ReconstructionSums(sae.d_model), FiringSums(sae.d_sae)
-    for acts in load_file(data / "validation.safetensors")["acts"].split(2048):
-        out = sae(acts)
-        sums.update(acts, out.recons)
-        firing.update(out.latents)
+    sums, firing = sums_over(sae, [load_file(data / "validation.safetensors")["acts"]])
     return {"fvu": sums.fvu, "l0": firing.l0, "dead": float((firing.counts == 0).double().mean())}
 
 
@@ -112,21 +104,15 @@ def report(lines: list[dict[str, Any]]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = Path(__file__).resolve().parents[2]
+    parser = bench_parser(__doc__, "common_mean")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--gammas", type=float, nargs="+", default=list(GAMMAS))
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--peer-lrs", type=float, nargs="*", default=list(PEER_LRS))
     parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--output", type=Path, default=root / "runs/common_mean")
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared/data")
-    parser.add_argument("--peers-python", type=Path, default=root / ".venv-peers/bin/python")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     bench = Bench(args)
     if args.report:
         report(list(bench.lines.values()))

@@ -15,14 +15,13 @@ the weights given, by norms, and by latent scaling too.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from l1 import Bench
+from l1 import Bench, bench_parser
 from torch import Tensor, nn
 
 import saelens_lite as sl
@@ -138,19 +137,14 @@ def report(bench: Bench) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = Path(__file__).resolve().parents[2]
+    parser = bench_parser(__doc__, "crosscoder_pair")
     parser.add_argument("--report", action="store_true", help="run nothing")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--rows", type=int, default=600_000)
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--l1", type=float, nargs="*", default=[4.0, 8.0])
-    parser.add_argument("--output", type=Path, default=root / "runs/crosscoder_pair")
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared/data")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(args.threads)
     bench = Bench(args)
     if args.report:
         report(bench)

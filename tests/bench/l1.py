@@ -184,12 +184,7 @@ class Bench:
     def scores(self, folder: Path, world: str, ce: bool) -> dict[str, float]:
         """fvu, l0 and dead share on all validation rows; ΔCE in nats on CE_TOKENS of their tokens."""
         sae, store = sl.SparseAutoencoder.load(folder), self.store(world, "validation")
-        sums, firing = ReconstructionSums(sae.d_model), FiringSums(sae.d_sae)
-        for shard in range(store.n_shards):
-            for acts in store.acts(shard).float().split(2048):
-                out = sae(acts)
-                sums.update(acts, out.recons)
-                firing.update(out.latents)
+        sums, firing = sums_over(sae, map(store.acts, range(store.n_shards)))
         found = {
             "fvu": sums.fvu,
             "l0": firing.l0,
@@ -210,6 +205,20 @@ class Bench:
         from transformers import AutoModelForCausalLM
 
         return AutoModelForCausalLM.from_pretrained(self.args.shared / "models" / WORLDS[world].model)
+
+
+@torch.no_grad()
+def sums_over(
+    sae: sl.SparseAutoencoder, shards: Iterable[torch.Tensor]
+) -> tuple[ReconstructionSums, FiringSums]:
+    """What an SAE does on rows float[n d_model], some at a time."""
+    sums, firing = ReconstructionSums(sae.d_model), FiringSums(sae.d_sae)
+    for shard in shards:
+        for acts in shard.float().split(2048):
+            out = sae(acts)
+            sums.update(acts, out.recons)
+            firing.update(out.latents)
+    return sums, firing
 
 
 def at_l0(lines: Iterable[dict[str, Any]], l0: float, name: str = "fvu") -> float:
@@ -306,10 +315,20 @@ def report(bench: Bench, targets: Iterable[float]) -> None:
         print(" | ".join(["" if part is None else str(part) for part in (*setting, len(seeds))] + cells))
 
 
-def main() -> None:
+def bench_parser(description: str | None, folder: str) -> argparse.ArgumentParser:
+    """The flags of every benchmark that has a `Bench`. folder: of its results, in runs/"""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--output", type=Path, default=ROOT / "runs" / folder)
+    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data")
+    parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser
+
+
+def main() -> None:
+    parser = bench_parser(__doc__, "l1")
     parser.add_argument("part", choices=[*PARTS, "planted", "report"])
     parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=["3m-3", "260k-2"])
     parser.add_argument("--kinds", nargs="+")
@@ -321,10 +340,6 @@ def main() -> None:
     parser.add_argument("--saelens-lrs", type=float, nargs="+", default=[1e-3, 3e-3, 1e-2])
     parser.add_argument("--saelens-l1", type=float, nargs="+", default=[1.0, 2.5, 5.0])
     parser.add_argument("--planted-l1", type=float, nargs="+", default=[4.0])
-    parser.add_argument("--output", type=Path, default=ROOT / "runs/l1")
-    parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared/data")
-    parser.add_argument("--peers-python", type=Path, default=ROOT / ".venv-peers/bin/python")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     bench = Bench(args)

@@ -19,17 +19,15 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from l1 import WORLDS, Bench
+from l1 import WORLDS, Bench, bench_parser, sums_over
 from torch import Tensor, nn
 
 import saelens_lite as sl
 from saelens_lite.lm.store_losses import cross_entropies
 from saelens_lite.sae.autoencoder import SAEOutput
-from saelens_lite.sae.metrics import FiringSums, ReconstructionSums
 
 CHUNK = 512
 RANK = 24
@@ -154,12 +152,7 @@ def model(bench: Bench, args: argparse.Namespace) -> None:
         with torch.no_grad():
             sae.b_enc.mul_(scale)
             sae.b_dec.mul_(scale)
-            sums, firing = ReconstructionSums(sae.d_model), FiringSums(sae.d_sae)
-            for shard in range(validation.n_shards):
-                for acts in validation.acts(shard).float().split(2048):
-                    out = sae(acts)
-                    sums.update(acts, out.recons)
-                    firing.update(out.latents)
+        sums, firing = sums_over(sae, map(validation.acts, range(validation.n_shards)))
         how: dict[str, Any] = {"clean": None, "sae": {"sae": sae}}
         losses = cross_entropies(lm, validation, of.hook_point, how, fraction=None, max_tokens=20_000).ce
         rates = firing.density
@@ -183,19 +176,13 @@ def report(bench: Bench, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = Path(__file__).resolve().parents[2]
+    parser = bench_parser(__doc__, "options")
     parts = {"planted": planted, "model": model, "report": report}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--options", nargs="+", choices=OPTIONS)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--lr", type=float, default=3e-3)
-    parser.add_argument("--output", type=Path, default=root / "runs/options")
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared/data")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     parts[args.part](Bench(args), args)

@@ -19,11 +19,10 @@ import itertools
 import json
 import statistics
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-from l1 import WORLDS, Bench, Run
+from l1 import WORLDS, Bench, Run, bench_parser
 from torch import Tensor
 
 import saelens_lite as sl
@@ -155,18 +154,12 @@ def encode(bench: Bench, args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    root = Path(__file__).resolve().parents[2]
+    parser = bench_parser(__doc__, "pruned")
     parts = {"planted": planted, "model": model, "encode": encode}
     parser.add_argument("part", choices=parts)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=4_000_000, help="training rows of the planted world")
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--output", type=Path, default=root / "runs/pruned")
-    parser.add_argument("--shared", type=Path, default=root.parent / "shared/data")
-    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     parts[args.part](Bench(args), args)
